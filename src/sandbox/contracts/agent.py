@@ -1,0 +1,87 @@
+"""The coding agent: how it is started, what its output means, how it ended."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sandbox.contracts.runtime import Command, Exit
+from sandbox.model.errors import Failure
+from sandbox.model.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStart:
+    """Everything a sandbox needs to run the agent.
+
+    programs: as in SandboxSpec. home_files: path relative to the home directory to content, written before the start.
+    """
+
+    command: Command
+    session_id: str
+    programs: Mapping[Path, str]
+    home_files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStarted:
+    """The agent called a tool."""
+
+    tool_use_id: str
+    tool: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolEnded:
+    """A tool answered."""
+
+    tool_use_id: str
+    tool: str
+    is_error: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TurnBegan:
+    """The model answered once more in the main conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryTold:
+    """The agent says that it tries a model request again."""
+
+    message: str
+
+
+AgentEvent = ToolStarted | ToolEnded | TurnBegan | RetryTold
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the agent's work ended; `failure` is None only for success. `result` is its last result event."""
+
+    result: dict[str, Any] | None
+    failure: Failure | None
+
+
+class Conversation(Protocol):
+    """Reads the agent's stdout. Never raises on what comes out of a sandbox."""
+
+    def feed(self, line: bytes) -> Sequence[AgentEvent]:
+        """What one whole line of stdout tells."""
+        ...
+
+    def outcome(self, exit_: Exit, stderr_tail: bytes) -> Outcome:
+        """Judge the end: success only for exit 0 and a last result with `is_error: false`."""
+        ...
+
+
+class Agent(Protocol):
+    """Claude Code."""
+
+    def prepare(self, manifest: Manifest, *, session_id: str, task_key: str, workspace: Path) -> AgentStart:
+        """Command, environment and files. `workspace` is the host path of the clone, read for its CLAUDE.md only."""
+        ...
+
+    def conversation(self, session_id: str) -> Conversation:
+        """A reader for one run."""
+        ...

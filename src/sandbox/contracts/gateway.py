@@ -1,0 +1,46 @@
+"""The one door of a sandbox, kept by its runner."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from sandbox.contracts.runtime import Listeners
+from sandbox.model.event import EgressDenied, Trouble, Usage
+
+
+class ModelUpstream(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where model requests go and the server's own key for it. Exactly one of the two credentials is set."""
+
+    base_url: str
+    api_key: str = ""
+    auth_token: str = ""
+
+    def __repr__(self) -> str:
+        """Without the credentials, so that no log or traceback has them."""
+        return f"ModelUpstream({self.base_url!r})"
+
+
+Report = Callable[[Usage | EgressDenied | Trouble], None]
+"""Told of what passes and what is refused; called on the event loop's thread, must not block."""
+
+
+class Gateway(Protocol):
+    """Serves one sandbox."""
+
+    @property
+    def requests_in_flight(self) -> int:
+        """Model requests that were forwarded and are not answered to their end."""
+        ...
+
+    async def serve(self, listeners: Listeners) -> None:
+        """Answer until cancelled; then every connection is closed."""
+        ...
+
+
+class Gateways(Protocol):
+    """Makes gateways."""
+
+    def open(self, upstream: ModelUpstream, task_key: str, report: Report) -> Gateway:
+        """A gateway that knows the agent by `task_key` and the model by `upstream`."""
+        ...

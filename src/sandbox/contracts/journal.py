@@ -1,0 +1,89 @@
+"""The journal of a task: append-only, one writer at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sandbox.model.errors import SandboxError
+from sandbox.model.event import Event, Record, Transition
+
+
+class JournalBusyError(SandboxError):
+    """Somebody else holds the journal's lock, so somebody is alive and writing."""
+
+    code = "journal_busy"
+    retryable = True
+
+
+class JournalDamagedError(SandboxError):
+    """A record in the middle of the journal does not match its checksum."""
+
+    code = "journal_damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Whole records read from a byte offset on, and the offset after them."""
+
+    records: Sequence[Record]
+    next_offset: int
+
+
+class JournalWriter(Protocol):
+    """The one writer. Holding it is holding the lock; the kernel gives the lock back when the process dies."""
+
+    @property
+    def last_seq(self) -> int:
+        """Number of the last record, 0 for none."""
+        ...
+
+    @property
+    def lock_fd(self) -> int:
+        """File descriptor that carries the lock; a child process that inherits it holds the lock too."""
+        ...
+
+    def append(self, event: Event, transition: Transition | None = None, *, durable: bool = False) -> Record:
+        """Number, time and write an event; visible to readers at once, on disk on return if `durable`.
+
+        Raises OSError; then the journal is as it was before.
+        """
+        ...
+
+    def sync(self) -> None:
+        """Flush to disk what was appended since the last time; cheap when there is nothing."""
+        ...
+
+    def close(self) -> None:
+        """Flush, and give this process's hold of the lock back."""
+        ...
+
+
+class Journals(Protocol):
+    """All journals below one data directory."""
+
+    def create(self, task_id: str) -> JournalWriter:
+        """Begin a task's journal, epoch 1. Raises FileExistsError when the task has one."""
+        ...
+
+    def open(self, task_id: str) -> JournalWriter:
+        """Take the lock, drop a torn tail, go on with the next epoch. Raises JournalBusyError, FileNotFoundError."""
+        ...
+
+    def adopt(self, task_id: str, lock_fd: int) -> JournalWriter:
+        """As `open`, with the lock that this process was handed as an inherited descriptor."""
+        ...
+
+    def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> Batch:
+        """Whole records from `offset`, about `bytes_max` bytes of them (at least one where there is one).
+
+        Stops without error before a tail that is not whole yet. Raises JournalDamagedError, FileNotFoundError.
+        """
+        ...
+
+    def is_held(self, task_id: str) -> bool:
+        """Somebody holds the lock at this moment."""
+        ...
+
+    def task_ids(self) -> Sequence[str]:
+        """The tasks that have a journal with at least record 1."""
+        ...

@@ -1,0 +1,168 @@
+"""What makes sandboxes: a life in verbs around one serialisable handle."""
+
+from asyncio import StreamReader
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import socket
+from typing import Protocol
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a runtime can do on this machine, found out by trying.
+
+    strength: more is stronger; isolates, gaps: sentences for people; mend: what to do when it does not work.
+    limits: of memory, cpus, processes, disk: those that really hold here.
+    """
+
+    runtime: str
+    works: bool
+    tier: str
+    strength: int
+    isolates: Sequence[str] = ()
+    gaps: Sequence[str] = ()
+    limits: frozenset[str] = frozenset()
+    mend: str = ""
+
+
+class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Enough to end a sandbox from another process, written down before anything of it is created.
+
+    details: the runtime's own (text to text): kernel uid, cgroup directories, process ids with start times.
+    """
+
+    runtime: str
+    attempt_id: str
+    details: dict[str, str] = {}
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What to make.
+
+    disk: directory of the attempt that holds `workspace`, `home` and `tmp`, which become /workspace, /home/agent
+        and /tmp; the runtime gives it to the sandbox's kernel uid and gives it back to the caller's on destroy.
+    programs: host file to absolute path inside, executable and not readable where the runtime can.
+    files: absolute path inside (below /etc or /run/sandbox) to content, read-only.
+    """
+
+    attempt_id: str
+    disk: Path
+    cpus: int
+    memory_bytes: int
+    processes_max: int
+    programs: Mapping[Path, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A process to start inside as uid 1000. `stdin` is given whole, then closed."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    directory: str
+    stdin: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How the process ended. `code` is 128+n after signal n, None when the sandbox went without saying."""
+
+    code: int | None
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the sandbox uses now; None where the machine does not tell."""
+
+    cpu_seconds: float | None
+    memory_bytes: int | None
+    processes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Listening sockets inside the sandbox's own network namespace; nothing else listens there.
+
+    model: TCP 127.0.0.1:8123 · proxy: TCP 127.0.0.1:3128 · names_udp, names_tcp: port 53 on every address
+    transparent: port to TCP socket on every address of 198.18.0.0/15.
+    """
+
+    model: socket
+    proxy: socket
+    names_udp: socket
+    names_tcp: socket
+    transparent: Mapping[int, socket]
+
+
+class Sandbox(Protocol):
+    """One sandbox. It never outlives the process that created it."""
+
+    @property
+    def handle(self) -> SandboxHandle:
+        """Everything `Runtime.destroy` needs."""
+        ...
+
+    @property
+    def listeners(self) -> Listeners:
+        """The only door."""
+        ...
+
+    async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
+        """Run the sandbox's one command; gives its stdout and stderr. Raises AttemptError (provision_failed)."""
+        ...
+
+    async def signal(self, signal_number: int) -> None:
+        """Send a signal to the command's process; nothing happens when it is gone."""
+        ...
+
+    async def kill(self) -> None:
+        """KILL everything inside, at once and whole."""
+        ...
+
+    async def wait(self) -> Exit:
+        """How the command ended. May be called many times."""
+        ...
+
+    async def stats(self) -> Stats:
+        """What it uses now."""
+        ...
+
+
+class Runtime(Protocol):
+    """Makes and ends sandboxes of one kind."""
+
+    @property
+    def name(self) -> str:
+        """`bubblewrap`, `gvisor` or `qemu`."""
+        ...
+
+    async def probe(self) -> Probe:
+        """Try it, within 10 s."""
+        ...
+
+    def plan(self, attempt_id: str) -> SandboxHandle:
+        """Claim what a sandbox of this attempt needs (a kernel uid, names), creating nothing that could leak."""
+        ...
+
+    async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
+        """Make a planned sandbox. Raises AttemptError (provision_failed), leaving nothing behind."""
+        ...
+
+    async def destroy(self, handle: SandboxHandle, disk: Path) -> None:
+        """End whatever there is of it; again is fine, from any process, also after a crash or a reboot.
+
+        On return no process, mount, namespace or cgroup of it is left, and `disk` belongs to the caller.
+        Raises AttemptError (sandbox_lost) when something will not go within 10 s.
+        """
+        ...
+
+    def leftovers(self) -> Sequence[str]:
+        """Attempt ids of which something (process, cgroup) is on this machine."""
+        ...

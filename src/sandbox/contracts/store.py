@@ -1,0 +1,83 @@
+"""The index of tasks: what the server answers questions from. It can be rebuilt from the journals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from sandbox.model.errors import SandboxError
+from sandbox.model.state import TaskState
+from sandbox.model.task import Task
+
+
+class DuplicateTaskError(SandboxError):
+    """A task with this id exists."""
+
+    code = "duplicate_task_id"
+
+    def __init__(self, existing: Task) -> None:
+        super().__init__(f"Task {existing.id} exists already and is {existing.state}; choose another metadata.id.")
+        self.existing = existing
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """A task and how far its journal has been read into the index (byte offset)."""
+
+    task: Task
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskQuery:
+    """Which tasks, in which order, and which page of them. Ties are broken by id."""
+
+    states: frozenset[TaskState] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    sort: Literal["created_at", "started_at", "state_changed_at", "name"] = "created_at"
+    order: Literal["asc", "desc"] = "desc"
+    limit: int = 100
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPage:
+    """A page of tasks and how many there are in all."""
+
+    tasks: Sequence[Task]
+    total_count: int
+
+
+class Store(Protocol):
+    """Calls block on the disk for milliseconds; what returned is durable."""
+
+    def insert(self, indexed: Indexed) -> None:
+        """Add a new task. Raises DuplicateTaskError."""
+        ...
+
+    def save(self, indexed: Indexed) -> None:
+        """Replace what is known of a task, and its offset with it, in one transaction. Unknown tasks are added."""
+        ...
+
+    def load(self, task_id: str) -> Indexed | None:
+        """What is known of a task, None for an unknown one."""
+        ...
+
+    def unfinished(self) -> Sequence[Indexed]:
+        """All tasks in a state that is not terminal, oldest first."""
+        ...
+
+    def query(self, query: TaskQuery) -> TaskPage:
+        """A page of tasks."""
+        ...
+
+    def count_by_state(self) -> Mapping[TaskState, int]:
+        """How many tasks are in each state; every state is a key."""
+        ...
+
+    def task_ids(self) -> frozenset[str]:
+        """Every task in the index."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the files."""
+        ...

@@ -1,0 +1,38 @@
+"""The workspace: cloned by the host, worked on by the agent, read back by the host."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sandbox.model.artifact import Artifact
+from sandbox.model.manifest import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that matched but was not collected, and why, for people."""
+
+    path: str
+    reason: str
+
+
+class Workspaces(Protocol):
+    """Git and files. Every call is bounded by the caller (cancellation ends its children)."""
+
+    async def stage(self, repository: Repository, attempt_dir: Path) -> str:
+        """Clone into `attempt_dir/disk/workspace`, keep what `patch` needs in `attempt_dir/repository.git`.
+
+        Gives the full base commit. Raises AttemptError (clone_failed). May be called again after a crash.
+        """
+        ...
+
+    async def patch(self, attempt_dir: Path, base_commit: str, target: Path) -> None:
+        """Write to `target` what the agent changed. Raises AttemptError (collect_failed)."""
+        ...
+
+    def collect(
+        self, workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]
+    ) -> AsyncIterator[Artifact | LeftOut]:
+        """Copy each regular file that matches into `target/<artifact name>`, whole and flushed, one at a time."""
+        ...

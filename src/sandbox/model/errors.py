@@ -1,0 +1,50 @@
+"""Errors that carry a stable code and a sentence that says what to do."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class FailureCode(StrEnum):
+    """Why a task failed. Stable: clients branch on these words."""
+
+    AGENT_FAILED = "agent_failed"
+    AGENT_NO_RESULT = "agent_no_result"
+    CLONE_FAILED = "clone_failed"
+    COLLECT_FAILED = "collect_failed"
+    HANG = "hang"
+    INTERNAL = "internal_error"
+    OUT_OF_MEMORY = "out_of_memory"
+    PROVISION_FAILED = "provision_failed"
+    RUNNER_LOST = "runner_lost"
+    SANDBOX_LOST = "sandbox_lost"
+    STAGE_TIMEOUT = "stage_timeout"
+    PROVISION_TIMEOUT = "provision_timeout"
+    TIMEOUT = "timeout"
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """The reason a task failed, as users read it."""
+
+    code: FailureCode
+    message: str
+
+
+class SandboxError(Exception):
+    """An error with a stable code. `message` is one sentence for a person, `retryable` a claim about trying again."""
+
+    code: str = "internal_error"
+    retryable: bool = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class AttemptError(SandboxError):
+    """A step of an attempt failed; becomes the task's `Failure`."""
+
+    def __init__(self, code: FailureCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.failure = Failure(code, message)

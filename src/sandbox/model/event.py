@@ -1,0 +1,222 @@
+"""What happens to a task: one tagged union, written to the journal and read by everybody else."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from sandbox.model.artifact import Artifact
+from sandbox.model.errors import Failure
+from sandbox.model.manifest import Manifest
+from sandbox.model.state import TaskState
+
+Stream = Literal["stdout", "stderr"]
+
+
+class _Fact(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
+    """Base of all events; the tag stands in `type`."""
+
+
+class TaskSubmitted(_Fact, frozen=True, tag="task_submitted"):
+    """Record 1 of every journal."""
+
+    task_id: str
+    manifest: Manifest
+
+
+class AttemptStarted(_Fact, frozen=True, tag="attempt_started"):
+    """The intent to carry the task out; written before anything of the attempt is created."""
+
+    attempt_id: str
+    runtime: str
+    host: str
+    boot_id: str = ""
+
+
+class WorkspacePrepared(_Fact, frozen=True, tag="workspace_prepared"):
+    """The clone stands in the workspace at `base_commit` (full hex object name)."""
+
+    base_commit: str
+
+
+class SandboxCreated(_Fact, frozen=True, tag="sandbox_created"):
+    """The sandbox answers."""
+
+    vm_name: str
+    tier: str
+    image: str
+
+
+class AgentStarted(_Fact, frozen=True, tag="agent_started"):
+    """Claude Code's process was started; `session_id` is Claude Code's own UUID for the conversation."""
+
+    session_id: str
+
+
+class Output(_Fact, frozen=True, tag="output"):
+    """Bytes of the agent process, a line at a time (its newline included, where it has one).
+
+    A line over the bound is split; every part but its last one is `continued`.
+    Exactly one of `text` (valid UTF-8) and `base64` (anything else) is set.
+    """
+
+    stream: Stream
+    text: str | None = None
+    base64: bytes | None = None
+    continued: bool = False
+
+    @classmethod
+    def of(cls, stream: Stream, data: bytes, *, continued: bool = False) -> Output:
+        """Keep `data` exactly, as text where it is UTF-8."""
+        try:
+            return cls(stream, text=data.decode(), continued=continued)
+        except UnicodeDecodeError:
+            return cls(stream, base64=data, continued=continued)
+
+    @property
+    def data(self) -> bytes:
+        """The bytes as they came."""
+        return self.text.encode() if self.text is not None else self.base64 or b""
+
+    @property
+    def shown(self) -> str:
+        """The text for people: what is not UTF-8 stands as U+FFFD."""
+        return self.text if self.text is not None else (self.base64 or b"").decode(errors="replace")
+
+
+class ToolCall(_Fact, frozen=True, tag="tool_call"):
+    """A tool call of the agent came to its end."""
+
+    tool: str
+    tool_use_id: str
+    duration_ms: int
+    is_error: bool = False
+
+
+class Usage(_Fact, frozen=True, tag="usage"):
+    """Tokens of one model request, as counted at the gateway; `cost_usd` is null for a model without a price."""
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost_usd: float | None = None
+
+
+class Progress(_Fact, frozen=True, tag="progress"):
+    """A snapshot of the counters of a task. The runner makes it; everybody else reads the latest.
+
+    `input_tokens` counts cached tokens too; `cost_usd` sums the requests that have a price.
+    """
+
+    output_bytes: int = 0
+    tool_calls: int = 0
+    current_tool: str | None = None
+    last_activity_at: datetime | None = None
+    turns: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+class EgressDenied(_Fact, frozen=True, tag="egress_denied"):
+    """The gateway refused a connection, a request or a name."""
+
+    host: str
+    port: int
+    reason: str
+
+
+class Gap(_Fact, frozen=True, tag="gap"):
+    """Events that are not in the journal, and why (`first_seq`/`last_seq` are 0 when they never had a number)."""
+
+    first_seq: int
+    last_seq: int
+    reason: str
+
+
+class Trouble(_Fact, frozen=True, tag="error"):
+    """Something went wrong that did not by itself end the task."""
+
+    error: str
+    message: str
+
+
+class CancelRequested(_Fact, frozen=True, tag="cancel_requested"):
+    """A wish, not a state; durable before the caller hears yes."""
+
+    reason: str = ""
+    force: bool = False
+
+
+class AttemptFailed(_Fact, frozen=True, tag="attempt_failed"):
+    """A reason to end the attempt; the first one recorded is the task's."""
+
+    failure: Failure
+
+
+class AgentExited(_Fact, frozen=True, tag="agent_exited"):
+    """The agent's process is gone. `exit_code` is 128+n after signal n, null when it was never learnt.
+
+    `failure` is null only when the process exited 0 and its last result says `is_error: false`.
+    """
+
+    exit_code: int | None
+    result: dict[str, Any] | None = None
+    failure: Failure | None = None
+
+
+class ArtifactCollected(_Fact, frozen=True, tag="artifact_collected"):
+    """An artifact is stored, whole and flushed to disk."""
+
+    artifact: Artifact
+
+
+class TaskFinished(_Fact, frozen=True, tag="task_finished"):
+    """Everything is done and torn down; the final state follows from what was recorded before."""
+
+
+Event = (
+    TaskSubmitted
+    | AttemptStarted
+    | WorkspacePrepared
+    | SandboxCreated
+    | AgentStarted
+    | Output
+    | ToolCall
+    | Usage
+    | Progress
+    | EgressDenied
+    | Gap
+    | Trouble
+    | CancelRequested
+    | AttemptFailed
+    | AgentExited
+    | ArtifactCollected
+    | TaskFinished
+)
+
+
+class Transition(msgspec.Struct, frozen=True):
+    """A change of state, stamped into the record of the event that caused it."""
+
+    previous_state: TaskState | None
+    new_state: TaskState
+    message: str
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event at its place in the journal.
+
+    seq: 1, 2, 3 … without a hole; epoch: counts the writers; at: UTC wall clock, for people (seq orders).
+    """
+
+    seq: int
+    epoch: int
+    at: datetime
+    event: Event
+    transition: Transition | None = None
+    version: int = 1

@@ -1,0 +1,51 @@
+"""Every bound that is not a user's to set: its number, its unit and what happens at it. `docs/limits.md` lists them."""
+
+BODY_BYTES_MAX = 1024 * 1024
+"""A request body; over it: 413."""
+
+MANIFEST_DEPTH_MAX = 64
+"""Nesting of a manifest; over it: 400."""
+
+MANIFEST_VALUES_MAX = 20_000
+"""Scalars and containers of a manifest, aliases expanded; over it: 400."""
+
+MANIFEST_ALIASES_MAX = 16
+"""YAML aliases in a manifest; over it: 400."""
+
+OUTPUT_LINE_BYTES_MAX = 1024 * 1024
+"""A line of output kept whole; longer ones are split and marked."""
+
+OUTPUT_SYNC_SECONDS = 0.2
+"""Output is flushed to disk at most this much later."""
+
+PROGRESS_INTERVAL_SECONDS = 1.0
+"""Least time between two progress snapshots that nothing but output bytes asks for."""
+
+TERM_GRACE_SECONDS = 30.0
+"""Between TERM to the agent and KILL of everything inside."""
+
+KILL_SECONDS = 10.0
+"""Until everything inside is gone after KILL; past it the attempt ends with `sandbox_lost`."""
+
+SANDBOX_PROCESSES_MAX = 512
+"""Processes and threads of a sandbox; at it fork fails inside."""
+
+OVERCOMMIT_CPUS = 8
+OVERCOMMIT_MEMORY = 2
+OVERCOMMIT_DISK = 4
+"""How many times the machine's CPUs, memory and disk may be promised; what alone is past it: 507."""
+
+PATCH_BYTES_MAX = 256 * 1024 * 1024
+"""A patch; over it collecting fails with `collect_failed`."""
+
+ARTIFACT_BYTES_MAX = 2 * 1024**3
+"""All artifacts of a task together; what would go over it is left out, and an event says so."""
+
+SHUTDOWN_SECONDS = 2.0
+"""From SIGTERM to the server's end, followers included."""
+
+FOLLOW_POLL_SECONDS = 0.02
+"""How often a busy journal is looked at for new records; an idle one ten times less often."""
+
+LAUNCH_SECONDS = 30.0
+"""From a runner's start to its first record; past it the server ends the attempt."""

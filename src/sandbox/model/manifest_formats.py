@@ -1,0 +1,156 @@
+"""The text formats of the manifest: each one a name, a rule and the sentence a person reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PROMPT_BYTES_MAX = 512 * 1024
+DURATION_SECONDS_MAX = 168 * 3600
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_UNIT_BYTES = {"M": 1024**2, "G": 1024**3}
+
+
+@dataclass(frozen=True)
+class Format:
+    """A check on a string. `complain` gives the sentence that says what is wrong, or None."""
+
+    name: str
+    complain: Callable[[str], str | None]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """How pydantic runs the check (it is imported only where manifests are parsed)."""
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def check(value: str) -> str:
+            complaint = self.complain(value)
+            if complaint is not None:
+                raise PydanticCustomError("format", "{complaint}", {"complaint": complaint})
+            return value
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+
+def parse_duration(text: str) -> int:
+    """Seconds in `90s`, `15m` or `24h`."""
+    return int(text[:-1]) * _UNIT_SECONDS[text[-1]]
+
+
+def parse_byte_size(text: str) -> int:
+    """Bytes in `512M` or `8G` (binary units)."""
+    return int(text[:-1]) * _UNIT_BYTES[text[-1]]
+
+
+def _matching(pattern: str, complaint: str) -> Callable[[str], str | None]:
+    compiled = re.compile(pattern, re.ASCII)
+    return lambda value: None if compiled.fullmatch(value) else complaint
+
+
+def _visible(value: str) -> str | None:
+    return None if value.isprintable() else "must not contain control characters"
+
+
+def _task_id(value: str) -> str | None:
+    if value == "":
+        return None
+    if value == "stream":
+        return "'stream' is reserved; choose another id"
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?", value) or ".." in value:
+        return "must be 1-128 letters, digits, '.', '_' or '-', begin and end with a letter or digit, without '..'"
+    return None
+
+
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
+_URL = re.compile(rf"(?P<scheme>https?|ssh)://(?P<user>[^/@\s]*@)?({_HOST}|\[[0-9A-Fa-f:.]+\])(:\d{{1,5}})?/[^\s]+")
+_SCP_URL = re.compile(rf"git@({_HOST}):(?!-)[^\s]+")
+_URL_COMPLAINT = "must be https://…, http://…, ssh://… or git@host:path"
+
+
+def _repository_url(value: str) -> str | None:
+    if len(value) > 2048 or not value.isprintable() or not value.isascii():
+        return "must be at most 2048 printable ASCII characters"
+    if _SCP_URL.fullmatch(value):
+        return None
+    match = _URL.fullmatch(value)
+    if match is None:
+        return _URL_COMPLAINT
+    user = match["user"] or ""
+    if ":" in user or (user and match["scheme"] != "ssh"):
+        return "must not contain credentials; put them into the server user's git configuration"
+    if user.startswith("-"):
+        return _URL_COMPLAINT
+    return None
+
+
+def _branch(value: str) -> str | None:
+    """The rules of git-check-ref-format(1) for a branch name."""
+    forbidden = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//", value)
+    parts_are_fine = all(part and not part.startswith(".") and not part.endswith(".lock") for part in value.split("/"))
+    if len(value) > 250 or forbidden or not parts_are_fine or value.startswith("-") or value in {"@", "HEAD"}:
+        return "must be a valid git branch name"
+    return "must be a valid git branch name" if value.endswith(".") else None
+
+
+def _subpath(value: str) -> str | None:
+    parts = value.split("/")
+    if not value or value.startswith("/") or ".." in parts or "\x00" in value or ".git" in parts:
+        return "must be a relative path inside the repository, without '..'"
+    return _visible(value)
+
+
+def _prompt(value: str) -> str | None:
+    if not value.strip():
+        return "must not be empty"
+    if "\x00" in value:
+        return "must not contain NUL characters"
+    if len(value.encode(errors="replace")) > PROMPT_BYTES_MAX:
+        return f"must be at most {PROMPT_BYTES_MAX // 1024} KiB"
+    return None
+
+
+def _byte_size(value: str) -> str | None:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}[MG]", value, re.ASCII):
+        return "must be a whole number and a unit, such as 512M or 8G"
+    return None
+
+
+def _duration(value: str) -> str | None:
+    if not re.fullmatch(r"[1-9][0-9]{0,7}[smh]", value, re.ASCII):
+        return "must be a whole number and a unit, such as 90s, 15m or 24h"
+    if parse_duration(value) > DURATION_SECONDS_MAX:
+        return "must be between 1s and 168h"
+    return None
+
+
+def _pattern(value: str) -> str | None:
+    if not value or len(value) > 1024 or value.startswith("/") or ".." in value.split("/"):
+        return "must be a glob relative to the workspace root, without '..'"
+    return _visible(value)
+
+
+def _allowed_host(value: str) -> str | None:
+    match = re.fullmatch(rf"(\*\.)?(?P<host>{_HOST})(:(?P<port>\d{{1,5}}))?", value, re.ASCII)
+    if match is None or len(value) > 260 or re.fullmatch(r"[0-9.]+", match["host"]):
+        return "must be a host name, '*.' and a domain, with an optional ':port'; no IP address"
+    if match["port"] and not 1 <= int(match["port"]) <= 65535:
+        return "must have a port between 1 and 65535"
+    return None
+
+
+VISIBLE = Format("visible", _visible)
+TASK_ID = Format("task_id", _task_id)
+REPOSITORY_URL = Format("repository_url", _repository_url)
+BRANCH = Format("branch", _branch)
+COMMIT = Format("commit", _matching(r"[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadecimal digits"))
+SUBPATH = Format("subpath", _subpath)
+PROMPT = Format("prompt", _prompt)
+BYTE_SIZE = Format("byte_size", _byte_size)
+DURATION = Format("duration", _duration)
+PATTERN = Format("pattern", _pattern)
+ALLOWED_HOST = Format("allowed_host", _allowed_host)
+ENVIRONMENT_NAME = Format(
+    "environment_name",
+    _matching(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "must be an environment variable name"),
+)

@@ -1,0 +1,39 @@
+"""The states of a task and the arrows between them."""
+
+from enum import StrEnum
+
+
+class TaskState(StrEnum):
+    """Where a task is in its life."""
+
+    PENDING = "pending"
+    STAGING = "staging"
+    PROVISIONING = "provisioning"
+    READY = "ready"
+    RUNNING = "running"
+    COMPLETING = "completing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    FAILED_PRESERVED = "failed_preserved"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """A terminal state is final."""
+        return self in TERMINAL_STATES
+
+
+TERMINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED_PRESERVED, TaskState.CANCELLED})
+
+_ENDS = frozenset({TaskState.FAILED, TaskState.CANCELLED})
+
+GRAPH: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.PENDING: _ENDS | {TaskState.STAGING},
+    TaskState.STAGING: _ENDS | {TaskState.PROVISIONING},
+    TaskState.PROVISIONING: _ENDS | {TaskState.READY},
+    TaskState.READY: _ENDS | {TaskState.RUNNING, TaskState.FAILED_PRESERVED},
+    TaskState.RUNNING: frozenset({TaskState.COMPLETING}),
+    TaskState.COMPLETING: TERMINAL_STATES,
+    **{state: frozenset() for state in TERMINAL_STATES},
+}
+"""Every change of state that may happen; nothing else does."""

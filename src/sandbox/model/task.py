@@ -1,0 +1,73 @@
+"""A task as its journal tells it up to some record."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from sandbox.model.artifact import Artifact
+from sandbox.model.errors import Failure
+from sandbox.model.event import CancelRequested, Progress
+from sandbox.model.manifest import Manifest
+from sandbox.model.state import TaskState
+
+
+class StateEntry(msgspec.Struct, frozen=True):
+    """When a state was entered."""
+
+    state: TaskState
+    at: datetime
+
+
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One try at carrying the task out; its id names the sandbox, its directory and its cgroup."""
+
+    id: str
+    runtime: str
+    host: str
+    vm_name: str | None = None
+    tier: str | None = None
+    image: str | None = None
+    base_commit: str | None = None
+    session_id: str | None = None
+
+
+class Task(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The fold of a task's events. `last_seq` is the number of the last one."""
+
+    id: str
+    manifest: Manifest
+    state: TaskState
+    state_message: str
+    history: tuple[StateEntry, ...]
+    last_seq: int
+    attempt: Attempt | None = None
+    cancel: CancelRequested | None = None
+    failure: Failure | None = None
+    agent_has_exited: bool = False
+    exit_code: int | None = None
+    result: dict[str, Any] | None = None
+    progress: Progress = Progress()
+    artifacts: tuple[Artifact, ...] = ()
+
+    @property
+    def created_at(self) -> datetime:
+        """When the task was submitted."""
+        return self.history[0].at
+
+    @property
+    def state_changed_at(self) -> datetime:
+        """When the present state was entered."""
+        return self.history[-1].at
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When the agent began to work."""
+        return next((entry.at for entry in self.history if entry.state is TaskState.RUNNING), None)
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When the task reached its final state."""
+        return self.state_changed_at if self.state.is_terminal else None
