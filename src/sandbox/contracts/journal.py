@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from sandbox.model.errors import SandboxError
@@ -42,8 +43,10 @@ class JournalWriter(Protocol):
         """File descriptor that carries the lock; a child process that inherits it holds the lock too."""
         ...
 
-    def append(self, event: Event, transition: Transition | None = None, *, durable: bool = False) -> Record:
-        """Number, time and write an event; visible to readers at once, on disk on return if `durable`.
+    def append(
+        self, event: Event, transition: Transition | None = None, *, at: datetime, durable: bool = False
+    ) -> Record:
+        """Number and write an event that happened `at` (UTC); visible to readers at once, on disk on return if `durable`.
 
         Raises OSError; then the journal is as it was before.
         """

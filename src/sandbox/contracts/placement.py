@@ -1,10 +1,11 @@
-"""Where attempts are carried out."""
+"""Where attempts are carried out, and how their runners are spoken to."""
 
 from typing import Protocol
 
 import msgspec
 
 from sandbox.contracts.gateway import ModelUpstream
+from sandbox.model.errors import SandboxError
 
 
 class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -28,4 +29,33 @@ class Placement(Protocol):
 
     async def launch(self, order: LaunchOrder, lock_fd: int) -> None:
         """Start a runner in a session of its own that inherits the journal's lock. Raises OSError."""
+        ...
+
+
+class RunnerUnreachableError(SandboxError):
+    """No runner answers for this attempt: it has not opened its socket yet, or it is gone."""
+
+    code = "runner_unreachable"
+    retryable = True
+
+
+class CancelOrder(msgspec.Struct, frozen=True, tag="cancel"):
+    """Asks a runner to end its attempt; answered with a `Receipt` once the wish is on disk."""
+
+    reason: str = ""
+    force: bool = False
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """A runner's answer on its control socket: one JSON line for one JSON line."""
+
+    done: bool
+    message: str = ""
+
+
+class RunnerControl(Protocol):
+    """Speaks to runners by attempt id."""
+
+    async def cancel(self, attempt_id: str, order: CancelOrder) -> Receipt:
+        """Hand the wish over, within 5 s. Raises RunnerUnreachableError."""
         ...

@@ -1,0 +1,68 @@
+"""Where a task's files lie below the data directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLayout:
+    """The directory of one task. Task ids are safe path components by the manifest's rule."""
+
+    data_dir: Path
+    task_id: str
+
+    @property
+    def root(self) -> Path:
+        """Everything of the task."""
+        return self.data_dir / "tasks" / self.task_id
+
+    @property
+    def artifacts(self) -> Path:
+        """One file an artifact, by its name."""
+        return self.root / "artifacts"
+
+    def attempt(self, attempt_id: str) -> "AttemptLayout":
+        """The directory of one attempt."""
+        return AttemptLayout(self.root / "attempts" / attempt_id)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptLayout:
+    """The directory of one attempt; gone after teardown but for the runner's log."""
+
+    root: Path
+
+    @property
+    def handle(self) -> Path:
+        """The sandbox's handle, written before anything of the sandbox is created."""
+        return self.root / "handle.json"
+
+    @property
+    def disk(self) -> Path:
+        """`workspace`, `home` and `tmp` of the sandbox."""
+        return self.root / "disk"
+
+    @property
+    def workspace(self) -> Path:
+        """The clone, /workspace inside."""
+        return self.disk / "workspace"
+
+    @property
+    def home(self) -> Path:
+        """/home/agent inside."""
+        return self.disk / "home"
+
+    @property
+    def tmp(self) -> Path:
+        """/tmp inside."""
+        return self.disk / "tmp"
+
+    @property
+    def repository(self) -> Path:
+        """The host's own git directory."""
+        return self.root / "repository.git"
+
+    @property
+    def runner_log(self) -> Path:
+        """What the runner says for operators; nothing of a task's content."""
+        return self.root / "runner.log"
