@@ -46,7 +46,9 @@ class JournalWriter(Protocol):
     def append(
         self, event: Event, transition: Transition | None = None, *, at: datetime, durable: bool = False
     ) -> Record:
-        """Number and write an event that happened `at` (UTC); visible to readers at once, on disk on return if `durable`.
+        """Number and write an event that happened `at` (UTC).
+
+        Visible to readers at once; on disk on return if `durable`.
 
         Raises OSError; then the journal is as it was before.
         """

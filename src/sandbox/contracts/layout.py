@@ -54,7 +54,7 @@ class AttemptLayout:
 
     @property
     def tmp(self) -> Path:
-        """/tmp inside."""
+        """The directory for temporary files inside."""
         return self.disk / "tmp"
 
     @property

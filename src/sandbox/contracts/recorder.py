@@ -1,6 +1,6 @@
 """A journal's writer and the task that the journal tells, kept in step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,17 +21,22 @@ class Reading:
     offset: int
 
 
+def read_records(journals: Journals, task_id: str, offset: int = 0) -> Iterator[e.Record]:
+    """Every record from a byte offset to the present end. Raises JournalDamagedError, FileNotFoundError."""
+    while (batch := journals.read(task_id, offset)).records:
+        yield from batch.records
+        offset = batch.next_offset
+
+
 def read_task(journals: Journals, task_id: str, start: Reading | None = None) -> Reading:
     """Fold a journal from `start` to its present end. Raises JournalDamagedError, FileNotFoundError."""
     reading = start or Reading(None, 0)
-    while True:
-        batch = journals.read(task_id, reading.offset)
-        if not batch.records:
-            return reading
+    while (batch := journals.read(task_id, reading.offset)).records:
         task = reading.task
         for record in batch.records:
             task = advance(task, record.event, seq=record.seq, at=record.at).task
         reading = Reading(task, batch.next_offset)
+    return reading
 
 
 class Recorder:

@@ -160,10 +160,14 @@ def _artifact_collected(task: Task, event: e.ArtifactCollected) -> _Outcome:
 
 
 def _task_finished(task: Task, _: e.TaskFinished) -> _Outcome:
-    return {}, _final(task), ()
+    return {}, final_state(task), ()
 
 
-def _final(task: Task) -> tuple[TaskState, str]:
+def final_state(task: Task) -> tuple[TaskState, str]:
+    """The state that `TaskFinished` would lead to now, and its message.
+
+    Raises IllegalEventError while nothing has ended the task.
+    """
     if task.cancel is not None:
         reason = f": {task.cancel.reason}" if task.cancel.reason else ""
         return TaskState.CANCELLED, f"Cancelled{reason}"

@@ -21,6 +21,18 @@ OUTPUT_SYNC_SECONDS = 0.2
 PROGRESS_INTERVAL_SECONDS = 1.0
 """Least time between two progress snapshots that nothing but output bytes asks for."""
 
+OPEN_TOOL_CALLS_MAX = 1000
+"""Tool calls of one agent that are timed at once; further ones are counted, not timed."""
+
+SANDBOX_TEARDOWN_SECONDS = 60.0
+"""For ending a sandbox and removing its files; past it an event says what is left."""
+
+OUTPUT_DRAIN_SECONDS = 5.0
+"""For reading what is left in the pipes after everything inside is dead."""
+
+CONTROL_SECONDS = 5.0
+"""For one exchange on a runner's control socket."""
+
 TERM_GRACE_SECONDS = 30.0
 """Between TERM to the agent and KILL of everything inside."""
 

@@ -1,0 +1,1 @@
+"""The steps of an attempt, one a file, in the order of its life."""

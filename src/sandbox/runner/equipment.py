@@ -1,0 +1,52 @@
+"""What a runner is handed by its wiring."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.contracts.agent import Agent
+from sandbox.contracts.clock import Clock
+from sandbox.contracts.gateway import Gateways, ModelUpstream
+from sandbox.contracts.journal import Journals
+from sandbox.contracts.layout import AttemptLayout, TaskLayout
+from sandbox.contracts.recorder import Recorder
+from sandbox.contracts.runtime import Runtime
+from sandbox.contracts.workspace import Workspaces
+from sandbox.model.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """The rooms of floor 3, behind their contracts."""
+
+    journals: Journals
+    runtime: Runtime
+    gateways: Gateways
+    agent: Agent
+    workspaces: Workspaces
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The attempt under way: who it is, where its files lie, and what it writes with."""
+
+    id: str
+    data_dir: Path
+    upstream: ModelUpstream | None
+    recorder: Recorder
+    equipment: Equipment
+
+    @property
+    def task(self) -> Task:
+        """The task as it stands now."""
+        return self.recorder.task
+
+    @property
+    def files(self) -> AttemptLayout:
+        """The attempt's own directory."""
+        return self.task_files.attempt(self.id)
+
+    @property
+    def task_files(self) -> TaskLayout:
+        """The task's directory."""
+        return TaskLayout(self.data_dir, self.recorder.task.id)

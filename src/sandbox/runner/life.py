@@ -1,0 +1,139 @@
+"""One attempt from its first step to the task's final record."""
+
+import asyncio
+import traceback
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from sandbox.contracts.placement import CancelOrder, Receipt
+from sandbox.model.errors import AttemptError, Failure, FailureCode
+from sandbox.model.event import AgentExited, AttemptFailed, CancelRequested, TaskFinished
+from sandbox.model.limits import OUTPUT_SYNC_SECONDS
+from sandbox.model.state import TaskState
+from sandbox.runner.equipment import Attempt
+from sandbox.runner.steps.collect import collect
+from sandbox.runner.steps.provision import provision, read_handle
+from sandbox.runner.steps.run import run
+from sandbox.runner.steps.stage import stage
+from sandbox.runner.steps.teardown import teardown
+from sandbox.runner.wish import EndWish
+
+T = TypeVar("T")
+
+
+class EndedError(Exception):
+    """The attempt was told to end; the reason is in the journal."""
+
+
+class AttemptLife:
+    """Carries one attempt out, or (the finisher) ends what a dead runner left."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._wish = EndWish()
+        attempt.recorder.on_effect = self._wish.take
+
+    def cancel(self, order: CancelOrder) -> Receipt:
+        """Write the wish down; it is durable when the receipt is given."""
+        task = self._attempt.task
+        if task.state.is_terminal:
+            return Receipt(done=False, message=f"Task {task.id} is {task.state} already.")
+        self._attempt.recorder.record(CancelRequested(order.reason, order.force))
+        if task.agent_has_exited:
+            return Receipt(done=True, message="The agent had ended already; the task keeps its outcome.")
+        return Receipt(done=True)
+
+    async def carry_out(self) -> None:
+        """Stage, provision, run, collect, teardown; the last record is written whatever happens."""
+        syncing = asyncio.create_task(self._sync_output())
+        try:
+            await self._work()
+            await self._conclude()
+        finally:
+            syncing.cancel()
+
+    async def finish(self) -> None:
+        """End what a dead runner left: its sandbox first, then its books."""
+        handle = read_handle(self._attempt.files.handle)
+        if handle is not None:
+            await self._attempt.equipment.runtime.destroy(handle, self._attempt.files.disk)
+        task = self._attempt.task
+        lost = Failure(
+            FailureCode.RUNNER_LOST,
+            "The task's runner died; what the agent had written until then is kept. Submit the task again.",
+        )
+        if task.state is TaskState.RUNNING:
+            self._attempt.recorder.record(AgentExited(None, None, lost))
+        elif not task.agent_has_exited:
+            self._attempt.recorder.record(AttemptFailed(lost))
+        await self._conclude()
+
+    async def _work(self) -> None:
+        lifecycle = self._attempt.task.manifest.lifecycle
+        try:
+            await self._bounded(
+                stage(self._attempt),
+                lifecycle.stage_timeout_seconds,
+                Failure(FailureCode.STAGE_TIMEOUT, "Cloning took too long; raise lifecycle.stage_timeout."),
+            )
+            provisioned = await self._bounded(
+                provision(self._attempt),
+                lifecycle.provision_timeout_seconds,
+                Failure(FailureCode.PROVISION_TIMEOUT, "The sandbox took too long; raise lifecycle.provision_timeout."),
+            )
+            await run(self._attempt, provisioned, self._wish)
+        except EndedError:
+            pass
+        except AttemptError as error:
+            self._fail(error.failure)
+        except Exception as error:
+            traceback.print_exception(error)
+            self._fail(Failure(FailureCode.INTERNAL, f"The runner failed ({_described(error)}); please report this."))
+
+    async def _bounded(self, step: Coroutine[None, None, T], timeout_seconds: float, late: Failure) -> T:
+        """Run a step until it is done, the attempt is told to end, or its time is over."""
+        work = asyncio.ensure_future(step)
+        wish = asyncio.ensure_future(self._wish.made.wait())
+        try:
+            await asyncio.wait({work, wish}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() and not self._wish.made.is_set():
+                return work.result()
+        finally:
+            for task in (work, wish):
+                task.cancel()
+            await asyncio.gather(work, wish, return_exceptions=True)
+        if not self._wish.made.is_set():
+            raise AttemptError(late.code, late.message)
+        raise EndedError
+
+    async def _conclude(self) -> None:
+        """Collect, tear down, and write the last record."""
+        seconds = self._attempt.task.manifest.lifecycle.collect_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await collect(self._attempt)
+        except TimeoutError:
+            self._fail(
+                Failure(FailureCode.COLLECT_FAILED, "Collecting took too long; raise lifecycle.collect_timeout.")
+            )
+        except Exception as error:
+            traceback.print_exception(error)
+            self._fail(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_described(error)})."))
+        await teardown(self._attempt, read_handle(self._attempt.files.handle))
+        self._attempt.recorder.record(TaskFinished())
+
+    def _fail(self, failure: Failure) -> None:
+        task = self._attempt.task
+        if task.state is TaskState.RUNNING:
+            self._attempt.recorder.record(AgentExited(None, None, failure))
+        else:
+            self._attempt.recorder.record(AttemptFailed(failure))
+
+    async def _sync_output(self) -> None:
+        while True:
+            await asyncio.sleep(OUTPUT_SYNC_SECONDS)
+            await asyncio.to_thread(self._attempt.recorder.writer.sync)
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if isinstance(error, OSError) else type(error).__name__

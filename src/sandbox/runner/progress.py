@@ -1,0 +1,85 @@
+"""The counters of a running task, and when they are written down."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from sandbox.contracts.agent import AgentEvent, RetryTold, ToolEnded, ToolStarted, TurnBegan
+from sandbox.model.event import Event, Progress, ToolCall, Trouble, Usage
+from sandbox.model.limits import OPEN_TOOL_CALLS_MAX, PROGRESS_INTERVAL_SECONDS
+
+EAGER_INTERVAL_SECONDS = PROGRESS_INTERVAL_SECONDS / 10
+
+
+class ProgressMeter:
+    """Counts what happens and records a snapshot when it is due.
+
+    A change of tool, turn or usage is told at most ten times as often as output bytes alone are.
+    """
+
+    def __init__(self, record: Callable[[Event], object], now: Callable[[], datetime]) -> None:
+        self._record = record
+        self._now = now
+        self._counters = Progress()
+        self._open_tools: dict[str, tuple[str, float]] = {}
+        self._activity_at: datetime | None = None
+        self._output_bytes = 0
+        self._dirty = self._eager = False
+        self._told_at = float("-inf")
+
+    def output(self, byte_count: int) -> None:
+        """Bytes came out of the agent."""
+        self._output_bytes += byte_count
+        self._activity_at = self._now()
+        self._dirty = True
+
+    def usage(self, usage: Usage) -> None:
+        """A model request was answered."""
+        cached = usage.cache_read_tokens + usage.cache_write_tokens
+        self._change(
+            input_tokens=self._counters.input_tokens + usage.input_tokens + cached,
+            output_tokens=self._counters.output_tokens + usage.output_tokens,
+            cost_usd=round(self._counters.cost_usd + (usage.cost_usd or 0.0), 9),
+        )
+
+    def agent_event(self, event: AgentEvent, monotonic: float) -> None:
+        """Something stood in the agent's own event stream."""
+        match event:
+            case ToolStarted():
+                if len(self._open_tools) < OPEN_TOOL_CALLS_MAX:
+                    self._open_tools[event.tool_use_id] = (event.tool, monotonic)
+                self._change(tool_calls=self._counters.tool_calls + 1, current_tool=event.tool)
+            case ToolEnded():
+                _, started = self._open_tools.pop(event.tool_use_id, (event.tool, monotonic))
+                duration_ms = round((monotonic - started) * 1000)
+                self._record(ToolCall(event.tool, event.tool_use_id, duration_ms, event.is_error))
+                current = next(reversed(self._open_tools.values()))[0] if self._open_tools else None
+                self._change(current_tool=current)
+            case TurnBegan():
+                self._change(turns=self._counters.turns + 1)
+            case RetryTold():
+                self._record(Trouble("model_retry", event.message))
+
+    def tell(self, monotonic: float) -> None:
+        """Record a snapshot if one is due."""
+        interval = EAGER_INTERVAL_SECONDS if self._eager else PROGRESS_INTERVAL_SECONDS
+        if self._dirty and monotonic - self._told_at >= interval:
+            self._tell(monotonic)
+
+    def close(self) -> None:
+        """Record the last snapshot; no tool is open any more."""
+        self._open_tools.clear()
+        self._change(current_tool=None)
+        self._tell(float("inf"))
+
+    def _change(self, **counters: Any) -> None:
+        self._counters = msgspec.structs.replace(self._counters, **counters)
+        self._dirty = self._eager = True
+
+    def _tell(self, monotonic: float) -> None:
+        self._change(output_bytes=self._output_bytes, last_activity_at=self._activity_at)
+        self._record(self._counters)
+        self._told_at = monotonic
+        self._dirty = self._eager = False

@@ -1,0 +1,145 @@
+"""Collect: what is worth keeping leaves the workspace before it is gone."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from sandbox.contracts.recorder import read_records
+from sandbox.contracts.workspace import LeftOut
+from sandbox.model.artifact import Artifact
+from sandbox.model.errors import AttemptError
+from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
+from sandbox.model.frame import timestamp
+from sandbox.model.life import final_state
+from sandbox.model.task import Task
+from sandbox.runner.equipment import Attempt
+
+
+async def collect(attempt: Attempt) -> None:
+    """Store patch, transcript, what the patterns match, and the metadata.
+
+    Whatever can be kept is kept, also when the patch cannot be made; the metadata comes last and tells of it.
+    """
+    directory = attempt.task_files.artifacts
+    directory.mkdir(mode=0o700, exist_ok=True)
+    try:
+        await _collect_patch(attempt, directory)
+    except AttemptError as error:
+        attempt.recorder.record(AttemptFailed(error.failure))
+    await _keep(attempt, directory, "transcript.ndjson", "application/x-ndjson", _transcript(attempt))
+    await _collect_matches(attempt, directory)
+    await _keep(attempt, directory, "metadata.json", "application/json", _metadata(attempt))
+
+
+async def _collect_patch(attempt: Attempt, directory: Path) -> None:
+    base_commit = attempt.task.attempt.base_commit if attempt.task.attempt else None
+    if base_commit is None:
+        return
+    name = f"{attempt.task.id}.patch"
+    part = directory / f"{name}.part"
+    await attempt.equipment.workspaces.patch(attempt.files.root, base_commit, part)
+    _record(attempt, directory, name, "text/x-diff", part)
+
+
+async def _collect_matches(attempt: Attempt, directory: Path) -> None:
+    patterns = attempt.task.manifest.lifecycle.artifact_patterns
+    if not patterns or not attempt.files.workspace.is_dir():
+        return
+    own = frozenset({f"{attempt.task.id}.patch", "transcript.ndjson", "metadata.json"})
+    async for found in attempt.equipment.workspaces.collect(attempt.files.workspace, patterns, directory, own):
+        if isinstance(found, LeftOut):
+            attempt.recorder.record(Trouble("artifact_left_out", f"{found.path}: {found.reason}"))
+        else:
+            attempt.recorder.record(ArtifactCollected(found))
+
+
+async def _keep(
+    attempt: Attempt, directory: Path, name: str, content_type: str, write: Callable[[BinaryIO], None]
+) -> None:
+    part = directory / f"{name}.part"
+
+    def fill() -> None:
+        with part.open("wb") as file:
+            write(file)
+
+    await asyncio.to_thread(fill)
+    _record(attempt, directory, name, content_type, part)
+
+
+def _record(attempt: Attempt, directory: Path, name: str, content_type: str, part: Path) -> None:
+    """Flush, take the checksum, give the file its name, then say that it is there."""
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+        size_bytes = os.fstat(file.fileno()).st_size
+    part.rename(directory / name)
+    artifact = Artifact(name, f".sandbox/{name}", size_bytes, content_type, f"sha256:{digest}")
+    attempt.recorder.record(ArtifactCollected(artifact))
+
+
+def _transcript(attempt: Attempt) -> Callable[[BinaryIO], None]:
+    """Claude Code's own events: its stdout."""
+
+    def write(file: BinaryIO) -> None:
+        for record in read_records(attempt.equipment.journals, attempt.task.id):
+            if isinstance(record.event, Output) and record.event.stream == "stdout":
+                file.write(record.event.data)
+
+    return write
+
+
+def _metadata(attempt: Attempt) -> Callable[[BinaryIO], None]:
+    def write(file: BinaryIO) -> None:
+        refusals = [
+            {"at": timestamp(record.at), "host": denied.host, "port": denied.port, "reason": denied.reason}
+            for record in read_records(attempt.equipment.journals, attempt.task.id)
+            if isinstance(denied := record.event, EgressDenied)
+        ]
+        content = {**_story(attempt.task), "refusals": refusals[:_REFUSALS_MAX], "refusals_total": len(refusals)}
+        file.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+    return write
+
+
+_REFUSALS_MAX = 1000
+
+
+def _story(task: Task) -> dict[str, object]:
+    state, message = final_state(task)
+    manifest, attempt, progress = task.manifest, task.attempt, task.progress
+    return {
+        "task_id": task.id,
+        "name": manifest.metadata.name,
+        "labels": manifest.metadata.labels,
+        "state": state,
+        "state_message": message,
+        "error": task.failure,
+        "exit_code": task.exit_code,
+        "states": [{"state": entry.state, "at": timestamp(entry.at)} for entry in task.history],
+        "repository": {
+            "url": manifest.repository.url,
+            "branch": manifest.repository.branch,
+            "base_commit": attempt.base_commit if attempt else None,
+        },
+        "usage": {
+            "model": manifest.claude.model,
+            "turns": progress.turns,
+            "tool_calls": progress.tool_calls,
+            "input_tokens": progress.input_tokens,
+            "output_tokens": progress.output_tokens,
+            "cost_usd": progress.cost_usd,
+        },
+        "sandbox": {
+            "attempt_id": attempt.id if attempt else None,
+            "runtime": attempt.runtime if attempt else None,
+            "image": attempt.image if attempt else None,
+            "cpus": manifest.vm.cpus,
+            "memory_bytes": manifest.vm.memory_bytes,
+        },
+        "policy": {"network_mode": manifest.vm.network_mode, "allowed_hosts": manifest.vm.allowed_hosts},
+    }

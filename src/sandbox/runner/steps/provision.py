@@ -1,0 +1,79 @@
+"""Provision: a sandbox is made for the workspace."""
+
+import os
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from sandbox.contracts.agent import AgentStart
+from sandbox.contracts.runtime import Sandbox, SandboxHandle, SandboxSpec
+from sandbox.model.event import SandboxCreated
+from sandbox.model.limits import SANDBOX_PROCESSES_MAX
+from sandbox.runner.equipment import Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioned:
+    """A sandbox that answers, and what will run in it."""
+
+    sandbox: Sandbox
+    start: AgentStart
+    task_key: str
+
+
+async def provision(attempt: Attempt) -> Provisioned:
+    """Write the handle down, then make what it names. Raises AttemptError (provision_failed)."""
+    runtime = attempt.equipment.runtime
+    manifest = attempt.task.manifest
+    task_key = f"sk-ant-sandbox-{secrets.token_urlsafe(32)}"
+    start = attempt.equipment.agent.prepare(
+        manifest, session_id=str(uuid.uuid4()), task_key=task_key, workspace=attempt.files.workspace
+    )
+    _write_home(attempt.files.home, start.home_files)
+    handle = runtime.plan(attempt.id)
+    write_handle(attempt.files.handle, handle)
+    spec = SandboxSpec(
+        attempt_id=attempt.id,
+        disk=attempt.files.disk,
+        cpus=manifest.vm.cpus,
+        memory_bytes=manifest.vm.memory_bytes,
+        processes_max=SANDBOX_PROCESSES_MAX,
+        programs=start.programs,
+    )
+    sandbox = await runtime.create(handle, spec)
+    attempt.recorder.record(SandboxCreated(vm_name=attempt.id, tier=runtime.name, image="host"))
+    return Provisioned(sandbox, start, task_key)
+
+
+def write_handle(path: Path, handle: SandboxHandle) -> None:
+    """Put the handle on disk, whole and flushed."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(msgspec.json.encode(handle))
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read_handle(path: Path) -> SandboxHandle | None:
+    """The handle that an attempt wrote down; None when it never came to that."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
+    except FileNotFoundError:
+        return None
+
+
+def _write_home(home: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = home / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_bytes(content)

@@ -1,0 +1,187 @@
+"""Run: the agent works, the gateway watches, every bound is kept."""
+
+import asyncio
+import contextlib
+import signal
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+
+from sandbox.contracts.agent import Conversation
+from sandbox.contracts.gateway import Gateway
+from sandbox.contracts.runtime import Exit, Sandbox
+from sandbox.model.errors import AttemptError, Failure, FailureCode
+from sandbox.model.event import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Output, Stream, Trouble, Usage
+from sandbox.model.limits import KILL_SECONDS, OUTPUT_DRAIN_SECONDS, TERM_GRACE_SECONDS
+from sandbox.runner.equipment import Attempt
+from sandbox.runner.lines import LineSplitter
+from sandbox.runner.progress import EAGER_INTERVAL_SECONDS, ProgressMeter
+from sandbox.runner.steps.provision import Provisioned
+from sandbox.runner.wish import EndWish
+
+_CHUNK_BYTES = 64 * 1024
+_STDERR_TAIL_BYTES = 8 * 1024
+
+
+async def run(attempt: Attempt, provisioned: Provisioned, wish: EndWish) -> None:
+    """From the agent's start to its recorded outcome; on return nothing runs inside any more."""
+    await _Run(attempt, provisioned, wish).carry_out()
+
+
+class _Run:
+    def __init__(self, attempt: Attempt, provisioned: Provisioned, wish: EndWish) -> None:
+        equipment = attempt.equipment
+        self._attempt = attempt
+        self._clock = equipment.clock
+        self._record = attempt.recorder.record
+        self._sandbox: Sandbox = provisioned.sandbox
+        self._start = provisioned.start
+        self._wish = wish
+        self._lifecycle = attempt.task.manifest.lifecycle
+        self._conversation: Conversation = equipment.agent.conversation(provisioned.start.session_id)
+        self._meter = ProgressMeter(self._record, self._clock.now)
+        self._active_at = self._clock.monotonic()
+        self._stderr_tail: deque[bytes] = deque()
+        self._stderr_tail_bytes = 0
+        self._in_long_line = False
+        if attempt.upstream is None:
+            raise AttemptError(
+                FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
+            )
+        self._gateway: Gateway = equipment.gateways.open(attempt.upstream, provisioned.task_key, self._report)
+
+    async def carry_out(self) -> None:
+        async with _helpers() as helpers:
+            helpers.append(asyncio.create_task(self._serve_gateway()))
+            stdout, stderr = await self._sandbox.start(self._start.command)
+            self._record(AgentStarted(self._start.session_id))
+            pumps = [
+                asyncio.create_task(self._pump("stdout", stdout)),
+                asyncio.create_task(self._pump("stderr", stderr)),
+            ]
+            helpers += [
+                asyncio.create_task(helper)
+                for helper in (self._tell_progress(), self._watch_clock(), self._end_on_wish())
+            ]
+            try:
+                ended = await self._sandbox.wait()
+            finally:
+                await self._kill()
+            await self._drain(pumps)
+        self._meter.close()
+        self._conclude(ended)
+
+    def _conclude(self, ended: Exit) -> None:
+        tail = b"".join(self._stderr_tail)[-_STDERR_TAIL_BYTES:]
+        outcome = self._conversation.outcome(ended, tail)
+        self._record(AgentExited(ended.code, outcome.result, outcome.failure))
+
+    async def _pump(self, stream: Stream, reader: asyncio.StreamReader) -> None:
+        splitter = LineSplitter()
+        try:
+            while chunk := await reader.read(_CHUNK_BYTES):
+                self._active_at = self._clock.monotonic()
+                self._meter.output(len(chunk))
+                self._take(stream, splitter.feed(chunk))
+            self._take(stream, splitter.end())
+        except Exception:
+            await self._sandbox.kill()
+            raise
+
+    def _take(self, stream: Stream, pieces: Iterable[tuple[bytes, bool]]) -> None:
+        for piece, continued in pieces:
+            self._record(Output.of(stream, piece, continued=continued))
+            if stream == "stderr":
+                self._keep_tail(piece)
+            elif not continued and not self._in_long_line:
+                self._listen(piece)
+            if stream == "stdout":
+                self._in_long_line = continued
+
+    def _listen(self, line: bytes) -> None:
+        """Only lines that came whole are read: the tail of a split one means nothing."""
+        for event in self._conversation.feed(line):
+            self._meter.agent_event(event, self._clock.monotonic())
+
+    def _keep_tail(self, piece: bytes) -> None:
+        self._stderr_tail.append(piece[-_STDERR_TAIL_BYTES:])
+        self._stderr_tail_bytes += len(self._stderr_tail[-1])
+        while self._stderr_tail_bytes - len(self._stderr_tail[0]) >= _STDERR_TAIL_BYTES:
+            self._stderr_tail_bytes -= len(self._stderr_tail.popleft())
+
+    def _report(self, event: Usage | EgressDenied | Trouble) -> None:
+        self._record(event)
+        if isinstance(event, Usage):
+            self._meter.usage(event)
+
+    async def _serve_gateway(self) -> None:
+        try:
+            await self._gateway.serve(self._sandbox.listeners)
+        except Exception as error:
+            self._fail(FailureCode.SANDBOX_LOST, f"The sandbox's gateway broke ({type(error).__name__}); submit again.")
+
+    async def _tell_progress(self) -> None:
+        while True:
+            await asyncio.sleep(EAGER_INTERVAL_SECONDS)
+            self._meter.tell(self._clock.monotonic())
+
+    async def _watch_clock(self) -> None:
+        """Bounds are counted by the monotonic clock; a hang is silence with no model request in flight."""
+        deadline = self._clock.monotonic() + self._lifecycle.timeout_seconds
+        while True:
+            now = self._clock.monotonic()
+            if self._gateway.requests_in_flight:
+                self._active_at = now
+            silence_end = self._active_at + self._lifecycle.hang_timeout_seconds
+            if now >= deadline:
+                self._fail(
+                    FailureCode.TIMEOUT,
+                    f"The agent was still working after {self._lifecycle.timeout}; raise lifecycle.timeout.",
+                )
+                return
+            if now >= silence_end:
+                silence = self._lifecycle.hang_timeout
+                self._fail(
+                    FailureCode.HANG, f"The agent said nothing for {silence}; raise lifecycle.hang_timeout or retry."
+                )
+                return
+            await asyncio.sleep(min(deadline - now, silence_end - now, 1.0))
+
+    async def _end_on_wish(self) -> None:
+        await self._wish.made.wait()
+        if not self._wish.is_forced:
+            await self._sandbox.signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wish.forced.wait(), TERM_GRACE_SECONDS)
+        await self._sandbox.kill()
+
+    async def _kill(self) -> None:
+        try:
+            await asyncio.wait_for(self._sandbox.kill(), KILL_SECONDS)
+        except TimeoutError:
+            self._fail(FailureCode.SANDBOX_LOST, "Processes of the sandbox would not die; look at the machine's log.")
+
+    async def _drain(self, pumps: list["asyncio.Task[None]"]) -> None:
+        done, late = await asyncio.wait(pumps, timeout=OUTPUT_DRAIN_SECONDS)
+        for pump in late:
+            pump.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        for pump in done:
+            pump.result()
+
+    def _fail(self, code: FailureCode, message: str) -> None:
+        self._record(AttemptFailed(Failure(code, message)))
+
+
+@contextlib.asynccontextmanager
+async def _helpers() -> AsyncIterator[list["asyncio.Task[None]"]]:
+    """Tasks put into the list are ended and waited for when the block ends; the first error among them is raised."""
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
