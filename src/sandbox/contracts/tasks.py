@@ -1,0 +1,155 @@
+"""What the doors ask of the server: tasks as their users know them."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from sandbox.contracts.runtime import Probe
+from sandbox.contracts.store import TaskPage, TaskQuery
+from sandbox.model.artifact import Artifact
+from sandbox.model.errors import SandboxError
+from sandbox.model.frame import Frame
+from sandbox.model.manifest import Manifest
+from sandbox.model.state import TaskState
+from sandbox.model.task import Task
+
+
+class TaskNotFoundError(SandboxError):
+    """No task has this id."""
+
+    code = "task_not_found"
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"There is no task {task_id!r}; list the tasks to see which there are.")
+        self.task_id = task_id
+
+
+class TaskTerminalError(SandboxError):
+    """The task is in its final state, so nothing about it can be changed."""
+
+    code = "task_already_terminal"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(f"Task {task.id} is {task.state} already; nothing is left to cancel.")
+        self.task = task
+
+
+class InsufficientResourcesError(SandboxError):
+    """The task alone asks for more than this machine may ever promise."""
+
+    code = "insufficient_resources"
+
+    def __init__(
+        self, *, requested_cpus: int, available_cpus: int, requested_memory_bytes: int, available_memory_bytes: int
+    ) -> None:
+        super().__init__("The task asks for more than this machine can give; lower vm.cpus, vm.memory or vm.disk.")
+        self.requested_cpus = requested_cpus
+        self.available_cpus = available_cpus
+        self.requested_memory_bytes = requested_memory_bytes
+        self.available_memory_bytes = available_memory_bytes
+
+
+class UnavailableError(SandboxError):
+    """The server cannot take tasks at the moment."""
+
+    code = "service_unavailable"
+    retryable = True
+
+
+class ArtifactNotFoundError(SandboxError):
+    """The task has no artifact of this name or path."""
+
+    code = "artifact_not_found"
+
+    def __init__(self, task_id: str, name: str) -> None:
+        super().__init__(f"Task {task_id} has no artifact {name!r}; list its artifacts to see which there are.")
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """A wish to cancel that is durable. `task` is as it was before the wish, `message` for people."""
+
+    task: Task
+    at: datetime
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArtifact:
+    """An artifact, where its bytes are on the host, and when they were stored."""
+
+    artifact: Artifact
+    file: Path
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the server is. `reasons` say why it is not ready to take and run tasks; empty when `ready`."""
+
+    version: str
+    uptime_seconds: float
+    tasks_by_state: Mapping[TaskState, int]
+    runtimes: Sequence[Probe]
+    store_ok: bool
+    disk_free_bytes: int
+    disk_total_bytes: int
+    ready: bool
+    reasons: Sequence[str] = ()
+
+
+class Tasks(Protocol):
+    """The server's tasks. Every method but `follow_all` and `health` may raise TaskNotFoundError."""
+
+    async def submit(self, manifest: Manifest) -> Task:
+        """Take a task; it is durable on return.
+
+        Raises DuplicateTaskError, InsufficientResourcesError, UnavailableError.
+        """
+        ...
+
+    async def status(self, task_id: str) -> Task:
+        """The task as it is now."""
+        ...
+
+    async def query(self, query: TaskQuery) -> TaskPage:
+        """A page of tasks."""
+        ...
+
+    async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
+        """Wish the task's end; the wish is durable on return. Raises TaskTerminalError."""
+        ...
+
+    async def wait(self, task_id: str, timeout_seconds: float) -> Task:
+        """The task once it is terminal, or as it is when the time is over."""
+        ...
+
+    def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[Frame]:
+        """What the journal holds now past `after`; the `end` frame only of a finished task."""
+        ...
+
+    def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[Frame]:
+        """The frames past `after`, then live, the last one `end`.
+
+        None: from now on, preceded by the present state.
+        """
+        ...
+
+    def follow_all(self) -> AsyncIterator[Frame]:
+        """Live frames of all tasks, from the first step of the iterator on (before it waits for anything)."""
+        ...
+
+    async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
+        """What is stored of the task."""
+        ...
+
+    async def artifact(self, task_id: str, name: str) -> StoredArtifact:
+        """One artifact by its name, else by its path. Raises ArtifactNotFoundError."""
+        ...
+
+    async def health(self) -> Health:
+        """How the server is."""
+        ...
