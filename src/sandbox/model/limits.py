@@ -10,7 +10,10 @@ MANIFEST_VALUES_MAX = 20_000
 """Scalars and containers of a manifest, aliases expanded; over it: 400."""
 
 MANIFEST_ALIASES_MAX = 16
-"""YAML aliases in a manifest; over it: 400."""
+"""YAML aliases in a manifest, and anchors; over it: 400."""
+
+MANIFEST_MISTAKES_MAX = 100
+"""Mistakes of a manifest that are listed; the rest is only counted."""
 
 OUTPUT_LINE_BYTES_MAX = 1024 * 1024
 """A line of output kept whole; longer ones are split and marked."""
@@ -61,3 +64,24 @@ FOLLOW_POLL_SECONDS = 0.02
 
 LAUNCH_SECONDS = 30.0
 """From a runner's start to its first record; past it the server ends the attempt."""
+
+INDEX_INTERVAL_SECONDS = 1.0
+"""The index is at most this much behind the journal of a living task."""
+
+LOSS_CHECK_SECONDS = 1.0
+"""How long a journal may be silent before its lock is looked at."""
+
+FINISHERS_MAX = 3
+"""Finishers started for one task; when they all die, the server ends the task's books itself."""
+
+SUBSCRIBER_FRAMES_MAX = 10_000
+"""Frames kept for a slow subscriber to all tasks; past it a `gap` says which ones it missed."""
+
+CANCEL_SECONDS = 10.0
+"""For writing a wish to cancel down, a runner that just starts included; past it: 503."""
+
+FOLLOW_BATCH_BYTES = 256 * 1024
+"""How much of a journal is read for one subscriber at a time."""
+
+DISK_FREE_BYTES_MIN = 256 * 1024 * 1024
+"""Free space of the data directory below which the server is not ready."""

@@ -1,0 +1,94 @@
+"""Reads the journals of living tasks into the store and tells subscribers."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from sandbox.contracts.clock import Clock
+from sandbox.contracts.journal import Batch, JournalDamagedError, Journals
+from sandbox.contracts.store import Indexed, Store
+from sandbox.control.broadcast import Broadcast
+from sandbox.control.feed import Feed
+from sandbox.model import event as e
+from sandbox.model.frame import end_frame, frame
+from sandbox.model.life import advance
+from sandbox.model.limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECONDS, LOSS_CHECK_SECONDS
+
+_IDLE_FACTOR = 10
+_INDEXED_AT_ONCE = (e.Progress, e.ArtifactCollected, e.CancelRequested, e.AttemptFailed)
+
+
+class Follower:
+    """Follows each living task; the store is never ahead of the journal and at most a second behind."""
+
+    def __init__(self, journals: Journals, store: Store, clock: Clock, broadcast: Broadcast) -> None:
+        self.feeds: dict[str, Feed] = {}
+        self.on_lost: Callable[[Feed], Awaitable[None]]
+        self.on_finished: Callable[[Feed], None] = lambda _: None
+        self._journals = journals
+        self._store = store
+        self._clock = clock
+        self._broadcast = broadcast
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def follow(self, feed: Feed) -> None:
+        """Begin to follow a task until it is finished."""
+        task_id = feed.task.id
+        self.feeds[task_id] = feed
+        self._tasks[task_id] = asyncio.create_task(self._follow(feed), name=f"follow {task_id}")
+
+    async def close(self) -> None:
+        """Stop following; the tasks go on without us."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _follow(self, feed: Feed) -> None:
+        pause = FOLLOW_POLL_SECONDS
+        heard_at = indexed_at = self._clock.monotonic()
+        while not feed.task.state.is_terminal:
+            batch = self._read(feed)
+            now = self._clock.monotonic()
+            if batch is not None and batch.records:
+                due = now - indexed_at >= INDEX_INTERVAL_SECONDS or _matters(batch)
+                await self._take(feed, batch, is_due=due)
+                heard_at, pause = now, FOLLOW_POLL_SECONDS
+                indexed_at = now if due else indexed_at
+                continue
+            if now - heard_at >= LOSS_CHECK_SECONDS:
+                heard_at = now
+                await self._check_loss(feed)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.2, FOLLOW_POLL_SECONDS * _IDLE_FACTOR)
+        self.feeds.pop(feed.task.id, None)
+        self._tasks.pop(feed.task.id, None)
+        self.on_finished(feed)
+
+    def _read(self, feed: Feed) -> Batch | None:
+        with contextlib.suppress(JournalDamagedError):
+            return self._journals.read(feed.task.id, feed.offset)
+        return None
+
+    async def _take(self, feed: Feed, batch: Batch, *, is_due: bool) -> None:
+        task = feed.task
+        for record in batch.records:
+            task = advance(task, record.event, seq=record.seq, at=record.at).task
+            if self._broadcast.has_subscribers and (shown := frame(task.id, record)) is not None:
+                self._broadcast.send(shown)
+        if is_due:
+            await asyncio.to_thread(self._store.save, Indexed(task, batch.next_offset))
+        feed.advance(task, batch.next_offset)
+        if task.state.is_terminal and self._broadcast.has_subscribers:
+            self._broadcast.send(end_frame(task))
+
+    async def _check_loss(self, feed: Feed) -> None:
+        """Silence alone is no loss: only a free lock proves that nobody writes any more."""
+        if feed.recorder is not None or self._journals.is_held(feed.task.id):
+            return
+        batch = self._read(feed)
+        if batch is not None and not batch.records:
+            await self.on_lost(feed)
+
+
+def _matters(batch: Batch) -> bool:
+    return any(record.transition is not None or isinstance(record.event, _INDEXED_AT_ONCE) for record in batch.records)

@@ -1,0 +1,57 @@
+"""How the server is."""
+
+import os
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+
+from sandbox import __version__
+from sandbox.contracts.clock import Clock
+from sandbox.contracts.runtime import Probe
+from sandbox.contracts.store import Store
+from sandbox.contracts.tasks import Health
+from sandbox.model.limits import DISK_FREE_BYTES_MIN
+from sandbox.model.state import TaskState
+
+
+class HealthReport:
+    """Looks afresh each time it is asked; what a runtime can do was found out at start."""
+
+    def __init__(self, store: Store, clock: Clock, data_dir: Path, probe: Probe) -> None:
+        self._store = store
+        self._clock = clock
+        self._data_dir = data_dir
+        self._probe = probe
+        self._started_at = clock.monotonic()
+
+    def make(self, *, drains: bool) -> Health:
+        """The report; `reasons` tells what keeps tasks from being taken or run."""
+        counts = self._counts()
+        disk = os.statvfs(self._data_dir)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        reasons = []
+        if drains:
+            reasons.append("The server is shutting down.")
+        if counts is None:
+            reasons.append("The index of tasks cannot be read.")
+        if not self._probe.works:
+            reasons.append(f"No runtime works. {self._probe.mend}")
+        if free_bytes < DISK_FREE_BYTES_MIN:
+            reasons.append(f"The disk of {self._data_dir} is full.")
+        return Health(
+            version=__version__,
+            uptime_seconds=self._clock.monotonic() - self._started_at,
+            tasks_by_state=counts or {},
+            runtimes=[self._probe],
+            store_ok=counts is not None,
+            disk_free_bytes=free_bytes,
+            disk_total_bytes=disk.f_blocks * disk.f_frsize,
+            ready=not reasons,
+            reasons=reasons,
+        )
+
+    def _counts(self) -> Mapping[TaskState, int] | None:
+        try:
+            return self._store.count_by_state()
+        except (OSError, sqlite3.Error):
+            return None

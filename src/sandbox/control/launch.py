@@ -1,0 +1,99 @@
+"""Hands tasks over to runners."""
+
+import asyncio
+import base64
+import secrets
+
+import msgspec
+
+from sandbox.contracts.clock import Clock
+from sandbox.contracts.journal import JournalBusyError, Journals
+from sandbox.contracts.placement import LaunchOrder, Placement
+from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.control.feed import Feed
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.event import AgentExited, AttemptFailed, AttemptStarted, CancelRequested, TaskFinished
+from sandbox.model.limits import FINISHERS_MAX
+from sandbox.model.state import TaskState
+
+
+class Launcher:
+    """Writes the intent down, starts the runner, and lets go of the journal: its lock goes with the runner."""
+
+    def __init__(
+        self, journals: Journals, placement: Placement, clock: Clock, *, template: LaunchOrder, host: str, boot_id: str
+    ) -> None:
+        self._journals = journals
+        self._placement = placement
+        self._clock = clock
+        self._template = template
+        self._host = host
+        self._boot_id = boot_id
+
+    async def launch(self, feed: Feed) -> None:
+        """Start the first attempt of a pending task; one that was cancelled meanwhile is left alone."""
+        async with feed.writing:
+            recorder = feed.recorder
+            if recorder is None or recorder.task.state is not TaskState.PENDING:
+                return
+            attempt_id = new_attempt_id()
+            await asyncio.to_thread(
+                recorder.record, AttemptStarted(attempt_id, self._template.runtime, self._host, self._boot_id)
+            )
+            try:
+                await self._start(recorder, attempt_id, finish=False)
+            except OSError as error:
+                failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
+                await asyncio.to_thread(_end, recorder, failure)
+            feed.recorder = None
+            recorder.writer.close()
+
+    async def finish(self, feed: Feed, wish: CancelRequested | None = None) -> None:
+        """A runner is dead: let a finisher end what it left, or, when finishers die too, end the books here.
+
+        A wish to cancel that the dead runner can no longer take is written down first.
+        """
+        async with feed.writing:
+            try:
+                writer = await asyncio.to_thread(self._journals.open, feed.task.id)
+            except JournalBusyError:
+                return
+            reading = await asyncio.to_thread(read_task, self._journals, feed.task.id, feed.reading)
+            recorder = Recorder(writer, reading.task, self._clock.now)
+            try:
+                if wish is not None and not recorder.task.state.is_terminal:
+                    await asyncio.to_thread(recorder.record, wish)
+                await self._finish(recorder, feed)
+            finally:
+                writer.close()
+
+    async def _finish(self, recorder: Recorder, feed: Feed) -> None:
+        if recorder.task.state.is_terminal:
+            return
+        attempt = recorder.task.attempt
+        feed.finishers_launched += 1
+        if attempt is None or feed.finishers_launched > FINISHERS_MAX:
+            lost = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
+            await asyncio.to_thread(_end, recorder, lost)
+            return
+        await self._start(recorder, attempt.id, finish=True)
+
+    async def _start(self, recorder: Recorder, attempt_id: str, *, finish: bool) -> None:
+        upstream = None if finish else self._template.upstream
+        order = msgspec.structs.replace(
+            self._template, task_id=recorder.task.id, attempt_id=attempt_id, upstream=upstream, finish=finish
+        )
+        await self._placement.launch(order, recorder.writer.lock_fd)
+
+
+def new_attempt_id() -> str:
+    """Twelve base32 characters, random."""
+    return base64.b32encode(secrets.token_bytes(8)).decode().lower()[:12]
+
+
+def _end(recorder: Recorder, failure: Failure) -> None:
+    if recorder.task.state is TaskState.RUNNING:
+        recorder.record(AgentExited(None, None, failure))
+    else:
+        recorder.record(AttemptFailed(failure))
+    recorder.record(TaskFinished())

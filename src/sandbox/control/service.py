@@ -1,0 +1,232 @@
+"""The server's tasks: taken, told, cancelled, answered for."""
+
+import asyncio
+import dataclasses
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from sandbox.contracts.clock import Clock
+from sandbox.contracts.journal import Journals
+from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError
+from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.store import DuplicateTaskError, Indexed, Store, TaskPage, TaskQuery
+from sandbox.contracts.tasks import (
+    Cancellation,
+    Health,
+    InsufficientResourcesError,
+    StoredArtifact,
+    TaskNotFoundError,
+    TaskTerminalError,
+    UnavailableError,
+)
+from sandbox.control.admission import Capacity, WaitingRoom
+from sandbox.control.feed import Feed
+from sandbox.control.follower import Follower
+from sandbox.control.health import HealthReport
+from sandbox.control.launch import Launcher
+from sandbox.control.shelf import Shelf
+from sandbox.control.telling import Telling
+from sandbox.model.event import CancelRequested, TaskFinished, TaskSubmitted
+from sandbox.model.frame import Frame
+from sandbox.model.limits import CANCEL_SECONDS
+from sandbox.model.manifest import Manifest
+from sandbox.model.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What the service is handed by its wiring."""
+
+    journals: Journals
+    store: Store
+    clock: Clock
+    runners: RunnerControl
+    room: WaitingRoom
+    follower: Follower
+    launcher: Launcher
+    telling: Telling
+    shelf: Shelf
+    health: HealthReport
+
+
+class TaskService:
+    """Implements `contracts.tasks.Tasks`."""
+
+    def __init__(self, equipment: Equipment) -> None:
+        self._with = equipment
+        self._launches: set[asyncio.Task[None]] = set()
+        self._drains = False
+        equipment.follower.on_finished = self._finished
+        equipment.follower.on_lost = equipment.launcher.finish
+
+    def take_in(self, feed: Feed) -> None:
+        """Follow a task that is in journal and store; wait for room if it has not begun."""
+        need = Capacity.asked_by(feed.task.manifest.vm)
+        if feed.recorder is not None:
+            self._with.room.enter(feed.task.id, need)
+        else:
+            self._with.room.claim(feed.task.id, need)
+        self._with.follower.follow(feed)
+        self._admit()
+
+    async def close(self) -> None:
+        """Take nothing more, let launches that have begun end, stop following. The tasks go on."""
+        self._drains = True
+        await asyncio.gather(*self._launches, return_exceptions=True)
+        await self._with.follower.close()
+        for feed in self._with.follower.feeds.values():
+            if feed.recorder is not None:
+                feed.recorder.writer.close()
+        await asyncio.to_thread(self._with.store.close)
+
+    async def submit(self, manifest: Manifest) -> Task:
+        """See `Tasks.submit`."""
+        if self._drains:
+            raise UnavailableError("The server is shutting down; submit to it again when it is back.")
+        self._check_capacity(manifest)
+        task_id = manifest.metadata.id or str(uuid.uuid4())
+        metadata = dataclasses.replace(manifest.metadata, id=task_id)
+        feed = await asyncio.to_thread(self._register, dataclasses.replace(manifest, metadata=metadata))
+        submitted = feed.task
+        self.take_in(feed)
+        return submitted
+
+    async def status(self, task_id: str) -> Task:
+        """See `Tasks.status`."""
+        feed = self._with.follower.feeds.get(task_id)
+        return feed.task if feed is not None else await self._load(task_id)
+
+    async def query(self, query: TaskQuery) -> TaskPage:
+        """See `Tasks.query`."""
+        return await asyncio.to_thread(self._with.store.query, query)
+
+    async def wait(self, task_id: str, timeout_seconds: float) -> Task:
+        """See `Tasks.wait`."""
+        deadline = self._with.clock.monotonic() + timeout_seconds
+        feed = self._with.follower.feeds.get(task_id)
+        if feed is None:
+            return await self._load(task_id)
+        while not feed.task.state.is_terminal and (left := deadline - self._with.clock.monotonic()) > 0:
+            await feed.changed(left)
+        return feed.task
+
+    async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
+        """See `Tasks.cancel`."""
+        feed = self._with.follower.feeds.get(task_id)
+        before = feed.task if feed is not None else await self._load(task_id)
+        if feed is None or before.state.is_terminal:
+            raise TaskTerminalError(before)
+        deadline = self._with.clock.monotonic() + CANCEL_SECONDS
+        while self._with.clock.monotonic() < deadline:
+            message = await self._try_cancel(feed, CancelOrder(reason, force))
+            if message is not None:
+                return Cancellation(before, self._with.clock.now(), message)
+            await feed.changed(0.05)
+        raise UnavailableError(f"The runner of task {task_id} does not answer; try again.")
+
+    def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[Frame]:
+        """See `Tasks.frames`."""
+        return self._with.telling.frames(task_id, after=after)
+
+    def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[Frame]:
+        """See `Tasks.follow`."""
+        return self._with.telling.follow(task_id, after=after)
+
+    def follow_all(self) -> AsyncIterator[Frame]:
+        """See `Tasks.follow_all`."""
+        return self._with.telling.follow_all()
+
+    async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
+        """See `Tasks.artifacts`."""
+        return await asyncio.to_thread(self._with.shelf.artifacts, await self.status(task_id))
+
+    async def artifact(self, task_id: str, name: str) -> StoredArtifact:
+        """See `Tasks.artifact`."""
+        return await asyncio.to_thread(self._with.shelf.artifact, await self.status(task_id), name)
+
+    async def health(self) -> Health:
+        """See `Tasks.health`."""
+        return await asyncio.to_thread(self._with.health.make, drains=self._drains)
+
+    async def _load(self, task_id: str) -> Task:
+        indexed = await asyncio.to_thread(self._with.store.load, task_id)
+        if indexed is None:
+            raise TaskNotFoundError(task_id)
+        return indexed.task
+
+    def _check_capacity(self, manifest: Manifest) -> None:
+        need, total = Capacity.asked_by(manifest.vm), self._with.room.total
+        if not need.fits_in(total):
+            raise InsufficientResourcesError(
+                requested_cpus=need.cpus,
+                available_cpus=total.cpus,
+                requested_memory_bytes=need.memory_bytes,
+                available_memory_bytes=total.memory_bytes,
+            )
+
+    def _register(self, manifest: Manifest) -> Feed:
+        """Journal first, index second: a crash between them is mended from the journal."""
+        task_id = manifest.metadata.id
+        existing = self._with.store.load(task_id)
+        if existing is not None:
+            raise DuplicateTaskError(existing.task)
+        try:
+            writer = self._with.journals.create(task_id)
+        except FileExistsError:
+            raise self._duplicate(task_id) from None
+        recorder = Recorder(writer, None, self._with.clock.now)
+        recorder.record(TaskSubmitted(task_id, manifest))
+        indexed = Indexed(recorder.task, read_task(self._with.journals, task_id).offset)
+        self._with.store.insert(indexed)
+        return Feed(indexed, recorder)
+
+    def _duplicate(self, task_id: str) -> Exception:
+        try:
+            existing = read_task(self._with.journals, task_id).task
+        except FileNotFoundError:
+            existing = None
+        return DuplicateTaskError(existing) if existing else UnavailableError(f"Task {task_id} is being submitted.")
+
+    async def _try_cancel(self, feed: Feed, order: CancelOrder) -> str | None:
+        """The message for the caller once the wish is durable, None to try again."""
+        async with feed.writing:
+            if feed.recorder is not None:
+                await asyncio.to_thread(_cancel_pending, feed.recorder, order)
+                feed.recorder = None
+                return "The task had not begun and is cancelled."
+        if feed.task.state.is_terminal:
+            raise TaskTerminalError(feed.task)
+        if feed.task.attempt is None:
+            return None
+        try:
+            receipt = await self._with.runners.cancel(feed.task.attempt.id, order)
+        except RunnerUnreachableError:
+            if not self._with.journals.is_held(feed.task.id):
+                await self._with.launcher.finish(feed, CancelRequested(order.reason, order.force))
+            return None
+        if not receipt.done:
+            return None
+        return receipt.message or "The agent is told to stop; what it wrote is collected, then the sandbox is removed."
+
+    def _finished(self, feed: Feed) -> None:
+        self._with.room.leave(feed.task.id)
+        self._admit()
+
+    def _admit(self) -> None:
+        while not self._drains and (task_id := self._with.room.admit()) is not None:
+            feed = self._with.follower.feeds[task_id]
+            launch = asyncio.create_task(self._with.launcher.launch(feed), name=f"launch {task_id}")
+            self._launches.add(launch)
+            launch.add_done_callback(self._launches.discard)
+        for task_id, complaint in self._with.room.complaints().items():
+            feed = self._with.follower.feeds[task_id]
+            feed.task = msgspec.structs.replace(feed.task, state_message=complaint)
+
+
+def _cancel_pending(recorder: Recorder, order: CancelOrder) -> None:
+    recorder.record(CancelRequested(order.reason, order.force))
+    recorder.record(TaskFinished())
+    recorder.writer.close()

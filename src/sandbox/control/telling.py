@@ -1,0 +1,76 @@
+"""Tells the story of a task from its journal, to whoever asks, at their own pace."""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+
+from sandbox.contracts.journal import Journals
+from sandbox.contracts.store import Store
+from sandbox.contracts.tasks import TaskNotFoundError
+from sandbox.control.broadcast import Broadcast
+from sandbox.control.feed import Feed
+from sandbox.control.follower import Follower
+from sandbox.model.frame import Frame, end_frame, frame, present_state_frame
+from sandbox.model.limits import FOLLOW_BATCH_BYTES
+
+_CHANGE_WAIT_SECONDS = 60.0
+
+
+class Telling:
+    """Every reader has an offset of its own into the journal, and is never shown what the index does not know yet."""
+
+    def __init__(self, journals: Journals, store: Store, follower: Follower, broadcast: Broadcast) -> None:
+        self._journals = journals
+        self._store = store
+        self._follower = follower
+        self._broadcast = broadcast
+
+    async def frames(self, task_id: str, *, after: int) -> AsyncIterator[Frame]:
+        """What is there now; `end` too if the task is finished."""
+        feed = self._feed(task_id)
+        for shown in self._between(task_id, 0, feed.offset, after):
+            yield shown
+        if feed.task.state.is_terminal:
+            yield end_frame(feed.task)
+
+    async def follow(self, task_id: str, *, after: int | None) -> AsyncIterator[Frame]:
+        """What is there past `after`, then what comes, then `end`."""
+        feed = self._feed(task_id)
+        offset = 0
+        if after is None:
+            offset, after = feed.offset, feed.task.last_seq
+            yield present_state_frame(feed.task)
+        while True:
+            reached, is_over = feed.offset, feed.task.state.is_terminal
+            for shown in self._between(task_id, offset, reached, after):
+                yield shown
+            offset = reached
+            if is_over:
+                yield end_frame(feed.task)
+                return
+            if feed.offset == reached and not feed.task.state.is_terminal:
+                await feed.changed(_CHANGE_WAIT_SECONDS)
+
+    async def follow_all(self) -> AsyncIterator[Frame]:
+        """Live frames of all tasks, from the first step of the iterator on."""
+        async with contextlib.aclosing(self._broadcast.subscribe()) as frames:
+            async for shown in frames:
+                yield shown
+
+    def _feed(self, task_id: str) -> Feed:
+        feed = self._follower.feeds.get(task_id)
+        if feed is not None:
+            return feed
+        indexed = self._store.load(task_id)
+        if indexed is None:
+            raise TaskNotFoundError(task_id)
+        return Feed(indexed)
+
+    def _between(self, task_id: str, offset: int, end: int, after: int) -> Iterator[Frame]:
+        while offset < end:
+            batch = self._journals.read(task_id, offset, bytes_max=min(FOLLOW_BATCH_BYTES, end - offset))
+            if not batch.records:
+                return
+            offset = batch.next_offset
+            for record in batch.records:
+                if record.seq > after and (shown := frame(task_id, record)) is not None:
+                    yield shown

@@ -1,0 +1,35 @@
+"""Speaks to a runner on its control socket."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from sandbox.contracts.placement import CancelOrder, Receipt, RunnerUnreachableError
+from sandbox.model.limits import CONTROL_SECONDS
+
+
+class UnixRunnerControl:
+    """Runners of this machine listen at `run_dir/<attempt id>.sock`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    async def cancel(self, attempt_id: str, order: CancelOrder) -> Receipt:
+        """See `RunnerControl.cancel`."""
+        try:
+            async with asyncio.timeout(CONTROL_SECONDS):
+                answer = await _exchange(self._run_dir / f"{attempt_id}.sock", msgspec.json.encode(order))
+            return msgspec.json.decode(answer, type=Receipt)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise RunnerUnreachableError(f"The runner of attempt {attempt_id} does not answer.") from error
+
+
+async def _exchange(path: Path, line: bytes) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        writer.write(line + b"\n")
+        await writer.drain()
+        return await reader.readline()
+    finally:
+        writer.close()
