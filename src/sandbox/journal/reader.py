@@ -1,0 +1,52 @@
+"""Reading a journal while somebody may be writing it."""
+
+import os
+from pathlib import Path
+
+from sandbox.contracts.journal import Batch, JournalDamagedError
+from sandbox.journal import line
+from sandbox.journal.extent import refuse_damage
+from sandbox.model.event import Record
+
+
+def read_batch(records: Path, offset: int, bytes_max: int) -> Batch:
+    """Whole records from `offset` on; the contract's `Journals.read` for one file."""
+    found: list[Record] = []
+    at = offset
+    for text in _read_lines(records, offset, bytes_max):
+        if not line.is_whole(text):
+            refuse_damage(records, at)
+            break
+        record = line.decode(text)
+        if found and record.seq != found[-1].seq + 1:
+            raise JournalDamagedError(f"Record {record.seq} follows {found[-1].seq}; restore {records}.")
+        found.append(record)
+        at += len(text)
+    return Batch(found, at)
+
+
+def begins_with_record(records: Path) -> bool:
+    """Record 1 is there and whole, so the task was admitted."""
+    try:
+        with records.open("rb") as file:
+            return line.is_whole(file.readline(line.LINE_BYTES_MAX))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _read_lines(records: Path, offset: int, bytes_max: int) -> list[bytes]:
+    """The lines that end within `bytes_max`, or the first one where that is longer; none without its newline.
+
+    Raises JournalDamagedError when no line ends at `offset`: the journal is shorter than it was when the offset was
+    learnt (records that never reached the disk are gone after a power loss).
+    """
+    with records.open("rb", buffering=0) as file:
+        if offset and os.pread(file.fileno(), 1, offset - 1) != b"\n":
+            raise JournalDamagedError(f"No record ends at byte {offset} of {records}; read it from the beginning.")
+        data = os.pread(file.fileno(), bytes_max, offset)
+        while b"\n" not in data and len(data) < line.LINE_BYTES_MAX:
+            more = os.pread(file.fileno(), max(bytes_max, len(data)), offset + len(data))
+            if not more:
+                return []
+            data += more
+    return [text + b"\n" for text in data.split(b"\n")[:-1]] or [data]

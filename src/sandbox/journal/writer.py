@@ -1,0 +1,98 @@
+"""The one writer of a journal."""
+
+import contextlib
+import errno
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sandbox.journal import line
+from sandbox.journal.extent import Extent
+from sandbox.model.event import Event, Record, Transition
+
+
+class FileJournalWriter:
+    """Appends records to the file of a journal whose lock it holds. For one thread at a time."""
+
+    def __init__(self, records: Path, lock_fd: int, extent: Extent) -> None:
+        """Go on after `extent`, which drops what is behind it. Takes `lock_fd` over once it has succeeded."""
+        self._lock_fd = lock_fd
+        self._end = extent.end
+        self._last_seq = extent.last.seq if extent.last else 0
+        self._epoch = extent.last.epoch + 1 if extent.last else 1
+        self._has_torn_tail = records.stat().st_size > extent.end
+        # Whoever wrote before may have died with records that are not on disk yet.
+        self._is_dirty = extent.end > 0
+        self._records_fd = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            self._drop_torn_tail()
+        except BaseException:
+            os.close(self._records_fd)
+            raise
+
+    @property
+    def last_seq(self) -> int:
+        """Number of the last record, 0 for none."""
+        return self._last_seq
+
+    @property
+    def lock_fd(self) -> int:
+        """File descriptor that carries the lock; not inherited unless it is passed on by its number."""
+        return self._lock_fd
+
+    def append(
+        self, event: Event, transition: Transition | None = None, *, at: datetime, durable: bool = False
+    ) -> Record:
+        """Number and write an event; the contract's `JournalWriter.append`."""
+        record = Record(self._last_seq + 1, self._epoch, at.astimezone(UTC), event, transition)
+        text = line.encode(record)
+        if len(text) > line.LINE_BYTES_MAX:
+            raise OSError(errno.EMSGSIZE, f"The record has {len(text)} bytes, more than {line.LINE_BYTES_MAX}")
+        self._write(text, durable=durable)
+        self._last_seq = record.seq
+        return record
+
+    def sync(self) -> None:
+        """Flush to disk what was appended since the last time."""
+        if self._is_dirty:
+            os.fdatasync(self._records_fd)
+            self._is_dirty = False
+
+    def close(self) -> None:
+        """Flush and let go. Closing, unlike unlocking, leaves the lock to a child that inherited it."""
+        if self._lock_fd < 0:
+            return
+        try:
+            self.sync()
+        finally:
+            os.close(self._records_fd)
+            os.close(self._lock_fd)
+            self._records_fd = self._lock_fd = -1
+
+    def _write(self, text: bytes, *, durable: bool) -> None:
+        self._drop_torn_tail()
+        self._has_torn_tail = self._is_dirty = True
+        try:
+            _write_all(self._records_fd, text)
+            if durable:
+                self.sync()
+        except BaseException:
+            # Where even this fails, the next append tries again before it writes.
+            with contextlib.suppress(OSError):
+                self._drop_torn_tail()
+            raise
+        self._end += len(text)
+        self._has_torn_tail = False
+
+    def _drop_torn_tail(self) -> None:
+        if self._has_torn_tail:
+            os.ftruncate(self._records_fd, self._end)
+            self._has_torn_tail = False
+            self._is_dirty = True
+
+
+def _write_all(records_fd: int, text: bytes) -> None:
+    """One write for a whole line is the rule; the kernel may take less when the disk fills."""
+    rest = memoryview(text)
+    while rest:
+        rest = rest[os.write(records_fd, rest) :]

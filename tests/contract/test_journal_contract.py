@@ -1,0 +1,239 @@
+"""A journal as its writer and its readers know it."""
+
+import contextlib
+import os
+import resource
+import stat
+from datetime import UTC, datetime
+
+import pytest
+
+from sandbox.contracts.journal import JournalBusyError
+from sandbox.journal.journals import FileJournals
+from sandbox.model import event as e
+
+AT = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
+
+
+@pytest.fixture(params=[FileJournals])
+def journals(request, tmp_path):
+    return request.param(tmp_path)
+
+
+def line(text):
+    return e.Output.of("stdout", text.encode() + b"\n")
+
+
+def texts(batch):
+    return [record.event.shown.rstrip("\n") for record in batch.records]
+
+
+@contextlib.contextmanager
+def writing(journals, task_id="task-1"):
+    writer = journals.create(task_id)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def test_records_are_numbered_and_seen_at_once(journals):
+    with writing(journals) as writer:
+        assert writer.last_seq == 0
+        first = writer.append(line("one"), at=AT, durable=True)
+        batch = journals.read("task-1")
+        assert (list(batch.records), first.seq, first.epoch, writer.last_seq) == ([first], 1, 1, 1)
+
+        writer.append(line("two"), at=AT)
+        assert texts(journals.read("task-1", batch.next_offset)) == ["two"]
+
+
+def test_each_writer_is_an_epoch(journals):
+    for epoch in (1, 2, 3):
+        writer = journals.create("task-1") if epoch == 1 else journals.open("task-1")
+        record = writer.append(line("x"), at=AT)
+        assert (record.seq, record.epoch) == (epoch, epoch)
+        writer.close()
+
+
+def test_a_task_has_one_journal(journals):
+    with writing(journals) as writer:
+        writer.append(line("x"), at=AT)
+        with pytest.raises(FileExistsError):
+            journals.create("task-1")
+    with pytest.raises(FileExistsError):
+        journals.create("task-1")
+    assert texts(journals.read("task-1")) == ["x"]
+
+
+def test_a_journal_without_record_1_was_never_promised(journals):
+    with writing(journals):
+        pass
+    assert journals.task_ids() == []
+
+    with writing(journals) as writer:
+        writer.append(line("x"), at=AT)
+
+    assert journals.task_ids() == ["task-1"]
+
+
+def test_there_is_one_writer_at_a_time(journals):
+    with writing(journals) as writer:
+        writer.append(line("x"), at=AT)
+        assert journals.is_held("task-1")
+        with pytest.raises(JournalBusyError):
+            journals.open("task-1")
+    assert not journals.is_held("task-1")
+    journals.open("task-1").close()
+
+
+def test_closing_twice_is_fine(journals):
+    with writing(journals) as writer:
+        writer.close()
+    assert not journals.is_held("task-1")
+
+
+def test_a_reader_gets_about_as_much_as_it_asks_for(journals):
+    with writing(journals) as writer:
+        writer.append(line("short"), at=AT)
+        writer.append(line("long" * 50_000), at=AT)
+        writer.append(line("end"), at=AT)
+
+    first = journals.read("task-1", bytes_max=1000)
+    second = journals.read("task-1", first.next_offset, bytes_max=1000)
+    third = journals.read("task-1", second.next_offset, bytes_max=1000)
+
+    assert texts(first) == ["short"]
+    assert texts(second)[0] == "long" * 50_000
+    assert texts(second) + texts(third) == ["long" * 50_000, "end"]
+    assert len(journals.read("task-1").records) == 3
+
+
+@pytest.mark.parametrize("task_id", ["", ".", "..", "../up", "a/b", "a..b", "/etc", "a\0b", ".hidden", "a\n"])
+def test_no_id_leads_out_of_the_directory(journals, tmp_path, task_id):
+    (tmp_path / "tasks").mkdir()
+    for act in (journals.create, journals.open, journals.read, journals.is_held):
+        with pytest.raises(FileNotFoundError):
+            act(task_id)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["tasks"]
+
+
+@pytest.mark.parametrize("task_id", ["a", "Fix-42_b.c", "0" * 128])
+def test_ids_of_the_manifest_are_taken(journals, task_id):
+    with writing(journals, task_id) as writer:
+        writer.append(line("x"), at=AT)
+    assert journals.task_ids() == [task_id]
+
+
+def test_an_unknown_task_has_no_journal(journals):
+    assert journals.task_ids() == []
+    assert not journals.is_held("task-1")
+    for act in (journals.open, journals.read):
+        with pytest.raises(FileNotFoundError):
+            act("task-1")
+
+
+def test_strangers_beside_the_journals_are_no_tasks(journals, tmp_path):
+    with writing(journals, "b") as writer:
+        writer.append(line("x"), at=AT)
+    with writing(journals, "a") as writer:
+        writer.append(line("x"), at=AT)
+    (tmp_path / "tasks" / "file").write_text("x")
+    (tmp_path / "tasks" / "empty").mkdir()
+
+    assert journals.task_ids() == ["a", "b"]
+
+
+def test_only_the_owner_may_look(journals, tmp_path):
+    with writing(journals) as writer:
+        writer.append(line("x"), at=AT)
+    for path in (tmp_path / "tasks").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_no_descriptor_leaks_to_children(journals):
+    with writing(journals) as writer:
+        opened = {int(name) for name in os.listdir("/proc/self/fd")}
+        for fd in opened:
+            with contextlib.suppress(OSError):
+                if "/task-1/" in os.readlink(f"/proc/self/fd/{fd}"):
+                    assert not os.get_inheritable(fd)
+        assert writer.lock_fd in opened
+
+
+@contextlib.contextmanager
+def file_size_limit(size_bytes):
+    """The kernel takes a part of a write that goes over it, then refuses, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_record_that_does_not_fit_leaves_nothing(journals):
+    with writing(journals) as writer:
+        writer.append(line("one"), at=AT)
+        end = journals.read("task-1").next_offset
+        with file_size_limit(end + 100), pytest.raises(OSError, match="File too large"):
+            writer.append(line("x" * 5000), at=AT)
+
+        assert writer.last_seq == 1
+        assert texts(journals.read("task-1")) == ["one"]
+        assert writer.append(line("two"), at=AT).seq == 2
+        assert texts(journals.read("task-1")) == ["one", "two"]
+
+
+def test_a_record_that_cannot_be_made_durable_leaves_nothing(journals, monkeypatch):
+    def refuse(_):
+        raise OSError(5, "Input/output error")
+
+    with writing(journals) as writer:
+        writer.append(line("one"), at=AT)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fdatasync", refuse)
+            with pytest.raises(OSError, match="Input/output"):
+                writer.append(line("lost"), at=AT, durable=True)
+        assert writer.append(line("two"), at=AT).seq == 2
+        assert texts(journals.read("task-1")) == ["one", "two"]
+
+
+def test_a_failed_clean_up_is_made_good_by_the_next_record(journals, monkeypatch):
+    def refuse(*_):
+        raise OSError(5, "Input/output error")
+
+    with writing(journals) as writer:
+        writer.append(line("one"), at=AT)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fdatasync", refuse)
+            patched.setattr(os, "ftruncate", refuse)
+            with pytest.raises(OSError, match="Input/output"):
+                writer.append(line("lost"), at=AT, durable=True)
+            with pytest.raises(OSError, match="Input/output"):
+                writer.append(line("lost"), at=AT)
+        assert writer.append(line("two"), at=AT).seq == 2
+        assert texts(journals.read("task-1")) == ["one", "two"]
+
+
+def test_an_event_that_is_no_text_leaves_nothing(journals):
+    with writing(journals) as writer:
+        with pytest.raises(UnicodeEncodeError):
+            writer.append(e.Trouble("x", "\ud800"), at=AT)
+        assert writer.append(line("one"), at=AT).seq == 1
+
+
+def test_flushing_costs_nothing_when_there_is_nothing(journals, monkeypatch):
+    flushed = []
+    with writing(journals) as writer:
+        monkeypatch.setattr(os, "fdatasync", flushed.append)
+        writer.sync()
+        assert len(flushed) == 0
+        writer.append(line("x"), at=AT)
+        assert len(flushed) == 0
+        writer.sync()
+        writer.sync()
+        assert len(flushed) == 1
+        writer.append(line("x"), at=AT, durable=True)
+        writer.sync()
+        assert len(flushed) == 2

@@ -1,0 +1,116 @@
+"""A journal that was cut or whose bits flipped never tells a wrong story."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from sandbox.contracts.journal import JournalDamagedError
+from sandbox.journal.journals import FileJournals
+from sandbox.model import event as e
+
+AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
+EVENTS = (e.Gap(1, 2, "a"), e.Output.of("stdout", b"\xff\n"), e.TaskFinished())
+
+
+@pytest.fixture
+def journals(tmp_path):
+    journals = FileJournals(tmp_path)
+    writer = journals.create("t")
+    for event in EVENTS:
+        writer.append(event, at=AT)
+    writer.close()
+    return journals
+
+
+@pytest.fixture
+def records(journals, tmp_path):
+    return tmp_path / "tasks" / "t" / "journal" / "records"
+
+
+def ends(data):
+    return [0] + [position + 1 for position, byte in enumerate(data) if byte == ord("\n")]
+
+
+def test_wherever_a_journal_is_cut_it_goes_on_after_its_last_whole_record(journals, records):
+    data, told = records.read_bytes(), list(journals.read("t").records)
+    for length in range(len(data) + 1):
+        whole = sum(end <= length for end in ends(data)) - 1
+        records.write_bytes(data[:length])
+        assert list(journals.read("t").records) == told[:whole]
+
+        writer = journals.open("t")
+        appended = writer.append(e.TaskFinished(), at=AT)
+        writer.close()
+
+        assert appended.seq == whole + 1
+        assert list(journals.read("t").records) == [*told[:whole], appended]
+
+
+def test_no_flipped_bit_goes_unnoticed(journals, records):
+    data, told = records.read_bytes(), list(journals.read("t").records)
+    last_begin = ends(data)[-2]
+    for position in range(len(data)):
+        whole = sum(end <= position for end in ends(data)) - 1
+        for bit in range(8):
+            records.write_bytes(data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :])
+            if position < last_begin:
+                with pytest.raises(JournalDamagedError):
+                    journals.read("t")
+                with pytest.raises(JournalDamagedError):
+                    journals.open("t")
+                assert not journals.is_held("t")
+            else:
+                assert list(journals.read("t").records) == told[:whole]
+                writer = journals.open("t")
+                assert writer.last_seq == whole
+                writer.close()
+
+
+def test_what_was_read_before_the_damage_is_still_told(journals, records):
+    data, told = records.read_bytes(), journals.read("t").records
+    first_end = ends(data)[1]
+    records.write_bytes(data[: first_end + 20] + b"?" + data[first_end + 21 :])
+
+    assert list(journals.read("t", bytes_max=first_end).records) == [told[0]]
+    with pytest.raises(JournalDamagedError, match=f"byte {first_end} "):
+        journals.read("t", first_end)
+
+
+def test_a_lost_record_is_told(journals, records):
+    first, _, third = records.read_bytes().splitlines(keepends=True)
+    records.write_bytes(first + third)
+
+    with pytest.raises(JournalDamagedError):
+        journals.open("t")
+    with pytest.raises(JournalDamagedError):
+        journals.read("t")
+
+
+@pytest.mark.parametrize("shift", [-1, 1, 10_000])
+def test_an_offset_that_no_record_ends_at_is_told(journals, records, shift):
+    offset = len(records.read_bytes())
+
+    assert journals.read("t", offset).records == []
+    with pytest.raises(JournalDamagedError, match="from the beginning"):
+        journals.read("t", offset + shift)
+
+
+def test_zeros_after_a_power_loss_are_a_torn_tail(journals, records):
+    whole = records.read_bytes()
+    records.write_bytes(whole + bytes(5 * 1024 * 1024))
+
+    assert len(journals.read("t").records) == len(EVENTS)
+    writer = journals.open("t")
+    assert (writer.last_seq, records.read_bytes()) == (len(EVENTS), whole)
+    writer.close()
+
+
+def test_a_record_of_a_newer_program_is_not_guessed_at(journals, records):
+    from sandbox.journal import line
+
+    records.write_bytes(line.encode(e.Record(1, 1, AT, e.TaskFinished(), version=2)))
+
+    with pytest.raises(JournalDamagedError, match="newer"):
+        journals.read("t")
+    with pytest.raises(JournalDamagedError, match="newer"):
+        journals.open("t")
