@@ -17,6 +17,7 @@ from sandbox.model.manifest_formats import (
     COMMIT,
     DURATION,
     ENVIRONMENT_NAME,
+    LABEL_KEY,
     PATTERN,
     PROMPT,
     REPOSITORY_URL,
@@ -37,7 +38,9 @@ class Metadata:
     __pydantic_config__ = _CLOSED
     name: Annotated[str, Len(1, 256), VISIBLE]
     id: Annotated[str, TASK_ID] = ""
-    labels: Annotated[dict[str, str], MaxLen(64)] = field(default_factory=dict)
+    labels: Annotated[
+        dict[Annotated[str, Len(1, 256), LABEL_KEY], Annotated[str, MaxLen(1024), VISIBLE]], MaxLen(64)
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +135,8 @@ class Lifecycle:
     provision_timeout: Annotated[str, DURATION] = "10m"
     hang_timeout: Annotated[str, DURATION] = "30m"
     collect_timeout: Annotated[str, DURATION] = "10m"
-    budget_usd: Annotated[float, Ge(0)] | None = None
-    budget_tokens: Annotated[int, Ge(1)] | None = None
+    budget_usd: Annotated[float, Ge(0), Le(1_000_000)] | None = None
+    budget_tokens: Annotated[int, Ge(1), Le(10**15)] | None = None
     retries: Annotated[int, Ge(0), Le(100)] = 0
     resume: bool = False
 

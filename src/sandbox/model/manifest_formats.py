@@ -13,6 +13,12 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _UNIT_BYTES = {"M": 1024**2, "G": 1024**3}
 
 
+class OutOfRange(str):
+    """A complaint about how much there is, not about how it is written."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Format:
     """A check on a string. `complain` gives the sentence that says what is wrong, or None."""
@@ -27,7 +33,8 @@ class Format:
         def check(value: str) -> str:
             complaint = self.complain(value)
             if complaint is not None:
-                raise PydanticCustomError("format", "{complaint}", {"complaint": complaint})
+                kind = "range" if isinstance(complaint, OutOfRange) else "format"
+                raise PydanticCustomError(kind, "{complaint}", {"complaint": complaint})
             return value
 
         return core_schema.no_info_after_validator_function(check, handler(source))
@@ -48,8 +55,18 @@ def _matching(pattern: str, complaint: str) -> Callable[[str], str | None]:
     return lambda value: None if compiled.fullmatch(value) else complaint
 
 
+# Control characters, the two line separators, and the marks that make text read in another order than it stands.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
 def _visible(value: str) -> str | None:
-    return None if value.isprintable() else "must not contain control characters"
+    return "must not contain control characters" if _CONTROL.search(value) else None
+
+
+def _label_key(value: str) -> str | None:
+    if "=" in value:
+        return "must not contain '='"
+    return _visible(value)
 
 
 def _task_id(value: str) -> str | None:
@@ -58,13 +75,16 @@ def _task_id(value: str) -> str | None:
     if value == "stream":
         return "'stream' is reserved; choose another id"
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?", value) or ".." in value:
-        return "must be 1-128 letters, digits, '.', '_' or '-', begin and end with a letter or digit, without '..'"
+        return "must be 1 to 128 letters, digits, '.', '_' or '-', begin and end with a letter or digit, without '..'"
     return None
 
 
-_HOST = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
-_URL = re.compile(rf"(?P<scheme>https?|ssh)://(?P<user>[^/@\s]*@)?({_HOST}|\[[0-9A-Fa-f:.]+\])(:\d{{1,5}})?/[^\s]+")
-_SCP_URL = re.compile(rf"git@({_HOST}):(?!-)[^\s]+")
+_HOST_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST = rf"{_HOST_LABEL}(?:\.{_HOST_LABEL})*"
+_URL = re.compile(
+    rf"(?P<scheme>https?|ssh)://(?P<user>[^/@\s]*@)?(?:{_HOST}|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?/[^\s]+"
+)
+_SCP_URL = re.compile(rf"git@{_HOST}:(?!-)[^\s]+")
 _URL_COMPLAINT = "must be https://…, http://…, ssh://… or git@host:path"
 
 
@@ -81,7 +101,13 @@ def _repository_url(value: str) -> str | None:
         return "must not contain credentials; put them into the server user's git configuration"
     if user.startswith("-"):
         return _URL_COMPLAINT
-    return None
+    return _port(match["port"])
+
+
+def _port(text: str | None) -> str | None:
+    if text is None or 1 <= int(text) <= 65535:
+        return None
+    return OutOfRange("must have a port between 1 and 65535")
 
 
 def _branch(value: str) -> str | None:
@@ -95,8 +121,8 @@ def _branch(value: str) -> str | None:
 
 def _subpath(value: str) -> str | None:
     parts = value.split("/")
-    if not value or value.startswith("/") or ".." in parts or "\x00" in value or ".git" in parts:
-        return "must be a relative path inside the repository, without '..'"
+    if not value or len(value) > 1024 or value.startswith("/") or ".." in parts or ".git" in parts:
+        return "must be a relative path inside the repository, without '..' and '.git'"
     return _visible(value)
 
 
@@ -106,21 +132,21 @@ def _prompt(value: str) -> str | None:
     if "\x00" in value:
         return "must not contain NUL characters"
     if len(value.encode(errors="replace")) > PROMPT_BYTES_MAX:
-        return f"must be at most {PROMPT_BYTES_MAX // 1024} KiB"
+        return OutOfRange(f"must be at most {PROMPT_BYTES_MAX // 1024} KiB")
     return None
 
 
 def _byte_size(value: str) -> str | None:
-    if not re.fullmatch(r"[1-9][0-9]{0,8}[MG]", value, re.ASCII):
+    if not re.fullmatch(r"[0-9]{1,9}[MG]", value):
         return "must be a whole number and a unit, such as 512M or 8G"
-    return None
+    return None if parse_byte_size(value) else OutOfRange("must be at least 1M")
 
 
 def _duration(value: str) -> str | None:
-    if not re.fullmatch(r"[1-9][0-9]{0,7}[smh]", value, re.ASCII):
+    if not re.fullmatch(r"[0-9]{1,8}[smh]", value):
         return "must be a whole number and a unit, such as 90s, 15m or 24h"
-    if parse_duration(value) > DURATION_SECONDS_MAX:
-        return "must be between 1s and 168h"
+    if not 1 <= parse_duration(value) <= DURATION_SECONDS_MAX:
+        return OutOfRange("must be between 1s and 168h")
     return None
 
 
@@ -131,15 +157,15 @@ def _pattern(value: str) -> str | None:
 
 
 def _allowed_host(value: str) -> str | None:
-    match = re.fullmatch(rf"(\*\.)?(?P<host>{_HOST})(:(?P<port>\d{{1,5}}))?", value, re.ASCII)
-    if match is None or len(value) > 260 or re.fullmatch(r"[0-9.]+", match["host"]):
-        return "must be a host name, '*.' and a domain, with an optional ':port'; no IP address"
-    if match["port"] and not 1 <= int(match["port"]) <= 65535:
-        return "must have a port between 1 and 65535"
-    return None
+    """A last part that is a number, as in `127.1` or `0x7f000001`, makes the whole an IP address for many resolvers."""
+    match = re.fullmatch(rf"(?:\*\.)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?", value)
+    if match is None or len(match["host"]) > 253 or re.fullmatch(r"[0-9]+|0[xX].*", match["host"].split(".")[-1]):
+        return "must be a host name, or '*.' and a domain, with an optional ':port'; no IP address"
+    return _port(match["port"])
 
 
 VISIBLE = Format("visible", _visible)
+LABEL_KEY = Format("label_key", _label_key)
 TASK_ID = Format("task_id", _task_id)
 REPOSITORY_URL = Format("repository_url", _repository_url)
 BRANCH = Format("branch", _branch)

@@ -1,0 +1,105 @@
+"""From bytes to a valid manifest, or to every mistake in them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from sandbox.model import limits
+from sandbox.model.manifest import Manifest
+from sandbox.model.manifest_document import Document, Pairs, refuse, settle
+from sandbox.model.manifest_json import read_json
+from sandbox.model.manifest_rules import Breach, breaches
+from sandbox.model.manifest_schema import validate, without_nulls
+from sandbox.model.manifest_yaml import read_yaml
+from sandbox.model.mistake import InvalidManifestError, Mark, Mistake
+
+__all__ = ["InvalidManifestError", "Mistake", "parse_manifest"]
+
+OFFERED_PROFILES = ("agentic-dev",)
+_WRAPPERS = ("manifest", "manifest_yaml")
+
+
+def parse_manifest(body: bytes, *, is_json: bool, profiles: Collection[str] = OFFERED_PROFILES) -> Manifest:
+    """The manifest in a request's body, with all defaults filled in.
+
+    JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`.
+    Raises InvalidManifestError with all mistakes; a body that cannot be read at all has just one.
+    """
+    document = settle(_root(_text(body), is_json=is_json))
+    if not isinstance(document.data, dict):
+        refuse("must be a mapping with version, kind, metadata, repository and claude", rule="type")
+    data = without_nulls(document.data)
+    if type(data.get("version")) is int:
+        data["version"] = str(data["version"])
+    verdict = validate(data)
+    found = [] if isinstance(verdict, Manifest) else verdict
+    mistakes = [*document.mistakes, *_told(document, found, [*breaches(data, profiles)])]
+    if mistakes or not isinstance(verdict, Manifest):
+        _raise(mistakes)
+    return verdict
+
+
+def _text(body: bytes) -> str:
+    if len(body) > limits.BODY_BYTES_MAX:
+        refuse(f"must be at most {limits.BODY_BYTES_MAX // 1024} KiB", rule="range")
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        refuse("must be UTF-8 text", mark=_mark_of_byte(body, error.start))
+    if text.startswith("\ufeff"):
+        refuse("must not begin with a byte order mark; save it as plain UTF-8", mark=Mark(1, 1))
+    if "\x00" in text:
+        refuse("must not contain NUL characters", mark=_mark_of_byte(body, body.index(0)))
+    if not text.strip():
+        refuse("is empty", rule="required")
+    return text
+
+
+def _mark_of_byte(body: bytes, index: int) -> Mark:
+    before = body[:index]
+    return Mark(before.count(b"\n") + 1, index - before.rfind(b"\n"))
+
+
+def _root(text: str, *, is_json: bool) -> Any:
+    root = _read(text, is_json=is_json)
+    if not isinstance(root, Pairs) or len(root) != 1 or root[0].key not in _WRAPPERS:
+        return root
+    wrapped = root[0]
+    if wrapped.key == "manifest":
+        return wrapped.value
+    if not isinstance(wrapped.value, str):
+        refuse("must have the text of a manifest in manifest_yaml", rule="type")
+    # Through bytes again, for the same checks; half a character is refused there.
+    return read_yaml(_text(wrapped.value.encode(errors="surrogatepass")))
+
+
+def _read(text: str, *, is_json: bool) -> Any:
+    if is_json:
+        return read_json(text)
+    if text.lstrip().startswith("{"):
+        # JSON sent without its content type; YAML does not know all of its escapes.
+        with suppress(InvalidManifestError):
+            return read_json(text)
+    return read_yaml(text)
+
+
+def _told(document: Document, found: list[Breach], broken: list[Breach]) -> list[Mistake]:
+    """With their places; of a value that is wrong already, it is not said as well that it is not supported yet."""
+    wrong = {breach.path for breach in found}
+    kept = [breach for breach in found if breach.path not in document.refused]
+    kept += [breach for breach in broken if breach.rule != "not_supported_yet" or breach.path not in wrong]
+    return [_mistake(document, breach) for breach in kept]
+
+
+def _mistake(document: Document, breach: Breach) -> Mistake:
+    by_key = breach.rule in {"unknown_field", "not_supported_yet"}
+    mark = document.mark_of_key(breach.path) if by_key else document.mark_of_value(breach.path)
+    return Mistake.at(breach.path, breach.rule, breach.message, mark)
+
+
+def _raise(mistakes: list[Mistake]) -> NoReturn:
+    ordered = sorted(mistakes, key=lambda mistake: (mistake.line or 0, mistake.column or 0))
+    told = ordered[: limits.MANIFEST_MISTAKES_MAX]
+    raise InvalidManifestError(told, left_out=len(ordered) - len(told))

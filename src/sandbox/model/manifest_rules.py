@@ -1,0 +1,106 @@
+"""What a manifest's fields ask of each other, and what is not offered or not built yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+from sandbox.model.manifest import NOT_SUPPORTED_YET, Vm
+from sandbox.model.mistake import Path, Rule
+
+_PLACEHOLDER = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class Breach(NamedTuple):
+    """A rule that plain data breaks at a path."""
+
+    path: Path
+    rule: Rule
+    message: str
+
+
+def breaches(data: dict[str, Any], profiles: Collection[str]) -> Iterator[Breach]:
+    """Every broken rule of plain data whose types need not be right (that is told by the schema)."""
+    yield from _hosts_without_outbound(data)
+    yield from _unknown_profile(data, profiles)
+    yield from _repeated_secrets(data)
+    yield from _mcp_servers(data)
+    yield from _not_supported_yet(data)
+
+
+def _hosts_without_outbound(data: dict[str, Any]) -> Iterator[Breach]:
+    vm = _mapping(data.get("vm"))
+    if vm.get("allowed_hosts") and vm.get("network_mode", Vm.network_mode) in {"isolated", "full"}:
+        yield Breach(("vm", "allowed_hosts"), "format", "can only be given with network_mode: outbound")
+
+
+def _unknown_profile(data: dict[str, Any], profiles: Collection[str]) -> Iterator[Breach]:
+    profile = _mapping(data.get("vm")).get("profile")
+    if isinstance(profile, str) and profile not in profiles:
+        offered = ", ".join(sorted(profiles))
+        yield Breach(("vm", "profile"), "not_offered", f"must be a profile that this server offers: {offered}")
+
+
+def _repeated_secrets(data: dict[str, Any]) -> Iterator[Breach]:
+    seen: set[str] = set()
+    for index, secret in enumerate(_list(data.get("secrets"))):
+        name = _mapping(secret).get("name")
+        if isinstance(name, str) and name in seen:
+            yield Breach(("secrets", index, "name"), "format", "is the name of another secret; names must differ")
+        elif isinstance(name, str):
+            seen.add(name)
+
+
+def _mcp_servers(data: dict[str, Any]) -> Iterator[Breach]:
+    secrets = {_text(_mapping(secret).get("name")) for secret in _list(data.get("secrets"))}
+    config = _mapping(_mapping(data.get("claude")).get("mcp_config"))
+    for name, server in _mapping(config.get("mcpServers")).items():
+        path = ("claude", "mcp_config", "mcpServers", name)
+        if not isinstance(server, dict):
+            continue
+        if ("command" in server) == ("url" in server):
+            yield Breach(path, "format", "must have either a command or a url")
+        for place, text in _expanded_texts(server):
+            missing = sorted(set(_PLACEHOLDER.findall(text)) - secrets)
+            if missing:
+                message = f"stands for a secret named {missing[0][:100]}, which secrets does not have"
+                yield Breach((*path, *place), "format", message)
+
+
+def _expanded_texts(server: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """The texts in which Claude Code expands `${NAME}`."""
+    yield ("url",), _text(server.get("url"))
+    for index, argument in enumerate(_list(server.get("args"))):
+        yield ("args", index), _text(argument)
+    for field in ("env", "headers"):
+        for key, value in _mapping(server.get(field)).items():
+            yield (field, key), _text(value)
+
+
+def _not_supported_yet(data: dict[str, Any]) -> Iterator[Breach]:
+    for name, default in NOT_SUPPORTED_YET.items():
+        *parents, field = name.split(".")
+        record = data
+        for parent in parents:
+            record = _mapping(record.get(parent))
+        if field in record and record[field] != default:
+            advice = f" or say {_shown(default)}" if default is not None and default != [] else ""
+            message = f"is not supported yet; leave it out{advice}"
+            yield Breach((*parents, field), "not_supported_yet", message)
+
+
+def _shown(default: Any) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
