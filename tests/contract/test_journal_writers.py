@@ -1,0 +1,195 @@
+"""One writer at a time, also when the writers are processes that hand over, crash and are killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import pytest
+
+from sandbox.contracts.journal import JournalBusyError
+from sandbox.journal.journals import FileJournals
+from sandbox.model import event as e
+
+PRELUDE = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from sandbox.journal.journals import FileJournals
+from sandbox.model import event as e
+
+journals = FileJournals(Path(sys.argv[1]))
+now = lambda: datetime.now(UTC)
+def say(word):
+    print(word, flush=True)
+"""
+HOLD = PRELUDE + "writer = journals.open('task-1'); say('held'); sys.stdin.read()"
+ADOPT = (
+    PRELUDE
+    + """
+writer = journals.adopt('task-1', int(sys.argv[2]))
+say('adopted')
+sys.stdin.readline()
+writer.append(e.TaskFinished(), at=now(), durable=True)
+say('written')
+sys.stdin.read()
+"""
+)
+POUR = (
+    PRELUDE
+    + """
+writer = journals.open('task-1')
+while True:
+    output = e.Output.of('stdout', b'x' * (writer.last_seq % 7 * 30_000))
+    writer.append(output, at=now(), durable=writer.last_seq % 5 == 0)
+    say(writer.last_seq)
+"""
+)
+SECONDS = 20
+
+
+@pytest.fixture
+def journals(tmp_path):
+    journals = FileJournals(tmp_path)
+    writer = journals.create("task-1")
+    writer.append(e.Trouble("first", ""), at=datetime.now(UTC), durable=True)
+    writer.close()
+    return journals
+
+
+@contextmanager
+def process(code, *arguments, pass_fds=()):
+    """A child that speaks by lines; killed at the end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=pass_fds,
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def wait_until_free(journals):
+    deadline = time.monotonic() + SECONDS
+    while journals.is_held("task-1"):
+        assert time.monotonic() < deadline, "the lock is still held"
+        time.sleep(0.005)
+
+
+def test_another_process_is_kept_out_until_the_holder_is_killed(journals, tmp_path):
+    with process(HOLD, tmp_path) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert journals.is_held("task-1")
+        with pytest.raises(JournalBusyError) as refused:
+            journals.open("task-1")
+        assert (refused.value.code, refused.value.retryable) == ("journal_busy", True)
+
+        os.kill(holder.pid, signal.SIGKILL)
+        wait_until_free(journals)
+        journals.open("task-1").close()
+
+
+def test_the_lock_travels_to_a_child_and_stays_when_the_parent_closes(journals, tmp_path):
+    writer = journals.open("task-1")
+    with process(ADOPT, tmp_path, writer.lock_fd, pass_fds=(writer.lock_fd,)) as runner:
+        assert runner.stdout.readline() == "adopted\n"
+        before = writer.append(e.Trouble("before", ""), at=datetime.now(UTC))
+        writer.close()
+        assert journals.is_held("task-1")
+        with pytest.raises(JournalBusyError):
+            journals.open("task-1")
+
+        os.kill(runner.pid, signal.SIGKILL)
+        wait_until_free(journals)
+        assert before.epoch == 2
+        finisher = journals.open("task-1")
+        assert finisher.append(e.TaskFinished(), at=datetime.now(UTC)).seq == before.seq + 1
+        finisher.close()
+
+
+def test_a_runner_goes_on_with_the_next_epoch(journals, tmp_path):
+    writer = journals.open("task-1")
+    writer.append(e.Trouble("by the server", ""), at=datetime.now(UTC))
+    with process(ADOPT, tmp_path, writer.lock_fd, pass_fds=(writer.lock_fd,)) as runner:
+        writer.close()
+        runner.stdin.write("\n")
+        runner.stdin.flush()
+        assert [runner.stdout.readline() for _ in range(2)] == ["adopted\n", "written\n"]
+        told = [(record.seq, record.epoch) for record in journals.read("task-1").records]
+        assert told == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_an_adopted_lock_is_not_passed_on_to_children(journals):
+    writer = journals.open("task-1")
+    inherited = os.dup(writer.lock_fd)
+    os.set_inheritable(inherited, True)
+    adopted = journals.adopt("task-1", inherited)
+    assert not os.get_inheritable(adopted.lock_fd)
+    writer.close()
+    assert journals.is_held("task-1")
+    adopted.close()
+    assert not journals.is_held("task-1")
+
+
+def test_only_the_lock_of_this_journal_is_adopted(journals, tmp_path):
+    with (tmp_path / "other").open("w") as other, pytest.raises(OSError, match="not the lock"):
+        journals.adopt("task-1", other.fileno())
+
+
+def test_a_descriptor_without_the_lock_is_not_adopted(journals, tmp_path):
+    holder = journals.open("task-1")
+    with (tmp_path / "tasks/task-1/journal/lock").open("r+") as lookalike, pytest.raises(JournalBusyError):
+        journals.adopt("task-1", lookalike.fileno())
+    holder.close()
+
+
+def test_asking_who_holds_the_lock_keeps_nobody_out(journals):
+    for _ in range(200):
+        assert not journals.is_held("task-1")
+        journals.open("task-1").close()
+
+
+def test_killed_at_any_moment_a_journal_goes_on_without_a_hole(journals, tmp_path):
+    chance = random.Random(7)
+    for _ in range(8):
+        with process(POUR, tmp_path) as runner:
+            said = int(runner.stdout.readline())
+            time.sleep(chance.uniform(0, 0.02))
+            os.kill(runner.pid, signal.SIGKILL)
+            for word in runner.stdout.read().split():
+                said = int(word)
+        wait_until_free(journals)
+        writer = journals.open("task-1")
+        assert writer.last_seq >= said
+        writer.close()
+
+    records, offset = [], 0
+    while (batch := journals.read("task-1", offset)).records:
+        records += batch.records
+        offset = batch.next_offset
+    assert [record.seq for record in records] == list(range(1, len(records) + 1))
+    assert [record.epoch for record in records] == sorted(record.epoch for record in records)
+    assert records[-1].epoch > 8
+
+
+def test_a_reader_beside_a_busy_writer_sees_every_record_once(journals, tmp_path):
+    with process(POUR, tmp_path) as runner:
+        seqs, offset, deadline = [], 0, time.monotonic() + SECONDS
+        while len(seqs) < 200:
+            assert time.monotonic() < deadline
+            batch = journals.read("task-1", offset, bytes_max=50_000)
+            offset = batch.next_offset
+            seqs += [record.seq for record in batch.records]
+            if runner.poll() is not None:
+                pytest.fail("the writer is gone")
+            if not batch.records:
+                runner.stdout.readline()
+    assert seqs == list(range(1, len(seqs) + 1))
