@@ -2,7 +2,7 @@
 
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sandbox import __version__
@@ -15,9 +15,13 @@ from sandbox.model.state import TaskState
 
 
 class HealthReport:
-    """Looks afresh each time it is asked; what a runtime can do was found out at start."""
+    """Looks afresh each time it is asked.
 
-    def __init__(self, store: Store, clock: Clock, data_dir: Path, probe: Probe) -> None:
+    blockers: sentences, found at start, that say why no task can run for as long as this server lives.
+    """
+
+    def __init__(self, store: Store, clock: Clock, data_dir: Path, probe: Probe, blockers: Sequence[str]) -> None:
+        self.blockers = blockers
         self._store = store
         self._clock = clock
         self._data_dir = data_dir
@@ -29,13 +33,11 @@ class HealthReport:
         counts = self._counts()
         disk = os.statvfs(self._data_dir)
         free_bytes = disk.f_bavail * disk.f_frsize
-        reasons = []
+        reasons = list(self.blockers)
         if drains:
             reasons.append("The server is shutting down.")
         if counts is None:
             reasons.append("The index of tasks cannot be read.")
-        if not self._probe.works:
-            reasons.append(f"No runtime works. {self._probe.mend}")
         if free_bytes < DISK_FREE_BYTES_MIN:
             reasons.append(f"The disk of {self._data_dir} is full.")
         return Health(

@@ -56,7 +56,7 @@ class TaskService:
     """Implements `contracts.tasks.Tasks`."""
 
     def __init__(self, equipment: Equipment) -> None:
-        self._with = equipment
+        self.equipment = equipment
         self._launches: set[asyncio.Task[None]] = set()
         self._drains = False
         equipment.follower.on_finished = self._finished
@@ -66,26 +66,28 @@ class TaskService:
         """Follow a task that is in journal and store; wait for room if it has not begun."""
         need = Capacity.asked_by(feed.task.manifest.vm)
         if feed.recorder is not None:
-            self._with.room.enter(feed.task.id, need)
+            self.equipment.room.enter(feed.task.id, need)
         else:
-            self._with.room.claim(feed.task.id, need)
-        self._with.follower.follow(feed)
+            self.equipment.room.claim(feed.task.id, need)
+        self.equipment.follower.follow(feed)
         self._admit()
 
     async def close(self) -> None:
         """Take nothing more, let launches that have begun end, stop following. The tasks go on."""
         self._drains = True
         await asyncio.gather(*self._launches, return_exceptions=True)
-        await self._with.follower.close()
-        for feed in self._with.follower.feeds.values():
+        await self.equipment.follower.close()
+        for feed in self.equipment.follower.feeds.values():
             if feed.recorder is not None:
                 feed.recorder.writer.close()
-        await asyncio.to_thread(self._with.store.close)
+        await asyncio.to_thread(self.equipment.store.close)
 
     async def submit(self, manifest: Manifest) -> Task:
         """See `Tasks.submit`."""
         if self._drains:
             raise UnavailableError("The server is shutting down; submit to it again when it is back.")
+        if blockers := self.equipment.health.blockers:
+            raise UnavailableError(" ".join(blockers))
         self._check_capacity(manifest)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
@@ -96,69 +98,69 @@ class TaskService:
 
     async def status(self, task_id: str) -> Task:
         """See `Tasks.status`."""
-        feed = self._with.follower.feeds.get(task_id)
+        feed = self.equipment.follower.feeds.get(task_id)
         return feed.task if feed is not None else await self._load(task_id)
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `Tasks.query`."""
-        return await asyncio.to_thread(self._with.store.query, query)
+        return await asyncio.to_thread(self.equipment.store.query, query)
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         """See `Tasks.wait`."""
-        deadline = self._with.clock.monotonic() + timeout_seconds
-        feed = self._with.follower.feeds.get(task_id)
+        deadline = self.equipment.clock.monotonic() + timeout_seconds
+        feed = self.equipment.follower.feeds.get(task_id)
         if feed is None:
             return await self._load(task_id)
-        while not feed.task.state.is_terminal and (left := deadline - self._with.clock.monotonic()) > 0:
+        while not feed.task.state.is_terminal and (left := deadline - self.equipment.clock.monotonic()) > 0:
             await feed.changed(left)
         return feed.task
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
         """See `Tasks.cancel`."""
-        feed = self._with.follower.feeds.get(task_id)
+        feed = self.equipment.follower.feeds.get(task_id)
         before = feed.task if feed is not None else await self._load(task_id)
         if feed is None or before.state.is_terminal:
             raise TaskTerminalError(before)
-        deadline = self._with.clock.monotonic() + CANCEL_SECONDS
-        while self._with.clock.monotonic() < deadline:
+        deadline = self.equipment.clock.monotonic() + CANCEL_SECONDS
+        while self.equipment.clock.monotonic() < deadline:
             message = await self._try_cancel(feed, CancelOrder(reason, force))
             if message is not None:
-                return Cancellation(before, self._with.clock.now(), message)
+                return Cancellation(before, self.equipment.clock.now(), message)
             await feed.changed(0.05)
         raise UnavailableError(f"The runner of task {task_id} does not answer; try again.")
 
     def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[Frame]:
         """See `Tasks.frames`."""
-        return self._with.telling.frames(task_id, after=after)
+        return self.equipment.telling.frames(task_id, after=after)
 
     def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[Frame]:
         """See `Tasks.follow`."""
-        return self._with.telling.follow(task_id, after=after)
+        return self.equipment.telling.follow(task_id, after=after)
 
     def follow_all(self) -> AsyncIterator[Frame]:
         """See `Tasks.follow_all`."""
-        return self._with.telling.follow_all()
+        return self.equipment.telling.follow_all()
 
     async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
         """See `Tasks.artifacts`."""
-        return await asyncio.to_thread(self._with.shelf.artifacts, await self.status(task_id))
+        return await asyncio.to_thread(self.equipment.shelf.artifacts, await self.status(task_id))
 
     async def artifact(self, task_id: str, name: str) -> StoredArtifact:
         """See `Tasks.artifact`."""
-        return await asyncio.to_thread(self._with.shelf.artifact, await self.status(task_id), name)
+        return await asyncio.to_thread(self.equipment.shelf.artifact, await self.status(task_id), name)
 
     async def health(self) -> Health:
         """See `Tasks.health`."""
-        return await asyncio.to_thread(self._with.health.make, drains=self._drains)
+        return await asyncio.to_thread(self.equipment.health.make, drains=self._drains)
 
     async def _load(self, task_id: str) -> Task:
-        indexed = await asyncio.to_thread(self._with.store.load, task_id)
+        indexed = await asyncio.to_thread(self.equipment.store.load, task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
         return indexed.task
 
     def _check_capacity(self, manifest: Manifest) -> None:
-        need, total = Capacity.asked_by(manifest.vm), self._with.room.total
+        need, total = Capacity.asked_by(manifest.vm), self.equipment.room.total
         if not need.fits_in(total):
             raise InsufficientResourcesError(
                 requested_cpus=need.cpus,
@@ -170,22 +172,22 @@ class TaskService:
     def _register(self, manifest: Manifest) -> Feed:
         """Journal first, index second: a crash between them is mended from the journal."""
         task_id = manifest.metadata.id
-        existing = self._with.store.load(task_id)
+        existing = self.equipment.store.load(task_id)
         if existing is not None:
             raise DuplicateTaskError(existing.task)
         try:
-            writer = self._with.journals.create(task_id)
+            writer = self.equipment.journals.create(task_id)
         except FileExistsError:
             raise self._duplicate(task_id) from None
-        recorder = Recorder(writer, None, self._with.clock.now)
+        recorder = Recorder(writer, None, self.equipment.clock.now)
         recorder.record(TaskSubmitted(task_id, manifest))
-        indexed = Indexed(recorder.task, read_task(self._with.journals, task_id).offset)
-        self._with.store.insert(indexed)
+        indexed = Indexed(recorder.task, read_task(self.equipment.journals, task_id).offset)
+        self.equipment.store.insert(indexed)
         return Feed(indexed, recorder)
 
     def _duplicate(self, task_id: str) -> Exception:
         try:
-            existing = read_task(self._with.journals, task_id).task
+            existing = read_task(self.equipment.journals, task_id).task
         except FileNotFoundError:
             existing = None
         return DuplicateTaskError(existing) if existing else UnavailableError(f"Task {task_id} is being submitted.")
@@ -202,27 +204,27 @@ class TaskService:
         if feed.task.attempt is None:
             return None
         try:
-            receipt = await self._with.runners.cancel(feed.task.attempt.id, order)
+            receipt = await self.equipment.runners.cancel(feed.task.attempt.id, order)
         except RunnerUnreachableError:
-            if not self._with.journals.is_held(feed.task.id):
-                await self._with.launcher.finish(feed, CancelRequested(order.reason, order.force))
+            if not self.equipment.journals.is_held(feed.task.id):
+                await self.equipment.launcher.finish(feed, CancelRequested(order.reason, order.force))
             return None
         if not receipt.done:
             return None
         return receipt.message or "The agent is told to stop; what it wrote is collected, then the sandbox is removed."
 
     def _finished(self, feed: Feed) -> None:
-        self._with.room.leave(feed.task.id)
+        self.equipment.room.leave(feed.task.id)
         self._admit()
 
     def _admit(self) -> None:
-        while not self._drains and (task_id := self._with.room.admit()) is not None:
-            feed = self._with.follower.feeds[task_id]
-            launch = asyncio.create_task(self._with.launcher.launch(feed), name=f"launch {task_id}")
+        while not self._drains and (task_id := self.equipment.room.admit()) is not None:
+            feed = self.equipment.follower.feeds[task_id]
+            launch = asyncio.create_task(self.equipment.launcher.launch(feed), name=f"launch {task_id}")
             self._launches.add(launch)
             launch.add_done_callback(self._launches.discard)
-        for task_id, complaint in self._with.room.complaints().items():
-            feed = self._with.follower.feeds[task_id]
+        for task_id, complaint in self.equipment.room.complaints().items():
+            feed = self.equipment.follower.feeds[task_id]
             feed.task = msgspec.structs.replace(feed.task, state_message=complaint)
 
 

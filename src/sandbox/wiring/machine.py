@@ -1,0 +1,61 @@
+"""What this machine is: its size, its name, its places."""
+
+import hashlib
+import os
+import socket
+import stat
+from pathlib import Path
+
+from sandbox.control.admission import Capacity
+from sandbox.model.errors import SandboxError
+from sandbox.model.limits import OVERCOMMIT_CPUS, OVERCOMMIT_DISK, OVERCOMMIT_MEMORY
+
+
+class UnsafePlaceError(SandboxError):
+    """A directory that must be private belongs to somebody else or lets others in."""
+
+    code = "unsafe_place"
+
+
+def measure_capacity(data_dir: Path) -> Capacity:
+    """What may be promised: CPUs of this process, all memory, the data directory's disk, each overcommitted."""
+    disk = os.statvfs(data_dir)
+    return Capacity(
+        cpus=len(os.sched_getaffinity(0)) * OVERCOMMIT_CPUS,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * OVERCOMMIT_MEMORY,
+        disk_bytes=disk.f_blocks * disk.f_frsize * OVERCOMMIT_DISK,
+    )
+
+
+def name_host() -> str:
+    """The machine's host name."""
+    return socket.gethostname()
+
+
+def read_boot_id() -> str:
+    """Changes at every boot (proc(5), random/boot_id)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def make_private(directory: Path) -> Path:
+    """Make a directory that only this user enters. Raises UnsafePlaceError, OSError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise UnsafePlaceError(f"{directory} is not this user's own directory; remove it or choose another.")
+    if found.st_mode & 0o077:
+        directory.chmod(0o700)
+    return directory
+
+
+def choose_run_dir(data_dir: Path) -> Path:
+    """A short, private place for sockets (a Unix socket's path has 107 bytes), one a data directory."""
+    name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
+    if os.geteuid() == 0:
+        parent = Path("/run/sandbox")
+    elif runtime_dir := os.environ.get("XDG_RUNTIME_DIR"):
+        parent = Path(runtime_dir) / "sandbox"
+    else:
+        parent = Path(f"/tmp/sandbox-{os.geteuid()}")  # noqa: S108  (made private and checked below)
+    make_private(parent)
+    return make_private(parent / name)

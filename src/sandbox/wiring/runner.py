@@ -1,0 +1,62 @@
+"""Wires one runner: `python -m sandbox.wiring.runner --lock-fd=N`, its order on standard input.
+
+Imports nothing of the server's, so that a runner starts fast and stays small.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from sandbox.agent.binary import find_installed_binary
+from sandbox.agent.claude_code import ClaudeCode
+from sandbox.contracts.placement import LaunchOrder
+from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.gateway.serve import ModelGateways
+from sandbox.journal.journals import FileJournals
+from sandbox.runner.control_socket import listening
+from sandbox.runner.equipment import Attempt, Equipment
+from sandbox.runner.life import AttemptLife
+from sandbox.wiring.clock import SystemClock
+from sandbox.wiring.runtime import make_runtime
+from sandbox.workspace.git import GitWorkspaces
+
+
+def main() -> None:
+    """Carry out, or finish, the attempt of the order."""
+    os.umask(0o077)
+    lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchOrder)
+    asyncio.run(_live(order, lock_fd))
+
+
+async def _live(order: LaunchOrder, lock_fd: int) -> None:
+    attempt = wire_attempt(order, lock_fd)
+    life = AttemptLife(attempt)
+    async with listening(Path(order.run_dir) / f"{order.attempt_id}.sock", life.cancel):
+        await (life.finish() if order.finish else life.carry_out())
+    attempt.recorder.writer.close()
+
+
+def wire_attempt(order: LaunchOrder, lock_fd: int) -> Attempt:
+    """Take the journal over and gather the equipment."""
+    data_dir = Path(order.data_dir)
+    clock = SystemClock()
+    journals = FileJournals(data_dir)
+    writer = journals.adopt(order.task_id, lock_fd)
+    recorder = Recorder(writer, read_task(journals, order.task_id).task, clock.now)
+    equipment = Equipment(
+        journals=journals,
+        runtime=make_runtime(order.runtime, Path(order.run_dir)),
+        gateways=ModelGateways(),
+        agent=ClaudeCode(find_installed_binary(data_dir)),
+        workspaces=GitWorkspaces(os.environ),
+        clock=clock,
+    )
+    return Attempt(order.attempt_id, data_dir, order.upstream, recorder, equipment)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Wires the server: every room, once, and what they are told."""
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.agent.binary import install_binary
+from sandbox.api.app import ApiSettings, create_app, create_stream_app
+from sandbox.api.serve import bind, serve
+from sandbox.contracts.gateway import ModelUpstream
+from sandbox.contracts.layout import TaskLayout
+from sandbox.contracts.placement import LaunchOrder
+from sandbox.contracts.runtime import Probe
+from sandbox.control.admission import WaitingRoom
+from sandbox.control.broadcast import Broadcast
+from sandbox.control.follower import Follower
+from sandbox.control.health import HealthReport
+from sandbox.control.launch import Launcher
+from sandbox.control.recovery import recover
+from sandbox.control.service import Equipment, TaskService
+from sandbox.control.shelf import Shelf
+from sandbox.control.telling import Telling
+from sandbox.journal.journals import FileJournals
+from sandbox.model.errors import SandboxError
+from sandbox.placement.control import UnixRunnerControl
+from sandbox.placement.local import LocalPlacement
+from sandbox.stores.sqlite import SqliteStore
+from sandbox.wiring.clock import SystemClock
+from sandbox.wiring.machine import choose_run_dir, make_private, measure_capacity, name_host, read_boot_id
+from sandbox.wiring.runtime import make_runtime
+from sandbox.wiring.settings import ServerSettings
+
+RUNNER_COMMAND = (sys.executable, "-I", "-m", "sandbox.wiring.runner")
+_RUNNER_VARIABLES = (
+    "HOME", "LANG", "LOGNAME", "PATH", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR",
+    "GIT_CONFIG_GLOBAL", "SSH_AUTH_SOCK", "SSL_CERT_DIR", "SSL_CERT_FILE",
+)  # fmt: skip
+_DEFAULT_UPSTREAM = "https://api.anthropic.com"
+
+
+class DataDirBusyError(SandboxError):
+    """Another server works on this data directory."""
+
+    code = "data_dir_busy"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The directories of one server."""
+
+    data_dir: Path
+    run_dir: Path
+
+
+def run(settings: ServerSettings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError when the server cannot start."""
+    os.umask(0o077)
+    data_dir = make_private(settings.data_dir.absolute())
+    lock_fd = _lock(data_dir)
+    try:
+        asyncio.run(_serve(settings, Places(data_dir, choose_run_dir(data_dir))))
+    finally:
+        os.close(lock_fd)
+
+
+def read_upstream(environment: Mapping[str, str]) -> ModelUpstream | None:
+    """Where the model is and the key for it; None without a key."""
+    base_url = environment.get("ANTHROPIC_BASE_URL") or _DEFAULT_UPSTREAM
+    if api_key := environment.get("ANTHROPIC_API_KEY"):
+        return ModelUpstream(base_url, api_key=api_key)
+    if auth_token := environment.get("ANTHROPIC_AUTH_TOKEN"):
+        return ModelUpstream(base_url, auth_token=auth_token)
+    return None
+
+
+async def _serve(settings: ServerSettings, places: Places) -> None:
+    sockets = bind(settings.host, settings.port)
+    ws_sockets = bind(settings.host, settings.ws_port)
+    shutting_down = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, shutting_down.set)
+    service = await _start_service(settings, places)
+    api_settings = ApiSettings()
+    try:
+        await serve(
+            create_app(service, settings=api_settings, shutting_down=shutting_down),
+            create_stream_app(service, settings=api_settings, shutting_down=shutting_down),
+            sockets,
+            ws_sockets,
+            shutting_down=shutting_down,
+            on_started=lambda: _announce(settings, places, sockets[0].getsockname()[1], ws_sockets[0].getsockname()[1]),
+        )
+    finally:
+        await service.close()
+
+
+async def _start_service(settings: ServerSettings, places: Places) -> TaskService:
+    await asyncio.to_thread(install_binary, places.data_dir)
+    runtime_name = "bubblewrap" if settings.runtime == "auto" else settings.runtime
+    probe = await make_runtime(runtime_name, places.run_dir).probe()
+    upstream = read_upstream(os.environ)
+    service = _wire_service(places, probe, upstream)
+    with_ = service.equipment
+    for feed in await asyncio.to_thread(recover, with_.journals, with_.store, with_.clock):
+        service.take_in(feed)
+    return service
+
+
+def _wire_service(places: Places, probe: Probe, upstream: ModelUpstream | None) -> TaskService:
+    clock = SystemClock()
+    journals = FileJournals(places.data_dir)
+    store = SqliteStore(places.data_dir / "index.sqlite")
+    broadcast = Broadcast()
+    follower = Follower(journals, store, clock, broadcast)
+    template = LaunchOrder(
+        task_id="",
+        attempt_id="",
+        data_dir=str(places.data_dir),
+        run_dir=str(places.run_dir),
+        runtime=probe.runtime,
+        upstream=upstream,
+    )
+    launcher = Launcher(
+        journals, _placement(places), clock, template=template, host=name_host(), boot_id=read_boot_id()
+    )
+    return TaskService(
+        Equipment(
+            journals=journals,
+            store=store,
+            clock=clock,
+            runners=UnixRunnerControl(places.run_dir),
+            room=WaitingRoom(measure_capacity(places.data_dir)),
+            follower=follower,
+            launcher=launcher,
+            telling=Telling(journals, store, follower, broadcast),
+            shelf=Shelf(places.data_dir),
+            health=HealthReport(store, clock, places.data_dir, probe, _blockers(probe, upstream)),
+        )
+    )
+
+
+def _blockers(probe: Probe, upstream: ModelUpstream | None) -> list[str]:
+    """What keeps every task from running for as long as this server lives."""
+    blockers = []
+    if not probe.works:
+        blockers.append(f"No runtime works, and nothing runs without one. {probe.mend}")
+    if upstream is None:
+        blockers.append("There is no key for the model: set ANTHROPIC_API_KEY and start the server again.")
+    return blockers
+
+
+def _placement(places: Places) -> LocalPlacement:
+    environment = {name: os.environ[name] for name in _RUNNER_VARIABLES if name in os.environ}
+
+    def log_path(order: LaunchOrder) -> Path:
+        path = TaskLayout(places.data_dir, order.task_id).attempt(order.attempt_id).runner_log
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    return LocalPlacement(RUNNER_COMMAND, environment, log_path)
+
+
+def _announce(settings: ServerSettings, places: Places, port: int, ws_port: int) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    http, ws = f"http://{host}:{port}", f"ws://{host}:{ws_port}"
+    if settings.announce == "json":
+        line = {"http": http, "ws": ws, "pid": os.getpid(), "data_dir": str(places.data_dir)}
+        print(json.dumps(line), flush=True)
+        return
+    print(f"Sandbox answers at {http} (WebSocket {ws}), data in {places.data_dir}", flush=True)
+
+
+def _lock(data_dir: Path) -> int:
+    """One server a data directory; the lock goes with the process."""
+    lock_fd = os.open(data_dir / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(lock_fd, 32).decode(errors="replace").strip()
+        os.close(lock_fd)
+        raise DataDirBusyError(
+            f"The server with process id {owner} works on {data_dir}; stop it or choose another --data-dir."
+        ) from None
+    os.ftruncate(lock_fd, 0)
+    os.write(lock_fd, f"{os.getpid()}\n".encode())
+    return lock_fd
