@@ -1,0 +1,37 @@
+"""The command `sandbox`: its groups, and what each command is for. Commands are imported when they run."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from sandbox.cli.failures import RootGroup
+from sandbox.cli.options import common_options
+
+ENTRIES = {
+    "task": ("sandbox.cli.task.command:task", "Submit tasks, look at them, fetch what they made."),
+    "serve": ("sandbox.cli.serve:serve", "Run the server."),
+    "doctor": ("sandbox.cli.doctor:doctor", "Say what works on this machine and what to mend."),
+    "demo": ("sandbox.cli.demo:demo", "Watch an example task from manifest to patch."),
+}
+
+
+@click.group(
+    cls=RootGroup,
+    entries=ENTRIES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with: sandbox serve   and, in another terminal: sandbox task submit task.yaml --follow",
+)
+@common_options
+@click.version_option(None, "--version", package_name="sandbox", message="sandbox %(version)s")
+def root() -> None:
+    """Run Claude Code as tasks: a manifest goes in, a patch comes out."""
+
+
+def main() -> None:
+    """The entry point of the program."""
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal's encoding lacks must not end a command.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    root(prog_name="sandbox")

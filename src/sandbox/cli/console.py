@@ -1,0 +1,44 @@
+"""Where commands print for people: a Rich console that is plain off a terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+WIDTH_OFF_TERMINAL = 120
+"""Where prose and summaries are cut when nobody's window says otherwise."""
+
+
+def output_console(*, has_color: bool) -> Console:
+    """The console of stdout, for data."""
+    return _console(sys.stdout, has_color=has_color)
+
+
+def talk_console(*, has_color: bool) -> Console:
+    """The console of stderr, for talk."""
+    return _console(sys.stderr, has_color=has_color)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table; off a terminal it is as wide as it needs to be."""
+    console.print(table, width=None if console.is_terminal else 100_000, crop=False)
+
+
+def _console(stream: TextIO, *, has_color: bool) -> Console:
+    from rich.console import Console
+
+    is_terminal = stream.isatty()
+    return Console(
+        file=stream,
+        force_terminal=is_terminal,  # and not what variables such as FORCE_COLOR say
+        color_system="auto" if is_terminal and has_color else None,
+        width=None if is_terminal else WIDTH_OFF_TERMINAL,
+        markup=False,  # names and output come from others
+        highlight=False,
+        emoji=False,
+        soft_wrap=not is_terminal,
+    )

@@ -1,0 +1,18 @@
+"""`sandbox demo`"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+
+@click.command()
+def demo() -> None:
+    """Watch an example task from manifest to patch.
+
+    Starts a server of its own on free ports, and stops it. Without ANTHROPIC_API_KEY a scripted model plays the API.
+    """
+    # By name: the demo is built upon the command line and stands on the floor above it.
+    code = import_module("sandbox.demo.command").run()
+    raise click.exceptions.Exit(code or 0)

@@ -1,0 +1,54 @@
+"""`sandbox doctor`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandbox.cli.answer import print_json
+from sandbox.cli.console import output_console
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail
+from sandbox.cli.options import chosen, output_options
+from sandbox.cli.server_settings import settings_options
+from sandbox.cli.visible import visible
+
+if TYPE_CHECKING:
+    from sandbox.wiring.settings import Finding
+
+
+@click.command()
+@settings_options
+@output_options("text", "json")
+def doctor(**where: Any) -> None:
+    """Say what works on this machine and what to mend.
+
+    Exit code: 0 when tasks can run here, 1 when not.
+    """
+    from sandbox.wiring.server import examine
+    from sandbox.wiring.settings import ServerSettings
+
+    findings, options = examine(ServerSettings(**where)), chosen()
+    can_run = all(finding.ok or not finding.is_needed for finding in findings)
+    if options.format == "json":
+        print_json({"can_run_tasks": can_run, "findings": [asdict(finding) for finding in findings]})
+    else:
+        _print(findings, has_color=options.has_color)
+    if not can_run:
+        fail("No task can run here yet. Mend what is marked with ✗ and look again.", ExitCode.TASK_FAILED)
+
+
+def _print(findings: Sequence[Finding], *, has_color: bool) -> None:
+    from rich.text import Text
+
+    console = output_console(has_color=has_color)
+    width = max((len(finding.name) for finding in findings), default=0)
+    for finding in findings:
+        mark = ("✓", "green") if finding.ok else ("✗", "bold red") if finding.is_needed else ("!", "yellow")
+        line = Text.assemble(mark, " ", (f"{visible(finding.name):<{width}}", "bold"), "  ", visible(finding.message))
+        console.print(line, soft_wrap=True)
+        if finding.mend:
+            console.print(Text(" " * (width + 4) + "→ " + visible(finding.mend)), soft_wrap=True)

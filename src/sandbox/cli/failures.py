@@ -1,0 +1,83 @@
+"""How commands end when something is in the way: one sentence, what to do, an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from sandbox.cli.exit_code import ExitCode, of_client_error
+from sandbox.cli.lazy import LazyGroup
+from sandbox.cli.visible import visible
+
+if TYPE_CHECKING:
+    from sandbox.model.errors import SandboxError
+
+
+class RootGroup(LazyGroup):
+    """The group that turns the errors of all commands into sentences and exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _abandon_stdout()
+            raise click.exceptions.Exit(ExitCode.BROKEN_PIPE) from None
+        except KeyboardInterrupt:
+            fail("Interrupted.", ExitCode.INTERRUPTED)
+        except click.Abort:
+            raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
+        except OSError as error:
+            fail(f"Error: {_sentence(error)}", ExitCode.SERVER_ERROR)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            _fail_by_kind(error)
+        return result
+
+
+def fail(message: str, code: ExitCode) -> NoReturn:
+    """Say why, and end with `code`."""
+    click.echo(message, err=True)
+    raise click.exceptions.Exit(code)
+
+
+@contextmanager
+def watching(task_id: str) -> Iterator[None]:
+    """What is done inside only looks on: ^C ends the looking and says that the task goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        shown = visible(task_id)
+        message = f"\nStopped watching. Task {shown} goes on.\n  Watch again: sandbox task status {shown} --watch"
+        fail(f"{message}\n  Cancel it:   sandbox task cancel {shown}", ExitCode.INTERRUPTED)
+
+
+def _fail_by_kind(error: Exception) -> NoReturn:
+    from sandbox.model.errors import SandboxError
+
+    if not isinstance(error, SandboxError):
+        raise error
+    fail(f"Error: {visible(error.message)}", _code(error))
+
+
+def _code(error: SandboxError) -> ExitCode:
+    from sandbox.client import ClientError
+
+    return of_client_error(error) if isinstance(error, ClientError) else ExitCode.SERVER_ERROR
+
+
+def _sentence(error: OSError) -> str:
+    place = f"{visible(str(error.filename))}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
+
+
+def _abandon_stdout() -> None:
+    # Whoever read stdout is gone; without this the interpreter would complain when it flushes at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,64 @@
+"""Times, sizes and amounts as people read them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def moment(timestamp: str | None) -> datetime | None:
+    """The API's time (RFC 3339), None for none and for what is not one."""
+    try:
+        at = datetime.fromisoformat(timestamp) if timestamp else None
+    except ValueError:
+        return None
+    return at if at is None or at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def clock(timestamp: str | None) -> str:
+    """The time of day here, `12:00:01`."""
+    at = moment(timestamp)
+    return at.astimezone().strftime("%H:%M:%S") if at else "--:--:--"
+
+
+def date(timestamp: str | None) -> str:
+    """Date and time here, `2026-01-29 12:00:01`."""
+    at = moment(timestamp)
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if at else "-"
+
+
+def span(first: str | None, last: str | None) -> str:
+    """The time between two times, `2 min 5 s`; empty without both."""
+    begin, end = moment(first), moment(last)
+    return duration((end - begin).total_seconds()) if begin and end else ""
+
+
+def duration(seconds: float) -> str:
+    """`0.3 s`, `42 s`, `2 min 5 s`, `3 h 12 min`."""
+    seconds = max(seconds, 0.0)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def size(size_bytes: int) -> str:
+    """`512 B`, `1.5 KiB`, `3.0 MiB`."""
+    amount = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
+
+
+def money(usd: float) -> str:
+    """`$1.25`; four digits where it is little."""
+    return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 task`, `2 tasks`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

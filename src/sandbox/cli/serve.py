@@ -1,0 +1,24 @@
+"""`sandbox serve`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sandbox.cli.options import chosen, output_options
+from sandbox.cli.server_settings import settings_options
+
+
+@click.command(epilog="The key of the model is ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN; no sandbox ever sees it.")
+@settings_options
+@output_options("text", "json")
+def serve(**where: Any) -> None:
+    """Run the server until it is told to stop.
+
+    With --format json the addresses are printed as one JSON line as soon as the server answers.
+    """
+    from sandbox.wiring.server import run
+    from sandbox.wiring.settings import ServerSettings
+
+    run(ServerSettings(**where, announce="json" if chosen().format == "json" else "text"))

@@ -1,0 +1,26 @@
+"""The group `sandbox task`."""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.lazy import LazyGroup
+from sandbox.cli.options import common_options
+
+ENTRIES = {
+    "submit": ("sandbox.cli.task.submit:submit", "Submit a manifest as a task."),
+    "list": ("sandbox.cli.task.listing:list_tasks", "List tasks, the newest first."),
+    "status": ("sandbox.cli.task.status:status", "Show a task."),
+    "logs": ("sandbox.cli.task.logs:logs", "Print a task's output and events."),
+    "wait": ("sandbox.cli.task.wait:wait", "Wait until a task has ended."),
+    "cancel": ("sandbox.cli.task.cancel:cancel", "Cancel a task and wait for its end."),
+    "artifacts": ("sandbox.cli.task.artifacts:artifacts", "List what was kept from a task."),
+    "download": ("sandbox.cli.task.download:download", "Download artifacts, verified."),
+    "validate": ("sandbox.cli.task.validate:validate", "Check a manifest without a server."),
+}
+
+
+@click.group(cls=LazyGroup, entries=ENTRIES)
+@common_options
+def task() -> None:
+    """Submit tasks, look at them, fetch what they made."""

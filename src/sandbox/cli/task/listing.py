@@ -1,0 +1,84 @@
+"""`sandbox task list`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.answer import print_json
+from sandbox.cli.console import output_console, print_table
+from sandbox.cli.figures import counted, date
+from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.story import STATE_STYLES
+from sandbox.cli.visible import visible
+from sandbox.model.state import TaskState
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sandbox.client.answers import TaskPage
+
+SORTS = ("created_at", "started_at", "state_changed_at", "name")
+
+
+def _label(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    for key, equals, _ in pairs:
+        if not key or not equals:
+            raise click.BadParameter("must be KEY=VALUE, such as team=platform")
+    return {key: value for key, _, value in pairs}
+
+
+def _states(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    states = [state.strip() for value in values for state in value.split(",")]
+    for state in states:
+        if state not in set(TaskState):
+            raise click.BadParameter(f"{state!r} is not a state; states are {', '.join(TaskState)}")
+    return states
+
+
+@click.command("list")
+@click.option("--state", "states", metavar="STATE", multiple=True, callback=_states, help="Only these; repeat or a,b.")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, callback=_label, help="Only with this label.")
+@click.option("--limit", type=click.IntRange(1, 1000), help="At most so many [default: 100]")
+@click.option("--sort", type=click.Choice(SORTS), help="Sort by this, the latest first; names from A to Z.")
+@common_options
+def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, sort: str | None) -> None:
+    """List tasks, the newest first."""
+    options = chosen()
+    order = "asc" if sort == "name" else None
+    with options.connect() as client:
+        page = client.tasks(states=states, labels=labels, limit=limit, sort=sort, order=order)
+    if options.format == "json":
+        print_json(page)
+        return
+    if page["tasks"]:
+        print_table(output_console(has_color=options.has_color), _table(page, options))
+    _say_what_is_missing(page)
+
+
+def _table(page: TaskPage, options: Chosen) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim") if options.format == "text" else Table()
+    table.add_column("ID", no_wrap=False, overflow="fold")
+    table.add_column("STATE", no_wrap=True)
+    table.add_column("CREATED", no_wrap=True)
+    table.add_column("NAME", no_wrap=True, overflow="ellipsis")
+    table.add_column("LABELS", no_wrap=True, overflow="ellipsis")
+    for task in page["tasks"]:
+        labels = ",".join(f"{key}={value}" for key, value in task["labels"].items())
+        state = Text(visible(task["state"]), STATE_STYLES.get(task["state"], ""))
+        cells = (visible(text) for text in (date(task["created_at"]), task["name"], labels))
+        table.add_row(Text(visible(task["id"])), state, *(Text(cell) for cell in cells))
+    return table
+
+
+def _say_what_is_missing(page: TaskPage) -> None:
+    shown, total = len(page["tasks"]), page["total_count"]
+    if not total:
+        click.echo("No tasks.", err=True)
+    elif shown < total:
+        click.echo(f"{shown:,} of {counted(total, 'task')}; see more with --limit.", err=True)

@@ -1,0 +1,41 @@
+"""`sandbox task validate`"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import click
+
+from sandbox.cli.answer import print_json
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail
+from sandbox.cli.figures import counted
+from sandbox.cli.manifest_file import ManifestFile
+from sandbox.cli.mistakes import details, mistake_lines
+from sandbox.cli.options import chosen, output_options
+from sandbox.cli.visible import visible
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"))
+@output_options("text", "json")
+def validate(file: BinaryIO) -> None:
+    """Check the manifest in FILE ('-' for stdin) without a server.
+
+    Prints every mistake with its place. Exit code: 0 without mistakes, 9 with some.
+    """
+    from sandbox.model.mistake import InvalidManifestError
+
+    manifest = ManifestFile(file)
+    mistakes = []
+    try:
+        manifest.parse()
+    except InvalidManifestError as error:
+        mistakes = details(error.mistakes)
+    if chosen().format == "json":
+        print_json({"valid": not mistakes, "details": mistakes})
+    for line in mistake_lines(manifest.name, mistakes) if chosen().format != "json" else ():
+        click.echo(line)
+    if mistakes:
+        fail(f"{visible(manifest.name)} has {counted(len(mistakes), 'mistake')}.", ExitCode.INVALID_MANIFEST)
+    click.echo(f"{visible(manifest.name)} is a valid manifest.", err=True)

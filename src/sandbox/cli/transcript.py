@@ -1,0 +1,119 @@
+"""Claude Code's output lines (stream-json), as far as a viewer of the story needs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+LINE_CHARACTERS_MAX = 8 * 1024 * 1024
+"""A longer line is not looked into: nothing of it would be shown anyway."""
+
+_SUMMARIES = ("description", "file_path", "notebook_path", "path", "pattern", "url", "query", "skill", "prompt")
+"""The fields of a tool's input that say best what the call is about, the best first."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """The agent said something."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolUsed:
+    """The agent began a tool call."""
+
+    id: str
+    tool: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class ToolAnswered:
+    """A tool call came to its end. `error` is what it complained of, None if it did not."""
+
+    id: str
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Retried:
+    """The model API did not answer; Claude Code tries again."""
+
+    attempt: int
+    attempts_max: int
+    reason: str
+
+
+Saying = Said | ToolUsed | ToolAnswered | Retried
+
+
+class Transcript:
+    """Puts the parts of split lines together again, and reads them."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._length = 0
+
+    def read(self, data: str, *, continued: bool) -> Iterator[Saying]:
+        """What the line says, once its last part is here; nothing for a line that is not Claude Code's."""
+        self._length += len(data)
+        if self._length <= LINE_CHARACTERS_MAX:
+            self._parts.append(data)
+        if continued:
+            return
+        line, is_whole = "".join(self._parts), self._length <= LINE_CHARACTERS_MAX
+        self._parts, self._length = [], 0
+        if is_whole:
+            yield from _sayings(line)
+
+
+def _sayings(line: str) -> Iterator[Saying]:
+    try:
+        told = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    match told:
+        case {"type": "assistant", "message": {"content": list(blocks)}}:
+            yield from filter(None, map(_of_agent, blocks))
+        case {"type": "user", "message": {"content": list(blocks)}}:
+            yield from filter(None, map(_of_tool, blocks))
+        case {"type": "system", "subtype": "api_retry"}:
+            reason = told.get("error") or told.get("error_status") or "no answer"
+            yield Retried(_number(told.get("attempt")), _number(told.get("max_retries")), str(reason))
+
+
+def _of_agent(block: Any) -> Saying | None:
+    match block:
+        case {"type": "text", "text": str(text)} if text.strip():
+            return Said(text)
+        case {"type": "tool_use", "id": str(use_id), "name": str(tool)}:
+            return ToolUsed(use_id, tool, _summary(block.get("input")))
+    return None
+
+
+def _of_tool(block: Any) -> Saying | None:
+    match block:
+        case {"type": "tool_result", "tool_use_id": str(use_id)}:
+            return ToolAnswered(use_id, _text(block.get("content")) if block.get("is_error") is True else None)
+    return None
+
+
+def _summary(given: Any) -> str:
+    if not isinstance(given, dict):
+        return ""
+    fields = ("command", *_SUMMARIES)
+    return next((given[field] for field in fields if isinstance(given.get(field), str) and given[field].strip()), "")
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    blocks = content if isinstance(content, list) else []
+    return "\n".join(str(block.get("text", "")) for block in blocks if isinstance(block, dict))
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
