@@ -1,0 +1,44 @@
+"""What the decisions of the gateway look like to the sockets: bytes in, reactions out."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+
+class Phase(Enum):
+    """What a connection from inside is waiting for, which decides how long it may wait."""
+
+    HEAD = "head"
+    BODY = "body"
+    ANSWER = "answer"
+    IDLE = "idle"
+    OVER = "over"
+
+
+@dataclass(slots=True)
+class Reaction:
+    """What is to be done, in the order of the fields.
+
+    hang_up_upstream: cut the connection to the upstream that there was before.
+    dial: open one; when that fails the rest is void.
+    hang_up_client: nothing more will be sent; what came before is delivered first.
+    """
+
+    hang_up_upstream: bool = False
+    dial: bool = False
+    to_upstream: bytearray = field(default_factory=bytearray)
+    to_client: bytearray = field(default_factory=bytearray)
+    hang_up_client: bool = False
+
+
+class Conversation(Protocol):
+    """One connection from inside. Does no I/O and never raises on what comes from inside."""
+
+    @property
+    def phase(self) -> Phase:
+        """What it is waiting for now."""
+        ...
+
+    def client_sent(self, data: bytes) -> Reaction:
+        """Bytes came from inside; none mean that no more will."""
+        ...

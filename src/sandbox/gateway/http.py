@@ -1,0 +1,97 @@
+"""HTTP/1.1 on both sides of the gateway, by h11: which headers go on, and the gateway's own answers. No I/O."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import h11
+import msgspec
+
+from sandbox.gateway.limits import HEAD_BYTES_MAX
+from sandbox.gateway.upstream import Upstream
+
+Headers = list[tuple[bytes, bytes]]
+
+_HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
+_CREDENTIALS = frozenset({b"x-api-key", b"authorization", b"cookie", b"cookie2"})
+_ABOUT_THE_WAY = frozenset({b"host", b"expect", b"forwarded", b"via", b"x-real-ip", b"http2-settings"})
+_REQUEST_DROPPED = _HOP_BY_HOP | _CREDENTIALS | _ABOUT_THE_WAY | {b"accept-encoding", b"content-length"}
+_RESPONSE_DROPPED = _HOP_BY_HOP | {b"set-cookie", b"set-cookie2", b"alt-svc", b"content-length"}
+_DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
+
+
+def client_side() -> h11.Connection:
+    """The server of one connection from inside."""
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
+
+
+def upstream_side() -> h11.Connection:
+    """The client of one connection to the upstream."""
+    return h11.Connection(h11.CLIENT)
+
+
+def forwarded_request(request: h11.Request, target: bytes, upstream: Upstream) -> h11.Request:
+    """The request as the upstream gets it: the server's key for the task's, and an answer that can be read."""
+    headers = [(b"host", upstream.authority), upstream.credential, (b"accept-encoding", b"identity")]
+    headers += _passed(request.headers, _REQUEST_DROPPED)
+    framing = _framing(request.headers) or [(b"content-length", b"0")]
+    return h11.Request(method=request.method, target=upstream.prefix + target, headers=headers + framing)
+
+
+def forwarded_response(response: h11.Response) -> h11.Response:
+    """The response as the client gets it. Without a length h11 frames it in chunks."""
+    headers = _passed(response.headers, _RESPONSE_DROPPED)
+    framing = [(name, value) for name, value in _framing(response.headers) if name == b"content-length"]
+    return h11.Response(status_code=response.status_code, reason=response.reason, headers=headers + framing)
+
+
+def header(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bytes:
+    """The first value of a header, empty without one."""
+    return next((value for name, value in headers if name == wanted), b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer of the gateway's own. `is_last`: the connection ends with it."""
+
+    status: int
+    content_type: bytes
+    body: bytes
+    is_last: bool
+
+    def send(self, connection: h11.Connection, method: bytes = b"") -> bytes:
+        """The bytes to answer a request of this method with."""
+        headers = [(b"content-type", self.content_type), (b"content-length", b"%d" % len(self.body))]
+        if self.is_last:
+            headers.append((b"connection", b"close"))
+        body = b"" if method == b"HEAD" else self.body
+        events = (h11.Response(status_code=self.status, headers=headers), h11.Data(data=body), h11.EndOfMessage())
+        return b"".join(connection.send(event) or b"" for event in events)
+
+
+def api_error(status: int, kind: str, message: str, *, is_last: bool = False) -> Answer:
+    """An error in the Messages API's own shape."""
+    body = msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
+    return Answer(status, b"application/json", body, is_last)
+
+
+def plain_refusal(status: int, sentence: str) -> Answer:
+    """A refusal for people, and the last answer of its connection."""
+    return Answer(status, b"text/plain; charset=utf-8", sentence.encode() + b"\n", is_last=True)
+
+
+def _passed(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
+    pairs = list(headers)
+    named = {token.strip().lower() for name, value in pairs if name == b"connection" for token in value.split(b",")}
+    return [
+        (name, value)
+        for name, value in pairs
+        if name not in dropped and name not in named and not name.startswith(_DROPPED_PREFIXES)
+    ]
+
+
+def _framing(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    framing = [(name, value) for name, value in headers if name in (b"content-length", b"transfer-encoding")]
+    chunked = [pair for pair in framing if pair[0] == b"transfer-encoding"]
+    return chunked or framing

@@ -1,0 +1,58 @@
+"""The gateway's bounds: each one's number, its unit and what happens at it."""
+
+HEAD_BYTES_MAX = 32 * 1024
+"""Request line and headers; over it: 431 and the connection ends."""
+
+REQUEST_BODY_BYTES_MAX = 32 * 1024 * 1024
+"""A request's body, the Messages API's own limit; over it: 413 and the connection ends."""
+
+PIPELINED_BYTES_MAX = 64 * 1024
+"""What a client may send while it still waits for an answer; over it the connection ends."""
+
+CONNECTIONS_MAX = 128
+"""Open connections to the model's listener, and as many to all the others together; further ones wait."""
+
+HEAD_SECONDS = 10.0
+"""From the first byte of a request (or the connection's start) to the end of its head; over it the connection ends."""
+
+BODY_SECONDS = 60.0
+"""Between two pieces of a request's body; over it the connection ends."""
+
+KEEP_ALIVE_SECONDS = 300.0
+"""Between an answer and the next request; over it the connection ends."""
+
+ANSWER_SECONDS = 900.0
+"""Without anything moving to the client while it waits for its answer; over it the connection ends."""
+
+LINGER_SECONDS = 1.0
+"""Between our end of a connection and the client's own, so that the last answer is not lost; then it is cut."""
+
+CONNECT_SECONDS = 10.0
+"""To reach the upstream, names and TLS included; over it: 504."""
+
+UPSTREAM_SECONDS = 600.0
+"""Between two signs of life of an upstream that owes an answer; over it: 504, or a broken answer."""
+
+UPSTREAM_IDLE_SECONDS = 30.0
+"""An unused connection to the upstream is kept this long for the next request of the same client."""
+
+SSE_LINE_BYTES_MAX = 1024 * 1024
+"""A line of an event stream that is looked at for usage; longer ones pass unread."""
+
+JSON_BODY_BYTES_MAX = 4 * 1024 * 1024
+"""An answer without streaming that is looked at for usage; longer ones pass unread."""
+
+CLIENT_HELLO_BYTES_MAX = 8 * 1024
+"""Bytes waited for to learn the name in a TLS ClientHello."""
+
+DATAGRAM_BYTES_MAX = 2048
+"""A name query over UDP; the rest of a longer one is cut off."""
+
+DENIALS_PER_SECOND_MAX = 20
+"""Refusals reported one by one; the rest is counted in one report."""
+
+TROUBLE_SECONDS = 10.0
+"""Least time between two reports of the same trouble."""
+
+REPORTED_HOST_CHARACTERS_MAX = 255
+"""A host's name in a report; longer ones are cut."""

@@ -1,0 +1,171 @@
+"""Reads the usage out of the model's answer while it passes, holding no more of it than a line."""
+
+from typing import Annotated, Protocol
+
+import msgspec
+
+from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
+from sandbox.gateway.prices import Tokens, cost_usd
+from sandbox.model.event import Usage
+
+_MODEL_CHARACTERS_MAX = 128
+
+
+class Meter(Protocol):
+    """Never raises on what an upstream sends; what it does not understand counts nothing."""
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the body, cut anywhere."""
+        ...
+
+    def usage(self) -> Usage | None:
+        """What has been used by the bytes so far; None while no answer of a model is in them."""
+        ...
+
+
+def meter_for(content_type: bytes) -> Meter:
+    """A meter for a body of this type."""
+    is_stream = content_type.split(b";")[0].strip().lower() == b"text/event-stream"
+    return StreamMeter() if is_stream else DocumentMeter()
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+
+
+class _CacheCreation(msgspec.Struct):
+    ephemeral_1h_input_tokens: _Count | None = None
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    cache_read_input_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
+    cache_creation: _CacheCreation | None = None
+
+
+class _Message(msgspec.Struct):
+    model: str = ""
+    usage: _Usage | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    message: _Message | None = None
+    usage: _Usage | None = None
+
+
+_event_decoder = msgspec.json.Decoder(_Event)
+_message_decoder = msgspec.json.Decoder(_Message)
+
+
+class StreamMeter:
+    """For an event stream: `message_start` names the model, each `message_delta` replaces the counts it brings."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self._is_skipping = False
+        self._tally = _Tally()
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the body, cut anywhere."""
+        first, *others = data.split(b"\n")
+        self._extend(first)
+        for other in others:
+            self._end_line()
+            self._extend(other)
+
+    def usage(self) -> Usage | None:
+        """The counts of the latest `message_delta` over those of `message_start`."""
+        return self._tally.usage()
+
+    def _extend(self, part: bytes) -> None:
+        if self._is_skipping or len(self._line) + len(part) > SSE_LINE_BYTES_MAX:
+            self._is_skipping = True
+            self._line.clear()
+        else:
+            self._line += part
+
+    def _end_line(self) -> None:
+        line, self._is_skipping = bytes(self._line), False
+        self._line.clear()
+        # Most lines are pieces of text: only those that can matter are worth decoding.
+        if line.startswith(b"data:") and (b'"message_start"' in line or b'"message_delta"' in line):
+            self._read(line[len(b"data:") :])
+
+    def _read(self, data: bytes) -> None:
+        try:
+            event = _event_decoder.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return
+        if event.type == "message_start" and event.message is not None:
+            self._tally.name(event.message.model)
+            self._tally.count(event.message.usage)
+        elif event.type == "message_delta":
+            self._tally.count(event.usage)
+
+
+class DocumentMeter:
+    """For one JSON document with `model` and `usage` on its top level."""
+
+    def __init__(self) -> None:
+        self._body = bytearray()
+        self._is_too_long = False
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the body, cut anywhere."""
+        if self._is_too_long or len(self._body) + len(data) > JSON_BODY_BYTES_MAX:
+            self._is_too_long = True
+            self._body.clear()
+        else:
+            self._body += data
+
+    def usage(self) -> Usage | None:
+        """None until the document is whole."""
+        try:
+            message = _message_decoder.decode(self._body)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        if message.usage is None:
+            return None
+        tally = _Tally()
+        tally.name(message.model)
+        tally.count(message.usage)
+        return tally.usage()
+
+
+class _Tally:
+    """The latest of every count."""
+
+    def __init__(self) -> None:
+        self._model: str | None = None
+        self._counts: dict[str, int] = {}
+
+    def name(self, model: str) -> None:
+        self._model = model[:_MODEL_CHARACTERS_MAX]
+
+    def count(self, told: _Usage | None) -> None:
+        if told is None:
+            return
+        hour = told.cache_creation.ephemeral_1h_input_tokens if told.cache_creation else None
+        latest = {
+            "input": told.input_tokens,
+            "output": told.output_tokens,
+            "cache_read": told.cache_read_input_tokens,
+            "cache_write": told.cache_creation_input_tokens,
+            "cache_write_hour": hour,
+        }
+        self._counts |= {name: count for name, count in latest.items() if count is not None}
+
+    def usage(self) -> Usage | None:
+        if self._model is None:
+            return None
+        tokens = Tokens(**self._counts)
+        return Usage(
+            model=self._model,
+            input_tokens=tokens.input,
+            output_tokens=tokens.output,
+            cache_read_tokens=tokens.cache_read,
+            cache_write_tokens=tokens.cache_write,
+            cost_usd=cost_usd(self._model, tokens),
+        )

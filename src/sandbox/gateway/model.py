@@ -1,0 +1,264 @@
+"""One connection from inside to the model's listener: judge each request, swap the key, pass both bodies through.
+
+Requests that are sent before the last one was answered are not answered; the connection ends after the answer.
+A client that ends its side while it is owed an answer has gone: its request is cut off upstream too.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+
+from sandbox.gateway import http
+from sandbox.gateway.conversation import Phase, Reaction
+from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
+from sandbox.gateway.meter import Meter, meter_for
+from sandbox.gateway.policy import ModelPolicy, Refused, too_large
+from sandbox.gateway.reports import Reports
+from sandbox.gateway.upstream import Upstream
+
+_WAITS = (h11.NEED_DATA, h11.PAUSED)
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """A request that was forwarded. `meter` is there once its answer has begun, where the answer is to be read."""
+
+    is_metered: bool
+    is_answered: bool = False
+    meter: Meter | None = None
+
+
+class ModelConversation:
+    """Bytes of both sides in, reactions out."""
+
+    def __init__(self, policy: ModelPolicy, upstream: Upstream, reports: Reports, port: int) -> None:
+        self._policy = policy
+        self._upstream = upstream
+        self._reports = reports
+        self._port = port
+        self._client_side = http.client_side()
+        self._upstream_side: h11.Connection | None = None
+        self._exchange: _Exchange | None = None
+        self._body_bytes = 0
+        self._has_answered = False
+        self._is_over = False
+
+    @property
+    def phase(self) -> Phase:
+        """What the connection from inside waits for."""
+        if self._is_over:
+            return Phase.OVER
+        if self._client_side.their_state is h11.SEND_BODY:
+            return Phase.BODY
+        if self._exchange is not None:
+            return Phase.ANSWER
+        is_quiet = self._has_answered and not self._client_side.trailing_data[0]
+        return Phase.IDLE if is_quiet else Phase.HEAD
+
+    @property
+    def is_in_flight(self) -> bool:
+        """A request was forwarded and is not answered to its end."""
+        return self._exchange is not None
+
+    def client_sent(self, data: bytes) -> Reaction:
+        """Bytes came from inside; none mean that no more will."""
+        reaction = Reaction()
+        if self._is_over:
+            return reaction
+        if not data or (self.phase is Phase.ANSWER and self._is_flooded(data)):
+            self._end(reaction)
+            return reaction
+        try:
+            self._client_side.receive_data(data)
+            self._hear_client(reaction)
+        except h11.RemoteProtocolError as error:
+            self._refuse_malformed(reaction, error)
+        return reaction
+
+    def upstream_sent(self, data: bytes) -> Reaction:
+        """Bytes came from the upstream; none mean that no more will."""
+        reaction = Reaction()
+        if self._upstream_side is None:
+            return reaction
+        if self._exchange is None:
+            self._drop_upstream(reaction)  # whatever comes unasked, the connection is of no more use
+            return reaction
+        try:
+            self._upstream_side.receive_data(data)
+            self._hear_upstream(reaction)
+        except h11.RemoteProtocolError:
+            self._break(reaction, 502, f"The model at {self._upstream.address} broke off its answer.")
+        return reaction
+
+    def upstream_failed(self, status: int, message: str) -> Reaction:
+        """The upstream could not be reached (502) or did not answer in time (504)."""
+        reaction = Reaction()
+        if self._exchange is None:
+            self._drop_upstream(reaction)
+        else:
+            self._break(reaction, status, message)
+        return reaction
+
+    # From inside.
+
+    def _hear_client(self, reaction: Reaction) -> None:
+        while not self._is_over:
+            event: Any = self._client_side.next_event()
+            if event in _WAITS:
+                return
+            if isinstance(event, h11.Request):
+                self._begin(reaction, event)
+            elif isinstance(event, h11.Data):
+                self._pass_body(reaction, bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                self._end_body(reaction)
+
+    def _begin(self, reaction: Reaction, request: h11.Request) -> None:
+        self._body_bytes = 0
+        verdict = self._policy.judge(request)
+        if isinstance(verdict, Refused):
+            self._refuse(reaction, verdict, request.method)
+            return
+        self._exchange = _Exchange(verdict.is_metered)
+        if self._upstream_side is None:
+            self._upstream_side = http.upstream_side()
+            reaction.dial = True
+        if self._client_side.they_are_waiting_for_100_continue:
+            self._to_client(reaction, h11.InformationalResponse(status_code=100, headers=[]))
+        self._to_upstream(reaction, http.forwarded_request(request, verdict.target, self._upstream))
+
+    def _pass_body(self, reaction: Reaction, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > REQUEST_BODY_BYTES_MAX:
+            if self._exchange is not None and not self._exchange.is_answered:
+                self._refuse(reaction, too_large())
+            self._end(reaction)
+        elif self._exchange is not None:
+            self._to_upstream(reaction, h11.Data(data=data))
+
+    def _end_body(self, reaction: Reaction) -> None:
+        if self._exchange is not None:
+            self._to_upstream(reaction, h11.EndOfMessage())
+        else:
+            self._end_cycle(reaction)
+
+    def _refuse(self, reaction: Reaction, refused: Refused, method: bytes = b"") -> None:
+        """Answer now; what is left of the request is read and thrown away, so that the answer arrives."""
+        self._reports.denied("model", self._port, refused.message)
+        # What does not look like Claude Code's HTTP is not read any further than it must be.
+        is_last = refused.status in (400, 413)
+        answer = http.api_error(refused.status, refused.kind, refused.message, is_last=is_last)
+        reaction.to_client += answer.send(self._client_side, method)
+        self._has_answered = True
+        if is_last:
+            self._end(reaction)
+
+    def _refuse_malformed(self, reaction: Reaction, error: h11.RemoteProtocolError) -> None:
+        message = "The request is not valid HTTP/1.1."
+        self._reports.denied("model", self._port, message)
+        if self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            answer = http.api_error(error.error_status_hint, "invalid_request_error", message, is_last=True)
+            reaction.to_client += answer.send(self._client_side)
+        self._end(reaction)
+
+    def _is_flooded(self, data: bytes) -> bool:
+        return len(self._client_side.trailing_data[0]) + len(data) > PIPELINED_BYTES_MAX
+
+    # From the upstream.
+
+    def _hear_upstream(self, reaction: Reaction) -> None:
+        while self._exchange is not None and self._upstream_side is not None:
+            event: Any = self._upstream_side.next_event()
+            if event in _WAITS:
+                return
+            if isinstance(event, h11.Response):
+                self._begin_answer(reaction, self._exchange, event)
+            elif isinstance(event, h11.Data):
+                self._to_client(reaction, event)
+                if self._exchange.meter is not None:
+                    self._exchange.meter.feed(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                self._end_answer(reaction)
+
+    def _begin_answer(self, reaction: Reaction, exchange: _Exchange, response: h11.Response) -> None:
+        if 300 <= response.status_code < 400:
+            address = self._upstream.address
+            self._break(reaction, 502, f"The model at {address} redirects elsewhere; set ANTHROPIC_BASE_URL to there.")
+            return
+        exchange.is_answered = True
+        if exchange.is_metered and response.status_code < 300:
+            exchange.meter = meter_for(http.header(response.headers, b"content-type"))
+        self._to_client(reaction, http.forwarded_response(response))
+
+    def _end_answer(self, reaction: Reaction) -> None:
+        self._to_client(reaction, h11.EndOfMessage())
+        self._settle(is_whole=True)
+        self._has_answered = True
+        side = self._upstream_side
+        if side is not None and side.our_state is h11.DONE and side.their_state is h11.DONE:
+            side.start_next_cycle()
+        else:
+            self._drop_upstream(reaction)
+        if self._client_side.their_state is not h11.SEND_BODY:
+            self._end_cycle(reaction)
+
+    def _break(self, reaction: Reaction, status: int, message: str) -> None:
+        """The upstream failed: an error if the answer has not begun, else an end that the client sees as a break."""
+        self._reports.trouble("upstream_unreachable", message)
+        is_answered = self._exchange is not None and self._exchange.is_answered
+        self._settle(is_whole=False)
+        self._drop_upstream(reaction)
+        if is_answered:
+            self._end(reaction)
+            return
+        kind = "timeout_error" if status == 504 else "api_error"
+        reaction.to_client += http.api_error(status, kind, message).send(self._client_side)
+        self._has_answered = True
+        if self._client_side.their_state is not h11.SEND_BODY:
+            self._end_cycle(reaction)
+
+    # Both.
+
+    def _to_client(self, reaction: Reaction, event: Any) -> None:
+        reaction.to_client += self._client_side.send(event) or b""
+
+    def _to_upstream(self, reaction: Reaction, event: Any) -> None:
+        if self._upstream_side is not None:
+            reaction.to_upstream += self._upstream_side.send(event) or b""
+
+    def _settle(self, *, is_whole: bool) -> None:
+        """Tell what the exchange has spent; it is over."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is None or exchange.meter is None:
+            return
+        usage = exchange.meter.usage()
+        if usage is not None:
+            self._reports.used(usage)
+        elif is_whole:
+            self._reports.trouble("usage_unread", "An answer of the model told no usage; its tokens are not counted.")
+
+    def _end_cycle(self, reaction: Reaction) -> None:
+        """The request is read and answered: be ready for the next one, or end."""
+        side = self._client_side
+        is_done = side.our_state is h11.DONE and side.their_state is h11.DONE
+        if not is_done or side.trailing_data[0]:
+            self._end(reaction)
+        else:
+            side.start_next_cycle()
+
+    def _drop_upstream(self, reaction: Reaction) -> None:
+        if self._upstream_side is None:
+            return
+        self._upstream_side = None
+        reaction.to_upstream.clear()
+        if reaction.dial:
+            reaction.dial = False
+        else:
+            reaction.hang_up_upstream = True
+
+    def _end(self, reaction: Reaction) -> None:
+        self._settle(is_whole=False)
+        self._drop_upstream(reaction)
+        self._is_over = True
+        reaction.hang_up_client = True

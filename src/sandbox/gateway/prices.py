@@ -1,0 +1,94 @@
+"""What models cost: Anthropic's public list prices for its own API, standard speed, without batch discount.
+
+Source: the pricing page of Anthropic's documentation and its notices of later changes, as of PRICES_DATE.
+A model that is not listed has no price; it never takes a relative's.
+"""
+
+import re
+from dataclasses import dataclass
+
+PRICES_DATE = "2026-10-24"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD per million tokens. `long`: what all tokens of a request cost whose prompt is over `long_above` tokens."""
+
+    input: float
+    output: float
+    cache_read: float
+    cache_write: float
+    cache_write_hour: float
+    long: "Price | None" = None
+    long_above: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of one request. `cache_write_hour` is the part of `cache_write` that is kept for an hour."""
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    cache_write_hour: int = 0
+
+
+def price(model: str) -> Price | None:
+    """The price of a model by its full or its undated name."""
+    return _PRICES.get(_VARIANT.sub("", model))
+
+
+def cost_usd(model: str, tokens: Tokens) -> float | None:
+    """What a request cost, to a millionth of a dollar; None for a model without a price."""
+    rate = price(model)
+    if rate is None:
+        return None
+    if rate.long is not None and tokens.input + tokens.cache_read + tokens.cache_write > rate.long_above:
+        rate = rate.long
+    hour = min(tokens.cache_write_hour, tokens.cache_write)
+    millionths = (
+        tokens.input * rate.input
+        + tokens.output * rate.output
+        + tokens.cache_read * rate.cache_read
+        + (tokens.cache_write - hour) * rate.cache_write
+        + hour * rate.cache_write_hour
+    )
+    return round(millionths / 1_000_000, 6)
+
+
+_VARIANT = re.compile(r"(-\d{8}|-latest|-0)?(\[1m\])?\Z")
+
+
+def _rate(input_: float, output: float, cache_read: float, long: Price | None = None, long_above: int = 0) -> Price:
+    # Every model's cache writes cost 1.25 times its input for five minutes, twice its input for an hour.
+    return Price(input_, output, cache_read, input_ * 1.25, input_ * 2, long, long_above)
+
+
+_SONNET_4 = _rate(3, 15, 0.30, _rate(6, 22.50, 0.60), 200_000)
+_OPUS_4 = _rate(15, 75, 1.50)
+_OPUS = _rate(5, 25, 0.50)
+
+_PRICES = {
+    "claude-fable-5-1": _rate(10, 50, 0.25),
+    "claude-fable-5": _rate(10, 50, 1),
+    "claude-mythos-5-1": _rate(10, 50, 0.25),
+    "claude-mythos-5": _rate(10, 50, 1),
+    "claude-opus-5-5": _rate(4, 20, 0.20),
+    "claude-opus-5": _OPUS,
+    "claude-opus-4-8": _OPUS,
+    "claude-opus-4-7": _OPUS,
+    "claude-opus-4-6": _OPUS,
+    "claude-opus-4-5": _OPUS,
+    "claude-opus-4-1": _OPUS_4,
+    "claude-opus-4": _OPUS_4,
+    "claude-sonnet-5-5": _rate(2, 10, 0.10),
+    "claude-sonnet-5": _rate(2, 10, 0.20),
+    "claude-sonnet-4-6": _rate(3, 15, 0.30),
+    "claude-sonnet-4-5": _SONNET_4,
+    "claude-sonnet-4": _SONNET_4,
+    "claude-3-7-sonnet": _rate(3, 15, 0.30),
+    "claude-haiku-5-5": _rate(0.10, 0.50, 0.01, _rate(0.50, 2.50, 0.05), 100_000),
+    "claude-haiku-4-5": _rate(1, 5, 0.10),
+    "claude-3-5-haiku": _rate(0.80, 4, 0.08),
+}

@@ -1,0 +1,53 @@
+"""What the gateway tells the runner, kept to a rate that no sandbox can raise."""
+
+from collections.abc import Callable
+
+from sandbox.contracts.gateway import Report
+from sandbox.gateway.limits import DENIALS_PER_SECOND_MAX, REPORTED_HOST_CHARACTERS_MAX, TROUBLE_SECONDS
+from sandbox.model.event import EgressDenied, Trouble, Usage
+
+
+class Reports:
+    """Passes on every usage, and denials and troubles as far as their rate allows. `monotonic` gives seconds."""
+
+    def __init__(self, report: Report, monotonic: Callable[[], float]) -> None:
+        self._report = report
+        self._monotonic = monotonic
+        self._second_began = float("-inf")
+        self._denials = 0
+        self._troubles: dict[str, float] = {}
+
+    def used(self, usage: Usage) -> None:
+        """Tokens were spent."""
+        self._report(usage)
+
+    def denied(self, host: str, port: int, reason: str) -> None:
+        """Something was refused; `host` may come from inside."""
+        now = self._monotonic()
+        if now - self._second_began >= 1.0:
+            self.flush()
+            self._second_began = now
+        self._denials += 1
+        if self._denials <= DENIALS_PER_SECOND_MAX:
+            self._report(EgressDenied(printable(host), port, reason))
+
+    def trouble(self, error: str, message: str) -> None:
+        """Something went wrong; told at once, then for a while not again."""
+        now = self._monotonic()
+        if now - self._troubles.get(error, float("-inf")) >= TROUBLE_SECONDS:
+            self._troubles[error] = now
+            self._report(Trouble(error, message))
+
+    def flush(self) -> None:
+        """Tell how many refusals were not told one by one."""
+        dropped = self._denials - DENIALS_PER_SECOND_MAX
+        self._denials = 0
+        if dropped > 0:
+            message = f"{dropped} more refusals within one second are not listed one by one."
+            self._report(Trouble("egress_denials_dropped", message))
+
+
+def printable(host: str) -> str:
+    """A host's name as it may stand in a journal: visible ASCII, not too long."""
+    cut = host[:REPORTED_HOST_CHARACTERS_MAX]
+    return "".join(character if "!" <= character <= "~" else "?" for character in cut) or "?"

@@ -1,0 +1,87 @@
+"""Reads the server's name out of a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3), whoever sent it."""
+
+from dataclasses import dataclass
+
+_HANDSHAKE_RECORD = 22
+_CLIENT_HELLO = 1
+_SERVER_NAME_EXTENSION = 0
+_HOST_NAME = 0
+_RECORD_BYTES_MAX = 16384 + 256
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What the bytes so far tell. `server_name` is None in a whole hello without one, and in what is no hello."""
+
+    is_whole: bool
+    server_name: str | None = None
+
+
+class _CutShortError(Exception):
+    """A length points past the end."""
+
+
+def read_hello(data: bytes) -> Hello:
+    """Look at the first bytes of a connection. Not whole means: more bytes may tell more. Never raises."""
+    message = bytearray()
+    offset = 0
+    while len(data) >= offset + 5:
+        length = int.from_bytes(data[offset + 3 : offset + 5])
+        if data[offset] != _HANDSHAKE_RECORD or data[offset + 1] != 3 or not 0 < length <= _RECORD_BYTES_MAX:
+            return Hello(is_whole=True)
+        message += data[offset + 5 : offset + 5 + length]
+        if message and message[0] != _CLIENT_HELLO:
+            return Hello(is_whole=True)
+        if len(message) >= 4 and len(message) >= 4 + int.from_bytes(message[1:4]):
+            return Hello(True, _server_name(bytes(message[4 : 4 + int.from_bytes(message[1:4])])))
+        offset += 5 + length
+    could_begin = data[:1] in (b"", b"\x16") and data[1:2] in (b"", b"\x03")
+    return Hello(is_whole=not could_begin)
+
+
+def _server_name(body: bytes) -> str | None:
+    try:
+        reader = _Reader(body)
+        reader.take(2 + 32)
+        reader.vector(1)
+        reader.vector(2)
+        reader.vector(1)
+        extensions = _Reader(reader.vector(2))
+        while extensions.left:
+            kind, content = extensions.number(2), extensions.vector(2)
+            if kind == _SERVER_NAME_EXTENSION:
+                return _host_name(content)
+    except _CutShortError:
+        pass
+    return None
+
+
+def _host_name(content: bytes) -> str | None:
+    names = _Reader(_Reader(content).vector(2))
+    while names.left:
+        kind, name = names.number(1), names.vector(2)
+        if kind == _HOST_NAME:
+            return name.decode("ascii", errors="replace") or None
+    return None
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._offset = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._offset
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise _CutShortError
+        self._offset += count
+        return self._data[self._offset - count : self._offset]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size))
+
+    def vector(self, size: int) -> bytes:
+        return self.take(self.number(size))

@@ -1,0 +1,34 @@
+"""The gateway's listeners on free ports of loopback, for tests that need no network namespace."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sandbox.contracts.runtime import Listeners
+
+
+@contextmanager
+def loopback_listeners() -> Iterator[Listeners]:
+    """Listeners as a runtime makes them, but for the ports: `listeners.model.getsockname()` tells where it listens."""
+    made = Listeners(
+        model=_tcp(),
+        proxy=_tcp(),
+        names_udp=_udp(),
+        names_tcp=_tcp(),
+        transparent={80: _tcp(), 443: _tcp()},
+    )
+    try:
+        yield made
+    finally:
+        for listener in (made.model, made.proxy, made.names_udp, made.names_tcp, *made.transparent.values()):
+            listener.close()
+
+
+def _tcp() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0), backlog=128)
+
+
+def _udp() -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    listener.bind(("127.0.0.1", 0))
+    return listener
