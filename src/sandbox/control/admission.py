@@ -79,10 +79,13 @@ class WaitingRoom:
     def complaints(self) -> dict[str, str]:
         """For each task that waits, what it waits for."""
         free = self.free
-        return {
-            task_id: f"Waiting for {need.lacking_in(free)}" if place == 0 else f"Waiting behind {place} other tasks"
-            for place, (task_id, need) in enumerate(self._waiting)
-        }
+        complaints = {}
+        for place, (task_id, need) in enumerate(self._waiting):
+            if place == 0:
+                complaints[task_id] = f"Waiting for {need.lacking_in(free)}"
+            else:
+                complaints[task_id] = f"Waiting behind {place} other task{'s' if place > 1 else ''}"
+        return complaints
 
 
 def _gib(byte_count: int) -> str:

@@ -1,0 +1,153 @@
+"""Doubles of a runner's equipment: what the agent says and how it ends stands in a script."""
+
+import asyncio
+import signal
+from dataclasses import dataclass, field
+
+from sandbox.contracts.agent import AgentStart, Outcome, ToolEnded, ToolStarted
+from sandbox.contracts.runtime import Command, Exit, SandboxHandle
+from sandbox.model.artifact import Artifact
+from sandbox.model.errors import AttemptError, Failure, FailureCode
+from sandbox.wiring.clock import SystemClock
+
+
+@dataclass
+class Script:
+    """How an attempt goes. stays: the agent works until it is ended; deaf: it does not mind TERM."""
+
+    stdout: bytes = b'{"type":"result"}\n'
+    stderr: bytes = b""
+    exit: Exit = Exit(0)
+    stays: bool = False
+    deaf: bool = False
+    stage_error: AttemptError | None = None
+    create_error: AttemptError | None = None
+    patch_error: AttemptError | None = None
+    destroy_error: AttemptError | None = None
+    stage_seconds: float = 0.0
+    seen: list[str] = field(default_factory=list)
+
+
+class ScriptedSandbox:
+    def __init__(self, handle, script):
+        self.handle, self.listeners, self._script = handle, None, script
+        self._over = asyncio.Event()
+        self._exit = script.exit
+        self._readers = []
+
+    async def start(self, command):
+        self._script.seen.append("start")
+        self._readers = [asyncio.StreamReader(), asyncio.StreamReader()]
+        for reader, data in zip(self._readers, (self._script.stdout, self._script.stderr), strict=True):
+            reader.feed_data(data)
+        if not self._script.stays:
+            self._over.set()
+        return tuple(self._readers)
+
+    async def signal(self, signal_number):
+        self._script.seen.append(f"signal {signal.Signals(signal_number).name}")
+        if not self._script.deaf:
+            self._exit = Exit(128 + signal_number)
+            self._over.set()
+
+    async def kill(self):
+        self._script.seen.append("kill")
+        if not self._over.is_set():
+            self._exit = Exit(137)
+            self._over.set()
+        for reader in self._readers:
+            if not reader.at_eof():
+                reader.feed_eof()
+
+    async def wait(self):
+        await self._over.wait()
+        return self._exit
+
+
+class ScriptedRuntime:
+    name = "scripted"
+
+    def __init__(self, script):
+        self._script = script
+
+    def plan(self, attempt_id):
+        return SandboxHandle("scripted", attempt_id, {"uid": "4711"})
+
+    async def create(self, handle, spec):
+        if self._script.create_error:
+            raise self._script.create_error
+        self._script.seen.append("create")
+        return ScriptedSandbox(handle, self._script)
+
+    async def destroy(self, handle, disk):
+        self._script.seen.append("destroy")
+        if self._script.destroy_error:
+            raise self._script.destroy_error
+
+
+class SilentGateway:
+    requests_in_flight = 0
+
+    def open(self, upstream, task_key, report):
+        return self
+
+    async def serve(self, listeners):
+        await asyncio.Event().wait()
+
+
+class ScriptedAgent:
+    """Lines `+Tool` and `-Tool` on stdout begin and end a tool call."""
+
+    def prepare(self, manifest, *, session_id, task_key, workspace):
+        return AgentStart(Command(["agent"], {}, "/workspace"), session_id, {}, {".claude/settings.json": b"{}"})
+
+    def conversation(self, session_id):
+        return self
+
+    def feed(self, line):
+        tool = line[1:].strip().decode(errors="replace")
+        match line[:1]:
+            case b"+":
+                return [ToolStarted(tool, tool)]
+            case b"-":
+                return [ToolEnded(tool, tool, is_error=False)]
+        return []
+
+    def outcome(self, exit_, stderr_tail):
+        if exit_.code == 0:
+            return Outcome({"is_error": False}, None)
+        return Outcome(None, Failure(FailureCode.AGENT_FAILED, f"exit {exit_.code}: {stderr_tail.decode()}"))
+
+
+class ScriptedWorkspaces:
+    def __init__(self, script):
+        self._script = script
+
+    async def stage(self, repository, attempt_dir):
+        await asyncio.sleep(self._script.stage_seconds)
+        if self._script.stage_error:
+            raise self._script.stage_error
+        (attempt_dir / "disk/workspace").mkdir(parents=True)
+        return "c0ffee" + "0" * 34
+
+    async def patch(self, attempt_dir, base_commit, target):
+        if self._script.patch_error:
+            raise self._script.patch_error
+        target.write_bytes(b"diff --git a/a b/a\n")
+
+    async def collect(self, workspace, patterns, target, taken_names):
+        (target / "report.md").write_bytes(b"# report\n")
+        yield Artifact("report.md", "report.md", 9, "text/markdown", "sha256:0")
+
+
+def scripted_equipment(script, journals):
+    from sandbox.runner.equipment import Equipment
+
+    return Equipment(
+        journals=journals,
+        runtime=ScriptedRuntime(script),
+        gateways=SilentGateway(),
+        agent=ScriptedAgent(),
+        workspaces=ScriptedWorkspaces(script),
+        clock=SystemClock(),
+    )

@@ -1,0 +1,16 @@
+"""Manifests for tests."""
+
+from sandbox.model.manifest import Claude, Lifecycle, Manifest, Metadata, Repository, Vm
+
+
+def manifest(task_id="task-1", *, name="A task", **parts):
+    """The minimal manifest; `vm` and `lifecycle` may be given as dictionaries."""
+    return Manifest(
+        version="1",
+        kind="Task",
+        metadata=Metadata(name=name, id=task_id, labels=parts.get("labels", {})),
+        repository=Repository(url="https://example.org/r.git", branch="main"),
+        claude=Claude(prompt="Do it."),
+        vm=Vm(**parts.get("vm", {})),
+        lifecycle=Lifecycle(**parts.get("lifecycle", {})),
+    )

@@ -1,0 +1,427 @@
+"""The server's view of tasks: taken, let in, handed to runners, followed, cancelled, found again after a restart."""
+
+import asyncio
+import os
+from contextlib import asynccontextmanager
+
+import pytest
+
+from doubles.manifests import manifest
+from sandbox.contracts.placement import LaunchOrder, Receipt, RunnerUnreachableError
+from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.runtime import Probe
+from sandbox.contracts.store import DuplicateTaskError, TaskQuery
+from sandbox.contracts.tasks import (
+    InsufficientResourcesError,
+    TaskNotFoundError,
+    TaskTerminalError,
+    UnavailableError,
+)
+from sandbox.control.admission import Capacity, WaitingRoom
+from sandbox.control.broadcast import Broadcast
+from sandbox.control.follower import Follower
+from sandbox.control.health import HealthReport
+from sandbox.control.launch import Launcher
+from sandbox.control.recovery import recover
+from sandbox.control.service import Equipment, TaskService
+from sandbox.control.shelf import Shelf
+from sandbox.control.telling import Telling
+from sandbox.journal.journals import FileJournals
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.event import (
+    AgentExited,
+    AgentStarted,
+    AttemptFailed,
+    CancelRequested,
+    Output,
+    SandboxCreated,
+    TaskFinished,
+    WorkspacePrepared,
+)
+from sandbox.model.state import TaskState
+from sandbox.stores.memory import MemoryStore
+from sandbox.wiring.clock import SystemClock
+
+GIB = 1024**3
+TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
+ROOMY = Capacity(100, 1000 * GIB, 1000 * GIB)
+TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
+
+
+class HandedRunners:
+    """Placement and runner control in one: the test itself is the runner."""
+
+    def __init__(self, journals):
+        self.journals = journals
+        self.orders = []
+        self.recorders = {}
+        self.refuses = False
+
+    async def launch(self, order, lock_fd):
+        if self.refuses:
+            raise OSError("no more processes")
+        self.orders.append(order)
+        writer = self.journals.adopt(order.task_id, os.dup(lock_fd))
+        self.recorders[order.task_id] = Recorder(
+            writer, read_task(self.journals, order.task_id).task, SystemClock().now
+        )
+
+    async def cancel(self, attempt_id, order):
+        for launched in self.orders:
+            if launched.attempt_id == attempt_id and launched.task_id in self.recorders:
+                self.recorders[launched.task_id].record(CancelRequested(order.reason, order.force))
+                return Receipt(done=True)
+        raise RunnerUnreachableError("gone")
+
+    def play(self, task_id, *events):
+        for event in events:
+            self.recorders[task_id].record(event)
+        if self.recorders[task_id].task.state.is_terminal:
+            self.die(task_id)
+
+    def die(self, task_id):
+        self.recorders.pop(task_id).writer.close()
+
+
+class World:
+    """A server's rooms around one data directory; `restart` makes them anew, the runners stay."""
+
+    def __init__(self, data_dir, store, *, capacity=ROOMY, blockers=()):
+        self.data_dir, self.store, self.capacity, self.blockers = data_dir, store, capacity, blockers
+        self.journals = FileJournals(data_dir)
+        self.runners = HandedRunners(self.journals)
+
+    @asynccontextmanager
+    async def server(self):
+        clock, broadcast = SystemClock(), Broadcast()
+        follower = Follower(self.journals, self.store, clock, broadcast)
+        template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap")
+        service = TaskService(
+            Equipment(
+                journals=self.journals,
+                store=self.store,
+                clock=clock,
+                runners=self.runners,
+                room=WaitingRoom(self.capacity),
+                follower=follower,
+                launcher=Launcher(self.journals, self.runners, clock, template=template, host="here", boot_id="b"),
+                telling=Telling(self.journals, self.store, follower, broadcast),
+                shelf=Shelf(self.data_dir),
+                health=HealthReport(
+                    self.store, clock, self.data_dir, Probe("bubblewrap", True, "bubblewrap", 1), self.blockers
+                ),
+            )
+        )
+        for feed in recover(self.journals, self.store, clock):
+            service.take_in(feed)
+        try:
+            yield service
+        finally:
+            await service.close()
+
+    async def until(self, service, task_id, state):
+        async with asyncio.timeout(10):
+            while (await service.status(task_id)).state is not state:
+                await asyncio.sleep(0.005)
+
+    async def launched(self, task_id, count=1):
+        async with asyncio.timeout(10):
+            while sum(order.task_id == task_id for order in self.runners.orders) < count:
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = World(tmp_path, MemoryStore())
+    yield made
+    for task_id in list(made.runners.recorders):
+        made.runners.die(task_id)
+
+
+async def collect(frames):
+    return [frame async for frame in frames]
+
+
+def test_a_task_is_taken_launched_followed_and_finished(world):
+    async def play():
+        async with world.server() as service:
+            submitted = await service.submit(manifest())
+            assert submitted.state is TaskState.PENDING
+            await world.launched("task-1")
+            story = asyncio.create_task(collect(service.follow("task-1", after=0)))
+            world.runners.play("task-1", *TO_RUNNING, Output.of("stdout", b"hello\n"), *TO_END)
+            done = await service.wait("task-1", 10)
+            assert done.state is TaskState.COMPLETED
+            return await story
+
+    frames = asyncio.run(play())
+    states = [frame["new_state"] for frame in frames if frame["type"] == "state_change"]
+    assert states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
+    assert frames[-1]["type"] == "end"
+    assert frames[-1]["state"] == "completed"
+    assert [frame["seq"] for frame in frames] == sorted({frame["seq"] for frame in frames})
+    assert [frame["data"] for frame in frames if frame["type"] == "output"] == ["hello\n"]
+
+
+def test_the_task_is_on_disk_before_the_answer(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            return FileJournals(world.data_dir).task_ids(), world.store.load("task-1")
+
+    ids, indexed = asyncio.run(play())
+    assert list(ids) == ["task-1"]
+    assert indexed.task.id == "task-1"
+
+
+def test_a_task_without_an_id_gets_one(world):
+    async def play():
+        async with world.server() as service:
+            return [(await service.submit(manifest(""))).id for _ in range(2)]
+
+    first, second = asyncio.run(play())
+    assert first != second
+    assert len(first) == 36
+
+
+def test_an_id_is_taken_once(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            with pytest.raises(DuplicateTaskError) as caught:
+                await service.submit(manifest())
+            together = await asyncio.gather(
+                *(service.submit(manifest("task-2")) for _ in range(8)), return_exceptions=True
+            )
+            return caught.value.existing.id, [type(each).__name__ for each in together]
+
+    existing, kinds = asyncio.run(play())
+    assert existing == "task-1"
+    assert kinds.count("Task") == 1
+
+
+def test_what_never_fits_is_refused_and_what_does_not_fit_now_waits(world):
+    world.capacity = Capacity(8, 100 * GIB, 100 * GIB)
+
+    async def play():
+        async with world.server() as service:
+            with pytest.raises(InsufficientResourcesError):
+                await service.submit(manifest("huge", vm={"cpus": 9}))
+            await service.submit(manifest("first", vm={"cpus": 8}))
+            await service.submit(manifest("second", vm={"cpus": 1}))
+            await world.launched("first")
+            waiting = await service.status("second")
+            assert (waiting.state, waiting.state_message) == (TaskState.PENDING, "Waiting for 1 CPUs (0 free)")
+            world.runners.play("first", *TO_RUNNING, *TO_END)
+            await world.launched("second")
+
+    asyncio.run(play())
+
+
+def test_a_waiting_task_is_cancelled_without_a_runner(world):
+    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest("first"))
+            await service.submit(manifest("second"))
+            cancelled = await service.cancel("second", reason="not needed", force=False)
+            assert cancelled.task.state is TaskState.PENDING
+            assert (await service.wait("second", 10)).state is TaskState.CANCELLED
+            with pytest.raises(TaskTerminalError):
+                await service.cancel("second", reason="", force=False)
+            world.runners.play("first", *TO_RUNNING, *TO_END)
+            await service.wait("first", 10)
+        return [order.task_id for order in world.runners.orders]
+
+    assert asyncio.run(play()) == ["first"]
+
+
+def test_cancel_reaches_the_runner_and_is_durable_before_the_answer(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            await world.until(service, "task-1", TaskState.RUNNING)
+            await service.cancel("task-1", reason="why not", force=False)
+            assert read_task(world.journals, "task-1").task.cancel.reason == "why not"
+            world.runners.play("task-1", AgentExited(143, None, Failure(FailureCode.AGENT_FAILED, "x")), TaskFinished())
+            return (await service.wait("task-1", 10)).state
+
+    assert asyncio.run(play()) is TaskState.CANCELLED
+
+
+def test_a_server_that_comes_back_goes_on_with_everything(world):
+    world.capacity = Capacity(8, 100 * GIB, 100 * GIB)
+
+    async def before():
+        async with world.server() as service:
+            for name in ("running", "cancelled-late", "waiting"):
+                await service.submit(manifest(name, vm={"cpus": 4}))
+            await world.launched("running")
+            world.runners.play("running", *TO_RUNNING, Output.of("stdout", b"1\n"))
+            await world.until(service, "running", TaskState.RUNNING)
+
+    async def after():
+        async with world.server() as service:
+            world.runners.play("running", Output.of("stdout", b"2\n"), *TO_END)
+            await service.wait("running", 10)
+            await world.launched("waiting")
+            return await collect(service.follow("running", after=0))
+
+    asyncio.run(before())
+    world.runners.play("cancelled-late", AttemptFailed(Failure(FailureCode.CLONE_FAILED, "no")), TaskFinished())
+    frames = asyncio.run(after())
+    assert [frame["data"] for frame in frames if frame["type"] == "output"] == ["1\n", "2\n"]
+    assert [order.task_id for order in world.runners.orders] == ["running", "cancelled-late", "waiting"]
+    assert world.store.load("cancelled-late").task.state is TaskState.FAILED
+
+
+def test_a_lost_index_is_made_again_from_the_journals(world):
+    async def before():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await service.wait("task-1", 10)
+
+    async def after():
+        async with world.server() as service:
+            return (await service.status("task-1")).state, (await service.query(TaskQuery())).total_count
+
+    asyncio.run(before())
+    world.store = MemoryStore()
+    assert asyncio.run(after()) == (TaskState.COMPLETED, 1)
+
+
+def test_the_death_of_a_runner_is_found_and_a_finisher_started(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            world.runners.die("task-1")
+            await world.launched("task-1", 2)
+            assert [order.finish for order in world.runners.orders] == [False, True]
+            assert len({order.attempt_id for order in world.runners.orders}) == 1
+            lost = Failure(FailureCode.RUNNER_LOST, "lost")
+            world.runners.play("task-1", AgentExited(None, None, lost), TaskFinished())
+            return await service.wait("task-1", 10)
+
+    assert asyncio.run(play()).failure.code == "runner_lost"
+
+
+def test_when_finishers_die_too_the_task_still_ends(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            for count in range(1, 5):
+                await world.launched("task-1", count)
+                world.runners.die("task-1")
+            return await service.wait("task-1", 20)
+
+    assert asyncio.run(play()).failure.code == "runner_lost"
+
+
+def test_cancel_of_a_task_whose_runner_is_dead_is_kept(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            await world.until(service, "task-1", TaskState.RUNNING)
+            world.runners.die("task-1")
+            await service.cancel("task-1", reason="", force=False)
+            lost = Failure(FailureCode.RUNNER_LOST, "lost")
+            world.runners.play("task-1", AgentExited(None, None, lost), TaskFinished())
+            return (await service.wait("task-1", 10)).state
+
+    assert asyncio.run(play()) is TaskState.CANCELLED
+
+
+def test_a_runner_that_cannot_be_started_fails_the_task(world):
+    world.runners.refuses = True
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            return await service.wait("task-1", 10)
+
+    failed = asyncio.run(play())
+    assert failed.failure.code == "internal_error"
+    assert "no more processes" in failed.failure.message
+
+
+def test_nothing_is_taken_while_nothing_could_run(world):
+    world.blockers = ("There is no key for the model.",)
+
+    async def play():
+        async with world.server() as service:
+            health = await service.health()
+            assert not health.ready
+            with pytest.raises(UnavailableError, match="no key"):
+                await service.submit(manifest())
+
+    asyncio.run(play())
+    assert not world.journals.task_ids()
+
+
+def test_an_unknown_task_is_not_found_anywhere(world):
+    async def play():
+        async with world.server() as service:
+            for call in (
+                service.status("nope"),
+                service.cancel("nope", reason="", force=False),
+                service.wait("nope", 1),
+                service.artifacts("nope"),
+                collect(service.follow("nope")),
+                collect(service.frames("nope")),
+            ):
+                with pytest.raises(TaskNotFoundError):
+                    await call
+
+    asyncio.run(play())
+
+
+def test_who_follows_from_now_gets_the_present_state_first(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING, Output.of("stdout", b"old\n"))
+            async with asyncio.timeout(10):
+                while (await service.status("task-1")).last_seq < 6:
+                    await asyncio.sleep(0.005)
+            follower = service.follow("task-1")
+            first = await anext(follower)
+            world.runners.play("task-1", Output.of("stdout", b"new\n"), *TO_END)
+            return first, await collect(follower)
+
+    first, rest = asyncio.run(play())
+    assert (first["previous_state"], first["new_state"]) == (None, "running")
+    assert [frame["data"] for frame in rest if frame["type"] == "output"] == ["new\n"]
+    assert rest[-1]["type"] == "end"
+
+
+def test_who_follows_all_tasks_hears_of_each(world):
+    async def play():
+        async with world.server() as service:
+            heard = []
+            frames = service.follow_all()
+            listening = asyncio.create_task(anext(frames))
+            await asyncio.sleep(0)
+            for name in ("a", "b"):
+                await service.submit(manifest(name))
+            heard.append(await listening)
+            for name in ("a", "b"):
+                await world.launched(name)
+                world.runners.play(name, *TO_RUNNING, *TO_END)
+            async with asyncio.timeout(10):
+                while sum(frame["type"] == "end" for frame in heard) < 2:
+                    heard.append(await anext(frames))
+            await frames.aclose()
+            return heard
+
+    heard = asyncio.run(play())
+    assert {frame["task_id"] for frame in heard} == {"a", "b"}

@@ -1,0 +1,74 @@
+"""The counters of a task are told when they change, and not too often."""
+
+from datetime import UTC, datetime
+
+from sandbox.contracts.agent import RetryTold, ToolEnded, ToolStarted, TurnBegan
+from sandbox.model.event import Progress, ToolCall, Trouble, Usage
+from sandbox.runner.progress import ProgressMeter
+
+
+class Notes(list):
+    def of(self, kind):
+        return [event for event in self if isinstance(event, kind)]
+
+
+def meter():
+    notes = Notes()
+    return ProgressMeter(notes.append, lambda: datetime(2026, 1, 29, tzinfo=UTC)), notes
+
+
+def test_a_tool_is_current_while_it_runs_and_timed_when_it_ends():
+    meter_, notes = meter()
+    meter_.agent_event(ToolStarted("t1", "Bash"), 10.0)
+    meter_.tell(10.0)
+    meter_.agent_event(ToolEnded("t1", "Bash", is_error=True), 11.5)
+    meter_.tell(12.0)
+    assert notes.of(ToolCall) == [ToolCall("Bash", "t1", 1500, is_error=True)]
+    assert [(p.current_tool, p.tool_calls) for p in notes.of(Progress)] == [("Bash", 1), (None, 1)]
+
+
+def test_with_two_tools_open_the_younger_one_is_current():
+    meter_, notes = meter()
+    meter_.agent_event(ToolStarted("t1", "Agent"), 1.0)
+    meter_.agent_event(ToolStarted("t2", "Read"), 2.0)
+    meter_.agent_event(ToolEnded("t2", "Read", is_error=False), 3.0)
+    meter_.tell(3.0)
+    assert notes.of(Progress)[-1].current_tool == "Agent"
+
+
+def test_tokens_and_dollars_add_up_and_cached_tokens_count_as_input():
+    meter_, notes = meter()
+    meter_.usage(Usage("m", 10, 5, cache_read_tokens=100, cache_write_tokens=3, cost_usd=0.5))
+    meter_.usage(Usage("unknown", 1, 1, cost_usd=None))
+    meter_.close()
+    assert (notes[-1].input_tokens, notes[-1].output_tokens, notes[-1].cost_usd) == (114, 6, 0.5)
+
+
+def test_output_alone_is_told_once_a_second():
+    meter_, notes = meter()
+    for tenth in range(31):
+        meter_.output(10)
+        meter_.tell(tenth / 10)
+    assert [p.output_bytes for p in notes.of(Progress)] == [10, 110, 210, 310]
+
+
+def test_nothing_new_tells_nothing():
+    meter_, notes = meter()
+    meter_.agent_event(TurnBegan(), 0.0)
+    meter_.tell(1.0)
+    meter_.tell(100.0)
+    assert len(notes) == 1
+
+
+def test_a_retry_of_the_agent_is_an_event():
+    meter_, notes = meter()
+    meter_.agent_event(RetryTold("overloaded, attempt 1"), 0.0)
+    assert notes == [Trouble("model_retry", "overloaded, attempt 1")]
+
+
+def test_at_the_end_no_tool_is_current():
+    meter_, notes = meter()
+    meter_.agent_event(ToolStarted("t1", "Bash"), 0.0)
+    meter_.close()
+    assert notes[-1].current_tool is None
+    assert notes[-1].tool_calls == 1
