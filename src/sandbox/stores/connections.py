@@ -1,0 +1,100 @@
+"""Connections to one SQLite database: one that writes, a few that only read."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BUSY_SECONDS = 5.0
+"""How long a transaction waits for another process's; past it: sqlite3.OperationalError."""
+
+IDLE_READERS_MAX = 4
+"""Reading connections kept open for the next reader."""
+
+
+class Connections:
+    """For any thread. Writing transactions follow one another, reading ones see a state between two of them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writing_lock = threading.Lock()
+        self._idle_lock = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+        self._writer = self._connect("rwc")
+        try:
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._writer.execute("PRAGMA synchronous = FULL")
+            self._writer.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            self._writer.close()
+            raise
+
+    @property
+    def writer(self) -> sqlite3.Connection:
+        """The connection that writes, for setting the database up."""
+        return self._writer
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that is on disk once the block is left without an exception, and undone otherwise."""
+        with self._writing_lock, _transaction(self._writer, "IMMEDIATE") as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that sees one state of the database throughout."""
+        connection = self._take()
+        try:
+            with _transaction(connection, "DEFERRED"):
+                yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._give_back(connection)
+
+    def close(self) -> None:
+        """Close everything; a reader that is at work closes its own when it is done."""
+        with self._idle_lock:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
+        with self._writing_lock:
+            self._writer.close()
+
+    def _take(self) -> sqlite3.Connection:
+        with self._idle_lock:
+            if self._closed:
+                raise sqlite3.ProgrammingError("The store is closed")
+            if self._idle:
+                return self._idle.pop()
+        return self._connect("ro")
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._idle_lock:
+            if not self._closed and len(self._idle) < IDLE_READERS_MAX:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, kind: str) -> Iterator[sqlite3.Connection]:
+    connection.execute(f"BEGIN {kind}")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,43 @@
+"""The numbered steps that bring a database to the shape this program knows."""
+
+import re
+import sqlite3
+from importlib.resources import files
+
+from sandbox.model.errors import SandboxError
+
+_FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
+
+
+class StoreTooNewError(SandboxError):
+    """The database was made by a newer program."""
+
+    code = "store_too_new"
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Take the steps that are missing, each in a transaction of its own. Raises StoreTooNewError, sqlite3.Error."""
+    [present] = connection.execute("PRAGMA user_version").fetchone()
+    steps = _load_steps()
+    if present > max(steps):
+        raise StoreTooNewError(
+            f"The index has version {present}, this Sandbox knows {max(steps)}: start the newer Sandbox again, "
+            "or move the index away to have it rebuilt from the journals."
+        )
+    for number in sorted(steps):
+        if number > present:
+            _take_step(connection, number, steps[number])
+
+
+def _load_steps() -> dict[int, str]:
+    found = ((_FILE_NAME.fullmatch(file.name), file) for file in (files(__package__) / "migrations").iterdir())
+    return {int(name[1]): file.read_text(encoding="utf-8") for name, file in found if name}
+
+
+def _take_step(connection: sqlite3.Connection, number: int, sql: str) -> None:
+    try:
+        connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,132 @@
+"""The store in one SQLite file."""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQuery
+from sandbox.model.state import TaskState
+from sandbox.model.task import Task
+from sandbox.stores.connections import Connections
+from sandbox.stores.migrations import migrate
+from sandbox.stores.queries import load_queries
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_UNFINISHED = msgspec.json.encode([state for state in TaskState if not state.is_terminal]).decode()
+_decoder = msgspec.json.Decoder(Task)
+
+
+class SqliteStore:
+    """The contract's `Store`, for any thread. What it returned from is on disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file, bringing an older one up to date. Raises StoreTooNewError, sqlite3.Error."""
+        self._sql = load_queries()
+        self._connections = Connections(path)
+        try:
+            migrate(self._connections.writer)
+        except BaseException:
+            self._connections.close()
+            raise
+
+    def insert(self, indexed: Indexed) -> None:
+        """Add a new task. Raises DuplicateTaskError."""
+        row = _row(indexed)
+        with self._connections.writing() as connection:
+            if connection.execute(self._sql["insert_task"], row).rowcount == 0:
+                [known] = connection.execute(self._sql["load_task"], row).fetchall()
+                raise DuplicateTaskError(_indexed(known).task)
+            self._write_labels(connection, indexed.task)
+
+    def save(self, indexed: Indexed) -> None:
+        """Replace what is known of a task, or add it."""
+        row = _row(indexed)
+        with self._connections.writing() as connection:
+            connection.execute(self._sql["save_task"], row)
+            self._write_labels(connection, indexed.task)
+
+    def load(self, task_id: str) -> Indexed | None:
+        """What is known of a task, None for an unknown one."""
+        rows = self._read("load_task", {"id": task_id})
+        return _indexed(rows[0]) if rows else None
+
+    def unfinished(self) -> Sequence[Indexed]:
+        """All tasks in a state that is not terminal, oldest first."""
+        return [_indexed(row) for row in self._read("unfinished_tasks", {"states": _UNFINISHED})]
+
+    def query(self, query: TaskQuery) -> TaskPage:
+        """A page of tasks."""
+        filters, values = self._filters(query)
+        page = self._sql["task_page"].format(filters=filters, sort=query.sort, order=query.order)
+        with self._connections.reading() as connection:
+            rows = connection.execute(page, {**values, "limit": query.limit, "offset": query.offset}).fetchall()
+            [total] = connection.execute(self._sql["count_matching"].format(filters=filters), values).fetchone()
+        return TaskPage([_decoder.decode(task) for (task,) in rows], total)
+
+    def count_by_state(self) -> Mapping[TaskState, int]:
+        """How many tasks are in each state; every state is a key."""
+        counts = {TaskState(state): count for state, count in self._read("count_by_state")}
+        return dict.fromkeys(TaskState, 0) | counts
+
+    def task_ids(self) -> frozenset[str]:
+        """Every task in the index."""
+        return frozenset(task_id for (task_id,) in self._read("task_ids"))
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._connections.close()
+
+    def _read(self, name: str, values: Mapping[str, object] | None = None) -> list[Any]:
+        with self._connections.reading() as connection:
+            return connection.execute(self._sql[name], values or {}).fetchall()
+
+    def _write_labels(self, connection: sqlite3.Connection, task: Task) -> None:
+        """Most saves find the labels as they are, and then write nothing."""
+        labels = task.manifest.metadata.labels
+        if dict(connection.execute(self._sql["labels"], {"id": task.id})) == labels:
+            return
+        connection.execute(self._sql["drop_labels"], {"id": task.id})
+        connection.executemany(self._sql["add_label"], [(task.id, key, value) for key, value in labels.items()])
+
+    def _filters(self, query: TaskQuery) -> tuple[str, dict[str, object]]:
+        """The conditions, joined from those in `queries.sql`, and the values they name."""
+        conditions: list[str] = []
+        values: dict[str, object] = {}
+        if query.states:
+            conditions.append(self._sql["filter_states"])
+            values["states"] = msgspec.json.encode(sorted(query.states)).decode()
+        if query.labels:
+            pairs = ", ".join(f"(:key_{number}, :value_{number})" for number in range(len(query.labels)))
+            conditions.append(self._sql["filter_labels"].format(pairs=pairs))
+            values["label_count"] = len(query.labels)
+            for number, (key, value) in enumerate(query.labels.items()):
+                values |= {f"key_{number}": key, f"value_{number}": value}
+        return " AND ".join(conditions) or self._sql["filter_none"], values
+
+
+def _row(indexed: Indexed) -> dict[str, object]:
+    task = indexed.task
+    return {
+        "id": task.id,
+        "name": task.manifest.metadata.name,
+        "state": task.state.value,
+        "created_at": _microseconds(task.created_at),
+        "started_at": _microseconds(task.started_at) if task.started_at else None,
+        "state_changed_at": _microseconds(task.state_changed_at),
+        "journal_offset": indexed.offset,
+        "task": msgspec.json.encode(task),
+    }
+
+
+def _indexed(row: tuple[bytes, int]) -> Indexed:
+    return Indexed(_decoder.decode(row[0]), row[1])
+
+
+def _microseconds(at: datetime) -> int:
+    """Whole numbers sort as the times do and lose nothing."""
+    return (at - _EPOCH) // _MICROSECOND

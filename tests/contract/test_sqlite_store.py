@@ -1,0 +1,193 @@
+"""What only a store with a file can promise: it survives its process, and it knows its own age."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from sandbox.contracts.store import Indexed, TaskQuery
+from sandbox.model import event as e
+from sandbox.model.life import advance
+from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
+from sandbox.stores.migrations import StoreTooNewError
+from sandbox.stores.sqlite import SqliteStore
+
+INSERT_FOR_EVER = """
+import sys
+from pathlib import Path
+
+import msgspec
+from sandbox.contracts.store import Indexed
+from sandbox.model.task import Task
+from sandbox.stores.sqlite import SqliteStore
+
+store = SqliteStore(Path(sys.argv[1]))
+task = msgspec.json.decode(sys.argv[2], type=Task)
+for number in range(100_000):
+    store.insert(Indexed(msgspec.structs.replace(task, id=f"task-{number}"), number))
+    print(number, flush=True)
+"""
+
+
+def submitted(task_id):
+    manifest = Manifest(
+        version="1",
+        kind="Task",
+        metadata=Metadata(name="n", labels={"k": "v"}),
+        repository=Repository(url="https://git.example.org/r", branch="main"),
+        claude=Claude(prompt="p"),
+    )
+    return advance(None, e.TaskSubmitted(task_id, manifest), seq=1, at=datetime.now(UTC)).task
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "index.sqlite"
+
+
+def version(path):
+    connection = sqlite3.connect(path)
+    [number] = connection.execute("PRAGMA user_version").fetchone()
+    connection.close()
+    return number
+
+
+def test_what_was_inserted_is_there_after_a_restart(path):
+    store = SqliteStore(path)
+    store.insert(Indexed(submitted("a"), 5))
+    known = store.load("a")
+    store.close()
+
+    store = SqliteStore(path)
+    assert store.load("a") == known
+    store.close()
+
+
+def test_what_was_answered_survives_the_kill_of_its_process(path):
+    task = msgspec.json.encode(submitted("a")).decode()
+    command = [sys.executable, "-c", INSERT_FOR_EVER, str(path), task]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        said = [int(server.stdout.readline()) for _ in range(20)]
+        os.kill(server.pid, signal.SIGKILL)
+        said += [int(word) for word in server.stdout.read().split()]
+
+    store = SqliteStore(path)
+    known = store.task_ids()
+    assert {f"task-{number}" for number in said} <= known
+    assert store.query(TaskQuery(labels={"k": "v"}, limit=1)).total_count == len(known)
+    assert len(known) - len(said) in (0, 1)
+    store.close()
+
+
+def test_every_commit_waits_for_the_disk(path):
+    store = SqliteStore(path)
+    with store._connections.writing() as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert connection.execute("PRAGMA foreign_keys").fetchone() == (1,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    with store._connections.reading() as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        connection.execute("DELETE FROM tasks")
+    store.close()
+
+
+def test_a_change_that_fails_half_way_changes_nothing(path):
+    store = SqliteStore(path)
+    store.insert(Indexed(submitted("a"), 1))
+    known = store.load("a")
+    store._sql["add_label"] = "INSERT INTO nowhere VALUES (?, ?, ?)"
+    store._sql["labels"] = "SELECT 'k', 'other' WHERE :id = :id"
+    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+        store.save(Indexed(submitted("a"), 2))
+    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+        store.insert(Indexed(submitted("b"), 2))
+
+    assert store.load("a") == known
+    assert store.task_ids() == {"a"}
+    assert store.query(TaskQuery(labels={"k": "v"})).total_count == 1
+    store.close()
+
+
+def test_a_database_of_a_newer_program_is_left_alone(path):
+    SqliteStore(path).close()
+    newer = version(path) + 1
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {newer}")
+    connection.close()
+
+    with pytest.raises(StoreTooNewError, match="rebuilt from the journals") as refused:
+        SqliteStore(path)
+
+    assert refused.value.code == "store_too_new"
+    assert version(path) == newer
+
+
+def test_a_step_that_fails_leaves_the_database_as_it_was(path, monkeypatch):
+    SqliteStore(path).close()
+    before = version(path)
+    from sandbox.stores import migrations
+
+    steps = {**migrations._load_steps(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
+    monkeypatch.setattr(migrations, "_load_steps", lambda: steps)
+
+    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+        SqliteStore(path)
+
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT name FROM sqlite_master WHERE name = 'half'").fetchone() is None
+    connection.close()
+    assert version(path) == before
+
+
+def test_a_step_that_is_new_is_taken_once(path, monkeypatch):
+    store = SqliteStore(path)
+    store.insert(Indexed(submitted("a"), 1))
+    store.close()
+    from sandbox.stores import migrations
+
+    steps = {**migrations._load_steps(), version(path) + 1: "CREATE TABLE later (x INTEGER) STRICT;"}
+    monkeypatch.setattr(migrations, "_load_steps", lambda: steps)
+    for _ in range(2):
+        store = SqliteStore(path)
+        assert store.task_ids() == {"a"}
+        store.close()
+    assert version(path) == max(steps)
+
+
+def test_pages_are_read_in_the_order_of_an_index(path):
+    store = SqliteStore(path)
+    with store._connections.reading() as connection:
+        for sort in ("created_at", "started_at", "state_changed_at", "name"):
+            for order in ("asc", "desc"):
+                page = store._sql["task_page"].format(filters="true", sort=sort, order=order)
+                plan = connection.execute(f"EXPLAIN QUERY PLAN {page}", {"limit": 1, "offset": 0}).fetchall()
+                assert not any("TEMP B-TREE" in step for *_, step in plan), (sort, order, plan)
+    store.close()
+
+
+def test_after_closing_nothing_is_open_and_nothing_is_answered(path):
+    store = SqliteStore(path)
+    barrier = threading.Barrier(8)
+
+    def read():
+        barrier.wait(10)
+        store.task_ids()
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    store.close()
+    store.close()
+
+    with pytest.raises(sqlite3.ProgrammingError):
+        store.task_ids()
+    with pytest.raises(sqlite3.ProgrammingError):
+        store.insert(Indexed(submitted("a"), 1))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -1,0 +1,273 @@
+"""The index of tasks, held against every store there is."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskQuery
+from sandbox.model import event as e
+from sandbox.model.artifact import Artifact
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
+from sandbox.model.state import TaskState
+from sandbox.model.task import Attempt, StateEntry, Task
+from sandbox.stores.memory import MemoryStore
+from sandbox.stores.sqlite import SqliteStore
+
+NOON = datetime(2026, 1, 29, 12, 0, 0, 250001, tzinfo=UTC)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request, tmp_path):
+    store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "index #1?.sqlite")
+    yield store
+    store.close()
+
+
+def at(minutes):
+    return NOON + timedelta(minutes=minutes)
+
+
+def task(task_id, state=TaskState.PENDING, *, created=0, started=None, changed=None, name="task", labels=None):
+    """A task with the history that its times tell."""
+    history = [StateEntry(TaskState.PENDING, at(created))]
+    if started is not None:
+        history.append(StateEntry(TaskState.RUNNING, at(started)))
+    if state is not history[-1].state:
+        history.append(StateEntry(state, at(created + 100 if changed is None else changed)))
+    manifest = Manifest(
+        version="1",
+        kind="Task",
+        metadata=Metadata(name=name, id=task_id, labels=labels or {}),
+        repository=Repository(url="https://git.example.org/repo.git", branch="main"),
+        claude=Claude(prompt="Fix it"),
+    )
+    return Task(task_id, manifest, state, f"is {state}", tuple(history), last_seq=len(history))
+
+
+def ids(page):
+    return [task.id for task in page.tasks]
+
+
+def test_a_task_comes_back_whole(store):
+    full = Task(
+        **{
+            **{name: getattr(task("full", TaskState.FAILED, started=5), name) for name in Task.__struct_fields__},
+            "attempt": Attempt("abcdefghijkl", "bubblewrap", "host-1", base_commit="f" * 40),
+            "cancel": e.CancelRequested("why", force=True),
+            "failure": Failure(FailureCode.AGENT_FAILED, "It failed."),
+            "exit_code": 137,
+            "result": {"subtype": "error", "usage": {"n": [1, 2.5, None, "é\u2028\x00"]}},
+            "progress": e.Progress(output_bytes=2**40, last_activity_at=NOON, cost_usd=0.25),
+            "artifacts": (Artifact("a.patch", ".sandbox/a.patch", 5, "text/x-diff", "sha256:00"),),
+        }
+    )
+    store.insert(Indexed(full, 4711))
+
+    assert store.load("full") == Indexed(full, 4711)
+    assert store.query(TaskQuery()).tasks == [full]
+
+
+def test_an_unknown_task_is_none(store):
+    store.insert(Indexed(task("a"), 1))
+    assert store.load("b") is None
+
+
+def test_a_duplicate_is_told_which_task_is_there(store):
+    first = Indexed(task("a", TaskState.RUNNING, labels={"k": "first"}), 10)
+    store.insert(first)
+    for again in (Indexed(task("a", labels={"k": "second"}), 1), first):
+        with pytest.raises(DuplicateTaskError) as refused:
+            store.insert(again)
+        assert refused.value.existing == first.task
+
+    assert store.load("a") == first
+    assert ids(store.query(TaskQuery(labels={"k": "second"}))) == []
+
+
+def test_saving_replaces_all_that_is_known(store):
+    store.insert(Indexed(task("a", name="old", labels={"stay": "1", "go": "1", "turn": "1"}), 1))
+    later = Indexed(task("a", TaskState.COMPLETED, started=3, name="new", labels={"stay": "1", "turn": "2"}), 99)
+    store.save(later)
+
+    assert store.load("a") == later
+    assert store.unfinished() == []
+    for labels, found in [({"stay": "1"}, ["a"]), ({"turn": "2"}, ["a"]), ({"turn": "1"}, []), ({"go": "1"}, [])]:
+        assert ids(store.query(TaskQuery(labels=labels))) == found
+
+
+def test_saving_adds_an_unknown_task(store):
+    store.save(Indexed(task("a", labels={"k": "v"}), 7))
+
+    assert store.load("a").offset == 7
+    assert ids(store.query(TaskQuery(labels={"k": "v"}))) == ["a"]
+
+
+def test_unfinished_tasks_come_oldest_first(store):
+    for number, state in enumerate(TaskState):
+        store.insert(Indexed(task(f"t{number}", state, created=-number), number))
+    store.insert(Indexed(task("t0-twin"), 0))
+
+    unfinished = store.unfinished()
+
+    expected = [indexed.task.id for indexed in unfinished]
+    assert expected == ["t5", "t4", "t3", "t2", "t1", "t0", "t0-twin"]
+    assert [indexed.offset for indexed in unfinished] == [5, 4, 3, 2, 1, 0, 0]
+
+
+def test_every_state_is_counted(store):
+    assert store.count_by_state() == dict.fromkeys(TaskState, 0)
+    for number, state in enumerate([TaskState.RUNNING, TaskState.RUNNING, TaskState.FAILED]):
+        store.insert(Indexed(task(str(number), state), 0))
+
+    counts = store.count_by_state()
+
+    assert counts == {**dict.fromkeys(TaskState, 0), TaskState.RUNNING: 2, TaskState.FAILED: 1}
+
+
+def test_every_id_is_known(store):
+    assert store.task_ids() == frozenset()
+    for name in ("b", "a"):
+        store.insert(Indexed(task(name), 0))
+    assert store.task_ids() == {"a", "b"}
+
+
+def test_pages_are_newest_first_by_default(store):
+    for number in range(5):
+        store.insert(Indexed(task(f"t{number}", created=number), 0))
+    page = store.query(TaskQuery(limit=2, offset=1))
+    assert (ids(page), page.total_count) == (["t3", "t2"], 5)
+    assert ids(store.query(TaskQuery(limit=2, offset=4))) == ["t0"]
+    beyond = store.query(TaskQuery(limit=2, offset=5))
+    assert (ids(beyond), beyond.total_count) == ([], 5)
+
+
+@pytest.mark.parametrize(
+    ("sort", "ascending"),
+    [
+        ("created_at", ["c", "b", "a", "d"]),
+        ("started_at", ["b", "a", "c", "d"]),
+        ("state_changed_at", ["d", "a", "c", "b"]),
+        ("name", ["b", "d", "a", "c"]),
+    ],
+)
+def test_each_order_has_two_directions_and_what_never_started_comes_last(store, sort, ascending):
+    store.insert(Indexed(task("a", TaskState.COMPLETED, created=3, started=20, changed=30, name="b"), 0))
+    store.insert(Indexed(task("b", TaskState.COMPLETED, created=2, started=10, changed=50, name="B"), 0))
+    store.insert(Indexed(task("c", TaskState.CANCELLED, created=1, changed=40, name="é"), 0))
+    store.insert(Indexed(task("d", created=4, name="a"), 0))
+
+    descending = ["a", "b", "d", "c"] if sort == "started_at" else ascending[::-1]
+    assert ids(store.query(TaskQuery(sort=sort, order="asc"))) == ascending
+    assert ids(store.query(TaskQuery(sort=sort, order="desc"))) == descending
+
+
+@pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name"])
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_pages_of_equals_neither_repeat_nor_skip(store, sort, order):
+    for number in [7, 3, 9, 1, 5, 0, 8, 2, 6, 4]:
+        started = 1 if number % 3 else None
+        store.insert(Indexed(task(f"t{number}", TaskState.COMPLETED, started=started, changed=9), 0))
+
+    pages = [store.query(TaskQuery(sort=sort, order=order, limit=3, offset=offset)) for offset in range(0, 12, 3)]
+    seen = [task_id for page in pages for task_id in ids(page)]
+
+    assert sorted(seen) == [f"t{number}" for number in range(10)]
+    if sort != "started_at":
+        assert seen == sorted(seen, reverse=order == "desc")
+
+
+def test_tasks_are_chosen_by_state(store):
+    for number, state in enumerate(TaskState):
+        store.insert(Indexed(task(f"t{number}", state, created=number), 0))
+    two = frozenset({TaskState.RUNNING, TaskState.FAILED})
+
+    page = store.query(TaskQuery(states=two, order="asc", limit=1))
+
+    assert ([task.state for task in page.tasks], page.total_count) == ([TaskState.RUNNING], 2)
+    assert ids(store.query(TaskQuery(states=two, order="asc", limit=1, offset=1))) == ["t7"]
+
+
+def test_labels_are_and_ed(store):
+    store.insert(Indexed(task("a", labels={"team": "x", "env": "prod"}), 0))
+    store.insert(Indexed(task("b", TaskState.RUNNING, labels={"team": "x", "env": "test"}), 0))
+    store.insert(Indexed(task("c", labels={"x": "team"}), 0))
+
+    def found(labels, **more):
+        page = store.query(TaskQuery(labels=labels, order="asc", **more))
+        assert page.total_count == len(page.tasks)
+        return sorted(ids(page))
+
+    assert found({"team": "x"}) == ["a", "b"]
+    assert found({"team": "x", "env": "prod"}) == ["a"]
+    assert found({"team": "x"}, states=frozenset({TaskState.RUNNING})) == ["b"]
+    assert found({"team": "x", "env": "none"}) == []
+    assert found({"team": ""}) == []
+
+
+@pytest.mark.parametrize("odd", ["'; DROP TABLE tasks; --", "a\x00b", "%", "{}", "é\u2028", 'quo"te', ":key_0", ""])
+def test_any_text_can_be_a_label_or_a_name(store, odd):
+    store.insert(Indexed(task("odd", name=odd, labels={odd: odd}), 0))
+    store.insert(Indexed(task("other", name="a", labels={odd[:1]: "a"}), 0))
+
+    assert ids(store.query(TaskQuery(labels={odd: odd}))) == ["odd"]
+    assert store.load("odd").task.manifest.metadata.labels == {odd: odd}
+
+
+def test_more_labels_than_any_task_has_match_nothing(store):
+    store.insert(Indexed(task("a", labels={"k0": "v"}), 0))
+    assert ids(store.query(TaskQuery(labels={f"k{number}": "v" for number in range(3000)}))) == []
+
+
+def test_readers_never_see_half_a_change_while_somebody_writes(store):
+    store.insert(Indexed(task("a", name="0", labels={"round": "0"}), 0))
+    done, wrong, read = threading.Event(), [], []
+
+    def look():
+        while not done.is_set():
+            page = store.query(TaskQuery())
+            [seen] = page.tasks
+            indexed = store.load("a")
+            if page.total_count != 1 or seen.manifest.metadata.labels != {"round": seen.manifest.metadata.name}:
+                wrong.append(page)
+            if str(indexed.offset) != indexed.task.manifest.metadata.name:
+                wrong.append(indexed)
+            read.append(1)
+
+    threads = [threading.Thread(target=look) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    number = 0
+    try:
+        while number < 100 or (len(read) < 100 and number < 100_000):
+            number += 1
+            store.save(Indexed(task("a", name=str(number), labels={"round": str(number)}), number))
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(10)
+    assert not wrong
+    assert len(read) >= 100
+    assert store.load("a").offset == number
+
+
+def test_of_many_who_insert_the_same_task_one_succeeds(store):
+    outcomes, refusals, barrier = [], [], threading.Barrier(8)
+
+    def insert(number):
+        barrier.wait(10)
+        try:
+            store.insert(Indexed(task("a", name=str(number)), number))
+            outcomes.append(number)
+        except DuplicateTaskError as refused:
+            refusals.append(refused.existing.id)
+
+    threads = [threading.Thread(target=insert, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert (len(outcomes), refusals) == (1, ["a"] * 7)
+    assert store.load("a").offset == outcomes[0]
