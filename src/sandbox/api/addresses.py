@@ -1,0 +1,68 @@
+"""The sockets that the server listens on."""
+
+import errno
+import socket
+
+from sandbox.model.errors import SandboxError
+
+_LOOPBACKS = ("127.0.0.1", "::1")
+_FREE_PORT_TRIES = 20
+_NO_IPV6 = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+
+class AddressError(SandboxError):
+    """The server cannot listen there."""
+
+    code = "address_unavailable"
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Bound sockets, all on one port; 127.0.0.1 and localhost bring ::1 along where there is IPv6.
+
+    Port 0 means any free port. Raises AddressError.
+    """
+    hosts = _LOOPBACKS if host in {"127.0.0.1", "localhost"} else (host,)
+    for _ in range(_FREE_PORT_TRIES if port == 0 else 1):
+        try:
+            return _bind_all(hosts, port)
+        except OSError as error:
+            cause = error
+    raise AddressError(f"Cannot listen on {host} port {port}: {cause.strerror}; choose another address or port.")
+
+
+def _bind_all(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
+    """With port 0 the first socket takes a free port, and the other ones the same."""
+    bound: list[socket.socket] = []
+    try:
+        for host in hosts:
+            if (opened := _bind_one(host, port, is_optional=bool(bound))) is not None:
+                bound.append(opened)
+                port = opened.getsockname()[1]
+    except OSError:
+        for opened in bound:
+            opened.close()
+        raise
+    return bound
+
+
+def _bind_one(host: str, port: int, *, is_optional: bool) -> socket.socket | None:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    try:
+        opened = socket.socket(family, kind, protocol)
+    except OSError as error:
+        if is_optional and error.errno in _NO_IPV6:
+            return None
+        raise
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind(address)
+    except OSError as error:
+        opened.close()
+        if is_optional and error.errno in _NO_IPV6:
+            return None
+        raise
+    return opened

@@ -1,0 +1,67 @@
+"""The two ASGI apps: the REST API, and the stream on a port of its own."""
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import WebSocketRoute
+from starlette.types import Receive, Scope, Send
+
+from sandbox.api import paths
+from sandbox.api.artifacts import add_artifact_routes
+from sandbox.api.context import ApiSettings, Context
+from sandbox.api.envelope import Envelope
+from sandbox.api.errors import add_error_answers
+from sandbox.api.health import add_health_routes
+from sandbox.api.logs import add_log_routes
+from sandbox.api.openapi import describe
+from sandbox.api.origin import OriginCheck
+from sandbox.api.stream import stream
+from sandbox.api.tasks import add_task_routes
+from sandbox.contracts.tasks import Tasks
+
+
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        return describe(self)
+
+
+def create_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event) -> FastAPI:
+    """The REST API, and the stream under the same path as on its own port."""
+    app = _Api(
+        title="Sandbox",
+        version=settings.version,
+        description="Runs coding agents as tasks that people can trust.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    add_task_routes(app)
+    add_log_routes(app)
+    add_artifact_routes(app)
+    add_health_routes(app)
+    _furnish(app, Context(tasks, settings, shutting_down))
+    return app
+
+
+def create_stream_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event) -> Starlette:
+    """The stream alone."""
+    app = Starlette()
+    _furnish(app, Context(tasks, settings, shutting_down))
+    return app
+
+
+def _furnish(app: Starlette, context: Context) -> None:
+    app.state.context = context
+    app.router.routes.append(WebSocketRoute(paths.STREAM, stream))
+    app.router.redirect_slashes = False
+    app.router.default = _not_found
+    add_error_answers(app)
+    app.add_middleware(OriginCheck, settings=context.settings)
+    app.add_middleware(Envelope)
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """Also for a WebSocket, whose handshake then gets the same answer as any request."""
+    raise HTTPException(404)

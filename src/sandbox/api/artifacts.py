@@ -1,0 +1,132 @@
+"""Listing and downloading what is kept of a task."""
+
+import asyncio
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from sandbox.api import paths
+from sandbox.api.answer import Json
+from sandbox.api.bodies import ArtifactListBody
+from sandbox.api.context import Asked
+from sandbox.api.envelope import wants_head_only
+from sandbox.api.errors import RangeNotSatisfiableError
+from sandbox.api.openapi import Responses, content, problems
+from sandbox.contracts.tasks import ArtifactNotFoundError, StoredArtifact
+from sandbox.model.frame import timestamp
+
+_MEDIA_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}(; ?charset=[\w-]{1,40})?", re.ASCII)
+_ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
+_DOWNLOAD: Responses = {
+    200: content("The bytes", "application/octet-stream"),
+    206: content("The bytes of the range", "application/octet-stream"),
+    304: {"description": "The client has them already"},
+}
+
+
+def add_artifact_routes(app: FastAPI) -> None:
+    """Put the routes of this module on the app."""
+    app.get(paths.ARTIFACTS, response_model=ArtifactListBody, responses=problems(404))(list_artifacts)
+    app.get(paths.ARTIFACT, response_class=Response, responses={**_DOWNLOAD, **problems(404, 416)})(download_artifact)
+
+
+async def list_artifacts(asked: Asked, task_id: paths.TaskId) -> Json:
+    """List the artifacts of a task."""
+    stored = await asked.tasks.artifacts(task_id)
+    items = [_item(task_id, one) for one in stored]
+    total = sum(one.artifact.size_bytes for one in stored)
+    return Json({"task_id": task_id, "artifacts": items, "total_count": len(items), "total_size_bytes": total})
+
+
+def _item(task_id: str, stored: StoredArtifact) -> dict[str, object]:
+    artifact = stored.artifact
+    return {
+        "name": artifact.name,
+        "path": artifact.path,
+        "size_bytes": artifact.size_bytes,
+        "content_type": artifact.content_type,
+        "checksum": artifact.checksum,
+        "created_at": timestamp(stored.created_at),
+        "download_url": paths.artifact_path(task_id, artifact.name),
+        "contains_secret": artifact.contains_secret,
+    }
+
+
+async def download_artifact(request: Request, asked: Asked, task_id: paths.TaskId, name: str) -> Response:
+    """Download an artifact by its name, else by its path."""
+    stored = await asked.tasks.artifact(task_id, name)
+    found = await asyncio.to_thread(_regular_file, stored.file)
+    if found is None:
+        raise ArtifactNotFoundError(task_id, name)
+    etag = f'"{stored.artifact.checksum}"'
+    headers = {"etag": etag, "cache-control": "private, no-cache"}
+    if _is_known(request.headers.get("if-none-match", ""), etag):
+        return Response(status_code=304, headers=headers)
+    headers |= {
+        "content-disposition": content_disposition(stored.artifact.name),
+        "content-security-policy": "sandbox; default-src 'none'",
+        "x-checksum-sha256": stored.artifact.checksum.removeprefix("sha256:"),
+    }
+    kind = stored.artifact.content_type
+    media_type = kind if _MEDIA_TYPE.fullmatch(kind) else "application/octet-stream"
+    byte_range = served_range(request.headers, etag, found.st_size)
+    return _Download(stored.file, headers, media_type, found, byte_range)
+
+
+def _regular_file(file: Path) -> os.stat_result | None:
+    try:
+        found = file.lstat()
+    except FileNotFoundError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def _is_known(if_none_match: str, etag: str) -> bool:
+    """Weak comparison, as RFC 9110 has it for GET."""
+    return if_none_match.strip() == "*" or etag in {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+
+
+def content_disposition(name: str) -> str:
+    """RFC 6266, with an ASCII name for old clients; nothing in `name` can end the header or the string in it."""
+    plain = re.sub(r"[^A-Za-z0-9 ._+=@,-]", "_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
+
+
+def served_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str | None:
+    """The one range that is served; None for the whole file, which RFC 9110 allows for any range.
+
+    Raises RangeNotSatisfiableError when it begins past the end.
+    """
+    match = _ONE_RANGE.fullmatch(headers.get("range", "").strip())
+    if match is None or headers.get("if-range", etag) != etag:
+        return None
+    first, last = match.groups()
+    if (not first and not last) or (first and last and int(first) > int(last)):
+        return None
+    if int(first) >= size_bytes if first else int(last) == 0 or size_bytes == 0:
+        raise RangeNotSatisfiableError(size_bytes)
+    return match[0]
+
+
+class _Download(FileResponse):
+    """Sees the range only where it was found good, and HEAD again where the envelope took it away."""
+
+    def __init__(
+        self, file: Path, headers: dict[str, str], media_type: str, found: os.stat_result, byte_range: str | None
+    ) -> None:
+        super().__init__(file, headers=headers, media_type=media_type, stat_result=found)
+        self._byte_range = byte_range
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kept = [(name, value) for name, value in scope["headers"] if name not in {b"range", b"if-range"}]
+        if self._byte_range is not None:
+            kept.append((b"range", self._byte_range.encode()))
+        method = "HEAD" if wants_head_only(scope) else scope["method"]
+        await super().__call__({**scope, "headers": kept, "method": method}, receive, send)

@@ -1,0 +1,243 @@
+"""The shapes of all answers, for `openapi.json`. Answers are held against them by tests, not at run time."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from sandbox.model.state import TaskState
+
+
+class Body(BaseModel):
+    """No answer has a key that its schema does not name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class LinksBody(Body):
+    """Where to go on."""
+
+    self: str
+    logs: str
+    artifacts: str
+
+
+class SubmittedBody(Body):
+    """The task was taken and will survive a crash of the server."""
+
+    task_id: str
+    state: Literal["pending"]
+    message: str
+    created_at: datetime
+    links: LinksBody
+
+
+class FailureBody(Body):
+    """Why the task failed: a stable code and a sentence that says what to do."""
+
+    code: str
+    message: str
+
+
+class VmBody(Body):
+    """The sandbox. `runtime`, `tier` and `image` are null until it is known."""
+
+    runtime: str | None
+    tier: str | None
+    image: str | None
+    profile: str
+    cpus: int
+    memory: str
+    disk: str
+    network_mode: str
+
+
+class ProgressBody(Body):
+    """Counters of the work so far; tokens and cost as counted at the gateway."""
+
+    output_bytes: int
+    tool_calls: int
+    current_tool: str | None
+    last_activity_at: datetime | None
+    turns: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float
+
+
+class SecretBody(Body):
+    """A secret, by name only."""
+
+    name: str
+
+
+class DefinitionBody(Body):
+    """What was asked for, with the defaults filled in."""
+
+    repository: dict[str, Any]
+    claude: dict[str, Any]
+    vm: dict[str, Any]
+    secrets: list[SecretBody]
+    lifecycle: dict[str, Any]
+
+
+class TaskItemBody(Body):
+    """A task in a list."""
+
+    id: str
+    name: str
+    state: TaskState
+    labels: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    state_changed_at: datetime
+    state_message: str
+    vm_name: str | None
+    vm_ip: None
+    vm: VmBody
+    exit_code: int | None
+    error: FailureBody | None
+    progress: ProgressBody
+    result: dict[str, Any] | None
+
+
+class TaskBody(TaskItemBody):
+    """A task."""
+
+    definition: DefinitionBody
+
+
+class TaskListBody(Body):
+    """A page of tasks."""
+
+    tasks: list[TaskItemBody]
+    total_count: int
+    limit: int
+    offset: int
+    has_more: bool
+    next_cursor: str | None
+
+
+class CancelledBody(Body):
+    """The wish is recorded; the task ends soon."""
+
+    success: Literal[True]
+    task_id: str
+    previous_state: TaskState
+    new_state: Literal["cancelled"]
+    message: str
+    cancelled_at: datetime
+
+
+class ArtifactBody(Body):
+    """One artifact."""
+
+    name: str
+    path: str
+    size_bytes: int
+    content_type: str
+    checksum: str
+    created_at: datetime
+    download_url: str
+    contains_secret: bool
+
+
+class ArtifactListBody(Body):
+    """All artifacts of a task."""
+
+    task_id: str
+    artifacts: list[ArtifactBody]
+    total_count: int
+    total_size_bytes: int
+
+
+class AliveBody(Body):
+    """The server answers."""
+
+    status: Literal["ok"]
+    version: str
+
+
+class ReadyBody(Body):
+    """The server takes tasks and runs them."""
+
+    status: Literal["ready"]
+
+
+class RuntimeBody(Body):
+    """What a runtime can do on this machine; `mend` says what to do when it does not work."""
+
+    name: str
+    works: bool
+    tier: str
+    isolates: list[str]
+    gaps: list[str]
+    limits: list[str]
+    mend: str
+
+
+class StoreBody(Body):
+    """The index of tasks."""
+
+    ok: bool
+
+
+class DiskBody(Body):
+    """The file system of the data directory."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+class HealthBody(Body):
+    """How the server is."""
+
+    status: Literal["ok", "degraded"]
+    ready: bool
+    reasons: list[str]
+    version: str
+    uptime_seconds: float
+    tasks: dict[TaskState, int]
+    runtimes: list[RuntimeBody]
+    store: StoreBody
+    disk: DiskBody
+
+
+class DetailBody(Body):
+    """One mistake. `field` is its path, `line` and `column` its place in a YAML manifest."""
+
+    field: str
+    rule: str
+    message: str
+    line: int | None
+    column: int | None
+
+
+class ExistingTaskBody(Body):
+    """The task that has the id already."""
+
+    id: str
+    state: TaskState
+    created_at: datetime
+
+
+class ProblemBody(Body):
+    """Every error answer; RFC 9457 with more."""
+
+    error: str
+    message: str
+    details: list[DetailBody] | None
+    request_id: str
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    existing_task: ExistingTaskBody | None = None
+    task_state: TaskState | None = None
+    requested_cpus: int | None = None
+    available_cpus: int | None = None
+    requested_memory: str | None = None
+    available_memory: str | None = None
+    reasons: list[str] | None = None

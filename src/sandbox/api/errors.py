@@ -1,0 +1,178 @@
+"""Which HTTP answer stands for which error."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sandbox.api.problem import problem
+from sandbox.contracts.store import DuplicateTaskError
+from sandbox.contracts.tasks import (
+    ArtifactNotFoundError,
+    InsufficientResourcesError,
+    TaskNotFoundError,
+    TaskTerminalError,
+    UnavailableError,
+)
+from sandbox.model.errors import SandboxError
+from sandbox.model.frame import timestamp
+from sandbox.model.mistake import InvalidManifestError
+
+RETRY_AFTER_SECONDS = 5
+
+
+class InvalidParameterError(SandboxError):
+    """A query parameter, a header or a field of a body is not what it may be."""
+
+    code = "invalid_parameter"
+
+    def __init__(self, field: str, message: str, *, rule: str = "format") -> None:
+        super().__init__(f"{field} {message}.")
+        self.details = [_detail(field, rule, message)]
+
+
+class PayloadTooLargeError(SandboxError):
+    """The body has more bytes than any body may have."""
+
+    code = "payload_too_large"
+
+
+class SlowRequestError(SandboxError):
+    """The body did not arrive in time."""
+
+    code = "request_timeout"
+    retryable = True
+
+
+class RangeNotSatisfiableError(SandboxError):
+    """The range begins past the end of the file, which has `size_bytes`."""
+
+    code = "range_not_satisfiable"
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(f"The range begins past the end; there are {size_bytes} bytes.")
+        self.size_bytes = size_bytes
+
+
+def add_error_answers(app: Starlette) -> None:
+    """Give every error of this app its answer."""
+    for refusal_class, (status, fields) in _ANSWERS.items():
+        app.add_exception_handler(refusal_class, _answering(status, fields))
+    handlers: dict[type[Exception], Callable[..., Any]] = {
+        RangeNotSatisfiableError: _range_not_satisfiable,
+        RequestValidationError: _invalid_parameters,
+        HTTPException: _http_error,
+        ClientDisconnect: _nobody_listens,
+        Exception: _internal_error,
+    }
+    for error_class, handler in handlers.items():
+        app.add_exception_handler(error_class, handler)
+
+
+_Fields = Callable[[Any], dict[str, Any]]
+
+
+def _answering(status: int, fields: _Fields) -> Callable[..., Any]:
+    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+
+    async def answer(connection: HTTPConnection, error: SandboxError) -> Response:
+        return problem(connection, status, error.code, error.message, fields=fields(error), headers=headers)
+
+    return answer
+
+
+def _nothing(_: SandboxError) -> dict[str, Any]:
+    return {}
+
+
+def _existing_task(error: DuplicateTaskError) -> dict[str, Any]:
+    task = error.existing
+    return {"existing_task": {"id": task.id, "state": task.state, "created_at": timestamp(task.created_at)}}
+
+
+def _figures(error: InsufficientResourcesError) -> dict[str, Any]:
+    return {
+        "requested_cpus": error.requested_cpus,
+        "available_cpus": error.available_cpus,
+        "requested_memory": _byte_size(error.requested_memory_bytes),
+        "available_memory": _byte_size(error.available_memory_bytes),
+    }
+
+
+def _byte_size(size_bytes: int) -> str:
+    """As a manifest would have it: `8G`, or whole mebibytes."""
+    mebibytes = size_bytes // 1024**2
+    return f"{mebibytes // 1024}G" if mebibytes % 1024 == 0 else f"{mebibytes}M"
+
+
+_ANSWERS: dict[type[SandboxError], tuple[int, _Fields]] = {
+    InvalidManifestError: (400, lambda error: {"details": error.mistakes}),
+    InvalidParameterError: (400, lambda error: {"details": error.details}),
+    TaskNotFoundError: (404, _nothing),
+    ArtifactNotFoundError: (404, _nothing),
+    SlowRequestError: (408, _nothing),
+    DuplicateTaskError: (409, _existing_task),
+    TaskTerminalError: (409, lambda error: {"task_state": error.task.state}),
+    PayloadTooLargeError: (413, _nothing),
+    UnavailableError: (503, _nothing),
+    InsufficientResourcesError: (507, _figures),
+}
+
+_RULES = {"missing": "required", "enum": "enum", "literal_error": "enum", "extra_forbidden": "unknown_field"}
+_RANGES = ("greater_than", "less_than", "finite_number", "too_long", "too_short", "int_parsing_size")
+
+
+async def _invalid_parameters(connection: HTTPConnection, error: RequestValidationError) -> Response:
+    details = [_parameter_detail(found) for found in error.errors()]
+    message = "; ".join(f"{detail['field']}: {detail['message']}" for detail in details) + "."
+    return problem(connection, 400, "invalid_parameter", message, fields={"details": details})
+
+
+def _parameter_detail(found: dict[str, Any]) -> dict[str, Any]:
+    kind: str = found["type"]
+    rule = _RULES.get(kind) or ("range" if any(mark in kind for mark in _RANGES) else "type")
+    return _detail(".".join(str(part) for part in found["loc"][1:]), rule, found["msg"])
+
+
+def _detail(field: str, rule: str, message: str) -> dict[str, Any]:
+    return {"field": field, "rule": rule, "message": message, "line": None, "column": None}
+
+
+async def _range_not_satisfiable(connection: HTTPConnection, error: RangeNotSatisfiableError) -> Response:
+    headers = {"content-range": f"bytes */{error.size_bytes}"}
+    return problem(connection, 416, error.code, error.message, headers=headers)
+
+
+async def _http_error(connection: HTTPConnection, error: HTTPException) -> Response:
+    """The router's own refusals."""
+    if error.status_code == 405:
+        allowed = allowed_methods(connection.app.routes, connection.scope["path"])
+        message = f"This address takes {', '.join(allowed)} only."
+        return problem(connection, 405, "method_not_allowed", message, headers={"allow": ", ".join(allowed)})
+    if error.status_code == 404:
+        return problem(connection, 404, "not_found", "There is nothing at this address; /openapi.json lists what is.")
+    return problem(connection, error.status_code, "bad_request", str(error.detail), headers=error.headers)
+
+
+def allowed_methods(routes: Sequence[Any], path: str) -> list[str]:
+    """The methods of all routes that know this path."""
+    found: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.path_regex.match(path):
+            found |= route.methods or set()
+    return sorted(found | {"HEAD"} if "GET" in found else found)
+
+
+async def _nobody_listens(_: HTTPConnection, __: ClientDisconnect) -> Response:
+    return Response(status_code=400)
+
+
+async def _internal_error(connection: HTTPConnection, _: Exception) -> Response:
+    """What went wrong is in the server's log, under the same request id."""
+    message = "Something went wrong inside the server; its log tells more under this request id."
+    return problem(connection, 500, "internal_error", message)

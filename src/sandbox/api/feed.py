@@ -1,0 +1,102 @@
+"""What one client of a stream is sent: read ahead within a bound, handed out in batches."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from sandbox.model.frame import Frame
+
+Encode = Callable[[Frame], bytes | None]
+"""The bytes of a frame, None when this client is not sent it."""
+
+READ_AHEAD_BYTES_MAX = 256 * 1024
+"""What waits in memory for one client; past it the source is not asked for more until the client took some."""
+
+_SKIPPED_FRAMES_MAX = 256
+
+
+class Feed:
+    """Reads `frames` in a task of its own from `__aenter__` on, until they end or one of `end_after` comes."""
+
+    def __init__(self, frames: AsyncIterator[Frame], encode: Encode) -> None:
+        self._frames = frames
+        self._encode = encode
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._is_over = False
+        self._changed = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._helpers: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        """The source has taken its first step on return, so a subscription stands."""
+        self.end_after(self._read())
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing of it runs any longer on return."""
+        for helper in self._helpers:
+            helper.cancel()
+        await asyncio.gather(*self._helpers, return_exceptions=True)
+
+    def end_after(self, occasion: Coroutine[Any, Any, Any]) -> None:
+        """End the feed when `occasion` is over; what is in memory by then is still handed out."""
+
+        async def wait() -> None:
+            try:
+                await occasion
+            finally:
+                self._is_over = True
+                self._changed.set()
+
+        self._helpers.append(asyncio.create_task(wait()))
+
+    async def batch(self, idle_seconds: float | None = None) -> list[bytes] | None:
+        """Everything that waits; empty when nothing came for `idle_seconds`, None at the end.
+
+        Raises what the source raised.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(idle_seconds):
+                await self._changed.wait()
+        batch, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        self._has_room.set()
+        if not self._is_over:
+            self._changed.clear()
+            return batch
+        if not batch:
+            self._raise_what_went_wrong()
+        return batch or None
+
+    def _raise_what_went_wrong(self) -> None:
+        for helper in self._helpers:
+            if helper.done() and not helper.cancelled() and (error := helper.exception()):
+                raise error
+
+    async def _read(self) -> None:
+        skipped = 0
+        try:
+            async for frame in self._frames:
+                encoded = self._encode(frame)
+                if encoded is None:
+                    skipped += 1
+                    if skipped % _SKIPPED_FRAMES_MAX == 0:
+                        await asyncio.sleep(0)
+                    continue
+                await self._hand_over(encoded)
+        finally:
+            if isinstance(self._frames, AsyncGenerator):
+                await self._frames.aclose()
+
+    async def _hand_over(self, encoded: bytes) -> None:
+        self._waiting.append(encoded)
+        self._waiting_bytes += len(encoded)
+        self._changed.set()
+        if self._waiting_bytes > READ_AHEAD_BYTES_MAX:
+            self._has_room.clear()
+            await self._has_room.wait()

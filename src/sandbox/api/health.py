@@ -1,0 +1,82 @@
+"""How the server is, for people, probes and balancers."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from sandbox.api import paths
+from sandbox.api.answer import Json
+from sandbox.api.bodies import AliveBody, HealthBody, ReadyBody
+from sandbox.api.context import Asked
+from sandbox.api.openapi import problems
+from sandbox.api.problem import problem
+from sandbox.contracts.runtime import Probe
+from sandbox.contracts.tasks import Health
+from sandbox.model.state import TaskState
+
+_DRAINS = "The server is shutting down."
+
+
+def add_health_routes(app: FastAPI) -> None:
+    """Put the routes of this module on the app."""
+    app.get("/api/health", response_model=AliveBody, responses=problems())(read_basic_health)
+    app.get(f"{paths.ROOT}/health", response_model=HealthBody, responses=problems())(read_health)
+    app.get(f"{paths.ROOT}/health/ready", response_model=ReadyBody, responses=problems(503))(read_readiness)
+    app.get(f"{paths.ROOT}/health/live", response_model=AliveBody, responses=problems())(read_liveness)
+
+
+async def read_basic_health(asked: Asked) -> Json:
+    """The server answers."""
+    return Json({"status": "ok", "version": asked.settings.version})
+
+
+async def read_liveness(asked: Asked) -> Json:
+    """The server is alive: its event loop turns."""
+    return await read_basic_health(asked)
+
+
+async def read_health(asked: Asked) -> Json:
+    """How the server is, in detail."""
+    health = await asked.tasks.health()
+    reasons = _reasons(health, is_draining=asked.shutting_down.is_set())
+    answer: dict[str, Any] = {
+        "status": "degraded" if reasons else "ok",
+        "ready": not reasons,
+        "reasons": reasons,
+        "version": health.version,
+        "uptime_seconds": round(health.uptime_seconds, 3),
+        "tasks": {state: health.tasks_by_state.get(state, 0) for state in TaskState},
+        "runtimes": [_runtime(probe) for probe in health.runtimes],
+        "store": {"ok": health.store_ok},
+        "disk": {"free_bytes": health.disk_free_bytes, "total_bytes": health.disk_total_bytes},
+    }
+    return Json(answer)
+
+
+async def read_readiness(request: Request, asked: Asked) -> Response:
+    """Whether the server can take and run tasks; 503 when it cannot."""
+    health = await asked.tasks.health()
+    reasons = _reasons(health, is_draining=asked.shutting_down.is_set())
+    if not reasons:
+        return Json({"status": "ready"})
+    return problem(request, 503, "service_unavailable", " ".join(reasons), fields={"reasons": reasons})
+
+
+def _reasons(health: Health, *, is_draining: bool) -> list[str]:
+    reasons = list(health.reasons)
+    if not health.ready and not reasons:
+        reasons = ["The server is not ready."]
+    return [*reasons, _DRAINS] if is_draining else reasons
+
+
+def _runtime(probe: Probe) -> dict[str, Any]:
+    return {
+        "name": probe.runtime,
+        "works": probe.works,
+        "tier": probe.tier,
+        "isolates": probe.isolates,
+        "gaps": probe.gaps,
+        "limits": sorted(probe.limits),
+        "mend": probe.mend,
+    }

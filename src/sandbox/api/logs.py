@@ -1,0 +1,145 @@
+"""The logs of a task: plain text, server-sent events or NDJSON."""
+
+import re
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from fastapi import FastAPI, Query, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from sandbox.api import paths
+from sandbox.api.context import Asked
+from sandbox.api.errors import InvalidParameterError
+from sandbox.api.openapi import Responses, content, problems
+from sandbox.api.streamed import Streamed
+from sandbox.contracts.tasks import Tasks
+from sandbox.model.frame import Frame, log_stream, timestamp
+
+TAIL_MAX = 1_000_000
+SEQ_MAX = 2**63 - 1
+
+_NDJSON = "application/x-ndjson"
+_SSE = "text/event-stream"
+_TEXT = "text/plain; charset=utf-8"
+_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
+
+LogStream = Literal["all", "stdout", "stderr", "events"]
+_Filter = Callable[[Frame], bool]
+
+
+class LogQuery(BaseModel):
+    """What the logs are asked for with."""
+
+    stream: LogStream = "all"
+    since: str = Field("", description="RFC 3339, inclusive")
+    tail: int = Field(0, ge=0, le=TAIL_MAX, description="Lines after filtering; 0 for all")
+    after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only what has a greater seq")
+    follow: bool = False
+
+
+def add_log_routes(app: FastAPI) -> None:
+    """Put the routes of this module on the app."""
+    described: Responses = {
+        200: content("The log as text, or as a stream when followed", "text/plain", _SSE, _NDJSON),
+        204: {"description": "The client has had the last event already"},
+    }
+    app.get(paths.LOGS, response_class=Response, responses={**described, **problems(404)})(read_logs)
+
+
+async def read_logs(
+    request: Request,
+    asked: Asked,
+    task_id: paths.TaskId,
+    query: Annotated[LogQuery, Query()],
+) -> Response:
+    """What the agent printed and what happened, in the order of `seq`."""
+    task = await asked.tasks.status(task_id)
+    wanted = _filter(query.stream, _moment(query.since), follow=query.follow)
+    resumed = _last_event_id(request) if query.follow else None
+    if task.state.is_terminal and resumed is not None and resumed > task.last_seq:
+        return Response(status_code=204)
+    position = query.after if query.after is not None else resumed
+    start = position or 0
+    if query.tail and not (query.follow and position is not None):
+        start = await _start_of_tail(asked.tasks, task_id, start, query.tail, wanted)
+    if not query.follow:
+        return Streamed(asked.tasks.frames(task_id, after=start), _encoding(wanted, _line), _TEXT)
+    encode, media_type, keep_alive = _form(request)
+    encoding = _encoding(wanted, encode)
+    frames = asked.tasks.follow(task_id, after=start)
+    return Streamed(frames, encoding, media_type, ending=asked.shutting_down, keep_alive=keep_alive)
+
+
+def _moment(since: str) -> str:
+    """As frames have it, so that text compares as time does."""
+    match = _RFC_3339.fullmatch(since)
+    try:
+        if match is None:
+            if since:
+                raise ValueError(since)
+            return ""
+        # A plus sign that was not escaped in a URL arrives as a space.
+        return timestamp(datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3].upper().replace(' ', '+')}"))
+    except (ValueError, OverflowError):
+        raise InvalidParameterError("since", "must be a time such as 2026-01-29T10:10:15Z") from None
+
+
+def _last_event_id(request: Request) -> int | None:
+    text = request.headers.get("last-event-id", "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise InvalidParameterError("Last-Event-ID", "must be the id of an event")
+    return int(text)
+
+
+def _filter(stream: LogStream, moment: str, *, follow: bool) -> _Filter:
+    """Followers are told of gaps and of the end whatever they filter."""
+
+    def is_wanted(frame: Frame) -> bool:
+        if follow and frame["type"] in {"gap", "end"}:
+            return True
+        belongs_to = log_stream(frame)
+        return belongs_to is not None and stream in {"all", belongs_to} and str(frame["timestamp"]) >= moment
+
+    return is_wanted
+
+
+async def _start_of_tail(tasks: Tasks, task_id: str, after: int, lines: int, wanted: _Filter) -> int:
+    """The `after` that leaves the last `lines` lines of what is there now."""
+    last: deque[int] = deque(maxlen=lines + 1)
+    async for frame in tasks.frames(task_id, after=after):
+        if frame["type"] != "end" and wanted(frame):
+            last.append(frame["seq"])
+    return last[0] if len(last) > lines else after
+
+
+def _encoding(wanted: _Filter, encode: Callable[[Frame], bytes]) -> Callable[[Frame], bytes | None]:
+    return lambda frame: encode(frame) if wanted(frame) else None
+
+
+def _form(request: Request) -> tuple[Callable[[Frame], bytes], str, bytes]:
+    if _NDJSON in request.headers.get("accept", "").lower():
+        return _json_line, _NDJSON, b""
+    return _sse, _SSE, b": keep-alive\n\n"
+
+
+def _line(frame: Frame) -> bytes:
+    """`[time] [STDOUT] text` for output as it came, `[time] [EVENT] {json}` for everything else."""
+    if frame["type"] == "output":
+        source, text = str(frame["stream"]).upper(), str(frame["data"]).removesuffix("\n").encode()
+    else:
+        source, text = "EVENT", msgspec.json.encode(frame)
+    return f"[{frame['timestamp']}] [{source}] ".encode() + text + b"\n"
+
+
+def _json_line(frame: Frame) -> bytes:
+    return msgspec.json.encode(frame) + b"\n"
+
+
+def _sse(frame: Frame) -> bytes:
+    return f"id: {frame['seq']}\nevent: {frame['type']}\ndata: ".encode() + msgspec.json.encode(frame) + b"\n\n"

@@ -1,0 +1,57 @@
+"""The schema of the API, true for errors and streams too."""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from sandbox.api.bodies import ProblemBody
+
+Responses = dict[int | str, dict[str, Any]]
+
+_COMPONENT = "#/components/schemas/{model}"
+_PROBLEM_REF = {"$ref": _COMPONENT.format(model=ProblemBody.__name__)}
+
+
+def problems(*statuses: int) -> Responses:
+    """The error answers of an operation; those that any operation may give are added."""
+    told = [*statuses, 400, 403, 500]
+    return {status: _answer(HTTPStatus(status).phrase, "application/problem+json", _PROBLEM_REF) for status in told}
+
+
+def content(description: str, *media_types: str) -> dict[str, Any]:
+    """An answer that is not one JSON value."""
+    text = {"schema": {"type": "string"}}
+    return {"description": description, "content": dict.fromkeys(media_types, text)}
+
+
+def request_body(description: str, *, required: bool, **schemas: dict[str, Any]) -> dict[str, Any]:
+    """A body that a route reads by itself. Media types are given with `_` for `/`."""
+    media = {name.replace("_", "/", 1).replace("_", "-"): {"schema": schema} for name, schema in schemas.items()}
+    return {"requestBody": {"description": description, "required": required, "content": media}}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The schema, made once."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        _, definitions = models_json_schema([(ProblemBody, "serialization")], ref_template=_COMPONENT)
+        schema["components"]["schemas"].update(definitions["$defs"])
+        _leave_out_unused(schema)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _answer(description: str, media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {media_type: {"schema": schema}}}
+
+
+def _leave_out_unused(schema: dict[str, Any]) -> None:
+    """FastAPI's own answer to bad parameters, which is never given here."""
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)

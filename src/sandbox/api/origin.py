@@ -1,0 +1,66 @@
+"""Who may speak to a server that takes whoever reaches its port for the operator.
+
+A browser reaches loopback too: a page of any site can send requests there, and a name that its owner points at
+127.0.0.1 makes them look harmless. `Host` and `Origin` tell such pages from the server's own and from programs.
+"""
+
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sandbox.api.context import ApiSettings
+from sandbox.api.problem import problem
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_SCHEME_PORTS = {"http": 80, "https": 443}
+
+
+def refusal(host: str | None, origin: str | None, *, names: Collection[str], ports: Collection[int]) -> str | None:
+    """Why a request with these headers is refused, None when it is not.
+
+    names: the host names that are this server's; ports: the ports that it listens on.
+    """
+    if host is None or _name_and_port(f"http://{host}", names) is None:
+        return "The Host header names another server; reach this one as localhost or by a configured name."
+    if origin is None or origin.lower() in {f"http://{host}".lower(), f"https://{host}".lower()}:
+        return None
+    place = _name_and_port(origin, names)
+    if place is None or place[1] not in ports:
+        return "The Origin header names a page that is not of this server."
+    return None
+
+
+def _name_and_port(url: str, names: Collection[str]) -> tuple[str, int] | None:
+    """The host and port of an origin, None when it is malformed or not among `names`."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    name = parts.hostname or ""
+    is_bare = not (parts.path or parts.query or parts.fragment) and "@" not in parts.netloc
+    if name not in names or not is_bare or parts.scheme not in _SCHEME_PORTS or not url.isprintable():
+        return None
+    return name, port if port is not None else _SCHEME_PORTS[parts.scheme]
+
+
+class OriginCheck:
+    """Refuses with 403, before any route sees it, what a foreign page sent."""
+
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+        self._app = app
+        self._names = LOOPBACK_NAMES | {name.lower() for name in settings.host_names}
+        self._ports = settings.ports
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on or refuse."""
+        if scope["type"] in {"http", "websocket"}:
+            headers = Headers(scope=scope)
+            reason = refusal(headers.get("host"), headers.get("origin"), names=self._names, ports=self._ports)
+            if reason is not None:
+                await problem(HTTPConnection(scope), 403, "forbidden", reason)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

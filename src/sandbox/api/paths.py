@@ -1,0 +1,43 @@
+"""The addresses of the API."""
+
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import Path
+from starlette.convertors import Convertor, register_url_convertor
+
+ROOT = "/api/v1"
+TASKS = f"{ROOT}/tasks"
+STREAM = f"{TASKS}/stream"
+TASK = f"{TASKS}/{{task_id}}"
+WAIT = f"{TASK}/wait"
+LOGS = f"{TASK}/logs"
+ARTIFACTS = f"{TASK}/artifacts"
+ARTIFACT = f"{ARTIFACTS}/{{name:rest}}"
+
+TaskId = Annotated[str, Path(description="The task's id")]
+
+
+class _Rest(Convertor[str]):
+    """Everything to the end. Starlette's own `path` stops at a newline, which a file's name may have."""
+
+    regex = "[\\s\\S]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("rest", _Rest())
+
+
+def task_path(task_id: str) -> str:
+    """Where the task is."""
+    return f"{TASKS}/{quote(task_id, safe='')}"
+
+
+def artifact_path(task_id: str, name: str) -> str:
+    """Where the artifact's bytes are."""
+    return f"{task_path(task_id)}/artifacts/{quote(name, safe='')}"

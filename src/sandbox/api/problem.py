@@ -1,0 +1,44 @@
+"""The shape of every error answer."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from sandbox.api.answer import Json
+from sandbox.api.envelope import request_id
+
+
+class Problem(Json):
+    """An error answer."""
+
+    media_type = "application/problem+json"
+
+
+def problem(
+    connection: HTTPConnection,
+    status: int,
+    code: str,
+    message: str,
+    *,
+    fields: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An error answer: `code` for programs, `message` for people; `fields` stand at the top level beside them."""
+    identity = request_id(connection)
+    body = {
+        "error": code,
+        "message": message,
+        "details": None,
+        "request_id": identity,
+        "type": f"urn:sandbox:error:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": message,
+        "instance": quote(connection.scope["path"]),
+        **(fields or {}),
+    }
+    return Problem(body, status, {**(headers or {}), "x-request-id": identity})

@@ -1,0 +1,66 @@
+"""A task as clients read it."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from sandbox.model.frame import error, progress_fields, timestamp
+from sandbox.model.manifest import Manifest
+from sandbox.model.task import Task
+
+
+def status_body(task: Task) -> dict[str, Any]:
+    """The whole status."""
+    return {**item_body(task), "definition": _definition(task.manifest)}
+
+
+def item_body(task: Task) -> dict[str, Any]:
+    """The status as it stands in lists."""
+    metadata, attempt = task.manifest.metadata, task.attempt
+    return {
+        "id": task.id,
+        "name": metadata.name,
+        "state": task.state,
+        "labels": metadata.labels,
+        "created_at": timestamp(task.created_at),
+        "started_at": _time(task.started_at),
+        "finished_at": _time(task.finished_at),
+        "state_changed_at": timestamp(task.state_changed_at),
+        "state_message": task.state_message,
+        "vm_name": attempt.vm_name if attempt else None,
+        "vm_ip": None,
+        "vm": _vm(task),
+        "exit_code": task.exit_code,
+        "error": error(task),
+        "progress": progress_fields(task.progress),
+        "result": task.result,
+    }
+
+
+def _time(at: datetime | None) -> str | None:
+    return timestamp(at) if at else None
+
+
+def _vm(task: Task) -> dict[str, Any]:
+    vm, attempt = task.manifest.vm, task.attempt
+    return {
+        "runtime": attempt.runtime if attempt else None,
+        "tier": attempt.tier if attempt else None,
+        "image": attempt.image if attempt else None,
+        "profile": vm.profile,
+        "cpus": vm.cpus,
+        "memory": vm.memory,
+        "disk": vm.disk,
+        "network_mode": vm.network_mode,
+    }
+
+
+def _definition(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "repository": msgspec.to_builtins(manifest.repository),
+        "claude": msgspec.to_builtins(manifest.claude),
+        "vm": msgspec.to_builtins(manifest.vm),
+        "secrets": [{"name": secret.name} for secret in manifest.secrets],
+        "lifecycle": msgspec.to_builtins(manifest.lifecycle),
+    }

@@ -1,0 +1,92 @@
+"""The WebSocket: everything that happens, as it happens."""
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import msgspec
+from starlette.datastructures import QueryParams
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from sandbox.api.context import Context, context
+from sandbox.api.errors import InvalidParameterError
+from sandbox.api.feed import Feed
+from sandbox.api.streamed import disconnected
+from sandbox.model.frame import Frame
+
+TYPES = frozenset(
+    {"state_change", "output", "progress", "metrics", "tool_call", "egress_denied", "error", "gap", "end"}
+)
+"""What the stream carries."""
+
+_ALWAYS = frozenset({"gap", "end"})
+_NORMAL, _GOING_AWAY, _INTERNAL = 1000, 1001, 1011
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a client asked to be sent; no task id means all tasks."""
+
+    task_id: str | None
+    types: frozenset[str]
+    after: int | None
+
+    @classmethod
+    def of(cls, query: QueryParams) -> "Wish":
+        """From the address. Raises InvalidParameterError."""
+        task_id = query.get("task_id") or None
+        after = _number(query.get("after", ""))
+        if after is not None and task_id is None:
+            raise InvalidParameterError("after", "needs a task_id, for seq counts within a task")
+        return cls(task_id, _types(query.get("filter", "")), after)
+
+    def encode(self, frame: Frame) -> bytes | None:
+        """The message, None for what was filtered out."""
+        return msgspec.json.encode(frame) if frame["type"] in self.types else None
+
+
+async def stream(websocket: WebSocket) -> None:
+    """Answer a handshake. Errors before the first message are HTTP answers to it."""
+    asked = await context(websocket)
+    wish = Wish.of(websocket.query_params)
+    async with Feed(await _frames(asked, wish), wish.encode) as feed:
+        await websocket.accept()
+        feed.end_after(disconnected(websocket.receive))
+        feed.end_after(asked.shutting_down.wait())
+        try:
+            await _send(websocket, feed)
+            await websocket.close(_GOING_AWAY if asked.shutting_down.is_set() else _NORMAL)
+        except WebSocketDisconnect:
+            return
+        except Exception:
+            _log.exception("A stream broke")
+            await websocket.close(_INTERNAL, "The server could not go on; its log tells more.")
+
+
+async def _frames(asked: Context, wish: Wish) -> AsyncIterator[Frame]:
+    if wish.task_id is None:
+        return asked.tasks.follow_all()
+    await asked.tasks.status(wish.task_id)
+    return asked.tasks.follow(wish.task_id, after=wish.after)
+
+
+async def _send(websocket: WebSocket, feed: Feed) -> None:
+    while (batch := await feed.batch()) is not None:
+        for message in batch:
+            await websocket.send_text(message.decode())
+
+
+def _number(text: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise InvalidParameterError("after", "must be a seq, a whole number from 0")
+    return int(text)
+
+
+def _types(text: str) -> frozenset[str]:
+    names = frozenset(name.strip() for name in text.split(",")) - {""}
+    if names - TYPES:
+        raise InvalidParameterError("filter", f"must be of {', '.join(sorted(TYPES))}", rule="enum")
+    return names | _ALWAYS if names else TYPES

@@ -1,0 +1,195 @@
+"""Tasks in memory: what a test says has happened to a task is what the doors are told."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sandbox.contracts.runtime import Probe
+from sandbox.contracts.store import DuplicateTaskError, TaskPage, TaskQuery
+from sandbox.contracts.tasks import (
+    ArtifactNotFoundError,
+    Cancellation,
+    Health,
+    StoredArtifact,
+    TaskNotFoundError,
+    TaskTerminalError,
+)
+from sandbox.model import event as e
+from sandbox.model.artifact import Artifact
+from sandbox.model.frame import Frame, end_frame, frame, present_state_frame
+from sandbox.model.life import advance
+from sandbox.model.manifest import Manifest
+from sandbox.model.manifest_parsing import parse_manifest
+from sandbox.model.state import TaskState
+from sandbox.model.task import Task
+
+BEGINNING = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
+
+TO_RUNNING: tuple[e.Event, ...] = (
+    e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
+    e.WorkspacePrepared("0" * 40),
+    e.SandboxCreated("sandbox-abcdefghijkl", "namespaces", "host"),
+    e.AgentStarted("00000000-0000-0000-0000-000000000000"),
+)
+TO_COMPLETED: tuple[e.Event, ...] = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
+
+
+def manifest(task_id: str = "", **metadata: Any) -> Manifest:
+    """The minimal manifest."""
+    written = f"""
+        {{"version": "1", "kind": "Task", "metadata": {{"name": "My Task", "id": "{task_id}"}},
+          "repository": {{"url": "https://github.com/org/repo.git", "branch": "main"}},
+          "claude": {{"prompt": "Your instructions here"}}}}"""
+    parsed = parse_manifest(written.encode(), is_json=True)
+    return replace(parsed, metadata=replace(parsed.metadata, **metadata))
+
+
+@dataclass
+class _Story:
+    task: Task
+    frames: list[Frame]
+    artifacts: list[StoredArtifact] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class FakeTasks:
+    """Implements `Tasks`. `failure`, when set, is raised by every call of `submit`."""
+
+    def __init__(self) -> None:
+        self.stories: dict[str, _Story] = {}
+        self.subscribers: list[asyncio.Queue[Frame]] = []
+        self.failure: Exception | None = None
+        self.queries: list[TaskQuery] = []
+        self.open_followers = 0
+        self.cancels: list[tuple[str, str, bool]] = []
+        probe = Probe("bubblewrap", works=True, tier="namespaces", strength=10, limits=frozenset({"memory"}))
+        self.health_now = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, ready=True)
+
+    def add(self, task_id: str = "task-001", *events: e.Event, **metadata: Any) -> Task:
+        """A task to which these events have happened."""
+        self._tell(task_id, e.TaskSubmitted(task_id, manifest(task_id, **metadata)))
+        return self.tell(task_id, *events)
+
+    def tell(self, task_id: str, *events: e.Event) -> Task:
+        """Let more happen to it."""
+        for event in events:
+            self._tell(task_id, event)
+        return self.stories[task_id].task
+
+    def keep(self, task_id: str, artifact: Artifact, file: Path) -> None:
+        """Store an artifact of the task."""
+        self.stories[task_id].artifacts.append(StoredArtifact(artifact, file, BEGINNING))
+
+    def _tell(self, task_id: str, event: e.Event) -> None:
+        story = self.stories.get(task_id)
+        seq = story.task.last_seq + 1 if story else 1
+        at = BEGINNING + timedelta(milliseconds=123 + seq)
+        step = advance(story.task if story else None, event, seq=seq, at=at)
+        told = frame(task_id, e.Record(seq, 1, at, event, step.transition))
+        if story is None:
+            story = self.stories[task_id] = _Story(step.task, [])
+        story.task = step.task
+        if told is not None:
+            story.frames.append(told)
+            for subscriber in self.subscribers:
+                subscriber.put_nowait(told)
+        story.changed.set()
+        story.changed = asyncio.Event()
+
+    def _story(self, task_id: str) -> _Story:
+        if task_id not in self.stories:
+            raise TaskNotFoundError(task_id)
+        return self.stories[task_id]
+
+    async def submit(self, manifest: Manifest) -> Task:
+        if self.failure is not None:
+            raise self.failure
+        task_id = manifest.metadata.id or str(uuid.uuid4())
+        if task_id in self.stories:
+            raise DuplicateTaskError(self.stories[task_id].task)
+        self._tell(task_id, e.TaskSubmitted(task_id, manifest))
+        return self.stories[task_id].task
+
+    async def status(self, task_id: str) -> Task:
+        return self._story(task_id).task
+
+    async def query(self, query: TaskQuery) -> TaskPage:
+        self.queries.append(query)
+        found = [story.task for story in self.stories.values()]
+        found = [task for task in found if not query.states or task.state in query.states]
+        found = [task for task in found if query.labels.items() <= task.manifest.metadata.labels.items()]
+        return TaskPage(found[query.offset : query.offset + query.limit], len(found))
+
+    async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
+        task = self._story(task_id).task
+        if task.state.is_terminal:
+            raise TaskTerminalError(task)
+        self.cancels.append((task_id, reason, force))
+        return Cancellation(task, BEGINNING, f"Task {task_id} is being cancelled.")
+
+    async def wait(self, task_id: str, timeout_seconds: float) -> Task:
+        story = self._story(task_id)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not story.task.state.is_terminal:
+                    await story.changed.wait()
+        except TimeoutError:
+            pass
+        return story.task
+
+    async def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[Frame]:
+        story = self._story(task_id)
+        for told in list(story.frames):
+            if told["seq"] > after:
+                yield told
+        if story.task.state.is_terminal:
+            yield end_frame(story.task)
+
+    async def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[Frame]:
+        story = self._story(task_id)
+        self.open_followers += 1
+        try:
+            if after is None:
+                after = story.task.last_seq
+                yield present_state_frame(story.task)
+            while True:
+                changed = story.changed
+                for told in [told for told in story.frames if told["seq"] > after]:
+                    yield told
+                    after = told["seq"]
+                if story.task.state.is_terminal:
+                    yield end_frame(story.task)
+                    return
+                if changed is story.changed:
+                    await changed.wait()
+        finally:
+            self.open_followers -= 1
+
+    async def follow_all(self) -> AsyncIterator[Frame]:
+        queue: asyncio.Queue[Frame] = asyncio.Queue()
+        self.subscribers.append(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self.subscribers.remove(queue)
+
+    async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
+        return self._story(task_id).artifacts
+
+    async def artifact(self, task_id: str, name: str) -> StoredArtifact:
+        kept = self._story(task_id).artifacts
+        for stored in kept:
+            if stored.artifact.name == name:
+                return stored
+        for stored in kept:
+            if stored.artifact.path == name:
+                return stored
+        raise ArtifactNotFoundError(task_id, name)
+
+    async def health(self) -> Health:
+        return self.health_now

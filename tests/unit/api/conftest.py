@@ -1,0 +1,69 @@
+"""A client that speaks to the app without a socket, and holds every JSON answer against the schema."""
+
+import asyncio
+import re
+from typing import Any
+
+import httpx
+import pytest
+from doubles.fake_tasks import FakeTasks
+from jsonschema import Draft202012Validator
+
+from sandbox.api.app import create_app
+from sandbox.api.context import ApiSettings
+
+
+class Api:
+    """The API with `tasks` behind it."""
+
+    def __init__(self, tasks: FakeTasks) -> None:
+        self.tasks = tasks
+        self.shutting_down = asyncio.Event()
+        settings = ApiSettings("0.1.0", frozenset({8121, 8122}), frozenset({"builds.example.org"}))
+        self.app = create_app(tasks, settings=settings, shutting_down=self.shutting_down)
+        self.schema = self.app.openapi()
+
+    def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8122") as client:
+                return await client.request(method, path, **options)
+
+        answer = asyncio.run(ask())
+        self._check(method, answer)
+        return answer
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self("POST", path, **options)
+
+    def delete(self, path: str, **options: Any) -> httpx.Response:
+        return self("DELETE", path, **options)
+
+    def _check(self, method: str, answer: httpx.Response) -> None:
+        for template, operations in self.schema["paths"].items():
+            pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(template))
+            if re.fullmatch(pattern, answer.url.raw_path.decode().partition("?")[0]) and method.lower() in operations:
+                documented = operations[method.lower()]["responses"]
+                assert str(answer.status_code) in documented, f"{answer.status_code} of {template} is not documented"
+                self._validate(documented[str(answer.status_code)], answer)
+
+    def _validate(self, documented: dict[str, Any], answer: httpx.Response) -> None:
+        media_type = answer.headers.get("content-type", "").partition(";")[0]
+        if media_type not in {"application/json", "application/problem+json"}:
+            return
+        assert media_type in documented["content"], f"{media_type} is not documented"
+        schema = {**documented["content"][media_type]["schema"], "components": self.schema["components"]}
+        Draft202012Validator(schema).validate(answer.json())
+
+
+@pytest.fixture
+def tasks() -> FakeTasks:
+    return FakeTasks()
+
+
+@pytest.fixture
+def api(tasks: FakeTasks) -> Api:
+    return Api(tasks)
