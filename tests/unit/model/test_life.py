@@ -1,0 +1,323 @@
+"""A task's life: whatever happens in whatever order, it keeps to the graph and comes to an end."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from sandbox.model import event as e
+from sandbox.model.artifact import Artifact
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.life import Advance, EndAttempt, Finish, IllegalEventError, advance
+from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
+from sandbox.model.state import GRAPH, TERMINAL_STATES, TaskState
+from sandbox.model.task import Task
+
+MANIFEST = Manifest(
+    version="1",
+    kind="Task",
+    metadata=Metadata(name="x"),
+    repository=Repository(url="https://git.example/r", branch="main"),
+    claude=Claude(prompt="x"),
+)
+BEGAN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
+
+SUBMITTED = e.TaskSubmitted("t", MANIFEST)
+ATTEMPT = e.AttemptStarted("abcdefgh2345", "bubblewrap", "here")
+PREPARED = e.WorkspacePrepared("0" * 40)
+CREATED = e.SandboxCreated("sandbox-abcdefgh2345", "namespaces", "host")
+STARTED = e.AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab")
+SUCCESS = e.AgentExited(0, {"is_error": False})
+FINISHED = e.TaskFinished()
+TO_RUNNING = (SUBMITTED, ATTEMPT, PREPARED, CREATED, STARTED)
+
+
+def failed(code: FailureCode = FailureCode.CLONE_FAILED) -> e.AttemptFailed:
+    return e.AttemptFailed(Failure(code, f"because of {code}"))
+
+
+def life(*events: e.Event) -> list[Advance]:
+    steps: list[Advance] = []
+    for number, event in enumerate(events, 1):
+        before = steps[-1].task if steps else None
+        steps.append(advance(before, event, seq=number, at=BEGAN + timedelta(seconds=number)))
+    return steps
+
+
+def states(*events: e.Event) -> list[TaskState]:
+    return [step.transition.new_state for step in life(*events) if step.transition]
+
+
+def end(*events: e.Event) -> Task:
+    return life(*events)[-1].task
+
+
+def test_the_good_life():
+    assert states(*TO_RUNNING, SUCCESS, FINISHED) == [
+        "pending", "staging", "provisioning", "ready", "running", "completing", "completed",
+    ]  # fmt: skip
+
+
+def test_a_task_remembers_when_it_entered_each_state_and_what_it_ran_in():
+    task = end(*TO_RUNNING, SUCCESS, FINISHED)
+    assert [entry.at - BEGAN for entry in task.history] == [timedelta(seconds=n) for n in range(1, 8)]
+    assert (task.created_at, task.started_at, task.finished_at) == tuple(
+        BEGAN + timedelta(seconds=n) for n in (1, 5, 7)
+    )
+    assert task.attempt is not None
+    assert (task.attempt.vm_name, task.attempt.base_commit) == (CREATED.vm_name, PREPARED.base_commit)
+    assert (task.attempt.tier, task.attempt.image, task.attempt.session_id) == (
+        "namespaces",
+        "host",
+        STARTED.session_id,
+    )
+    assert (task.exit_code, task.result, task.last_seq) == (0, {"is_error": False}, 7)
+
+
+@pytest.mark.parametrize("begun", range(1, 5))
+def test_what_fails_before_the_agent_works_fails_the_task_at_once(begun):
+    steps = life(*TO_RUNNING[:begun], failed(), FINISHED)
+    assert steps[-1].task.state is TaskState.FAILED
+    assert steps[-1].task.state_message == "because of clone_failed"
+    assert steps[-2].effects == ((Finish(),) if begun == 1 else (EndAttempt(),))
+
+
+@pytest.mark.parametrize("begun", range(1, 5))
+def test_what_is_cancelled_before_the_agent_works_is_cancelled_at_once(begun):
+    steps = life(*TO_RUNNING[:begun], e.CancelRequested("not needed"), FINISHED)
+    assert steps[-1].task.state is TaskState.CANCELLED
+    assert steps[-1].task.state_message == "Cancelled: not needed"
+    assert steps[-2].effects == ((Finish(),) if begun == 1 else (EndAttempt(),))
+
+
+@pytest.mark.parametrize("wish", [e.CancelRequested(), failed(FailureCode.TIMEOUT)])
+def test_a_running_task_passes_completing_whatever_ends_it(wish):
+    last = TaskState.CANCELLED if isinstance(wish, e.CancelRequested) else TaskState.FAILED
+    exited = e.AgentExited(143, failure=Failure(FailureCode.AGENT_FAILED, "killed"))
+    assert states(*TO_RUNNING, wish, exited, FINISHED)[-2:] == [TaskState.COMPLETING, last]
+
+
+def test_a_cancellation_before_the_outcome_wins_over_a_success():
+    assert end(*TO_RUNNING, e.CancelRequested(), SUCCESS, FINISHED).state is TaskState.CANCELLED
+
+
+def test_a_cancellation_after_the_outcome_changes_nothing():
+    steps = life(*TO_RUNNING, SUCCESS, e.CancelRequested("too late"), FINISHED)
+    assert steps[-2].effects == ()
+    assert steps[-1].task.cancel is None
+    assert steps[-1].task.state is TaskState.COMPLETED
+
+
+def test_a_second_wish_may_hurry_but_not_slow_down_and_keeps_the_first_reason():
+    steps = life(*TO_RUNNING, e.CancelRequested("a"), e.CancelRequested("b", force=True), e.CancelRequested("c"))
+    assert [step.effects for step in steps[-3:]] == [
+        (EndAttempt(force=False),), (EndAttempt(force=True),), (EndAttempt(force=True),),
+    ]  # fmt: skip
+    assert steps[-1].task.cancel == e.CancelRequested("a", force=True)
+
+
+def test_the_first_failure_is_the_one_that_is_told():
+    exited = e.AgentExited(143, failure=Failure(FailureCode.AGENT_FAILED, "killed"))
+    task = end(*TO_RUNNING, failed(FailureCode.TIMEOUT), failed(FailureCode.HANG), exited, FINISHED)
+    assert task.failure is not None
+    assert task.failure.code == "timeout"
+
+
+@pytest.mark.parametrize("code", [0, 1, None])
+def test_no_exit_code_makes_a_success_of_an_outcome_with_a_failure(code):
+    exited = e.AgentExited(code, failure=Failure(FailureCode.AGENT_NO_RESULT, "no result"))
+    assert end(*TO_RUNNING, exited, FINISHED).state is TaskState.FAILED
+
+
+def test_artifacts_that_cannot_be_collected_fail_a_success():
+    assert end(*TO_RUNNING, SUCCESS, failed(FailureCode.COLLECT_FAILED), FINISHED).state is TaskState.FAILED
+
+
+def test_an_artifact_collected_again_replaces_the_first_one():
+    first = Artifact("a.md", "a.md", 1, "text/markdown", "sha256:" + "0" * 64)
+    again = Artifact("a.md", "a.md", 2, "text/markdown", "sha256:" + "1" * 64)
+    other = Artifact("b.md", "b.md", 2, "text/markdown", "sha256:" + "2" * 64)
+    task = end(*TO_RUNNING, SUCCESS, *(e.ArtifactCollected(one) for one in (first, other, again)))
+    assert task.artifacts == (other, again)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (ATTEMPT,),
+        (SUBMITTED, SUBMITTED),
+        (SUBMITTED, PREPARED),
+        (SUBMITTED, FINISHED),
+        (SUBMITTED, STARTED),
+        (SUBMITTED, ATTEMPT, ATTEMPT),
+        (SUBMITTED, ATTEMPT, FINISHED),
+        (SUBMITTED, ATTEMPT, SUCCESS),
+        (*TO_RUNNING, FINISHED),
+        (*TO_RUNNING, failed(), FINISHED),
+        (*TO_RUNNING, e.CancelRequested(), FINISHED),
+        (*TO_RUNNING, SUCCESS, SUCCESS),
+        (*TO_RUNNING, SUCCESS, FINISHED, FINISHED),
+        (*TO_RUNNING, SUCCESS, FINISHED, e.CancelRequested()),
+        (*TO_RUNNING, SUCCESS, FINISHED, e.Output.of("stdout", b"x")),
+    ],
+)
+def test_what_cannot_happen_is_refused(events):
+    life(*events[:-1])
+    with pytest.raises(IllegalEventError) as caught:
+        life(*events)
+    assert caught.value.code == "illegal_event"
+
+
+FAILURES = st.builds(Failure, st.sampled_from(FailureCode), st.text(max_size=5))
+ARTIFACTS = st.builds(
+    Artifact, st.sampled_from(["a", "b"]), st.just("a"), st.integers(0, 9), st.just("text/plain"), st.just("sha256:0")
+)
+EVENTS: st.SearchStrategy[e.Event] = st.one_of(
+    st.just(SUBMITTED),
+    st.just(ATTEMPT),
+    st.just(PREPARED),
+    st.just(CREATED),
+    st.just(STARTED),
+    st.just(FINISHED),
+    st.builds(e.CancelRequested, st.sampled_from(["", "a", "b"]), st.booleans()),
+    st.builds(e.AttemptFailed, FAILURES),
+    st.builds(e.AgentExited, st.sampled_from([0, 1, 143, None]), st.none(), st.none() | FAILURES),
+    st.builds(e.ArtifactCollected, ARTIFACTS),
+    st.builds(e.Progress, turns=st.integers(0, 9)),
+    st.sampled_from(
+        [
+            e.Output.of("stdout", b"x"),
+            e.ToolCall("Bash", "toolu_1", 5),
+            e.Usage("m", 1, 2),
+            e.EgressDenied("git.example", 443, "not allowed"),
+            e.Gap(0, 0, "full"),
+            e.Trouble("x", "y"),
+        ]
+    ),
+)
+NEXT_STEP: dict[TaskState, e.Event] = {
+    TaskState.PENDING: ATTEMPT,
+    TaskState.STAGING: PREPARED,
+    TaskState.PROVISIONING: CREATED,
+    TaskState.READY: STARTED,
+}
+
+
+class AnyLife(RuleBasedStateMachine):
+    """Any events in any order, with a plain account of what must come of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task: Task | None = None
+        self.seq = 0
+        self.cancelled = False
+        self.first_failure: Failure | None = None
+        self.outcome: e.AgentExited | None = None
+
+    @initialize(is_submitted=st.booleans())
+    def begin(self, is_submitted: bool) -> None:
+        if is_submitted:
+            self.happen(SUBMITTED)
+
+    @rule(event=EVENTS)
+    def anything_happens(self, event: e.Event) -> None:
+        self.happen(event)
+
+    @precondition(lambda self: self.task is not None and self.task.state in NEXT_STEP)
+    @rule()
+    def the_next_step_succeeds(self) -> None:
+        assert self.task is not None
+        self.happen(NEXT_STEP[self.task.state])
+
+    def happen(self, event: e.Event) -> None:
+        before = self.task
+        kept = msgspec.json.encode(before)
+        try:
+            step = advance(before, event, seq=self.seq + 1, at=BEGAN + timedelta(seconds=self.seq + 1))
+        except IllegalEventError:
+            assert msgspec.json.encode(before) == kept
+            return
+        assert msgspec.json.encode(before) == kept
+        self.seq += 1
+        self.check_step(before, step)
+        self.keep_account(event)
+        self.task = step.task
+        self.check_end()
+
+    def check_step(self, before: Task | None, step: Advance) -> None:
+        assert step.task.last_seq == self.seq
+        state_before = before.state if before else None
+        assert state_before is None or not state_before.is_terminal
+        if step.transition is None:
+            assert step.task.state is state_before
+            return
+        assert step.transition.previous_state is state_before
+        assert step.transition.new_state is step.task.state
+        assert step.transition.message == step.task.state_message
+        assert step.task.state is TaskState.PENDING if before is None else step.task.state in GRAPH[before.state]
+
+    def keep_account(self, event: e.Event) -> None:
+        if isinstance(event, e.CancelRequested) and self.outcome is None:
+            self.cancelled = True
+        if isinstance(event, e.AttemptFailed | e.AgentExited):
+            self.first_failure = self.first_failure or event.failure
+        if isinstance(event, e.AgentExited):
+            self.outcome = event
+
+    def check_end(self) -> None:
+        if self.task is None or not self.task.state.is_terminal:
+            return
+        if self.cancelled:
+            assert self.task.state is TaskState.CANCELLED
+        elif self.first_failure is not None:
+            assert self.task.state is TaskState.FAILED
+            assert self.task.state_message == self.first_failure.message
+        else:
+            assert self.task.state is TaskState.COMPLETED
+            assert self.outcome is not None
+
+    @invariant()
+    def the_account_agrees(self) -> None:
+        if self.task is None:
+            return
+        assert self.task.failure == self.first_failure
+        assert (self.task.cancel is not None) == self.cancelled
+        assert self.task.agent_has_exited == (self.outcome is not None)
+        assert self.task.history[-1].state is self.task.state
+        assert [
+            later.state in GRAPH[entry.state]
+            for entry, later in zip(self.task.history, self.task.history[1:], strict=False)
+        ].count(False) == 0
+
+    @invariant()
+    def there_is_a_way_out(self) -> None:
+        if self.task is None or self.task.state.is_terminal:
+            return
+        for wish in (e.CancelRequested(), failed(FailureCode.RUNNER_LOST)):
+            task = self.task
+            ending: list[Any] = [wish, FINISHED]
+            if task.state is TaskState.RUNNING:
+                ending.insert(1, e.AgentExited(None, failure=Failure(FailureCode.RUNNER_LOST, "gone")))
+            for event in ending:
+                task = advance(task, event, seq=task.last_seq + 1, at=BEGAN).task
+            assert task.state.is_terminal
+
+
+TestAnyLife = AnyLife.TestCase
+TestAnyLife.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_the_graph_ends_in_terminal_states_only():
+    assert {state for state in TaskState if not GRAPH[state]} == TERMINAL_STATES
+    assert set(GRAPH) == set(TaskState)
+
+
+def test_every_kind_of_event_was_tried():
+    tried = {type(event) for event in (SUBMITTED, ATTEMPT, PREPARED, CREATED, STARTED, FINISHED)}
+    tried |= {e.CancelRequested, e.AttemptFailed, e.AgentExited, e.ArtifactCollected, e.Progress}
+    tried |= {e.Output, e.ToolCall, e.Usage, e.EgressDenied, e.Gap, e.Trouble}
+    assert tried == set(e.Event.__args__)

@@ -1,0 +1,339 @@
+"""A user hands in a manifest with a mistake and is told which field, which rule, and what to do."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from sandbox.model.manifest_parsing import InvalidManifestError, parse_manifest
+
+GOOD: dict[str, Any] = {
+    "version": "1",
+    "kind": "Task",
+    "metadata": {"name": "My Task"},
+    "repository": {"url": "https://git.example/org/repo.git", "branch": "main"},
+    "claude": {"prompt": "Do it"},
+}
+GONE = object()
+CONFIG = {"mcpServers": {"x": {"command": "x"}}}
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    manifest = copy.deepcopy(GOOD)
+    *parents, name = path.split("/")
+    record = manifest
+    for parent in parents:
+        record = record.setdefault(parent, {})
+    if value is GONE:
+        del record[name]
+    else:
+        record[name] = value
+    return manifest
+
+
+def mistakes_of(manifest: object) -> list[tuple[str, str]]:
+    with pytest.raises(InvalidManifestError) as caught:
+        parse_manifest(json.dumps(manifest).encode(), is_json=True)
+    return [(mistake.field, mistake.rule) for mistake in caught.value.mistakes]
+
+
+BAD: list[tuple[str, Any, str, str]] = [
+    ("version", GONE, "version", "required"),
+    ("version", None, "version", "required"),
+    ("version", "2", "version", "enum"),
+    ("version", 2, "version", "enum"),
+    ("version", 1.0, "version", "enum"),
+    ("version", True, "version", "enum"),
+    ("kind", GONE, "kind", "required"),
+    ("kind", "task", "kind", "enum"),
+    ("kind", "Job", "kind", "enum"),
+    ("metadata", GONE, "metadata", "required"),
+    ("metadata", [], "metadata", "type"),
+    ("metadata", "My Task", "metadata", "type"),
+    ("metadata/name", GONE, "metadata.name", "required"),
+    ("metadata/name", None, "metadata.name", "required"),
+    ("metadata/name", "", "metadata.name", "range"),
+    ("metadata/name", "x" * 257, "metadata.name", "range"),
+    ("metadata/name", 42, "metadata.name", "type"),
+    ("metadata/name", "two\nlines", "metadata.name", "format"),
+    ("metadata/name", "red \x1b[31m", "metadata.name", "format"),
+    ("metadata/name", "turned \u202e around", "metadata.name", "format"),
+    ("metadata/name", "half \ud800", "metadata.name", "format"),
+    ("metadata/id", "stream", "metadata.id", "format"),
+    ("metadata/id", "-x", "metadata.id", "format"),
+    ("metadata/id", "a..b", "metadata.id", "format"),
+    ("metadata/id", "a/b", "metadata.id", "format"),
+    ("metadata/id", "x" * 129, "metadata.id", "format"),
+    ("metadata/id", "a\n", "metadata.id", "format"),
+    ("metadata/id", 7, "metadata.id", "type"),
+    ("metadata/labels", {"team": 1}, "metadata.labels.team", "type"),
+    ("metadata/labels", {"team": None}, "metadata.labels.team", "type"),
+    ("metadata/labels", {"a=b": "c"}, "metadata.labels.a=b", "format"),
+    ("metadata/labels", {"team": "a\nb"}, "metadata.labels.team", "format"),
+    ("metadata/labels", {"team": "x" * 1025}, "metadata.labels.team", "range"),
+    ("metadata/labels", {"x" * 257: "v"}, "metadata.labels." + "x" * 100, "range"),
+    ("metadata/labels", {str(n): "" for n in range(65)}, "metadata.labels", "range"),
+    ("metadata/labels", ["a"], "metadata.labels", "type"),
+    ("metadata/lables", {}, "metadata.lables", "unknown_field"),
+    ("repository", GONE, "repository", "required"),
+    ("repository/url", GONE, "repository.url", "required"),
+    ("repository/url", "", "repository.url", "format"),
+    ("repository/url", "ftp://git.example/repo", "repository.url", "format"),
+    ("repository/url", "file:///etc", "repository.url", "format"),
+    ("repository/url", "ext::sh -c id", "repository.url", "format"),
+    ("repository/url", "/srv/repo.git", "repository.url", "format"),
+    ("repository/url", "--upload-pack=id", "repository.url", "format"),
+    ("repository/url", "https://user:token@git.example/repo", "repository.url", "format"),
+    ("repository/url", "https://token@git.example/repo", "repository.url", "format"),
+    ("repository/url", "ssh://git:pw@git.example/repo", "repository.url", "format"),
+    ("repository/url", "ssh://-oProxyCommand=id@git.example/repo", "repository.url", "format"),
+    ("repository/url", "ssh://-oProxyCommand=id/repo", "repository.url", "format"),
+    ("repository/url", "git@git.example:-repo", "repository.url", "format"),
+    ("repository/url", "https://git.example/a repo", "repository.url", "format"),
+    ("repository/url", "https://git.example/a\nb", "repository.url", "format"),
+    ("repository/url", "https://git.example", "repository.url", "format"),
+    ("repository/url", "https://git.example:70000/repo", "repository.url", "range"),
+    ("repository/branch", GONE, "repository.branch", "required"),
+    ("repository/branch", "", "repository.branch", "format"),
+    ("repository/branch", "-x", "repository.branch", "format"),
+    ("repository/branch", "a..b", "repository.branch", "format"),
+    ("repository/branch", "a b", "repository.branch", "format"),
+    ("repository/branch", "a.lock", "repository.branch", "format"),
+    ("repository/branch", "a//b", "repository.branch", "format"),
+    ("repository/branch", "a/", "repository.branch", "format"),
+    ("repository/branch", ".a", "repository.branch", "format"),
+    ("repository/branch", "a.", "repository.branch", "format"),
+    ("repository/branch", "a@{1}", "repository.branch", "format"),
+    ("repository/branch", "HEAD", "repository.branch", "format"),
+    ("repository/commit", "abc", "repository.commit", "format"),
+    ("repository/commit", "main", "repository.commit", "format"),
+    ("repository/commit", "a" * 65, "repository.commit", "format"),
+    ("repository/commit", 1234567, "repository.commit", "type"),
+    ("repository/commit", 10**40, "repository.commit", "range"),
+    ("repository/subpath", "/etc", "repository.subpath", "format"),
+    ("repository/subpath", "../x", "repository.subpath", "format"),
+    ("repository/subpath", "a/../../x", "repository.subpath", "format"),
+    ("repository/subpath", ".git/hooks", "repository.subpath", "format"),
+    ("repository/subpath", "", "repository.subpath", "format"),
+    ("claude", None, "claude", "required"),
+    ("claude/prompt", GONE, "claude.prompt", "required"),
+    ("claude/prompt", "", "claude.prompt", "format"),
+    ("claude/prompt", " \n ", "claude.prompt", "format"),
+    ("claude/prompt", "a\x00b", "claude.prompt", "format"),
+    ("claude/prompt", ["a"], "claude.prompt", "type"),
+    ("claude/promt", "x", "claude.promt", "unknown_field"),
+    ("claude/headless", "no", "claude.headless", "type"),
+    ("claude/headless", False, "claude.headless", "not_supported_yet"),
+    ("claude/skip_permissions", False, "claude.skip_permissions", "not_supported_yet"),
+    ("claude/output_format", "xml", "claude.output_format", "enum"),
+    ("claude/output_format", "text", "claude.output_format", "not_supported_yet"),
+    ("claude/model", "", "claude.model", "range"),
+    ("claude/allowed_tools", ["Read"], "claude.allowed_tools", "not_supported_yet"),
+    ("claude/mcp_config", CONFIG, "claude.mcp_config", "not_supported_yet"),
+    ("claude/max_turns", 0, "claude.max_turns", "range"),
+    ("claude/max_turns", 1.5, "claude.max_turns", "type"),
+    ("claude/max_turns", "5", "claude.max_turns", "type"),
+    ("claude/max_turns", True, "claude.max_turns", "type"),
+    ("claude/max_turns", 10**30, "claude.max_turns", "range"),
+    ("vm", "big", "vm", "type"),
+    ("vm/profile", "basic", "vm.profile", "not_offered"),
+    ("vm/cpus", 0, "vm.cpus", "range"),
+    ("vm/cpus", -1, "vm.cpus", "range"),
+    ("vm/cpus", 2.5, "vm.cpus", "type"),
+    ("vm/cpus", "4", "vm.cpus", "type"),
+    ("vm/memory", "8GB", "vm.memory", "format"),
+    ("vm/memory", "8g", "vm.memory", "format"),
+    ("vm/memory", "0G", "vm.memory", "range"),
+    ("vm/memory", 8, "vm.memory", "type"),
+    ("vm/memory", "٣G", "vm.memory", "format"),
+    ("vm/disk", "100G", "vm.disk", "not_supported_yet"),
+    ("vm/disk", "lots", "vm.disk", "format"),
+    ("vm/network_mode", "none", "vm.network_mode", "enum"),
+    ("vm/network_mode", "full", "vm.network_mode", "not_supported_yet"),
+    ("vm/network_mode", "outbound", "vm.network_mode", "not_supported_yet"),
+    ("secrets", {}, "secrets", "type"),
+    ("lifecycle/timeout", "24", "lifecycle.timeout", "format"),
+    ("lifecycle/timeout", "1d", "lifecycle.timeout", "format"),
+    ("lifecycle/timeout", "0s", "lifecycle.timeout", "range"),
+    ("lifecycle/timeout", "169h", "lifecycle.timeout", "range"),
+    ("lifecycle/timeout", 60, "lifecycle.timeout", "type"),
+    ("lifecycle/stage_timeout", "-1s", "lifecycle.stage_timeout", "format"),
+    ("lifecycle/failure_action", "keep", "lifecycle.failure_action", "enum"),
+    ("lifecycle/failure_action", "preserve", "lifecycle.failure_action", "not_supported_yet"),
+    ("lifecycle/artifact_patterns", "*.md", "lifecycle.artifact_patterns", "type"),
+    ("lifecycle/artifact_patterns", ["ok", "/etc/*"], "lifecycle.artifact_patterns[1]", "format"),
+    ("lifecycle/artifact_patterns", ["../*"], "lifecycle.artifact_patterns[0]", "format"),
+    ("lifecycle/artifact_patterns", [""], "lifecycle.artifact_patterns[0]", "format"),
+    ("lifecycle/artifact_patterns", [None], "lifecycle.artifact_patterns[0]", "type"),
+    ("lifecycle/artifact_patterns", ["x"] * 257, "lifecycle.artifact_patterns", "range"),
+    ("lifecycle/budget_usd", 5, "lifecycle.budget_usd", "not_supported_yet"),
+    ("lifecycle/budget_usd", -1, "lifecycle.budget_usd", "range"),
+    ("lifecycle/budget_usd", float("inf"), "lifecycle.budget_usd", "range"),
+    ("lifecycle/budget_tokens", 100, "lifecycle.budget_tokens", "not_supported_yet"),
+    ("lifecycle/retries", 1, "lifecycle.retries", "not_supported_yet"),
+    ("lifecycle/resume", True, "lifecycle.resume", "not_supported_yet"),
+    ("extra", None, "extra", "unknown_field"),
+    ("<<", {"a": 1}, "<<", "unknown_field"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "field", "rule"), BAD)
+def test_one_mistake_is_told_as_exactly_one(path, value, field, rule):
+    assert mistakes_of(with_value(path, value)) == [(field, rule)]
+
+
+@pytest.mark.parametrize(("characters", "fits"), [(256 * 1024, True), (256 * 1024 + 1, False)])
+def test_a_prompt_is_bounded_in_bytes_not_characters(characters, fits):
+    body = json.dumps(with_value("claude/prompt", "é" * characters), ensure_ascii=False).encode()
+    if fits:
+        assert len(parse_manifest(body, is_json=True).claude.prompt) == characters
+        return
+    with pytest.raises(InvalidManifestError, match="must be at most 512 KiB") as caught:
+        parse_manifest(body, is_json=True)
+    assert [(mistake.field, mistake.rule) for mistake in caught.value.mistakes] == [("claude.prompt", "range")]
+
+
+def test_the_manifest_that_all_of_them_are_made_from_is_good():
+    assert parse_manifest(json.dumps(GOOD).encode(), is_json=True).metadata.name == "My Task"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "10.1",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "[::1]",
+        "*",
+        "*.*.org",
+        "https://git.example",
+        "git.example/x",
+        "a b.example",
+        "-a.example",
+        "git.example:port",
+        "x" * 64 + ".example",
+        ".".join(["x" * 60] * 5),
+        "",
+    ],
+)
+def test_an_allowed_host_is_a_name(host):
+    vm = {"network_mode": "outbound", "allowed_hosts": [host]}
+    assert ("vm.allowed_hosts[0]", "format") in mistakes_of(with_value("vm", vm))
+
+
+@pytest.mark.parametrize("host", ["git.example", "*.git.example", "git.example:8443", "xn--bcher-kva.example", "db0x"])
+def test_proper_host_names_pass_the_format(host):
+    vm = {"network_mode": "outbound", "allowed_hosts": [host]}
+    assert [rule for _, rule in mistakes_of(with_value("vm", vm))] == ["not_supported_yet"] * 2
+
+
+@pytest.mark.parametrize("mode", ["isolated", "full", None])
+def test_allowed_hosts_are_refused_without_outbound(mode):
+    vm = {"network_mode": mode, "allowed_hosts": ["git.example"]}
+    assert ("vm.allowed_hosts", "format") in mistakes_of(with_value("vm", vm))
+
+
+def test_secret_names_must_differ():
+    secret = {"name": "TOKEN", "source": "env", "key": "TOKEN"}
+    found = mistakes_of(with_value("secrets", [secret, secret | {"name": "OTHER"}, secret]))
+    assert found == [("secrets[2].name", "format"), ("secrets", "not_supported_yet")]
+
+
+@pytest.mark.parametrize(
+    ("secret", "mistake"),
+    [
+        ({"name": "1X", "source": "env", "key": "x"}, ("secrets[0].name", "format")),
+        ({"name": "X", "source": "cloud", "key": "x"}, ("secrets[0].source", "enum")),
+        ({"name": "X", "source": "env"}, ("secrets[0].key", "required")),
+        ({"name": "X", "source": "env", "key": ""}, ("secrets[0].key", "range")),
+        ({"name": "X", "source": "env", "key": "x", "value": "y"}, ("secrets[0].value", "unknown_field")),
+        (None, ("secrets[0]", "type")),
+    ],
+)
+def test_a_bad_secret_is_told_by_its_place_in_the_list(secret, mistake):
+    assert mistake in mistakes_of(with_value("secrets", [secret]))
+
+
+SERVER = "claude.mcp_config.mcpServers.x"
+
+
+@pytest.mark.parametrize(
+    ("server", "field"),
+    [
+        ({}, SERVER),
+        ({"command": None}, SERVER),
+        ({"command": "x", "url": "http://x/"}, SERVER),
+        ({"command": "x", "env": {"A": "${NOPE}"}}, f"{SERVER}.env.A"),
+        ({"command": "x", "args": ["-y", "--key=${NOPE}"]}, f"{SERVER}.args[1]"),
+        ({"url": "http://x/${NOPE}"}, f"{SERVER}.url"),
+        ({"url": "http://x/", "headers": {"Authorization": "Bearer ${NOPE}"}}, f"{SERVER}.headers.Authorization"),
+    ],
+)
+def test_an_mcp_server_needs_one_way_to_it_and_only_secrets_that_exist(server, field):
+    assert (field, "format") in mistakes_of(with_value("claude/mcp_config", {"mcpServers": {"x": server}}))
+
+
+@pytest.mark.parametrize("text", ["${TOKEN}", "Bearer ${TOKEN}", "${HOME:-none}", "$NOPE", "${}", "plain"])
+def test_placeholders_of_secrets_that_exist_are_fine(text):
+    manifest = with_value("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "env": {"A": text}}}})
+    manifest["secrets"] = [{"name": "TOKEN", "source": "env", "key": "TOKEN"}]
+    assert mistakes_of(manifest) == [("claude.mcp_config", "not_supported_yet"), ("secrets", "not_supported_yet")]
+
+
+def test_all_mistakes_come_at_once():
+    manifest = with_value("vm", {"cpus": "4", "disk": "1G", "network": "full", "profile": "mine"})
+    del manifest["claude"]["prompt"]
+    manifest["repository"]["url"] = "file:///etc"
+    assert sorted(mistakes_of(manifest)) == [
+        ("claude.prompt", "required"),
+        ("repository.url", "format"),
+        ("vm.cpus", "type"),
+        ("vm.disk", "not_supported_yet"),
+        ("vm.network", "unknown_field"),
+        ("vm.profile", "not_offered"),
+    ]
+
+
+def test_a_server_that_offers_a_profile_takes_it():
+    body = json.dumps(with_value("vm", {"profile": "basic"})).encode()
+    assert parse_manifest(body, is_json=True, profiles=("agentic-dev", "basic")).vm.profile == "basic"
+
+
+def test_a_hundred_mistakes_are_listed_and_the_others_counted():
+    manifest = GOOD | {f"x{number}": 1 for number in range(250)}
+    with pytest.raises(InvalidManifestError, match="250 mistakes; the first 100 are listed") as caught:
+        parse_manifest(json.dumps(manifest).encode(), is_json=True)
+    assert len(caught.value.mistakes) == 100
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("claude/prompt", GONE, "is required"),
+        ("claude/promts", "x", "is an unknown field; did you mean 'prompt'?"),
+        ("claude/zzz", "x", "is an unknown field"),
+        ("vm/cpus", "4", "must be a whole number, not text"),
+        ("vm/cpus", 0, "must be at least 1"),
+        ("vm/cpus", 5000, "must be at most 4096"),
+        ("vm/network_mode", "none", "must be one of isolated, outbound, full"),
+        ("vm/network_mode", "full", "is not supported yet; leave it out or say isolated"),
+        ("claude/headless", False, "is not supported yet; leave it out or say true"),
+        ("version", 2, 'must be "1"'),
+        ("metadata/name", 42, "must be text, not a number; put it in quotes"),
+        ("metadata/name", "x" * 257, "must have at most 256 characters"),
+        ("metadata", [], "must be a mapping, not a list"),
+        ("lifecycle/artifact_patterns", "x", "must be a list, not text"),
+        ("vm/profile", "mine", "must be a profile that this server offers: agentic-dev"),
+        ("metadata/\x1b[31m", 1, "is an unknown field"),
+    ],
+)
+def test_messages_are_for_people(path, value, message):
+    with pytest.raises(InvalidManifestError) as caught:
+        parse_manifest(json.dumps(with_value(path, value)).encode(), is_json=True)
+    assert message in [mistake.message for mistake in caught.value.mistakes]
+    assert message in caught.value.message or len(caught.value.mistakes) > 1
+    assert caught.value.code == "invalid_manifest"
+    assert all("\x1b" not in mistake.field for mistake in caught.value.mistakes)

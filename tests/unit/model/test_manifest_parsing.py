@@ -1,0 +1,242 @@
+"""Manifests that are accepted: as written by hand, as sent by programs, as the quick reference shows them."""
+
+import json
+
+import msgspec
+import pytest
+
+from sandbox.model.manifest import Manifest
+from sandbox.model.manifest_parsing import InvalidManifestError, parse_manifest
+
+MINIMAL = """\
+version: "1"
+kind: Task
+metadata:
+  name: "My Task"
+repository:
+  url: "https://github.com/org/repo.git"
+  branch: "main"
+claude:
+  prompt: "Your instructions here"
+"""
+
+BUG_FIX = """\
+version: "1"
+kind: Task
+metadata:
+  name: "Fix bug #42"
+repository:
+  url: "https://github.com/org/app.git"
+  branch: "main"
+claude:
+  prompt: "Fix the bug in GitHub issue #42"
+  mcp_config:
+    mcpServers:
+      github:
+        command: "npx"
+        args: ["-y", "@modelcontextprotocol/server-github"]
+        env:
+          GITHUB_TOKEN: "${GITHUB_TOKEN}"
+vm:
+  network_mode: "outbound"
+  allowed_hosts: ["api.github.com"]
+secrets:
+  - name: "GITHUB_TOKEN"
+    source: "env"
+    key: "GITHUB_TOKEN"
+lifecycle:
+  artifact_patterns: ["*.patch"]
+"""
+
+AUDIT = """\
+version: "1"
+kind: Task
+metadata:
+  name: "Security Audit"
+repository:
+  url: "https://github.com/org/app.git"
+  branch: "production"
+claude:
+  prompt: |
+    Perform security audit:
+    1. Run static analysis
+    2. Check dependencies
+    3. Generate report
+  allowed_tools: ["Read", "Bash", "Grep", "Write"]
+vm:
+  network_mode: "isolated"  # No network for security
+lifecycle:
+  timeout: "8h"
+  artifact_patterns: ["security-report.md"]
+"""
+
+LARGE = """\
+version: "1"
+kind: Task
+metadata:
+  name: "Heavy Processing"
+repository:
+  url: "https://github.com/org/app.git"
+  branch: "main"
+claude:
+  prompt: "Process large dataset"
+vm:
+  cpus: 16
+  memory: "32G"
+  disk: "100G"
+  profile: "agentic-dev"
+lifecycle:
+  timeout: "24h"
+"""
+
+
+def parse(text: str) -> Manifest:
+    return parse_manifest(text.encode(), is_json=False)
+
+
+def test_the_minimal_manifest_gets_the_defaults_of_the_quick_reference():
+    manifest = parse(MINIMAL)
+    assert (manifest.version, manifest.kind, manifest.metadata.name) == ("1", "Task", "My Task")
+    assert manifest.vm.profile == "agentic-dev"
+    assert manifest.vm.cpus == 4
+    assert manifest.vm.memory_bytes == 8 * 1024**3
+    assert manifest.vm.disk_bytes == 40 * 1024**3
+    assert manifest.vm.network_mode == "isolated"
+    assert manifest.claude.headless is True
+    assert manifest.claude.skip_permissions is True
+    assert manifest.claude.output_format == "stream-json"
+    assert manifest.claude.model == "claude-sonnet-4-5-20250929"
+    assert manifest.lifecycle.timeout_seconds == 24 * 3600
+    assert manifest.lifecycle.failure_action == "destroy"
+
+
+@pytest.mark.parametrize(
+    ("text", "waiting"),
+    [
+        (BUG_FIX, ["claude.mcp_config", "vm.network_mode", "vm.allowed_hosts", "secrets"]),
+        (AUDIT, ["claude.allowed_tools"]),
+        (LARGE, ["vm.disk"]),
+    ],
+)
+def test_the_other_quick_reference_manifests_lack_only_what_is_not_built_yet(text, waiting):
+    with pytest.raises(InvalidManifestError) as caught:
+        parse(text)
+    assert [mistake.field for mistake in caught.value.mistakes] == waiting
+    assert {mistake.rule for mistake in caught.value.mistakes} == {"not_supported_yet"}
+
+
+def test_a_field_that_is_not_built_yet_may_ask_for_its_default():
+    text = MINIMAL + (
+        "  headless: true\n  skip_permissions: true\n  output_format: stream-json\n  allowed_tools: null\n"
+        "vm: {disk: 40G, network_mode: isolated, allowed_hosts: []}\nsecrets: []\n"
+        "lifecycle: {failure_action: destroy, budget_usd: null, retries: 0, resume: false}\n"
+    )
+    assert parse(text) == parse(MINIMAL)
+
+
+@pytest.mark.parametrize("version", ['"1"', "1", "'1'", "!!str 1"])
+def test_version_one_is_one_with_and_without_quotes(version):
+    assert parse(MINIMAL.replace('"1"', version)).version == "1"
+
+
+def test_json_says_the_same_as_yaml_also_wrapped():
+    manifest = msgspec.to_builtins(parse(MINIMAL))
+    for body in (manifest, {"manifest": manifest}, {"manifest_yaml": MINIMAL}):
+        assert parse_manifest(json.dumps(body).encode(), is_json=True) == parse(MINIMAL)
+
+
+def test_a_parsed_manifest_survives_the_journal():
+    manifest = parse(MINIMAL)
+    assert msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest) == manifest
+
+
+def test_json_sent_without_its_content_type_is_read_as_json():
+    body = json.dumps({"manifest": msgspec.to_builtins(parse(MINIMAL)) | {"metadata": {"name": "🚀 \t".strip()}}})
+    assert "\\ud83d" in body
+    assert parse_manifest(body.encode(), is_json=False).metadata.name == "🚀"
+
+
+def test_yaml_in_flow_style_is_yaml():
+    flow = (
+        "{version: '1', kind: Task, metadata: {name: x}, "
+        "repository: {url: 'git@git.example:r.git', branch: main}, claude: {prompt: x}}"
+    )
+    assert parse(flow).repository.url == "git@git.example:r.git"
+
+
+def test_null_means_absent_as_with_kubectl():
+    text = MINIMAL + "vm:\n  cpus:\n  memory: ~\nlifecycle: null\n"
+    assert parse(text) == parse(MINIMAL)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["/init", "-rf", "#x", "!x", "yes", "1:30", "2026-01-29", "on", "@a", "a\nb", "🙂", "010 x"]
+)
+def test_a_prompt_is_always_text(prompt):
+    assert (
+        parse(MINIMAL.replace('"Your instructions here"', json.dumps(prompt, ensure_ascii=False))).claude.prompt
+        == prompt
+    )
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "on", "off", "y", "1:30", "2026-01-29", "1_000", "0b1", "=", "1.2.3"])
+def test_words_that_only_old_yaml_reads_otherwise_stay_text(word):
+    assert parse(MINIMAL.replace('"My Task"', word)).metadata.name == word
+
+
+@pytest.mark.parametrize(("number", "cpus"), [("16", 16), ("0x10", 16), ("0o20", 16), ("+16", 16), ("016", 16)])
+def test_whole_numbers_of_the_core_schema(number, cpus):
+    assert parse(MINIMAL + f"vm: {{cpus: {number}}}\n").vm.cpus == cpus
+
+
+def test_aliases_are_expanded():
+    text = MINIMAL.replace('name: "My Task"', "name: &n x\n  labels: {a: *n, b: *n}")
+    assert parse(text).metadata.labels == {"a": "x", "b": "x"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://github.com/org/repo.git",
+        "http://localhost:3000/r",
+        "ssh://git@git.example:2222/org/repo",
+        "ssh://git.example/r",
+        "git@git.example:org/repo.git",
+        "https://[2001:db8::1]:8443/r.git",
+    ],
+)
+def test_repository_urls(url):
+    assert parse(MINIMAL.replace("https://github.com/org/repo.git", url)).repository.url == url
+
+
+@pytest.mark.parametrize("branch", ["main", "feature/x-1", "release_2.0", "üm", "a@b", "dependabot/npm/a+b"])
+def test_branches(branch):
+    assert parse(MINIMAL.replace('"main"', json.dumps(branch, ensure_ascii=False))).repository.branch == branch
+
+
+@pytest.mark.parametrize("name", ["東京\u3000タスク", "👩\u200d💻 fixes it", "l\u2019été\u00a0!", "x" * 256])
+def test_names_in_any_language(name):
+    assert parse(MINIMAL.replace('"My Task"', f'"{name}"')).metadata.name == name
+
+
+@pytest.mark.parametrize("task_id", ["a", "task-001", "A.b_c-9", "x" * 128, ""])
+def test_task_ids(task_id):
+    assert parse(MINIMAL.replace('"My Task"', f'x\n  id: "{task_id}"')).metadata.id == task_id
+
+
+def test_everything_that_is_built_can_be_set():
+    text = MINIMAL.replace('"My Task"', "x\n  labels: {team: platform, app.example/tier: db}").replace(
+        'branch: "main"', "branch: main\n  commit: 0123abc\n  subpath: services/api"
+    )
+    text += "  model: claude-opus\n  max_turns: 5\nvm: {cpus: 2, memory: 512M}\n"
+    text += "lifecycle: {timeout: 90s, artifact_patterns: ['**/*.md', out/], hang_timeout: 1h, stage_timeout: 5m,\n"
+    text += "  provision_timeout: 30s, collect_timeout: 168h}\n"
+    manifest = parse(text)
+    assert manifest.metadata.labels == {"team": "platform", "app.example/tier": "db"}
+    assert (manifest.repository.commit, manifest.repository.subpath) == ("0123abc", "services/api")
+    assert (manifest.claude.model, manifest.claude.max_turns) == ("claude-opus", 5)
+    assert manifest.vm.memory_bytes == 512 * 1024**2
+    assert manifest.lifecycle.artifact_patterns == ("**/*.md", "out/")
+    assert (manifest.lifecycle.timeout_seconds, manifest.lifecycle.collect_timeout_seconds) == (90, 168 * 3600)
+    assert (manifest.lifecycle.stage_timeout_seconds, manifest.lifecycle.hang_timeout_seconds) == (300, 3600)
+    assert manifest.lifecycle.provision_timeout_seconds == 30

@@ -1,0 +1,302 @@
+"""A manifest's text is hostile until it is read: bounds, places, and nothing but one kind of error."""
+
+import json
+import resource
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.model import limits
+from sandbox.model.manifest import Manifest
+from sandbox.model.manifest_parsing import InvalidManifestError, Mistake, parse_manifest
+
+MINIMAL = """\
+version: "1"
+kind: Task
+metadata:
+  name: "My Task"
+repository:
+  url: "https://github.com/org/repo.git"
+  branch: "main"
+claude:
+  prompt: "Your instructions here"
+"""
+MIB = 1024 * 1024
+
+
+def mistakes_of(body: str | bytes, *, is_json: bool = False) -> tuple[Mistake, ...]:
+    with pytest.raises(InvalidManifestError) as caught:
+        parse_manifest(body if isinstance(body, bytes) else body.encode(), is_json=is_json)
+    return caught.value.mistakes
+
+
+def only(body: str | bytes, *, is_json: bool = False) -> Mistake:
+    (mistake,) = mistakes_of(body, is_json=is_json)
+    return mistake
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "rule", "line", "column"),
+    [
+        ('"My Task"', "5", "metadata.name", "type", 4, 9),
+        ('  prompt: "Your', '  promt: x\n  prompt: "Your', "claude.promt", "unknown_field", 9, 3),
+        ('  branch: "main"\n', "", "repository.branch", "required", 6, 3),
+        ("kind: Task\n", "", "kind", "required", 1, 1),
+        ("kind: Task", "kind:", "kind", "required", 2, 6),
+        ("kind: Task", "kind: Task\nkind: Task", "kind", "format", 3, 1),
+        ('"My Task"', "x\n  labels: {team: a, team: b}", "metadata.labels.team", "format", 5, 21),
+        ('"My Task"', "x\n  labels: {1: a}", "metadata.labels.1", "format", 5, 12),
+        ('"My Task"', "x\n  labels: {true: a}", "metadata.labels.true", "format", 5, 12),
+        ('"My Task"', "!!python/object/apply:os.system [id]", "metadata.name", "format", 4, 9),
+        ('"My Task"', "!mine x", "metadata.name", "format", 4, 9),
+        ('"My Task"', "!!int x", "metadata.name", "format", 4, 9),
+        ('"My Task"', "!!binary eA==", "metadata.name", "format", 4, 9),
+        ('"My Task"', "!!set {x}", "metadata.name", "format", 4, 9),
+        ('"My Task"', ".inf", "metadata.name", "range", 4, 9),
+        ('"My Task"', "9" * 30, "metadata.name", "range", 4, 9),
+        ('"My Task"', "1e999", "metadata.name", "range", 4, 9),
+        ('"My Task"', '"a\\0b"', "metadata.name", "format", 4, 9),
+        ("claude:", "vm: {network_mode: full}\nclaude:", "vm.network_mode", "not_supported_yet", 8, 6),
+        ("claude:", "vm:\n  memory: 8Q\nclaude:", "vm.memory", "format", 9, 11),
+        ("claude:", "<<: {a: 1}\nclaude:", "<<", "unknown_field", 8, 1),
+    ],
+)
+def test_a_mistake_in_yaml_names_its_place(old, new, field, rule, line, column):
+    assert old in MINIMAL
+    mistake = only(MINIMAL.replace(old, new))
+    assert (mistake.field, mistake.rule, mistake.line, mistake.column) == (field, rule, line, column)
+
+
+def test_mistakes_come_in_the_order_of_the_text():
+    found = mistakes_of(MINIMAL.replace("Task\n", "task\n").replace("main", "a b") + "zzz: 1\nvm: {cpus: x}\n")
+    assert [mistake.field for mistake in found] == ["kind", "repository.branch", "zzz", "vm.cpus"]
+    assert [mistake.line for mistake in found] == sorted(mistake.line or 0 for mistake in found)
+
+
+def test_a_mistake_behind_an_alias_is_told_where_the_value_stands():
+    mistake = only(MINIMAL.replace('"My Task"', "&x 5\n  labels: {a: b}").replace("name: &x 5", "name: x\n  id: &x 5"))
+    assert (mistake.field, mistake.line, mistake.column) == ("metadata.id", 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "column", "words"),
+    [
+        (b"a: [1\n", 2, 1, "valid YAML"),
+        (b"a: b: c", 1, 5, "valid YAML"),
+        (b"a: 1\n\tb: 2", 2, 1, "valid YAML"),
+        (b"a: 'x", 1, 6, "valid YAML"),
+        (b"a: *nope", 1, 4, "alias without an anchor"),
+        (b"a: &a [*a]", 1, 8, "alias without an anchor"),
+        (b"a: 1\n---\nb: 2\n", 2, 1, "one YAML document"),
+        (b"a: 1\n--- \n", 2, 1, "one YAML document"),
+        (b"[a]: 1", 1, 1, "name is not text"),
+        (b"? {a: b}\n: 1", 1, 3, "name is not text"),
+        (b"a: &x y\n*x : 1", 2, 1, "name is not text"),
+        (b"a: \x07", 1, 4, "U+0007"),
+        (b"a: b\x00", 1, 5, "NUL"),
+        (b"\xef\xbb\xbfa: 1", 1, 1, "byte order mark"),
+        (b"a: \xff", 1, 4, "UTF-8"),
+        ("a: 1".encode("utf-16"), 1, 1, "UTF-8"),
+        (b"a: \xed\xa0\x80", 1, 4, "UTF-8"),
+        (b'a: "\\ud800"', 1, 7, "valid YAML"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_one_mistake_with_a_place(body, line, column, words):
+    mistake = only(body)
+    assert (mistake.field, mistake.rule, mistake.line, mistake.column) == ("", "format", line, column)
+    assert words in mistake.message
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "column", "words"),
+    [
+        ('{"a": 1,}', 1, 9, "valid JSON"),
+        ('{"a": 1}\n{', 2, 1, "valid JSON"),
+        ("{'a': 1}", 1, 2, "valid JSON"),
+        ('{"a": "', 1, 7, "valid JSON"),
+        ('{"a": "\t"}', 1, 8, "valid JSON"),
+        ("a: 1", 1, 1, "valid JSON"),
+    ],
+)
+def test_json_that_cannot_be_read_is_one_mistake_with_a_place(body, line, column, words):
+    mistake = only(body, is_json=True)
+    assert (mistake.field, mistake.rule, mistake.line, mistake.column) == ("", "format", line, column)
+    assert words in mistake.message
+
+
+@pytest.mark.parametrize("body", ["", " \n", "# nothing\n", "null", "[]", "text", "5", "--- \n", "{}x"])
+@pytest.mark.parametrize("is_json", [True, False])
+def test_a_body_without_fields_is_one_mistake(body, is_json):
+    assert only(body, is_json=is_json).field == ""
+
+
+@pytest.mark.parametrize("wrapper", [{"manifest": 1}, {"manifest": None}, {"manifest_yaml": 5}, {"manifest_yaml": ""}])
+def test_a_wrapper_around_nothing_is_one_mistake(wrapper):
+    assert only(json.dumps(wrapper), is_json=True).field == ""
+
+
+def test_a_wrapper_wraps_once_and_alone():
+    assert ("manifest", "unknown_field") in [
+        (mistake.field, mistake.rule) for mistake in mistakes_of('{"manifest": {"manifest": {}}}', is_json=True)
+    ]
+    both = mistakes_of('{"manifest": {}, "manifest_yaml": ""}', is_json=True)
+    assert {"manifest", "manifest_yaml"} <= {mistake.field for mistake in both}
+
+
+@pytest.mark.parametrize(
+    ("token", "rule"), [("NaN", "range"), ("-Infinity", "range"), ("1e999", "range"), ("9" * 40, "range")]
+)
+def test_numbers_that_json_cannot_mean_are_told_by_their_field(token, rule):
+    found = mistakes_of('{"vm": {"cpus": TOKEN}}'.replace("TOKEN", token), is_json=True)
+    assert ("vm.cpus", rule) in [(mistake.field, mistake.rule) for mistake in found]
+
+
+def test_duplicate_json_keys_and_half_characters_are_told_by_their_field():
+    found = mistakes_of('{"kind": "Task", "kind": "Task", "metadata": {"name": "\\ud800"}}', is_json=True)
+    told = [(mistake.field, mistake.rule) for mistake in found]
+    assert told.count(("kind", "format")) == 1
+    assert told.count(("metadata.name", "format")) == 1
+
+
+def test_a_body_may_be_one_mebibyte_and_no_more():
+    fitting = MINIMAL + "#" * (limits.BODY_BYTES_MAX - len(MINIMAL))
+    assert parse_manifest(fitting.encode(), is_json=False).kind == "Task"
+    assert only(fitting + "#").rule == "range"
+
+
+def test_nesting_is_bounded_in_both_languages():
+    for is_json in (False, True):
+        inner = limits.MANIFEST_DEPTH_MAX - 1
+        fitting = '{"x": ' + "[" * inner + "]" * inner + "}"
+        assert "x" in [mistake.field for mistake in mistakes_of(fitting, is_json=is_json)]
+        too_deep = only('{"x": [' + "[" * inner + "]" * inner + "]}", is_json=is_json)
+        assert (too_deep.field, too_deep.rule) == ("", "range")
+
+
+def test_nesting_through_aliases_is_bounded():
+    half = "[" * 40 + "*{}" + "]" * 40
+    mistake = only(f"a: &a {half.replace('*{}', '1')}\nb: {half.format('a')}\n")
+    assert "nested" in mistake.message
+
+
+def test_aliases_and_anchors_are_bounded():
+    most = limits.MANIFEST_ALIASES_MAX
+    labels = ", ".join(f"k{number}: *x" for number in range(most))
+    good = MINIMAL.replace('"My Task"', f"&x y\n  labels: {{{labels}}}")
+    assert len(parse_manifest(good.encode(), is_json=False).metadata.labels) == most
+    assert "aliases" in only(good.replace("{k0", "{k: *x, k0")).message
+    anchors = "".join(f"a{number}: &a{number} x\n" for number in range(most + 1))
+    assert "anchors" in only(anchors).message
+
+
+BOMBS = {
+    "aliases of aliases": 'a0: &a0 ["xxxxxxxx"]\n'
+    + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)),
+    "a large list, doubled and doubled": "a0: &a0 ["
+    + "1," * 9000
+    + "]\n"
+    + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 8)),
+    "a large text, doubled and doubled": "a0: &a0 "
+    + "x" * 900_000
+    + "\n"
+    + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 8)),
+    "open lists": "[" * 500_000,
+    "open mappings": '{"a":' * 170_000,
+    "closed, then open lists": "]" * 500_000 + "[" * 500_000,
+    "lists in block style": "- " * 500_000,
+    "empty lists": "[" + "[]," * 300_000 + "[]]",
+    "empty mappings": "[" + "{}," * 300_000 + "{}]",
+    "numbers": "[" + "1," * 500_000 + "1]",
+    "one key again and again": "a: \n" * 260_000,
+    "many unknown keys": "".join(f"{'k' * 60}{n}: 1\n" for n in range(9_900)),
+    "many empty secrets": "secrets: [" + "{}," * 9_000 + "]",
+    "one long key": "k" * 1_000_000 + ": 1",
+    "one long number": "vm: {cpus: " + "1" * 1_000_000 + "}",
+    "one long fraction": "vm: {cpus: 1." + "1" * 1_000_000 + "}",
+    "one long exponent": "vm: {cpus: 1e" + "1" * 1_000_000 + "}",
+    "one long host": "vm: {allowed_hosts: ['" + "a." * 500_000 + "!']}",
+    "one long URL": "repository: {url: 'https://" + "a-" * 500_000 + "!'}",
+    "one long branch": "repository: {branch: '" + "a/" * 500_000 + "'}",
+    "open placeholders": "claude: {mcp_config: {mcpServers: {a: {url: '" + "${" * 500_000 + "'}}}}",
+    "many placeholders": "claude: {mcp_config: {mcpServers: {a: {url: '"
+    + "".join(f"${{A{n}}}" for n in range(100_000))
+    + "'}}}}",
+    "an open text": '"' + '\\"' * 500_000,
+    "quotes": '"' * MIB,
+    "blanks": " " * MIB,
+    "directives": "".join(f"%TAG !a{n}! x\n" for n in range(60_000)) + "---\na: 1",
+    "documents": "---\n" * 200_000,
+    "wrapped YAML": '{"manifest_yaml":"' + "a: \\n" * 150_000 + '"}',
+    "wrapped wrappers": '{"manifest":' * 80_000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("is_json", [True, False])
+def test_no_body_takes_long_or_grows(name, is_json):
+    body = BOMBS[name].encode()[:MIB]
+    memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    assert mistakes_of(body, is_json=is_json)
+    assert time.process_time() - began < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before < 200 * 1024
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+FIELD_NAMES = """
+    version kind metadata name id labels repository url branch commit subpath claude prompt headless model vm cpus
+    memory allowed_tools mcp_config mcpServers x env args secrets key source lifecycle timeout artifact_patterns
+    allowed_hosts network_mode profile budget_usd
+"""
+FIELDS = st.sampled_from(FIELD_NAMES.split())
+NEAR_MANIFESTS = st.recursive(
+    JSON_VALUES | st.sampled_from(["1", "Task", "main", "https://a/b", "8G", "24h", "outbound"]),
+    lambda inner: st.dictionaries(FIELDS, inner, max_size=6) | st.lists(inner, max_size=3),
+    max_leaves=30,
+)
+YAML_PIECES = st.lists(
+    st.sampled_from(
+        [*"{}[],:?-&*!|>%@`'\"#\n \t~", "a", "1", "&a ", "*a", "!!str ", "- ", ": ", "? ", "<<: ", "---\n", "...\n",
+         "version: 1\n", "vm:\n  cpus: ", "claude: ", "|\n  ", ".nan", "0x", "\\u0000", "é", "\ufeff", "\x85"]
+    ),
+    max_size=40,
+).map("".join)  # fmt: skip
+
+
+def is_manifest_or_refused(body: bytes, *, is_json: bool) -> None:
+    """Any other error than the one with mistakes fails the test."""
+    try:
+        manifest = parse_manifest(body, is_json=is_json)
+    except InvalidManifestError as error:
+        refusal = error
+    else:
+        assert isinstance(manifest, Manifest)
+        return
+    assert refusal.mistakes
+    assert all(mistake.rule and mistake.message for mistake in refusal.mistakes)
+
+
+@given(NEAR_MANIFESTS | st.dictionaries(FIELDS, NEAR_MANIFESTS), st.booleans())
+def test_whatever_json_comes_it_is_a_manifest_or_mistakes(value, is_json):
+    is_manifest_or_refused(json.dumps(value).encode(), is_json=is_json)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="replace")), st.booleans())
+def test_whatever_bytes_come_they_are_a_manifest_or_mistakes(body, is_json):
+    is_manifest_or_refused(body, is_json=is_json)
+
+
+@given(YAML_PIECES)
+def test_whatever_yaml_comes_it_is_a_manifest_or_mistakes(text):
+    is_manifest_or_refused(text.encode(), is_json=False)
+
+
+@given(st.integers(0, len(MINIMAL)), YAML_PIECES)
+def test_a_good_manifest_with_noise_in_it_is_a_manifest_or_mistakes(place, noise):
+    is_manifest_or_refused((MINIMAL[:place] + noise + MINIMAL[place:]).encode(), is_json=False)
