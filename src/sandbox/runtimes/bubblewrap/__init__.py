@@ -1,0 +1,5 @@
+"""Sandboxes of namespaces and a system call filter, on the host's own kernel."""
+
+from sandbox.runtimes.bubblewrap.runtime import BubblewrapRuntime
+
+__all__ = ["BubblewrapRuntime"]

@@ -1,0 +1,121 @@
+"""bubblewrap's command line.
+
+Everything but the command's own argv goes through a file in memory, so that no value of the environment is ever in
+an argument list.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from sandbox.contracts.runtime import Command, SandboxSpec
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.runtimes import image, launch, launcher, seccomp
+
+PLACES = {"workspace": image.WORKSPACE, "home": image.HOME, "tmp": "/tmp"}  # noqa: S108
+"""Directories of an attempt's disk and what they are inside."""
+
+_FILES_BELOW = ("/etc", "/run/sandbox")
+_FILES_MAX = 64
+
+
+@dataclass(slots=True)
+class Payload:
+    """What the launcher needs to become bubblewrap: an argv, and files in memory by their numbers there."""
+
+    argv: list[str] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
+
+    def place(self, descriptor: int) -> str:
+        """Take a descriptor over; gives its number in the launcher."""
+        self.descriptors.append(descriptor)
+        return str(launcher.FIRST_DESCRIPTOR + len(self.descriptors) - 1)
+
+    def close(self) -> None:
+        """Close them once they are sent."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+
+def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
+    """Names below the launcher's stage, and the host paths that are laid there."""
+    paths: dict[str, Path] = {name: spec.disk / name for name in PLACES}
+    paths.update({f"program-{index}": program for index, program in enumerate(spec.programs)})
+    return paths
+
+
+def build_payload(program: str, spec: SandboxSpec, command: Command, status: int) -> Payload:
+    """Everything for one start. `status` is the descriptor of bubblewrap's reports, taken over.
+
+    Raises AttemptError (provision_failed) for files in places that are not theirs and for NUL characters.
+    """
+    payload = Payload()
+    try:
+        words = list(_arguments(payload, spec, command, payload.place(status)))
+        _refuse_nul([*words, *command.argv])
+        text = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
+        number = payload.place(launch.write_memory("arguments", text))
+    except BaseException:
+        payload.close()
+        raise
+    payload.argv = [program, launch.mark_attempt(spec.attempt_id), "--args", number, "--", *command.argv]
+    return payload
+
+
+def _arguments(payload: Payload, spec: SandboxSpec, command: Command, status: str) -> Iterator[str]:
+    machine = os.uname().machine
+    filter_number = payload.place(launch.write_memory("filter", seccomp.assemble_filter(machine)))
+    yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
+    yield from ("--disable-userns", "--uid", str(image.UID), "--gid", str(image.UID), "--hostname", spec.attempt_id)
+    yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
+    yield from ("--json-status-fd", status, "--seccomp", filter_number)
+    yield from _system(spec)
+    yield from _writable_places()
+    yield from _files(payload, {**image.etc_files(spec.attempt_id), **_checked(spec.files)})
+    for index, inside in enumerate(spec.programs.values()):
+        yield from ("--ro-bind", f"{launcher.STAGE}/program-{index}", inside)
+    yield from ("--remount-ro", "/", "--chdir", command.directory, "--clearenv")
+    for name, value in command.environment.items():
+        yield from ("--setenv", name, value)
+
+
+def _system(spec: SandboxSpec) -> Iterator[str]:
+    yield from ("--ro-bind", "/usr", "/usr")
+    for directory in image.DIRECTORIES:
+        yield from ("--perms", "0755", "--dir", directory)
+    for link, target in image.LINKS.items():
+        yield from ("--symlink", target, link)
+    for path in image.HOST_PATHS:
+        yield from ("--ro-bind-try", path, path)
+    # A uid of 0 could write /proc/sys even without capabilities; ours is never 0, so this is the second lock.
+    yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
+    # pid 1 is bubblewrap, of the agent's uid: whoever can write its memory can forge the command's exit code.
+    yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
+    yield from ("--dev", "/dev", "--size", str(spec.memory_bytes // 2), "--perms", "1777", "--tmpfs", "/dev/shm")  # noqa: S108
+
+
+def _writable_places() -> Iterator[str]:
+    for name, inside in PLACES.items():
+        yield from ("--bind", f"{launcher.STAGE}/{name}", inside)
+
+
+def _files(payload: Payload, files: Mapping[str, bytes]) -> Iterator[str]:
+    for path, content in files.items():
+        number = payload.place(launch.write_memory(PurePosixPath(path).name, content))
+        yield from ("--perms", "0644", "--file", number, path)
+
+
+def _checked(files: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    for path in files:
+        is_plain = str(PurePosixPath(path)) == path and ".." not in PurePosixPath(path).parts
+        if not is_plain or not any(PurePosixPath(path).is_relative_to(place) for place in _FILES_BELOW):
+            raise AttemptError(FailureCode.PROVISION_FAILED, f"{path} is not a file below /etc or /run/sandbox.")
+    if len(files) > _FILES_MAX:
+        raise AttemptError(FailureCode.PROVISION_FAILED, f"More than {_FILES_MAX} files cannot be put into a sandbox.")
+    return files
+
+
+def _refuse_nul(words: Sequence[str]) -> None:
+    if any("\0" in word for word in words):
+        raise AttemptError(FailureCode.PROVISION_FAILED, "A NUL character cannot be in an argument or the environment.")

@@ -1,0 +1,162 @@
+"""One sandbox made by bubblewrap, from `ready` to its end."""
+
+import asyncio
+import os
+import signal
+import socket
+from contextlib import suppress
+
+import msgspec
+
+from sandbox.contracts.runtime import Command, Exit, Listeners, SandboxHandle, SandboxSpec, Stats
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.limits import KILL_SECONDS
+from sandbox.runtimes import processes
+from sandbox.runtimes.bubblewrap.arguments import build_payload
+from sandbox.runtimes.cgroups import ControlGroup
+from sandbox.runtimes.launch import Launch, wait_readable
+from sandbox.runtimes.output import read_from
+
+_START_SECONDS = 30.0
+_BIRTH_SECONDS = 2.0
+_POLL_SECONDS = 0.002
+_FORCED = 128 + signal.SIGKILL
+
+
+class BubblewrapSandbox:
+    """Made by BubblewrapRuntime.create."""
+
+    def __init__(
+        self,
+        handle: SandboxHandle,
+        spec: SandboxSpec,
+        program: str,
+        group: ControlGroup,
+        launch: Launch,
+        listeners: Listeners,
+    ) -> None:
+        self.handle = handle
+        self.listeners = listeners
+        self._spec = spec
+        self._program = program
+        self._group = group
+        self._launch = launch
+        self._transports: list[asyncio.Transport] = []
+        self._status: asyncio.StreamReader | None = None
+        self._init_pid: int | None = None
+        self._init_descriptor: int | None = None
+        self._was_killed = False
+        self._exit: asyncio.Task[Exit] | None = None
+
+    async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
+        """Run the one command. Raises AttemptError (provision_failed) when bubblewrap does not begin."""
+        if self._status is not None:
+            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; make another one.")
+        status, status_inside = socket.socketpair()
+        self._status = await self._read(status)
+        payload = build_payload(self._program, self._spec, command, status_inside.detach())
+        try:
+            self._launch.execute(payload.argv, command.stdin, payload.descriptors)
+        except OSError as error:
+            raise AttemptError(FailureCode.PROVISION_FAILED, f"The sandbox is gone: {error.strerror}.") from error
+        finally:
+            payload.close()
+        output, errors = await self._read(self._launch.output), await self._read(self._launch.errors)
+        await self._begin(self._status, errors)
+        self._watch()
+        return output, errors
+
+    async def signal(self, signal_number: int) -> None:
+        """To the command's own process. A command that is being born is waited for."""
+        init_pid = self._init_pid
+        if init_pid is None:
+            return
+        deadline = asyncio.get_running_loop().time() + _BIRTH_SECONDS
+        while (pid := processes.find_first_command(init_pid)) is None and self._is_running():
+            if asyncio.get_running_loop().time() > deadline:
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+        if pid is not None:
+            processes.send_signal(pid, signal_number, lambda one: processes.find_first_command(init_pid) == one)
+
+    async def kill(self) -> None:
+        """Everything inside at once: with init its process namespace dies, with the group whatever there is beside."""
+        if self._is_running():
+            self._was_killed = True
+            if self._init_descriptor is not None:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._init_descriptor, signal.SIGKILL)
+            self._launch.kill()
+            self._group.kill()
+
+    async def wait(self) -> Exit:
+        """How the command ended, once nothing is left inside."""
+        return await asyncio.shield(self._watch())
+
+    async def stats(self) -> Stats:
+        """What the control group counts."""
+        return self._group.stats()
+
+    async def close(self) -> None:
+        """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""
+        await self.kill()
+        try:
+            async with asyncio.timeout(KILL_SECONDS):
+                await self.wait()
+        except TimeoutError:
+            raise AttemptError(
+                FailureCode.SANDBOX_LOST, "The sandbox's processes do not end; restart the machine."
+            ) from None
+        for transport in self._transports:
+            transport.abort()
+        self._launch.close()
+        doors = self.listeners
+        for one in (doors.model, doors.proxy, doors.names_udp, doors.names_tcp, *doors.transparent.values()):
+            one.close()
+
+    def _is_running(self) -> bool:
+        return self._exit is None or not self._exit.done()
+
+    def _watch(self) -> asyncio.Task[Exit]:
+        if self._exit is None:
+            self._exit = asyncio.create_task(self._await_end())
+        return self._exit
+
+    async def _read(self, source: socket.socket) -> asyncio.StreamReader:
+        reader, transport = await read_from(source)
+        self._transports.append(transport)
+        return reader
+
+    async def _begin(self, status: asyncio.StreamReader, errors: asyncio.StreamReader) -> None:
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                line = await status.readline()
+        except TimeoutError:
+            raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap did not begin in time.") from None
+        if not line:
+            reason = (await errors.read(4096)).decode(errors="replace").strip()
+            raise AttemptError(FailureCode.PROVISION_FAILED, f"bubblewrap did not begin: {reason}.")
+        self._init_pid = int(msgspec.json.decode(line)["child-pid"])
+        with suppress(ProcessLookupError):
+            self._init_descriptor = os.pidfd_open(self._init_pid)
+
+    async def _await_end(self) -> Exit:
+        """bubblewrap's end, then its init's: the kernel lets that one end only when nothing else is left inside."""
+        await self._launch.ended()
+        if self._init_descriptor is not None and self._init_pid is not None:
+            await wait_readable(self._init_descriptor)
+            processes.reap(self._init_pid)
+            os.close(self._init_descriptor)
+            self._init_descriptor = None
+        code = await self._read_exit_code()
+        if code is None and self._was_killed:
+            code = _FORCED
+        return Exit(code, out_of_memory=code != 0 and self._group.has_killed_for_memory())
+
+    async def _read_exit_code(self) -> int | None:
+        """From bubblewrap's report; it makes none when the command could not be run or it was ended itself."""
+        reports = b"" if self._status is None else await self._status.read()
+        for line in reports.splitlines():
+            with suppress(msgspec.DecodeError, KeyError):
+                return int(msgspec.json.decode(line)["exit-code"])
+        return None

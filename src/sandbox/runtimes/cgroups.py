@@ -1,0 +1,208 @@
+"""A control group per attempt: to limit, to count and to kill by. Versions 1 and 2, where they are writable.
+
+A group is one directory in version 2 and one per hierarchy in version 1. What a group can do shows in the files
+that its directories have, so one code serves both: each thing is tried under the name of either version.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.contracts.runtime import Stats
+from sandbox.runtimes import processes
+
+PARENT = "sandbox"
+"""The directory that all attempts' groups are in."""
+
+_PERIOD_MICROSECONDS = 100_000
+_CONTROLLERS_V1 = frozenset({"memory", "pids", "cpu", "cpuacct"})
+_CONTROLLERS_V2 = ("memory", "pids", "cpu")
+_LIMIT_FILES = {
+    "memory": ("memory.max", "memory.limit_in_bytes"),
+    "cpus": ("cpu.max", "cpu.cfs_quota_us"),
+    "processes": ("pids.max",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ControlGroup:
+    """One attempt's group. `directories` need not exist."""
+
+    directories: Sequence[Path]
+
+    def create(self, *, cpus: int, memory_bytes: int, processes_max: int) -> None:
+        """Make it and set the limits that its controllers have. Raises OSError."""
+        for directory in self.directories:
+            directory.parent.mkdir(exist_ok=True)
+            _enable_controllers(directory.parent.parent)
+            _enable_controllers(directory.parent)
+            directory.mkdir(exist_ok=True)
+        self._write("memory.max", memory_bytes)
+        self._write("memory.swap.max", 0)
+        self._write("memory.limit_in_bytes", memory_bytes)
+        self._write("memory.memsw.limit_in_bytes", memory_bytes)
+        self._write("pids.max", processes_max)
+        self._write("cpu.max", f"{cpus * _PERIOD_MICROSECONDS} {_PERIOD_MICROSECONDS}")
+        self._write("cpu.cfs_period_us", _PERIOD_MICROSECONDS)
+        self._write("cpu.cfs_quota_us", cpus * _PERIOD_MICROSECONDS)
+
+    def add(self, pid: int) -> None:
+        """Move a process in; its children follow. Raises OSError."""
+        for directory in self.directories:
+            _write(directory / "cgroup.procs", str(pid))
+
+    def limits(self) -> frozenset[str]:
+        """Which limits it holds, of `memory`, `cpus` and `processes`."""
+        return frozenset(
+            name
+            for name, files in _LIMIT_FILES.items()
+            if any((d / f).exists() for d in self.directories for f in files)
+        )
+
+    def process_ids(self) -> frozenset[int]:
+        """Processes in it, zombies left out by the kernel."""
+        listings = (_read(directory / "cgroup.procs") for directory in self.directories)
+        return frozenset(int(pid) for listing in listings for pid in listing.split())
+
+    def kill(self) -> None:
+        """KILL every process in it once; a process that was being born may be missed without `cgroup.kill`."""
+        if self._write("cgroup.kill", 1):
+            return
+        for pid in self.process_ids():
+            processes.send_signal(pid, signal.SIGKILL, self._contains)
+
+    def has_killed_for_memory(self) -> bool:
+        """The kernel ended a process of it because the memory was used up."""
+        events = self._number("memory.events", "oom_kill") or self._number("memory.oom_control", "oom_kill")
+        return bool(events)
+
+    def stats(self) -> Stats:
+        """What it uses now. Memory is without file pages that can be dropped at once."""
+        used = _first(self._number("memory.current"), self._number("memory.usage_in_bytes"))
+        cached = self._number("memory.stat", "total_inactive_file") or self._number("memory.stat", "inactive_file") or 0
+        nanoseconds, microseconds = self._number("cpuacct.usage"), self._number("cpu.stat", "usage_usec")
+        cpu = nanoseconds / 1e9 if nanoseconds is not None else microseconds / 1e6 if microseconds is not None else None
+        count = _first(self._number("pids.current"), len(self.process_ids()) if self.directories else None)
+        return Stats(cpu_seconds=cpu, memory_bytes=None if used is None else max(0, used - cached), processes=count)
+
+    def remove(self) -> bool:
+        """Remove what is there of it; False while the kernel still holds some."""
+        for directory in self.directories:
+            with suppress(FileNotFoundError):
+                try:
+                    directory.rmdir()
+                except OSError:
+                    return False
+        return True
+
+    def _contains(self, pid: int) -> bool:
+        return any(str(pid) in _read(directory / "cgroup.procs").split() for directory in self.directories)
+
+    def _write(self, name: str, value: int | str) -> bool:
+        written = [
+            _write(directory / name, str(value)) for directory in self.directories if (directory / name).exists()
+        ]
+        return bool(written)
+
+    def _number(self, name: str, key: str = "") -> int | None:
+        """The one number in a file, or the one after `key`."""
+        for directory in self.directories:
+            match = re.search(rf"^{key} ?(\d+)$", _read(directory / name), re.MULTILINE)
+            if match:
+                return int(match[1])
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchies:
+    """Where groups can be made here. Empty where none is writable."""
+
+    roots: Sequence[Path]
+
+    def group(self, attempt_id: str) -> ControlGroup:
+        """The group of an attempt, made or not."""
+        return ControlGroup([root / PARENT / attempt_id for root in self.roots])
+
+    def attempt_ids(self) -> frozenset[str]:
+        """Attempts that have a group here."""
+        parents = [root / PARENT for root in self.roots if (root / PARENT).is_dir()]
+        return frozenset(entry.name for parent in parents for entry in parent.iterdir() if entry.is_dir())
+
+
+def find_hierarchies(
+    mountinfo: Path = Path("/proc/self/mountinfo"), own: Path = Path("/proc/self/cgroup")
+) -> Hierarchies:
+    """The version 1 hierarchies of our controllers where there are any, else the version 2 one; only writable ones."""
+    first, second = [], []
+    for line in mountinfo.read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.partition(" ")
+        point = Path(before.split()[4])
+        if kind == "cgroup" and _CONTROLLERS_V1 & set(options.split()[-1].split(",")):
+            first.append(point)
+        elif kind == "cgroup2":
+            second.append(point)
+    if first:
+        return Hierarchies([point for point in dict.fromkeys(first) if _is_writable(point)])
+    tops = (_topmost_writable(point, own) for point in second[:1])
+    return Hierarchies([top for top in tops if top is not None])
+
+
+def _topmost_writable(mount_point: Path, own: Path) -> Path | None:
+    """The highest directory over this process's own group that this user may make groups in."""
+    line = next((one for one in own.read_text().splitlines() if one.startswith("0::")), "0::/")
+    here = mount_point / line[3:].lstrip("/")
+    candidates = [one for one in (here, *here.parents) if one.is_relative_to(mount_point)]
+    return next((one for one in reversed(candidates) if _is_writable(one)), None)
+
+
+def _is_writable(directory: Path) -> bool:
+    return os.access(directory, os.W_OK) and os.access(directory / "cgroup.procs", os.W_OK)
+
+
+def _enable_controllers(directory: Path) -> None:
+    """Version 2: let the groups below have controllers. A group with processes of its own refuses; then none has."""
+    for controller in _CONTROLLERS_V2 if (directory / "cgroup.subtree_control").exists() else ():
+        with suppress(OSError):
+            _write(directory / "cgroup.subtree_control", f"+{controller}")
+
+
+def _first(*numbers: int | None) -> int | None:
+    return next((number for number in numbers if number is not None), None)
+
+
+def _write(path: Path, text: str) -> bool:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def parse_directories(text: str) -> ControlGroup:
+    """A group from its line in a handle. Raises ValueError for a path that is no attempt's group."""
+    return ControlGroup([_group_path(line) for line in text.splitlines()])
+
+
+def format_directories(group: ControlGroup) -> str:
+    """A group as its line in a handle."""
+    return "\n".join(map(str, group.directories))
+
+
+def _group_path(line: str) -> Path:
+    path = Path(line)
+    if not path.is_absolute() or ".." in path.parts or path.parent.name != PARENT:
+        raise ValueError(f"{line} is not the control group of an attempt")
+    return path

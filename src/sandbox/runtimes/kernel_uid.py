@@ -1,0 +1,105 @@
+"""A kernel uid of its own for every sandbox, claimed machine-wide.
+
+A claim is a lock on a file that the claiming process holds until it gives the uid back or dies. The file names
+the attempt, so that another process can tell whose the uid is.
+"""
+
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.runtimes import processes
+
+LOCK_DIRECTORY = Path("/run/sandbox-uids")
+
+
+class KernelUids:
+    """The uids of a range, for root only: an ordinary user has but one."""
+
+    def __init__(self, uid_range: range, directory: Path = LOCK_DIRECTORY) -> None:
+        self._range = uid_range
+        self._directory = directory
+        self._claims: dict[str, int] = {}
+
+    def claim(self, attempt_id: str) -> int:
+        """A uid that nobody has claimed and no process has. Raises AttemptError (provision_failed)."""
+        try:
+            self._ensure_directory()
+            for uid in self._range:
+                if self._try_claim(uid, attempt_id):
+                    return uid
+        except OSError as error:
+            raise AttemptError(
+                FailureCode.PROVISION_FAILED,
+                f"No kernel uid could be claimed in {self._directory} ({error.strerror}); make it writable for root.",
+            ) from error
+        raise AttemptError(
+            FailureCode.PROVISION_FAILED,
+            f"Every kernel uid from {self._range.start} to {self._range.stop - 1} is in use; wait for tasks to end.",
+        )
+
+    @contextmanager
+    def owned(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
+        """A question that is answered with yes as long as the uid is this attempt's, or nobody's.
+
+        Nobody's uid cannot be claimed meanwhile. Another living process's claim can end and the uid become another
+        attempt's, so ask again when a process that has it is held by a pidfd, and only then signal it.
+        """
+        if attempt_id in self._claims:
+            yield lambda: True
+            return
+        self._ensure_directory()
+        descriptor = self._open(uid)
+        try:
+            is_nobodys = _lock(descriptor)
+            yield lambda: is_nobodys or self.names(uid, attempt_id)
+        finally:
+            os.close(descriptor)
+
+    def names(self, uid: int, attempt_id: str) -> bool:
+        """The last claim of the uid is this attempt's."""
+        return (self._directory / str(uid)).read_bytes() == attempt_id.encode()
+
+    def release(self, attempt_id: str) -> None:
+        """Give the uid back; nothing happens when this process has not claimed one for the attempt."""
+        descriptor = self._claims.pop(attempt_id, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __contains__(self, uid: int) -> bool:
+        return uid in self._range
+
+    def _try_claim(self, uid: int, attempt_id: str) -> bool:
+        descriptor = self._open(uid)
+        if not _lock(descriptor):
+            os.close(descriptor)
+            return False
+        # Named before it is looked at, so that whoever reads the old name after this knows that it lost the uid.
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, attempt_id.encode(), 0)
+        if processes.find_by_uid(uid):
+            os.close(descriptor)
+            return False
+        self._claims[attempt_id] = descriptor
+        return True
+
+    def _open(self, uid: int) -> int:
+        return os.open(self._directory / str(uid), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+    def _ensure_directory(self) -> None:
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        status = self._directory.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise PermissionError(1, "it is not a directory of root's own, mode 0700")
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

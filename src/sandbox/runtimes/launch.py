@@ -1,0 +1,149 @@
+"""The runner's side of the launcher: start it, wait until it is ready, give it its command."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from sandbox.contracts.runtime import Listeners
+from sandbox.model.errors import AttemptError, FailureCode
+
+_READY_SECONDS = 30.0
+_TRANSPARENT_PORTS = (80, 443)
+_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
+"""By import and not by file, because only then the compiled launcher is cached."""
+
+
+def mark_attempt(attempt_id: str) -> str:
+    """The argument by which a sandbox's processes are found where there is no control group."""
+    return f"sandbox:{attempt_id}"
+
+
+class Launch:
+    """One launcher process, and after its exec the process that it became."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], control: socket.socket, output: socket.socket, errors: socket.socket
+    ) -> None:
+        self.pid = process.pid
+        self.output = output
+        self.errors = errors
+        self._process = process
+        self._control = control
+        self._descriptor = os.pidfd_open(process.pid)
+
+    async def ready(self) -> Listeners:
+        """Wait for the listeners. Raises AttemptError (provision_failed) with the launcher's reason, within 30 s."""
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await wait_readable(self._control.fileno())
+        except TimeoutError:
+            raise AttemptError(FailureCode.PROVISION_FAILED, "The sandbox was not ready in time.") from None
+        message, descriptors, _, _ = socket.recv_fds(self._control, 4096, 16)
+        if message != b"ready":
+            reason = message.removeprefix(b"error ") or self._read_errors() or b"it ended without a word"
+            raise AttemptError(
+                FailureCode.PROVISION_FAILED,
+                f"The sandbox could not be made: {reason.decode(errors='replace')}. 'sandbox doctor' tells what to do.",
+            )
+        return _as_listeners([socket.socket(fileno=descriptor) for descriptor in descriptors])
+
+    def execute(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
+        """Have it become `argv`: path, then its arguments from number 0 on. `descriptors` are numbered from
+        FIRST_DESCRIPTOR on. Raises OSError."""
+        words = write_memory("argv", "\0".join(argv).encode(errors="surrogateescape"))
+        given = write_memory("stdin", stdin)
+        try:
+            socket.send_fds(self._control, [b"start"], [words, given, *descriptors])
+        finally:
+            os.close(words)
+            os.close(given)
+
+    def kill(self) -> None:
+        """KILL the process."""
+        self._process.kill()
+
+    async def ended(self) -> None:
+        """Wait for its end and collect it."""
+        if self._process.returncode is None:
+            await wait_readable(self._descriptor)
+            self._process.wait()
+
+    def close(self) -> None:
+        """Close what the runner holds of it, once it has ended."""
+        for one in (self._control, self.output, self.errors):
+            one.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _read_errors(self) -> bytes:
+        self.errors.setblocking(False)
+        with suppress(BlockingIOError):
+            return self.errors.recv(4096).strip()
+        return b""
+
+
+def start_launcher(attempt_id: str, kernel_uid: int | None, paths: Mapping[str, Path]) -> Launch:
+    """Start it. The sandbox dies with the thread that calls this. Raises OSError."""
+    control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    output, output_inside = socket.socketpair()
+    errors, errors_inside = socket.socketpair()
+    folder = Path(__file__).parent
+    pairs = [f"{name}={path}" for name, path in paths.items()]
+    numbers = [str(control_inside.fileno()), str(os.getpid()), "-" if kernel_uid is None else str(kernel_uid)]
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, str(folder), *numbers, *pairs, mark_attempt(attempt_id)],
+            stdin=subprocess.DEVNULL,
+            stdout=output_inside.fileno(),
+            stderr=errors_inside.fileno(),
+            pass_fds=[control_inside.fileno()],
+            env={"PATH": "/usr/bin:/bin"},
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError:
+        for one in (control, output, errors):
+            one.close()
+        raise
+    finally:
+        for one in (control_inside, output_inside, errors_inside):
+            one.close()
+    return Launch(process, control, output, errors)
+
+
+async def wait_readable(descriptor: int) -> None:
+    """Wait until something can be read, or the process that a pidfd means has ended."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, _resolve, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _resolve(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
+
+
+def write_memory(name: str, content: bytes) -> int:
+    """A file in memory with this content, at its beginning. The caller closes it."""
+    descriptor = os.memfd_create(name)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _as_listeners(sockets: list[socket.socket]) -> Listeners:
+    for one in sockets:
+        one.setblocking(False)
+    model, proxy, names_udp, names_tcp, *transparent = sockets
+    return Listeners(model, proxy, names_udp, names_tcp, dict(zip(_TRANSPARENT_PORTS, transparent, strict=True)))

@@ -1,0 +1,189 @@
+"""The process that turns into a sandbox: a program of its own, run by file and not as part of the package.
+
+It makes the network namespace, opens the gateway's listeners inside, lays the host paths that the sandbox may see
+onto fixed paths of a private mount namespace, becomes the sandbox's kernel uid, and reports `ready` with the
+listeners. Then it waits for one message with the command, and execs it. It is generic: what it execs (bubblewrap,
+runsc, QEMU) comes with the message.
+
+Only built-in and C modules are imported (`socket`, `signal` and `json` would double the start), and all of them
+before the kernel uid changes, because that uid may not be able to read this interpreter's files.
+
+Arguments: control descriptor, parent's pid, kernel uid (or `-` as an ordinary user), then `NAME=PATH` pairs to lay
+below STAGE. The last argument is a marker to be found by; it means nothing here.
+"""
+
+import _socket
+import ctypes
+import fcntl
+import os
+import resource
+import struct
+import sys
+
+_signal = __import__("_signal")  # built in, and unknown to type checkers
+
+STAGE = "/run"
+FIRST_DESCRIPTOR = 100
+"""Descriptors of the command, from the third one of the message on, get the numbers from here on."""
+
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 0x1000, 0x4000, 0x40000
+PR_SET_PDEATHSIG = 1
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4, 0x400
+RTA_DST, RTA_OIF, RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL = 1, 4, 255, 3, 254, 2
+LOOPBACK_INDEX = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
+    _check(_libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
+
+
+def die_with(parent: int) -> None:
+    """End when the thread that started this process ends. Lost by every change of uid, so ask again after it."""
+    _check(_libc.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0), "prctl")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def enter_namespaces(as_root: bool) -> None:
+    """Leave the host's network and mounts; an ordinary user becomes root of a user namespace to be able to."""
+    uid, gid = os.getuid(), os.getgid()
+    _check(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS | (0 if as_root else CLONE_NEWUSER)), "unshare")
+    if not as_root:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123  (pathlib doubles the start)
+                file.write(text)
+    _mount("none", "/", None, MS_REC | MS_PRIVATE)
+
+
+def raise_loopback() -> None:
+    """Bring `lo` up and make all of 198.18.0.0/15 addresses of this namespace."""
+    any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    fcntl.ioctl(any_socket.fileno(), SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
+    any_socket.close()
+    route = struct.pack(
+        "=BBBBBBBBI", _socket.AF_INET, 15, 0, 0, RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL, 0
+    )
+    route += struct.pack("=HH4s", 8, RTA_DST, bytes([198, 18, 0, 0])) + struct.pack("=HHI", 8, RTA_OIF, LOOPBACK_INDEX)
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
+    netlink = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, 0)
+    netlink.sendto(struct.pack("=IHHII", 16 + len(route), RTM_NEWROUTE, flags, 1, 0) + route, (0, 0))
+    answer = netlink.recv(4096)
+    netlink.close()
+    kind, error = struct.unpack_from("=4xH10xi", answer)
+    if kind != NLMSG_ERROR or error != 0:
+        raise OSError(-error, f"route to 198.18.0.0/15: {os.strerror(-error)}")
+
+
+def open_listeners() -> list[_socket.socket]:
+    """In the order that the runner expects: model, proxy, names by UDP and TCP, transparent 80 and 443."""
+    stream, datagram = _socket.SOCK_STREAM, _socket.SOCK_DGRAM
+    wanted = [
+        (stream, "127.0.0.1", 8123),
+        (stream, "127.0.0.1", 3128),
+        (datagram, "0.0.0.0", 53),  # noqa: S104  (every address of a namespace that nothing else is in)
+        (stream, "0.0.0.0", 53),  # noqa: S104
+        (stream, "0.0.0.0", 80),  # noqa: S104
+        (stream, "0.0.0.0", 443),  # noqa: S104
+    ]
+    return [_open_listener(*one) for one in wanted]
+
+
+def _open_listener(kind: int, address: str, port: int) -> _socket.socket:
+    listener = _socket.socket(_socket.AF_INET, kind)
+    listener.bind((address, port))
+    if kind == _socket.SOCK_STREAM:
+        listener.listen(512)
+    return listener
+
+
+def lay_paths(paths: list[str]) -> None:
+    """Bind each NAME=PATH at STAGE/NAME, where a kernel uid that cannot walk the host's directories reaches it."""
+    sources = [(name, os.open(path, os.O_PATH)) for name, _, path in (pair.partition("=") for pair in paths)]
+    _mount("tmpfs", STAGE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64k")
+    for name, source in sources:
+        target = f"{STAGE}/{name}"
+        if os.path.isdir(f"/proc/self/fd/{source}"):  # noqa: PTH112
+            os.mkdir(target)  # noqa: PTH102
+        else:
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT))
+        _mount(f"/proc/self/fd/{source}", target, None, MS_BIND | MS_REC)
+        os.close(source)
+
+
+def drop_to(kernel_uid: int) -> None:
+    """Become the sandbox's own uid and group, with no other groups."""
+    os.setgroups([])
+    os.setresgid(kernel_uid, kernel_uid, kernel_uid)
+    os.setresuid(kernel_uid, kernel_uid, kernel_uid)
+
+
+def settle() -> None:
+    """What the command inherits: no core dumps, the first to go when the host is out of memory, plain signals.
+
+    One byte and not none, because a core_pattern with a pipe takes no notice of none.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+        file.write("500")
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)
+    os.umask(0o022)
+
+
+def report_ready(control: _socket.socket, listeners: list[_socket.socket]) -> None:
+    """Hand the listeners over; from here on they are the runner's alone."""
+    numbers = struct.pack(f"{len(listeners)}i", *(listener.fileno() for listener in listeners))
+    control.sendmsg([b"ready"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
+    for listener in listeners:
+        listener.close()
+
+
+def run_command(control: _socket.socket) -> None:
+    """Wait for the command and become it. Ends quietly when the runner hangs up instead."""
+    room = _socket.CMSG_SPACE(4 * (FIRST_DESCRIPTOR - 10))
+    message, ancillary, _, _ = control.recvmsg(16, room, _socket.MSG_CMSG_CLOEXEC)
+    if message != b"start":
+        os._exit(0)
+    numbers = [number for _, _, data in ancillary for (number,) in struct.iter_unpack("i", data)]
+    argv_file, stdin, *rest = numbers
+    program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
+    os.dup2(stdin, 0)
+    for target, number in enumerate(rest, FIRST_DESCRIPTOR):
+        os.dup2(number, target)
+    # pid 1 inside keeps this environment readable in /proc: nothing of the host may be in it.
+    os.execve(program, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606
+
+
+def main(arguments: list[str]) -> None:
+    """Run to the exec; a failure on the way is told over the control socket."""
+    control_number, parent, kernel_uid, *paths = arguments[:-1]
+    control = _socket.socket(fileno=int(control_number))
+    os.set_inheritable(control.fileno(), False)
+    try:
+        die_with(int(parent))
+        as_root = kernel_uid != "-"
+        enter_namespaces(as_root)
+        raise_loopback()
+        listeners = open_listeners()
+        lay_paths(paths)
+        settle()
+        if as_root:
+            drop_to(int(kernel_uid))
+        die_with(int(parent))
+        report_ready(control, listeners)
+        run_command(control)
+    except Exception as error:
+        control.send(f"error {error}".encode(errors="replace")[:4096])
+        sys.exit(1)

@@ -1,0 +1,70 @@
+"""Whose a directory tree is: given to a sandbox's kernel uid before it starts, taken back when it is gone.
+
+The tree is hostile when it is taken back, but still: every process that could change it is dead. Hard links in it
+cannot lead out, because each part of it was a mount of its own in the sandbox and the kernel makes no hard link
+from one mount to another. Symbolic links are changed themselves, never followed. The walk holds one descriptor and
+goes back up by `..`, so that a tree of any depth is walked.
+"""
+
+import os
+import stat
+
+from sandbox.model.errors import AttemptError, FailureCode
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+def give_tree(path: str, uid: int) -> None:
+    """Give a tree of ours away. Raises AttemptError for a file that has a name elsewhere too, OSError."""
+    _walk(path, uid, uid, refuse_links=True)
+
+
+def take_tree(path: str) -> None:
+    """Make a tree that a sandbox had this process's own again. Raises OSError."""
+    _walk(path, os.getuid(), os.getgid(), refuse_links=False)
+
+
+def _walk(path: str, uid: int, gid: int, *, refuse_links: bool) -> None:
+    here = os.open(path, _DIRECTORY)
+    try:
+        os.fchown(here, uid, gid)
+        pending = [_change(here, uid, gid, refuse_links)]
+        while pending:
+            if pending[-1]:
+                here = _step(here, pending[-1].pop())
+                pending.append(_change(here, uid, gid, refuse_links))
+            else:
+                pending.pop()
+                if pending:
+                    here = _step(here, "..")
+    finally:
+        os.close(here)
+
+
+def _step(here: int, name: str) -> int:
+    there = os.open(name, _DIRECTORY, dir_fd=here)
+    os.close(here)
+    return there
+
+
+def _change(here: int, uid: int, gid: int, refuse_links: bool) -> list[str]:
+    """Change everything in one directory; gives the names of the directories in it."""
+    directories = []
+    with os.scandir(here) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.name)
+            elif refuse_links:
+                _refuse_link(entry)
+            os.chown(entry.name, uid, gid, dir_fd=here, follow_symlinks=False)
+    return directories
+
+
+def _refuse_link(entry: os.DirEntry[str]) -> None:
+    status = entry.stat(follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        raise AttemptError(
+            FailureCode.PROVISION_FAILED,
+            f"'{entry.name}' in the workspace is a hard link, so giving it to the sandbox could give away "
+            "a file elsewhere; clone without hard links.",
+        )

@@ -1,0 +1,90 @@
+"""Processes of this machine, as /proc tells of them. A zombie holds nothing and counts as gone."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+
+def find_by_uid(uid: int) -> list[int]:
+    """Ids of living processes that have the user id as a real, effective, saved or file system one."""
+    return [pid for pid in _every_id() if uid in read_uids(pid)]
+
+
+def find_by_marker(marker: str) -> list[int]:
+    """Ids of living processes that have a whole argument with this text."""
+    wanted = os.fsencode(marker)
+    return [pid for pid in _every_id() if wanted in _read(pid, "cmdline").split(b"\0")]
+
+
+def list_markers(prefix: str) -> list[str]:
+    """The arguments of living processes that begin with `prefix`. Whoever has a process can forge one."""
+    arguments = (argument for pid in _every_id() for argument in _read(pid, "cmdline").split(b"\0"))
+    return sorted({os.fsdecode(one) for one in arguments if one.startswith(os.fsencode(prefix))})
+
+
+def read_uids(pid: int) -> frozenset[int]:
+    """The four user ids of a living process; empty when it is gone or a zombie."""
+    status = _read(pid, "status")
+    if not status or status[status.index(b"\nState:\t") + 8 :][:1] in b"ZX":
+        return frozenset()
+    start = status.index(b"\nUid:\t") + 6
+    return frozenset(map(int, status[start : status.index(b"\n", start)].split()))
+
+
+def read_inner_id(pid: int) -> int | None:
+    """A process's id in the innermost process namespace that it is in."""
+    status = _read(pid, "status")
+    start = status.find(b"\nNSpid:\t")
+    return int(status[start + 8 :].split(b"\n", 1)[0].split()[-1]) if start >= 0 else None
+
+
+def find_first_command(init_pid: int) -> int | None:
+    """The host's id of the first process that the init of a process namespace started, while it lives."""
+    children = map(int, _read(init_pid, f"task/{init_pid}/children").split())
+    return next((pid for pid in children if read_inner_id(pid) == 2), None)
+
+
+@contextmanager
+def held(pid: int) -> Iterator[int | None]:
+    """A descriptor that means this very process and no later one of the same id; None when it is gone."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def send_signal(pid: int, number: int, is_still_it: Callable[[int], bool]) -> None:
+    """Signal a process if it is still the one that was meant once it cannot be replaced any more."""
+    with held(pid) as descriptor:
+        if descriptor is not None and is_still_it(pid):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, number)
+
+
+def reap(pid: int) -> None:
+    """Collect an ended child; nothing happens when it is somebody else's, or runs."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _every_id() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        descriptor = os.open(f"/proc/{pid}/{name}", os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
