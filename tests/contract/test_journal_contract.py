@@ -240,3 +240,12 @@ def test_flushing_costs_nothing_when_there_is_nothing(journals, monkeypatch):
         writer.append(line("x"), at=AT, durable=True)
         writer.sync()
         assert len(flushed) == 2
+
+
+def test_a_new_journal_is_on_disk_with_all_its_directories(journals, tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
+    with writing(journals):
+        pass
+    directory = tmp_path / "tasks" / "task-1" / "journal"
+    assert flushed == [directory, *directory.parents[:3]]

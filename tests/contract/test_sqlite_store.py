@@ -15,7 +15,7 @@ from sandbox.contracts.store import Indexed, TaskQuery
 from sandbox.model import event as e
 from sandbox.model.life import advance
 from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
-from sandbox.stores.migrations import StoreTooNewError
+from sandbox.stores.schema import StoreTooNewError
 from sandbox.stores.sqlite import SqliteStore
 
 INSERT_FOR_EVER = """
@@ -130,10 +130,10 @@ def test_a_database_of_a_newer_program_is_left_alone(path):
 def test_a_step_that_fails_leaves_the_database_as_it_was(path, monkeypatch):
     SqliteStore(path).close()
     before = version(path)
-    from sandbox.stores import migrations
+    from sandbox.stores import schema
 
-    steps = {**migrations._load_steps(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
-    monkeypatch.setattr(migrations, "_load_steps", lambda: steps)
+    steps = {**schema._load_steps(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
+    monkeypatch.setattr(schema, "_load_steps", lambda: steps)
 
     with pytest.raises(sqlite3.OperationalError, match="nowhere"):
         SqliteStore(path)
@@ -148,10 +148,10 @@ def test_a_step_that_is_new_is_taken_once(path, monkeypatch):
     store = SqliteStore(path)
     store.insert(Indexed(submitted("a"), 1))
     store.close()
-    from sandbox.stores import migrations
+    from sandbox.stores import schema
 
-    steps = {**migrations._load_steps(), version(path) + 1: "CREATE TABLE later (x INTEGER) STRICT;"}
-    monkeypatch.setattr(migrations, "_load_steps", lambda: steps)
+    steps = {**schema._load_steps(), version(path) + 1: "CREATE TABLE later (x INTEGER) STRICT;"}
+    monkeypatch.setattr(schema, "_load_steps", lambda: steps)
     for _ in range(2):
         store = SqliteStore(path)
         assert store.task_ids() == {"a"}

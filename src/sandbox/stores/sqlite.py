@@ -12,7 +12,7 @@ from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQ
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 from sandbox.stores.connections import Connections
-from sandbox.stores.migrations import migrate
+from sandbox.stores.schema import migrate
 from sandbox.stores.queries import load_queries
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

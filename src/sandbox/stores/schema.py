@@ -1,4 +1,4 @@
-"""The numbered steps that bring a database to the shape this program knows."""
+"""The schema of the database, brought up to date by the numbered steps in `migrations/`."""
 
 import re
 import sqlite3
