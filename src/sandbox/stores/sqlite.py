@@ -12,8 +12,8 @@ from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQ
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 from sandbox.stores.connections import Connections
-from sandbox.stores.schema import migrate
 from sandbox.stores.queries import load_queries
+from sandbox.stores.schema import migrate
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

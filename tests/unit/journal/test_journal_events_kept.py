@@ -19,7 +19,9 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 counts = st.integers(0, 2**53)
 times = st.datetimes(timezones=st.just(UTC))
 failures = st.builds(Failure, st.sampled_from(FailureCode), words)
-results = st.dictionaries(words, st.recursive(st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | words, st.lists))
+results = st.dictionaries(
+    words, st.recursive(st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | words, st.lists)
+)
 manifests = st.builds(
     Manifest,
     version=st.just("1"),
@@ -30,7 +32,8 @@ manifests = st.builds(
         Claude,
         prompt=words,
         allowed_tools=st.none() | st.lists(words).map(tuple),
-        mcp_config=st.none() | st.builds(McpConfig, mcpServers=st.dictionaries(words, st.builds(McpServer, command=words))),
+        mcp_config=st.none()
+        | st.builds(McpConfig, mcpServers=st.dictionaries(words, st.builds(McpServer, command=words))),
     ),
 )
 streams = st.sampled_from(["stdout", "stderr"])
@@ -40,7 +43,9 @@ events = st.one_of(
     st.builds(e.Output.of, streams, st.binary() | words.map(str.encode), continued=st.booleans()),
     st.builds(e.ToolCall, words, words, counts, st.booleans()),
     st.builds(e.Usage, words, counts, counts, counts, counts, st.none() | st.floats(0, 1e6)),
-    st.builds(e.Progress, counts, counts, st.none() | words, st.none() | times, counts, counts, counts, st.floats(0, 1e6)),
+    st.builds(
+        e.Progress, counts, counts, st.none() | words, st.none() | times, counts, counts, counts, st.floats(0, 1e6)
+    ),
     st.builds(e.EgressDenied, words, counts, words),
     st.builds(e.CancelRequested, words, st.booleans()),
     st.builds(e.AttemptFailed, failures),
@@ -72,7 +77,9 @@ def test_a_journal_gives_back_what_was_written(happened, bytes_max):
         assert [(record.event, record.transition, record.at) for record in read] == happened
 
 
-@pytest.mark.parametrize("data", [b"", b"plain\n", b"\xff\x00\xfe\n", "é\U0001f600\u2028\x00\r\n".encode(), b"\xed\xa0\x80"])
+@pytest.mark.parametrize(
+    "data", [b"", b"plain\n", b"\xff\x00\xfe\n", "é\U0001f600\u2028\x00\r\n".encode(), b"\xed\xa0\x80"]
+)
 def test_output_bytes_are_kept_exactly(tmp_path, data):
     journals = FileJournals(tmp_path)
     writer = journals.create("task-1")
