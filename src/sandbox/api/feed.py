@@ -28,7 +28,7 @@ class Feed:
         self._is_over = False
         self._changed = asyncio.Event()
         self._has_room = asyncio.Event()
-        self._helpers: list[asyncio.Task[None]] = []
+        self._helpers: list[asyncio.Task[Any]] = []
 
     async def __aenter__(self) -> Self:
         """The source has taken its first step on return, so a subscription stands."""
@@ -46,15 +46,13 @@ class Feed:
 
     def end_after(self, occasion: Coroutine[Any, Any, Any]) -> None:
         """End the feed when `occasion` is over; what is in memory by then is still handed out."""
+        helper: asyncio.Task[Any] = asyncio.create_task(occasion)
+        helper.add_done_callback(self._note_end)
+        self._helpers.append(helper)
 
-        async def wait() -> None:
-            try:
-                await occasion
-            finally:
-                self._is_over = True
-                self._changed.set()
-
-        self._helpers.append(asyncio.create_task(wait()))
+    def _note_end(self, _: asyncio.Task[Any]) -> None:
+        self._is_over = True
+        self._changed.set()
 
     async def batch(self, idle_seconds: float | None = None) -> list[bytes] | None:
         """Everything that waits; empty when nothing came for `idle_seconds`, None at the end.

@@ -4,8 +4,8 @@ A browser reaches loopback too: a page of any site can send requests there, and 
 127.0.0.1 makes them look harmless. `Host` and `Origin` tell such pages from the server's own and from programs.
 """
 
+import re
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
@@ -15,6 +15,7 @@ from sandbox.api.context import ApiSettings
 from sandbox.api.problem import problem
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _SCHEME_PORTS = {"http": 80, "https": 443}
 
 
@@ -33,18 +34,13 @@ def refusal(host: str | None, origin: str | None, *, names: Collection[str], por
     return None
 
 
-def _name_and_port(url: str, names: Collection[str]) -> tuple[str, int] | None:
+def _name_and_port(origin: str, names: Collection[str]) -> tuple[str, int] | None:
     """The host and port of an origin, None when it is malformed or not among `names`."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
+    match = _ORIGIN.fullmatch(origin.lower())
+    if match is None:
         return None
-    name = parts.hostname or ""
-    is_bare = not (parts.path or parts.query or parts.fragment) and "@" not in parts.netloc
-    if name not in names or not is_bare or parts.scheme not in _SCHEME_PORTS or not url.isprintable():
-        return None
-    return name, port if port is not None else _SCHEME_PORTS[parts.scheme]
+    name = match["name"].strip("[]")
+    return (name, int(match["port"] or _SCHEME_PORTS[match["scheme"]])) if name in names else None
 
 
 class OriginCheck:

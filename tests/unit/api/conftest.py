@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
-from doubles.fake_tasks import FakeTasks
 from jsonschema import Draft202012Validator
 
+from doubles.fake_tasks import FakeTasks
 from sandbox.api.app import create_app
 from sandbox.api.context import ApiSettings
 

@@ -1,0 +1,73 @@
+"""Both doors on real sockets, in the event loop of the test."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from doubles.fake_tasks import FakeTasks
+from sandbox.api.addresses import bind
+from sandbox.api.app import create_app, create_stream_app
+from sandbox.api.context import ApiSettings
+from sandbox.api.serve import serve
+
+
+@dataclass
+class Doors:
+    tasks: FakeTasks
+    port: int
+    stream_port: int
+    shutting_down: asyncio.Event
+    serving: asyncio.Task[None]
+
+    @property
+    def http(self) -> str:
+        return f"http://localhost:{self.port}"
+
+    def ws(self, query: str = "", *, port: int = 0) -> str:
+        return f"ws://localhost:{port or self.stream_port}/api/v1/tasks/stream{query}"
+
+    async def stop(self) -> float:
+        """Shut down; how long it took, in seconds."""
+        started = time.monotonic()
+        self.shutting_down.set()
+        await asyncio.wait_for(self.serving, 10)
+        return time.monotonic() - started
+
+
+@asynccontextmanager
+async def _open_doors() -> AsyncIterator[Doors]:
+    tasks, shutting_down, started = FakeTasks(), asyncio.Event(), asyncio.Event()
+    sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
+    port, stream_port = sockets[0].getsockname()[1], stream_sockets[0].getsockname()[1]
+    settings = ApiSettings("0.1.0", frozenset({port, stream_port}))
+    app = create_app(tasks, settings=settings, shutting_down=shutting_down)
+    stream_app = create_stream_app(tasks, settings=settings, shutting_down=shutting_down)
+    serving = asyncio.create_task(
+        serve(app, stream_app, sockets, stream_sockets, shutting_down=shutting_down, on_started=started.set)
+    )
+    await asyncio.wait_for(started.wait(), 10)
+    doors = Doors(tasks, port, stream_port, shutting_down, serving)
+    try:
+        yield doors
+    finally:
+        await doors.stop()
+
+
+@pytest.fixture
+def open_doors():
+    return _open_doors
+
+
+async def _until(condition, seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def until():
+    return _until

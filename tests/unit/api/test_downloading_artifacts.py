@@ -1,0 +1,148 @@
+"""Somebody fetches what is kept of a task."""
+
+import hashlib
+
+import pytest
+
+from doubles.fake_tasks import BEGINNING
+from sandbox.api.artifacts import content_disposition
+from sandbox.model.artifact import Artifact
+
+DATA = bytes(range(256)) * 40
+CHECKSUM = hashlib.sha256(DATA).hexdigest()
+ARTIFACTS = "/api/v1/tasks/task-001/artifacts"
+
+
+@pytest.fixture(autouse=True)
+def keep(tasks, tmp_path):
+    """Keeps artifacts; one `report.bin` is kept already."""
+    tasks.add("task-001")
+
+    def keep_one(name, path=None, data=DATA, kind="application/octet-stream"):
+        file = tmp_path / f"{len(tasks.stories['task-001'].artifacts)}"
+        file.write_bytes(data)
+        checksum = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        tasks.keep("task-001", Artifact(name, path or name, len(data), kind, checksum), file)
+        return file
+
+    keep_one("report.bin", "out/report.bin")
+    return keep_one
+
+
+def test_the_list_says_what_there_is_and_where(api, keep):
+    keep("a b#?%.md", data=b"x")
+    answer = api.get(ARTIFACTS).json()
+    assert (answer["task_id"], answer["total_count"], answer["total_size_bytes"]) == ("task-001", 2, len(DATA) + 1)
+    assert answer["artifacts"][0] == {
+        "name": "report.bin",
+        "path": "out/report.bin",
+        "size_bytes": len(DATA),
+        "content_type": "application/octet-stream",
+        "checksum": f"sha256:{CHECKSUM}",
+        "created_at": BEGINNING.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "download_url": f"{ARTIFACTS}/report.bin",
+        "contains_secret": False,
+    }
+    assert answer["artifacts"][1]["download_url"] == f"{ARTIFACTS}/a%20b%23%3F%25.md"
+
+
+@pytest.mark.parametrize("name", ["a b#?%.md", "näïve.txt", 'quo"te\\;.md', "line\nbreak\r\n", "%2e%2e", "🦊"])
+def test_every_name_leads_to_its_bytes_by_the_url_of_the_list(api, keep, name):
+    keep(name, data=name.encode())
+    url = api.get(ARTIFACTS).json()["artifacts"][1]["download_url"]
+    answer = api.get(url)
+    assert (answer.status_code, answer.content) == (200, name.encode())
+
+
+def test_a_download_is_safe_and_can_be_checked(api):
+    answer = api.get(f"{ARTIFACTS}/report.bin")
+    assert (answer.status_code, answer.content) == (200, DATA)
+    assert answer.headers["x-checksum-sha256"] == CHECKSUM
+    assert answer.headers["etag"] == f'"sha256:{CHECKSUM}"'
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"].startswith("attachment;")
+    assert answer.headers["content-length"] == str(len(DATA))
+
+
+def test_a_path_is_as_good_as_a_name_escaped_or_not(api):
+    assert api.get(f"{ARTIFACTS}/out%2Freport.bin").content == DATA
+    assert api.get(f"{ARTIFACTS}/out/report.bin").content == DATA
+
+
+@pytest.mark.parametrize("name", ["other.bin", "..%2f..%2fetc%2fpasswd", "out", "report.bin/"])
+def test_what_was_not_collected_is_not_served(api, name):
+    answer = api.get(f"{ARTIFACTS}/{name}")
+    assert (answer.status_code, answer.json()["error"]) == (404, "artifact_not_found")
+
+
+def test_a_file_that_turned_into_a_link_is_not_followed(api, keep, tmp_path):
+    file = keep("link", data=b"x")
+    file.unlink()
+    file.symlink_to("/etc/hostname")
+    assert api.get(f"{ARTIFACTS}/link").json()["error"] == "artifact_not_found"
+
+
+def test_head_tells_the_size_and_sends_nothing(api):
+    answer = api("HEAD", f"{ARTIFACTS}/report.bin")
+    assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", str(len(DATA)))
+
+
+@pytest.mark.parametrize("known", ['"sha256:%s"', 'W/"sha256:%s"', '"other", "sha256:%s"', "*%.0s"])
+def test_who_has_the_bytes_is_not_sent_them_again(api, known):
+    answer = api.get(f"{ARTIFACTS}/report.bin", headers={"if-none-match": known % CHECKSUM})
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert answer.headers["etag"] == f'"sha256:{CHECKSUM}"'
+    assert api.get(f"{ARTIFACTS}/report.bin", headers={"if-none-match": '"other"'}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "part"),
+    [
+        ("bytes=0-9", 206, DATA[:10]),
+        ("bytes=10000-", 206, DATA[10000:]),
+        ("bytes=-7", 206, DATA[-7:]),
+        ("bytes=10000-99999", 206, DATA[10000:]),
+        ("bytes=9-0", 200, DATA),
+        ("bytes=0-1,5-6", 200, DATA),
+        ("lines=1-2", 200, DATA),
+        ("bytes=a-b", 200, DATA),
+    ],
+)
+def test_one_range_is_served_and_anything_else_is_the_whole_file(api, asked, status, part):
+    answer = api.get(f"{ARTIFACTS}/report.bin", headers={"range": asked})
+    assert (answer.status_code, answer.content) == (status, part)
+
+
+def test_a_broken_download_goes_on_only_if_the_file_is_the_same(api):
+    same, other = f'"sha256:{CHECKSUM}"', '"sha256:other"'
+    path, asked = f"{ARTIFACTS}/report.bin", "bytes=5-"
+    assert api.get(path, headers={"range": asked, "if-range": same}).content == DATA[5:]
+    assert api.get(path, headers={"range": asked, "if-range": other}).content == DATA
+
+
+@pytest.mark.parametrize("asked", ["bytes=10240-", "bytes=99999-99999", "bytes=-0"])
+def test_a_range_past_the_end_is_told_the_size(api, asked):
+    answer = api.get(f"{ARTIFACTS}/report.bin", headers={"range": asked})
+    assert (answer.status_code, answer.json()["error"]) == (416, "range_not_satisfiable")
+    assert answer.headers["content-range"] == f"bytes */{len(DATA)}"
+
+
+@pytest.mark.parametrize("kind", ["text/html\r\nx-evil: 1", "nonsense", ""])
+def test_a_content_type_that_is_none_becomes_bytes(api, keep, kind):
+    keep("page", kind=kind)
+    answer = api.get(f"{ARTIFACTS}/page")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert "x-evil" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("report.md", "attachment; filename=\"report.md\"; filename*=UTF-8''report.md"),
+        ('a"b.md', "attachment; filename=\"a_b.md\"; filename*=UTF-8''a%22b.md"),
+        ("a\r\nb", "attachment; filename=\"a__b\"; filename*=UTF-8''a%0D%0Ab"),
+        ("é", "attachment; filename=\"_\"; filename*=UTF-8''%C3%A9"),
+    ],
+)
+def test_no_name_can_break_out_of_its_header(name, header):
+    assert content_disposition(name) == header

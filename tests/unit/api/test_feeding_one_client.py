@@ -1,0 +1,110 @@
+"""What a client of a stream is handed, however fast it takes it."""
+
+import asyncio
+
+import pytest
+
+from sandbox.api.feed import READ_AHEAD_BYTES_MAX, Feed
+
+
+def encode(frame):
+    return None if frame.get("hidden") else frame["data"]
+
+
+async def every(frames):
+    for frame in frames:
+        yield frame
+
+
+async def taken(feed):
+    return [message async for message in _messages(feed)]
+
+
+async def _messages(feed):
+    while (batch := await feed.batch()) is not None:
+        for message in batch:
+            yield message
+
+
+def test_everything_comes_in_order_and_then_the_end():
+    async def scene():
+        frames = [{"data": str(number).encode(), "hidden": number % 3 == 0} for number in range(1000)]
+        async with Feed(every(frames), encode) as feed:
+            return await taken(feed)
+
+    assert asyncio.run(scene()) == [str(number).encode() for number in range(1000) if number % 3]
+
+
+def test_a_client_that_takes_nothing_holds_the_source_back():
+    asked_for = 0
+
+    async def endless():
+        nonlocal asked_for
+        while True:
+            asked_for += 1
+            yield {"data": b"x" * 1024}
+
+    async def scene():
+        async with Feed(endless(), encode) as feed:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert asked_for <= READ_AHEAD_BYTES_MAX // 1024 + 2
+            await feed.batch()
+            await feed.batch()
+            assert asked_for > READ_AHEAD_BYTES_MAX // 1024 + 2
+
+    asyncio.run(scene())
+
+
+def test_silence_is_told_and_does_not_end_it():
+    async def scene():
+        more = asyncio.Event()
+
+        async def late():
+            await more.wait()
+            yield {"data": b"late"}
+
+        async with Feed(late(), encode) as feed:
+            assert await feed.batch(0.01) == []
+            more.set()
+            assert await feed.batch(5) == [b"late"]
+            assert await feed.batch(5) is None
+
+    asyncio.run(scene())
+
+
+def test_an_occasion_ends_it_at_once_and_closes_the_source():
+    is_closed = False
+
+    async def silent():
+        nonlocal is_closed
+        try:
+            await asyncio.Event().wait()
+            yield {}
+        finally:
+            is_closed = True
+
+    async def scene():
+        ending = asyncio.Event()
+        async with Feed(silent(), encode) as feed:
+            feed.end_after(ending.wait())
+            ending.set()
+            async with asyncio.timeout(1):
+                assert await feed.batch() is None
+
+    asyncio.run(scene())
+    assert is_closed
+
+
+def test_what_the_source_raises_is_raised_after_what_it_gave():
+    async def broken():
+        yield {"data": b"before"}
+        raise ValueError("damaged")
+
+    async def scene():
+        async with Feed(broken(), encode) as feed:
+            assert await feed.batch() == [b"before"]
+            with pytest.raises(ValueError, match="damaged"):
+                await feed.batch()
+
+    asyncio.run(scene())

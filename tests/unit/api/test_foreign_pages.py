@@ -1,0 +1,57 @@
+"""Pages of other sites reach loopback through the browser; they are turned away, programs and own pages are not."""
+
+import pytest
+
+from sandbox.api.origin import LOOPBACK_NAMES, refusal
+
+NAMES = LOOPBACK_NAMES | {"builds.example.org"}
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("localhost:8122", None),
+        ("LOCALHOST", None),
+        ("127.0.0.1:8122", None),
+        ("[::1]:8122", None),
+        ("localhost:9000", None),
+        ("builds.example.org", None),
+        ("localhost:8122", "http://localhost:8122"),
+        ("127.0.0.1:8121", "http://localhost:8122"),
+        ("localhost:9000", "http://localhost:9000"),
+        ("[::1]:8121", "http://[::1]:8122"),
+        ("builds.example.org", "https://builds.example.org"),
+    ],
+)
+def test_programs_and_own_pages_are_let_in(host, origin):
+    assert refusal(host, origin, names=NAMES, ports={8121, 8122}) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [None, "", "evil.example", "localhost.evil.example:8122", "evil.example:8122", "127.0.0.1.evil.example",
+     "localhost@evil.example", "evil.example@localhost", "localhost:port", "localhost:999999", "localhost/x",
+     "localhost#", "2130706433", "[::1", "0.0.0.0:8122", "localhost\t"],
+)  # fmt: skip
+def test_a_rebound_name_is_turned_away(host):
+    assert refusal(host, None, names=NAMES, ports={8121, 8122}) is not None
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["null", "", "https://evil.example", "http://localhost:3000", "http://localhost", "http://localhost.evil.example:8122",
+     "http://localhost:8122.evil.example", "file://", "http://evil.example@localhost:8122", "chrome-extension://abc",
+     "http://localhost:8122/page", "ftp://localhost:8122"],
+)  # fmt: skip
+def test_a_page_of_another_site_is_turned_away(origin):
+    assert refusal("localhost:8122", origin, names=NAMES, ports={8121, 8122}) is not None
+
+
+@pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "https://evil.example"}])
+def test_a_foreign_request_reaches_no_route(api, tasks, headers):
+    tasks.add("task-001")
+    for method, path in (("GET", "/api/v1/tasks"), ("DELETE", "/api/v1/tasks/task-001"), ("GET", "/nowhere")):
+        answer = api(method, path, headers=headers)
+        assert (answer.status_code, answer.json()["error"]) == (403, "forbidden")
+    assert tasks.cancels == []
+    assert api.delete("/api/v1/tasks/task-001", headers={"origin": "http://localhost:8122"}).status_code == 200

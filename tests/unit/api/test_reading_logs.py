@@ -1,0 +1,129 @@
+"""Somebody reads what a task printed and what happened to it."""
+
+import json
+
+import pytest
+
+from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from sandbox.model import event as e
+
+LOGS = "/api/v1/tasks/task-001/logs"
+
+
+@pytest.fixture(autouse=True)
+def _finished(tasks):
+    tasks.add(
+        "task-001",
+        *TO_RUNNING,  # seq 2-5
+        e.Output.of("stdout", b"first\n"),  # 6
+        e.Output.of("stderr", b"warning: \x1b[31m\xff\n"),  # 7
+        e.ToolCall("Bash", "toolu_1", 12),  # 8
+        e.Progress(turns=1),  # 9
+        e.Output.of("stdout", b"last, without a newline"),  # 10
+        *TO_COMPLETED,  # 11, 12
+    )
+
+
+def lines(answer):
+    assert answer.status_code == 200
+    return answer.text.splitlines()
+
+
+def sse(answer):
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = []
+    for block in answer.text.removesuffix("\n\n").split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        data = json.loads(fields["data"])
+        assert (fields["event"], fields["id"]) == (data["type"], str(data["seq"]))
+        events.append((data["seq"], data["type"]))
+    return events
+
+
+def test_plain_logs_are_lines_with_time_and_source(api):
+    answer = api.get(LOGS)
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    told = answer.text.split("\n")
+    assert "[2026-01-29T10:10:15.129Z] [STDOUT] first" in told
+    assert "[2026-01-29T10:10:15.130Z] [STDERR] warning: \x1b[31m\ufffd" in told
+    assert "[2026-01-29T10:10:15.133Z] [STDOUT] last, without a newline" in told
+    event = next(line for line in told if "tool_call" in line)
+    prefix, _, document = event.partition(" [EVENT] ")
+    assert prefix == "[2026-01-29T10:10:15.131Z]"
+    assert json.loads(document)["duration_ms"] == 12
+    assert "progress" not in answer.text
+    assert told[-1] == ""
+
+
+@pytest.mark.parametrize(("stream", "count"), [("all", 11), ("", 11), ("stdout", 2), ("stderr", 1), ("events", 8)])
+def test_each_line_is_in_one_stream_and_in_all(api, stream, count):
+    assert len(lines(api.get(LOGS, params={"stream": stream} if stream else {}))) == count
+
+
+def test_tail_counts_lines_after_filtering(api):
+    assert [line[-5:] for line in lines(api.get(f"{LOGS}?stream=stdout&tail=1"))] == ["wline"]
+    assert len(lines(api.get(f"{LOGS}?tail=3"))) == 3
+    assert lines(api.get(f"{LOGS}?tail=1000")) == lines(api.get(f"{LOGS}?tail=0")) == lines(api.get(LOGS))
+
+
+def test_since_is_inclusive(api):
+    assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T10:10:15.133Z"))) == 1
+    assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T10:10:15.134Z"))) == 0
+    # A plus sign that nobody escaped arrives as a space.
+    assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T12:10:15.129+02:00"))) == 2
+
+
+def test_after_leaves_out_what_was_seen(api):
+    assert len(lines(api.get(f"{LOGS}?stream=stdout&after=6"))) == 1
+    assert len(lines(api.get(f"{LOGS}?after=99"))) == 0
+
+
+def test_following_a_finished_task_tells_its_whole_story_and_ends(api):
+    events = sse(api.get(f"{LOGS}?follow=true"))
+    assert [seq for seq, _ in events] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13]
+    assert events[-1] == (13, "end")
+
+
+def test_a_follower_can_read_lines_of_json(api):
+    answer = api.get(f"{LOGS}?follow=true&stream=stdout", headers={"accept": "application/x-ndjson"})
+    assert answer.headers["content-type"].startswith("application/x-ndjson")
+    told = [json.loads(line) for line in answer.text.splitlines()]
+    assert [frame.get("data", frame["type"]) for frame in told] == ["first\n", "last, without a newline", "end"]
+    assert (told[-1]["state"], told[-1]["exit_code"], told[-1]["error"]) == ("completed", 0, None)
+
+
+def test_a_follower_goes_on_where_it_left_off(api):
+    assert sse(api.get(f"{LOGS}?follow=true", headers={"last-event-id": "11"})) == [(12, "state_change"), (13, "end")]
+    assert sse(api.get(f"{LOGS}?follow=true&after=12")) == [(13, "end")]
+    both = api.get(f"{LOGS}?follow=true&after=12", headers={"last-event-id": "6"})
+    assert sse(both) == [(13, "end")]
+
+
+def test_a_reconnect_is_not_cut_to_the_tail(api):
+    path = f"{LOGS}?follow=true&tail=1"
+    assert sse(api.get(path)) == [(12, "state_change"), (13, "end")]
+    assert sse(api.get(path, headers={"last-event-id": "10"})) == [
+        (11, "state_change"),
+        (12, "state_change"),
+        (13, "end"),
+    ]
+
+
+def test_who_has_had_the_end_is_told_to_stop(api):
+    answer = api.get(f"{LOGS}?follow=true", headers={"last-event-id": "13"})
+    assert (answer.status_code, answer.content) == (204, b"")
+
+
+@pytest.mark.parametrize("identity", ["x", "-1", "9" * 5000])
+def test_an_event_id_that_is_none_is_refused(api, identity):
+    answer = api.get(f"{LOGS}?follow=true", headers={"last-event-id": identity})
+    assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "Last-Event-ID")
+
+
+def test_a_gap_reaches_every_follower_but_one_log_stream_only(api, tasks):
+    tasks.add("task-002", e.Gap(3, 4, "disk full"))
+    logs = "/api/v1/tasks/task-002/logs"
+    assert lines(api.get(f"{logs}?stream=stdout")) == []
+    assert len(lines(api.get(f"{logs}?stream=events"))) == 2
+    tasks.tell("task-002", e.CancelRequested(), e.TaskFinished())
+    assert [kind for _, kind in sse(api.get(f"{logs}?stream=stdout&follow=1"))] == ["gap", "end"]

@@ -1,0 +1,27 @@
+"""`openapi.json` tells tools what there is."""
+
+
+def test_it_is_served_and_lists_every_address(api):
+    schema = api.get("/openapi.json").json()
+    assert set(schema["paths"]) >= {
+        "/api/v1/tasks",
+        "/api/v1/tasks/{task_id}",
+        "/api/v1/tasks/{task_id}/wait",
+        "/api/v1/tasks/{task_id}/logs",
+        "/api/v1/tasks/{task_id}/artifacts",
+        "/api/v1/tasks/{task_id}/artifacts/{name}",
+        "/api/health",
+        "/api/v1/health",
+        "/api/v1/health/ready",
+        "/api/v1/health/live",
+    }
+
+
+def test_every_operation_documents_its_errors_in_the_one_shape(api):
+    for path, operations in api.schema["paths"].items():
+        for operation in operations.values():
+            errors = {status for status in operation["responses"] if int(status) >= 400}
+            assert errors >= {"400", "403", "500"}, path
+            assert "422" not in errors
+            for status in errors:
+                assert list(operation["responses"][status]["content"]) == ["application/problem+json"]
