@@ -17,7 +17,7 @@ class Script:
 
     stdout: bytes = b'{"type":"result"}\n'
     stderr: bytes = b""
-    exit: Exit = Exit(0)
+    exit: Exit = field(default_factory=lambda: Exit(0))
     stays: bool = False
     deaf: bool = False
     stage_error: AttemptError | None = None

@@ -1,0 +1,5 @@
+"""`python -m sandbox` is `sandbox`."""
+
+from sandbox.cli.command import main
+
+main()

@@ -1,0 +1,126 @@
+"""Two network namespaces of the test's own: in one lives the server, the other plays the whole internet.
+
+A wire (veth) joins them. On the internet's end every packet is written down, so that what a sandbox sends anywhere
+is seen, wherever it goes. Nothing of it can reach a real network: neither namespace has another way out.
+"""
+
+import contextlib
+import select
+import socket
+import struct
+import subprocess
+import threading
+import time
+
+from doubles.network_namespace import in_namespace
+
+INTERNET_ADDRESS = "203.0.113.1"
+SERVER_ADDRESS = "203.0.113.2"
+METADATA_ADDRESS = "169.254.169.254"
+PUBLIC_ADDRESS = "198.51.100.7"
+PRIVATE_ADDRESS = "10.1.2.3"
+
+
+class ClosedInternet:
+    """Enter it to make both namespaces; `server_prefix` and `internet_prefix` start commands inside them."""
+
+    def __init__(self):
+        self.packets = []
+        self._keepers = []
+        self._stop = threading.Event()
+
+    def __enter__(self):
+        self._keepers = [_keeper(), _keeper()]
+        server, internet = (str(keeper.pid) for keeper in self._keepers)
+        self.server_prefix = ("nsenter", "--net", "--target", server, "--")
+        self.server_namespace = f"/proc/{server}/ns/net"
+        self.internet_prefix = ("nsenter", "--net", "--target", internet, "--")
+        _run(
+            *self.server_prefix,
+            "ip",
+            "link",
+            "add",
+            "wire0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "wire1",
+            "netns",
+            internet,
+        )
+        for prefix, device, address in (
+            (self.server_prefix, "wire0", SERVER_ADDRESS),
+            (self.internet_prefix, "wire1", INTERNET_ADDRESS),
+        ):
+            _run(*prefix, "ip", "link", "set", "lo", "up")
+            _run(*prefix, "ip", "address", "add", f"{address}/24", "dev", device)
+            _run(*prefix, "ip", "link", "set", device, "up")
+        _run(*self.server_prefix, "ip", "route", "add", "default", "via", INTERNET_ADDRESS)
+        for address in (METADATA_ADDRESS, PUBLIC_ADDRESS, PRIVATE_ADDRESS):
+            _run(*self.internet_prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
+        self._sniffer = threading.Thread(target=self._sniff, args=(f"/proc/{internet}/ns/net",))
+        self._sniffer.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._sniffer.join()
+        for keeper in self._keepers:
+            keeper.kill()
+            keeper.wait()
+
+    def destinations(self):
+        """Every (protocol, address, port) that something sent an opening packet to, TCP replies left out."""
+        return set(self.packets)
+
+    def reach(self, address, port):
+        """From the server's namespace: can this be reached? The twin that shows that the wire works."""
+        script = f"import socket; socket.create_connection(({address!r}, {port}), 3).close()"
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _run(*self.server_prefix, "python3", "-I", "-c", script)
+            return True
+        return False
+
+    def _sniff(self, namespace):
+        with in_namespace(namespace):
+            wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
+            wire.bind(("wire1", 0x0003))
+        with wire:
+            while not self._stop.is_set():
+                if select.select([wire], [], [], 0.05)[0]:
+                    packet, (_, protocol, kind, *_rest) = wire.recvfrom(65_535)
+                    if kind != socket.PACKET_OUTGOING and protocol == 0x0800:
+                        self._note(packet)
+
+    def _note(self, packet):
+        header_length = (packet[0] & 15) * 4
+        protocol, destination = packet[9], socket.inet_ntoa(packet[16:20])
+        if protocol == socket.IPPROTO_TCP:
+            flags = packet[header_length + 13]
+            if flags & 0x12 == 0x02:
+                self.packets.append(("tcp", destination, struct.unpack_from("!H", packet, header_length + 2)[0]))
+        elif protocol == socket.IPPROTO_UDP:
+            self.packets.append(("udp", destination, struct.unpack_from("!H", packet, header_length + 2)[0]))
+        else:
+            self.packets.append((str(protocol), destination, 0))
+
+
+def _keeper():
+    """A process that keeps a network namespace alive."""
+    keeper = subprocess.Popen(["unshare", "--net", "sleep", "3600"])
+    own, deadline = _namespace("self"), time.monotonic() + 10
+    while _namespace(keeper.pid) == own:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return keeper
+
+
+def _namespace(pid):
+    import os
+
+    return os.readlink(f"/proc/{pid}/ns/net")  # noqa: PTH115
+
+
+def _run(*command):
+    subprocess.run(command, check=True, timeout=20, capture_output=True)

@@ -1,0 +1,252 @@
+"""The real thing as processes: the server, a git server and a scripted model, each ended by its own process id."""
+
+import base64
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from doubles.network_namespace import NamespaceTransport
+from sandbox.demo.model_script import Script, Text, ToolUse, Turn
+
+SERVER_KEY = "sk-ant-the-servers-own-key-0123456789"
+ORGANISATION = "https://github.com/org/"
+
+
+def bash(command):
+    """A turn in which the model runs a shell command."""
+    return Turn((Text("Working."), ToolUse("Bash", {"command": command, "description": "work"})))
+
+
+def python(source):
+    """A turn in which the model runs a Python program; quoting is no concern of the program's."""
+    encoded = base64.b64encode(source.encode()).decode()
+    return bash(f"echo {encoded} | base64 -d | python3 -I -")
+
+
+def says(text="Done.", **fields):
+    return Turn((Text(text),), **fields)
+
+
+def until(condition, seconds=20.0, what="the condition"):
+    """Poll until the condition gives something true; gives that."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+    return value
+
+
+class Process:
+    """A child that says in its first line, as JSON, where it is. prefix: a command that starts it elsewhere."""
+
+    def __init__(self, command, *, environment, log, prefix=()):
+        self.log = log
+        with log.open("ab") as errors:
+            self._popen = subprocess.Popen(
+                [*prefix, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment
+            )
+        ready, _, _ = select.select([self._popen.stdout], [], [], 30)
+        line = self._popen.stdout.readline() if ready else b""
+        if not line:
+            self.stop()
+            raise AssertionError(f"{command} did not start:\n{log.read_text(errors='replace')[-3000:]}")
+        self.said = json.loads(line)
+        self.pid = self._popen.pid
+
+    def stop(self, signal_number=signal.SIGTERM, seconds=10.0):
+        """End it; gives how long that took in seconds."""
+        begin = time.monotonic()
+        if self._popen.poll() is None:
+            self._popen.send_signal(signal_number)
+            try:
+                self._popen.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self._popen.kill()
+                self._popen.wait()
+        self._popen.stdout.close()
+        return time.monotonic() - begin
+
+
+def git(*arguments, cwd):
+    """Run git for the test itself, without anybody's configuration."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": "/nonexistent",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in _IDENTITY.items()},
+    }
+    ran = subprocess.run(["git", *arguments], cwd=cwd, env=environment, capture_output=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr.decode()
+    return ran.stdout.decode(errors="replace")
+
+
+_IDENTITY = {"NAME": "Test", "EMAIL": "test@example.org", "DATE": "2026-01-29T10:00:00Z"}
+
+
+def make_repository(bare, files, *, branch="main"):
+    """A bare repository with one commit of these files; gives the commit."""
+    work = bare.with_suffix(".work")
+    work.mkdir(parents=True)
+    git("init", "-q", "-b", branch, ".", cwd=work)
+    for name, content in files.items():
+        path = work / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    git("add", "-A", ".", cwd=work)
+    git("commit", "-q", "-m", "Begin", cwd=work)
+    git("clone", "-q", "--bare", str(work), str(bare), cwd=work.parent)
+    return git("rev-parse", "HEAD", cwd=work).strip()
+
+
+class World:
+    """One user's machine: a server with its data, its git host and its model. All end with the world."""
+
+    def __init__(self, directory, *, prefix=(), address="127.0.0.1", namespace=None):
+        self.directory = Path(directory)
+        self.home = self.directory / "home"
+        self.home.mkdir()
+        self.repositories = self.directory / "git"
+        self.repositories.mkdir()
+        self.data_dir = self.directory / "data"
+        self.model_requests_file = self.directory / "model-requests.ndjson"
+        self.prefix = prefix
+        self.address = address
+        self.transport = NamespaceTransport(namespace) if namespace else None
+        self.processes = []
+        self.server = None
+        self.http = None
+
+    def start_git(self, prefix=()):
+        command = [sys.executable, "-m", "sandbox.demo.git_server", "--directory", str(self.repositories)]
+        git_server = self._start("git", [*command, "--host", self.address], {}, prefix)
+        (self.home / ".gitconfig").write_text(f'[url "{git_server.said["url"]}/"]\n\tinsteadOf = {ORGANISATION}\n')
+
+    def start_model(self, *turns, prefix=(), **script):
+        path = self.directory / "script.json"
+        import msgspec
+
+        path.write_bytes(msgspec.json.encode(Script(turns, **script)))
+        command = [sys.executable, "-m", "sandbox.demo.scripted_model", "--script", str(path)]
+        command += ["--host", self.address, "--record", str(self.model_requests_file)]
+        self.model_url = self._start("model", command, {}, prefix).said["url"]
+
+    def start_server(self, **environment):
+        command = [sys.executable, "-m", "sandbox", "serve", "--port", "0", "--ws-port", "0"]
+        command += ["--data-dir", str(self.data_dir), "--format", "json"]
+        model = {"ANTHROPIC_BASE_URL": self.model_url, "ANTHROPIC_API_KEY": SERVER_KEY}
+        self.server = self._start("server", command, {**model, **environment}, self.prefix)
+        self.http = self._client()
+        return self.server.said
+
+    def _start(self, name, command, environment, prefix):
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8", **environment}
+        process = Process(command, environment=environment, log=self.directory / f"{name}.log", prefix=prefix)
+        self.processes.append(process)
+        return process
+
+    def submit(self, task_id="task-1", **parts):
+        """Submit a task with this id; `claude`, `vm`, `lifecycle`, `repository` add to the minimal manifest."""
+        manifest = {
+            "version": "1",
+            "kind": "Task",
+            "metadata": {"name": "A task", "id": task_id},
+            "repository": {"url": f"{ORGANISATION}repo.git", "branch": "main", **parts.pop("repository", {})},
+            "claude": {"prompt": "Do it.", **parts.pop("claude", {})},
+            **parts,
+        }
+        answer = self.http.post("/api/v1/tasks", json=manifest)
+        assert answer.status_code == 202, answer.text
+        return answer.json()["task_id"]
+
+    def status(self, task_id="task-1"):
+        return self.http.get(f"/api/v1/tasks/{task_id}").json()
+
+    def wait(self, task_id="task-1", seconds=60):
+        """The status of a task that has ended."""
+        deadline = time.monotonic() + seconds
+        while (status := self.status(task_id))["state"] not in TERMINAL:
+            assert time.monotonic() < deadline, f"{status}\n{self.tell(task_id)}"
+            self.http.get(f"/api/v1/tasks/{task_id}/wait?timeout=5")
+        return status
+
+    def until_state(self, state, task_id="task-1", seconds=30):
+        until(lambda: self.status(task_id)["state"] == state, seconds, f"state {state}")
+
+    def artifact(self, name, task_id="task-1"):
+        answer = self.http.get(f"/api/v1/tasks/{task_id}/artifacts/{name}")
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def artifact_names(self, task_id="task-1"):
+        listed = self.http.get(f"/api/v1/tasks/{task_id}/artifacts").json()
+        return {artifact["name"] for artifact in listed["artifacts"]}
+
+    def logs(self, task_id="task-1", stream="all"):
+        return self.http.get(f"/api/v1/tasks/{task_id}/logs?stream={stream}").text
+
+    def frames(self, task_id="task-1"):
+        """The whole story of a finished task, from the event stream."""
+        text = self.http.get(f"/api/v1/tasks/{task_id}/logs?follow=true").text
+        return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+
+    def states(self, task_id="task-1"):
+        return [frame["new_state"] for frame in self.frames(task_id) if frame["type"] == "state_change"]
+
+    def tool_results(self):
+        """What the agent's tools answered, as the model was told, in order."""
+        requests = [json.loads(line) for line in self.model_requests_file.read_text().splitlines()]
+        bodies = [json.loads(request["body"]) for request in requests if request["method"] == "POST"]
+        longest = max(bodies, key=lambda body: len(body.get("messages", ())))
+        blocks = [
+            block
+            for message in longest["messages"]
+            if isinstance(message["content"], list)
+            for block in message["content"]
+            if block["type"] == "tool_result"
+        ]
+        return [_text(block["content"]) for block in blocks]
+
+    def model_requests(self):
+        if not self.model_requests_file.exists():
+            return []
+        return [json.loads(line) for line in self.model_requests_file.read_text().splitlines()]
+
+    def tell(self, task_id="task-1"):
+        """What is known, for a failed assertion."""
+        logs = "".join(path.read_text(errors="replace")[-2000:] for path in self.directory.glob("*.log"))
+        runner_logs = "".join(path.read_text() for path in self.data_dir.glob("tasks/*/attempts/*/runner.log"))
+        return f"{self.logs(task_id)[-4000:]}\n{runner_logs}\n{logs}"
+
+    def close(self):
+        if self.http is not None:
+            self.http.close()
+            with contextlib.suppress(Exception):
+                self._end_tasks()
+        for process in reversed(self.processes):
+            process.stop()
+
+    def _client(self):
+        return httpx.Client(base_url=self.server.said["http"], trust_env=False, timeout=30, transport=self.transport)
+
+    def _end_tasks(self):
+        with self._client() as http:
+            for task in http.get("/api/v1/tasks").json()["tasks"]:
+                if task["state"] not in TERMINAL:
+                    http.delete(f"/api/v1/tasks/{task['id']}?force=true")
+                    http.get(f"/api/v1/tasks/{task['id']}/wait?timeout=20")
+
+
+TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
+
+
+def _text(content):
+    return content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
