@@ -90,7 +90,7 @@ def test_an_address_that_is_taken_is_named():
         with pytest.raises(AddressError, match=f"port {port}"):
             bind("127.0.0.1", port)
         # An address for documentation, which no machine has.
-        with pytest.raises(AddressError, match="192.0.2.1"):
+        with pytest.raises(AddressError, match=r"192\.0\.2\.1"):
             bind("192.0.2.1", 0)
     finally:
         for one in held:
