@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 WIDTH_OFF_TERMINAL = 120
 """Where prose and summaries are cut when nobody's window says otherwise."""
@@ -21,11 +20,6 @@ def output_console(*, has_color: bool) -> Console:
 def talk_console(*, has_color: bool) -> Console:
     """The console of stderr, for talk."""
     return _console(sys.stderr, has_color=has_color)
-
-
-def print_table(console: Console, table: Table) -> None:
-    """Print a table; off a terminal it is as wide as it needs to be."""
-    console.print(table, width=None if console.is_terminal else 100_000, crop=False)
 
 
 def _console(stream: TextIO, *, has_color: bool) -> Console:

@@ -28,7 +28,7 @@ def doctor(**where: Any) -> None:
 
     Exit code: 0 when tasks can run here, 1 when not.
     """
-    from sandbox.wiring.server import examine
+    from sandbox.wiring.examination import examine
     from sandbox.wiring.settings import ServerSettings
 
     findings, options = examine(ServerSettings(**where)), chosen()

@@ -33,8 +33,10 @@ def span(first: str | None, last: str | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.3 s`, `42 s`, `2 min 5 s`, `3 h 12 min`."""
+    """`12 ms`, `0.3 s`, `42 s`, `2 min 5 s`, `3 h 12 min`."""
     seconds = max(seconds, 0.0)
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -42,6 +44,16 @@ def duration(seconds: float) -> str:
         return f"{rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def age(timestamp: str | None, now: datetime) -> str:
+    """How long ago in one unit, `42 s`, `12 min`, `3 h`, `4 d`."""
+    at = moment(timestamp)
+    seconds = max(int((now - at).total_seconds()), 0) if at else 0
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s" if at else "-"
 
 
 def size(size_bytes: int) -> str:

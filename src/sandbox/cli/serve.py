@@ -14,9 +14,10 @@ from sandbox.cli.server_settings import settings_options
 @settings_options
 @output_options("text", "json")
 def serve(**where: Any) -> None:
-    """Run the server until it is told to stop.
+    """Run the server.
 
-    With --format json the addresses are printed as one JSON line as soon as the server answers.
+    It goes on until it is told to stop. With --format json the addresses are printed as one JSON line as soon as it
+    answers.
     """
     from sandbox.wiring.server import run
     from sandbox.wiring.settings import ServerSettings

@@ -10,7 +10,7 @@ from typing import Any
 LINE_CHARACTERS_MAX = 8 * 1024 * 1024
 """A longer line is not looked into: nothing of it would be shown anyway."""
 
-_SUMMARIES = ("description", "file_path", "notebook_path", "path", "pattern", "url", "query", "skill", "prompt")
+_SUMMARIES = ("command", "file_path", "notebook_path", "pattern", "path", "url", "query", "description", "prompt")
 """The fields of a tool's input that say best what the call is about, the best first."""
 
 
@@ -104,8 +104,8 @@ def _of_tool(block: Any) -> Saying | None:
 def _summary(given: Any) -> str:
     if not isinstance(given, dict):
         return ""
-    fields = ("command", *_SUMMARIES)
-    return next((given[field] for field in fields if isinstance(given.get(field), str) and given[field].strip()), "")
+    texts = (given[field] for field in _SUMMARIES if isinstance(given.get(field), str))
+    return next((text.removeprefix("/workspace/") for text in texts if text.strip()), "")
 
 
 def _text(content: Any) -> str:

@@ -20,6 +20,9 @@ from sandbox.model.state import TERMINAL_STATES
 WAIT_SECONDS = 60.0
 """How long one request for the end of a task waits; a longer wait is several of them."""
 
+AGAIN_SECONDS = 0.1
+"""Before waiting once more: a server that shuts down answers at once."""
+
 SILENCE_SECONDS = 45.0
 """A stream that is silent for so long is dead: the server says something every 15 s."""
 
@@ -83,6 +86,7 @@ class Client:
             try:
                 status = self._wait_once(task_id, left)
                 patience.restore()
+                time.sleep(AGAIN_SECONDS if status["state"] not in TERMINAL_STATES else 0)
             except ClientError as error:
                 patience.pause(error)
         return status

@@ -14,9 +14,9 @@ PAUSES_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0)
 class Patience:
     """Pauses between tries, longer and longer; after each success they begin anew."""
 
-    def __init__(self, pauses_seconds: tuple[float, ...] = PAUSES_SECONDS) -> None:
-        self._pauses_seconds = pauses_seconds
-        self._left: Iterator[float] = iter(pauses_seconds)
+    def __init__(self, pauses_seconds: tuple[float, ...] | None = None) -> None:
+        self._pauses_seconds = PAUSES_SECONDS if pauses_seconds is None else pauses_seconds
+        self._left: Iterator[float] = iter(self._pauses_seconds)
 
     def restore(self) -> None:
         """Something arrived: be patient again."""

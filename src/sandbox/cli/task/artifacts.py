@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.answer import print_json
-from sandbox.cli.console import output_console, print_table
+from sandbox.cli.console import output_console
 from sandbox.cli.figures import size
-from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.options import chosen, common_options
+from sandbox.cli.table import print_table
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
-    from sandbox.client.answers import ArtifactList
+    from sandbox.client.answers import ArtifactEntry
 
 
 @click.command()
@@ -29,22 +30,20 @@ def artifacts(task_id: str) -> None:
     if options.format == "json":
         print_json(answer)
     elif answer["artifacts"]:
-        print_table(output_console(has_color=options.has_color), _table(answer, options))
+        print_table(
+            output_console(has_color=options.has_color),
+            ("NAME", "SIZE", "TYPE", "PATH"),
+            [_row(artifact) for artifact in answer["artifacts"]],
+            has_lines=options.format == "table",
+            shrinkable=("TYPE", "PATH"),
+        )
     else:
         click.echo("No artifacts yet. They are collected when the agent has ended.", err=True)
 
 
-def _table(answer: ArtifactList, options: Chosen) -> Table:
-    from rich.table import Table
+def _row(artifact: ArtifactEntry) -> list[Text]:
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="dim") if options.format == "text" else Table()
-    table.add_column("NAME", overflow="fold")
-    table.add_column("SIZE", justify="right", no_wrap=True)
-    table.add_column("TYPE", no_wrap=True, overflow="ellipsis")
-    table.add_column("PATH", overflow="fold")
-    for artifact in answer["artifacts"]:
-        path = artifact["path"] + ("  (contains a secret)" if artifact["contains_secret"] else "")
-        cells = (artifact["name"], size(artifact["size_bytes"]), artifact["content_type"], path)
-        table.add_row(*(Text(visible(cell)) for cell in cells))
-    return table
+    path = artifact["path"] + ("  (contains a secret)" if artifact["contains_secret"] else "")
+    cells = (artifact["name"], size(artifact["size_bytes"]), artifact["content_type"], path)
+    return [Text(visible(cell)) for cell in cells]

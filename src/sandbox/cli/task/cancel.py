@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @common_options
 def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
-    """Cancel a task and wait for its end. What it made until then is kept."""
+    """Cancel a task and wait for its end.
+
+    What it made until then is kept.
+    """
     options = chosen()
-    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-        click.confirm(f"Cancel task {visible(task_id)}?", abort=True, err=True)
+    asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    if asks and not click.confirm(f"Cancel task {visible(task_id)}?", err=True):
+        fail("Nothing was cancelled.", ExitCode.INTERRUPTED)
     with options.connect() as client:
         answer = client.cancel(task_id, reason=reason, force=force)
         if sys.stderr.isatty():

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 @click.option("--output", "-o", metavar="PATH", help="The file or directory to write to; '-' for stdout.")
 @common_options
 def download(task_id: str, name: str | None, takes_all: bool, output: str | None) -> None:
-    """Download the artifact NAME of a task, or all of them."""
+    """Download artifacts, verified.
+
+    NAME is one artifact's name, or its path in the workspace.
+    """
     if takes_all == (name is not None):
         raise click.UsageError("Give the NAME of one artifact, or --all.")
     if takes_all and output == "-":

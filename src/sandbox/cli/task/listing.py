@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from sandbox.cli.answer import print_json
-from sandbox.cli.console import output_console, print_table
-from sandbox.cli.figures import counted, date
-from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.console import output_console
+from sandbox.cli.figures import age, counted
+from sandbox.cli.options import chosen, common_options
 from sandbox.cli.story import STATE_STYLES
+from sandbox.cli.table import print_table
 from sandbox.cli.visible import visible
 from sandbox.model.state import TaskState
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
-    from sandbox.client.answers import TaskPage
+    from sandbox.client.answers import TaskPage, TaskSummary
 
 SORTS = ("created_at", "started_at", "state_changed_at", "name")
 
@@ -54,26 +56,23 @@ def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, sor
         print_json(page)
         return
     if page["tasks"]:
-        print_table(output_console(has_color=options.has_color), _table(page, options))
+        print_table(
+            output_console(has_color=options.has_color),
+            ("ID", "STATE", "AGE", "NAME", "LABELS"),
+            [_row(task) for task in page["tasks"]],
+            has_lines=options.format == "table",
+            shrinkable=("LABELS", "NAME"),
+        )
     _say_what_is_missing(page)
 
 
-def _table(page: TaskPage, options: Chosen) -> Table:
-    from rich.table import Table
+def _row(task: TaskSummary) -> list[Text]:
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="dim") if options.format == "text" else Table()
-    table.add_column("ID", no_wrap=False, overflow="fold")
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("CREATED", no_wrap=True)
-    table.add_column("NAME", no_wrap=True, overflow="ellipsis")
-    table.add_column("LABELS", no_wrap=True, overflow="ellipsis")
-    for task in page["tasks"]:
-        labels = ",".join(f"{key}={value}" for key, value in task["labels"].items())
-        state = Text(visible(task["state"]), STATE_STYLES.get(task["state"], ""))
-        cells = (visible(text) for text in (date(task["created_at"]), task["name"], labels))
-        table.add_row(Text(visible(task["id"])), state, *(Text(cell) for cell in cells))
-    return table
+    labels = ",".join(f"{key}={value}" for key, value in task["labels"].items())
+    state = Text(visible(task["state"]), STATE_STYLES.get(task["state"], ""))
+    after = (age(task["created_at"], datetime.now(UTC)), task["name"], labels)
+    return [Text(visible(task["id"])), state, *(Text(visible(cell)) for cell in after)]
 
 
 def _say_what_is_missing(page: TaskPage) -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", re.DOTALL)
 _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
-_ENVELOPE = frozenset({"type", "task_id", "seq", "timestamp"})
 
 Line = tuple[bytes, bytes, bytes]
 """Time, stream and content, as the API writes them; the content with its newline."""
@@ -57,9 +56,10 @@ def _print(lines: Iterable[Line], *, has_times: bool, has_tags: bool) -> None:
         line = (time if has_times else b"") + (tag if has_tags else b"") + content
         if sys.stdout.isatty():
             click.echo(visible(line.decode(errors="replace").removesuffix("\n")))
-        else:
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+            continue
+        is_bare = not has_times and not has_tags
+        sys.stdout.buffer.write(line if is_bare or line.endswith(b"\n") else line + b"\n")
+        sys.stdout.buffer.flush()
 
 
 def _parts(line: bytes) -> Line:
@@ -68,19 +68,12 @@ def _parts(line: bytes) -> Line:
 
 
 def _followed(client: Client, task_id: str, **wanted: Any) -> Iterator[Line]:
-    for frame in client.events(task_id, **wanted):
-        if frame["type"] == "end":
-            return
-        time = f"[{frame.get('timestamp')}] ".encode()
-        if frame["type"] == "output":
-            data = str(frame.get("data", "")).encode(errors="replace")
-            yield time, _TAGS.get(str(frame.get("stream")), b""), data if data.endswith(b"\n") else data + b"\n"
-        else:
-            yield time, b"[EVENT] ", _event(frame)
-
-
-def _event(frame: dict[str, Any]) -> bytes:
     import json
 
-    fields = {key: value for key, value in frame.items() if key not in _ENVELOPE or key == "type"}
-    return json.dumps(fields, ensure_ascii=False).encode(errors="replace") + b"\n"
+    for frame in client.events(task_id, **wanted):
+        time, tag = f"[{frame.get('timestamp')}] ".encode(), _TAGS.get(str(frame.get("stream")), b"[EVENT] ")
+        if frame["type"] == "output":
+            yield time, tag, str(frame.get("data", "")).encode(errors="replace")
+        elif frame["type"] != "end":
+            event = json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
+            yield time, b"[EVENT] ", event.encode(errors="replace") + b"\n"

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 @click.option("--id", "task_id", metavar="ID", help="The task's id, instead of the manifest's.")
 @common_options
 def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None) -> None:
-    """Submit the manifest in FILE ('-' for stdin) as a task."""
+    """Submit a manifest as a task.
+
+    FILE is YAML or JSON; '-' stands for stdin.
+    """
     options, manifest = chosen(), ManifestFile(file)
     with options.connect() as client:
         answer = _submit(client, manifest, task_id)

@@ -20,9 +20,10 @@ from sandbox.cli.visible import visible
 @click.argument("file", type=click.File("rb"))
 @output_options("text", "json")
 def validate(file: BinaryIO) -> None:
-    """Check the manifest in FILE ('-' for stdin) without a server.
+    """Check a manifest without a server.
 
-    Prints every mistake with its place. Exit code: 0 without mistakes, 9 with some.
+    FILE is YAML or JSON; '-' stands for stdin. Prints every mistake with its place.
+    Exit code: 0 without mistakes, 9 with some.
     """
     from sandbox.model.mistake import InvalidManifestError
 

@@ -25,9 +25,9 @@ from sandbox.model.state import TERMINAL_STATES
 )
 @common_options
 def wait(task_id: str, timeout_seconds: int | None) -> None:
-    """Wait until a task has ended, and print its final state.
+    """Wait until a task has ended.
 
-    Exit code: 0 completed, 1 failed, 8 cancelled, 7 not ended in time.
+    Prints its final state. Exit code: 0 completed, 1 failed, 8 cancelled, 7 not ended in time.
     """
     options = chosen()
     with options.connect() as client, watching(task_id):

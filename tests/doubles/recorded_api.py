@@ -1,0 +1,109 @@
+"""A small HTTP server that plays recorded answers of the API, and remembers what it was asked."""
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+PREFIX = "/api/v1"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as it came."""
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer; `chunks` are sent as they come, and the connection is closed after them."""
+
+    status: int = 200
+    chunks: Iterable[bytes] = ()
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def of_json(body: Any, status: int = 200) -> Answer:
+    return Answer(status, [json.dumps(body).encode()], {"Content-Type": "application/json"})
+
+
+def of_error(status: int, code: str, message: str, details: Any = None) -> Answer:
+    return of_json({"error": code, "message": message, "details": details}, status)
+
+
+def of_frames(frames: Iterable[dict[str, Any]]) -> Answer:
+    chunks = (f"id: {f['seq']}\nevent: {f['type']}\ndata: {json.dumps(f, ensure_ascii=False)}\n\n" for f in frames)
+    return Answer(200, map(str.encode, chunks), {"Content-Type": "text/event-stream"})
+
+
+class RecordedApi:
+    """`answers[method, path]` are given in order; the last one again and again. Unknown paths get a 404."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.answers: dict[tuple[str, str], list[Answer | Callable[[Asked], Answer]]] = {}
+        self.asked: list[Asked] = []
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _handle(self) -> None:
+                parts = urlsplit(self.path)
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                headers = {key.lower(): value for key, value in self.headers.items()}
+                asked = Asked(self.command, parts.path.removeprefix(PREFIX), parse_qs(parts.query), headers, body)
+                api.asked.append(asked)
+                self._send(api._next(asked))
+
+            def _send(self, answer: Answer) -> None:
+                try:
+                    self.send_response(answer.status)
+                    for key, value in answer.headers.items():
+                        self.send_header(key, value)
+                    self.end_headers()
+                    for chunk in answer.chunks:
+                        self.wfile.write(chunk)
+                        self.wfile.flush()
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # the client has seen enough
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            do_GET = do_POST = do_DELETE = _handle  # noqa: N815
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def on(self, method: str, path: str, *answers: Answer | Callable[[Asked], Answer]) -> None:
+        self.answers[method, path] = list(answers)
+
+    def to(self, method: str, path: str) -> list[Asked]:
+        """What was asked of one path."""
+        return [asked for asked in self.asked if (asked.method, asked.path) == (method, path)]
+
+    def _next(self, asked: Asked) -> Answer:
+        answers = self.answers.get((asked.method, asked.path))
+        if not answers:
+            return of_error(404, "task_not_found", "There is no such task.")
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        return answer(asked) if callable(answer) else answer
+
+    @contextmanager
+    def running(self) -> Iterator["RecordedApi"]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join(5)

@@ -1,0 +1,110 @@
+"""The story of one task as frames: what a small bug fix looks like to a client."""
+
+import json
+from typing import Any
+
+TASK = "fix-42"
+
+
+def frames(task_id: str = TASK) -> list[dict[str, Any]]:
+    """From submission to `end`, numbered from 1."""
+    told: list[dict[str, Any]] = []
+
+    def add(kind: str, **fields: Any) -> None:
+        seq = len(told) + 1
+        told.append({"type": kind, "task_id": task_id, "seq": seq, "timestamp": _at(seq), **fields})
+
+    def state(previous: str | None, new: str, message: str) -> None:
+        add("state_change", previous_state=previous, new_state=new, state_message=message)
+
+    def line(event: dict[str, Any], stream: str = "stdout") -> None:
+        data = json.dumps(event, ensure_ascii=False) + "\n"
+        add("output", stream=stream, data=data, bytes=len(data.encode()), continued=False)
+
+    def say(text: str) -> None:
+        line({"type": "assistant", "message": {"id": "m", "content": [{"type": "text", "text": text}]}})
+
+    def use(use_id: str, tool: str, given: dict[str, Any]) -> None:
+        block = {"type": "tool_use", "id": use_id, "name": tool, "input": given}
+        line({"type": "assistant", "message": {"id": "m", "content": [block]}})
+
+    def answer(use_id: str, tool: str, duration_ms: int, error: str | None = None) -> None:
+        block = {"type": "tool_result", "tool_use_id": use_id, "content": error or "ok", "is_error": error is not None}
+        line({"type": "user", "message": {"role": "user", "content": [block]}})
+        add("tool_call", tool=tool, tool_use_id=use_id, duration_ms=duration_ms, is_error=error is not None)
+
+    def usage(tokens_in: int, tokens_out: int, usd: float) -> None:
+        add(
+            "usage",
+            model="claude-sonnet-4-5-20250929",
+            input_tokens=tokens_in,
+            output_tokens=tokens_out,
+            cache_read_tokens=0,
+            cache_write_tokens=0,
+            cost_usd=usd,
+        )
+
+    state(None, "pending", "Waiting to be started")
+    state("pending", "staging", "Cloning https://github.com/org/app.git")
+    state("staging", "provisioning", "Making the sandbox")
+    state("provisioning", "ready", "The sandbox answers")
+    state("ready", "running", "Claude Code is working")
+    line({"type": "system", "subtype": "init", "session_id": "s", "tools": ["Bash"]})
+    say("I'll look at the failing test first, then at the parser that it exercises.")
+    usage(12_040, 88, 0.0374)
+    use("t1", "Bash", {"command": "python3 -m pytest -q tests/test_parser.py", "description": "Run the failing test"})
+    answer(
+        "t1", "Bash", 1230, "Exit code 1\nFAILED tests/test_parser.py::test_empty - IndexError: list index out of range"
+    )
+    use("t2", "Read", {"file_path": "/workspace/src/app/parser.py"})
+    answer("t2", "Read", 12)
+    say("The parser indexes into the tokens before it checks that there are any.\n\nI'll return early instead.")
+    use("t3", "Edit", {"file_path": "/workspace/src/app/parser.py", "old_string": "a", "new_string": "b"})
+    answer("t3", "Edit", 25)
+    add("egress_denied", host="telemetry.example.com", port=443, reason="not in allowed_hosts")
+    use("t4", "Bash", {"command": "python3 -m pytest -q && git add -A && git commit -q -m 'Fix the empty input' " * 3})
+    answer("t4", "Bash", 14_120)
+    usage(14_871, 502, 0.0521)
+    say("Fixed: an empty input now gives an empty list. All 128 tests pass.")
+    line({"type": "result", "subtype": "success", "is_error": False, "num_turns": 4, "result": "Fixed."})
+    state("running", "completing", "Collecting artifacts")
+    state("completing", "completed", "Claude Code finished its work")
+    add("end", state="completed", exit_code=0, error=None)
+    return told
+
+
+def status(state: str, task_id: str = TASK, **changes: Any) -> dict[str, Any]:
+    """The task as `GET /tasks/{id}` shows it."""
+    return {
+        "id": task_id,
+        "name": "Fix bug #42",
+        "state": state,
+        "labels": {"team": "platform"},
+        "created_at": "2026-01-29T10:10:01.000Z",
+        "started_at": "2026-01-29T10:10:05.000Z" if state not in {"pending", "staging"} else None,
+        "finished_at": "2026-01-29T10:10:32.000Z" if state in {"completed", "failed", "cancelled"} else None,
+        "state_changed_at": "2026-01-29T10:10:15.123Z",
+        "state_message": "Claude Code is working",
+        "vm_name": "sandbox-abc",
+        "vm_ip": None,
+        "vm": {"runtime": "bubblewrap", "tier": "namespaces", "image": "host"},
+        "exit_code": 0 if state == "completed" else None,
+        "error": {"code": "agent_failed", "message": "Claude Code exited with 1."} if state == "failed" else None,
+        "progress": {
+            "output_bytes": 4711,
+            "tool_calls": 4,
+            "current_tool": None,
+            "last_activity_at": None,
+            "turns": 4,
+            "input_tokens": 26911,
+            "output_tokens": 590,
+            "cost_usd": 0.0895,
+        },
+        "result": None,
+        "definition": {},
+        **changes,
+    }
+
+
+def _at(seq: int) -> str:
+    return f"2026-01-29T10:10:{seq:02d}.123Z"

@@ -1,0 +1,65 @@
+"""A recorded API, and the command line as a process that speaks to it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from doubles.recorded_api import RecordedApi
+
+SANDBOX = (sys.executable, "-c", "from sandbox.cli.command import main; main()")
+
+
+@pytest.fixture
+def api():
+    """An API that knows nothing yet."""
+    with RecordedApi().running() as api:
+        yield api
+
+
+@pytest.fixture
+def environment(api, tmp_path):
+    """What the process finds: the server, a proxy that must not be asked, and a home of its own."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "SANDBOX_SERVER": api.url,
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "ALL_PROXY": "http://127.0.0.1:9",
+        "FORCE_COLOR": "1",
+        "PYTHONWARNINGS": "error",
+        "LANG": "C.UTF-8",
+    }
+
+
+@pytest.fixture
+def sandbox(environment, tmp_path):
+    """Run `sandbox …` to its end."""
+
+    def run(*arguments: str, stdin: bytes = b"", cwd: Path = tmp_path) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*SANDBOX, *arguments], input=stdin, capture_output=True, env=environment, cwd=cwd, timeout=60, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def sandbox_process(environment, tmp_path):
+    """Start `sandbox …`; whatever still runs at the test's end is ended."""
+    started = []
+
+    def start(*arguments: str, **streams) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([*SANDBOX, *arguments], env=environment, cwd=tmp_path, **streams)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(10)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()

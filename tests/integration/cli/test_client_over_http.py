@@ -1,0 +1,144 @@
+"""The client against real sockets: streams that break, servers that go and come back, downloads."""
+
+import hashlib
+
+import pytest
+
+from doubles.recorded_api import Answer, RecordedApi, of_error, of_frames, of_json
+from doubles.recorded_story import TASK, frames, status
+from sandbox.client import ChecksumError, Client, NotFoundError, ServerError, UnreachableError, patience
+
+LOGS = f"/tasks/{TASK}/logs"
+
+
+@pytest.fixture
+def client(api, monkeypatch):
+    monkeypatch.setattr(patience, "PAUSES_SECONDS", (0.01,) * 5)
+    api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
+    with Client(api.url, "secret-token", timeout_seconds=10) as client:
+        yield client
+
+
+def test_every_request_brings_the_token(api, client):
+    client.status(TASK)
+    assert api.asked[0].headers["authorization"] == "Bearer secret-token"
+
+
+def test_a_manifest_arrives_as_the_bytes_that_it_is(api, client):
+    api.on("POST", "/tasks", of_json({"task_id": TASK, "state": "pending"}, 202))
+    assert client.submit(b"version: '1' # gr\xc3\xbcn\n", "application/yaml")["task_id"] == TASK
+    asked = api.to("POST", "/tasks")[0]
+    assert (asked.body, asked.headers["content-type"]) == (b"version: '1' # gr\xc3\xbcn\n", "application/yaml")
+
+
+def test_a_list_is_asked_for_with_what_was_given_and_nothing_else(api, client):
+    api.on("GET", "/tasks", of_json({"tasks": [], "total_count": 0}))
+    client.tasks(states=["running", "failed"], labels={"team": "a&b=c"}, limit=5, sort="name", order="asc")
+    client.tasks()
+    expected = {
+        "state": ["running,failed"],
+        "label.team": ["a&b=c"],
+        "limit": ["5"],
+        "sort": ["name"],
+        "order": ["asc"],
+    }
+    assert [asked.query for asked in api.to("GET", "/tasks")] == [expected, {}]
+
+
+def test_names_cannot_leave_their_place_in_the_address(api, client):
+    with pytest.raises(NotFoundError):
+        client.status("../../health?x=1#y")
+    assert api.asked[0].path == "/tasks/..%2F..%2Fhealth%3Fx%3D1%23y"
+
+
+def test_a_followed_story_arrives_whole(api, client):
+    api.on("GET", LOGS, of_frames(frames()))
+    assert list(client.events(TASK)) == frames()
+    assert api.to("GET", LOGS)[0].query == {"stream": ["all"], "follow": ["true"]}
+
+
+def test_a_broken_stream_is_resumed_where_it_broke_without_loss_or_doubling(api, client):
+    told = frames()
+    half_an_event = Answer(200, [*of_frames(told[3:9]).chunks, b'data: {"type": "output", "seq": 10'])
+    api.on(
+        "GET", LOGS,
+        of_frames(told[:3]), half_an_event, of_error(503, "service_unavailable", "Starting."), of_frames(told[9:]),
+    )  # fmt: skip
+    assert list(client.events(TASK, tail=1000, since="2026-01-01T00:00:00Z")) == told
+    asked = api.to("GET", LOGS)
+    assert [one.headers.get("last-event-id") for one in asked] == [None, "3", "9", "9"]
+    assert [one.query.get("after") for one in asked] == [None, ["3"], ["9"], ["9"]]
+    assert [one.query.get("tail") for one in asked] == [["1000"], None, None, None]
+
+
+def test_a_stream_that_breaks_again_and_again_is_given_up(api, client):
+    api.on("GET", LOGS, Answer(200, []))
+    with pytest.raises(UnreachableError, match="closed the stream"):
+        list(client.events(TASK))
+    assert len(api.to("GET", LOGS)) == 6
+
+
+def test_a_story_that_has_been_told_to_its_end_is_over(api, client):
+    api.on("GET", LOGS, Answer(204))
+    assert list(client.events(TASK, after=99)) == []
+
+
+def test_a_task_that_does_not_exist_is_not_waited_for(api, client):
+    with pytest.raises(NotFoundError):
+        next(client.events("other"))
+    with pytest.raises(NotFoundError):
+        client.wait("other")
+
+
+def test_waiting_outlasts_a_server_that_is_restarted(api, client):
+    answers = [
+        of_json(status("running")),
+        of_error(503, "service_unavailable", "Stopping."),
+        of_json(status("completed")),
+    ]
+    api.on("GET", f"/tasks/{TASK}/wait", *answers)
+    assert client.wait(TASK)["state"] == "completed"
+
+
+def test_waiting_ends_when_its_time_is_over(api, client):
+    api.on("GET", f"/tasks/{TASK}/wait", of_json(status("running")))
+    assert client.wait(TASK, timeout_seconds=0.3)["state"] == "running"
+    assert float(api.to("GET", f"/tasks/{TASK}/wait")[0].query["timeout"][0]) <= 0.3
+
+
+def test_a_download_is_verified(api, client, tmp_path):
+    sha256 = hashlib.sha256(b"bytes").hexdigest()
+    api.on("GET", f"/tasks/{TASK}/artifacts/docs%2Fa.md", Answer(200, [b"by", b"tes"], {"X-Checksum-SHA256": sha256}))
+    assert client.download(TASK, "docs/a.md", tmp_path / "a.md") == 5
+    assert (tmp_path / "a.md").read_bytes() == b"bytes"
+
+
+def test_a_download_that_was_changed_on_the_way_is_refused(api, client, tmp_path):
+    sha256 = hashlib.sha256(b"bytes").hexdigest()
+    api.on("GET", f"/tasks/{TASK}/artifacts/a.md", Answer(200, [b"evil!"], {"X-Checksum-SHA256": sha256}))
+    with pytest.raises(ChecksumError):
+        client.download(TASK, "a.md", tmp_path / "a.md")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_breaks_off_is_refused(api, client, tmp_path):
+    sha256 = hashlib.sha256(b"by").hexdigest()
+    answer = Answer(200, [b"by"], {"X-Checksum-SHA256": sha256, "Content-Length": "5"})
+    api.on("GET", f"/tasks/{TASK}/artifacts/a.md", answer)
+    with pytest.raises(UnreachableError, match="broke"):
+        client.download(TASK, "a.md", tmp_path / "a.md")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_program_on_the_port_is_told_apart_from_a_sandbox_server(api, client):
+    api.on("GET", "/tasks", Answer(200, [b"<html>hello</html>"]))
+    with pytest.raises(ServerError, match="not Sandbox's"):
+        client.tasks()
+
+
+def test_nobody_on_the_port_says_how_to_start_a_server():
+    with RecordedApi().running() as api:
+        url = api.url
+    with Client(url) as client, pytest.raises(UnreachableError) as caught:
+        client.status(TASK)
+    assert caught.value.message == f"Cannot reach {url}. Is the server running? Start it with: sandbox serve"

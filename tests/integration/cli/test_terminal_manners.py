@@ -1,0 +1,129 @@
+"""How the command line behaves on a terminal, in a pipe that closes, and when it is interrupted."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from doubles.recorded_api import Answer, of_frames, of_json
+from doubles.recorded_story import TASK, frames, status
+
+HOSTILE = "\x1b]0;owned\x07\x1b[31m"
+
+
+class Terminal:
+    """The other end of a pseudo-terminal."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = pty.openpty()
+        self.seen = b""
+
+    def read_until(self, wanted: bytes, seconds: float = 30) -> bytes:
+        """Everything until `wanted` has been shown."""
+        deadline = time.monotonic() + seconds
+        while wanted not in self.seen:
+            readable, _, _ = select.select([self.ours], [], [], max(deadline - time.monotonic(), 0))
+            assert readable, f"{wanted!r} was not shown; shown was {self.seen!r}"
+            self.seen += os.read(self.ours, 65536)
+        return self.seen
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.ours, keys)
+
+
+@pytest.fixture
+def terminal():
+    terminal = Terminal()
+    yield terminal
+    os.close(terminal.ours)
+    os.close(terminal.theirs)
+
+
+@pytest.fixture
+def on_terminal(sandbox_process, terminal):
+    """Start `sandbox …` on the terminal."""
+    theirs = terminal.theirs
+    return lambda *arguments: sandbox_process(*arguments, stdin=theirs, stdout=theirs, stderr=theirs)
+
+
+@pytest.fixture
+def endless(api):
+    """A task that runs and runs."""
+    over = threading.Event()
+
+    def story():
+        yield from of_frames(frames()[:5]).chunks
+        over.wait(60)
+
+    api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
+    api.on("GET", f"/tasks/{TASK}/logs", lambda asked: Answer(200, story()))
+    yield
+    over.set()
+
+
+def test_control_sequences_of_a_task_are_written_out_on_a_terminal(api, on_terminal, terminal):
+    api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [f"[t] [STDOUT] {HOSTILE}\n[t] [STDOUT] last\n".encode()]))
+    process = on_terminal("task", "logs", TASK)
+    shown = terminal.read_until(b"last")
+    assert process.wait(30) == 0
+    assert rb"\x1b]0;owned\x07\x1b[31m" in shown
+    assert b"\x1b]0" not in shown
+
+
+def test_names_and_errors_of_a_task_are_written_out_too(api, on_terminal, terminal):
+    hostile = status("failed", name=HOSTILE, error={"code": "x", "message": HOSTILE}, labels={"k": HOSTILE})
+    api.on("GET", f"/tasks/{TASK}", of_json(hostile))
+    on_terminal("task", "status", TASK)
+    assert b"\x1b]0" not in terminal.read_until(b"Error")
+
+
+def test_a_story_on_a_terminal_has_colour_unless_it_is_not_wanted(api, on_terminal, terminal):
+    api.on("GET", f"/tasks/{TASK}", of_json(status("failed")))
+    on_terminal("task", "status", TASK)
+    assert b"\x1b[1;31mfailed" in terminal.read_until(b"Error")
+    terminal.seen = b""
+    on_terminal("task", "status", TASK, "--no-color")
+    assert b"\x1b[1;31m" not in terminal.read_until(b"exited with 1")
+
+
+def test_cancel_asks_on_a_terminal_and_takes_no_for_an_answer(api, on_terminal, terminal):
+    process = on_terminal("task", "cancel", TASK)
+    terminal.read_until(b"[y/N]")
+    terminal.type(b"n\n")
+    terminal.read_until(b"Nothing was cancelled.")
+    assert process.wait(30) == 130
+    assert api.asked == []
+
+
+def test_interrupting_a_watch_leaves_the_task_alone_and_says_so(api, endless, on_terminal, terminal):
+    process = on_terminal("task", "status", TASK, "--watch")
+    terminal.read_until(b"Claude Code is working")
+    terminal.read_until(b"provisioning")
+    process.send_signal(signal.SIGINT)
+    shown = terminal.read_until(b"sandbox task cancel fix-42")
+    assert process.wait(30) == 130
+    assert b"Task fix-42 goes on." in shown
+    assert {asked.method for asked in api.asked} == {"GET"}
+
+
+def test_a_watch_in_a_pipe_is_interrupted_with_the_same_words(endless, sandbox_process):
+    process = sandbox_process("task", "logs", TASK, "--follow", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline().startswith(b"[EVENT]")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert b"goes on" in process.stderr.read()
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(api, sandbox_process):
+    line = b"[t] [STDOUT] " + b"x" * 1000 + b"\n"
+    api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [line * 5000]))
+    process = sandbox_process("task", "logs", TASK, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(30) == 141
+    assert process.stderr.read() == b""

@@ -1,0 +1,58 @@
+"""Figures as people read them."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from sandbox.cli import figures
+
+NOW = datetime(2026, 1, 29, 12, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 ms"),
+        (0.012, "12 ms"),
+        (1.23, "1.2 s"),
+        (42, "42 s"),
+        (59.7, "1 min 0 s"),
+        (125, "2 min 5 s"),
+        (11520, "3 h 12 min"),
+        (-1, "0 ms"),
+    ],
+)
+def test_durations(seconds, shown):
+    assert figures.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("at", "shown"),
+    [
+        ("2026-01-29T11:59:18.000Z", "42 s"),
+        ("2026-01-29T11:48:00.000Z", "12 min"),
+        ("2026-01-29T09:00:00.000Z", "3 h"),
+        ("2026-01-25T09:00:00.000Z", "4 d"),
+        ("2026-01-29T12:00:09.000Z", "0 s"),
+        ("nonsense", "-"),
+        (None, "-"),
+    ],
+)
+def test_ages(at, shown):
+    assert figures.age(at, NOW) == shown
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "shown"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 1024**2, "3.0 MiB"), (5 * 1024**3, "5.0 GiB")],
+)
+def test_sizes(size_bytes, shown):
+    assert figures.size(size_bytes) == shown
+
+
+def test_small_amounts_of_money_keep_their_digits():
+    assert (figures.money(0.0374), figures.money(12.5)) == ("$0.0374", "$12.50")
+
+
+def test_a_time_that_is_none_is_shown_as_none():
+    assert (figures.clock("nonsense"), figures.date(None), figures.span(None, "x")) == ("--:--:--", "-", "")

@@ -1,0 +1,114 @@
+"""`sandbox serve`, `sandbox doctor` and `sandbox demo` hand on what they were told."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from sandbox.cli.command import root
+from sandbox.model.errors import SandboxError
+from sandbox.wiring.settings import Finding, ServerSettings
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The wiring, as far as the command line knows it."""
+    wiring = SimpleNamespace(settings=None, findings=[])
+    wiring.run = lambda settings: setattr(wiring, "settings", settings)
+    wiring.examine = lambda settings: wiring.findings
+    monkeypatch.setitem(sys.modules, "sandbox.wiring.server", wiring)
+    for name in ("HOST", "PORT", "WS_PORT", "DATA_DIR", "RUNTIME"):
+        monkeypatch.delenv(f"SANDBOX_{name}", raising=False)
+    return wiring
+
+
+def invoke(*arguments: str, **environment: str):
+    return CliRunner(env=environment).invoke(root, list(arguments))
+
+
+def test_a_first_start_needs_no_options(server):
+    assert invoke("serve", XDG_DATA_HOME="/data").exit_code == 0
+    expected = ServerSettings(host="127.0.0.1", port=8122, ws_port=8121, data_dir=Path("/data/sandbox"), runtime="auto")
+    assert server.settings == expected
+
+
+@pytest.mark.parametrize("variable", ["", "relative"])
+def test_without_a_usable_data_home_it_is_in_the_home_directory(server, variable):
+    invoke("serve", XDG_DATA_HOME=variable, HOME="/home/me")
+    assert server.settings.data_dir == Path("/home/me/.local/share/sandbox")
+
+
+def test_options_and_environment_say_the_same_things(server):
+    options = ["--host", "::1", "--port", "0", "--ws-port", "1", "--data-dir", "/d", "--runtime", "bubblewrap"]
+    invoke("serve", *options, "--format", "json")
+    by_options = server.settings
+    variables = {"HOST": "::1", "PORT": "0", "WS_PORT": "1", "DATA_DIR": "/d", "RUNTIME": "bubblewrap"}
+    invoke("--format", "json", "serve", **{f"SANDBOX_{name}": value for name, value in variables.items()})
+    assert server.settings == by_options
+    assert by_options.announce == "json"
+
+
+def test_an_option_wins_over_the_environment(server):
+    invoke("serve", "--port", "1", SANDBOX_PORT="2")
+    assert server.settings.port == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (SandboxError("Port 8122 is taken; choose another with --port."), "Port 8122 is taken"),
+        (PermissionError(13, "Permission denied", "/data"), "/data: Permission denied"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_in_a_sentence(server, error, sentence):
+    def run(settings):
+        raise error
+
+    server.run = run
+    result = invoke("serve")
+    assert result.exit_code == 10
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+FINE = Finding("bubblewrap", True, "version 0.11")
+BROKEN = Finding("namespaces", False, "user namespaces are switched off", "Switch them on with sysctl …")
+WEAK = Finding("cgroups", False, "not writable; limits do not hold", "Run as root", is_needed=False)
+
+
+def test_doctor_is_content_when_everything_works(server):
+    server.findings = [FINE]
+    result = invoke("doctor")
+    assert (result.exit_code, result.stdout) == (0, "✓ bubblewrap  version 0.11\n")
+
+
+def test_doctor_says_what_to_mend_and_fails_when_no_task_can_run(server):
+    server.findings = [FINE, BROKEN]
+    result = invoke("doctor")
+    assert result.exit_code == 1
+    assert "✗ namespaces  user namespaces are switched off\n" in result.stdout
+    assert "→ Switch them on with sysctl …\n" in result.stdout
+
+
+def test_a_weakness_is_told_and_does_not_fail(server):
+    server.findings = [WEAK]
+    result = invoke("doctor")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("! cgroups")
+
+
+def test_doctor_speaks_json(server):
+    server.findings = [BROKEN]
+    result = invoke("doctor", "-f", "json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["can_run_tasks"] is False
+    assert json.loads(result.stdout)["findings"][0]["mend"] == BROKEN.mend
+
+
+@pytest.mark.parametrize(("given", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_the_demo_ends_as_it_says(monkeypatch, given, code):
+    monkeypatch.setitem(sys.modules, "sandbox.demo.command", SimpleNamespace(run=lambda: given))
+    assert invoke("demo").exit_code == code

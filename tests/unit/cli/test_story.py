@@ -1,0 +1,106 @@
+"""The story that people watch."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from doubles import recorded_story
+from sandbox.cli.story import tell
+
+
+def told(frames, *, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, markup=False, highlight=False)
+    tell(frames, console)
+    return console.file.getvalue()
+
+
+def without_times(text: str) -> list[str]:
+    return [line[10:] for line in text.splitlines()]
+
+
+def output(text: str, stream: str = "stdout") -> dict:
+    return {"type": "output", "seq": 1, "timestamp": "2026-01-29T10:10:01.000Z", "stream": stream, "data": text}
+
+
+def saying(text: str) -> dict:
+    return output(json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}}))
+
+
+def test_a_bug_fix_reads_from_top_to_bottom():
+    assert without_times(told(recorded_story.frames())) == [
+        "pending       Waiting to be started",
+        "staging       Cloning https://github.com/org/app.git",
+        "provisioning  Making the sandbox",
+        "ready         The sandbox answers",
+        "running       Claude Code is working",
+        "  I'll look at the failing test first, then at the parser that it",
+        "  exercises.",
+        "  ✗ Bash  python3 -m pytest -q tests/test_parser.py  1.2 s",
+        "    Exit code 1",
+        "    FAILED tests/test_parser.py::test_empty - IndexError: list index",
+        "    out of range",
+        "  ▸ Read  src/app/parser.py  12 ms",
+        "  The parser indexes into the tokens before it checks that there are",
+        "  any.",
+        "  I'll return early instead.",
+        "  ▸ Edit  src/app/parser.py  25 ms",
+        "  Refused: telemetry.example.com:443 (not in allowed_hosts)",
+        "  ▸ Bash  python3 -m pytest -q && git add -A && git commit -q -…  14 s",
+        "  Fixed: an empty input now gives an empty list. All 128 tests pass.",
+        "completing    Collecting artifacts",
+        "completed     Claude Code finished its work",
+        "  27 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_no_line_is_wider_than_the_window(width):
+    frames = [frame for frame in recorded_story.frames() if frame["type"] != "state_change"]
+    assert max(map(len, told(frames, width=width).splitlines())) <= width
+
+
+def test_the_final_state_is_given_back():
+    console = Console(file=io.StringIO())
+    assert tell(recorded_story.frames(), console) == "completed"
+    assert tell(recorded_story.frames()[:-1], console) is None
+
+
+def test_a_task_cannot_draw_on_the_terminal_through_its_story():
+    hostile = "\x1b[2J\x1b]52;c;aGk=\x07 [bold]x[/] \u202e"
+    use = {"type": "tool_use", "id": "t", "name": hostile, "input": {"command": hostile}}
+    frames = [
+        {"type": "state_change", "new_state": hostile, "state_message": hostile},
+        saying(hostile),
+        output(hostile, "stderr"),
+        output(json.dumps({"type": "assistant", "message": {"content": [use]}})),
+        {"type": "tool_call", "tool": hostile, "tool_use_id": "t", "duration_ms": 1, "is_error": True},
+        {"type": "egress_denied", "host": hostile, "port": 1, "reason": hostile},
+        {"type": "error", "message": hostile},
+        {"type": "gap", "reason": hostile},
+    ]
+    text = told(frames, width=200)
+    assert not set(text) & {"\x1b", "\x07", "\u202e"}
+    assert text.count(r"\x1b[2J") == 10
+    assert "[bold]x[/]" in text
+
+
+def test_a_long_speech_is_cut():
+    lines = told([saying("\n".join(f"line {number}" for number in range(100)))]).splitlines()
+    assert len(lines) == 6
+    assert lines[-1].endswith("line 5…")
+
+
+def test_frames_of_unknown_types_and_odd_shapes_are_passed_over():
+    assert (
+        told([{"type": "a_new_type"}, {}, {"type": "output"}, output("plain text, no JSON\n"), {"type": "progress"}])
+        == ""
+    )
+
+
+def test_many_calls_without_an_end_do_not_pile_up():
+    uses = [{"type": "tool_use", "id": f"t{number}", "name": "Bash", "input": {}} for number in range(1000)]
+    frames = [output(json.dumps({"type": "assistant", "message": {"content": uses}}))]
+    end = {"type": "tool_call", "tool": "Bash", "tool_use_id": "t0", "duration_ms": 5}
+    assert without_times(told([*frames, end])) == ["  ▸ Bash  5 ms"]

@@ -1,0 +1,93 @@
+"""Reading Claude Code's lines for the story."""
+
+import json
+
+import pytest
+
+from sandbox.cli.transcript import Retried, Said, ToolAnswered, ToolUsed, Transcript
+
+
+def read(line: object) -> list:
+    return list(Transcript().read(line if isinstance(line, str) else json.dumps(line), continued=False))
+
+
+def assistant(*blocks: object) -> dict:
+    return {"type": "assistant", "message": {"content": list(blocks)}}
+
+
+def tool_use(**given: object) -> dict:
+    return assistant({"type": "tool_use", "id": "t", "name": "Tool", "input": given})
+
+
+def test_what_the_agent_says_and_does():
+    said = read(assistant({"type": "text", "text": "Hello."}, {"type": "thinking", "thinking": "hm"}))
+    assert said == [Said("Hello.")]
+    assert read(tool_use(command="ls -l", description="List files")) == [ToolUsed("t", "Tool", "ls -l")]
+
+
+@pytest.mark.parametrize(
+    ("given", "summary"),
+    [
+        ({"file_path": "/workspace/src/a.py", "content": "x"}, "src/a.py"),
+        ({"file_path": "/etc/passwd"}, "/etc/passwd"),
+        ({"pattern": "*.py", "path": "/workspace"}, "*.py"),
+        ({"url": "https://example.com"}, "https://example.com"),
+        ({"command": 5, "query": "q"}, "q"),
+        ({}, ""),
+    ],
+)
+def test_a_tool_call_is_summed_up_by_its_telling_field(given, summary):
+    assert read(tool_use(**given)) == [ToolUsed("t", "Tool", summary)]
+
+
+@pytest.mark.parametrize("content", ["No such file", [{"type": "text", "text": "No such file"}]])
+def test_the_complaint_of_a_failed_call_is_kept(content):
+    block = {"type": "tool_result", "tool_use_id": "t", "content": content, "is_error": True}
+    assert read({"type": "user", "message": {"content": [block]}}) == [ToolAnswered("t", "No such file")]
+
+
+def test_a_call_that_went_well_has_no_complaint():
+    block = {"type": "tool_result", "tool_use_id": "t", "content": "fine"}
+    assert read({"type": "user", "message": {"content": [block]}}) == [ToolAnswered("t", None)]
+
+
+def test_a_model_that_does_not_answer_is_told():
+    event = {"type": "system", "subtype": "api_retry", "attempt": 2, "max_retries": 10, "error": "overloaded"}
+    assert read(event) == [Retried(2, 10, "overloaded")]
+
+
+def test_the_parts_of_a_long_line_are_read_together():
+    line, transcript = json.dumps(assistant({"type": "text", "text": "long"})), Transcript()
+    assert list(transcript.read(line[:20], continued=True)) == []
+    assert list(transcript.read(line[20:], continued=False)) == [Said("long")]
+    assert list(transcript.read(line, continued=False)) == [Said("long")]
+
+
+def test_a_line_that_never_ends_is_not_collected_and_the_next_one_is_read():
+    transcript = Transcript()
+    for _ in range(20):
+        assert list(transcript.read("x" * 1024 * 1024, continued=True)) == []
+    assert sum(map(len, transcript._parts)) <= 8 * 1024 * 1024
+    assert list(transcript.read("x", continued=False)) == []
+    assert list(transcript.read(json.dumps(assistant({"type": "text", "text": "next"})), continued=False)) == [
+        Said("next")
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "plain text",
+        "[" * 100_000,
+        "null",
+        [],
+        {"type": "assistant"},
+        {"type": "assistant", "message": None},
+        {"type": "assistant", "message": {"content": "text"}},
+        assistant(None, 1, {"type": "text"}, {"type": "text", "text": 1}, {"type": "tool_use", "id": 1, "name": "x"}),
+        {"type": "user", "message": {"content": [{"type": "tool_result", "tool_use_id": None}]}},
+        {"type": "a_new_type"},
+    ],
+)
+def test_what_is_not_understood_is_passed_over(line):
+    assert read(line) == []

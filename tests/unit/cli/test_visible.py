@@ -1,0 +1,37 @@
+"""Text from a task cannot steer a terminal."""
+
+import json
+
+import pytest
+
+from sandbox.cli.visible import visible, visible_json
+
+
+@pytest.mark.parametrize(
+    ("hostile", "shown"),
+    [
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("\x9b31m", r"\x9b31m"),
+        ("over\rwritten", r"over\rwritten"),
+        ("two\nlines", r"two\nlines"),
+        ("txt\u202egnp", r"txt\u202egnp"),
+        ("\ud800", r"\ud800"),
+        ("\u2028", r"\u2028"),
+        ("\U000e0041", r"\U000e0041"),
+    ],
+)
+def test_what_steers_a_terminal_is_written_out(hostile, shown):
+    assert visible(hostile) == shown
+
+
+@pytest.mark.parametrize("text", ["", "plain", "grün 日本 🎉", "a\tb", "non\u00a0breaking"])
+def test_what_only_shows_stays(text):
+    assert visible(text) == text
+
+
+def test_json_stays_the_same_value_and_is_harmless():
+    value = {"name": "\x1b[31m 日本 \u202e \U000e0041 \x9b", "list": ["\n", 1, None]}
+    text = visible_json(value)
+    assert json.loads(text) == value
+    assert "日本" in text
+    assert not set(text) & {"\x1b", "\u202e", "\U000e0041", "\x9b"}

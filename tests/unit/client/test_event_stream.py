@@ -1,0 +1,51 @@
+"""What a client makes of the bytes of an event stream."""
+
+import json
+
+import pytest
+
+from sandbox.client import UnexpectedAnswerError, event_stream
+
+
+def event(seq: int, **fields) -> bytes:
+    data = json.dumps({"type": "output", "seq": seq, **fields}, ensure_ascii=False)
+    return f"id: {seq}\nevent: output\ndata: {data}\n\n".encode()
+
+
+def read(*chunks: bytes) -> list[dict]:
+    return list(event_stream.frames(chunks))
+
+
+def test_events_come_out_in_order_and_keep_alive_comments_do_not():
+    assert [frame["seq"] for frame in read(event(1), b": keep-alive\n\n", event(2))] == [1, 2]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_where_the_network_cuts_the_bytes_does_not_matter(size):
+    whole = event(1, data="grün 日本\n") + event(2, data="x")
+    chunks = [whole[at : at + size] for at in range(0, len(whole), size)]
+    assert [frame["data"] for frame in read(*chunks)] == ["grün 日本\n", "x"]
+
+
+def test_a_line_separator_inside_output_is_not_the_end_of_a_line():
+    text = "one\u2028two\u0085three\x0bfour"
+    assert read(event(1, data=text))[0]["data"] == text
+
+
+def test_carriage_returns_before_line_feeds_are_part_of_the_line_ends():
+    assert read(event(1).replace(b"\n", b"\r\n"))[0]["seq"] == 1
+
+
+def test_an_event_that_was_cut_off_is_left_out():
+    assert [frame["seq"] for frame in read(event(1), event(2)[:-1])] == [1]
+
+
+@pytest.mark.parametrize("data", ["nonsense", "[]", '{"type": "output"}', '{"type": 1, "seq": 1}', "[" * 100_000])
+def test_an_event_that_is_not_one_of_ours_is_refused(data):
+    with pytest.raises(UnexpectedAnswerError):
+        read(f"data: {data}\n\n".encode())
+
+
+def test_an_event_without_an_end_is_given_up_before_it_fills_the_memory():
+    with pytest.raises(UnexpectedAnswerError, match="too large"):
+        read(*[b"x" * 1024 * 1024] * 17)
