@@ -92,7 +92,8 @@ def can_commit():
     pathlib.Path("/workspace/new.txt").write_text("new")
     for command in (["git", "add", "new.txt"], ["git", "commit", "-qm", "inside"]):
         subprocess.run(command, cwd="/workspace", check=True, capture_output=True)
-    return subprocess.run(["git", "log", "-1", "--format=%s"], cwd="/workspace", capture_output=True, text=True).stdout.strip()
+    log = subprocess.run(["git", "log", "-1", "--format=%s"], cwd="/workspace", capture_output=True, text=True)
+    return log.stdout.strip()
 
 def can_write(directory):
     path = pathlib.Path(directory, "written")

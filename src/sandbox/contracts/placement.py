@@ -11,6 +11,7 @@ from sandbox.model.errors import SandboxError
 class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a runner is told when it starts; goes through a pipe, never an argument list or a file.
 
+    agent_program: host path of the agent's executable.
     finish: only end and collect what a dead runner left (the finisher).
     """
 
@@ -19,6 +20,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     data_dir: str
     run_dir: str
     runtime: str
+    agent_program: str = ""
     upstream: ModelUpstream | None = None
     finish: bool = False
     version: int = 1

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Batch, JournalDamagedError, Journals
+from sandbox.contracts.recorder import read_task
 from sandbox.contracts.store import Indexed, Store
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.feed import Feed
@@ -65,8 +66,21 @@ class Follower:
         self.on_finished(feed)
 
     def _read(self, feed: Feed) -> Batch | None:
-        with contextlib.suppress(JournalDamagedError):
-            return self._journals.read(feed.task.id, feed.offset)
+        """What is new; None when the journal cannot be read.
+
+        After a power loss the index may know more than the journal kept: then the story is read from its beginning.
+        """
+        try:
+            batch = self._journals.read(feed.task.id, feed.offset)
+            if not batch.records or batch.records[0].seq == feed.task.last_seq + 1:
+                return batch
+        except (JournalDamagedError, FileNotFoundError):
+            if feed.offset == 0:
+                return None
+        with contextlib.suppress(JournalDamagedError, FileNotFoundError):
+            reading = read_task(self._journals, feed.task.id)
+            if reading.task is not None:
+                feed.advance(reading.task, reading.offset)
         return None
 
     async def _take(self, feed: Feed, batch: Batch, *, is_due: bool) -> None:

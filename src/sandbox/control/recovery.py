@@ -23,7 +23,7 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[Feed]:
 def _index(journals: Journals, store: Store, task_id: str) -> None:
     try:
         reading = read_task(journals, task_id)
-    except JournalDamagedError:
+    except (JournalDamagedError, FileNotFoundError):
         return
     if reading.task is not None:
         store.save(Indexed(reading.task, reading.offset))
@@ -34,7 +34,7 @@ def _feed(journals: Journals, clock: Clock, indexed: Indexed) -> Feed:
         return Feed(indexed)
     try:
         writer = journals.open(indexed.task.id)
-    except JournalBusyError:
+    except (JournalBusyError, JournalDamagedError, FileNotFoundError):
         return Feed(indexed)
     reading = read_task(journals, indexed.task.id)
     if reading.task is None or reading.task.state is not TaskState.PENDING:

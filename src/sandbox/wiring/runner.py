@@ -10,18 +10,17 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.agent.binary import find_installed_binary
 from sandbox.agent.claude_code import ClaudeCode
 from sandbox.contracts.placement import LaunchOrder
 from sandbox.contracts.recorder import Recorder, read_task
-from sandbox.gateway.serve import ModelGateways
+from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
 from sandbox.runner.control_socket import listening
 from sandbox.runner.equipment import Attempt, Equipment
 from sandbox.runner.life import AttemptLife
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.runtime import make_runtime
-from sandbox.workspace.git import GitWorkspaces
+from sandbox.workspace.workspaces import GitWorkspaces
 
 
 def main() -> None:
@@ -50,8 +49,8 @@ def wire_attempt(order: LaunchOrder, lock_fd: int) -> Attempt:
     equipment = Equipment(
         journals=journals,
         runtime=make_runtime(order.runtime, Path(order.run_dir)),
-        gateways=ModelGateways(),
-        agent=ClaudeCode(find_installed_binary(data_dir)),
+        gateways=SocketGateways(),
+        agent=ClaudeCode(Path(order.agent_program)),
         workspaces=GitWorkspaces(os.environ),
         clock=clock,
     )

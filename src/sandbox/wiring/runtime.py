@@ -3,11 +3,23 @@
 from pathlib import Path
 
 from sandbox.contracts.runtime import Runtime
+from sandbox.model.errors import SandboxError
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
 
+class UnknownRuntimeError(SandboxError):
+    """No runtime has this name."""
+
+    code = "unknown_runtime"
+
+
 def make_runtime(name: str, run_dir: Path) -> Runtime:
-    """The runtime of this name. Raises ValueError for an unknown one."""
+    """The runtime of this name. Raises UnknownRuntimeError."""
     if name == "bubblewrap":
         return BubblewrapRuntime(run_dir)
-    raise ValueError(f"There is no runtime {name!r}; choose auto or bubblewrap.")
+    raise UnknownRuntimeError(f"There is no runtime {name!r}; choose auto or bubblewrap.")
+
+
+def choose_runtime_name(wish: str) -> str:
+    """`auto` is the strongest that there is."""
+    return "bubblewrap" if wish == "auto" else wish

@@ -4,15 +4,16 @@ import asyncio
 import fcntl
 import json
 import os
-import signal
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox import __version__
 from sandbox.agent.binary import install_binary
-from sandbox.api.app import ApiSettings, create_app, create_stream_app
-from sandbox.api.serve import bind, serve
+from sandbox.api.addresses import bind
+from sandbox.api.app import create_app, create_stream_app
+from sandbox.api.context import ApiSettings
+from sandbox.api.serve import serve, set_by_signals
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.layout import TaskLayout
 from sandbox.contracts.placement import LaunchOrder
@@ -33,15 +34,15 @@ from sandbox.placement.local import LocalPlacement
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.machine import choose_run_dir, make_private, measure_capacity, name_host, read_boot_id
-from sandbox.wiring.runtime import make_runtime
+from sandbox.wiring.runtime import choose_runtime_name, make_runtime
 from sandbox.wiring.settings import ServerSettings
+from sandbox.wiring.upstream import read_upstream
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", "sandbox.wiring.runner")
 _RUNNER_VARIABLES = (
     "HOME", "LANG", "LOGNAME", "PATH", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR",
     "GIT_CONFIG_GLOBAL", "SSH_AUTH_SOCK", "SSL_CERT_DIR", "SSL_CERT_FILE",
 )  # fmt: skip
-_DEFAULT_UPSTREAM = "https://api.anthropic.com"
 
 
 class DataDirBusyError(SandboxError):
@@ -69,64 +70,53 @@ def run(settings: ServerSettings) -> None:
         os.close(lock_fd)
 
 
-def read_upstream(environment: Mapping[str, str]) -> ModelUpstream | None:
-    """Where the model is and the key for it; None without a key."""
-    base_url = environment.get("ANTHROPIC_BASE_URL") or _DEFAULT_UPSTREAM
-    if api_key := environment.get("ANTHROPIC_API_KEY"):
-        return ModelUpstream(base_url, api_key=api_key)
-    if auth_token := environment.get("ANTHROPIC_AUTH_TOKEN"):
-        return ModelUpstream(base_url, auth_token=auth_token)
-    return None
-
-
 async def _serve(settings: ServerSettings, places: Places) -> None:
     sockets = bind(settings.host, settings.port)
-    ws_sockets = bind(settings.host, settings.ws_port)
+    stream_sockets = bind(settings.host, settings.ws_port)
+    port, stream_port = (bound[0].getsockname()[1] for bound in (sockets, stream_sockets))
+    api_settings = ApiSettings(version=__version__, ports=frozenset({port, stream_port}))
     shutting_down = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, shutting_down.set)
-    service = await _start_service(settings, places)
-    api_settings = ApiSettings()
-    try:
-        await serve(
-            create_app(service, settings=api_settings, shutting_down=shutting_down),
-            create_stream_app(service, settings=api_settings, shutting_down=shutting_down),
-            sockets,
-            ws_sockets,
-            shutting_down=shutting_down,
-            on_started=lambda: _announce(settings, places, sockets[0].getsockname()[1], ws_sockets[0].getsockname()[1]),
-        )
-    finally:
-        await service.close()
+    with set_by_signals(shutting_down):
+        service = await _start_service(settings, places)
+        try:
+            await serve(
+                create_app(service, settings=api_settings, shutting_down=shutting_down),
+                create_stream_app(service, settings=api_settings, shutting_down=shutting_down),
+                sockets,
+                stream_sockets,
+                shutting_down=shutting_down,
+                on_started=lambda: _announce(settings, places, port, stream_port),
+            )
+        finally:
+            await service.close()
 
 
 async def _start_service(settings: ServerSettings, places: Places) -> TaskService:
-    await asyncio.to_thread(install_binary, places.data_dir)
-    runtime_name = "bubblewrap" if settings.runtime == "auto" else settings.runtime
-    probe = await make_runtime(runtime_name, places.run_dir).probe()
+    agent_program = await asyncio.to_thread(install_binary, places.data_dir)
+    probe = await make_runtime(choose_runtime_name(settings.runtime), places.run_dir).probe()
     upstream = read_upstream(os.environ)
-    service = _wire_service(places, probe, upstream)
-    with_ = service.equipment
-    for feed in await asyncio.to_thread(recover, with_.journals, with_.store, with_.clock):
-        service.take_in(feed)
-    return service
-
-
-def _wire_service(places: Places, probe: Probe, upstream: ModelUpstream | None) -> TaskService:
-    clock = SystemClock()
-    journals = FileJournals(places.data_dir)
-    store = SqliteStore(places.data_dir / "index.sqlite")
-    broadcast = Broadcast()
-    follower = Follower(journals, store, clock, broadcast)
     template = LaunchOrder(
         task_id="",
         attempt_id="",
         data_dir=str(places.data_dir),
         run_dir=str(places.run_dir),
         runtime=probe.runtime,
+        agent_program=str(agent_program),
         upstream=upstream,
     )
+    service = _wire_service(places, probe, template)
+    rooms = service.equipment
+    for feed in await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock):
+        service.take_in(feed)
+    return service
+
+
+def _wire_service(places: Places, probe: Probe, template: LaunchOrder) -> TaskService:
+    clock = SystemClock()
+    journals = FileJournals(places.data_dir)
+    store = SqliteStore(places.data_dir / "index.sqlite")
+    broadcast = Broadcast()
+    follower = Follower(journals, store, clock, broadcast)
     launcher = Launcher(
         journals, _placement(places), clock, template=template, host=name_host(), boot_id=read_boot_id()
     )
@@ -141,7 +131,7 @@ def _wire_service(places: Places, probe: Probe, upstream: ModelUpstream | None) 
             launcher=launcher,
             telling=Telling(journals, store, follower, broadcast),
             shelf=Shelf(places.data_dir),
-            health=HealthReport(store, clock, places.data_dir, probe, _blockers(probe, upstream)),
+            health=HealthReport(store, clock, places.data_dir, probe, _blockers(probe, template.upstream)),
         )
     )
 

@@ -425,3 +425,42 @@ def test_who_follows_all_tasks_hears_of_each(world):
 
     heard = asyncio.run(play())
     assert {frame["task_id"] for frame in heard} == {"a", "b"}
+
+
+def test_an_index_that_is_ahead_of_its_journal_is_read_anew(world):
+    """As after a power loss: the journal lost its last records, the index did not."""
+
+    async def before():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            await world.until(service, "task-1", TaskState.RUNNING)
+
+    async def after():
+        async with world.server() as service:
+            await world.launched("task-1", 2)
+            return (await service.status("task-1")).state
+
+    asyncio.run(before())
+    world.runners.die("task-1")
+    records = world.data_dir / "tasks/task-1/journal/records"
+    records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
+    assert asyncio.run(after()) is TaskState.PROVISIONING
+
+
+def test_one_damaged_journal_does_not_keep_the_server_from_starting(world):
+    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+
+    async def before():
+        async with world.server() as service:
+            for name in ("first", "damaged", "last"):
+                await service.submit(manifest(name))
+
+    async def after():
+        async with world.server() as service:
+            return (await service.status("damaged")).state, (await service.query(TaskQuery())).total_count
+
+    asyncio.run(before())
+    (world.data_dir / "tasks/damaged/journal/records").write_bytes(b"00000000 {}\n00000000 {}\n")
+    assert asyncio.run(after()) == (TaskState.PENDING, 3)

@@ -19,7 +19,8 @@ def server(monkeypatch):
     wiring = SimpleNamespace(settings=None, findings=[])
     wiring.run = lambda settings: setattr(wiring, "settings", settings)
     wiring.examine = lambda settings: wiring.findings
-    monkeypatch.setitem(sys.modules, "sandbox.wiring.server", wiring)
+    for module in ("sandbox.wiring.server", "sandbox.wiring.examination"):
+        monkeypatch.setitem(sys.modules, module, wiring)
     for name in ("HOST", "PORT", "WS_PORT", "DATA_DIR", "RUNTIME"):
         monkeypatch.delenv(f"SANDBOX_{name}", raising=False)
     return wiring

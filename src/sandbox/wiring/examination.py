@@ -1,0 +1,94 @@
+"""What `sandbox doctor` looks at: everything a task needs from this machine."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+
+from sandbox.agent.binary import binary_version, find_binary
+from sandbox.contracts.runtime import Probe
+from sandbox.model.errors import SandboxError
+from sandbox.model.limits import DISK_FREE_BYTES_MIN
+from sandbox.wiring.machine import choose_run_dir, make_private
+from sandbox.wiring.runtime import choose_runtime_name, make_runtime
+from sandbox.wiring.settings import Finding, ServerSettings
+from sandbox.wiring.upstream import read_upstream
+
+_LIMITS = {
+    "memory": "memory",
+    "cpus": "CPU",
+    "processes": "process",
+}
+
+
+def examine(settings: ServerSettings) -> list[Finding]:
+    """Look at everything, one after the other; never raises for what it finds."""
+    checks: list[tuple[str, Callable[[ServerSettings], list[Finding]]]] = [
+        ("data directory", _data_dir),
+        ("git", _git),
+        ("Claude Code", _claude_code),
+        ("sandbox", _sandbox),
+        ("model", _model),
+    ]
+    findings = []
+    for name, check in checks:
+        try:
+            findings += check(settings)
+        except (OSError, SandboxError, ValueError, subprocess.SubprocessError) as error:
+            findings.append(Finding(name, False, str(error)))
+    return findings
+
+
+def _data_dir(settings: ServerSettings) -> list[Finding]:
+    directory = make_private(settings.data_dir.absolute())
+    disk = os.statvfs(directory)
+    free_bytes = disk.f_bavail * disk.f_frsize
+    message = f"{directory}, {free_bytes / 1024**3:.1f} GiB free"
+    if free_bytes < DISK_FREE_BYTES_MIN:
+        return [Finding("data directory", False, message, "Free some space, or choose another --data-dir.")]
+    return [Finding("data directory", True, message)]
+
+
+def _git(_: ServerSettings) -> list[Finding]:
+    if shutil.which("git") is None:
+        return [Finding("git", False, "git is not installed", "apt-get install git")]
+    ran = subprocess.run(["git", "--version"], capture_output=True, text=True, timeout=10, check=True)  # noqa: S607
+    return [Finding("git", True, ran.stdout.strip())]
+
+
+def _claude_code(_: ServerSettings) -> list[Finding]:
+    return [Finding("Claude Code", True, binary_version(find_binary()))]
+
+
+def _sandbox(settings: ServerSettings) -> list[Finding]:
+    data_dir = settings.data_dir.absolute()
+    runtime = make_runtime(choose_runtime_name(settings.runtime), choose_run_dir(data_dir))
+    probe = asyncio.run(runtime.probe())
+    if not probe.works:
+        return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.mend)]
+    isolates = "; ".join(probe.isolates)
+    return [Finding("sandbox", True, f"{probe.runtime} works: {isolates}"), *_limits(probe)]
+
+
+def _limits(probe: Probe) -> list[Finding]:
+    return [
+        Finding("limits", True, f"{name} limits hold")
+        if limit in probe.limits
+        else Finding(
+            "limits",
+            False,
+            f"{name} limits do not hold: no writable cgroup for them",
+            "Run the server as root, or delegate a cgroup to its user.",
+            is_needed=False,
+        )
+        for limit, name in _LIMITS.items()
+    ]
+
+
+def _model(_: ServerSettings) -> list[Finding]:
+    upstream = read_upstream(os.environ)
+    if upstream is None:
+        mend = "export ANTHROPIC_API_KEY=… before sandbox serve (sandbox demo needs none)."
+        return [Finding("model", False, "no key for the model", mend, is_needed=False)]
+    return [Finding("model", True, f"requests go to {upstream.base_url}")]
