@@ -1,0 +1,76 @@
+"""The tree of the base commit, as `git ls-tree` tells it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from sandbox.workspace.git import Git
+from sandbox.workspace.pipes import pipe, run_with_thread
+from sandbox.workspace.stoppable import Stop
+
+GITLINK = b"160000"
+LINK = b"120000"
+EXECUTABLE = b"100755"
+_CHUNK_BYTES = 256 * 1024
+
+
+class BaseEntry(NamedTuple):
+    """A file, symbolic link or gitlink of the base commit. `size_bytes` is 0 for a gitlink."""
+
+    path: bytes
+    mode: bytes
+    object_id: bytes
+    size_bytes: int
+
+
+def read_entries(listing: IO[bytes]) -> Iterator[BaseEntry]:
+    """The entries in what `git ls-tree -r -l -z` writes."""
+    rest = b""
+    while chunk := listing.read(_CHUNK_BYTES):
+        *lines, rest = (rest + chunk).split(b"\0")
+        yield from map(_entry, lines)
+
+
+def _entry(line: bytes) -> BaseEntry:
+    meta, _, path = line.partition(b"\t")
+    mode, _, object_id, size = meta.split()
+    return BaseEntry(path, mode, object_id, 0 if size == b"-" else int(size))
+
+
+class BaseTree:
+    """All entries by path, and every directory they lie in."""
+
+    def __init__(self, entries: Iterator[BaseEntry]) -> None:
+        self.entries: dict[bytes, BaseEntry] = {}
+        self.directories: set[bytes] = set()
+        for entry in entries:
+            self.entries[entry.path] = entry
+            self._add_parents(entry.path)
+
+    def _add_parents(self, path: bytes) -> None:
+        while path := path.rpartition(b"/")[0]:
+            if path in self.directories:
+                return
+            self.directories.add(path)
+
+    @property
+    def ignore_files(self) -> list[BaseEntry]:
+        """The `.gitignore` files, which git reads only where they are regular files."""
+        named = (entry for entry in self.entries.values() if entry.path.rpartition(b"/")[2] == b".gitignore")
+        return [entry for entry in named if entry.mode not in (LINK, GITLINK)]
+
+
+async def read_base_tree(git: Git, repository: Path, commit: str) -> BaseTree:
+    """Read the whole tree of a commit. Raises GitError."""
+    with pipe() as (reading, writing):
+
+        def read(stop: Stop) -> BaseTree:
+            return BaseTree(read_entries(reading))
+
+        listing = git.run(*list_tree(repository, commit), directory=repository, stdout=writing)
+        return await run_with_thread(read, listing)
+
+
+def list_tree(repository: Path, commit: str) -> tuple[str, ...]:
+    """The arguments that make git list a commit's tree for `read_entries`."""
+    return (f"--git-dir={repository}", "ls-tree", "-r", "-l", "-z", "--full-tree", commit)

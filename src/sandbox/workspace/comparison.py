@@ -1,0 +1,79 @@
+"""Finds what the agent changed: the workspace, walked beside the tree of the base commit."""
+
+from sandbox.workspace.base_tree import GITLINK, BaseTree
+from sandbox.workspace.files import Entry, Files
+from sandbox.workspace.ignore_rules import IgnoreRules
+from sandbox.workspace.new_tree import NewTree
+from sandbox.workspace.refused_names import is_refused
+from sandbox.workspace.stoppable import Stop
+
+
+class Comparison:
+    """One walk. What the base commit has is always compared, the rest only where no rule ignores it.
+
+    Only the working tree counts: commits, branches and stashes that the agent made are in its `.git`, which is not
+    read. A nested repository is ordinary files without its `.git`. A gitlink of the base commit stays as it is
+    for as long as a directory is there; what lies in that directory cannot be told. FIFOs, sockets and devices
+    are nothing to git. `left_out` are the paths of files that no patch can carry.
+    """
+
+    def __init__(self, files: Files, base: BaseTree, rules: IgnoreRules, tree: NewTree, stop: Stop) -> None:
+        self._files = files
+        self._base = base
+        self._rules = rules
+        self._tree = tree
+        self._stop = stop
+        self._gone = dict.fromkeys(base.entries)
+        self.left_out: list[bytes] = []
+
+    def run(self) -> None:
+        """Tell the new tree every difference. Raises OSError, AttemptError, TooManyEntriesError, StoppedError."""
+        pending = [b""]
+        while pending:
+            pending += self._visit(pending.pop())
+        for path in self._gone:
+            self._tree.delete(path)
+
+    def _visit(self, directory: bytes) -> list[bytes]:
+        """Compare one directory; gives the directories in it that are to be visited."""
+        self._stop.check()
+        entries = [entry for entry in self._files.entries(directory) if self._is_carried(entry)]
+        ignored = self._rules.ignored([entry for entry in entries if not self._is_tracked(entry)])
+        visited = [entry for entry in entries if entry.path not in ignored]
+        for entry in visited:
+            self._compare(entry)
+        return [entry.path for entry in visited if entry.is_directory and not self._is_gitlink(entry)]
+
+    def _is_carried(self, entry: Entry) -> bool:
+        if not is_refused(entry.name, is_link=entry.is_link) and entry.is_reachable:
+            return True
+        if entry.path != b".git":
+            self.left_out.append(entry.path)
+        return False
+
+    def _is_tracked(self, entry: Entry) -> bool:
+        if entry.is_directory:
+            return entry.path in self._base.directories or self._is_gitlink(entry)
+        return entry.path in self._base.entries
+
+    def _is_gitlink(self, entry: Entry) -> bool:
+        base = self._base.entries.get(entry.path)
+        return base is not None and base.mode == GITLINK
+
+    def _compare(self, entry: Entry) -> None:
+        base = self._base.entries.get(entry.path)
+        if entry.is_directory:
+            if base is not None:
+                self._replace_by_directory(entry)
+        elif entry.is_file or entry.is_link:
+            self._gone.pop(entry.path, None)
+            if base is None or base.mode == GITLINK:
+                self._tree.put(entry)
+            else:
+                self._tree.put_if_changed(entry, base)
+
+    def _replace_by_directory(self, entry: Entry) -> None:
+        del self._gone[entry.path]
+        if not self._is_gitlink(entry):
+            # Said before what is in the directory: a deletion said later would take that along.
+            self._tree.delete(entry.path)

@@ -1,0 +1,80 @@
+"""What git complains about, as a sentence that says what to do.
+
+Git's stderr holds whatever the other side of the connection sent, and the server user's settings where git quotes them.
+"""
+
+import re
+from collections.abc import Collection
+
+from sandbox.model.manifest import Repository
+
+_LINE_CHARACTERS_MAX = 300
+_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_AT_CREDENTIALS = (
+    "put credentials into the git configuration of the server's user (credential.helper, http.<url>.extraHeader, a "
+    "key for ssh), and check that they may read it"
+)
+_MEANINGS = (
+    (r"remote branch .* not found", "it has no branch '{branch}'; check repository.branch"),
+    (
+        r"could not read (username|password)|authentication failed|returned error: 40[13]|permission denied"
+        r"|terminal prompts disabled|credential .*interactive",
+        f"it does not exist or needs credentials; check repository.url, or {_AT_CREDENTIALS}",
+    ),
+    (
+        r"host key verification failed",
+        "the host's ssh key is not known; add it to the known_hosts of the server's user",
+    ),
+    (
+        r"repository '.*' not found|not valid: is this a git repository|returned error: 404"
+        r"|does not appear to be a git repository|repository not found",
+        f"there is no repository, or it needs credentials; check repository.url, or {_AT_CREDENTIALS}",
+    ),
+    (
+        r"could not resolve (host|hostname|proxy)|name or service not known",
+        "the name of its host cannot be resolved; check repository.url and the server's network",
+    ),
+    (
+        r"failed to connect|could(n't| not) connect|connection refused|no route to host|network is unreachable",
+        "its host does not accept the connection; check repository.url and the server's network",
+    ),
+    (
+        r"timed out|connection reset|unexpected disconnect|early eof|empty reply|recv failure",
+        "the connection broke; try again",
+    ),
+    (
+        r"transport '.*' not allowed|protocol .* (not supported|disabled)|unsupported protocol",
+        "only https, http and ssh are allowed; check repository.url and url.<base>.insteadOf of the server's user",
+    ),
+    (r"ssl|certificate|tls", "the TLS connection failed; check the certificate of its host"),
+    (r"unable to update url base from redirection|redirect", "it redirects to somewhere else; use the final URL"),
+    (r"returned error: 5\d\d", "its host answers with a server error; try again later"),
+    (r"no space left on device|disk quota", "the server's disk is full; make room in its data directory"),
+    (r"file too large|died of signal 25", "it is larger than a clone may be"),
+    (r"fsck error|invalid path|badtree|refusing to create", "it holds objects that git refuses as malformed"),
+    (r"failed to execute git", "git is not installed on the server; install it"),
+)
+
+
+def explain(complaint: str, repository: Repository, secrets: Collection[str]) -> str:
+    """Why cloning failed. Of git's own words only one line is ever shown, without the secrets."""
+    for pattern, meaning in _MEANINGS:
+        if re.search(pattern, complaint, re.IGNORECASE):
+            return f"Cannot clone {repository.url}: {meaning.format(branch=repository.branch)}."
+    line = last_line(scrub(complaint, secrets)) or "nothing"
+    return f"Cannot clone {repository.url}: git said: {line}"
+
+
+def scrub(text: str, secrets: Collection[str]) -> str:
+    """Take out the secrets and whatever stands for credentials in URLs."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return _CREDENTIALS_IN_URL.sub("***@", text)
+
+
+def last_line(complaint: str) -> str:
+    """The last line that begins with `fatal:` or `error:`, else the last one; printable and cut."""
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
+    shown = "".join(character if character.isprintable() else "?" for character in telling[-1]) if telling else ""
+    return shown[:_LINE_CHARACTERS_MAX]

@@ -1,0 +1,164 @@
+"""The workspace's files, reached only in ways that never lead out of it.
+
+The agent wrote whatever it liked: links to anywhere, devices, FIFOs, names that are no text. So every component of a
+path is opened relative to its parent without following a symlink, and only what is a regular file is opened for
+reading. Paths are bytes relative to the root; `b""` is the root itself.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.workspace.stoppable import Stop
+
+PATH_BYTES_MAX = 3500
+"""Longer paths are not looked at; the kernel takes 4095 in one call, and git with it."""
+
+DEPTH_MAX = 256
+"""Directories nested deeper are not looked at."""
+
+ENTRIES_MAX = 1_000_000
+"""Files and directories of one workspace that are looked at."""
+
+_CHUNK_BYTES = 256 * 1024
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NODE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class TooManyEntriesError(Exception):
+    """There are more entries than are looked at."""
+
+
+class UnreadableError(OSError):
+    """A file cannot be read to the size that it had when it was opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in a directory. `stat` is of the entry itself, never of what a link leads to."""
+
+    name: bytes
+    path: bytes
+    stat: os.stat_result
+
+    @property
+    def is_directory(self) -> bool:
+        """A real directory."""
+        return stat.S_ISDIR(self.stat.st_mode)
+
+    @property
+    def is_file(self) -> bool:
+        """A regular file."""
+        return stat.S_ISREG(self.stat.st_mode)
+
+    @property
+    def is_link(self) -> bool:
+        """A symbolic link."""
+        return stat.S_ISLNK(self.stat.st_mode)
+
+    @property
+    def is_reachable(self) -> bool:
+        """Neither its path nor its depth is past the bounds."""
+        return len(self.path) <= PATH_BYTES_MAX and self.path.count(b"/") < DEPTH_MAX
+
+
+class Files:
+    """Files below one root. A context manager: the root stays open in between. Calls raise OSError."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.open(root, _DIRECTORY)
+        self._seen = 0
+
+    def __enter__(self) -> "Files":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._root)
+
+    @contextmanager
+    def open_directory(self, path: bytes) -> Iterator[int]:
+        """A descriptor of the directory, for as long as the block lasts."""
+        directory = os.dup(self._root)
+        try:
+            for name in path.split(b"/") if path else ():
+                child = _open(name, _DIRECTORY, directory)
+                os.close(directory)
+                directory = child
+            yield directory
+        finally:
+            os.close(directory)
+
+    def entries(self, path: bytes) -> list[Entry]:
+        """What is in the directory, by name. Raises TooManyEntriesError over all calls together."""
+        found = []
+        prefix = path + b"/" if path else b""
+        with self.open_directory(path) as directory, os.scandir(directory) as listing:
+            for item in listing:
+                self._seen += 1
+                if self._seen > ENTRIES_MAX:
+                    raise TooManyEntriesError
+                name = os.fsencode(item.name)
+                found.append(Entry(name, prefix + name, item.stat(follow_symlinks=False)))
+        return sorted(found, key=lambda entry: entry.name)
+
+    @contextmanager
+    def open_file(self, path: bytes) -> Iterator[tuple[int, int]]:
+        """Descriptor and size of a regular file. Raises OSError for anything else."""
+        parent, _, name = path.rpartition(b"/")
+        with self.open_directory(parent) as directory:
+            file = _open(name, _FILE, directory)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(f"{path!r} is not a regular file")
+            yield file, status.st_size
+        finally:
+            os.close(file)
+
+    def read_link(self, path: bytes) -> bytes:
+        """Where a symbolic link says it leads."""
+        parent, _, name = path.rpartition(b"/")
+        with self.open_directory(parent) as directory:
+            return os.readlink(name, dir_fd=directory)
+
+
+def _open(name: bytes, flags: int, directory: int) -> int:
+    """Open, after giving the owner back the right to read where the agent took it away."""
+    try:
+        opened = os.open(name, flags, dir_fd=directory)
+    except PermissionError:
+        _allow_reading(name, directory)
+        return os.open(name, flags, dir_fd=directory)
+    if flags & os.O_DIRECTORY and not os.access(".", os.X_OK, dir_fd=opened):
+        os.fchmod(opened, 0o700)
+    return opened
+
+
+def _allow_reading(name: bytes, directory: int) -> None:
+    node = os.open(name, _NODE, dir_fd=directory)
+    try:
+        status = os.fstat(node)
+        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            # A descriptor without rights to read takes no fchmod; its /proc name does, and is no other file's.
+            wanted = stat.S_IRWXU if stat.S_ISDIR(status.st_mode) else stat.S_IRUSR
+            Path(f"/proc/self/fd/{node}").chmod(stat.S_IMODE(status.st_mode) | wanted)
+    finally:
+        os.close(node)
+
+
+def read_chunks(file: int, size: int, stop: Stop) -> Iterator[bytes]:
+    """Exactly `size` bytes: what a file grows by afterwards is not read. Raises UnreadableError, StoppedError."""
+    while size:
+        stop.check()
+        try:
+            chunk = os.read(file, min(size, _CHUNK_BYTES))
+        except OSError as error:
+            raise UnreadableError(error.errno, error.strerror) from error
+        if not chunk:
+            raise UnreadableError("it became shorter while it was read")
+        size -= len(chunk)
+        yield chunk

@@ -1,0 +1,144 @@
+"""Git on the host: a child process that takes nothing from its surroundings.
+
+Decisions:
+- No configuration but what stands here and what a caller adds: system and user files are switched off, attributes and
+  ignore rules of the machine too. Git's own defaults already give protocol version 2, redirects of the first request
+  only, no submodules and no filters (no configuration names one), so they are not repeated.
+- `setpriv --pdeathsig` lets the kernel kill git when its runner dies, even by SIGKILL. Git's own children (transport,
+  index-pack, ssh) live on pipes from git and end at once when these close. One more exec costs less than a millisecond;
+  a `preexec_fn` would not be safe in a process with threads.
+- A session of its own, so that a cancelled call can kill git together with its children.
+"""
+
+import asyncio
+import os
+import resource
+import signal
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+Setting = tuple[str, str]
+
+_SURROUNDINGS = {
+    "LC_ALL": "C",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_ASKPASS": "",
+    "SSH_ASKPASS": "",
+    "GIT_ALLOW_PROTOCOL": "https:http:ssh",
+    "GIT_DEFAULT_REF_FORMAT": "files",
+}
+_NEUTRAL: Sequence[Setting] = (
+    ("core.hooksPath", "/dev/null"),
+    ("core.fsmonitor", "false"),
+    ("core.attributesFile", "/dev/null"),
+    ("core.excludesFile", "/dev/null"),
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+)
+_OUTPUT_BYTES_MAX = 1024 * 1024
+_DRAIN_SECONDS = 1.0
+
+
+class GitError(Exception):
+    """Git failed (-n after signal n). `complaint` is the end of its stderr: hostile text."""
+
+    def __init__(self, returncode: int, complaint: bytes) -> None:
+        super().__init__(f"git ended with {returncode}")
+        self.returncode = returncode
+        self.complaint = complaint.decode(errors="replace")
+
+
+class Git:
+    """Runs git with a clean environment, some settings and a few variables added."""
+
+    def __init__(
+        self, path: str, settings: Sequence[Setting] = (), variables: Mapping[str, str | None] | None = None
+    ) -> None:
+        """`path` is where programs are looked for; a variable that is None is taken away."""
+        wanted = {"PATH": path, **_SURROUNDINGS, **_as_variables([*_NEUTRAL, *settings]), **(variables or {})}
+        self._environment = {name: value for name, value in wanted.items() if value is not None}
+
+    async def run(
+        self,
+        *arguments: str,
+        directory: Path,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+        file_bytes_max: int | None = None,
+        good_codes: Collection[int] = (0,),
+    ) -> bytes:
+        """Run git in `directory`, to its end; gives its output when no `stdout` is given (the last MiB of it).
+
+        Files given are closed here as soon as git has them. No file that git writes grows past `file_bytes_max`.
+        Raises GitError, and OSError when git cannot be started. Cancelled, it kills git and its children first.
+        """
+        process = await self._start(arguments, directory, stdin, stdout)
+        reading = [asyncio.create_task(_read_end(pipe)) for pipe in (process.stdout, process.stderr)]
+        try:
+            if file_bytes_max is not None:
+                _limit_files(process.pid, file_bytes_max)
+            await process.wait()
+        finally:
+            await _kill(process)
+            # A background process of ssh may hold the pipe for long after git is gone, so the wait has a bound.
+            await asyncio.wait(reading, timeout=_DRAIN_SECONDS)
+            for task in reading:
+                task.cancel()
+        output, complaint = (task.result() if task.done() else b"" for task in reading)
+        if process.returncode not in good_codes:
+            raise GitError(process.returncode or 0, complaint)
+        return output
+
+    async def _start(
+        self, arguments: Sequence[str], directory: Path, stdin: IO[bytes] | None, stdout: IO[bytes] | None
+    ) -> Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *("setpriv", "--pdeathsig", "KILL", "git", *arguments),
+                stdin=stdin or DEVNULL,
+                stdout=stdout or PIPE,
+                stderr=PIPE,
+                cwd=directory,
+                env=self._environment,
+                start_new_session=True,
+            )
+        finally:
+            for given in (stdin, stdout):
+                if given is not None:
+                    given.close()
+
+
+def _as_variables(settings: Sequence[Setting]) -> dict[str, str]:
+    variables = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for number, (key, value) in enumerate(settings):
+        variables[f"GIT_CONFIG_KEY_{number}"] = key
+        variables[f"GIT_CONFIG_VALUE_{number}"] = value
+    return variables
+
+
+def _limit_files(pid: int, bytes_max: int) -> None:
+    with suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (bytes_max, bytes_max))
+
+
+async def _kill(process: Process) -> None:
+    if process.returncode is not None:
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+async def _read_end(pipe: asyncio.StreamReader | None) -> bytes:
+    """Everything up to the pipe's end, of which the last MiB is kept."""
+    kept = bytearray()
+    while pipe and (chunk := await pipe.read(64 * 1024)):
+        kept += chunk
+        del kept[:-_OUTPUT_BYTES_MAX]
+    return bytes(kept)

@@ -1,0 +1,113 @@
+"""What git would not add: the `.gitignore` files of the base commit, judged by git itself.
+
+Git is asked in a directory of the host's own that holds those files and nothing else the agent or the repository
+made, so neither a `.gitignore` that the agent wrote, nor `info/exclude`, nor a user's excludes count. A file that the
+agent newly ignores is therefore in the patch, and one that it un-ignores is not; the edited `.gitignore` is.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from sandbox.workspace.base_tree import BaseEntry
+from sandbox.workspace.files import Entry
+from sandbox.workspace.git import Git
+from sandbox.workspace.pipes import pipe, read_exactly, run_with_thread, write_all
+from sandbox.workspace.stoppable import Stop
+
+_PAGE_BYTES = 4096
+_CHUNK_BYTES = 64 * 1024
+
+
+class IgnoreRules:
+    """Asks a `git check-ignore` that runs at the other ends of two pipes.
+
+    Never more than a page is asked before the answers are read: that much always fits into a pipe, so neither side
+    can wait for the other. Git wants to see whether a path is a directory, so directories are made before they are
+    asked about.
+    """
+
+    def __init__(self, directory: Path, questions: IO[bytes], answers: IO[bytes]) -> None:
+        self._directory = directory
+        self._questions = questions
+        self._fields = _fields(answers)
+
+    def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
+        """The paths among these, all of them untracked, that the rules ignore. Raises BrokenPipeError without git."""
+        for entry in entries:
+            if entry.is_directory and entry.name != b".gitignore":
+                _make_directory(self._directory, entry.path)
+        return frozenset(path for page in _pages(entries) for path in self._ask(page))
+
+    def _ask(self, page: Sequence[bytes]) -> Iterator[bytes]:
+        # "./" keeps a name such as ":(top)x" from being read as pathspec magic.
+        write_all(self._questions, b"".join(b"./" + path + b"\0" for path in page))
+        for path in page:
+            _source, _line, pattern, _path = (next(self._fields) for _ in range(4))
+            if pattern and not pattern.startswith(b"!"):
+                yield path
+
+
+def _pages(entries: Sequence[Entry]) -> Iterator[list[bytes]]:
+    page: list[bytes] = []
+    size = 0
+    for entry in entries:
+        bytes_asked = len(entry.path) + len(b"./\0")
+        if page and size + bytes_asked > _PAGE_BYTES:
+            yield page
+            page, size = [], 0
+        page.append(entry.path)
+        size += bytes_asked
+    if page:
+        yield page
+
+
+def _fields(answers: IO[bytes]) -> Iterator[bytes]:
+    rest = b""
+    while chunk := answers.read(_CHUNK_BYTES):
+        *fields, rest = (rest + chunk).split(b"\0")
+        yield from fields
+    raise BrokenPipeError("git check-ignore ended early")
+
+
+def _make_directory(root: Path, path: bytes) -> None:
+    os.makedirs(os.path.join(os.fsencode(root), path), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH118 (bytes)
+
+
+async def lay_out_ignore_files(git: Git, repository: Path, entries: Sequence[BaseEntry], directory: Path) -> None:
+    """Make `directory` anew and write the base commit's `.gitignore` files into it. Raises GitError, OSError."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    if not entries:
+        return
+    with pipe() as (asked, asking), pipe() as (answers, answering):
+
+        def write(stop: Stop) -> None:
+            for entry in entries:
+                stop.check()
+                write_all(asking, entry.object_id + b"\n")
+                _write_ignore_file(directory, entry, answers)
+            asking.close()
+
+        contents = git.run(
+            *(f"--git-dir={repository}", "cat-file", "--batch=%(objectsize)"),
+            directory=repository,
+            stdin=asked,
+            stdout=answering,
+        )
+        await run_with_thread(write, contents)
+
+
+def _write_ignore_file(directory: Path, entry: BaseEntry, answers: IO[bytes]) -> None:
+    read_exactly(answers, len(b"%d\n" % entry.size_bytes))
+    parent, _, name = entry.path.rpartition(b"/")
+    _make_directory(directory, parent)
+    with open(os.path.join(os.fsencode(directory), parent, name), "xb") as file:  # noqa: PTH118, PTH123 (bytes)
+        remaining = entry.size_bytes
+        while remaining:
+            chunk = read_exactly(answers, min(remaining, _CHUNK_BYTES))
+            file.write(chunk)
+            remaining -= len(chunk)
+    read_exactly(answers, 1)

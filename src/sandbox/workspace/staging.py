@@ -1,0 +1,167 @@
+"""Staging: a repository becomes a workspace.
+
+The host clones into a bare repository of its own, which no sandbox ever sees, and checks the base commit out into the
+workspace, whose `.git` is a copy. Without a commit in the manifest the clone is one commit deep; with one it has the
+whole history of the branch, because only that shows whether the commit is on it.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+
+from sandbox.contracts.layout import AttemptLayout
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.manifest import Repository
+from sandbox.workspace.base_tree import BaseEntry, list_tree, read_entries
+from sandbox.workspace.complaint import explain
+from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, Files
+from sandbox.workspace.git import Git, GitError, Setting
+from sandbox.workspace.git_directory import neutralise, read_branch, write_git_directory
+from sandbox.workspace.pipes import pipe, run_with_thread
+from sandbox.workspace.stoppable import Stop, run_in_thread
+from sandbox.workspace.user_settings import read_user_settings, secrets_in, variables_of_user
+
+REPOSITORY_BYTES_MAX = 32 * 1024**3
+"""A pack of a clone, and the files of a commit together; over it: `clone_failed`."""
+
+_NETWORK: tuple[Setting, ...] = (
+    ("core.sshCommand", "ssh -o BatchMode=yes -o ConnectTimeout=20"),
+    ("credential.interactive", "false"),
+    ("transfer.fsckObjects", "true"),
+)
+_TOLERATED = (
+    *("badDate", "badDateOverflow", "badEmail", "badName", "badTimezone", "missingEmail", "missingNameBeforeEmail"),
+    *("missingSpaceBeforeDate", "missingSpaceBeforeEmail", "multipleAuthors", "nulInCommit", "zeroPaddedDate"),
+    *("zeroPaddedFilemode", "badTagName", "missingTaggerEntry"),
+)
+"""Old faults in who and when, and in the spelling of modes, which real histories have and which harm nobody."""
+
+
+class Staging:
+    """One clone."""
+
+    def __init__(self, environment: Mapping[str, str], repository: Repository, attempt: AttemptLayout) -> None:
+        self._environment = environment
+        self._path = environment.get("PATH", os.defpath)
+        self._local = Git(self._path)
+        self._wanted = repository
+        self._attempt = attempt
+        self._secrets: frozenset[str] = frozenset()
+
+    async def run(self) -> str:
+        """Gives the full base commit. Raises AttemptError (clone_failed)."""
+        try:
+            await run_in_thread(lambda _: self._clear())
+            await self._clone()
+            commit = await self._find_commit()
+            await self._check_size(commit)
+            await self._check_out(commit)
+            await run_in_thread(lambda _: self._check_subpath())
+        except GitError as error:
+            raise _failed(explain(error.complaint, self._wanted, self._secrets)) from None
+        except OSError as error:
+            raise _failed(f"Cannot clone {self._wanted.url}: {error.strerror or error}.") from error
+        return commit
+
+    def _clear(self) -> None:
+        """Take away what an earlier, broken try left."""
+        self._attempt.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in (self._attempt.repository, self._attempt.workspace):
+            if left.is_symlink() or left.is_file():
+                left.unlink()
+            elif left.exists():
+                shutil.rmtree(left)
+
+    async def _clone(self) -> None:
+        user_settings = await read_user_settings(self._environment, self._path)
+        self._secrets = secrets_in(user_settings)
+        tolerated = [(f"fetch.fsck.{fault}", "ignore") for fault in _TOLERATED]
+        git = Git(self._path, [*_NETWORK, *tolerated, *user_settings], variables_of_user(self._environment))
+        await git.run(
+            *("clone", "--quiet", "--bare", "--template=", "--single-branch", "--no-tags"),
+            *(f"--branch={self._wanted.branch}", *(("--depth=1",) if self._wanted.commit is None else ())),
+            *("--", self._wanted.url, str(self._attempt.repository)),
+            directory=self._attempt.root,
+            file_bytes_max=REPOSITORY_BYTES_MAX,
+        )
+
+    async def _find_commit(self) -> str:
+        repository = self._attempt.repository
+        tip = await run_in_thread(lambda _: read_branch(repository, self._wanted.branch))
+        if tip is None:
+            raise _failed(f"'{self._wanted.branch}' is no branch of {self._wanted.url}; check repository.branch.")
+        await run_in_thread(lambda _: neutralise(repository))
+        return tip if self._wanted.commit is None else await self._find_on_branch(self._wanted.commit.lower(), tip)
+
+    async def _find_on_branch(self, wanted: str, tip: str) -> str:
+        problem = f"Commit {wanted} is not on branch '{self._wanted.branch}' of {self._wanted.url}"
+        try:
+            found = await self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
+            commit = found.decode().strip()
+            if commit.startswith(wanted):
+                await self._git("merge-base", "--is-ancestor", commit, tip)
+                return commit
+        except GitError as error:
+            if "ambiguous" in error.complaint:
+                problem = f"Commit {wanted} stands for more than one object of {self._wanted.url}"
+        raise _failed(f"{problem}; give the full name of a commit that the branch contains in repository.commit.")
+
+    async def _check_size(self, commit: str) -> None:
+        with pipe() as (reading, writing):
+
+            def work(stop: Stop) -> None:
+                problem = _oversize(read_entries(reading))
+                if problem is not None:
+                    raise _failed(f"Cannot check out {self._wanted.url}: {problem}.")
+
+            repository = self._attempt.repository
+            listing = self._local.run(*list_tree(repository, commit), directory=repository, stdout=writing)
+            await run_with_thread(work, listing)
+
+    async def _check_out(self, commit: str) -> None:
+        workspace = self._attempt.workspace
+        workspace.mkdir(mode=0o755)
+        await run_in_thread(
+            lambda stop: write_git_directory(workspace, self._attempt.repository, self._wanted, commit, stop)
+        )
+        await self._local.run(
+            *(f"--git-dir={workspace / '.git'}", f"--work-tree={workspace}", "read-tree", "-m", "-u", commit),
+            directory=workspace,
+        )
+
+    def _check_subpath(self) -> None:
+        if self._wanted.subpath is None:
+            return
+        names = [name for name in self._wanted.subpath.split("/") if name not in ("", ".")]
+        with Files(self._attempt.workspace) as files:
+            try:
+                with files.open_directory("/".join(names).encode()):
+                    return
+            except OSError:
+                pass
+        raise _failed(
+            f"'{self._wanted.subpath}' is not a directory in branch '{self._wanted.branch}' of {self._wanted.url} "
+            "(symbolic links do not count); check repository.subpath."
+        )
+
+    async def _git(self, *arguments: str) -> bytes:
+        repository = self._attempt.repository
+        return await self._local.run(f"--git-dir={repository}", *arguments, directory=repository)
+
+
+def _oversize(entries: Iterator[BaseEntry]) -> str | None:
+    """A few small trees can name each other so often that a checkout never ends: find that out before."""
+    bytes_left = REPOSITORY_BYTES_MAX
+    for number, entry in enumerate(entries):
+        bytes_left -= entry.size_bytes
+        if number >= ENTRIES_MAX:
+            return f"the commit has more than {ENTRIES_MAX} files"
+        if bytes_left < 0:
+            return f"the files of the commit are larger than {REPOSITORY_BYTES_MAX // 1024**3} GiB"
+        if len(entry.path) > PATH_BYTES_MAX or entry.path.count(b"/") >= DEPTH_MAX:
+            return "directories of the commit are nested too deeply"
+    return None
+
+
+def _failed(message: str) -> AttemptError:
+    return AttemptError(FailureCode.CLONE_FAILED, message)

@@ -1,0 +1,39 @@
+"""The `Workspaces` of this machine: git and files of the host."""
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+from sandbox.contracts.layout import AttemptLayout
+from sandbox.contracts.workspace import LeftOut
+from sandbox.model.artifact import Artifact
+from sandbox.model.manifest import Repository
+from sandbox.workspace.collection import collect
+from sandbox.workspace.git import Git
+from sandbox.workspace.patch import write_patch
+from sandbox.workspace.staging import Staging
+
+
+class GitWorkspaces:
+    """See `sandbox.contracts.workspace.Workspaces`.
+
+    environment: of the server's user; HOME, XDG_CONFIG_HOME, GIT_CONFIG_GLOBAL, SSH_AUTH_SOCK and PATH are looked at.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    async def stage(self, repository: Repository, attempt_dir: Path) -> str:
+        """Clone; gives the full base commit. Raises AttemptError (clone_failed)."""
+        return await Staging(self._environment, repository, AttemptLayout(attempt_dir)).run()
+
+    async def patch(self, attempt_dir: Path, base_commit: str, target: Path) -> None:
+        """Write what the agent changed, an empty file when nothing was. Raises AttemptError (collect_failed)."""
+        git = Git(self._environment.get("PATH", os.defpath))
+        await write_patch(git, AttemptLayout(attempt_dir), base_commit, target)
+
+    def collect(
+        self, workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]
+    ) -> AsyncIterator[Artifact | LeftOut]:
+        """Copy each regular file that matches, in the order of their paths. Raises AttemptError (collect_failed)."""
+        return collect(workspace, patterns, target, taken_names)
