@@ -34,14 +34,14 @@ def upstream_side() -> h11.Connection:
 def forwarded_request(request: h11.Request, target: bytes, upstream: Upstream) -> h11.Request:
     """The request as the upstream gets it: the server's key for the task's, and an answer that can be read."""
     headers = [(b"host", upstream.authority), upstream.credential, (b"accept-encoding", b"identity")]
-    headers += _passed(request.headers, _REQUEST_DROPPED)
+    headers += _passed(request, _REQUEST_DROPPED)
     framing = _framing(request.headers) or [(b"content-length", b"0")]
     return h11.Request(method=request.method, target=upstream.prefix + target, headers=headers + framing)
 
 
 def forwarded_response(response: h11.Response) -> h11.Response:
     """The response as the client gets it. Without a length h11 frames it in chunks."""
-    headers = _passed(response.headers, _RESPONSE_DROPPED)
+    headers = _passed(response, _RESPONSE_DROPPED)
     framing = [(name, value) for name, value in _framing(response.headers) if name == b"content-length"]
     return h11.Response(status_code=response.status_code, reason=response.reason, headers=headers + framing)
 
@@ -81,13 +81,14 @@ def plain_refusal(status: int, sentence: str) -> Answer:
     return Answer(status, b"text/plain; charset=utf-8", sentence.encode() + b"\n", is_last=True)
 
 
-def _passed(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
-    pairs = list(headers)
-    named = {token.strip().lower() for name, value in pairs if name == b"connection" for token in value.split(b",")}
+def _passed(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> Headers:
+    """What is left, each name spelt as it came."""
+    connection = b",".join(value for name, value in message.headers if name == b"connection")
+    named = {token.strip().lower() for token in connection.split(b",")}
     return [
-        (name, value)
-        for name, value in pairs
-        if name not in dropped and name not in named and not name.startswith(_DROPPED_PREFIXES)
+        (spelt, value)
+        for spelt, value in message.headers.raw_items()
+        if (name := spelt.lower()) not in dropped and name not in named and not name.startswith(_DROPPED_PREFIXES)
     ]
 
 

@@ -89,6 +89,8 @@ class ModelConversation:
             self._hear_upstream(reaction)
         except h11.RemoteProtocolError:
             self._break(reaction, 502, f"The model at {self._upstream.address} broke off its answer.")
+        if not data:  # an answer may end with its connection
+            self._drop_upstream(reaction)
         return reaction
 
     def upstream_failed(self, status: int, message: str) -> Reaction:

@@ -1,0 +1,125 @@
+"""A gateway that serves on loopback, and a client that speaks HTTP/1.1 to it byte by byte."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from doubles.loopback_listeners import loopback_listeners
+from sandbox.contracts.gateway import Gateway, ModelUpstream
+from sandbox.contracts.runtime import Listeners
+from sandbox.gateway.serve import SocketGateways
+from sandbox.model.event import EgressDenied, Trouble, Usage
+
+TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
+
+
+@dataclass
+class ServedGateway:
+    gateway: Gateway
+    listeners: Listeners
+    told: list[Usage | EgressDenied | Trouble]
+    serving: asyncio.Task[None]
+    clients: list["Client"] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return int(self.listeners.model.getsockname()[1])
+
+    def of(self, kind: type) -> list:
+        return [one for one in self.told if isinstance(one, kind)]
+
+    async def connect(self, port: int | None = None) -> "Client":
+        client = Client(*await asyncio.open_connection("127.0.0.1", port or self.port), self.port)
+        self.clients.append(client)
+        return client
+
+    async def stop(self) -> None:
+        self.serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.serving
+
+
+@asynccontextmanager
+async def served_gateway(base_url: str) -> AsyncIterator[ServedGateway]:
+    """Serve until the block ends."""
+    told: list[Usage | EgressDenied | Trouble] = []
+    with loopback_listeners() as listeners:
+        gateway = SocketGateways().open(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, told.append)
+        served = ServedGateway(gateway, listeners, told, asyncio.ensure_future(gateway.serve(listeners)))
+        try:
+            yield served
+        finally:
+            for client in served.clients:
+                client.leave()
+            await served.stop()
+
+
+@dataclass
+class Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    port: int
+    received: bytes = b""
+
+    def ask(self, body: bytes = b"{}", *, target: str = "/v1/messages?beta=true", key: str = TASK_KEY) -> None:
+        head = f"POST {target} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nX-Api-Key: {key}\r\n"
+        self.writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of one answer, framed by its length or in chunks."""
+        head = await self.until(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines if line)}
+        if "content-length" in headers:
+            return int(status.split()[1]), headers, await self.exactly(int(headers["content-length"]))
+        body = b""
+        while size := int(await self.until(b"\r\n"), 16):
+            body += (await self.exactly(size + 2))[:-2]
+        await self.until(b"\r\n")
+        return int(status.split()[1]), headers, body
+
+    async def error(self) -> tuple[int, str, str]:
+        status, _, body = await self.answer()
+        error = json.loads(body)["error"]
+        return status, error["type"], error["message"]
+
+    async def until(self, mark: bytes) -> bytes:
+        part = await self.reader.readuntil(mark)
+        self.received += part
+        return part
+
+    async def exactly(self, count: int) -> bytes:
+        part = await self.reader.readexactly(count)
+        self.received += part
+        return part
+
+    async def rest(self) -> bytes:
+        """Everything up to the end, however it comes."""
+        with suppress(ConnectionError):
+            while part := await self.reader.read(65536):
+                self.received += part
+        return self.received
+
+    def leave(self) -> None:
+        self.writer.transport.abort()
+
+
+async def until_true(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Poll with a bound."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        await asyncio.sleep(0.005)
+
+
+def run(story: Callable[[], object]) -> None:
+    """Run an async test with a bound."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await story()  # type: ignore[misc]
+
+    asyncio.run(bounded())

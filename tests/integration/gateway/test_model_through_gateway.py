@@ -1,0 +1,406 @@
+"""An agent talks to the model through a real gateway on real sockets; the model is a script on loopback."""
+
+import asyncio
+import gc
+import resource
+import socket
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
+from doubles.served_gateway import SERVER_KEY, TASK_KEY, run, served_gateway, until_true
+from sandbox.gateway import limits, serve
+from sandbox.model.event import EgressDenied, Trouble, Usage
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+EVENTS = [
+    b'event: message_start\ndata: {"type":"message_start","message":{"model":"claude-haiku-4-5",'
+    b'"usage":{"input_tokens":10,"output_tokens":1}}}\n\n',
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"h\xc3\xa9"}}\n\n',
+    b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":5}}\n\n',
+    b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+]
+BODY = b"".join(EVENTS)
+SPENT = Usage("claude-haiku-4-5", 10, 5, 0, 0, (10 + 25) / 1e6)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+async def at_once(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD + b"".join(chunk(event) for event in EVENTS) + b"0\r\n\r\n")
+
+
+class Stepwise:
+    """Sends one event for every `step`; ends as it should, or breaks off."""
+
+    def __init__(self) -> None:
+        self.steps: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def __call__(self, _: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
+        while (step := await self.steps.get()) is not None:
+            writer.write(step)
+            await writer.drain()
+        writer.transport.abort()
+
+
+def test_an_answer_arrives_byte_for_byte_with_the_keys_swapped():
+    async def story():
+        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url + "/prefix") as served:
+            client = await served.connect()
+            client.ask(b'{"any": "bytes \xff"}')
+            status, headers, body = await client.answer()
+            assert (status, headers["content-type"], body) == (200, "text/event-stream", BODY)
+            asked = upstream.requests[0]
+            assert asked.target == "/prefix/v1/messages?beta=true"
+            assert asked.body == b'{"any": "bytes \xff"}'
+            assert asked.headers["x-api-key"] == SERVER_KEY
+            assert asked.headers["host"] == f"127.0.0.1:{upstream.port}"
+            assert TASK_KEY.encode() not in asked.head + asked.body
+            assert SERVER_KEY.encode() not in client.received
+            assert served.told == [SPENT]
+
+    run(story)
+
+
+def test_each_event_arrives_before_the_next_is_sent():
+    async def story():
+        script = Stepwise()
+        async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.ask()
+            script.steps.put_nowait(HEAD)
+            await client.until(b"\r\n\r\n")
+            for event in EVENTS:
+                assert served.gateway.requests_in_flight == 1
+                script.steps.put_nowait(chunk(event))
+                assert await client.exactly(len(chunk(event))) == chunk(event)
+            assert served.told == []
+            script.steps.put_nowait(b"0\r\n\r\n")
+            assert await client.until(b"0\r\n\r\n") == b"0\r\n\r\n"
+            assert served.gateway.requests_in_flight == 0
+            assert served.told == [SPENT]
+
+    run(story)
+
+
+def test_one_connection_carries_many_requests_on_both_sides():
+    async def story():
+        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            for _ in range(5):
+                client.ask()
+                assert (await client.answer())[2] == BODY
+            assert (upstream.connections, len(upstream.requests)) == (1, 5)
+            assert served.told == [SPENT] * 5
+
+    run(story)
+
+
+def test_an_idle_upstream_that_closes_is_dialled_again():
+    async def at_once_and_close(request, writer):
+        await at_once(request, writer)
+        await writer.drain()
+        writer.close()
+
+    async def story():
+        async with scripted_upstream(at_once_and_close) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            for _ in range(3):
+                upstream.hung_up.clear()
+                client.ask()
+                assert (await client.answer())[0] == 200
+                await upstream.hung_up.wait()
+                await asyncio.sleep(0.02)  # for the news of the end to reach the gateway
+            assert upstream.connections == 3
+
+    run(story)
+
+
+@pytest.mark.parametrize("key", ["another", SERVER_KEY, ""])
+def test_another_key_is_refused_and_reaches_nobody(key):
+    async def story():
+        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.ask(b"x" * 300_000, key=key)
+            status, kind, message = await client.error()
+            assert (status, kind) == (401, "authentication_error")
+            assert served.told == [EgressDenied("model", served.port, message)]
+            assert upstream.connections == 0
+            client.ask()
+            assert (await client.answer())[0] == 200, "the right key still works on the same connection"
+
+    run(story)
+
+
+def test_a_client_that_leaves_cancels_its_request_upstream():
+    async def story():
+        script = Stepwise()
+        async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.ask()
+            script.steps.put_nowait(HEAD + chunk(EVENTS[0]))
+            await client.until(b"\r\n\r\n")
+            client.leave()
+            reader = upstream.requests[0].reader
+            await until_true(lambda: reader.at_eof() or reader.exception() is not None)
+            await until_true(lambda: served.gateway.requests_in_flight == 0)
+            assert served.told == [Usage("claude-haiku-4-5", 10, 1, 0, 0, 15 / 1e6)]
+
+    run(story)
+
+
+def test_an_answer_that_breaks_off_is_seen_as_broken_by_the_client():
+    async def story():
+        script = Stepwise()
+        async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.ask()
+            for step in (HEAD, chunk(EVENTS[0]), None):
+                script.steps.put_nowait(step)
+            received = await client.rest()
+            assert chunk(EVENTS[0]) in received
+            assert not received.endswith(b"0\r\n\r\n")
+            assert [type(one) for one in served.told] in ([Trouble, Usage], [Usage, Trouble])
+            assert served.gateway.requests_in_flight == 0
+
+    run(story)
+
+
+def test_a_model_that_cannot_be_reached_is_an_error_and_told_once():
+    async def story():
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            async with served_gateway(f"http://127.0.0.1:{nobody.getsockname()[1]}") as served:
+                client = await served.connect()
+                for _ in range(3):
+                    client.ask()
+                    status, kind, message = await client.error()
+                    assert (status, kind) == (502, "api_error")
+                    assert "ANTHROPIC_BASE_URL" in message
+                assert served.told == [Trouble("upstream_unreachable", message)]
+
+    run(story)
+
+
+def test_a_model_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(limits, "UPSTREAM_SECONDS", 0.2)
+
+    async def story():
+        script = Stepwise()
+        async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.ask()
+            assert (await client.error())[:2] == (504, "timeout_error")
+
+    run(story)
+
+
+def test_a_model_that_does_not_accept_is_given_up(monkeypatch):
+    monkeypatch.setattr(limits, "CONNECT_SECONDS", 0.2)
+
+    async def story():
+        full = socket.create_server(("127.0.0.1", 0), backlog=0)
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        try:
+            async with served_gateway(f"http://127.0.0.1:{full.getsockname()[1]}") as served:
+                client = await served.connect()
+                client.ask()
+                assert (await client.error())[:2] == (504, "timeout_error")
+
+        finally:
+            for one in (full, *waiting):
+                one.close()
+
+    run(story)
+
+
+def test_twenty_clients_are_served_at_the_same_time():
+    async def story():
+        gate = asyncio.Event()
+
+        async def after_all(request, writer):
+            await gate.wait()
+            await at_once(request, writer)
+
+        async with scripted_upstream(after_all) as upstream, served_gateway(upstream.base_url) as served:
+            clients = [await served.connect() for _ in range(20)]
+            for client in clients:
+                client.ask()
+            await until_true(lambda: len(upstream.requests) == 20)
+            assert served.gateway.requests_in_flight == 20
+            gate.set()
+            assert [(await client.answer())[2] for client in clients] == [BODY] * 20
+            assert served.gateway.requests_in_flight == 0
+            assert served.told == [SPENT] * 20
+
+    run(story)
+
+
+def test_large_bodies_pass_in_both_directions_in_bounded_memory():
+    size = 24 * 1024 * 1024
+
+    async def plenty(request, writer):
+        assert len(request.body) == size
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % size)
+        for _ in range(size // 65536):
+            writer.write(bytes(65536))
+            await writer.drain()
+
+    async def story():
+        async with scripted_upstream(plenty) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.ask(bytes(size))
+            assert (await client.answer())[2] == bytes(size)
+
+    run(story)
+
+
+def test_a_client_that_does_not_read_holds_the_model_back():
+    sent = 0
+
+    async def endless(_, writer):
+        nonlocal sent
+        writer.write(HEAD)
+        while True:
+            writer.write(chunk(bytes(65536)))
+            await writer.drain()
+            sent += 65536
+
+    async def story():
+        async with scripted_upstream(endless) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.reader._transport.pause_reading()
+            client.ask()
+            before = -1
+            while sent == 0 or sent != before:
+                before = sent
+                await asyncio.sleep(0.3)
+            assert sent < 32 * 1024 * 1024
+
+    run(story)
+
+
+@pytest.mark.parametrize("dribble", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
+def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
+    monkeypatch.setitem(serve._PATIENCE_SECONDS, serve.Phase.HEAD, 0.3)
+
+    async def story():
+        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.writer.write(dribble)
+            began = time.monotonic()
+            while not client.reader.at_eof() and time.monotonic() - began < 5:
+                if dribble:
+                    client.writer.write(b"X: 1\r\n")
+                await asyncio.sleep(0.05)
+            assert time.monotonic() - began < 2
+
+    run(story)
+
+
+def test_an_idle_client_is_let_go_and_a_busy_one_is_not(monkeypatch):
+    monkeypatch.setitem(serve._PATIENCE_SECONDS, serve.Phase.IDLE, 0.3)
+
+    async def story():
+        script = Stepwise()
+        async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.ask()
+            await asyncio.sleep(0.6)
+            script.steps.put_nowait(HEAD + chunk(BODY) + b"0\r\n\r\n")
+            assert (await client.answer())[2] == BODY
+            async with asyncio.timeout(5):
+                await client.rest()
+
+    run(story)
+
+
+def test_connections_over_the_bound_wait_for_their_turn(monkeypatch):
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 2)
+
+    async def story():
+        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+            holders = [await served.connect() for _ in range(2)]
+            third = await served.connect()
+            third.ask()
+            answering = asyncio.ensure_future(third.answer())
+            assert (await asyncio.wait([answering], timeout=0.2))[0] == set()
+            holders[0].leave()
+            assert (await answering)[0] == 200
+
+    run(story)
+
+
+def test_cancelling_ends_every_connection_at_once_and_leaves_nothing_open():
+    async def story():
+        script = Stepwise()
+        async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
+            busy, idle, proxy = await served.connect(), await served.connect(), None
+            proxy = await served.connect(served.listeners.proxy.getsockname()[1])
+            busy.ask()
+            script.steps.put_nowait(HEAD + chunk(EVENTS[0]))
+            await busy.until(b"\r\n\r\n")
+            began = time.monotonic()
+            await served.stop()
+            assert time.monotonic() - began < 0.5
+            for client in (busy, idle, proxy):
+                await client.rest()
+            assert served.gateway.requests_in_flight == 0
+            with pytest.raises(OSError):  # noqa: PT011 - closed is closed
+                served.listeners.model.getsockname()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", busy.port)
+
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        run(story)
+        gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= open_before
+
+
+def test_a_connection_that_fails_inside_ends_alone(monkeypatch):
+    def broken(self, data):
+        raise RuntimeError("a mistake of ours")
+
+    async def story():
+        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+            with monkeypatch.context() as patched:
+                patched.setattr(serve.ModelConversation, "client_sent", broken)
+                client = await served.connect()
+                client.ask()
+                assert await client.rest() == b""
+            assert [trouble.error for trouble in served.of(Trouble)] == ["gateway_error"]
+            client = await served.connect()
+            client.ask()
+            assert (await client.answer())[0] == 200
+
+    run(story)
+
+
+def test_a_runner_without_free_descriptors_serves_again_when_there_are_some():
+    async def story():
+        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            late = socket.socket()
+            late.setblocking(False)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                late.connect_ex(("127.0.0.1", served.port))
+                await asyncio.sleep(0.3)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            late.close()
+            client.ask()
+            assert (await client.answer())[0] == 200
+
+    run(story)

@@ -1,0 +1,64 @@
+"""A sandbox cannot flood its task's journal through the gateway."""
+
+from sandbox.gateway.limits import DENIALS_PER_SECOND_MAX, TROUBLE_SECONDS
+from sandbox.gateway.reports import Reports, printable
+from sandbox.model.event import EgressDenied, Trouble, Usage
+
+
+class Watch:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def opened() -> tuple[Reports, list, Watch]:
+    told: list = []
+    watch = Watch()
+    return Reports(told.append, watch), told, watch
+
+
+def test_refusals_are_told_one_by_one_until_there_are_too_many_and_then_counted():
+    reports, told, watch = opened()
+    for number in range(DENIALS_PER_SECOND_MAX + 5):
+        reports.denied(f"h{number}", 443, "no")
+    assert told == [EgressDenied(f"h{number}", 443, "no") for number in range(DENIALS_PER_SECOND_MAX)]
+    watch.now += 1
+    reports.denied("later", 443, "no")
+    assert isinstance(told[-2], Trouble)
+    assert told[-2].error == "egress_denials_dropped"
+    assert told[-2].message.startswith("5 more ")
+    assert told[-1] == EgressDenied("later", 443, "no")
+
+
+def test_the_count_is_told_at_the_end_when_nothing_is_refused_any_more():
+    reports, told, _ = opened()
+    for _ in range(DENIALS_PER_SECOND_MAX + 1):
+        reports.denied("h", 443, "no")
+    reports.flush()
+    reports.flush()
+    assert [type(one) for one in told[DENIALS_PER_SECOND_MAX:]] == [Trouble]
+
+
+def test_the_same_trouble_is_told_once_and_again_only_after_a_while():
+    reports, told, watch = opened()
+    reports.trouble("upstream_unreachable", "first")
+    reports.trouble("upstream_unreachable", "second")
+    reports.trouble("gateway_error", "another kind")
+    watch.now += TROUBLE_SECONDS
+    reports.trouble("upstream_unreachable", "third")
+    assert [one.message for one in told] == ["first", "another kind", "third"]
+
+
+def test_usage_is_never_left_out():
+    reports, told, _ = opened()
+    for _ in range(100):
+        reports.used(Usage("m", 1, 1))
+    assert len(told) == 100
+
+
+def test_a_host_is_told_as_visible_characters_and_not_for_ever():
+    assert printable("xn--bcher-kva.example") == "xn--bcher-kva.example"
+    assert printable("a b\r\n\x00é\x1b") == "a?b?????"
+    assert printable("x" * 9999) == "x" * 255
+    assert printable("") == "?"

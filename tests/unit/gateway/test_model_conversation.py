@@ -1,0 +1,557 @@
+"""A conversation with the model through the gateway, as scripts: bytes in, bytes out, and what is told."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.contracts.gateway import ModelUpstream
+from sandbox.gateway import limits
+from sandbox.gateway.conversation import Phase, Reaction
+from sandbox.gateway.model import ModelConversation
+from sandbox.gateway.policy import ModelPolicy
+from sandbox.gateway.reports import Reports
+from sandbox.gateway.upstream import parse_upstream
+from sandbox.model.event import EgressDenied, Trouble, Usage
+
+TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
+BODY = b'{"model":"m","stream":true}'
+SSE_BODY = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"model":"claude-haiku-4-5","usage":'
+    b'{"input_tokens":10,"output_tokens":1}}}\n\nevent: message_delta\ndata: '
+    b'{"type":"message_delta","usage":{"output_tokens":5}}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n'
+)
+SPENT = Usage("claude-haiku-4-5", 10, 5, 0, 0, (10 + 25) / 1e6)
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+STREAM = STREAM_HEAD + chunk(SSE_BODY) + b"0\r\n\r\n"
+
+
+def request(
+    target: str = "/v1/messages?beta=true",
+    *headers: str,
+    method: str = "POST",
+    key: str | None = f"x-api-key: {TASK_KEY}",
+    host: str = "127.0.0.1:8123",
+    body: bytes = BODY,
+    version: str = "1.1",
+) -> bytes:
+    lines = [f"{method} {target} HTTP/{version}", f"Host: {host}", *([key] if key else []), *headers]
+    if not any(h.lower().startswith(("content-length", "transfer-encoding")) for h in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+class Told(list):
+    @property
+    def denials(self) -> list[EgressDenied]:
+        return [one for one in self if isinstance(one, EgressDenied)]
+
+    @property
+    def usages(self) -> list[Usage]:
+        return [one for one in self if isinstance(one, Usage)]
+
+    @property
+    def troubles(self) -> list[Trouble]:
+        return [one for one in self if isinstance(one, Trouble)]
+
+
+def opened(
+    base_url: str = "https://up.example/base", *, token: bool = False, key: str = SERVER_KEY
+) -> tuple[ModelConversation, Told]:
+    told = Told()
+    upstream = ModelUpstream(base_url, auth_token=key) if token else ModelUpstream(base_url, api_key=key)
+    policy = ModelPolicy(TASK_KEY, 8123)
+    return ModelConversation(policy, parse_upstream(upstream), Reports(told.append, lambda: 0.0), 8123), told
+
+
+def head_of(data: bytes | bytearray) -> tuple[str, dict[str, str]]:
+    first, *lines = bytes(data).partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    return first, {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+
+
+def error_of(reaction: Reaction) -> tuple[int, str, str]:
+    """Status, kind and message of an answer in the Messages API's error shape."""
+    head, _, body = bytes(reaction.to_client).partition(b"\r\n\r\n")
+    error = json.loads(body)
+    assert set(error) == {"type", "error"}
+    assert error["type"] == "error"
+    return int(head.split(b" ")[1]), error["error"]["type"], error["error"]["message"]
+
+
+# What is let through
+
+
+def test_a_request_goes_on_with_the_servers_key_and_its_body_byte_for_byte():
+    conversation, told = opened()
+    reaction = conversation.client_sent(request("/v1/messages?beta=true", "anthropic-beta: a,b", "X-App: cli"))
+    assert reaction.dial
+    assert not reaction.to_client
+    first, headers = head_of(reaction.to_upstream)
+    assert first == "POST /base/v1/messages?beta=true HTTP/1.1"
+    assert headers == {
+        "host": "up.example",
+        "x-api-key": SERVER_KEY,
+        "accept-encoding": "identity",
+        "anthropic-beta": "a,b",
+        "x-app": "cli",
+        "content-length": str(len(BODY)),
+    }
+    assert reaction.to_upstream.endswith(b"\r\n\r\n" + BODY)
+    assert conversation.is_in_flight
+    assert told == []
+
+
+@pytest.mark.parametrize("key", [f"x-api-key: {TASK_KEY}", f"Authorization: Bearer {TASK_KEY}"])
+@pytest.mark.parametrize("is_token", [True, False])
+def test_either_kind_of_key_is_taken_and_the_servers_own_kind_is_sent(key, is_token):
+    conversation, _ = opened(token=is_token)
+    _, headers = head_of(conversation.client_sent(request(key=key)).to_upstream)
+    expected = {"authorization": f"Bearer {SERVER_KEY}"} if is_token else {"x-api-key": SERVER_KEY}
+    assert {name: value for name, value in headers.items() if name in ("authorization", "x-api-key")} == expected
+
+
+def test_nothing_about_the_sandbox_or_the_way_goes_on():
+    conversation, _ = opened()
+    private = ("Cookie: a=b", "Proxy-Authorization: x", "X-Forwarded-For: 1.2.3.4", "Forwarded: for=x", "Via: 1.1 x")
+    hops = ("Connection: keep-alive, X-Hop", "X-Hop: 1", "Keep-Alive: 5", "TE: trailers", "Accept-Encoding: gzip, br")
+    sent = conversation.client_sent(request("/v1/messages", *private, *hops))
+    assert set(head_of(sent.to_upstream)[1]) == {"host", "x-api-key", "accept-encoding", "content-length"}
+    assert TASK_KEY.encode() not in sent.to_upstream
+
+
+def test_a_body_in_chunks_stays_in_chunks_and_loses_its_trailers():
+    conversation, _ = opened()
+    sent = conversation.client_sent(
+        request(
+            "/v1/messages", "Transfer-Encoding: chunked", body=chunk(b"abc") + chunk(b"de") + b"0\r\nX-T: 1\r\n\r\n"
+        )
+    )
+    assert head_of(sent.to_upstream)[1]["transfer-encoding"] == "chunked"
+    assert sent.to_upstream.endswith(b"\r\n\r\n" + chunk(b"abc") + chunk(b"de") + b"0\r\n\r\n")
+
+
+def test_a_client_that_asks_before_it_sends_is_told_to_go_on():
+    conversation, _ = opened()
+    asked = conversation.client_sent(request("/v1/messages", "Expect: 100-continue", "Content-Length: 5", body=b""))
+    assert asked.to_client.startswith(b"HTTP/1.1 100 ")
+    assert "expect" not in head_of(asked.to_upstream)[1]
+    assert conversation.client_sent(b"hello").to_upstream == b"hello"
+
+
+# What is not
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        None,
+        "x-api-key: another",
+        f"x-api-key: {TASK_KEY}x",
+        "x-api-key: ",
+        f"x-api-key: {SERVER_KEY}",
+        f"Authorization: Basic {TASK_KEY}",
+        f"Authorization: {TASK_KEY}",
+        f"x-api-key: {TASK_KEY}\r\nx-api-key: {TASK_KEY}",
+        f"x-api-key: {TASK_KEY}\r\nAuthorization: Bearer sk-mine",
+        "x-api-key: \u00e9",
+    ],
+)
+def test_another_key_or_none_or_two_is_refused_in_the_apis_own_words(key):
+    conversation, told = opened()
+    reaction = conversation.client_sent(request(key=key))
+    status, kind, message = error_of(reaction)
+    assert (status, kind) == (401, "authentication_error")
+    assert (reaction.dial, reaction.to_upstream) == (False, b"")
+    assert told == [EgressDenied("model", 8123, message)]
+    assert not conversation.is_in_flight
+
+
+def test_after_a_refusal_the_connection_still_serves_the_right_key():
+    conversation, told = opened()
+    assert not conversation.client_sent(request(key="x-api-key: wrong")).hang_up_client
+    assert conversation.phase is Phase.IDLE
+    assert conversation.client_sent(request()).dial
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", "/v1/messages"),
+        ("GET", "/v1/models"),
+        ("HEAD", "/api/hello"),
+        ("POST", "/v1/messages/batches"),
+        ("POST", "/v1/messages/"),
+        ("POST", "/v1/messages/../complete"),
+        ("POST", "/v1/%6dessages"),
+        ("POST", "//v1/messages"),
+        ("POST", "/v1/messages?beta=true&x=1"),
+        ("POST", "/v1/messages?beta=true#x"),
+        ("POST", "/v1/complete"),
+        ("POST", "/v1/organizations/api_keys"),
+        ("POST", "http://up.example/v1/messages"),
+        ("CONNECT", "evil.example:443"),
+        ("OPTIONS", "*"),
+    ],
+)
+def test_other_paths_and_methods_are_not_offered(method, target):
+    conversation, told = opened()
+    reaction = conversation.client_sent(request(target, method=method))
+    assert reaction.to_client.startswith(b"HTTP/1.1 403 ")
+    assert (reaction.dial, reaction.to_upstream) == (False, b"")
+    assert [denied.host for denied in told.denials] == ["model"]
+
+
+def test_a_refused_head_gets_a_head():
+    conversation, _ = opened()
+    reaction = conversation.client_sent(request("/api/hello", method="HEAD", key=None, body=b""))
+    assert reaction.to_client.startswith(b"HTTP/1.1 401 ")
+    assert reaction.to_client.endswith(b"\r\n\r\n")
+    assert conversation.phase is Phase.IDLE
+
+
+@pytest.mark.parametrize("target", ["/v1/messages", "/v1/messages?beta=true", "/v1/messages/count_tokens?beta=true"])
+def test_what_claude_code_asks_for_is_offered(target):
+    conversation, told = opened("http://up.example")
+    assert head_of(conversation.client_sent(request(target)).to_upstream)[0] == f"POST {target} HTTP/1.1"
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "smuggled",
+    [
+        request("/v1/messages", "Content-Length: 3", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
+        request("/v1/messages", "Content-Length: 3", "Content-Length: 4"),
+        request("/v1/messages", "Content-Length: +3"),
+        request("/v1/messages", "Content-Length: 3, 4"),
+        request("/v1/messages", "Transfer-Encoding: gzip, chunked"),
+        request("/v1/messages", "Transfer-Encoding: chunked", "Transfer-Encoding: chunked"),
+        request("/v1/messages", "Transfer-Encoding: chunked", body=b"3x\r\nabc\r\n0\r\n\r\n"),
+        request("/v1/messages", "X-A : b"),
+        request("/v1/messages", "X-A: b\rX-B: c"),
+        request("/v1/messages", "X-A: b\0"),
+        request("/v1/messages", "Upgrade: websocket", "Connection: upgrade"),
+        request("/v1/messages", "Host: up.example"),
+        request(host="up.example"),
+        request(host="127.0.0.1:80"),
+        request(host="169.254.169.254"),
+        request(version="1.0"),
+        request(version="2.0"),
+        request("/v1/mess ages"),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"hello\r\n\r\n",
+    ],
+)
+def test_misshapen_requests_end_the_connection_and_reach_nobody(smuggled):
+    conversation, told = opened()
+    reaction = conversation.client_sent(smuggled)
+    assert reaction.to_client.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 ")), bytes(reaction.to_client)
+    assert (reaction.hang_up_client, reaction.dial, reaction.to_upstream) == (True, False, b"")
+    assert [denied.host for denied in told.denials] == ["model"]
+    assert conversation.phase is Phase.OVER
+    assert conversation.client_sent(request()) == Reaction()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8123", "localhost:8123"])
+def test_the_gateway_knows_itself_by_both_its_names(host):
+    conversation, _ = opened()
+    assert conversation.client_sent(request(host=host)).dial
+
+
+def test_headers_over_the_bound_are_refused():
+    conversation, _ = opened()
+    fits = conversation.client_sent(request("/v1/messages", "X-A: " + "a" * (limits.HEAD_BYTES_MAX - 500)))
+    assert fits.dial
+    conversation, _ = opened()
+    reaction = conversation.client_sent(b"POST /v1/messages HTTP/1.1\r\nX-A: " + b"a" * limits.HEAD_BYTES_MAX)
+    assert reaction.to_client.startswith(b"HTTP/1.1 431 ")
+    assert reaction.hang_up_client
+
+
+def test_a_body_that_says_it_is_over_the_bound_is_refused_unseen():
+    conversation, _ = opened()
+    over = f"Content-Length: {limits.REQUEST_BODY_BYTES_MAX + 1}"
+    reaction = conversation.client_sent(request("/v1/messages", over, body=b""))
+    assert error_of(reaction)[:2] == (413, "request_too_large")
+    assert (reaction.dial, reaction.hang_up_client) == (False, True)
+
+
+def test_a_body_that_grows_over_the_bound_is_cut_off_upstream():
+    conversation, _ = opened()
+    conversation.client_sent(request("/v1/messages", "Transfer-Encoding: chunked", body=b""))
+    piece = chunk(bytes(1024 * 1024))
+    for _ in range(limits.REQUEST_BODY_BYTES_MAX // (1024 * 1024)):
+        assert conversation.client_sent(piece).to_upstream
+    reaction = conversation.client_sent(chunk(b"x"))
+    assert error_of(reaction)[:2] == (413, "request_too_large")
+    assert (reaction.hang_up_upstream, reaction.hang_up_client, reaction.to_upstream) == (True, True, b"")
+
+
+# The answer
+
+
+def test_an_answer_streams_through_as_it_comes_and_is_counted():
+    conversation, told = opened()
+    conversation.client_sent(request())
+    assert conversation.upstream_sent(STREAM_HEAD).to_client == STREAM_HEAD
+    half = len(SSE_BODY) // 2
+    assert conversation.upstream_sent(chunk(SSE_BODY[:half])).to_client == chunk(SSE_BODY[:half])
+    assert conversation.upstream_sent(chunk(SSE_BODY[half:])).to_client == chunk(SSE_BODY[half:])
+    assert (conversation.is_in_flight, told) == (True, [])
+    reaction = conversation.upstream_sent(b"0\r\n\r\n")
+    assert reaction == Reaction(to_client=bytearray(b"0\r\n\r\n"))
+    assert told == [SPENT]
+    assert (conversation.is_in_flight, conversation.phase) == (False, Phase.IDLE)
+
+
+def test_the_next_request_of_the_same_client_uses_the_same_connection():
+    conversation, told = opened()
+    for turn in range(3):
+        assert conversation.client_sent(request()).dial is (turn == 0)
+        conversation.upstream_sent(STREAM)
+    assert told == [SPENT] * 3
+
+
+def test_a_connection_that_the_upstream_closes_is_not_used_again():
+    conversation, _ = opened()
+    conversation.client_sent(request())
+    answered = conversation.upstream_sent(
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\nSet-Cookie: a=b\r\nX-Request-Id: 7\r\n\r\nhi"
+    )
+    assert answered.to_client == b"HTTP/1.1 200 OK\r\nX-Request-Id: 7\r\ncontent-length: 2\r\n\r\nhi"
+    assert answered.hang_up_upstream
+    assert conversation.client_sent(request()).dial
+
+
+def test_an_idle_connection_that_the_upstream_closes_is_not_used_again():
+    conversation, told = opened()
+    conversation.client_sent(request())
+    conversation.upstream_sent(STREAM)
+    assert conversation.upstream_sent(b"") == Reaction(hang_up_upstream=True)
+    assert conversation.client_sent(request()).dial
+    assert told.troubles == []
+
+
+def test_bytes_that_nobody_asked_the_upstream_for_reach_nobody():
+    conversation, _ = opened()
+    conversation.client_sent(request())
+    conversation.upstream_sent(STREAM)
+    assert conversation.upstream_sent(STREAM) == Reaction(hang_up_upstream=True)
+    assert conversation.upstream_sent(STREAM) == Reaction()
+
+
+def test_errors_of_the_api_pass_through_and_count_nothing():
+    conversation, told = opened()
+    conversation.client_sent(request())
+    body = b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}'
+    head = b"HTTP/1.1 529 Overloaded\r\nContent-Type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    assert conversation.upstream_sent(head + body).to_client == head + body
+    assert told == []
+
+
+def test_counting_tokens_spends_none():
+    conversation, told = opened()
+    conversation.client_sent(request("/v1/messages/count_tokens"))
+    body = b'{"input_tokens":5,"model":"m","usage":{"input_tokens":5}}'
+    conversation.upstream_sent(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    assert told == []
+
+
+def test_an_answer_that_tells_no_usage_is_told_as_trouble():
+    conversation, told = opened()
+    conversation.client_sent(request())
+    conversation.upstream_sent(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b")
+    assert [trouble.error for trouble in told.troubles] == ["usage_unread"]
+
+
+def test_an_answer_without_framing_ends_with_its_connection():
+    conversation, told = opened()
+    conversation.client_sent(request())
+    conversation.upstream_sent(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + SSE_BODY)
+    ended = conversation.upstream_sent(b"")
+    assert (ended.to_client, ended.hang_up_upstream, ended.hang_up_client) == (b"0\r\n\r\n", True, False)
+    assert told == [SPENT]
+
+
+def test_interim_answers_are_kept_back():
+    conversation, _ = opened()
+    conversation.client_sent(request())
+    assert conversation.upstream_sent(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n").to_client == b""
+    assert conversation.upstream_sent(STREAM).to_client.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_neither_followed_nor_passed_on(status):
+    conversation, told = opened()
+    conversation.client_sent(request())
+    reaction = conversation.upstream_sent(
+        b"HTTP/1.1 %d Moved\r\nLocation: http://evil.example/\r\nContent-Length: 0\r\n\r\n" % status
+    )
+    assert error_of(reaction)[:2] == (502, "api_error")
+    assert b"evil" not in reaction.to_client
+    assert (reaction.hang_up_upstream, conversation.is_in_flight) == (True, False)
+    assert len(told.troubles) == 1
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(("status", "kind"), [(502, "api_error"), (504, "timeout_error")])
+def test_an_upstream_that_fails_before_its_answer_is_an_error_and_the_connection_goes_on(status, kind):
+    conversation, told = opened()
+    conversation.client_sent(request())
+    reaction = conversation.upstream_failed(status, "It cannot be reached.")
+    assert error_of(reaction) == (status, kind, "It cannot be reached.")
+    assert not reaction.hang_up_client
+    assert told == [Trouble("upstream_unreachable", "It cannot be reached.")]
+    assert conversation.client_sent(request()).dial
+
+
+def test_an_upstream_that_fails_while_the_request_is_still_coming_lets_it_come():
+    conversation, _ = opened()
+    conversation.client_sent(request("/v1/messages", "Content-Length: 10", body=b"12345"))
+    assert error_of(conversation.upstream_failed(502, "Gone."))[0] == 502
+    assert conversation.phase is Phase.BODY
+    assert conversation.client_sent(b"67890") == Reaction()
+    assert conversation.phase is Phase.IDLE
+
+
+@pytest.mark.parametrize("cut", [0, 10, len(STREAM_HEAD) - 1])
+def test_an_upstream_that_ends_before_its_answer_is_an_error(cut):
+    conversation, _ = opened()
+    conversation.client_sent(request())
+    conversation.upstream_sent(STREAM_HEAD[:cut]) if cut else None
+    assert error_of(conversation.upstream_sent(b""))[:2] == (502, "api_error")
+
+
+def test_an_answer_that_breaks_off_ends_without_a_proper_end_and_is_counted():
+    conversation, told = opened()
+    conversation.client_sent(request())
+    conversation.upstream_sent(STREAM_HEAD + chunk(SSE_BODY[: SSE_BODY.rindex(b"event:")]))
+    broken = conversation.upstream_sent(b"")
+    assert broken == Reaction(hang_up_upstream=True, hang_up_client=True)
+    assert told.usages == [SPENT]
+    assert [trouble.error for trouble in told.troubles] == ["upstream_unreachable"]
+
+
+def test_an_upstream_that_talks_nonsense_is_an_error():
+    conversation, _ = opened()
+    conversation.client_sent(request())
+    assert error_of(conversation.upstream_sent(b"SSH-2.0-OpenSSH\r\n\r\n"))[0] == 502
+
+
+def test_a_client_that_leaves_ends_its_request_upstream_and_is_counted():
+    conversation, told = opened()
+    conversation.client_sent(request())
+    conversation.upstream_sent(STREAM_HEAD + chunk(SSE_BODY))
+    left = conversation.client_sent(b"")
+    assert left == Reaction(hang_up_upstream=True, hang_up_client=True)
+    assert told == [SPENT]
+    assert not conversation.is_in_flight
+    assert conversation.upstream_sent(b"0\r\n\r\n") == Reaction()
+
+
+def test_an_early_answer_ends_the_request_upstream():
+    conversation, _ = opened()
+    conversation.client_sent(request("/v1/messages", "Content-Length: 10", body=b"12345"))
+    answered = conversation.upstream_sent(b"HTTP/1.1 429 Slow\r\nContent-Length: 0\r\n\r\n")
+    assert answered.to_client.startswith(b"HTTP/1.1 429 ")
+    assert answered.hang_up_upstream
+    conversation.client_sent(b"67890")
+    assert (conversation.phase, conversation.is_in_flight) == (Phase.IDLE, False)
+
+
+def test_a_client_that_does_not_wait_for_its_answer_gets_it_and_then_the_end():
+    conversation, _ = opened()
+    conversation.client_sent(request() + request())
+    answered = conversation.upstream_sent(STREAM)
+    assert answered.to_client.endswith(b"0\r\n\r\n")
+    assert answered.hang_up_client
+
+
+def test_a_client_that_floods_while_it_waits_is_cut_off():
+    conversation, _ = opened()
+    conversation.client_sent(request())
+    assert conversation.client_sent(bytes(limits.PIPELINED_BYTES_MAX)) == Reaction()
+    assert conversation.client_sent(b"x") == Reaction(hang_up_upstream=True, hang_up_client=True)
+
+
+def test_a_client_that_says_it_will_close_is_let_go_after_its_answer():
+    conversation, _ = opened()
+    conversation.client_sent(request("/v1/messages", "Connection: close"))
+    assert conversation.upstream_sent(STREAM).hang_up_client
+
+
+def test_the_phases_of_a_conversation():
+    conversation, _ = opened()
+    whole = request()
+    assert conversation.phase is Phase.HEAD
+    conversation.client_sent(whole[:10])
+    assert conversation.phase is Phase.HEAD
+    conversation.client_sent(whole[10:-5])
+    assert conversation.phase is Phase.BODY
+    conversation.client_sent(whole[-5:])
+    assert conversation.phase is Phase.ANSWER
+    conversation.upstream_sent(STREAM)
+    assert conversation.phase is Phase.IDLE
+    conversation.client_sent(whole[:10])
+    assert conversation.phase is Phase.HEAD
+
+
+# However it is cut
+
+
+@given(st.lists(st.integers(0, 400), max_size=12), st.lists(st.integers(0, len(STREAM)), max_size=12))
+def test_it_does_not_matter_where_the_bytes_are_cut(request_cuts, answer_cuts):
+    def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+        edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+        return [data[a:b] for a, b in itertools.pairwise(edges)]
+
+    conversation, told = opened()
+    sent = [conversation.client_sent(piece) for piece in pieces(request(), request_cuts)]
+    got = [conversation.upstream_sent(piece) for piece in pieces(STREAM, answer_cuts)]
+    whole, _ = opened()
+    assert b"".join(one.to_upstream for one in sent) == whole.client_sent(request()).to_upstream
+    assert dechunked(b"".join(one.to_client for one in got)) == SSE_BODY
+    assert told == [SPENT]
+
+
+def dechunked(data: bytes) -> bytes:
+    rest, body = data.partition(b"\r\n\r\n")[2], b""
+    while not rest.startswith(b"0\r\n"):
+        size, _, rest = rest.partition(b"\r\n")
+        body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+    return body
+
+
+@given(st.lists(st.binary(min_size=1, max_size=80), max_size=8))
+def test_no_bytes_from_inside_make_it_raise(pieces):
+    conversation, _ = opened()
+    for piece in pieces:
+        conversation.client_sent(piece)
+    conversation.client_sent(b"")
+
+
+@given(st.integers(0, len(request()) - 1), st.binary(min_size=1, max_size=4))
+def test_no_damaged_request_makes_it_raise(at, damage):
+    whole = request()
+    conversation, _ = opened()
+    conversation.client_sent(whole[:at] + damage + whole[at + len(damage) :])
+
+
+@given(st.integers(0, len(STREAM) - 1), st.binary(min_size=1, max_size=4))
+def test_no_damaged_answer_makes_it_raise(at, damage):
+    conversation, _ = opened()
+    conversation.client_sent(request())
+    conversation.upstream_sent(STREAM[:at] + damage + STREAM[at + len(damage) :])
+    conversation.upstream_sent(b"")
+    assert not conversation.is_in_flight

@@ -1,0 +1,49 @@
+"""What a model costs."""
+
+import pytest
+
+from sandbox.gateway.prices import PRICES_DATE, Tokens, cost_usd, price
+
+
+@pytest.mark.parametrize(
+    ("model", "input_", "output"),
+    [
+        ("claude-sonnet-4-5-20250929", 3, 15),
+        ("claude-sonnet-4-20250514", 3, 15),
+        ("claude-sonnet-4-0", 3, 15),
+        ("claude-opus-4-20250514", 15, 75),
+        ("claude-opus-4-1-20250805", 15, 75),
+        ("claude-opus-4-5-20251101", 5, 25),
+        ("claude-opus-4-5[1m]", 5, 25),
+        ("claude-haiku-4-5-20251001", 1, 5),
+        ("claude-3-5-haiku-20241022", 0.8, 4),
+        ("claude-3-5-haiku-latest", 0.8, 4),
+        ("claude-opus-5-5", 4, 20),
+    ],
+)
+def test_a_model_is_known_by_its_dated_and_its_undated_name(model, input_, output):
+    found = price(model)
+    assert found is not None
+    assert (found.input, found.output) == (input_, output)
+
+
+@pytest.mark.parametrize(
+    "model", ["", "claude", "claude-opus-4-99", "claude-opus-4-20250514-x", "my-own-model", "gpt-5"]
+)
+def test_an_unknown_model_takes_no_relatives_price(model):
+    assert price(model) is None
+    assert cost_usd(model, Tokens(1, 1)) is None
+
+
+def test_every_kind_of_token_is_paid_for():
+    tokens = Tokens(input=1_000_000, output=1_000_000, cache_read=1_000_000, cache_write=1_000_000)
+    assert cost_usd("claude-opus-4-8", tokens) == 5 + 25 + 0.5 + 6.25
+
+
+def test_a_long_prompt_costs_more_from_its_first_token():
+    assert cost_usd("claude-haiku-5-5", Tokens(100_000, 1000)) == pytest.approx(0.01 + 0.0005)
+    assert cost_usd("claude-haiku-5-5", Tokens(1, 1000, cache_read=100_000)) == pytest.approx(0.005 + 0.0025, abs=1e-5)
+
+
+def test_the_table_says_of_which_day_it_is():
+    assert len(PRICES_DATE.split("-")) == 3

@@ -1,0 +1,56 @@
+"""The operator's base URL and key, taken apart once."""
+
+import pytest
+
+from sandbox.contracts.gateway import ModelUpstream
+from sandbox.gateway.upstream import parse_upstream
+
+
+def test_an_api_key_goes_to_the_public_address():
+    upstream = parse_upstream(ModelUpstream("https://api.example.com", api_key="sk-1"))
+    assert (upstream.host, upstream.port, upstream.is_tls) == ("api.example.com", 443, True)
+    assert (upstream.prefix, upstream.authority) == (b"", b"api.example.com")
+    assert upstream.credential == (b"x-api-key", b"sk-1")
+
+
+def test_a_token_goes_to_a_proxy_below_a_path():
+    upstream = parse_upstream(ModelUpstream("http://10.0.0.7:8080/anthropic/", auth_token="t"))
+    assert (upstream.host, upstream.port, upstream.is_tls) == ("10.0.0.7", 8080, False)
+    assert (upstream.prefix, upstream.authority) == (b"/anthropic", b"10.0.0.7:8080")
+    assert upstream.credential == (b"authorization", b"Bearer t")
+
+
+def test_an_ipv6_address_keeps_its_brackets():
+    upstream = parse_upstream(ModelUpstream("http://[::1]:9000", api_key="k"))
+    assert (upstream.host, upstream.authority) == ("::1", b"[::1]:9000")
+
+
+def test_a_name_with_letters_of_the_world_is_dialled_as_dns_knows_it():
+    assert parse_upstream(ModelUpstream("https://bücher.example", api_key="k")).host == "xn--bcher-kva.example"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "api_key", "auth_token"),
+    [
+        ("ftp://x", "k", ""),
+        ("api.example.com", "k", ""),
+        ("https://", "k", ""),
+        ("https://u:p@x", "k", ""),
+        ("https://x/?a=b", "k", ""),
+        ("https://x/#a", "k", ""),
+        ("https://x:99999", "k", ""),
+        ("https://x/a b", "k", ""),
+        (f"https://{'a' * 64}.example", "k", ""),
+        ("https://x", "", ""),
+        ("https://x", "k", "t"),
+        ("https://x", "sk-secret\r\nX: 1", ""),
+    ],
+)
+def test_what_cannot_be_used_is_refused_without_telling_the_key(base_url, api_key, auth_token):
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the message is looked at below
+        parse_upstream(ModelUpstream(base_url, api_key, auth_token))
+    assert "sk-secret" not in str(refused.value)
+
+
+def test_the_key_shows_in_no_description():
+    assert "sk-1" not in repr(parse_upstream(ModelUpstream("https://x", api_key="sk-1")))

@@ -1,0 +1,150 @@
+"""The gateway counts what a model's answer cost while it passes, however the bytes are cut."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
+from sandbox.gateway.meter import meter_for
+from sandbox.model.event import Usage
+
+SSE = b"text/event-stream; charset=utf-8"
+
+
+def sse(*events: dict) -> bytes:
+    return b"".join(f"event: {e.get('type')}\ndata: {json.dumps(e)}\n\n".encode() for e in events)
+
+
+START = {
+    "type": "message_start",
+    "message": {
+        "model": "claude-sonnet-4-5-20250929",
+        "usage": {
+            "input_tokens": 1000,
+            "cache_read_input_tokens": 2000,
+            "cache_creation_input_tokens": 3000,
+            "output_tokens": 1,
+        },
+    },
+}
+TEXT = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": 'é "message_delta" {'}}
+DELTA = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 50}}
+STREAM = sse(START, {"type": "ping"}, TEXT, {"type": "brand_new", "message": 7}, DELTA, {"type": "message_stop"})
+COST = (1000 * 3 + 50 * 15 + 2000 * 0.3 + 3000 * 3.75) / 1e6
+USED = Usage("claude-sonnet-4-5-20250929", 1000, 50, 2000, 3000, pytest.approx(COST))
+
+
+def metered(content_type: bytes, *pieces: bytes) -> Usage | None:
+    meter = meter_for(content_type)
+    for piece in pieces:
+        meter.feed(piece)
+    return meter.usage()
+
+
+def test_a_streamed_answer_is_counted_from_its_start_and_its_last_delta():
+    assert metered(SSE, STREAM) == USED
+
+
+def test_windows_line_ends_change_nothing():
+    assert metered(SSE, STREAM.replace(b"\n", b"\r\n")) == USED
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=20))
+def test_it_does_not_matter_where_the_stream_is_cut(cuts):
+    edges = [0, *sorted(cuts), len(STREAM)]
+    assert metered(SSE, *(STREAM[a:b] for a, b in itertools.pairwise(edges))) == USED
+
+
+def test_one_byte_at_a_time():
+    assert metered(SSE, *(STREAM[i : i + 1] for i in range(len(STREAM)))) == USED
+
+
+def test_the_last_delta_wins_and_may_correct_the_input():
+    again = DELTA | {"usage": {"output_tokens": 70, "input_tokens": 1100, "cache_read_input_tokens": None}}
+    usage = metered(SSE, sse(START, DELTA, again))
+    assert (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens) == (1100, 70, 2000)
+
+
+def test_a_broken_answer_is_counted_as_far_as_it_came():
+    usage = metered(SSE, sse(START, TEXT))
+    assert (usage.input_tokens, usage.output_tokens) == (1000, 1)
+
+
+def test_nothing_is_counted_before_a_model_has_answered():
+    assert metered(SSE, sse({"type": "ping"}, {"type": "error", "error": {"type": "overloaded_error"}})) is None
+    assert metered(SSE) is None
+
+
+def test_a_line_over_the_bound_passes_unread_and_the_next_is_read():
+    huge = b"data: " + b"x" * (SSE_LINE_BYTES_MAX + 1) + b"\n\n"
+    assert metered(SSE, sse(START), huge, sse(DELTA)) == USED
+
+
+def test_a_line_just_under_the_bound_is_read():
+    padded = DELTA | {"padding": "x" * (SSE_LINE_BYTES_MAX - 200)}
+    assert metered(SSE, sse(START, padded)) == USED
+
+
+def test_what_is_kept_of_an_endless_line_is_bounded():
+    meter = meter_for(SSE)
+    for _ in range(64):
+        meter.feed(b"x" * 65536)
+    assert len(meter._line) <= SSE_LINE_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'data: {"type":"message_delta","usage":{"output_tokens":-5}}\n',
+        b'data: {"type":"message_delta","usage":{"output_tokens":"many"}}\n',
+        b'data: {"type":"message_delta","usage":[]}\n',
+        b'data: {"type":"message_delta"\n',
+        b'data: {"type":"message_delta","usage":{"output_tokens":1e400}}\n',
+        b'data: "message_delta"\n',
+        b'data: {"type":"message_delta","usage":{"output_tokens":99999999999999999999999999}}\n',
+    ],
+)
+def test_a_senseless_delta_changes_no_count(line):
+    assert metered(SSE, sse(START, DELTA), line) == USED
+
+
+def test_an_hour_of_cache_costs_more_than_five_minutes():
+    def cost(cache_creation):
+        used = {"cache_creation_input_tokens": 1_000_000, "cache_creation": cache_creation}
+        return metered(SSE, sse({"type": "message_start", "message": {"model": "claude-haiku-4-5", "usage": used}}))
+
+    assert cost({"ephemeral_1h_input_tokens": 0}).cost_usd == 1.25
+    assert cost({"ephemeral_1h_input_tokens": 1_000_000}).cost_usd == 2.0
+    assert cost({"ephemeral_1h_input_tokens": 9_000_000}).cost_usd == 2.0
+
+
+def test_an_answer_without_streaming_is_counted_from_its_document():
+    body = json.dumps(
+        {"type": "message", "model": "claude-opus-4-1", "usage": {"input_tokens": 10, "output_tokens": 2}}
+    )
+    half = len(body) // 2
+    usage = metered(b"application/json", body[:half].encode(), body[half:].encode())
+    assert usage == Usage("claude-opus-4-1", 10, 2, 0, 0, pytest.approx((10 * 15 + 2 * 75) / 1e6))
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model":"m"}', b'{"model":"m","usage":3}', b"\xff" * 9])
+def test_a_document_without_usage_counts_nothing(body):
+    assert metered(b"application/json", body) is None
+
+
+def test_a_document_over_the_bound_is_not_kept():
+    meter = meter_for(b"application/json")
+    for _ in range(JSON_BODY_BYTES_MAX // 65536 + 2):
+        meter.feed(b" " * 65536)
+    assert meter.usage() is None
+    assert len(meter._body) == 0
+
+
+@given(st.binary(), st.sampled_from([SSE, b"application/json", b""]))
+def test_no_bytes_make_it_raise(data, content_type):
+    meter = meter_for(content_type)
+    meter.feed(data)
+    meter.usage()
