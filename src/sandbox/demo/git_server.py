@@ -1,0 +1,98 @@
+"""A read-only git server over smart HTTP, for loopback: `python -m sandbox.demo.git_server --directory DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import re
+from pathlib import Path
+
+from sandbox.demo.example_repository import git_environment, make_example_repository
+from sandbox.demo.http_service import Channel, HttpRequest, HttpService
+
+__all__ = ["git_service", "make_example_repository"]
+
+BACKEND_SECONDS = 60.0
+_READABLE = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/(info/refs|git-upload-pack)")
+_Answer = tuple[int, list[tuple[str, str]], bytes]
+
+
+def git_service(directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> HttpService:
+    """A service that lets the bare repositories below `directory` be cloned and fetched."""
+    root = directory.resolve()
+
+    async def answer(request: HttpRequest, channel: Channel) -> None:
+        status, headers, body = await _answer(root, request)
+        await channel.send(status, headers, [body])
+
+    return HttpService(host, port, answer)
+
+
+async def _answer(root: Path, request: HttpRequest) -> _Answer:
+    path, _, query = request.path.partition("?")
+    if not _READABLE.fullmatch(path) or "git-receive-pack" in query:
+        return 403, [], b"This server only lets repositories be cloned and fetched.\n"
+    try:
+        return _parse(await _run_backend(root, request))
+    except (TimeoutError, ValueError):
+        return 500, [], b"git http-backend did not answer.\n"
+
+
+async def _run_backend(root: Path, request: HttpRequest) -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        *("git", "-c", "safe.directory=*", "http-backend"),
+        env=_cgi_environment(root, request),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(request.body), BACKEND_SECONDS)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    return output
+
+
+def _cgi_environment(root: Path, request: HttpRequest) -> dict[str, str]:
+    path, _, query = request.path.partition("?")
+    given = request.headers
+    return git_environment() | {
+        "GIT_PROJECT_ROOT": str(root),
+        "GIT_HTTP_EXPORT_ALL": "1",
+        "GIT_PROTOCOL": given.get("git-protocol", ""),
+        "REQUEST_METHOD": request.method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "CONTENT_TYPE": given.get("content-type", ""),
+        "CONTENT_LENGTH": str(len(request.body)),
+        "HTTP_CONTENT_ENCODING": given.get("content-encoding", ""),
+    }
+
+
+def _parse(output: bytes) -> _Answer:
+    """Status, headers and body of a CGI answer. Raises ValueError for anything else."""
+    head, separator, body = output.partition(b"\r\n\r\n")
+    if not separator:
+        raise ValueError("no CGI head")
+    fields = [line.split(": ", 1) for line in head.decode("latin-1").split("\r\n")]
+    headers = [(name, value) for name, value in fields if name != "Status"]
+    status = next((value for name, value in fields if name == "Status"), "200")
+    return int(status.split()[0]), headers, body
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT; the address is printed as one JSON line."""
+    parser = argparse.ArgumentParser(description="Serve bare git repositories for reading.")
+    parser.add_argument("--directory", type=Path, required=True, help="where the repositories are")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 means any free port")
+    options = parser.parse_args()
+    asyncio.run(git_service(options.directory, host=options.host, port=options.port).serve_until_signalled())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A server that plays the Anthropic Messages API from a script: `python -m sandbox.demo.scripted_model`.
+
+The n-th answer of a conversation is found by counting the assistant's messages in the request, so a retried
+request gets the same answer; only faults, which pass after some tries, are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import uuid
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from sandbox.demo.http_service import Channel, HttpRequest, HttpService
+from sandbox.demo.model_answer import error_body, stream_parts, whole_message
+from sandbox.demo.model_script import Fault, Script, Turn, example_script, load_script
+
+_JSON = (("content-type", "application/json"),)
+_EVENTS = (("content-type", "text/event-stream"), ("cache-control", "no-cache"))
+
+
+class ScriptedModel:
+    """Plays a script on a port of `host`. `requests` has everything that was asked, in order."""
+
+    def __init__(self, script: Script, *, host: str = "127.0.0.1", port: int = 0, record: Path | None = None) -> None:
+        self.requests: list[HttpRequest] = []
+        self.service = HttpService(host, port, self._answer)
+        self._script = script
+        self._record = record
+        self._asked: Counter[tuple[str, int]] = Counter()
+
+    async def __aenter__(self) -> ScriptedModel:
+        await self.service.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.service.__aexit__(kind, error, traceback)
+
+    @property
+    def url(self) -> str:
+        """Where it answers, for ANTHROPIC_BASE_URL."""
+        return self.service.url
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The bodies of the requests for an answer."""
+        return [_read_body(request) for request in self.requests if _asks_for_message(request)]
+
+    async def _answer(self, request: HttpRequest, channel: Channel) -> None:
+        self._note(request)
+        if request.path.startswith("/v1/messages/count_tokens"):
+            await channel.send(200, _JSON, [msgspec.json.encode({"input_tokens": len(request.body) // 4})])
+        elif _asks_for_message(request):
+            await self._answer_message(request, channel)
+        elif request.method == "HEAD":
+            await channel.send(200, (), ())
+        else:
+            await channel.send(404, _JSON, [error_body(404, f"{request.method} {request.path} is not played.")])
+
+    def _note(self, request: HttpRequest) -> None:
+        self.requests.append(request)
+        if self._record is not None:
+            line = {"method": request.method, "path": request.path, "headers": request.headers}
+            body = request.body.decode(errors="replace")
+            with self._record.open("ab") as file:
+                file.write(msgspec.json.encode({**line, "body": body}) + b"\n")
+
+    async def _answer_message(self, request: HttpRequest, channel: Channel) -> None:
+        try:
+            body = _read_body(request)
+            turn, fault = self._next(body)
+            model = str(body["model"])
+        except (msgspec.DecodeError, LookupError, TypeError) as error:
+            await channel.send(400, _JSON, [error_body(400, f"Not a Messages request: {error}")])
+            return
+        await asyncio.sleep(turn.delay_seconds)
+        message_id = f"msg_{uuid.uuid4().hex[:24]}"
+        if fault is not None:
+            await _misbehave(fault, stream_parts(turn, model, message_id), channel)
+        elif body.get("stream"):
+            await channel.send(200, _EVENTS, stream_parts(turn, model, message_id), turn.block_delay_seconds)
+        else:
+            await channel.send(200, _JSON, [whole_message(turn, model, message_id)])
+
+    def _next(self, body: dict[str, Any]) -> tuple[Turn, Fault | None]:
+        messages = body["messages"]
+        branch = self._script.branch(msgspec.json.encode(messages[0]).decode())
+        index = sum(message["role"] == "assistant" for message in messages)
+        turn = self._script.turn(branch, index)
+        asked_before = self._asked[branch, index]
+        self._asked[branch, index] += 1
+        return turn, turn.fault(asked_before)
+
+
+async def _misbehave(fault: Fault, parts: list[bytes], channel: Channel) -> None:
+    match fault.kind:
+        case "error":
+            await channel.send(fault.status, _JSON, [error_body(fault.status, fault.message)])
+        case "cut":
+            await channel.begin(200, _EVENTS, b"".join(parts[: len(parts) // 2]))
+            raise ConnectionAbortedError
+        case "hang":
+            await asyncio.Event().wait()
+
+
+def _asks_for_message(request: HttpRequest) -> bool:
+    return request.method == "POST" and request.path.partition("?")[0] == "/v1/messages"
+
+
+def _read_body(request: HttpRequest) -> dict[str, Any]:
+    return msgspec.json.decode(request.body, type=dict[str, Any])
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT; the address is printed as one JSON line."""
+    parser = argparse.ArgumentParser(description="Play the Anthropic Messages API from a script.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 means any free port")
+    parser.add_argument("--script", type=Path, help="JSON file; the example's script when absent")
+    parser.add_argument("--record", type=Path, help="append every request to this file, one JSON line each")
+    options = parser.parse_args()
+    script = load_script(options.script) if options.script else example_script()
+    model = ScriptedModel(script, host=options.host, port=options.port, record=options.record)
+    asyncio.run(model.service.serve_until_signalled())
+
+
+if __name__ == "__main__":
+    main()
