@@ -1,0 +1,94 @@
+"""The claude binary: where it comes from and the copy that sandboxes run."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from sandbox.model.errors import SandboxError
+
+_PACKAGE = "claude_agent_sdk"
+_EXECUTE_ONLY = 0o111
+
+
+class BinaryMissingError(SandboxError):
+    """There is no claude binary on this machine where Sandbox looks for it."""
+
+    code = "agent_missing"
+
+
+def find_binary() -> Path:
+    """The claude binary inside the installed claude-agent-sdk wheel. Raises BinaryMissingError."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    for directory in (spec.submodule_search_locations or ()) if spec else ():
+        binary = Path(directory) / "_bundled" / "claude"
+        if binary.is_file():
+            return binary
+    raise BinaryMissingError(
+        "There is no claude binary; install the claude-agent-sdk wheel made for this platform (its archive has none)."
+    )
+
+
+def binary_version(binary: Path) -> str:
+    """The version that stands beside the bundled binary, such as `2.1.332`; `unknown` without that file."""
+    try:
+        words = binary.with_name("claude.version").read_text().split()
+    except OSError:
+        return "unknown"
+    return words[0].replace("/", "_") if words else "unknown"
+
+
+def install_binary(data_dir: Path, source: Path | None = None) -> Path:
+    """The execute-only copy of the binary below `data_dir`, made when it is not there yet.
+
+    The kernel makes a process non-dumpable when its program cannot be read by its user. So nothing that the
+    agent starts, though it has the same uid, can open the agent's stdout to forge a result, trace it, or read
+    its environment. This holds only if the launcher has no CAP_DAC_OVERRIDE left when it executes the copy.
+
+    Raises BinaryMissingError, or OSError when the copy cannot be written.
+    """
+    source = source or find_binary()
+    directory = data_dir / "agent"
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    target = directory / f"claude-{binary_version(source)}-{source.stat().st_size}"
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_installed(target):
+            _copy(source, target)
+        _point(directory / "current", target)
+    return target
+
+
+def find_installed_binary(data_dir: Path) -> Path:
+    """The copy that the server installed last below `data_dir`. Raises BinaryMissingError."""
+    try:
+        return (data_dir / "agent" / "current").resolve(strict=True)
+    except OSError as error:
+        raise BinaryMissingError("The server's copy of the claude binary is gone; start the server again.") from error
+
+
+def _is_installed(target: Path) -> bool:
+    """Whether the copy is there; it got its name only when it was whole."""
+    return target.is_file() and stat.S_IMODE(target.stat().st_mode) == _EXECUTE_ONLY
+
+
+def _copy(source: Path, target: Path) -> None:
+    partial = target.with_name("partial")
+    partial.unlink(missing_ok=True)
+    with source.open("rb") as reader, partial.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, 16 * 1024 * 1024)
+        writer.flush()
+        os.fchmod(writer.fileno(), _EXECUTE_ONLY)
+        os.fsync(writer.fileno())
+    partial.replace(target)
+
+
+def _point(link: Path, target: Path) -> None:
+    partial = link.with_name("partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target.name)
+    partial.replace(link)

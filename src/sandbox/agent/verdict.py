@@ -1,0 +1,86 @@
+"""How the agent's work ended, in a code and a sentence that says what to do."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from sandbox.agent.stream import clean
+from sandbox.contracts.runtime import Exit
+from sandbox.model.errors import Failure, FailureCode
+
+_QUOTE_CHARACTERS_MAX = 500
+_CHATTER = ("[claude-code:", "Warning:")
+_NO_RESULT = "without a final result; its output in the task's logs may say why."
+
+
+def judge(exit_: Exit, result: dict[str, Any] | None, stderr_tail: bytes) -> Failure | None:
+    """None for success, which is exit 0 and a last result with `is_error: false`, nothing less."""
+    if exit_.code == 0 and result is not None and result.get("is_error") is False:
+        return None
+    if exit_.out_of_memory:
+        return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
+    if exit_.code is None:
+        return Failure(
+            FailureCode.SANDBOX_LOST,
+            "The sandbox went away before it was known how the agent ended; submit the task again.",
+        )
+    if result is not None and result.get("is_error") is not False:
+        return Failure(FailureCode.AGENT_FAILED, _explain(result))
+    if exit_.code == 0:
+        return Failure(FailureCode.AGENT_NO_RESULT, f"Claude Code exited with code 0 {_NO_RESULT}")
+    return Failure(FailureCode.AGENT_FAILED, _exit_sentence(exit_.code, stderr_tail))
+
+
+def _explain(result: dict[str, Any]) -> str:
+    """Why a result says `is_error`."""
+    said = _said(result)
+    match result.get("terminal_reason"), result.get("stop_reason"):
+        case "max_turns", _:
+            return f"Claude Code did not finish within its turns ({said}); raise claude.max_turns."
+        case _, "refusal":
+            return f"The model refused: {said} Change claude.prompt."
+        case "api_error", _:
+            return _api_sentence(result.get("api_error_status"), said)
+        case _:
+            return f"Claude Code ended with an error: {said}"
+
+
+def _api_sentence(status: Any, said: str) -> str:
+    match status:
+        case 401 | 403:
+            todo = "check the server's ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN"
+        case 404:
+            todo = "check claude.model"
+        case 400 | 413:
+            todo = "check claude.model and claude.prompt"
+        case _:
+            todo = "submit the task again later"
+    return f"The model could not be used: {said.rstrip('.')}; {todo}."
+
+
+def _said(result: dict[str, Any]) -> str:
+    errors = result.get("errors")
+    texts = [result.get("result"), *(errors[:1] if isinstance(errors, list) else ())]
+    return next((_quote(text) for text in texts if isinstance(text, str) and text.strip()), "no reason given")
+
+
+def _exit_sentence(code: int, stderr_tail: bytes) -> str:
+    said = _last_words(stderr_tail)
+    reason = f"; its last words were: {said}" if said else f" {_NO_RESULT}"
+    if code > 128:
+        number = code - 128
+        name = signal.Signals(number).name if number in signal.valid_signals() and number < 32 else "unknown"
+        return f"Claude Code was ended by signal {number} ({name}){reason}"
+    return f"Claude Code exited with code {code}{reason}"
+
+
+def _last_words(stderr_tail: bytes) -> str:
+    lines = [line.strip() for line in stderr_tail.decode(errors="replace").splitlines()]
+    meant = [line for line in lines if line and not line.startswith(_CHATTER)]
+    return _quote(meant[-1]) if meant else ""
+
+
+def _quote(text: str) -> str:
+    """The text on one line and not too long."""
+    return clean(" ".join(text[: 4 * _QUOTE_CHARACTERS_MAX].split()), _QUOTE_CHARACTERS_MAX)
