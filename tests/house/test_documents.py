@@ -1,0 +1,162 @@
+"""The documents list every limit, error and manifest field, and nothing that is not there."""
+
+import ast
+import dataclasses
+import importlib
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.model.errors import FailureCode
+from sandbox.model.manifest import NOT_SUPPORTED_YET, Manifest
+
+
+def rows(document: Path) -> list[list[str]]:
+    """The rows of all tables, without their heads."""
+    cells = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in document.read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    assert cells
+    return cells
+
+
+def limit_modules(modules: list[Path]) -> list[Path]:
+    return [path for path in modules if path.name == "limits.py"]
+
+
+def spoken(name: str, value: float) -> str:
+    """The number of a bound as `docs/limits.md` writes it."""
+    if "_BYTES" in name:
+        for unit, size in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+            if value % size == 0:
+                return f"{int(value) // size} {unit}"
+        return f"{value} bytes"
+    return f"{value:g} s" if name.endswith("_SECONDS") else str(value)
+
+
+def bounds(path: Path) -> dict[str, str]:
+    module = importlib.import_module(".".join(path.relative_to(path.parents[3] / "src").with_suffix("").parts))
+    return {name: spoken(name, value) for name, value in vars(module).items() if name.isupper()}
+
+
+def test_every_limit_has_its_number_owner_and_end(root: Path, modules: list[Path]):
+    homes = limit_modules(modules)
+    assert homes
+    wanted = {name: number for path in homes for name, number in bounds(path).items()}
+    listed = rows(root / "docs" / "limits.md")
+    assert {row[0].strip("`"): row[1] for row in listed} == wanted
+    assert len(listed) == len(wanted)
+    rooms = {path.parent.name for path in (root / "src" / "sandbox").glob("*/__init__.py")}
+    for _, _, owners, end in listed:
+        assert {owner.strip(" `") for owner in owners.split(",")} <= rooms
+        assert end.endswith(".")
+
+
+def codes_in(tree: ast.AST) -> Iterator[str]:
+    """Codes as they stand in the source: of error classes, of calls, of answers and of events."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef(body=body):
+                for statement in body:
+                    match statement:
+                        case ast.Assign(targets=[ast.Name("code")], value=ast.Constant(str(code))):
+                            yield code
+                        case ast.AnnAssign(target=ast.Name("code"), value=ast.Constant(str(code))):
+                            yield code
+            case ast.Call(func=ast.Name("Trouble") | ast.Attribute(attr="Trouble" | "trouble"), args=[first, *_]):
+                if isinstance(first, ast.Constant):
+                    yield str(first.value)
+            case ast.Call(func=ast.Name("problem"), args=[_, _, ast.Constant(str(code)), *_]):
+                yield code
+            case ast.keyword(arg="code", value=ast.Constant(str(code))):
+                yield code
+
+
+def test_every_error_is_listed(root: Path, modules: list[Path]):
+    used = {code for path in modules for code in codes_in(ast.parse(path.read_text()))} | {
+        str(code) for code in FailureCode
+    }
+    assert {"invalid_manifest", "forbidden", "unreachable", "model_retry", "upstream_unreachable"} <= used
+    listed = {row[0].strip("`") for row in rows(root / "docs" / "errors.md")}
+    assert listed - used == set()
+    assert used - listed == set()
+
+
+def test_every_reason_for_a_failure_says_what_to_do(root: Path):
+    section = (root / "docs" / "errors.md").read_text().split("## Why tasks fail")[1].split("\n## ")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| [^|]+\. \| ([^|]+)\. \|$", section, re.MULTILINE))
+    assert set(told) == {str(code) for code in FailureCode}
+
+
+def fields(record: Any = Manifest, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every field of the manifest with its default as the document writes it."""
+    hints = typing.get_type_hints(record)
+    for field in dataclasses.fields(record):
+        kind = hints[field.name]
+        if typing.get_origin(kind) in {typing.Union, types.UnionType}:
+            kind = next(member for member in typing.get_args(kind) if member is not type(None))
+        name = path + field.name
+        yield name, default(field)
+        if dataclasses.is_dataclass(kind):
+            yield from fields(kind, f"{name}.")
+            continue
+        inside = typing.get_args(kind)
+        if typing.get_origin(kind) is tuple and dataclasses.is_dataclass(inside[0]):
+            yield from fields(inside[0], f"{name}[].")
+        if typing.get_origin(kind) is dict and dataclasses.is_dataclass(inside[1]):
+            yield from fields(inside[1], f"{name}.NAME.")
+
+
+def default(field: "dataclasses.Field[Any]") -> str:
+    value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    if value is dataclasses.MISSING:
+        return "required"
+    if value is None:
+        return "none"
+    shown: dict[Any, str] = {True: "true", False: "false"} if isinstance(value, bool) else {(): "[]", "": '""'}
+    if dataclasses.is_dataclass(value) or value == {}:
+        return "`{}`"
+    return f"`{shown.get(value, value)}`"
+
+
+def test_every_manifest_field_is_listed_with_its_default(root: Path):
+    listed = rows(root / "docs" / "manifest.md")
+    assert [(row[0].strip("`"), row[1]) for row in listed] == list(fields())
+    assert all(row[2] for row in listed)
+
+
+def test_what_is_not_built_yet_is_marked(root: Path):
+    marked = {row[0].strip("`") for row in rows(root / "docs" / "manifest.md") if row[2].startswith("*later*")}
+    assert marked == set(NOT_SUPPORTED_YET)
+
+
+def test_the_glossary_explains_the_words_of_the_architecture(root: Path):
+    words = set(re.findall(r"\*\*([a-z ]+)\*\*", (root / "docs" / "glossary.md").read_text()))
+    used = set(re.findall(r"\*\*([a-z]+)\*\*", (root / "ARCHITECTURE.md").read_text()))
+    plural = {word.removesuffix("s") if word not in words else word for word in used - {"bold"}}
+    assert plural
+    assert plural <= words
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_between_documents_lead_somewhere(root: Path, name: str):
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", (root / name).read_text())
+    assert [target for target in targets if not (root / target).exists()] == []
+
+
+def test_decisions_are_numbered_without_a_hole(root: Path):
+    pages = sorted((root / "docs" / "adr").glob("*.md"))
+    assert [page.name[:4] for page in pages] == [f"{number:04}" for number in range(1, len(pages) + 1)]
+    for page in pages:
+        text = page.read_text()
+        assert text.startswith(f"# {int(page.name[:4])}. ")
+        assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences"))
