@@ -27,10 +27,10 @@ def print_json_lines(frames: Iterable[Mapping[str, Any]]) -> str | None:
     return state
 
 
-def ending(status: Mapping[str, Any]) -> str:
-    """One sentence for how a task ended, its reason included."""
+def ending(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
+    """One sentence for how a task ended, with its reason unless that was told before."""
     error = status.get("error")
-    reason = f": {error.get('message')} ({error.get('code')})" if isinstance(error, Mapping) else "."
+    reason = f": {error.get('message')} ({error.get('code')})" if has_reason and isinstance(error, Mapping) else "."
     return visible(
         f"Task {status.get('id') or status.get('task_id')} {_ENDED.get(str(status.get('state')), 'ended')}{reason}"
     )

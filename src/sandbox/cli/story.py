@@ -55,6 +55,7 @@ class Story:
         self._unfinished: dict[str, ToolUsed] = {}
         self._complaints: dict[str, str] = {}
         self._first_at: str | None = None
+        self._last_error = ""
 
     @property
     def now(self) -> str:
@@ -81,7 +82,8 @@ class Story:
 
     def _tell_state_change(self, frame: dict[str, Any]) -> None:
         self.state = str(frame.get("new_state"))
-        self._state_line(frame, self.state, str(frame.get("state_message") or ""))
+        message = str(frame.get("state_message") or "")
+        self._state_line(frame, self.state, message if message != self._last_error else "")
 
     def _tell_output(self, frame: dict[str, Any]) -> None:
         data = str(frame.get("data", ""))
@@ -126,7 +128,8 @@ class Story:
         self._lines(frame, denied, "yellow")
 
     def _tell_error(self, frame: dict[str, Any]) -> None:
-        self._lines(frame, str(frame.get("message")), "red", lines_max=TEXT_LINES_MAX)
+        self._last_error = str(frame.get("message"))
+        self._lines(frame, self._last_error, "red", lines_max=TEXT_LINES_MAX)
 
     def _tell_gap(self, frame: dict[str, Any]) -> None:
         self._lines(frame, f"Some events are missing: {frame.get('reason')}", "yellow")

@@ -26,22 +26,44 @@ def print_table(
     has_lines: draw a frame. shrinkable: the columns that may be cut on a terminal that is too narrow, the first one
     first; off a terminal nothing is cut.
     """
+    frame_cells = 3 * len(columns) + 1 if has_lines else 2 * (len(columns) - 1)
+    if console.is_terminal:
+        _shrink(columns, rows, shrinkable, console.width - frame_cells)
+    console.width = UNBOUNDED_CELLS  # in its own width Rich would cut every column, ids as well
+    if has_lines:
+        _print_framed(console, columns, rows)
+    else:
+        _print_plain(console, columns, rows)
+
+
+def _print_framed(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
     from rich.table import Table
 
-    if console.is_terminal:
-        frame = 3 * len(columns) + 1 if has_lines else 2 * (len(columns) - 1)
-        _shrink(columns, rows, shrinkable, console.width - frame)
-    table = Table() if has_lines else Table(box=None, pad_edge=False, header_style="dim")
+    table = Table()
     for name in columns:
         table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console.width = UNBOUNDED_CELLS  # in its own width Rich would cut every column, ids as well
-    console.print(table, crop=False, no_wrap=True)
+    console.print(table, crop=False)
+
+
+def _print_plain(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+    from rich.text import Text
+
+    headings = [Text(name, "dim") for name in columns]
+    widths = _widths(columns, rows)
+    for row in (headings, *rows):
+        for cell, width in zip(row[:-1], widths[:-1], strict=True):
+            cell.pad_right(width - cell.cell_len)
+        console.print(Text("  ").join(row), soft_wrap=True)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[int]:
+    return [max([len(name), *(row[at].cell_len for row in rows)]) for at, name in enumerate(columns)]
 
 
 def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:
-    widths = [max([len(name), *(row[at].cell_len for row in rows)]) for at, name in enumerate(columns)]
+    widths = _widths(columns, rows)
     excess = sum(widths) - width
     for at in map(columns.index, shrinkable):
         cut = max(min(excess, widths[at] - SHRUNK_CELLS_MIN), 0)

@@ -55,6 +55,13 @@ def test_a_bug_fix_reads_from_top_to_bottom():
     ]
 
 
+def test_a_reason_is_told_once():
+    reason = "Cannot clone it."
+    error = {"type": "error", "error": "clone_failed", "message": reason}
+    failed = {"type": "state_change", "new_state": "failed", "state_message": reason}
+    assert [line.strip() for line in without_times(told([error, failed]))] == [reason, "failed"]
+
+
 @pytest.mark.parametrize("width", [40, 80, 140])
 def test_no_line_is_wider_than_the_window(width):
     frames = [frame for frame in recorded_story.frames() if frame["type"] != "state_change"]

@@ -65,7 +65,9 @@ def _show(task: TaskStatus, options: Chosen) -> None:
 def _rows(task: TaskStatus) -> Iterator[tuple[str, str]]:
     yield "Task", task["id"]
     yield "Name", task["name"]
-    yield "State", f"{task['state']}  {task['state_message'] or ''}".rstrip()
+    error = task["error"] or {}
+    message = task["state_message"] if task["state_message"] != error.get("message") else ""
+    yield "State", f"{task['state']}  {message or ''}".rstrip()
     if task["labels"]:
         yield "Labels", ", ".join(f"{key}={value}" for key, value in task["labels"].items())
     yield "Created", date(task["created_at"])

@@ -81,6 +81,6 @@ def _finish(client: Client, task_id: str, options: Chosen, *, follows: bool) -> 
         print_json(status)
     code = of_final_state(status["state"])
     if code is not ExitCode.DONE:
-        fail(ending(status), code)
+        fail(ending(status, has_reason=not follows), code)
     if options.format != "json":
         click.echo(f"{ending(status)} See what it made: sandbox task artifacts {visible(task_id)}", err=True)
