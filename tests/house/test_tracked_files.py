@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-# Our own agent's home is a path inside sandboxes, not of a machine; `me` and `user` are made up. `/root` as such is what
-# a sandbox must not see.
-MACHINE_PATH = re.compile(r"/home/(?!agent\b|me\b|user\b)[a-z][\w-]*/|/root/\.\w+/|/Users/\w+/|/work/\w+/")
+# Our own agent's home is a path inside sandboxes, not of a machine; `me` and `user` are made up. `/root` by itself is
+# what a sandbox must not see.
+MACHINE_PATH = re.compile(r"/home/(?!agent\b|me\b|user\b)[a-z][\w-]*/|/root/\.\w+/|/Users/\w+/")
 # Written in two parts, so that this line is not a finding itself.
 INDEX_HOSTS = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs.org", "deb." + "debian.org"]
 
