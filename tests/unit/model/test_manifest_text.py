@@ -112,7 +112,7 @@ def test_yaml_that_cannot_be_read_is_one_mistake_with_a_place(body, line, column
 @pytest.mark.parametrize(
     ("body", "line", "column", "words"),
     [
-        ('{"a": 1,}', 1, 9, "valid JSON"),
+        ('{"a": 1 2}', 1, 9, "valid JSON"),
         ('{"a": 1}\n{', 2, 1, "valid JSON"),
         ("{'a': 1}", 1, 2, "valid JSON"),
         ('{"a": "', 1, 7, "valid JSON"),
