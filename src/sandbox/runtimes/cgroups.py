@@ -92,11 +92,12 @@ class ControlGroup:
     def remove(self) -> bool:
         """Remove what is there of it; False while the kernel still holds some."""
         for directory in self.directories:
-            with suppress(FileNotFoundError):
-                try:
-                    directory.rmdir()
-                except OSError:
-                    return False
+            try:
+                directory.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return False
         return True
 
     def _contains(self, pid: int) -> bool:

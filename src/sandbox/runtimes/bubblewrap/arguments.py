@@ -16,7 +16,7 @@ from sandbox.runtimes import image, launch, launcher, seccomp
 PLACES = {"workspace": image.WORKSPACE, "home": image.HOME, "tmp": "/tmp"}  # noqa: S108
 """Directories of an attempt's disk and what they are inside."""
 
-_FILES_BELOW = ("/etc", "/run/sandbox")
+_FILES_BELOW = ("/etc/", "/run/sandbox/")
 _FILES_MAX = 64
 
 
@@ -109,7 +109,7 @@ def _files(payload: Payload, files: Mapping[str, bytes]) -> Iterator[str]:
 def _checked(files: Mapping[str, bytes]) -> Mapping[str, bytes]:
     for path in files:
         is_plain = str(PurePosixPath(path)) == path and ".." not in PurePosixPath(path).parts
-        if not is_plain or not any(PurePosixPath(path).is_relative_to(place) for place in _FILES_BELOW):
+        if not is_plain or not path.startswith(_FILES_BELOW):
             raise AttemptError(FailureCode.PROVISION_FAILED, f"{path} is not a file below /etc or /run/sandbox.")
     if len(files) > _FILES_MAX:
         raise AttemptError(FailureCode.PROVISION_FAILED, f"More than {_FILES_MAX} files cannot be put into a sandbox.")
