@@ -5,8 +5,8 @@ import socket
 import ssl
 
 import pytest
-from doubles.served_gateway import run, served_gateway
 
+from doubles.served_gateway import run, served_gateway
 from sandbox.gateway.refusal import REASON
 from sandbox.model.event import EgressDenied, Trouble
 

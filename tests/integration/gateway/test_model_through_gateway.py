@@ -121,6 +121,25 @@ def test_an_idle_upstream_that_closes_is_dialled_again():
     run(story)
 
 
+def test_an_upstream_connection_is_not_kept_for_long(monkeypatch):
+    monkeypatch.setattr(limits, "UPSTREAM_IDLE_SECONDS", 0.1)
+
+    async def story():
+        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            for _ in range(2):
+                upstream.hung_up.clear()
+                client.ask()
+                assert (await client.answer())[2] == BODY
+                async with asyncio.timeout(5):
+                    await upstream.hung_up.wait()
+                await asyncio.sleep(0.02)  # for the news of the end to reach the gateway
+            assert upstream.connections == 2
+            assert served.told == [SPENT] * 2
+
+    run(story)
+
+
 @pytest.mark.parametrize("key", ["another", SERVER_KEY, ""])
 def test_another_key_is_refused_and_reaches_nobody(key):
     async def story():

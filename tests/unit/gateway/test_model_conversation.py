@@ -341,6 +341,19 @@ def test_an_idle_connection_that_the_upstream_closes_is_not_used_again():
     assert told.troubles == []
 
 
+def test_an_idle_connection_that_is_given_up_is_no_trouble():
+    conversation, told = opened()
+    conversation.client_sent(request())
+    conversation.upstream_sent(STREAM)
+    assert conversation.upstream_failed(504, "It was idle.") == Reaction(hang_up_upstream=True)
+    assert told.troubles == []
+
+
+def test_no_key_opens_no_gateway():
+    with pytest.raises(ValueError, match="task key"):
+        ModelPolicy("", 8123)
+
+
 def test_bytes_that_nobody_asked_the_upstream_for_reach_nobody():
     conversation, _ = opened()
     conversation.client_sent(request())

@@ -52,7 +52,15 @@ def test_a_hello_in_many_records_is_read(size):
 
 
 @pytest.mark.parametrize(
-    "other", [b"GET / HTTP/1.1\r\n", b"SSH-2.0-x\r\n", b"\x16\x02\0\0\1\1", b"\x16\x03\1\0\0\1", b"\x16\x03\1\0\1\2"]
+    "other",
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"SSH-2.0-x\r\n",
+        b"\x16\x02\0\0\1\1",
+        b"\x16\x03\1\0\0\1",
+        b"\x16\x03\1\0\1\2",
+        b"\x17\x03\3\0\1x",
+    ],
 )
 def test_what_is_no_hello_is_told_at_once(other):
     assert read_hello(other) == Hello(True, None)
