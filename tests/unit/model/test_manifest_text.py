@@ -3,6 +3,7 @@
 import json
 import resource
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -203,6 +204,7 @@ BOMBS = {
     + "\n"
     + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 8)),
     "open lists": "[" * 500_000,
+    "lists just deep enough for a recursive parser": "[" * 5_000 + "]" * 5_000,
     "open mappings": '{"a":' * 170_000,
     "closed, then open lists": "]" * 500_000 + "[" * 500_000,
     "lists in block style": "- " * 500_000,
@@ -242,6 +244,17 @@ def test_no_body_takes_long_or_grows(name, is_json):
     assert mistakes_of(body, is_json=is_json)
     assert time.process_time() - began < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before < 200 * 1024
+
+
+def test_json_with_too_many_values_is_refused_before_they_are_made():
+    body = BOMBS["empty mappings"].encode()[: MIB - 1] + b"]"
+    tracemalloc.start()
+    try:
+        assert "values" in only(body, is_json=True).message
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 8 * MIB
 
 
 JSON_VALUES = st.recursive(
