@@ -17,7 +17,7 @@ class GitHttpServer:
     credentials: "user:password" that every request must bring (HTTP Basic).
     status: answer every request with this status instead of git's answer.
     redirect: answer requests with a redirect below this URL.
-    stall: set it to let requests wait (until it is cleared or the server closes).
+    requests: what was asked, "GET /path".
     """
 
     def __init__(self, root: Path) -> None:
@@ -40,6 +40,10 @@ class GitHttpServer:
     def stall(self) -> None:
         """Answer nothing from now on."""
         self._go_on.clear()
+
+    def go_on(self) -> None:
+        """Answer again."""
+        self._go_on.set()
 
     def wait_to_go_on(self) -> None:
         """Used by the handler."""

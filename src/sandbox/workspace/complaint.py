@@ -18,7 +18,7 @@ _MEANINGS = (
     (r"remote branch .* not found", "it has no branch '{branch}'; check repository.branch"),
     (
         r"could not read (username|password)|authentication failed|returned error: 40[13]|permission denied"
-        r"|terminal prompts disabled|credential .*interactive",
+        r"|terminal prompts disabled|unable to get password",
         f"it does not exist or needs credentials; check repository.url, or {_AT_CREDENTIALS}",
     ),
     (
@@ -39,7 +39,7 @@ _MEANINGS = (
         "its host does not accept the connection; check repository.url and the server's network",
     ),
     (
-        r"timed out|connection reset|unexpected disconnect|early eof|empty reply|recv failure",
+        r"timed out|operation too slow|connection reset|unexpected disconnect|early eof|empty reply|recv failure",
         "the connection broke; try again",
     ),
     (
@@ -52,7 +52,10 @@ _MEANINGS = (
     (r"no space left on device|disk quota", "the server's disk is full; make room in its data directory"),
     (r"file too large|died of signal 25", "it is larger than a clone may be"),
     (r"fsck error|invalid path|badtree|refusing to create", "it holds objects that git refuses as malformed"),
-    (r"failed to execute git", "git is not installed on the server; install it"),
+    (
+        r"failed to execute (git|prlimit)|setpriv is not installed",
+        "the server lacks git or setpriv; install git and util-linux",
+    ),
 )
 
 

@@ -5,14 +5,14 @@ Decisions:
   ignore rules of the machine too. Git's own defaults already give protocol version 2, redirects of the first request
   only, no submodules and no filters (no configuration names one), so they are not repeated.
 - `setpriv --pdeathsig` lets the kernel kill git when its runner dies, even by SIGKILL. Git's own children (transport,
-  index-pack, ssh) live on pipes from git and end at once when these close. One more exec costs less than a millisecond;
-  a `preexec_fn` would not be safe in a process with threads.
+  index-pack, ssh) live on pipes from git and end with the next byte when these close; a transport whose server is
+  silent ends by its own bound (`staging` sets it). `prlimit` bounds the files. Each is one more exec of less than a
+  millisecond; a `preexec_fn` would not be safe in a process with threads.
 - A session of its own, so that a cancelled call can kill git together with its children.
 """
 
 import asyncio
 import os
-import resource
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Collection, Mapping, Sequence
@@ -41,6 +41,7 @@ _NEUTRAL: Sequence[Setting] = (
     ("gc.auto", "0"),
     ("maintenance.auto", "false"),
 )
+_PARENT_DEATH = ("setpriv", "--pdeathsig", "KILL")
 _OUTPUT_BYTES_MAX = 1024 * 1024
 _DRAIN_SECONDS = 1.0
 
@@ -76,13 +77,12 @@ class Git:
         """Run git in `directory`, to its end; gives its output when no `stdout` is given (the last MiB of it).
 
         Files given are closed here as soon as git has them. No file that git writes grows past `file_bytes_max`.
-        Raises GitError, and OSError when git cannot be started. Cancelled, it kills git and its children first.
+        Raises GitError, and OSError when the machine is out of something. Cancelled, it kills git and its children first.
         """
-        process = await self._start(arguments, directory, stdin, stdout)
+        command = [*_PARENT_DEATH, *_limit_files(file_bytes_max), "git", *arguments]
+        process = await self._start(command, directory, stdin, stdout)
         reading = [asyncio.create_task(_read_end(pipe)) for pipe in (process.stdout, process.stderr)]
         try:
-            if file_bytes_max is not None:
-                _limit_files(process.pid, file_bytes_max)
             await process.wait()
         finally:
             await _kill(process)
@@ -96,11 +96,11 @@ class Git:
         return output
 
     async def _start(
-        self, arguments: Sequence[str], directory: Path, stdin: IO[bytes] | None, stdout: IO[bytes] | None
+        self, command: Sequence[str], directory: Path, stdin: IO[bytes] | None, stdout: IO[bytes] | None
     ) -> Process:
         try:
             return await asyncio.create_subprocess_exec(
-                *("setpriv", "--pdeathsig", "KILL", "git", *arguments),
+                *command,
                 stdin=stdin or DEVNULL,
                 stdout=stdout or PIPE,
                 stderr=PIPE,
@@ -108,6 +108,8 @@ class Git:
                 env=self._environment,
                 start_new_session=True,
             )
+        except FileNotFoundError as error:
+            raise GitError(127, f"fatal: {error.filename} is not installed".encode()) from error
         finally:
             for given in (stdin, stdout):
                 if given is not None:
@@ -122,9 +124,8 @@ def _as_variables(settings: Sequence[Setting]) -> dict[str, str]:
     return variables
 
 
-def _limit_files(pid: int, bytes_max: int) -> None:
-    with suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (bytes_max, bytes_max))
+def _limit_files(bytes_max: int | None) -> Sequence[str]:
+    return () if bytes_max is None else ("prlimit", f"--fsize={bytes_max}", "--core=0")
 
 
 async def _kill(process: Process) -> None:

@@ -25,7 +25,9 @@ REPOSITORY_BYTES_MAX = 32 * 1024**3
 """A pack of a clone, and the files of a commit together; over it: `clone_failed`."""
 
 _NETWORK: tuple[Setting, ...] = (
-    ("core.sshCommand", "ssh -o BatchMode=yes -o ConnectTimeout=20"),
+    ("core.sshCommand", "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=20"),
+    ("http.lowSpeedLimit", "1"),
+    ("http.lowSpeedTime", "60"),
     ("credential.interactive", "false"),
     ("transfer.fsckObjects", "true"),
 )

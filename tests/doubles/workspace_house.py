@@ -1,0 +1,161 @@
+"""A repository that is served, and an attempt whose workspace is cloned from it."""
+
+import asyncio
+import os
+import shutil
+import stat
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from doubles.git_http_server import GitHttpServer
+
+from sandbox.model.manifest import Repository
+from sandbox.workspace.workspaces import GitWorkspaces
+
+PUBLIC_URL = "https://git.example/demo.git"
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "A",
+    "GIT_AUTHOR_EMAIL": "a@example.org",
+    "GIT_COMMITTER_NAME": "A",
+    "GIT_COMMITTER_EMAIL": "a@example.org",
+}
+
+
+def run_git(*arguments: str, directory: Path, stdin: bytes = b"", **variables: str) -> str:
+    """Git as somebody with an empty configuration runs it."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": "/nonexistent",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "LC_ALL": "C.UTF-8",
+        **IDENTITY,
+        **variables,
+    }
+    command = ["git", "-c", "protocol.file.allow=always", "-c", "core.autocrlf=false", *arguments]
+    done = subprocess.run(
+        command, cwd=directory, env=environment, input=stdin, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    return done.stdout.decode(errors="surrogateescape").strip()
+
+
+def snapshot(root: Path) -> dict[bytes, tuple[str, bytes]]:
+    """Kind and content of every file and link, without the `.git` at the top."""
+    found = {}
+    for directory, names, files in os.walk(os.fsencode(root)):
+        if directory == os.fsencode(root) and b".git" in names:
+            names.remove(b".git")
+        for name in [*files, *(name for name in names if os.path.islink(os.path.join(directory, name)))]:
+            path = os.path.join(directory, name)
+            found[os.path.relpath(path, os.fsencode(root))] = _kind_and_content(path)
+    return found
+
+
+def _kind_and_content(path: bytes) -> tuple[str, bytes]:
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        return "link", os.readlink(path)
+    with open(path, "rb") as file:
+        return ("executable" if status.st_mode & 0o100 else "file"), file.read()
+
+
+class Upstream:
+    """The repository that people clone, with a place to commit to it."""
+
+    def __init__(self, root: Path, *options: str) -> None:
+        self.work = root / "work"
+        self.bare = root / "served" / "demo.git"
+        self.work.mkdir(parents=True)
+        self.bare.parent.mkdir()
+        run_git("init", "--quiet", "--initial-branch=main", *options, ".", directory=self.work)
+        run_git("init", "--quiet", "--bare", *options, str(self.bare), directory=root)
+
+    def commit(self, files: dict[str, bytes | None], message: str = "Work", branch: str = "main") -> str:
+        """Write (or with None delete) files, commit everything and push."""
+        for name, content in files.items():
+            path = self.work / name
+            if content is None:
+                path.unlink()
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        return self.commit_all(message, branch)
+
+    def commit_all(self, message: str = "Work", branch: str = "main") -> str:
+        """Commit what is in the work tree and push."""
+        run_git("add", "--all", "--force", directory=self.work)
+        run_git("commit", "--quiet", "--allow-empty", "--message", message, directory=self.work)
+        return self.push(branch)
+
+    def push(self, branch: str = "main") -> str:
+        """Push HEAD; gives its commit."""
+        run_git("push", "--quiet", "--force", str(self.bare), f"HEAD:refs/heads/{branch}", directory=self.work)
+        return run_git("rev-parse", "HEAD", directory=self.work)
+
+
+@dataclass
+class House:
+    """Everything a story about workspaces needs."""
+
+    upstream: Upstream
+    server: GitHttpServer
+    config: Path
+    root: Path
+    variables: dict[str, str] | None = None
+
+    @property
+    def attempt(self) -> Path:
+        return self.root / "attempt"
+
+    @property
+    def workspace(self) -> Path:
+        return self.attempt / "disk" / "workspace"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        if self.variables is not None:
+            return self.variables
+        home = self.root / "home"
+        home.mkdir(exist_ok=True)
+        return {"PATH": os.environ["PATH"], "HOME": str(home), "GIT_CONFIG_GLOBAL": str(self.config)}
+
+    @property
+    def workspaces(self) -> GitWorkspaces:
+        return GitWorkspaces(self.environment)
+
+    def configure(self, text: str) -> None:
+        """Add to the git configuration of the server's user."""
+        with self.config.open("a") as file:
+            file.write(text + "\n")
+
+    def stage(self, url: str = PUBLIC_URL, branch: str = "main", **wanted: Any) -> str:
+        """Clone into the attempt."""
+        repository = Repository(url=url, branch=branch, **wanted)
+        return asyncio.run(self.workspaces.stage(repository, self.attempt))
+
+    def patch(self, base_commit: str) -> bytes:
+        """The patch of what is in the workspace now."""
+        target = self.root / "task.patch"
+        asyncio.run(self.workspaces.patch(self.attempt, base_commit, target))
+        return target.read_bytes()
+
+    def apply(self, base_commit: str, patch: bytes) -> Path:
+        """What somebody gets who applies the patch to a clone of their own."""
+        clone = self.root / "applied"
+        shutil.rmtree(clone, ignore_errors=True)
+        run_git("clone", "--quiet", "--no-checkout", str(self.upstream.bare), str(clone), directory=self.root)
+        run_git("checkout", "--quiet", "--detach", base_commit, directory=clone)
+        if patch:
+            run_git("apply", "--index", "--whitespace=nowarn", "-", directory=clone, stdin=patch)
+        return clone
+
+    def patch_applies_whole(self, base_commit: str) -> bytes:
+        """Make the patch, apply it elsewhere, and see the same tree there, in index and work tree."""
+        patch = self.patch(base_commit)
+        clone = self.apply(base_commit, patch)
+        assert snapshot(clone) == snapshot(self.workspace)
+        assert run_git("diff", "--name-only", directory=clone) == ""
+        return patch

@@ -1,0 +1,291 @@
+"""The patch is what the agent changed: it applies to the base commit and gives the same tree."""
+
+import os
+import shutil
+
+import pytest
+from doubles.workspace_house import run_git, snapshot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandbox.model.errors import AttemptError
+from sandbox.workspace import new_tree, patch
+
+BINARY = bytes(range(256)) * 8
+
+
+def test_nothing_changed_gives_an_empty_file(house):
+    base = house.stage()
+
+    assert house.patch(base) == b""
+
+
+def test_every_kind_of_change(house):
+    upstream = house.upstream
+    upstream.commit({"gone": b"1\n", "picture": BINARY, "run.sh": b"#!/bin/sh\n", "crlf": b"a\r\nb\r\n", "x/y/z": b"z\n"})
+    (upstream.work / "link").symlink_to("README.md")
+    upstream.commit_all()
+    base = house.stage()
+    root = house.workspace
+
+    (root / "README.md").write_text("# Edited\n")
+    (root / "gone").unlink()
+    (root / "new").mkdir()
+    (root / "new" / "file without newline").write_bytes(b"no newline")
+    (root / "empty").touch()
+    (root / "picture").write_bytes(BINARY[::-1])
+    (root / "another picture").write_bytes(BINARY + b"!")
+    (root / "run.sh").chmod(0o755)
+    (root / "crlf").write_bytes(b"a\r\nc\r\n")
+    (root / "src" / "lib.py").rename(root / "src" / "renamed.py")
+    (root / "link").unlink()
+    (root / "link").symlink_to("src")
+    (root / "dangling").symlink_to("/nowhere/at/all")
+    shutil.rmtree(root / "x")
+
+    made = house.patch_applies_whole(base)
+
+    assert b"rename from src/lib.py\nrename to src/renamed.py\n" in made
+    assert b"GIT binary patch" in made
+    assert b"old mode 100644\nnew mode 100755\n" in made
+
+
+def test_files_and_directories_and_links_change_places(house):
+    house.upstream.commit({"file": b"f\n", "directory/one": b"1\n", "directory/two": b"2\n", "to-link": b"l\n"})
+    base = house.stage()
+    root = house.workspace
+
+    (root / "file").unlink()
+    (root / "file" / "deep").mkdir(parents=True)
+    (root / "file" / "deep" / "inside").write_text("f\n")
+    shutil.rmtree(root / "directory")
+    (root / "directory").write_text("now a file\n")
+    (root / "to-link").unlink()
+    (root / "to-link").symlink_to("file")
+
+    house.patch_applies_whole(base)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ünï/cödé", 'quo"te', "tab\there", "line\nbreak", "back\\slash", " space ", "-dash", ":(top)magic", "*?[x]", "\udcff"]
+)
+def test_odd_names(house, name):
+    base = house.stage()
+    path = house.workspace / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("odd\n")
+
+    house.patch_applies_whole(base)
+
+
+def test_odd_names_in_the_repository(house):
+    base = house.upstream.commit({"line\nbreak/tab\t": b"1\n", 'quo"te': b"2\n", "\udcff": b"3\n"})
+    house.stage()
+    (house.workspace / "line\nbreak" / "tab\t").unlink()
+    (house.workspace / 'quo"te').write_text("other\n")
+    (house.workspace / "\udcff").rename(house.workspace / "\udcfe")
+
+    house.patch_applies_whole(base)
+
+
+def test_what_the_agent_committed_counts_as_well(house):
+    base = house.stage()
+    (house.workspace / "new").write_text("1\n")
+    run_git("add", ".", directory=house.workspace)
+    run_git("commit", "--quiet", "--message", "Mine", directory=house.workspace)
+
+    assert b"new file mode" in house.patch_applies_whole(base)
+
+
+def test_ignored_files_are_left_out_by_the_rules_of_the_base_commit(house):
+    base = house.upstream.commit(
+        {
+            ".gitignore": b"node_modules/\n*.log\n!keep.log\n/only-here\nfoo/*\n!foo/kept\n",
+            "src/.gitignore": b"*.tmp\n",
+            "tracked.log": b"tracked though ignored\n",
+            "src/app.py": b"print(1)\n",
+        }
+    )
+    house.stage()
+    root = house.workspace
+    for ignored in ("node_modules/a/b.js", "x.log", "deep/y.log", "only-here", "src/z.tmp", "foo/bar"):
+        (root / ignored).parent.mkdir(parents=True, exist_ok=True)
+        (root / ignored).write_text("ignored\n")
+    for wanted in ("deep/only-here", "keep.log", "z.tmp", "foo/kept", "deep/node_modules.txt"):
+        (root / wanted).write_text("wanted\n")
+    (root / "tracked.log").write_text("edited\n")
+
+    clone = house.apply(base, house.patch(base))
+
+    changed = run_git("diff", "--cached", "--name-only", directory=clone).splitlines()
+    assert changed == ["deep/node_modules.txt", "deep/only-here", "foo/kept", "keep.log", "tracked.log", "z.tmp"]
+
+
+def test_an_agent_cannot_hide_files_with_rules_of_its_own(house):
+    base = house.upstream.commit({".gitignore": b"*.log\n"})
+    house.stage()
+    (house.workspace / ".gitignore").write_text("*\n")
+    (house.workspace / ".git" / "info" / "exclude").write_text("*\n")
+    (house.workspace / "sub").mkdir()
+    (house.workspace / "sub" / ".gitignore").write_text("*\n")
+    (house.workspace / "sub" / "file").write_text("seen\n")
+    (house.workspace / "x.log").write_text("ignored by the base commit\n")
+
+    clone = house.apply(base, house.patch(base))
+
+    changed = run_git("diff", "--cached", "--name-only", directory=clone).splitlines()
+    assert changed == [".gitignore", "sub/.gitignore", "sub/file"]
+
+
+def test_excludes_and_attributes_of_the_servers_user_do_not_count(house):
+    home = house.root / "home" / ".config" / "git"
+    home.mkdir(parents=True)
+    (home / "ignore").write_text("*\n")
+    (home / "attributes").write_text("* -diff\n")
+    house.configure(f"[core]\n\texcludesFile = {home / 'ignore'}\n\tattributesFile = {home / 'attributes'}")
+    base = house.stage()
+    (house.workspace / "new").write_text("1\n")
+
+    assert b"+1\n" in house.patch_applies_whole(base)
+
+
+def test_an_ignored_directory_is_not_searched(house):
+    base = house.upstream.commit({".gitignore": b"node_modules/\n"})
+    house.stage()
+    hidden = house.workspace / "node_modules"
+    hidden.mkdir()
+    before = hidden.stat().st_atime_ns
+    os.utime(hidden, ns=(1, 1))  # an old access time is renewed by a listing, also with relatime
+    assert before
+
+    assert house.patch(base) == b""
+
+    assert hidden.stat().st_atime_ns == 1
+
+
+def test_a_submodule_that_was_removed_is_removed(house):
+    work = house.upstream.work
+    run_git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},lib", directory=work)
+    run_git("commit", "--quiet", "--message", "Submodule", directory=work)
+    base = house.upstream.push()
+    house.stage()
+    (house.workspace / "lib").rmdir()
+
+    clone = house.apply(base, house.patch(base))
+
+    assert run_git("ls-files", "lib", directory=clone) == ""
+
+
+def test_a_submodule_with_files_in_it_stays_as_it_is(house):
+    work = house.upstream.work
+    run_git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},lib", directory=work)
+    run_git("commit", "--quiet", "--message", "Submodule", directory=work)
+    base = house.upstream.push()
+    house.stage()
+    (house.workspace / "lib" / "file").write_text("cannot be told\n")
+
+    assert house.patch(base) == b""
+
+
+def test_the_patch_can_be_made_again(house):
+    base = house.stage()
+    (house.workspace / "new").write_text("1\n")
+    first = house.patch(base)
+    (house.workspace / "new").write_text("2\n")
+
+    assert house.patch(base) != first
+    house.patch_applies_whole(base)
+
+
+def test_changes_over_the_bound_fail_and_name_the_file(house, monkeypatch):
+    monkeypatch.setattr(new_tree, "PATCH_BYTES_MAX", 1000)
+    base = house.stage()
+    (house.workspace / "huge").touch()
+    os.truncate(house.workspace / "huge", 2**40)
+
+    with pytest.raises(AttemptError, match=r"larger than a patch may be .* with huge \(1099511627776 bytes\)") as raised:
+        house.patch(base)
+
+    assert raised.value.code == "collect_failed"
+    (house.workspace / "huge").unlink()
+    (house.workspace / "small").write_bytes(b"x" * 999)
+    house.patch_applies_whole(base)
+
+
+def test_a_patch_over_the_bound_fails_and_leaves_no_half_of_it(house, monkeypatch):
+    monkeypatch.setattr(patch, "PATCH_BYTES_MAX", 2000)
+    base = house.upstream.commit({"big": os.urandom(20_000)})
+    house.stage()
+    (house.workspace / "big").unlink()
+
+    with pytest.raises(AttemptError, match="larger than a patch may be"):
+        house.patch(base)
+
+    assert not (house.root / "task.patch").exists()
+
+
+NAMES = st.sampled_from(["a", "b", "a/b", "a/b/c", "d/e", "d/e/f", "ü", 'q"x', "z z", "n\nl"])
+CONTENTS = st.sampled_from([b"", b"x", b"line\n" * 30, b"line\n" * 29 + b"other\n", b"a\r\nb\n", b"\0\1\2" * 50])
+CHANGES = st.one_of(
+    st.tuples(st.just("write"), NAMES, CONTENTS),
+    st.tuples(st.just("link"), NAMES, st.sampled_from([b"a", b"d/e", b"/etc/passwd"])),
+    st.tuples(st.just("delete"), NAMES, st.none()),
+    st.tuples(st.just("chmod"), NAMES, st.none()),
+    st.tuples(st.just("move"), NAMES, NAMES),
+)
+
+
+def test_any_series_of_changes_gives_a_patch_that_applies(house):
+    base = house.upstream.commit(
+        {"a/b/c": b"line\n" * 30, "b": b"x", "d/e": b"a\r\nb\n", "ü": b"", 'q"x': b"\0\1\2" * 50, "z z": b"zz\n"}
+    )
+    house.stage()
+    pristine = house.root / "pristine"
+    shutil.copytree(house.workspace, pristine, symlinks=True)
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(CHANGES, max_size=8))
+    def check(changes):
+        shutil.rmtree(house.workspace)
+        shutil.copytree(pristine, house.workspace, symlinks=True)
+        for change in changes:
+            carry_out(house.workspace, *change)
+        made = house.patch_applies_whole(base)
+        assert (made == b"") == (snapshot(house.workspace) == snapshot(pristine))
+
+    check()
+
+
+def carry_out(root, kind, name, detail):
+    path = root / name
+    if kind in ("write", "link"):
+        make_room(root, path)
+        if kind == "link":
+            path.symlink_to(os.fsdecode(detail))
+        else:
+            path.write_bytes(detail)
+    elif kind == "delete":
+        remove(path)
+    elif kind == "chmod" and path.is_file() and not path.is_symlink():
+        path.chmod(path.stat().st_mode ^ 0o111)
+    elif kind == "move" and os.path.lexists(path) and not (root / detail).is_relative_to(path):
+        kept = root / ".moving"
+        path.rename(kept)
+        make_room(root, root / detail)
+        kept.rename(root / detail)
+
+
+def make_room(root, path):
+    for parent in reversed(path.relative_to(root).parents):
+        if (root / parent).is_symlink() or (root / parent).is_file():
+            remove(root / parent)
+    remove(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()

@@ -1,0 +1,243 @@
+"""Cloning fails with a sentence that says what to do, and lets no secret out."""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from doubles.git_http_server import GitHttpServer
+from doubles.workspace_house import PUBLIC_URL, run_git
+
+from sandbox.model.errors import AttemptError
+from sandbox.model.manifest import Repository
+
+
+def complaint(house, *args, **wanted):
+    with pytest.raises(AttemptError) as raised:
+        house.stage(*args, **wanted)
+    assert raised.value.code == "clone_failed"
+    return raised.value.message
+
+
+def test_a_branch_that_is_not_there(house):
+    assert complaint(house, branch="nope") == (
+        f"Cannot clone {PUBLIC_URL}: it has no branch 'nope'; check repository.branch."
+    )
+
+
+def test_a_tag_is_no_branch(house):
+    run_git("push", "--quiet", str(house.upstream.bare), "HEAD:refs/tags/v1", directory=house.upstream.work)
+
+    assert "'v1' is no branch" in complaint(house, branch="v1")
+
+
+def test_an_empty_repository_has_no_branch(make_house):
+    assert "no branch 'main'" in complaint(make_house())
+
+
+def test_a_commit_of_another_branch(house):
+    other = house.upstream.commit({"README.md": b"# Other\n"}, branch="other")
+
+    assert f"Commit {other} is not on branch 'main'" in complaint(house, commit=other)
+    house.stage(branch="other", commit=other)
+
+
+def test_a_commit_that_does_not_exist(house):
+    assert "is not on branch 'main'" in complaint(house, commit="0123456789")
+
+
+def test_a_name_that_is_no_commit(house):
+    blob = run_git("rev-parse", "HEAD:README.md", directory=house.upstream.work)
+
+    assert "is not on branch 'main'" in complaint(house, commit=blob)
+
+
+def test_a_repository_that_is_not_there(house):
+    assert "there is no repository, or it needs credentials" in complaint(house, "https://git.example/other.git")
+
+
+def test_a_host_that_lets_nobody_in(house):
+    house.server.status = 403
+
+    assert "put credentials into the git configuration of the server's user" in complaint(house)
+
+
+def test_a_host_that_has_a_bad_day(house):
+    house.server.status = 503
+
+    assert "server error" in complaint(house)
+
+
+def test_nobody_listens(house):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/x.git"
+
+        assert "does not accept the connection" in complaint(house, url)
+
+
+def test_a_name_that_does_not_resolve(house):
+    assert "cannot be resolved" in complaint(house, "http://no-such-host.invalid/x.git")
+
+
+@pytest.mark.parametrize("base", ["file://{bare}", "{bare}", "ext::sh -c 'touch {canary}' ", "git://127.0.0.1:1/"])
+def test_only_three_protocols_even_by_redirection_of_the_user(house, base):
+    canary = house.root / "canary"
+    real = base.format(bare=house.upstream.bare, canary=canary)
+    house.configure(f'[url "{real}"]\n\tinsteadOf = https://elsewhere.example/')
+
+    assert "only https, http and ssh are allowed" in complaint(house, "https://elsewhere.example/")
+    assert not canary.exists()
+
+
+def test_the_first_request_may_be_redirected(house):
+    with GitHttpServer(house.root).serving() as moved:
+        moved.redirect = house.server.url
+
+        house.stage(f"{moved.url}demo.git")
+
+    assert (house.workspace / "README.md").exists()
+
+
+@pytest.mark.parametrize("there", [(), ("setpriv",)])
+def test_programs_are_missing_on_the_server(house, there):
+    programs = house.root / "programs"
+    programs.mkdir()
+    for name in there:
+        (programs / name).symlink_to(shutil.which(name))
+    house.variables = {**house.environment, "PATH": str(programs)}
+
+    assert "lacks git or setpriv" in complaint(house)
+
+
+def test_a_broken_configuration_of_the_user(house):
+    house.configure("[broken")
+
+    assert "Cannot clone" in complaint(house)
+
+
+def test_no_secret_of_the_configuration_is_told(house):
+    house.configure(
+        f'[url "http://me:hunter2hunter2@127.0.0.1:1/"]\n\tinsteadOf = https://closed.example/\n'
+        f'[http "{house.server.url}"]\n\textraHeader = Authorization: Basic c2VjcmV0OnNlY3JldA=='
+    )
+    house.server.status = 418
+
+    said = [complaint(house), complaint(house, "https://closed.example/x.git")]
+
+    assert "418" in said[0]
+    assert not [text for text in said if "hunter2" in text or "c2VjcmV0" in text]
+
+
+def test_other_settings_of_the_user_do_not_count(house):
+    canary = house.root / "canary"
+    hooks = house.root / "hooks"
+    hooks.mkdir()
+    hook = hooks / "post-checkout"
+    hook.write_text(f"#!/bin/sh\ntouch {canary}\n")
+    hook.chmod(0o755)
+    for name in ("post-index-change", "reference-transaction"):
+        (hooks / name).symlink_to(hook)
+    house.configure(f"[core]\n\thooksPath = {hooks}\n\tautocrlf = true\n[init]\n\ttemplateDir = {hooks}")
+
+    house.stage()
+
+    assert not canary.exists()
+    assert not (house.workspace / ".git" / "post-checkout").exists()
+    assert (house.workspace / "README.md").read_bytes() == b"# Demo\n"
+
+
+def test_a_commit_of_far_too_many_files_is_refused_before_checkout(house):
+    work = house.upstream.work
+    blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"bomb")
+    lines = "".join(f"100644 blob {blob}\tf{number}\n" for number in range(10))
+    for _level in range(7):
+        tree = run_git("mktree", directory=work, stdin=lines.encode())
+        lines = "".join(f"040000 tree {tree}\td{number}\n" for number in range(10))
+    tree = run_git("mktree", directory=work, stdin=lines.encode())
+    commit = run_git("commit-tree", "-m", "Bomb", tree, directory=work)
+    run_git("push", "--quiet", "--force", str(house.upstream.bare), f"{commit}:refs/heads/bomb", directory=work)
+
+    assert "more than 1000000 files" in complaint(house, branch="bomb")
+    assert not house.workspace.exists()
+
+
+def test_a_tree_with_a_git_directory_in_it_is_refused(house):
+    work = house.upstream.work
+    blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"[core]\n\tfsmonitor = touch canary\n")
+    inner = run_git("mktree", directory=work, stdin=f"100644 blob {blob}\tconfig\n".encode())
+    entry = b"40000 .git\0" + bytes.fromhex(inner)
+    tree = run_git("hash-object", "-t", "tree", "-w", "--stdin", "--literally", directory=work, stdin=entry)
+    commit = run_git("commit-tree", "-m", "Sly", tree, directory=work)
+    run_git("push", "--quiet", "--force", str(house.upstream.bare), f"{commit}:refs/heads/sly", directory=work)
+
+    assert "objects that git refuses" in complaint(house, branch="sly")
+
+
+def test_cancelling_ends_git_and_its_children(house):
+    house.server.stall()
+    repository = Repository(url=PUBLIC_URL, branch="main")
+
+    async def cancel_while_git_waits():
+        staging = asyncio.create_task(house.workspaces.stage(repository, house.attempt))
+        for _ in range(500):
+            if house.server.requests:
+                break
+            await asyncio.sleep(0.01)
+        assert processes_with(str(house.attempt))
+        staging.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(staging, 5)
+
+    asyncio.run(cancel_while_git_waits())
+
+    assert processes_with(str(house.attempt)) == []
+
+
+def test_git_does_not_outlive_a_runner_that_is_killed(house):
+    house.server.stall()
+    program = (
+        "import asyncio, json, sys; from pathlib import Path\n"
+        "from sandbox.model.manifest import Repository\n"
+        "from sandbox.workspace.workspaces import GitWorkspaces\n"
+        "stage = GitWorkspaces(json.loads(sys.argv[1])).stage\n"
+        "asyncio.run(stage(Repository(url=sys.argv[2], branch='main'), Path(sys.argv[3])))\n"
+    )
+    arguments = [json.dumps(dict(house.environment)), PUBLIC_URL, str(house.attempt)]
+    runner = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd="/")
+    try:
+        assert becomes(lambda: house.server.requests)
+        assert processes_with(str(house.attempt))
+    finally:
+        runner.kill()
+        runner.wait()
+
+    assert becomes(lambda: not [line for line in processes_with(str(house.attempt)) if b"clone" in line])
+    house.server.go_on()
+    assert becomes(lambda: processes_with(str(house.attempt)) == [])
+
+
+def becomes(holds):
+    """Whether it comes true within 10 s."""
+    end = time.monotonic() + 10
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.01)
+    return holds()
+
+
+def processes_with(text):
+    """Running processes that work in a directory below the path."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str((process / "cwd").readlink()).startswith(text) and process.name != str(os.getpid()):
+                found.append((process / "cmdline").read_bytes())
+        except OSError:
+            continue
+    return found
