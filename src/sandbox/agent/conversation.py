@@ -41,6 +41,8 @@ class ClaudeConversation:
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
         """What one whole line of stdout tells."""
         event = read_line(line)
+        if event is None and not line.endswith(b"\n"):
+            self._result_line = None  # stdout broke off: there was more to say
         if event is None or event.session_id != self._session_id:
             return ()
         match event.type:

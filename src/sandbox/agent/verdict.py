@@ -38,8 +38,10 @@ def _explain(result: dict[str, Any]) -> str:
     match result.get("terminal_reason"), result.get("stop_reason"):
         case "max_turns", _:
             return f"Claude Code did not finish within its turns ({said}); raise claude.max_turns."
+        case "aborted_tools" | "aborted_streaming", _:
+            return "Claude Code was interrupted before it had finished; submit the task again."
         case _, "refusal":
-            return f"The model refused: {said} Change claude.prompt."
+            return f"The model refused: {said.rstrip('.')}; change claude.prompt."
         case "api_error", _:
             return _api_sentence(result.get("api_error_status"), said)
         case _:

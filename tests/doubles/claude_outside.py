@@ -1,0 +1,121 @@
+"""The real Claude Code with Sandbox's own command line, but outside a sandbox: in directories of the test's own."""
+
+import asyncio
+import os
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sandbox.agent.binary import find_binary
+from sandbox.agent.claude_code import HOME, PROGRAM, WORKSPACE, ClaudeCode
+from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
+
+SESSION_ID = "00000000-0000-4000-8000-0000000000aa"
+TASK_KEY = "sk-ant-sandbox-the-key-of-this-task"
+RUN_SECONDS = 60.0
+LINE_BYTES_MAX = 16 * 1024 * 1024
+
+
+@dataclass
+class Ran:
+    """What a run left: `exit_code` is 128+n after signal n."""
+
+    exit_code: int
+    lines: list[bytes]
+    stderr: bytes
+
+
+@dataclass
+class Outside:
+    """Where the agent runs instead of a sandbox."""
+
+    directory: Path
+    binary: Path = field(default_factory=find_binary)
+    uid: int | None = None
+
+    def __post_init__(self):
+        for name in ("workspace", "home", "tmp"):
+            (self.directory / name).mkdir()
+
+    @property
+    def workspace(self):
+        return self.directory / "workspace"
+
+    def place(self, text):
+        """A path inside as a path out here."""
+        for inside, outside in ((WORKSPACE, self.workspace), (HOME, self.directory / "home"), (PROGRAM, self.binary)):
+            text = re.sub(rf"^{inside}(?=/|$)", str(outside), text)
+        return text
+
+    def scrub(self, data):
+        """Bytes of a run, with the paths of a sandbox instead of this machine's."""
+        names = [(self.workspace, WORKSPACE), (self.directory / "home", HOME), (self.directory / "tmp", "/tmp")]
+        for outside, inside in [*names, (self.binary, PROGRAM)]:
+            for form in (str, lambda path: re.sub(r"[^A-Za-z0-9]", "-", str(path))):
+                data = data.replace(form(outside).encode(), form(inside).encode())
+        return data
+
+    def give_away(self):
+        """Let the agent's uid own its directories."""
+        subprocess.run(["chown", "-R", f"{self.uid}:{self.uid}", self.directory], check=True, timeout=10)
+
+    async def run(self, model_url, *, prompt="Do it.", environment=None, subpath=None, on_line=None, **claude):
+        """Run to the end. on_line(line, process) is told of each line of stdout as it comes."""
+        start = ClaudeCode(self.binary).prepare(
+            manifest(prompt=prompt, subpath=subpath, **claude),
+            session_id=SESSION_ID,
+            task_key=TASK_KEY,
+            workspace=self.workspace,
+        )
+        argv = [self.place(argument) for argument in start.command.argv]
+        if self.uid is not None:
+            self.give_away()
+            # One more program in between: setpriv still has its capabilities when it executes the next one.
+            argv = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "env", *argv]
+        elif os.geteuid() == 0:
+            environment = {"IS_SANDBOX": "1", **(environment or {})}
+        inside = {name: self.place(value) for name, value in start.command.environment.items()}
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            cwd=self.place(start.command.directory),
+            env={
+                **inside,
+                "ANTHROPIC_BASE_URL": model_url,
+                "TMPDIR": str(self.directory / "tmp"),
+                **(environment or {}),
+            },
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES_MAX,
+        )
+        try:
+            return await asyncio.wait_for(_follow(process, start.command.stdin, on_line), RUN_SECONDS)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def _follow(process, stdin, on_line):
+    process.stdin.write(stdin)
+    process.stdin.close()
+    stderr = asyncio.create_task(process.stderr.read())
+    lines = []
+    while line := await process.stdout.readline():
+        lines.append(line)
+        if on_line is not None:
+            on_line(line, process)
+    code = await process.wait()
+    return Ran(code if code >= 0 else 128 - code, lines, await stderr)
+
+
+def manifest(*, prompt="Do it.", subpath=None, **claude):
+    return Manifest(
+        version="1",
+        kind="Task",
+        metadata=Metadata(name="A task"),
+        repository=Repository(url="https://example.org/repo.git", branch="main", subpath=subpath),
+        claude=Claude(prompt=prompt, **claude),
+    )

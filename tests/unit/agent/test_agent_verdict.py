@@ -1,0 +1,54 @@
+"""Why a run failed, in a sentence for the person who submitted it."""
+
+import pytest
+
+from sandbox.agent.verdict import judge
+from sandbox.contracts.runtime import Exit
+from sandbox.model.errors import FailureCode
+
+
+def test_the_last_meant_line_of_stderr_is_quoted():
+    stderr = b"Warning: slow\nError: Session ID is already in use.\n\n[claude-code:unrecognized_model] {}\n"
+    failure = judge(Exit(1), None, stderr)
+    assert failure.code is FailureCode.AGENT_FAILED
+    assert "code 1" in failure.message
+    assert "Session ID is already in use." in failure.message
+
+
+def test_a_quoted_line_is_cut_and_printable():
+    failure = judge(Exit(1), None, b"\x1b[31m\xff" + b"x" * 8000)
+    assert failure.message.isprintable()
+    assert len(failure.message) < 700
+
+
+@pytest.mark.parametrize(
+    ("exit_", "code", "advice"),
+    [
+        (Exit(0), FailureCode.AGENT_NO_RESULT, "without a final result"),
+        (Exit(None), FailureCode.SANDBOX_LOST, "submit the task again"),
+        (Exit(137, out_of_memory=True), FailureCode.OUT_OF_MEMORY, "raise vm.memory"),
+        (Exit(139), FailureCode.AGENT_FAILED, "SIGSEGV"),
+        (Exit(255), FailureCode.AGENT_FAILED, "signal 127 (unknown)"),
+    ],
+    ids=str,
+)
+def test_an_end_without_a_result(exit_, code, advice):
+    failure = judge(exit_, None, b"")
+    assert failure.code is code
+    assert advice in failure.message
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [(401, "ANTHROPIC_API_KEY"), (404, "claude.model"), (413, "claude.prompt"), (529, "later"), (None, "later")],
+)
+def test_trouble_with_the_model_says_where_to_look(status, advice):
+    result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": status, "result": "API Error"}
+    assert advice in judge(Exit(1), result, b"").message
+
+
+@pytest.mark.parametrize(
+    "result", [{}, {"is_error": True, "result": 5, "errors": {}}, {"is_error": True, "errors": [1]}]
+)
+def test_a_result_of_odd_shape_is_an_error_without_a_reason(result):
+    assert "no reason given" in judge(Exit(1), result, b"").message

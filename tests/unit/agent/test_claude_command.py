@@ -1,0 +1,81 @@
+"""How Claude Code is started: nothing of the prompt is obeyed, nothing of the server leaks in."""
+
+from pathlib import Path
+
+import pytest
+
+from doubles.claude_outside import manifest
+from sandbox.agent.claude_code import ClaudeCode, prompt_bytes
+
+BINARY = Path("/data/agent/claude-1")
+
+
+def prepare(**parts):
+    return ClaudeCode(BINARY).prepare(
+        manifest(**parts), session_id="the-session", task_key="the-task-key", workspace=Path("/nonexistent")
+    )
+
+
+def value_of(argv, option):
+    return argv[argv.index(option) + 1]
+
+
+def test_the_command_names_session_model_and_turns():
+    argv = prepare(model="claude-x", max_turns=7).command.argv
+    assert value_of(argv, "--session-id") == "the-session"
+    assert value_of(argv, "--max-turns") == "7"
+    assert "--model=claude-x" in argv
+    assert "--max-turns" not in prepare().command.argv
+
+
+def test_a_model_name_that_looks_like_an_option_stays_a_name():
+    assert "--model=--settings=evil" in prepare(model="--settings=evil").command.argv
+    assert "--settings=evil" not in prepare(model="--settings=evil").command.argv
+
+
+def test_the_repositorys_settings_and_servers_are_left_out():
+    argv = prepare().command.argv
+    assert value_of(argv, "--setting-sources") == "user"
+    assert "--strict-mcp-config" in argv
+
+
+def test_the_program_in_the_sandbox_is_the_servers_copy():
+    start = prepare()
+    assert start.programs == {BINARY: start.command.argv[0]}
+
+
+def test_the_agent_starts_in_the_subpath_and_hears_every_claude_md_on_the_way():
+    start = prepare(subpath="packages/web")
+    assert start.command.directory == "/workspace/packages/web"
+    at = start.command.argv.index("--add-dir")
+    assert start.command.argv[at + 1 : at + 4] == ("/workspace", "/workspace/packages", "/workspace/packages/web")
+    assert prepare().command.directory == "/workspace"
+
+
+def test_the_environment_is_the_same_whatever_the_servers_is(monkeypatch):
+    before = prepare().command.environment
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "the-servers-own-key")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "https://elsewhere.example")
+    monkeypatch.setenv("NODE_OPTIONS", "--require=/evil.js")
+    assert prepare().command.environment == before
+    assert before["ANTHROPIC_API_KEY"] == "the-task-key"
+    assert before["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:8123"
+    assert "127.0.0.1" in before["NO_PROXY"].split(",")
+
+
+def test_the_task_key_is_in_no_argument():
+    assert not [argument for argument in prepare().command.argv if "the-task-key" in argument]
+
+
+@pytest.mark.parametrize("prompt", ["/clear", "/init now", " /compact", "\n\t/clear", "/tmp/x is broken", "/"])
+def test_a_prompt_that_looks_like_a_command_gets_words_in_front(prompt):
+    assert prompt_bytes(prompt) == f"Task:\n{prompt}".encode()
+
+
+@pytest.mark.parametrize("prompt", ["Fix it.", "-p", "--help", "!ls", "#note", "a\n/clear", " spaces ", "né — ✓"])
+def test_any_other_prompt_is_given_as_it_is(prompt):
+    assert prompt_bytes(prompt) == prompt.encode()
+
+
+def test_a_prompt_that_is_no_unicode_is_given_all_the_same():
+    assert prompt_bytes("half \ud800 a pair") == b"half ? a pair"
