@@ -1,0 +1,222 @@
+"""What is bubblewrap's own: its probe, its traps, an ordinary user, the real agent's binary."""
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from doubles.sandbox_life import describe, living, new_attempt_id, run_in, run_story
+from sandbox.contracts.runtime import SandboxHandle
+from sandbox.model.errors import AttemptError
+from sandbox.runtimes import seccomp
+from sandbox.runtimes.bubblewrap import BubblewrapRuntime, probe
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> BubblewrapRuntime:
+    runtime = BubblewrapRuntime(tmp_path / "run")
+    found = asyncio.run(runtime.probe())
+    if not found.works:
+        pytest.skip(found.mend)
+    return runtime
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    return disk
+
+
+def test_the_probe_says_what_holds_and_leaves_nothing(runtime: BubblewrapRuntime, tmp_path: Path):
+    found = asyncio.run(runtime.probe())
+    assert (found.runtime, found.works, found.mend) == ("bubblewrap", True, "")
+    assert found.isolates
+    assert any("kernel is shared" in gap for gap in found.gaps)
+    assert found.limits <= {"memory", "cpus", "processes"}
+    assert "disk" not in found.limits
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_without_bubblewrap_the_probe_says_what_to_install(
+    runtime: BubblewrapRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(probe, "_PROGRAMS", (Path("/nowhere/bwrap"),))
+    found = asyncio.run(runtime.probe())
+    assert not found.works
+    assert "apt-get install bubblewrap" in found.mend
+    with pytest.raises(AttemptError, match="bubblewrap is missing"):
+        run_story(runtime, disk, "true")
+
+
+def test_where_bubblewrap_fails_the_probe_tells_its_words(
+    runtime: BubblewrapRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    monkeypatch.setattr(probe, "_PROGRAMS", (broken,))
+    found = asyncio.run(runtime.probe())
+    assert not found.works
+    assert "setting up uid map: Permission denied" in found.mend
+    assert "namespaces" in found.mend
+
+
+def test_without_a_filter_for_the_processor_it_does_not_run(
+    runtime: BubblewrapRuntime, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(seccomp, "ARCHITECTURES", {})
+    found = asyncio.run(runtime.probe())
+    assert not found.works
+    assert "filter" in found.mend
+
+
+def test_as_root_each_sandbox_has_an_unprivileged_kernel_uid_of_its_own(runtime: BubblewrapRuntime, disk: Path):
+    if os.getuid() != 0:
+        pytest.skip("an ordinary user has one uid")
+
+    async def story() -> list[int]:
+        async with living(runtime, disk / "a") as one, living(runtime, disk / "b") as other:
+            for sandbox in (one, other):
+                await run_in(sandbox, ["/usr/bin/touch", "file"])
+            return [(disk / name / "workspace" / "file").stat().st_uid for name in "ab"]
+
+    first, second = asyncio.run(story())
+    assert first != second
+    assert {first, second} <= {*range(200_000, 265_000)}
+
+
+def test_a_handle_of_a_rebooted_machine_kills_nothing_of_others(runtime: BubblewrapRuntime, disk: Path):
+    if os.getuid() != 0:
+        pytest.skip("an ordinary user has one uid")
+
+    async def story() -> None:
+        async with living(runtime, disk / "new") as sandbox:
+            details = {"kernel_uid": sandbox.handle.details["kernel_uid"], "cgroups": ""}
+            old = SandboxHandle("bubblewrap", new_attempt_id(), details)
+            (disk / "old").mkdir()
+            await BubblewrapRuntime(disk).destroy(old, disk / "old")
+            assert (await run_in(sandbox, ["/bin/echo", "alive"])).output == "alive\n"
+
+    asyncio.run(story())
+
+
+def test_a_handle_that_names_a_uid_outside_the_range_kills_nothing(runtime: BubblewrapRuntime, disk: Path):
+    process = subprocess.Popen(["/usr/bin/sleep", "60"])
+    try:
+        handle = SandboxHandle("bubblewrap", new_attempt_id(), {"kernel_uid": str(os.getuid()), "cgroups": ""})
+        asyncio.run(runtime.destroy(handle, disk))
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_odd_attempt_ids_are_refused(runtime: BubblewrapRuntime):
+    for odd in ("", "../up", "with space", "a" * 33, "\u00fcber"):
+        with pytest.raises(AttemptError):
+            runtime.plan(odd)
+
+
+def test_the_first_process_of_a_dead_sandbox_is_collected(runtime: BubblewrapRuntime, disk: Path):
+    async def story() -> None:
+        for number in range(5):
+            async with living(runtime, disk / str(number)) as sandbox:
+                await run_in(sandbox, ["/bin/sh", "-c", "sleep 30 & exit 0"])
+
+    asyncio.run(story())
+    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
+
+
+def test_the_agents_binary_runs_under_the_filter(runtime: BubblewrapRuntime, disk: Path):
+    found = importlib.util.find_spec("claude_agent_sdk")
+    assert found is not None
+    assert found.origin is not None
+    binary = Path(found.origin).parent / "_bundled" / "claude"
+
+    async def story() -> None:
+        async with living(runtime, disk, memory_bytes=2 << 30, programs={binary: "/opt/agent/claude"}) as sandbox:
+            environment = {"HOME": "/home/agent", "PATH": "/usr/bin"}
+            ended = await run_in(sandbox, ["/opt/agent/claude", "--version"], environment)
+            assert (ended.code, "Claude Code" in ended.output) == (0, True), ended
+
+    asyncio.run(story())
+
+
+_AS_ORDINARY_USER = """
+import asyncio, concurrent.futures.thread, ctypes, os, sys
+from pathlib import Path
+import msgspec, shutil
+import sandbox.runtimes.launch, sandbox.runtimes.bubblewrap.probe
+from doubles.sandbox_life import living, run_in
+from sandbox.contracts.runtime import Command
+from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+
+folder, interpreter, launcher = sys.argv[1:]
+sandbox.runtimes.launch.__file__ = launcher
+sys.executable = interpreter
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
+
+async def story():
+    runtime = BubblewrapRuntime(Path(folder, "run"))
+    disk = Path(folder, "disk")
+    found = await runtime.probe()
+    if not found.works:
+        return {"skip": found.mend}
+    told = {"gaps": " ".join(found.gaps)}
+    async with living(runtime, disk) as one:
+        script = "id -u; touch file; (: < /dev/tcp/127.0.0.1/8123) && echo reached; : > /proc/sys/kernel/core_pattern"
+        told["said"] = (await run_in(one, ["/bin/bash", "-c", script])).output
+    async with living(runtime, disk) as other:
+        await other.start(Command(["/usr/bin/sleep", "60"], {}, "/"))
+        told["listed"] = other.handle.attempt_id in runtime.leftovers() or bool(other.handle.details["cgroups"])
+        await BubblewrapRuntime(Path(folder, "run")).destroy(other.handle, disk)
+        told["code"] = (await other.wait()).code
+    told["left"] = list(runtime.leftovers())
+    return told
+
+print(msgspec.json.encode(asyncio.run(story())).decode())
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="as an ordinary user every other test here says the same")
+def test_an_ordinary_user_can_make_and_end_sandboxes_too(tmp_path: Path):
+    # The interpreter and this checkout may lie where another user cannot walk, so the launcher is copied.
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    launcher = Path(shutil.copy(importlib.util.find_spec("sandbox.runtimes.launcher").origin, tmp_path))
+    os.chown(tmp_path, NOBODY, NOBODY)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    argv = [sys.executable, "-c", _AS_ORDINARY_USER, str(tmp_path), "/usr/bin/python3", str(launcher)]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert ran.returncode == 0, ran.stderr
+    told = msgspec.json.decode(ran.stdout)
+    if "skip" in told:
+        pytest.skip(told["skip"])
+    assert "that user's kernel uid" in told.pop("gaps")
+    assert told == {"said": "1000\nreached\n", "listed": True, "code": None, "left": []}
+    assert (tmp_path / "disk" / "workspace" / "file").stat().st_uid == NOBODY
+
+
+def test_a_second_create_with_the_same_handle_after_destroy_is_another_plan(runtime: BubblewrapRuntime, disk: Path):
+    async def story() -> None:
+        handle = runtime.plan(new_attempt_id())
+        await runtime.create(handle, describe(disk, handle.attempt_id))
+        await runtime.destroy(handle, disk)
+        again = runtime.plan(handle.attempt_id)
+        sandbox = await runtime.create(again, describe(disk, handle.attempt_id))
+        assert (await run_in(sandbox, ["/bin/echo", "again"])).output == "again\n"
+        await runtime.destroy(again, disk)
+
+    asyncio.run(story())

@@ -1,0 +1,67 @@
+"""bubblewrap's command line as text."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sandbox.contracts.runtime import Command, SandboxSpec
+from sandbox.model.errors import AttemptError
+from sandbox.runtimes.bubblewrap.arguments import build_payload, staged_paths
+from sandbox.runtimes.launcher import FIRST_DESCRIPTOR
+
+SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, programs={Path("/data/tool"): "/opt/tool"})
+
+
+def _arguments(command: Command, spec: SandboxSpec = SPEC) -> tuple[list[str], list[str]]:
+    """bubblewrap's own argv, and the arguments that go through the file."""
+    payload = build_payload("/usr/bin/bwrap", spec, command, os.open("/dev/null", os.O_WRONLY))
+    try:
+        number = int(payload.argv[payload.argv.index("--args") + 1])
+        text = os.pread(payload.descriptors[number - FIRST_DESCRIPTOR], 1 << 20, 0)
+        return payload.argv, text.decode().split("\0")[:-1]
+    finally:
+        payload.close()
+
+
+def test_values_of_the_environment_go_through_the_file_only():
+    argv, arguments = _arguments(Command(["/bin/sh", "-c", "true"], {"TOKEN": "a-secret", "EMPTY": ""}, "/workspace"))
+    assert not any("a-secret" in word for word in argv)
+    assert argv[-4:] == ["--", "/bin/sh", "-c", "true"]
+    at = arguments.index("--clearenv")
+    assert arguments[at:] == ["--clearenv", "--setenv", "TOKEN", "a-secret", "--setenv", "EMPTY", ""]
+
+
+def test_no_host_path_of_the_task_is_in_it():
+    argv, arguments = _arguments(Command(["/bin/true"], {}, "/workspace"))
+    assert not any("/data" in word for word in (*argv, *arguments))
+    assert staged_paths(SPEC)["program-0"] == Path("/data/tool")
+
+
+def test_nothing_is_shared_with_the_host_but_the_network_namespace_it_starts_in():
+    _, arguments = _arguments(Command(["/bin/true"], {}, "/workspace"))
+    unshared = {word for word in arguments if word.startswith("--unshare")}
+    names = ("user", "pid", "ipc", "uts", "cgroup-try")
+    assert unshared == {f"--unshare-{name}" for name in names}
+    assert {"--die-with-parent", "--new-session", "--disable-userns"} <= set(arguments)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Command(["/bin/sh", "a\0b"], {}, "/workspace"),
+        Command(["/bin/sh"], {"NAME": "a\0--bind"}, "/workspace"),
+        Command(["/bin/sh"], {}, "/workspace\0--bind"),
+    ],
+)
+def test_nul_characters_cannot_smuggle_arguments_in(command: Command):
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(AttemptError, match="NUL"):
+        build_payload("/usr/bin/bwrap", SPEC, command, os.open("/dev/null", os.O_WRONLY))
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_too_many_files_are_refused():
+    many = SandboxSpec("a", Path("/data"), 1, 1, 1, files={f"/etc/file-{number}": b"" for number in range(65)})
+    with pytest.raises(AttemptError, match="64"):
+        _arguments(Command(["/bin/true"], {}, "/workspace"), many)

@@ -1,0 +1,198 @@
+"""Control groups of either version, on directory trees that only look like the kernel's."""
+
+from pathlib import Path
+
+import pytest
+
+from sandbox.contracts.runtime import Stats
+from sandbox.runtimes import cgroups
+from sandbox.runtimes.cgroups import ControlGroup, Hierarchies
+
+FILES_2 = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
+FILES_1 = {
+    "memory": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
+    "pids": ("pids.max",),
+    "cpu": ("cpu.cfs_period_us", "cpu.cfs_quota_us"),
+    "cpuacct": (),
+}
+
+
+def _mountinfo(folder: Path, *mounts: tuple[str, Path, str]) -> Path:
+    lines = [f"30 20 0:26 / {point} rw,nosuid shared:9 - {kind} {kind} rw,{options}" for kind, point, options in mounts]
+    path = folder / "mountinfo"
+    path.write_text("\n".join(["22 1 8:1 / / rw - ext4 /dev/sda1 rw", *lines, ""]))
+    return path
+
+
+def _own(folder: Path, line: str) -> Path:
+    path = folder / "own"
+    path.write_text(f"{line}\n")
+    return path
+
+
+def _unified(folder: Path) -> tuple[Path, ControlGroup]:
+    """A version 2 tree whose group has its files already, as the kernel would make them."""
+    root = folder / "unified"
+    group = root / "sandbox" / "attempt"
+    group.mkdir(parents=True)
+    for directory in (root, root / "sandbox"):
+        (directory / "cgroup.subtree_control").touch()
+        (directory / "cgroup.procs").touch()
+    for name in FILES_2:
+        (group / name).touch()
+    return root, Hierarchies([root]).group("attempt")
+
+
+def test_version_2_limits_are_written(tmp_path: Path):
+    root, group = _unified(tmp_path)
+    group.create(cpus=3, memory_bytes=1 << 30, processes_max=99)
+    made = root / "sandbox" / "attempt"
+    assert {name: (made / name).read_text() for name in FILES_2[:4]} == {
+        "memory.max": str(1 << 30),
+        "memory.swap.max": "0",
+        "pids.max": "99",
+        "cpu.max": "300000 100000",
+    }
+    assert group.limits() == {"memory", "cpus", "processes"}
+
+
+def test_version_2_controllers_are_enabled_from_the_top_and_a_refusal_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root, group = _unified(tmp_path)
+    written: list[tuple[str, str]] = []
+
+    def refuse_cpu(path: Path, text: str) -> bool:
+        if text == "+cpu":
+            raise OSError(16, "busy")
+        written.append((str(path.relative_to(root)), text))
+        return True
+
+    monkeypatch.setattr(cgroups, "_write", refuse_cpu)
+    group.create(cpus=1, memory_bytes=1, processes_max=1)
+    names = ("cgroup.subtree_control", "sandbox/cgroup.subtree_control")
+    assert written[:4] == [(name, text) for name in names for text in ("+memory", "+pids")]
+
+
+def test_version_2_kills_with_one_write(tmp_path: Path):
+    root, group = _unified(tmp_path)
+    group.kill()
+    assert (root / "sandbox" / "attempt" / "cgroup.kill").read_text() == "1"
+
+
+def test_version_2_tells_memory_deaths_and_figures(tmp_path: Path):
+    root, group = _unified(tmp_path)
+    made = root / "sandbox" / "attempt"
+    (made / "memory.events").write_text("low 0\noom 1\noom_kill 0\noom_group_kill 7\n")
+    assert not group.has_killed_for_memory()
+    (made / "memory.events").write_text("low 0\noom 1\noom_kill 2\noom_group_kill 0\n")
+    assert group.has_killed_for_memory()
+    (made / "memory.current").write_text("5000\n")
+    (made / "memory.stat").write_text("anon 1\ninactive_file 1000\n")
+    (made / "pids.current").write_text("4\n")
+    (made / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
+    assert group.stats() == Stats(cpu_seconds=2.5, memory_bytes=4000, processes=4)
+
+
+def test_version_2_without_controllers_counts_processes_and_limits_nothing(tmp_path: Path):
+    group_directory = tmp_path / "sandbox" / "attempt"
+    group_directory.mkdir(parents=True)
+    (group_directory / "cgroup.procs").write_text("11\n12\n")
+    group = ControlGroup([group_directory])
+    group.create(cpus=1, memory_bytes=1, processes_max=1)
+    assert group.limits() == frozenset()
+    assert group.stats() == Stats(cpu_seconds=None, memory_bytes=None, processes=2)
+
+
+def test_version_1_limits_are_written_in_each_hierarchy(tmp_path: Path):
+    for controller, names in FILES_1.items():
+        directory = tmp_path / controller / "sandbox" / "attempt"
+        directory.mkdir(parents=True)
+        for name in (*names, "cgroup.procs"):
+            (directory / name).touch()
+    group = Hierarchies([tmp_path / controller for controller in FILES_1]).group("attempt")
+    group.create(cpus=2, memory_bytes=4096, processes_max=7)
+    group.add(4711)
+    told = {
+        f"{controller}/{name}": (tmp_path / controller / "sandbox" / "attempt" / name).read_text()
+        for controller, names in FILES_1.items()
+        for name in (*names, "cgroup.procs")
+    }
+    assert told == {
+        "memory/memory.limit_in_bytes": "4096",
+        "memory/memory.memsw.limit_in_bytes": "4096",
+        "pids/pids.max": "7",
+        "cpu/cpu.cfs_period_us": "100000",
+        "cpu/cpu.cfs_quota_us": "200000",
+        **{f"{controller}/cgroup.procs": "4711" for controller in FILES_1},
+    }
+    assert group.process_ids() == {4711}
+
+
+def test_version_1_tells_memory_deaths_and_figures(tmp_path: Path):
+    memory, account = tmp_path / "memory", tmp_path / "cpuacct"
+    for directory in (memory, account):
+        directory.mkdir()
+    (memory / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+    (memory / "memory.usage_in_bytes").write_text("900\n")
+    (memory / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 400\n")
+    (account / "cpuacct.usage").write_text("1500000000\n")
+    group = ControlGroup([memory, account])
+    assert group.has_killed_for_memory()
+    assert group.stats() == Stats(cpu_seconds=1.5, memory_bytes=500, processes=0)
+
+
+def test_removing_is_fine_twice_and_says_when_it_must_be_tried_again(tmp_path: Path):
+    made = tmp_path / "sandbox" / "attempt"
+    (made / "busy").mkdir(parents=True)
+    group = ControlGroup([made])
+    assert not group.remove()
+    (made / "busy").rmdir()
+    assert group.remove()
+    assert group.remove()
+
+
+def test_version_1_is_taken_where_its_controllers_are(tmp_path: Path):
+    points = [tmp_path / name for name in ("memory", "cpu,cpuacct", "freezer", "unified")]
+    for point in points:
+        point.mkdir()
+        (point / "cgroup.procs").touch()
+    mounts = [("cgroup", point, point.name) for point in points[:3]] + [("cgroup2", points[3], "nsdelegate")]
+    found = cgroups.find_hierarchies(_mountinfo(tmp_path, *mounts), _own(tmp_path, "0::/"))
+    assert list(found.roots) == points[:2]
+
+
+def test_version_2_takes_the_highest_writable_group_over_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = tmp_path / "unified"
+    delegated = root / "user.slice" / "user@1000.service"
+    own = delegated / "app.slice" / "server.scope"
+    own.mkdir(parents=True)
+    for directory in (root, root / "user.slice", delegated, delegated / "app.slice", own):
+        (directory / "cgroup.procs").touch()
+    monkeypatch.setattr(cgroups, "_is_writable", lambda directory: directory.is_relative_to(delegated))
+    line = f"0::/{own.relative_to(root)}"
+    found = cgroups.find_hierarchies(_mountinfo(tmp_path, ("cgroup2", root, "nsdelegate")), _own(tmp_path, line))
+    assert list(found.roots) == [delegated]
+
+
+def test_nothing_writable_means_no_groups(tmp_path: Path):
+    found = cgroups.find_hierarchies(_mountinfo(tmp_path), _own(tmp_path, "0::/"))
+    assert list(found.roots) == []
+    assert found.group("attempt").limits() == frozenset()
+    assert found.attempt_ids() == frozenset()
+
+
+def test_attempts_are_listed_over_all_hierarchies(tmp_path: Path):
+    (tmp_path / "memory" / "sandbox" / "one").mkdir(parents=True)
+    (tmp_path / "pids" / "sandbox" / "two").mkdir(parents=True)
+    found = Hierarchies([tmp_path / "memory", tmp_path / "pids", tmp_path / "cpu"])
+    assert found.attempt_ids() == {"one", "two"}
+
+
+def test_a_handles_line_comes_back_and_others_are_refused():
+    group = Hierarchies([Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/pids")]).group("attempt")
+    assert cgroups.parse_directories(cgroups.format_directories(group)) == group
+    assert cgroups.parse_directories("") == ControlGroup([])
+    for line in ("/sys/fs/cgroup/memory", "sandbox/attempt", "/sys/fs/cgroup/sandbox/../../etc"):
+        with pytest.raises(ValueError, match="not the control group"):
+            cgroups.parse_directories(line)
