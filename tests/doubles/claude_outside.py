@@ -60,15 +60,17 @@ class Outside:
         """Let the agent's uid own its directories."""
         subprocess.run(["chown", "-R", f"{self.uid}:{self.uid}", self.directory], check=True, timeout=10)
 
-    async def run(self, model_url, *, prompt="Do it.", environment=None, subpath=None, on_line=None, **claude):
-        """Run to the end. on_line(line, process) is told of each line of stdout as it comes."""
+    async def run(
+        self, model_url, *, prompt="Do it.", environment=None, subpath=None, on_line=None, without=(), **claude
+    ):
+        """Run to the end. on_line(line, process) is told of each line of stdout; `without` leaves arguments out."""
         start = ClaudeCode(self.binary).prepare(
             manifest(prompt=prompt, subpath=subpath, **claude),
             session_id=SESSION_ID,
             task_key=TASK_KEY,
             workspace=self.workspace,
         )
-        argv = [self.place(argument) for argument in start.command.argv]
+        argv = [self.place(argument) for argument in start.command.argv if argument not in without]
         if self.uid is not None:
             self.give_away()
             # One more program in between: setpriv still has its capabilities when it executes the next one.

@@ -1,0 +1,81 @@
+"""The demo's script fits the demo's repository: the tests fail first and pass afterwards."""
+
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from sandbox.demo.example_repository import FILES
+from sandbox.demo.model_script import Fault, Script, ToolUse, Turn, example_script, load_script
+
+
+@pytest.fixture
+def project(tmp_path):
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def run_tests(project):
+    command = [sys.executable, "-m", "unittest"]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=30, check=False)
+
+
+def calls():
+    return [block for turn in example_script().turns for block in turn.content if isinstance(block, ToolUse)]
+
+
+def test_the_bug_makes_a_test_fail(project):
+    ran = run_tests(project)
+    assert ran.returncode == 1
+    assert "1369" in ran.stderr
+
+
+def test_what_the_script_does_makes_all_tests_pass(project):
+    for call in calls():
+        if call.name == "Edit":
+            path = project / call.input["file_path"]
+            assert path.read_text().count(call.input["old_string"]) == 1
+            path.write_text(path.read_text().replace(call.input["old_string"], call.input["new_string"]))
+        elif call.name == "Write":
+            (project / call.input["file_path"]).write_text(call.input["content"])
+    ran = run_tests(project)
+    assert ran.returncode == 0, ran.stderr
+    assert "Ran 3 tests" in ran.stderr
+
+
+def test_the_script_shows_a_handful_of_calls_in_a_few_seconds():
+    assert [call.name for call in calls()] == ["Bash", "Read", "Edit", "Write", "Bash"]
+    turns = example_script().turns
+    assert sum(turn.delay_seconds + turn.block_delay_seconds * (len(turn.content) + 2) for turn in turns) < 5
+    assert turns[-1].reason == "end_turn"
+
+
+def test_a_script_can_be_kept_in_a_file(tmp_path):
+    path = tmp_path / "script.json"
+    path.write_bytes(msgspec.json.encode(example_script()))
+    assert load_script(path) == example_script()
+
+
+def test_a_script_with_a_mistake_is_refused(tmp_path):
+    path = tmp_path / "script.json"
+    path.write_text('{"turns": [{"content": [{"type": "song"}]}]}')
+    with pytest.raises(msgspec.ValidationError, match="song"):
+        load_script(path)
+
+
+def test_a_turn_says_why_it_ends():
+    assert Turn((ToolUse("Bash", {}),)).reason == "tool_use"
+    assert Turn().reason == "end_turn"
+    assert Turn(stop_reason="refusal").reason == "refusal"
+
+
+def test_faults_follow_one_another():
+    error, cut = Fault("error", times=2), Fault("cut")
+    turn = Turn(faults=(error, cut))
+    assert [turn.fault(asked) for asked in range(5)] == [error, error, cut, None, None]
+
+
+def test_a_script_past_its_end_has_no_more_to_say():
+    assert Script(()).turn("", 3).reason == "end_turn"
