@@ -3,14 +3,12 @@
 import asyncio
 import os
 import shutil
-import stat
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from doubles.git_http_server import GitHttpServer
-
 from sandbox.model.manifest import Repository
 from sandbox.workspace.workspaces import GitWorkspaces
 
@@ -42,24 +40,20 @@ def run_git(*arguments: str, directory: Path, stdin: bytes = b"", **variables: s
     return done.stdout.decode(errors="surrogateescape").strip()
 
 
-def snapshot(root: Path) -> dict[bytes, tuple[str, bytes]]:
+def snapshot(root: Path) -> dict[str, tuple[str, bytes]]:
     """Kind and content of every file and link, without the `.git` at the top."""
     found = {}
-    for directory, names, files in os.walk(os.fsencode(root)):
-        if directory == os.fsencode(root) and b".git" in names:
-            names.remove(b".git")
-        for name in [*files, *(name for name in names if os.path.islink(os.path.join(directory, name)))]:
-            path = os.path.join(directory, name)
-            found[os.path.relpath(path, os.fsencode(root))] = _kind_and_content(path)
+    for path in root.rglob("*"):
+        inside = path.relative_to(root)
+        if inside.parts[0] != ".git" and (path.is_symlink() or path.is_file()):
+            found[str(inside)] = _kind_and_content(path)
     return found
 
 
-def _kind_and_content(path: bytes) -> tuple[str, bytes]:
-    status = os.lstat(path)
-    if stat.S_ISLNK(status.st_mode):
-        return "link", os.readlink(path)
-    with open(path, "rb") as file:
-        return ("executable" if status.st_mode & 0o100 else "file"), file.read()
+def _kind_and_content(path: Path) -> tuple[str, bytes]:
+    if path.is_symlink():
+        return "link", os.fsencode(path.readlink())
+    return ("executable" if path.stat().st_mode & 0o100 else "file"), path.read_bytes()
 
 
 class Upstream:
@@ -105,6 +99,7 @@ class House:
     config: Path
     root: Path
     variables: dict[str, str] | None = None
+    base: str = ""
 
     @property
     def attempt(self) -> Path:

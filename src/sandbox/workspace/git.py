@@ -77,7 +77,7 @@ class Git:
         """Run git in `directory`, to its end; gives its output when no `stdout` is given (the last MiB of it).
 
         Files given are closed here as soon as git has them. No file that git writes grows past `file_bytes_max`.
-        Raises GitError, and OSError when the machine is out of something. Cancelled, it kills git and its children first.
+        Raises GitError, and OSError when the machine is out of something. Cancelled, it kills git and its children.
         """
         command = [*_PARENT_DEATH, *_limit_files(file_bytes_max), "git", *arguments]
         process = await self._start(command, directory, stdin, stdout)

@@ -77,7 +77,7 @@ async def _build_new_tree(git: Git, attempt: AttemptLayout, base: BaseTree, base
             ),
         )
     await run_in_thread(lambda _: shutil.rmtree(rules_directory))
-    return left_out
+    return sorted(left_out)
 
 
 async def _write_difference(

@@ -5,8 +5,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from doubles.git_http_server import GitHttpServer
 from doubles.workspace_house import House, Upstream
+from sandbox.workspace.files import Entry, Files
 
 MakeHouse = Callable[..., House]
 
@@ -32,3 +34,17 @@ def house(make_house: MakeHouse) -> House:
     made = make_house()
     made.upstream.commit({"README.md": b"# Demo\n", "src/app.py": b"print(1)\n", "src/lib.py": b"x = 1\n" * 40})
     return made
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The directories of a workspace that were listed, in their order."""
+    listed = []
+    entries = Files.entries
+
+    def note(self: Files, path: bytes) -> list[Entry]:
+        listed.append(path)
+        return entries(self, path)
+
+    monkeypatch.setattr(Files, "entries", note)
+    return listed

@@ -4,8 +4,8 @@ import os
 import shutil
 
 import pytest
-from doubles.workspace_house import PUBLIC_URL, run_git
 
+from doubles.workspace_house import PUBLIC_URL, run_git
 from sandbox.model.errors import AttemptError
 
 
@@ -128,9 +128,7 @@ def test_a_repository_with_sha256_names_works_as_well(make_house):
 
 
 def test_submodules_stay_empty_directories(house):
-    run_git(
-        *("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},vendor/lib"), directory=house.upstream.work
-    )
+    run_git(*("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},vendor/lib"), directory=house.upstream.work)
     (house.upstream.work / ".gitmodules").write_text(
         '[submodule "lib"]\n\tpath = vendor/lib\n\turl = https://git.example/demo.git\n'
     )

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from doubles.git_http_server import GitHttpServer
 from doubles.workspace_house import PUBLIC_URL, run_git
-
 from sandbox.model.errors import AttemptError
 from sandbox.model.manifest import Repository
 

@@ -1,0 +1,63 @@
+"""What git says becomes a sentence that helps and tells no secret."""
+
+import pytest
+
+from sandbox.model.manifest import Repository
+from sandbox.workspace.complaint import explain, last_line, scrub
+from sandbox.workspace.user_settings import secrets_in
+
+REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
+
+
+@pytest.mark.parametrize(
+    ("complaint", "says"),
+    [
+        ("fatal: Remote branch main not found in upstream origin", "no branch 'main'"),
+        ("fatal: could not read Username for 'https://x': terminal prompts disabled", "needs credentials"),
+        ("git@x: Permission denied (publickey).\nfatal: Could not read from remote repository.", "needs credentials"),
+        ("Host key verification failed.\nfatal: Could not read from remote repository.", "known_hosts"),
+        ("fatal: repository 'https://git.example/x.git/' not found", "there is no repository"),
+        ("fatal: unable to access 'https://x/': Could not resolve host: x", "cannot be resolved"),
+        ("ssh: Could not resolve hostname x: Name or service not known", "cannot be resolved"),
+        ("ssh: connect to host x port 22: Connection refused", "does not accept the connection"),
+        ("fatal: unable to access 'https://x/': Failed to connect to x port 443", "does not accept the connection"),
+        ("fatal: unable to access 'https://x/': SSL certificate problem: expired", "TLS"),
+        ("fatal: transport 'file' not allowed", "only https, http and ssh"),
+        ("error: index-pack died of signal 25\nfatal: fetch-pack: invalid index-pack output", "larger than a clone"),
+        ("fatal: write error: No space left on device", "disk is full"),
+        ("fatal: fsck error in packed object", "git refuses"),
+        ("", "git said: nothing"),
+    ],
+)
+def test_known_complaints_say_what_to_do(complaint, says):
+    sentence = explain(complaint, REPOSITORY, ())
+
+    assert sentence.startswith("Cannot clone https://git.example/x.git: ")
+    assert says in sentence
+
+
+def test_an_unknown_complaint_is_shown_without_what_must_not_be_seen():
+    secrets = secrets_in(
+        [("http.https://x/.extraheader", "Authorization: Bearer abcdefghijkl"), ("credential.helper", "store")]
+    )
+    complaint = "warning: odd\nfatal: odd thing at http://me:pw@proxy/ with abcdefghijkl\x1b[2J" + "x" * 1000
+
+    sentence = explain(complaint, REPOSITORY, secrets)
+
+    assert "odd thing at http://***@proxy/ with ***?[2J" in sentence
+    assert "abcdefghijkl" not in sentence
+    assert len(sentence) < 400
+
+
+def test_words_of_a_helper_are_hidden_but_short_ones_are_left():
+    assert secrets_in([("credential.helper", "!f() { echo password=hunter2hunter2; }; f")]) >= {
+        "password=hunter2hunter2;"
+    }
+    assert scrub("store of stores", secrets_in([("credential.helper", "store")])) == "store of stores"
+    assert secrets_in([("url.https://x/.insteadof", "https://public.example/")]) == frozenset()
+
+
+def test_the_last_line_that_tells_something_is_taken():
+    assert last_line("remote: hello\nfatal: one\nhint: try that\n") == "fatal: one"
+    assert last_line("only\nwords") == "words"
+    assert last_line("") == ""

@@ -1,0 +1,38 @@
+"""Of the server user's git configuration only what reaches repositories is taken."""
+
+from sandbox.workspace.refused_names import is_refused
+from sandbox.workspace.user_settings import parse_settings
+
+
+def test_only_these_sections_are_taken_in_their_order():
+    listed = (
+        b"user.name\nMe\0credential.helper\n\0credential.https://x.helper\nstore\0"
+        b"url.https://me:pw@x/.insteadof\nhttps://y/\0"
+        b"http.sslverify\0http.https://x/.proxy\nhttp://p\0ssh.variant\nssh\0core.sshcommand\nssh -4\0"
+        b"core.hookspath\n/h\0"
+        b"core.fsmonitor\n/f\0filter.lfs.smudge\ngit-lfs\0remote.origin.proxy\nhttp://q\0remote.origin.uploadpack\n/u\0"
+        b"include.path\n/i\0alias.x\n!sh\0protocol.ext.allow\nalways\0"
+    )
+
+    assert parse_settings(listed) == [
+        ("credential.helper", ""),
+        ("credential.https://x.helper", "store"),
+        ("url.https://me:pw@x/.insteadof", "https://y/"),
+        ("http.sslverify", "true"),
+        ("http.https://x/.proxy", "http://p"),
+        ("ssh.variant", "ssh"),
+        ("core.sshcommand", "ssh -4"),
+        ("remote.origin.proxy", "http://q"),
+    ]
+
+
+def test_names_that_git_refuses_are_known():
+    for name in (b".git", b".GIT", b"git~1", b".git. .", b".git::$INDEX_ALLOCATION", b".git\\x"):
+        assert is_refused(name, is_link=False), name
+    assert is_refused(b".gitModules", is_link=True)
+
+
+def test_names_that_only_look_like_them_are_carried():
+    for name in (b".gitignore", b"git", b".git2", b"git~2", b".gitmodules", b".github"):
+        assert not is_refused(name, is_link=False), name
+    assert not is_refused(b".gitattributes", is_link=True)
