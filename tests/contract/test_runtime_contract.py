@@ -139,14 +139,14 @@ def test_a_signal_reaches_the_command_and_not_its_children(runtime: Runtime, dis
 
 
 def test_a_signal_at_once_after_the_start_is_not_lost(runtime: Runtime, disk: Path):
-    async def story() -> int | None:
-        async with living(runtime, disk) as sandbox:
+    async def story(number: int) -> int | None:
+        async with living(runtime, disk / str(number)) as sandbox:
             await sandbox.start(Command(["/usr/bin/sleep", "30"], {}, "/workspace"))
             await sandbox.signal(signal.SIGTERM)
             async with asyncio.timeout(10):
                 return (await sandbox.wait()).code
 
-    assert asyncio.run(story()) == 128 + signal.SIGTERM
+    assert {asyncio.run(story(number)) for number in range(10)} == {128 + signal.SIGTERM}
 
 
 def test_kill_ends_what_hides_from_it(runtime: Runtime, disk: Path):
@@ -162,6 +162,35 @@ def test_kill_ends_what_hides_from_it(runtime: Runtime, disk: Path):
             assert not processes_of(sandbox.handle)
 
     asyncio.run(story())
+
+
+def test_kill_while_it_starts_ends_the_start(runtime: Runtime, disk: Path):
+    async def story(number: int) -> None:
+        async with living(runtime, disk / str(number)) as sandbox:
+            start = asyncio.create_task(sandbox.start(Command(["/usr/bin/sleep", "30"], {}, "/workspace")))
+            await asyncio.sleep(number / 2000)
+            await sandbox.kill()
+            async with asyncio.timeout(5):
+                assert (await sandbox.wait()).code == 128 + signal.SIGKILL
+                await asyncio.gather(start, return_exceptions=True)
+
+    for number in range(10):
+        asyncio.run(story(number))
+
+
+def test_a_cancelled_start_leaves_nothing(runtime: Runtime, disk: Path):
+    async def story(number: int) -> None:
+        async with living(runtime, disk / str(number)) as sandbox:
+            start = asyncio.create_task(sandbox.start(Command(["/usr/bin/sleep", "30"], {}, "/workspace")))
+            await asyncio.sleep(number / 2000)
+            start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
+        assert not processes_of(sandbox.handle)
+
+    before = Traces.of_this_process().children
+    for number in range(10):
+        asyncio.run(story(number))
+    assert Traces.of_this_process().children == before
 
 
 def test_orphans_end_with_the_command(runtime: Runtime, disk: Path):
@@ -373,12 +402,13 @@ def test_ten_at_once_and_then_nothing_is_left(runtime: Runtime, disk: Path):
     async def story() -> None:
         before = Traces.of_this_process()
         disks = [disk / str(number) for number in range(10)]
-        script = ["/bin/bash", "-c", "hostname; sleep 0.2"]
+        script = ["/bin/bash", "-c", "cat /etc/hostname; sleep 0.2"]
         ends = await asyncio.gather(*(run_once(runtime, one, script) for one in disks))
         assert [end.code for end in ends] == [0] * 10
-        assert len({end.output for end in ends}) == 10
-        after = Traces.of_this_process()
-        assert after == before
+        attempt_ids = {end.output.strip() for end in ends}
+        assert len(attempt_ids) == 10
+        assert Traces.of_this_process() == before
+        assert not attempt_ids & set(runtime.leftovers())
 
     asyncio.run(story())
 
@@ -403,14 +433,12 @@ class Traces(msgspec.Struct, frozen=True):
     descriptors: int
     children: list[int]
     mounts: int
-    attempts: list[str]
 
     @classmethod
     def of_this_process(cls) -> "Traces":
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        groups = [str(path) for path in Path("/sys/fs/cgroup").glob("*/sandbox/*/cgroup.procs") if not path.read_text()]
         mounts = Path("/proc/self/mountinfo").read_text().count("\n")
-        return cls(len(list(Path("/proc/self/fd").iterdir())), [int(one) for one in children], mounts, groups)
+        return cls(len(list(Path("/proc/self/fd").iterdir())), [int(one) for one in children], mounts)
 
 
 def processes_of(handle: SandboxHandle) -> list[int]:

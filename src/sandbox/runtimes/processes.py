@@ -40,9 +40,14 @@ def read_inner_id(pid: int) -> int | None:
 
 
 def find_first_command(init_pid: int) -> int | None:
-    """The host's id of the first process that the init of a process namespace started, while it lives."""
+    """The host's id of the first process that the init of a process namespace started, from its exec to its end.
+
+    Until the exec it is a copy of init, with init's arguments: a signal then would be the end of the sandbox's making
+    and not of the command.
+    """
     children = map(int, _read(init_pid, f"task/{init_pid}/children").split())
-    return next((pid for pid in children if read_inner_id(pid) == 2), None)
+    first = next((pid for pid in children if read_inner_id(pid) == 2), None)
+    return None if first is None or _read(first, "cmdline") == _read(init_pid, "cmdline") else first
 
 
 @contextmanager
@@ -67,10 +72,13 @@ def send_signal(pid: int, number: int, is_still_it: Callable[[int], bool]) -> No
                 signal.pidfd_send_signal(descriptor, number)
 
 
-def reap(pid: int) -> None:
-    """Collect an ended child; nothing happens when it is somebody else's, or runs."""
-    with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+def reap_inits() -> None:
+    """Collect ended children that were the first of a process namespace: sandboxes' that this process adopted."""
+    for task in os.listdir("/proc/self/task"):  # noqa: PTH208
+        for pid in map(int, _read(os.getpid(), f"task/{task}/children").split()):
+            if read_inner_id(pid) == 1:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
 
 
 def _every_id() -> list[int]:

@@ -28,6 +28,7 @@ class BubblewrapRuntime:
     """Sandboxes on the host's own kernel. As root each has a kernel uid of its own, as a user all have the user's.
 
     run_dir: a short private directory, for what the probe makes. uid_range: kernel uids set aside for sandboxes.
+    A sandbox ends with the thread that created it, so create from one that lives as long as the process.
     """
 
     name = NAME
@@ -117,6 +118,7 @@ class BubblewrapRuntime:
                     FailureCode.SANDBOX_LOST, "Processes of the sandbox do not end on KILL; restart the machine."
                 )
             await asyncio.sleep(_POLL_SECONDS)
+        processes.reap_inits()
 
     def _kill_rest(self, handle: SandboxHandle, group: ControlGroup) -> bool:
         """KILL what is found of it; True when anything was."""

@@ -20,6 +20,7 @@ from sandbox.runtimes.output import read_from
 _START_SECONDS = 30.0
 _BIRTH_SECONDS = 2.0
 _POLL_SECONDS = 0.002
+_CHILD, _EXIT_CODE = "child-pid", "exit-code"  # the names in bubblewrap's reports
 _FORCED = 128 + signal.SIGKILL
 
 
@@ -43,7 +44,8 @@ class BubblewrapSandbox:
         self._launch = launch
         self._transports: list[asyncio.Transport] = []
         self._status: asyncio.StreamReader | None = None
-        self._init_pid: int | None = None
+        self._reading = asyncio.Lock()
+        self._reports: dict[str, int] = {}
         self._init_descriptor: int | None = None
         self._was_killed = False
         self._exit: asyncio.Task[Exit] | None = None
@@ -53,22 +55,26 @@ class BubblewrapSandbox:
         if self._status is not None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; make another one.")
         status, status_inside = socket.socketpair()
-        self._status = await self._read(status)
-        payload = build_payload(self._program, self._spec, command, status_inside.detach())
+        with status_inside:
+            self._status = await self._read(status)
+            self._execute(command, status_inside)
+        output, errors = await self._read(self._launch.output), await self._read(self._launch.errors)
+        await self._begin(self._status, errors)
+        self._watch()
+        return output, errors
+
+    def _execute(self, command: Command, status: socket.socket) -> None:
+        payload = build_payload(self._program, self._spec, command, os.dup(status.fileno()))
         try:
             self._launch.execute(payload.argv, command.stdin, payload.descriptors)
         except OSError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The sandbox is gone: {error.strerror}.") from error
         finally:
             payload.close()
-        output, errors = await self._read(self._launch.output), await self._read(self._launch.errors)
-        await self._begin(self._status, errors)
-        self._watch()
-        return output, errors
 
     async def signal(self, signal_number: int) -> None:
         """To the command's own process. A command that is being born is waited for."""
-        init_pid = self._init_pid
+        init_pid = self._reports.get(_CHILD)
         if init_pid is None:
             return
         deadline = asyncio.get_running_loop().time() + _BIRTH_SECONDS
@@ -130,33 +136,35 @@ class BubblewrapSandbox:
     async def _begin(self, status: asyncio.StreamReader, errors: asyncio.StreamReader) -> None:
         try:
             async with asyncio.timeout(_START_SECONDS):
-                line = await status.readline()
+                await self._read_report(status)
         except TimeoutError:
             raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap did not begin in time.") from None
-        if not line:
+        if _CHILD not in self._reports:
             reason = (await errors.read(4096)).decode(errors="replace").strip()
             raise AttemptError(FailureCode.PROVISION_FAILED, f"bubblewrap did not begin: {reason}.")
-        self._init_pid = int(msgspec.json.decode(line)["child-pid"])
-        with suppress(ProcessLookupError):
-            self._init_descriptor = os.pidfd_open(self._init_pid)
+
+    async def _read_report(self, status: asyncio.StreamReader) -> bool:
+        """One line of bubblewrap's; False at the end. Its init is held by a descriptor from here on."""
+        async with self._reading:
+            line = await status.readline()
+        with suppress(msgspec.DecodeError):
+            self._reports.update(msgspec.json.decode(line))
+        init_pid = self._reports.get(_CHILD)
+        if self._init_descriptor is None and init_pid is not None:
+            with suppress(ProcessLookupError):
+                self._init_descriptor = os.pidfd_open(init_pid)
+        return bool(line)
 
     async def _await_end(self) -> Exit:
-        """bubblewrap's end, then its init's: the kernel lets that one end only when nothing else is left inside."""
-        await self._launch.ended()
-        if self._init_descriptor is not None and self._init_pid is not None:
-            await wait_readable(self._init_descriptor)
-            processes.reap(self._init_pid)
-            os.close(self._init_descriptor)
-            self._init_descriptor = None
-        code = await self._read_exit_code()
-        if code is None and self._was_killed:
-            code = _FORCED
-        return Exit(code, out_of_memory=code != 0 and self._group.has_killed_for_memory())
+        """bubblewrap's end, then its init's: the kernel lets that one end only when nothing else is left inside.
 
-    async def _read_exit_code(self) -> int | None:
-        """From bubblewrap's report; it makes none when the command could not be run or it was ended itself."""
-        reports = b"" if self._status is None else await self._status.read()
-        for line in reports.splitlines():
-            with suppress(msgspec.DecodeError, KeyError):
-                return int(msgspec.json.decode(line)["exit-code"])
-        return None
+        bubblewrap reports no exit code when the command could not be run or it was ended itself.
+        """
+        await self._launch.ended()
+        while self._status is not None and await self._read_report(self._status):
+            pass
+        if self._init_descriptor is not None:
+            await wait_readable(self._init_descriptor)
+            os.close(self._init_descriptor)
+        code = self._reports.get(_EXIT_CODE, _FORCED if self._was_killed else None)
+        return Exit(code, out_of_memory=code != 0 and self._group.has_killed_for_memory())
