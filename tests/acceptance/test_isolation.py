@@ -15,6 +15,7 @@ from doubles.closed_internet import (
     ClosedInternet,
 )
 from doubles.live import SERVER_KEY, World, make_repository, python, says
+from doubles.traces import SANDBOX_UIDS
 
 PROBE = r"""
 import json, os, pathlib, socket, subprocess, sys
@@ -63,7 +64,10 @@ processes = {}
 secrets_seen = []
 for directory in pathlib.Path("/proc").iterdir():
     if directory.name.isdigit():
-        processes[directory.name] = (directory / "comm").read_text().strip()
+        try:
+            processes[directory.name] = (directory / "comm").read_text().strip()
+        except OSError:
+            pass
         for part in ("environ", "cmdline"):
             try:
                 if NEEDLE.encode() in (directory / part).read_bytes():
@@ -82,11 +86,9 @@ for top in ("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/dev/shm"):
                 pass
 told["processes"] = sorted(set(processes.values()))
 told["secrets"] = secrets_seen
-told["mountinfo"] = pathlib.Path("/proc/self/mountinfo").read_text()
 status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
 told["capabilities"] = {name: status[name].strip() for name in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb")}
 told["no new privileges"], told["seccomp"] = status["NoNewPrivs"].strip(), status["Seccomp"].strip()
-told["uid map"] = pathlib.Path("/proc/self/uid_map").read_text().split()
 
 def can_commit():
     pathlib.Path("/workspace/new.txt").write_text("new")
@@ -164,9 +166,12 @@ def play(world, internet, canary, targets):
     world.submit()
     world.until_state("running")
     holders = processes_with(SERVER_KEY)
+    kernel_uids = {uid for name, uid in processes() if name == "claude"}
     status = world.wait()
     assert status["state"] == "completed", world.tell()
-    told = json.loads(world.tool_results()[0])
+    answer = world.tool_results()[0]
+    assert answer.startswith("{"), answer
+    told = json.loads(answer)
     ports = {int(process.said["url"].rpartition(":")[2]) for process in world.processes if "url" in process.said}
     return {
         "told": told,
@@ -174,8 +179,18 @@ def play(world, internet, canary, targets):
         "allowed": {("tcp", INTERNET_ADDRESS, port) for port in ports},
         "reachable": reachable,
         "holders": holders,
+        "kernel uids": kernel_uids,
         "world": world,
     }
+
+
+def processes():
+    """Name and kernel uid of every process of the machine."""
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            with contextlib.suppress(OSError):
+                status = (directory / "status").read_text()
+                yield status.split(maxsplit=2)[1], int(status.partition("Uid:")[2].split()[1])
 
 
 def processes_with(needle):
@@ -221,7 +236,6 @@ def test_no_file_of_the_host_is_there(inside):
         assert "Read-only" in told[name] or "PermissionError" in told[name]
     assert told["twin: read etc"] is True
     assert (told["twin: tmp"], told["twin: home"]) == ("x", "x")
-    assert str(inside["world"].data_dir) not in told["mountinfo"]
 
 
 def test_no_process_of_the_host_is_there(inside):
@@ -239,7 +253,8 @@ def test_no_privilege_is_left(inside):
     told = inside["told"]
     assert {int(value, 16) for value in told["capabilities"].values()} == {0}
     assert (told["no new privileges"], told["seccomp"]) == ("1", "2")
-    assert told["uid map"][1] != "0"
+    assert inside["kernel uids"]
+    assert inside["kernel uids"] <= set(SANDBOX_UIDS)
     assert "Error" in told["core pattern"]
     assert told["setuid"] is not None
     assert told["mount"] != 0

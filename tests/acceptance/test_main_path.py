@@ -143,7 +143,7 @@ def test_a_commit_and_a_subpath_are_what_the_agent_gets(world):
     machine = world(bash("pwd; git rev-parse HEAD; git branch --show-current; ls"), says())
     machine.submit(repository={"commit": machine.commit[:10], "subpath": "src"})
     assert machine.wait()["state"] == "completed", machine.tell()
-    assert machine.tool_results()[0].split() == ["/workspace/src", machine.commit, "main", "app.py"]
+    assert machine.tool_results()[0].split()[:4] == ["/workspace/src", machine.commit, "main", "app.py"]
 
 
 def test_the_status_tells_the_whole_story_with_defaults_filled_in(world):

@@ -73,10 +73,10 @@ def test_sigterm_stops_the_server_within_two_seconds_while_followers_listen(worl
 
 
 def test_the_death_of_a_runner_ends_its_task_and_everything_inside(world):
-    machine = world(bash(COUNTING.format(n=300)), says())
+    machine = world(bash("echo line-1 > first.txt"), bash(COUNTING.format(n=300)), says())
     before = traces(machine.data_dir)
     machine.submit()
-    until(lambda: machine.status()["progress"]["current_tool"] == "Bash", what="the tool call")
+    until(lambda: machine.status()["progress"]["tool_calls"] == 2, what="the second tool call")
     os.kill(runner_pid(machine), signal.SIGKILL)
     status = machine.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost")
@@ -86,9 +86,9 @@ def test_the_death_of_a_runner_ends_its_task_and_everything_inside(world):
 
 
 def test_a_runner_and_a_server_that_die_together_lose_nothing_that_was_written(world):
-    machine = world(bash(COUNTING.format(n=300)), says())
+    machine = world(bash("echo line-1 > first.txt"), bash(COUNTING.format(n=300)), says())
     machine.submit()
-    until(lambda: machine.status()["progress"]["current_tool"] == "Bash", what="the tool call")
+    until(lambda: machine.status()["progress"]["tool_calls"] == 2, what="the second tool call")
     pid = runner_pid(machine)
     machine.server.stop(signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import httpx
 from doubles.network_namespace import NamespaceTransport
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 
-SERVER_KEY = "sk-ant-the-servers-own-key-0123456789"
+SERVER_KEY = f"sk-ant-the-servers-own-key-{secrets.token_hex(8)}"
 ORGANISATION = "https://github.com/org/"
 
 
@@ -144,6 +145,8 @@ class World:
         command += ["--data-dir", str(self.data_dir), "--format", "json"]
         model = {"ANTHROPIC_BASE_URL": self.model_url, "ANTHROPIC_API_KEY": SERVER_KEY}
         self.server = self._start("server", command, {**model, **environment}, self.prefix)
+        if self.http is not None:
+            self.http.close()
         self.http = self._client()
         return self.server.said
 
@@ -249,4 +252,6 @@ TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
 
 
 def _text(content):
-    return content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
+    """What the tool said, without what Claude Code adds for the model."""
+    text = content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
+    return text.partition("<system-reminder>")[0].rstrip()

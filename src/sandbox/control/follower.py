@@ -32,9 +32,11 @@ class Follower:
         self._broadcast = broadcast
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def follow(self, feed: Feed) -> None:
-        """Begin to follow a task until it is finished."""
+    def follow(self, feed: Feed, submission: e.Record | None = None) -> None:
+        """Begin to follow a task until it is finished; `submission` is told if it is new."""
         task_id = feed.task.id
+        if submission is not None:
+            self._tell(task_id, submission)
         self.feeds[task_id] = feed
         self._tasks[task_id] = asyncio.create_task(self._follow(feed), name=f"follow {task_id}")
 
@@ -87,13 +89,16 @@ class Follower:
         task = feed.task
         for record in batch.records:
             task = advance(task, record.event, seq=record.seq, at=record.at).task
-            if self._broadcast.has_subscribers and (shown := frame(task.id, record)) is not None:
-                self._broadcast.send(shown)
+            self._tell(task.id, record)
         if is_due:
             await asyncio.to_thread(self._store.save, Indexed(task, batch.next_offset))
         feed.advance(task, batch.next_offset)
         if task.state.is_terminal and self._broadcast.has_subscribers:
             self._broadcast.send(end_frame(task))
+
+    def _tell(self, task_id: str, record: e.Record) -> None:
+        if self._broadcast.has_subscribers and (shown := frame(task_id, record)) is not None:
+            self._broadcast.send(shown)
 
     async def _check_loss(self, feed: Feed) -> None:
         """Silence alone is no loss: only a free lock proves that nobody writes any more."""

@@ -29,7 +29,7 @@ from sandbox.control.health import HealthReport
 from sandbox.control.launch import Launcher
 from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
-from sandbox.model.event import CancelRequested, TaskFinished, TaskSubmitted
+from sandbox.model.event import CancelRequested, Record, TaskFinished, TaskSubmitted
 from sandbox.model.frame import Frame
 from sandbox.model.limits import CANCEL_SECONDS
 from sandbox.model.manifest import Manifest
@@ -62,14 +62,14 @@ class TaskService:
         equipment.follower.on_finished = self._finished
         equipment.follower.on_lost = equipment.launcher.finish
 
-    def take_in(self, feed: Feed) -> None:
+    def take_in(self, feed: Feed, submission: Record | None = None) -> None:
         """Follow a task that is in journal and store; wait for room if it has not begun."""
         need = Capacity.asked_by(feed.task.manifest.vm)
         if feed.recorder is not None:
             self.equipment.room.enter(feed.task.id, need)
         else:
             self.equipment.room.claim(feed.task.id, need)
-        self.equipment.follower.follow(feed)
+        self.equipment.follower.follow(feed, submission)
         self._admit()
 
     async def close(self) -> None:
@@ -91,9 +91,9 @@ class TaskService:
         self._check_capacity(manifest)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
-        feed = await asyncio.to_thread(self._register, dataclasses.replace(manifest, metadata=metadata))
+        feed, submission = await asyncio.to_thread(self._register, dataclasses.replace(manifest, metadata=metadata))
         submitted = feed.task
-        self.take_in(feed)
+        self.take_in(feed, submission)
         return submitted
 
     async def status(self, task_id: str) -> Task:
@@ -169,7 +169,7 @@ class TaskService:
                 available_memory_bytes=total.memory_bytes,
             )
 
-    def _register(self, manifest: Manifest) -> Feed:
+    def _register(self, manifest: Manifest) -> tuple[Feed, Record]:
         """Journal first, index second: a crash between them is mended from the journal."""
         task_id = manifest.metadata.id
         existing = self.equipment.store.load(task_id)
@@ -180,10 +180,10 @@ class TaskService:
         except FileExistsError:
             raise self._duplicate(task_id) from None
         recorder = Recorder(writer, None, self.equipment.clock.now)
-        recorder.record(TaskSubmitted(task_id, manifest))
+        submission = recorder.record(TaskSubmitted(task_id, manifest))
         indexed = Indexed(recorder.task, read_task(self.equipment.journals, task_id).offset)
         self.equipment.store.insert(indexed)
-        return Feed(indexed, recorder)
+        return Feed(indexed, recorder), submission
 
     def _duplicate(self, task_id: str) -> Exception:
         try:
