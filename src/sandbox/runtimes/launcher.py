@@ -27,7 +27,7 @@ FIRST_DESCRIPTOR = 100
 """Descriptors of the command, from the third one of the message on, get the numbers from here on."""
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 0x1000, 0x4000, 0x40000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 PR_SET_PDEATHSIG = 1
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4, 0x400
@@ -64,6 +64,17 @@ def enter_namespaces(as_root: bool) -> None:
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123  (pathlib doubles the start)
                 file.write(text)
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
+    if as_root:
+        uncover_processes()
+
+
+def uncover_processes() -> None:
+    """Lay a whole /proc over the one of the host.
+
+    In a container some files of /proc are covered, and the kernel lets a user namespace mount a /proc of its own
+    only where one without covers is in sight (mount_namespaces(7), "locked" mounts).
+    """
+    _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 
 def raise_loopback() -> None:
