@@ -15,6 +15,8 @@ from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import processes
 
 LOCK_DIRECTORY = Path("/run/sandbox-uids")
+_SPREAD = 2_654_435_761
+"""A prime near 2**32 divided by the golden ratio: neighbouring directories land far apart."""
 
 
 class KernelUids:
@@ -29,7 +31,7 @@ class KernelUids:
         """A uid that nobody has claimed and no process has. Raises AttemptError (provision_failed)."""
         try:
             self._ensure_directory()
-            for uid in self._range:
+            for uid in self._rotated():
                 if self._try_claim(uid, attempt_id):
                     return uid
         except OSError as error:
@@ -72,6 +74,17 @@ class KernelUids:
 
     def __contains__(self, uid: int) -> bool:
         return uid in self._range
+
+    def _rotated(self) -> Iterator[int]:
+        """The range, begun at a place that belongs to this lock directory.
+
+        A container beside this host has a lock directory of its own and cannot see the host's processes, yet shares
+        its uids: two that begin far apart do not meet in practice.
+        """
+        status = self._directory.stat()
+        begin = (status.st_dev * 31 + status.st_ino) * _SPREAD % len(self._range)
+        for step in range(len(self._range)):
+            yield self._range[(begin + step) % len(self._range)]
 
     def _try_claim(self, uid: int, attempt_id: str) -> bool:
         descriptor = self._open(uid)

@@ -30,11 +30,12 @@ def process_with_first_uid():
 
 def test_claims_are_distinct_until_none_is_left_and_come_back(directory: Path):
     one, other = KernelUids(UIDS, directory), KernelUids(UIDS, directory)
-    assert [one.claim("a"), other.claim("b"), one.claim("c")] == list(UIDS)
+    claimed = [one.claim("a"), other.claim("b"), one.claim("c")]
+    assert sorted(claimed) == list(UIDS)
     with pytest.raises(AttemptError, match="in use"):
         other.claim("d")
     other.release("b")
-    assert one.claim("d") == UIDS[1]
+    assert one.claim("d") == claimed[1]
     for attempt_id in "acd":
         one.release(attempt_id)
 
@@ -42,8 +43,11 @@ def test_claims_are_distinct_until_none_is_left_and_come_back(directory: Path):
 def test_a_uid_that_a_process_has_is_passed_over(directory: Path, process_with_first_uid: subprocess.Popen[bytes]):
     uids = KernelUids(UIDS, directory)
     assert processes.find_by_uid(UIDS[0]) == [process_with_first_uid.pid]
-    assert uids.claim("a") == UIDS[1]
-    uids.release("a")
+    assert {uids.claim("a"), uids.claim("b")} == set(UIDS[1:])
+    with pytest.raises(AttemptError, match="in use"):
+        uids.claim("c")
+    for attempt_id in "ab":
+        uids.release(attempt_id)
 
 
 def test_a_dead_processs_claim_is_nobodys(directory: Path):
@@ -51,27 +55,40 @@ def test_a_dead_processs_claim_is_nobodys(directory: Path):
 from pathlib import Path
 from sandbox.runtimes.kernel_uid import KernelUids
 import os, signal
-assert KernelUids(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).claim("dead") == {UIDS.start}
+print(KernelUids(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).claim("dead"), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    subprocess.run([sys.executable, "-c", source], check=False, timeout=30)
+    ran = subprocess.run([sys.executable, "-c", source], check=False, timeout=30, capture_output=True)
+    uid = int(ran.stdout)
     uids = KernelUids(UIDS, directory)
-    with uids.owned(UIDS[0], "dead") as is_ours:
+    with uids.owned(uid, "dead") as is_ours:
         assert is_ours()
-        assert KernelUids(UIDS, directory).claim("other") == UIDS[1]
+        assert KernelUids(UIDS, directory).claim("other") != uid
 
 
 def test_a_uid_that_became_another_attempts_is_not_the_old_ones_any_more(directory: Path):
     holder, asker = KernelUids(UIDS, directory), KernelUids(UIDS, directory)
-    assert holder.claim("new") == UIDS[0]
-    with asker.owned(UIDS[0], "old") as is_ours:
+    uid = holder.claim("new")
+    with asker.owned(uid, "old") as is_ours:
         assert not is_ours()
-    with asker.owned(UIDS[0], "new") as is_ours:
+    with asker.owned(uid, "new") as is_ours:
         assert is_ours()
         holder.release("new")
-        assert holder.claim("newer") == UIDS[0]
+        assert holder.claim("newer") == uid
         assert not is_ours()
     holder.release("newer")
+
+
+def test_servers_that_cannot_see_each_others_claims_begin_far_apart(tmp_path: Path):
+    """As on a host and in a container beside it: the same uids, two lock directories."""
+    many = range(300_000, 364_000)
+    claims = []
+    for name in ("host", "container", "other"):
+        uids = KernelUids(many, tmp_path / name)
+        claims.append(uids.claim("a"))
+        uids.release("a")
+    assert all(abs(one - other) > 64 for one in claims for other in claims if one != other)
+    assert len(set(claims)) == 3
 
 
 def test_a_directory_that_others_can_write_is_not_trusted(directory: Path):
