@@ -220,3 +220,18 @@ def test_without_a_variable_for_it_both_files_of_the_user_are_read(house):
     house.stage()
 
     assert (house.workspace / "README.md").exists()
+
+
+@pytest.mark.parametrize("url", ["ssh://git@git.example/{path}", "git@git.example:{path}"])
+def test_ssh_goes_by_the_command_of_the_servers_user(house, url):
+    ssh = house.root / "ssh"
+    # Plays ssh: notes its arguments and runs the last one, as the far end would.
+    ssh.write_text(f'#!/bin/sh\necho "$@" >> {house.root}/calls\nfor command; do :; done\nexec sh -c "$command"\n')
+    ssh.chmod(0o755)
+    house.configure(f"[core]\n\tsshCommand = {ssh} -4\n[ssh]\n\tvariant = ssh")
+
+    house.stage(url.format(path=str(house.upstream.bare).lstrip("/") if "://" in url else house.upstream.bare))
+
+    assert (house.workspace / "README.md").exists()
+    assert "-4 " in (house.root / "calls").read_text()
+    assert "git@git.example git-upload-pack" in (house.root / "calls").read_text()
