@@ -5,27 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from sandbox.demo.git_server import make_example_repository
-from sandbox.model.errors import SandboxError
+from sandbox.demo.parts import start_module, start_server
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-START_SECONDS = 30.0
-STOP_SECONDS = 5.0
 _MODEL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _PATCH_LINES_MAX = 200
 
 PROMPT = """\
-The tests of this small project fail. Find the bug, mend it, run the tests, and add a test for the case that was missing.
+The tests of this small project fail. Find the bug, mend it, run the tests,
+and add a test for the case that was missing.
 End with a short summary of what you did."""
 
 
@@ -37,9 +32,11 @@ def run() -> int:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sandbox-demo-")))
         make_example_repository(directory / "git")
-        git_url = stack.enter_context(_started("sandbox.demo.git_server", "--directory", str(directory / "git")))["url"]
+        git_url = stack.enter_context(start_module("sandbox.demo.git_server", "--directory", str(directory / "git")))[
+            "url"
+        ]
         model = _choose_model(stack, console)
-        server = stack.enter_context(_server(directory / "data", model))
+        server = stack.enter_context(start_server(directory / "data", model))
         return _play(server["http"], f"{git_url}/example.git", console)
 
 
@@ -52,41 +49,8 @@ def _choose_model(stack: contextlib.ExitStack, console: Console) -> dict[str, st
         "No ANTHROPIC_API_KEY is set, so the model is played by a script that comes with Sandbox.\n"
         "Everything else is real: Claude Code, the clone, the sandbox, the patch."
     )
-    model = stack.enter_context(_started("sandbox.demo.scripted_model", "--port", "0"))
+    model = stack.enter_context(start_module("sandbox.demo.scripted_model", "--port", "0"))
     return {"ANTHROPIC_BASE_URL": model["url"], "ANTHROPIC_API_KEY": "scripted", "ANTHROPIC_AUTH_TOKEN": ""}
-
-
-@contextlib.contextmanager
-def _server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    arguments = ("serve", "--port", "0", "--ws-port", "0", "--data-dir", str(data_dir), "--format", "json")
-    with _started("sandbox", *arguments, environment={**os.environ, **model}) as server:
-        yield server
-
-
-@contextlib.contextmanager
-def _started(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
-    """A part of the demo as a process of its own; gives what it says in its first line, as JSON."""
-    command = [sys.executable, "-m", module, *arguments]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
-    assert process.stdout is not None
-    try:
-        yield json.loads(_first_line(process.stdout, module))
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-
-
-def _first_line(stdout: IO[bytes], module: str) -> bytes:
-    ready, _, _ = select.select([stdout], [], [], START_SECONDS)
-    line = stdout.readline() if ready else b""
-    if not line:
-        raise SandboxError(f"{module} did not start within {START_SECONDS:.0f} s; run: sandbox doctor")
-    return line
 
 
 def _play(server: str, repository_url: str, console: Console) -> int:

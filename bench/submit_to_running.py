@@ -1,0 +1,122 @@
+"""How long from a submission to `running`, and what an idle runner weighs.
+
+Run with the project's Python: python bench/submit_to_running.py [ROUNDS]
+The baseline in the same run is the bare start of `claude --version` as a process.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+from sandbox.agent.binary import find_binary
+from sandbox.client import Client
+from sandbox.demo.git_server import make_example_repository
+from sandbox.demo.model_script import Fault, Script, Text, Turn
+from sandbox.demo.parts import start_module, start_server
+
+
+def seconds_between(status, first, last):
+    """From one state to another, by the times that the journal has."""
+    at = {entry["new_state"]: datetime.fromisoformat(entry["timestamp"]) for entry in status}
+    return (at[last] - at[first]).total_seconds()
+
+
+def run_task(client, url, number):
+    """Submit, wait, and give the state changes."""
+    manifest = {
+        "version": "1",
+        "kind": "Task",
+        "metadata": {"id": f"bench-{number}", "name": "bench"},
+        "repository": {"url": url, "branch": "main"},
+        "claude": {"prompt": "Say hello."},
+    }
+    client.submit(json.dumps(manifest).encode(), "application/json")
+    return [frame for frame in client.events(f"bench-{number}") if frame["type"] == "state_change"]
+
+
+def runner_memory():
+    """Resident and proportional memory in MB of each runner."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        try:
+            if directory.name.isdigit() and b"sandbox.wiring.runner" in (directory / "cmdline").read_bytes():
+                rollup = (directory / "smaps_rollup").read_text()
+                fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
+                found.append(tuple(int(fields[name].split()[0]) / 1024 for name in ("Rss", "Pss")))
+        except OSError:
+            continue
+    return found
+
+
+def main():
+    """Print the figures."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        make_example_repository(directory / "git")
+        script = directory / "script.json"
+        import msgspec
+
+        script.write_bytes(msgspec.json.encode(Script((Turn((Text("Hello."),)),))))
+        idle = directory / "idle.json"
+        idle.write_bytes(msgspec.json.encode(Script((Turn(faults=(Fault("hang", times=99),)),))))
+        with (
+            start_module("sandbox.demo.git_server", "--directory", str(directory / "git")) as git,
+            start_module("sandbox.demo.scripted_model", "--script", str(script)) as model,
+            start_module("sandbox.demo.scripted_model", "--script", str(idle)) as silent,
+        ):
+            url = f"{git['url']}/example.git"
+            key = {"ANTHROPIC_API_KEY": "scripted"}
+            with start_server(directory / "data", {"ANTHROPIC_BASE_URL": model["url"], **key}) as server:
+                measure_speed(server["http"], url, rounds)
+            with start_server(directory / "idle", {"ANTHROPIC_BASE_URL": silent["url"], **key}) as server:
+                measure_memory(server["http"], url)
+
+
+def measure_speed(server, url, rounds):
+    """Tasks one after the other, each beside a bare start of the agent."""
+    figures = {"submit to running": [], "clone": [], "sandbox": [], "whole task": [], "bare claude --version": []}
+    with Client(server) as client:
+        run_task(client, url, "warm-up")
+        for number in range(rounds):
+            begin = time.perf_counter()
+            subprocess.run([find_binary(), "--version"], check=True, capture_output=True)
+            figures["bare claude --version"].append(time.perf_counter() - begin)
+            states = run_task(client, url, number)
+            figures["submit to running"].append(seconds_between(states, "pending", "running"))
+            figures["clone"].append(seconds_between(states, "staging", "provisioning"))
+            figures["sandbox"].append(seconds_between(states, "provisioning", "running"))
+            figures["whole task"].append(seconds_between(states, "pending", "completed"))
+    baseline = statistics.median(figures["bare claude --version"])
+    for name, values in figures.items():
+        median = statistics.median(values)
+        print(f"{name:24} median {median * 1000:7.1f} ms  max {max(values) * 1000:7.1f} ms  x{median / baseline:.1f}")
+
+
+def measure_memory(server, url):
+    """One task whose model never answers: its runner waits."""
+    with Client(server) as client:
+        manifest = {
+            "version": "1",
+            "kind": "Task",
+            "metadata": {"id": "idle", "name": "idle"},
+            "repository": {"url": url, "branch": "main"},
+            "claude": {"prompt": "Say hello."},
+        }
+        client.submit(json.dumps(manifest).encode(), "application/json")
+        while client.status("idle")["state"] != "running":
+            time.sleep(0.1)
+        time.sleep(3)
+        for resident, proportional in runner_memory():
+            print(f"idle runner: {resident:.1f} MB resident, {proportional:.1f} MB proportional")
+        client.cancel("idle", force=True)
+        client.wait("idle")
+
+
+if __name__ == "__main__":
+    main()

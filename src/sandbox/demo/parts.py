@@ -1,0 +1,54 @@
+"""The parts of the demo, each a process of its own that ends with the demo."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from sandbox.model.errors import SandboxError
+
+START_SECONDS = 30.0
+STOP_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def start_server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """A server on free ports; `model` are the variables that tell it where the model is."""
+    arguments = ("serve", "--port", "0", "--ws-port", "0", "--data-dir", str(data_dir), "--format", "json")
+    with start_module("sandbox", *arguments, environment={**os.environ, **model}) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def start_module(
+    module: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """`python -m module`; gives what it says in its first line, as JSON. Raises SandboxError when it does not start."""
+    command = [sys.executable, "-m", module, *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    try:
+        yield json.loads(_first_line(process.stdout, module))
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def _first_line(stdout: IO[bytes], module: str) -> bytes:
+    ready, _, _ = select.select([stdout], [], [], START_SECONDS)
+    line = stdout.readline() if ready else b""
+    if not line:
+        raise SandboxError(f"{module} did not start within {START_SECONDS:.0f} s; run: sandbox doctor")
+    return line
