@@ -45,7 +45,7 @@ async def write_patch(git: Git, attempt: AttemptLayout, base_commit: str, target
 async def _build_new_tree(git: Git, attempt: AttemptLayout, base: BaseTree, base_commit: str) -> Sequence[bytes]:
     """Put the agent's tree into the host's repository; gives the paths that could not be put there."""
     repository = attempt.repository
-    rules_directory = attempt.root / "ignore-rules"
+    rules_directory = repository / "ignore-rules"
     await lay_out_ignore_files(git, repository, base.ignore_files, rules_directory)
     with pipe() as (told, telling), pipe() as (asked, asking), pipe() as (answers, answering):
 
