@@ -25,10 +25,12 @@ class KernelUids:
     def __init__(self, uid_range: range, directory: Path = LOCK_DIRECTORY) -> None:
         self._range = uid_range
         self._directory = directory
-        self._claims: dict[str, int] = {}
+        self._claims: dict[str, tuple[int, int]] = {}
 
     def claim(self, attempt_id: str) -> int:
         """A uid that nobody has claimed and no process has. Raises AttemptError (provision_failed)."""
+        if attempt_id in self._claims:
+            return self._claims[attempt_id][0]
         try:
             self._ensure_directory()
             for uid in self._rotated():
@@ -68,9 +70,13 @@ class KernelUids:
 
     def release(self, attempt_id: str) -> None:
         """Give the uid back; nothing happens when this process has not claimed one for the attempt."""
-        descriptor = self._claims.pop(attempt_id, None)
+        _, descriptor = self._claims.pop(attempt_id, (0, None))
         if descriptor is not None:
             os.close(descriptor)
+
+    def holds(self, uid: int | None, attempt_id: str) -> bool:
+        """This process has claimed the uid for the attempt."""
+        return attempt_id in self._claims and self._claims[attempt_id][0] == uid
 
     def __contains__(self, uid: int) -> bool:
         return uid in self._range
@@ -97,7 +103,7 @@ class KernelUids:
         if processes.find_by_uid(uid):
             os.close(descriptor)
             return False
-        self._claims[attempt_id] = descriptor
+        self._claims[attempt_id] = (uid, descriptor)
         return True
 
     def _open(self, uid: int) -> int:

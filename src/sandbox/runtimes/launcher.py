@@ -27,7 +27,7 @@ FIRST_DESCRIPTOR = 100
 """Descriptors of the command, from the third one of the message on, get the numbers from here on."""
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 8, 0x1000, 0x4000, 0x80000
 PR_SET_PDEATHSIG = 1
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4, 0x400
@@ -63,7 +63,8 @@ def enter_namespaces(as_root: bool) -> None:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123  (pathlib doubles the start)
                 file.write(text)
-    _mount("none", "/", None, MS_REC | MS_PRIVATE)
+    # Nothing goes back to the host, but what the host unmounts goes here too and is not kept busy.
+    _mount("none", "/", None, MS_REC | MS_SLAVE)
     if as_root:
         uncover_processes()
 
@@ -185,6 +186,8 @@ def main(arguments: list[str]) -> None:
     try:
         die_with(int(parent))
         as_root = kernel_uid != "-"
+        if as_root != (os.getuid() == 0) or kernel_uid == "0":
+            raise ValueError("a sandbox of root's must have a kernel uid of its own")
         enter_namespaces(as_root)
         raise_loopback()
         listeners = open_listeners()

@@ -17,9 +17,10 @@ def find_by_marker(marker: str) -> list[int]:
     return [pid for pid in _every_id() if wanted in _read(pid, "cmdline").split(b"\0")]
 
 
-def list_markers(prefix: str) -> list[str]:
-    """The arguments of living processes that begin with `prefix`. Whoever has a process can forge one."""
-    arguments = (argument for pid in _every_id() for argument in _read(pid, "cmdline").split(b"\0"))
+def list_markers(prefix: str, is_known: Callable[[int], bool]) -> list[str]:
+    """Arguments that begin with `prefix`, of living processes of known uids. Whoever has a process can forge one."""
+    known = (pid for pid in _every_id() if any(map(is_known, read_uids(pid))))
+    arguments = (argument for pid in known for argument in _read(pid, "cmdline").split(b"\0"))
     return sorted({os.fsdecode(one) for one in arguments if one.startswith(os.fsencode(prefix))})
 
 

@@ -59,6 +59,8 @@ class BubblewrapRuntime:
         program = find_program()
         if program is None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing; install it (package bubblewrap).")
+        if self._uids is not None and not self._uids.holds(uid, handle.attempt_id):
+            raise AttemptError(FailureCode.PROVISION_FAILED, "This process has not planned the sandbox; plan it first.")
         launch: Launch | None = None
         try:
             self._orphans.begin(handle.attempt_id)
@@ -95,8 +97,13 @@ class BubblewrapRuntime:
         """Attempts with a control group; where there are none, with a process that says so."""
         if self._hierarchies.roots:
             return sorted(self._hierarchies.attempt_ids())
-        marked = (marker.removeprefix(_MARKER_PREFIX) for marker in processes.list_markers(_MARKER_PREFIX))
+        marked = (
+            marker.removeprefix(_MARKER_PREFIX) for marker in processes.list_markers(_MARKER_PREFIX, self._is_sandboxs)
+        )
         return sorted(marked)
+
+    def _is_sandboxs(self, uid: int) -> bool:
+        return uid == os.getuid() if self._uids is None else uid in self._uids
 
     async def _undo(self, handle: SandboxHandle, disk: Path, launch: Launch | None) -> None:
         if launch is not None:

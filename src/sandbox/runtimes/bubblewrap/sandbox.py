@@ -166,5 +166,6 @@ class BubblewrapSandbox:
         if self._init_descriptor is not None:
             await wait_readable(self._init_descriptor)
             os.close(self._init_descriptor)
+            self._init_descriptor = None
         code = self._reports.get(_EXIT_CODE, _FORCED if self._was_killed else None)
         return Exit(code, out_of_memory=code != 0 and self._group.has_killed_for_memory())
