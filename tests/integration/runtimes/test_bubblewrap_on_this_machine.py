@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -37,6 +39,14 @@ def disk(tmp_path: Path) -> Path:
     return disk
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can walk to; `tmp_path` is its owner's alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 def test_the_probe_says_what_holds_and_leaves_nothing(runtime: BubblewrapRuntime, tmp_path: Path):
     found = asyncio.run(runtime.probe())
     assert (found.runtime, found.works, found.mend) == ("bubblewrap", True, "")
@@ -59,13 +69,11 @@ def test_without_bubblewrap_the_probe_says_what_to_install(
 
 
 def test_where_bubblewrap_fails_the_probe_tells_its_words(
-    runtime: BubblewrapRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: BubblewrapRuntime, open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    broken = tmp_path / "bwrap"
+    broken = open_folder / "bwrap"
     broken.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
     broken.chmod(0o755)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
     monkeypatch.setattr(probe, "_PROGRAMS", (broken,))
     found = asyncio.run(runtime.probe())
     assert not found.works
@@ -216,14 +224,12 @@ print(msgspec.json.encode(asyncio.run(story())).decode())
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="as an ordinary user every other test here says the same")
-def test_an_ordinary_user_can_make_and_end_sandboxes_too(tmp_path: Path):
+def test_an_ordinary_user_can_make_and_end_sandboxes_too(open_folder: Path):
     # The interpreter and this checkout may lie where another user cannot walk, so the launcher is copied.
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    launcher = Path(shutil.copy(importlib.util.find_spec("sandbox.runtimes.launcher").origin, tmp_path))
-    os.chown(tmp_path, NOBODY, NOBODY)
+    launcher = Path(shutil.copy(importlib.util.find_spec("sandbox.runtimes.launcher").origin, open_folder))
+    os.chown(open_folder, NOBODY, NOBODY)
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    argv = [sys.executable, "-c", _AS_ORDINARY_USER, str(tmp_path), "/usr/bin/python3", str(launcher)]
+    argv = [sys.executable, "-c", _AS_ORDINARY_USER, str(open_folder), "/usr/bin/python3", str(launcher)]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr
     told = msgspec.json.decode(ran.stdout)
@@ -231,7 +237,7 @@ def test_an_ordinary_user_can_make_and_end_sandboxes_too(tmp_path: Path):
         pytest.skip(told["skip"])
     assert "that user's kernel uid" in told.pop("gaps")
     assert told == {"said": "1000\nreached\n", "listed": True, "code": None, "left": False}
-    assert (tmp_path / "disk" / "workspace" / "file").stat().st_uid == NOBODY
+    assert (open_folder / "disk" / "workspace" / "file").stat().st_uid == NOBODY
 
 
 def test_a_second_create_with_the_same_handle_after_destroy_is_another_plan(runtime: BubblewrapRuntime, disk: Path):
