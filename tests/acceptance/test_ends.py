@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.live import bash, says, until
+from doubles.live import bash, python, says, until
 from doubles.traces import leaked, traces
 from sandbox.demo.model_script import Fault, Turn
 
@@ -131,3 +131,20 @@ def test_an_interrupted_answer_of_the_model_is_tried_again(watched):
     machine.submit()
     ended(machine, "completed", None)
     assert any(frame["type"] == "error" for frame in machine.frames())
+
+
+DEEP_TREE = """
+import os
+for _ in range(3000):
+    os.mkdir("d")
+    os.chdir("d")
+open("bottom.txt", "w").write("deep")
+"""
+
+
+def test_a_tree_too_deep_to_walk_by_path_is_removed_like_any_other(watched):
+    machine = watched(python(DEEP_TREE), bash("echo top > top.txt"), says())
+    machine.submit()
+    ended(machine, "completed", None)
+    assert b"+top" in machine.artifact("task-1.patch")
+    assert not [frame for frame in machine.frames() if frame.get("error") == "teardown_failed"]

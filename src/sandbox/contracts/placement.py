@@ -11,8 +11,8 @@ from sandbox.model.errors import SandboxError
 class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a runner is told when it starts; goes through a pipe, never an argument list or a file.
 
-    agent_program: host path of the agent's executable.
     finish: only end and collect what a dead runner left (the finisher).
+    agent_program: host path of the agent's executable.
     """
 
     task_id: str
@@ -20,9 +20,9 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     data_dir: str
     run_dir: str
     runtime: str
-    agent_program: str = ""
     upstream: ModelUpstream | None = None
     finish: bool = False
+    agent_program: str = ""
     version: int = 1
 
 

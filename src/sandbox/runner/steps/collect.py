@@ -41,7 +41,7 @@ async def _collect_patch(attempt: Attempt, directory: Path) -> None:
     if base_commit is None:
         return
     name = f"{attempt.task.id}.patch"
-    part = directory / f"{name}.part"
+    part = attempt.files.root / name
     await attempt.equipment.workspaces.patch(attempt.files.root, base_commit, part)
     _record(attempt, directory, name, "text/x-diff", part)
 
@@ -61,7 +61,7 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
 async def _keep(
     attempt: Attempt, directory: Path, name: str, content_type: str, write: Callable[[BinaryIO], None]
 ) -> None:
-    part = directory / f"{name}.part"
+    part = attempt.files.root / name
 
     def fill() -> None:
         with part.open("wb") as file:
