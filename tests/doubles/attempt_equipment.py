@@ -66,6 +66,7 @@ class ScriptedSandbox:
 
 class ScriptedRuntime:
     name = "scripted"
+    tier = "none"
 
     def __init__(self, script):
         self._script = script

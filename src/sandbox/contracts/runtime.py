@@ -143,6 +143,11 @@ class Runtime(Protocol):
         """`bubblewrap`, `gvisor` or `qemu`."""
         ...
 
+    @property
+    def tier(self) -> str:
+        """How strongly it isolates, in the word of its probe."""
+        ...
+
     async def probe(self) -> Probe:
         """Try it, within 10 s."""
         ...

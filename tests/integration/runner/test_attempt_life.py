@@ -91,6 +91,7 @@ def test_a_task_walks_through_all_its_states(stage):
     assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json", "report.md"}
     assert scene.task.progress.tool_calls == 1
     assert scene.task.exit_code == 0
+    assert (scene.task.attempt.runtime, scene.task.attempt.tier) == ("scripted", "none")
 
 
 def test_what_is_told_is_on_disk_and_nothing_else_is_left(stage):

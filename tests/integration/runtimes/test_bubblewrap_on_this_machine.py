@@ -50,6 +50,7 @@ def open_folder() -> Iterator[Path]:
 def test_the_probe_says_what_holds_and_leaves_nothing(runtime: BubblewrapRuntime, tmp_path: Path):
     found = asyncio.run(runtime.probe())
     assert (found.runtime, found.works, found.mend) == ("bubblewrap", True, "")
+    assert found.tier == runtime.tier
     assert found.isolates
     assert any("kernel is shared" in gap for gap in found.gaps)
     assert found.limits <= {"memory", "cpus", "processes"}

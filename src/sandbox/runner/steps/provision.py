@@ -45,7 +45,7 @@ async def provision(attempt: Attempt) -> Provisioned:
         programs=start.programs,
     )
     sandbox = await runtime.create(handle, spec)
-    attempt.recorder.record(SandboxCreated(vm_name=attempt.id, tier=runtime.name, image="host"))
+    attempt.recorder.record(SandboxCreated(vm_name=attempt.id, tier=runtime.tier, image="host"))
     return Provisioned(sandbox, start, task_key)
 
 

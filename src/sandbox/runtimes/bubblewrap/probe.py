@@ -10,7 +10,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.runtimes import cgroups, seccomp
 
 NAME = "bubblewrap"
-_TIER = "namespaces"
+TIER = "namespaces"
 _STRENGTH = 10
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 _PROBE_SECONDS = 8.0
@@ -54,7 +54,7 @@ async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.
     except (SandboxError, OSError, TimeoutError) as error:
         return _failing(_explain(str(error) or "It took too long."))
     gaps = (*_GAPS, *(() if os.getuid() == 0 else (_GAP_ONE_UID,)), *_missing_limits(limits))
-    return Probe(NAME, works=True, tier=_TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits)
+    return Probe(NAME, works=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits)
 
 
 async def _try_once(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> frozenset[str]:
@@ -86,7 +86,7 @@ async def _run_true(
 
 
 def _failing(mend: str) -> Probe:
-    return Probe(NAME, works=False, tier=_TIER, strength=_STRENGTH, mend=mend)
+    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend)
 
 
 def _missing_limits(limits: frozenset[str]) -> tuple[str, ...]:

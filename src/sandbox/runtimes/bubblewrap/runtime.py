@@ -13,7 +13,7 @@ from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import cgroups, ownership, processes
 from sandbox.runtimes.bubblewrap.arguments import PLACES, staged_paths
-from sandbox.runtimes.bubblewrap.probe import NAME, find_program, probe_by_trying
+from sandbox.runtimes.bubblewrap.probe import NAME, TIER, find_program, probe_by_trying
 from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.kernel_uid import KernelUids
@@ -32,6 +32,7 @@ class BubblewrapRuntime:
     """
 
     name = NAME
+    tier = TIER
 
     def __init__(self, run_dir: Path, uid_range: range = range(200_000, 265_000)) -> None:
         self._run_dir = run_dir
