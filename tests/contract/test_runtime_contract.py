@@ -24,6 +24,7 @@ from doubles.sandbox_life import (
     run_python,
     run_story,
 )
+from sandbox.contracts import inside
 from sandbox.contracts.runtime import Command, Runtime, SandboxHandle
 from sandbox.model.errors import AttemptError
 
@@ -418,8 +419,8 @@ def test_the_network_namespace_goes_with_the_sandbox(runtime: Runtime, disk: Pat
         handle = runtime.plan(new_attempt_id())
         sandbox = await runtime.create(handle, describe(disk, handle.attempt_id))
         doors = sandbox.listeners
-        assert doors.model.getsockname() == ("127.0.0.1", 8123)
-        assert doors.proxy.getsockname() == ("127.0.0.1", 3128)
+        assert doors.model.getsockname() == ("127.0.0.1", inside.MODEL_PORT)
+        assert doors.proxy.getsockname() == ("127.0.0.1", inside.PROXY_PORT)
         assert {port: one.getsockname()[1] for port, one in doors.transparent.items()} == {80: 80, 443: 443}
         await runtime.destroy(handle, disk)
         assert doors.model.fileno() == doors.names_udp.fileno() == doors.transparent[443].fileno() == -1

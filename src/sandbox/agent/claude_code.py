@@ -7,14 +7,13 @@ from pathlib import Path, PurePosixPath
 
 from sandbox.agent.conversation import ClaudeConversation
 from sandbox.contracts.agent import AgentStart
+from sandbox.contracts.inside import HOME, MODEL_PORT, PROXY_PORT, USER, WORKSPACE
 from sandbox.contracts.runtime import Command
 from sandbox.model.manifest import Claude, Manifest
 
 PROGRAM = "/run/sandbox/bin/claude"
-WORKSPACE = "/workspace"
-HOME = "/home/agent"
-MODEL_URL = "http://127.0.0.1:8123"
-PROXY_URL = "http://127.0.0.1:3128"
+MODEL_URL = f"http://127.0.0.1:{MODEL_PORT}"
+PROXY_URL = f"http://127.0.0.1:{PROXY_PORT}"
 
 _TEXT_MARK = "Task:\n"
 
@@ -86,8 +85,8 @@ def _environment(task_key: str) -> dict[str, str]:
     return {
         "PATH": f"{PurePosixPath(PROGRAM).parent}:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
         "HOME": HOME,
-        "USER": "agent",
-        "LOGNAME": "agent",
+        "USER": USER,
+        "LOGNAME": USER,
         "SHELL": "/bin/bash",
         "LANG": "C.UTF-8",
         "TMPDIR": "/tmp",  # noqa: S108  (inside the sandbox, which has a /tmp of its own)

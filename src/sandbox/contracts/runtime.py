@@ -44,8 +44,8 @@ class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
 class SandboxSpec:
     """What to make.
 
-    disk: directory of the attempt that holds `workspace`, `home` and `tmp`, which become /workspace, /home/agent
-        and /tmp; the runtime gives it to the sandbox's kernel uid and gives it back to the caller's on destroy.
+    disk: directory of the attempt that holds `workspace`, `home` and `tmp`, which become WORKSPACE, HOME (of
+        `inside`) and /tmp; the runtime gives it to the sandbox's kernel uid and on destroy back to the caller's.
     programs: host file to absolute path inside, executable and not readable where the runtime can.
     files: absolute path inside (below /etc or /run/sandbox) to content, read-only.
     """
@@ -90,7 +90,7 @@ class Stats:
 class Listeners:
     """Listening sockets inside the sandbox's own network namespace; nothing else listens there.
 
-    model: TCP 127.0.0.1:8123 · proxy: TCP 127.0.0.1:3128 · names_udp, names_tcp: port 53 on every address
+    model, proxy: TCP on 127.0.0.1, ports as in `inside` · names_udp, names_tcp: port 53 on every address
     transparent: port to TCP socket on every address of 198.18.0.0/15.
     """
 

@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping
 
-UID = 1000
-USER = "agent"
-HOME = "/home/agent"
-WORKSPACE = "/workspace"
+from sandbox.contracts.inside import HOME, UID, USER, WORKSPACE
 
 DIRECTORIES = ("/etc", "/etc/ssl", "/home", "/run", "/run/sandbox", "/var")
 HOST_LINKS = {"/bin": "usr/bin", "/sbin": "usr/sbin", "/lib": "usr/lib", "/lib64": "usr/lib64", "/var/tmp": "../tmp"}  # noqa: S108

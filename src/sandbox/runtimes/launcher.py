@@ -98,7 +98,10 @@ def raise_loopback() -> None:
 
 
 def open_listeners() -> list[_socket.socket]:
-    """In the order that the runner expects: model, proxy, names by UDP and TCP, transparent 80 and 443."""
+    """In the order that the runner expects: model, proxy, names by UDP and TCP, transparent 80 and 443.
+
+    The first two ports are those of contracts/inside.py, which this program cannot import.
+    """
     stream, datagram = _socket.SOCK_STREAM, _socket.SOCK_DGRAM
     wanted = [
         (stream, "127.0.0.1", 8123),

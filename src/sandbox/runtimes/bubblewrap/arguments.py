@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from sandbox.contracts.inside import HOME, UID, WORKSPACE
 from sandbox.contracts.runtime import Command, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import image, launch, launcher, seccomp
 
-PLACES = {"workspace": image.WORKSPACE, "home": image.HOME, "tmp": "/tmp"}  # noqa: S108
+PLACES = {"workspace": WORKSPACE, "home": HOME, "tmp": "/tmp"}  # noqa: S108
 """Directories of an attempt's disk and what they are inside."""
 
 _FILES_BELOW = ("/etc/", "/run/sandbox/")
@@ -67,7 +68,7 @@ def _arguments(payload: Payload, spec: SandboxSpec, command: Command, status: st
     machine = os.uname().machine
     filter_number = payload.place(launch.write_memory("filter", seccomp.assemble_filter(machine)))
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
-    yield from ("--disable-userns", "--uid", str(image.UID), "--gid", str(image.UID), "--hostname", spec.attempt_id)
+    yield from ("--disable-userns", "--uid", str(UID), "--gid", str(UID), "--hostname", spec.attempt_id)
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
     yield from ("--json-status-fd", status, "--seccomp", filter_number)
     yield from _system(spec)

@@ -5,6 +5,7 @@ import base64
 import os
 from pathlib import Path
 
+from sandbox.contracts.inside import WORKSPACE
 from sandbox.contracts.runtime import Command, Probe, Runtime, SandboxHandle, SandboxSpec
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes import cgroups, seccomp
@@ -77,7 +78,7 @@ async def _run_true(
     spec = SandboxSpec(handle.attempt_id, disk, cpus=1, memory_bytes=_MEMORY_BYTES, processes_max=16)
     sandbox = await runtime.create(handle, spec)
     limits = hierarchies.group(handle.attempt_id).limits()
-    _, errors = await sandbox.start(Command(["/usr/bin/true"], {}, "/workspace"))
+    _, errors = await sandbox.start(Command(["/usr/bin/true"], {}, WORKSPACE))
     exit_ = await sandbox.wait()
     if exit_.code != 0:
         said = (await errors.read(4096)).decode(errors="replace").strip()
