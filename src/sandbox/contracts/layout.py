@@ -1,7 +1,17 @@
-"""Where a task's files lie below the data directory."""
+"""Where a task's files lie: below the data directory, and its runner's socket below the run directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def tasks_root(data_dir: Path) -> Path:
+    """One directory a task, by its id."""
+    return data_dir / "tasks"
+
+
+def runner_socket(run_dir: Path, attempt_id: str) -> Path:
+    """Where an attempt's runner takes orders."""
+    return run_dir / f"{attempt_id}.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +24,7 @@ class TaskLayout:
     @property
     def root(self) -> Path:
         """Everything of the task."""
-        return self.data_dir / "tasks" / self.task_id
+        return tasks_root(self.data_dir) / self.task_id
 
     @property
     def artifacts(self) -> Path:

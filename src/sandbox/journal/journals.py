@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox.contracts.journal import Batch, JournalBusyError, JournalDamagedError
-from sandbox.contracts.layout import TaskLayout
+from sandbox.contracts.layout import TaskLayout, tasks_root
 from sandbox.journal import lock
 from sandbox.journal.extent import Extent, measure
 from sandbox.journal.reader import begins_with_record, read_batch
@@ -67,7 +67,7 @@ class FileJournals:
     def task_ids(self) -> Sequence[str]:
         """The tasks whose record 1 is whole, in the order of their ids."""
         try:
-            names = sorted(path.name for path in (self._data_dir / "tasks").iterdir())
+            names = sorted(path.name for path in tasks_root(self._data_dir).iterdir())
         except FileNotFoundError:
             return []
         known = (name for name in names if _TASK_ID.fullmatch(name))

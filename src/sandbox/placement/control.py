@@ -5,12 +5,13 @@ from pathlib import Path
 
 import msgspec
 
+from sandbox.contracts.layout import runner_socket
 from sandbox.contracts.placement import CancelOrder, Receipt, RunnerUnreachableError
 from sandbox.model.limits import CONTROL_SECONDS
 
 
 class UnixRunnerControl:
-    """Runners of this machine listen at `run_dir/<attempt id>.sock`."""
+    """Speaks to runners of this machine."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -19,7 +20,7 @@ class UnixRunnerControl:
         """See `RunnerControl.cancel`."""
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
-                answer = await _exchange(self._run_dir / f"{attempt_id}.sock", msgspec.json.encode(order))
+                answer = await _exchange(runner_socket(self._run_dir, attempt_id), msgspec.json.encode(order))
             return msgspec.json.decode(answer, type=Receipt)
         except (OSError, TimeoutError, ValueError) as error:
             raise RunnerUnreachableError(f"The runner of attempt {attempt_id} does not answer.") from error

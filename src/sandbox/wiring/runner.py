@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.agent.claude_code import ClaudeCode
+from sandbox.contracts.layout import runner_socket
 from sandbox.contracts.placement import LaunchOrder
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.gateway.serve import SocketGateways
@@ -34,7 +35,7 @@ def main() -> None:
 async def _live(order: LaunchOrder, lock_fd: int) -> None:
     attempt = wire_attempt(order, lock_fd)
     life = AttemptLife(attempt)
-    async with listening(Path(order.run_dir) / f"{order.attempt_id}.sock", life.cancel):
+    async with listening(runner_socket(Path(order.run_dir), order.attempt_id), life.cancel):
         await (life.finish() if order.finish else life.carry_out())
     attempt.recorder.writer.close()
 
