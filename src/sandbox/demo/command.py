@@ -5,15 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from sandbox.demo.git_server import make_example_repository
 from sandbox.demo.parts import start_module, start_server
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from sandbox.client import Client
+
+END_SECONDS = 20.0
+"""For the task's end when somebody leaves the demo before."""
 
 _MODEL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _PATCH_LINES_MAX = 200
@@ -29,7 +37,7 @@ def run() -> int:
     from sandbox.cli.console import output_console
 
     console = output_console(has_color="NO_COLOR" not in os.environ)
-    with contextlib.ExitStack() as stack:
+    with _left_by_signals(), contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sandbox-demo-")))
         make_example_repository(directory / "git")
         git_url = stack.enter_context(start_module("sandbox.demo.git_server", "--directory", str(directory / "git")))[
@@ -40,14 +48,30 @@ def run() -> int:
         return _play(server["http"], f"{git_url}/example.git", console)
 
 
+@contextlib.contextmanager
+def _left_by_signals() -> Iterator[None]:
+    """A closed terminal ends the demo as ^C does: with everything that it has started."""
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _choose_model(stack: contextlib.ExitStack, console: Console) -> dict[str, str]:
     """The variables that tell the server where the model is."""
     if any(os.environ.get(name) for name in _MODEL_VARIABLES):
         console.print("The real model works on this task: it costs a few cents of your ANTHROPIC_API_KEY's account.")
         return {}
     console.print(
-        "No ANTHROPIC_API_KEY is set, so the model is played by a script that comes with Sandbox.\n"
-        "Everything else is real: Claude Code, the clone, the sandbox, the patch."
+        "No ANTHROPIC_API_KEY is set, so a script that comes with Sandbox plays the model.\n"
+        "Everything else is real: Claude Code, the clone, the sandbox, the patch.\n"
+        "Tokens and dollars are what the real model would have cost; nothing is paid."
     )
     model = stack.enter_context(start_module("sandbox.demo.scripted_model", "--port", "0"))
     return {"ANTHROPIC_BASE_URL": model["url"], "ANTHROPIC_API_KEY": "scripted", "ANTHROPIC_AUTH_TOKEN": ""}
@@ -67,12 +91,30 @@ def _play(server: str, repository_url: str, console: Console) -> int:
     with Client(server) as client:
         console.print(f"\nTask demo, submitted to {server}:\n")
         client.submit(json.dumps(manifest).encode(), "application/json")
-        state = tell(client.events("demo"), console)
+        try:
+            state = tell(client.events("demo"), console)
+        finally:
+            _end_task(client)
+        if state != "completed":
+            return 1
         _print_patch(client, console)
-    return 0 if state == "completed" else 1
+    console.print(
+        "\nThe demo's server has ended and its files are gone. For a task of your own, see README.md\n"
+        "or begin with: sandbox serve"
+    )
+    return 0
 
 
-def _print_patch(client: Any, console: Console) -> None:
+def _end_task(client: Client) -> None:
+    """End a task that still works: it would outlive the server, and nobody would look after it."""
+    from sandbox.client import ClientError
+
+    with contextlib.suppress(ClientError):  # one that has ended by itself is a conflict
+        client.cancel("demo", reason="The demo was left.", force=True)
+        client.wait("demo", timeout_seconds=END_SECONDS)
+
+
+def _print_patch(client: Client, console: Console) -> None:
     from sandbox.cli.visible import visible
 
     with tempfile.TemporaryDirectory() as directory:

@@ -32,7 +32,13 @@ def start_module(
 ) -> Iterator[dict[str, Any]]:
     """`python -m module`; gives what it says in its first line, as JSON. Raises SandboxError when it does not start."""
     command = [sys.executable, "-m", module, *arguments]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environment,
+        process_group=0,  # ^C is the demo's: it ends its parts in the right order
+    )
     assert process.stdout is not None
     try:
         yield json.loads(_first_line(process.stdout, module))
