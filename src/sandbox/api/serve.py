@@ -9,7 +9,9 @@ from socket import socket
 import uvicorn
 from starlette.types import ASGIApp
 
-GRACE_SECONDS = 1
+from sandbox.model.limits import SHUTDOWN_SECONDS
+
+GRACE_SECONDS = round(SHUTDOWN_SECONDS / 2)
 """Until answers under way are cut, once the streams were told to end."""
 
 CLIENT_MESSAGE_BYTES_MAX = 64 * 1024

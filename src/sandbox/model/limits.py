@@ -62,9 +62,6 @@ SHUTDOWN_SECONDS = 2.0
 FOLLOW_POLL_SECONDS = 0.02
 """How often a busy journal is looked at for new records; an idle one ten times less often."""
 
-LAUNCH_SECONDS = 30.0
-"""From a runner's start to its first record; past it the server ends the attempt."""
-
 INDEX_INTERVAL_SECONDS = 1.0
 """The index is at most this much behind the journal of a living task."""
 
