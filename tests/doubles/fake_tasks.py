@@ -57,7 +57,7 @@ class _Story:
 
 
 class FakeTasks:
-    """Implements `Tasks`. `failure`, when set, is raised by every call of `submit`."""
+    """Implements `Tasks`. `failure`, when set, is raised by every call of `submit` and `cancel`."""
 
     def __init__(self) -> None:
         self.stories: dict[str, _Story] = {}
@@ -128,6 +128,8 @@ class FakeTasks:
         task = self._story(task_id).task
         if task.state.is_terminal:
             raise TaskTerminalError(task)
+        if self.failure is not None:
+            raise self.failure
         self.cancels.append((task_id, reason, force))
         return Cancellation(task, BEGINNING, f"Task {task_id} is being cancelled.")
 

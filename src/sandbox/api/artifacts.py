@@ -18,15 +18,15 @@ from sandbox.api.bodies import ArtifactListBody
 from sandbox.api.context import Asked
 from sandbox.api.envelope import wants_head_only
 from sandbox.api.errors import RangeNotSatisfiableError
-from sandbox.api.openapi import Responses, content, problems
+from sandbox.api.openapi import Responses, content, header, parameters, problems
 from sandbox.contracts.tasks import ArtifactNotFoundError, StoredArtifact
 from sandbox.model.frame import timestamp
 
 _MEDIA_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}(; ?charset=[\w-]{1,40})?", re.ASCII)
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 _DOWNLOAD: Responses = {
-    200: content("The bytes", "application/octet-stream"),
-    206: content("The bytes of the range", "application/octet-stream"),
+    200: content("The bytes, with the content type of the artifact", "*/*"),
+    206: content("The bytes of the range", "*/*"),
     304: {"description": "The client has them already"},
 }
 
@@ -34,7 +34,16 @@ _DOWNLOAD: Responses = {
 def add_artifact_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
     app.get(paths.ARTIFACTS, response_model=ArtifactListBody, responses=problems(404))(list_artifacts)
-    app.get(paths.ARTIFACT, response_class=Response, responses={**_DOWNLOAD, **problems(404, 416)})(download_artifact)
+    app.get(
+        paths.ARTIFACT,
+        response_class=Response,
+        responses={**_DOWNLOAD, **problems(404, 416)},
+        openapi_extra=parameters(
+            header("Range", "One range of bytes"),
+            header("If-Range", "The ETag that the range is of"),
+            header("If-None-Match", "ETags that the client has"),
+        ),
+    )(download_artifact)
 
 
 async def list_artifacts(asked: Asked, task_id: paths.TaskId) -> Json:

@@ -36,6 +36,13 @@ class InvalidParameterError(SandboxError):
         self.details = [_detail(field, rule, message)]
 
 
+class NotSupportedYetError(InvalidParameterError):
+    """Asked for something that a later version offers; never silently left out."""
+
+    def __init__(self, field: str, advice: str) -> None:
+        super().__init__(field, f"is not supported yet; {advice}", rule="not_supported_yet")
+
+
 class PayloadTooLargeError(SandboxError):
     """The body has more bytes than any body may have."""
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.context import Asked
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.openapi import Responses, content, problems
+from sandbox.api.openapi import Responses, content, header, parameters, problems
 from sandbox.api.streamed import Streamed
 from sandbox.contracts.tasks import Tasks
 from sandbox.model.frame import Frame, log_stream, timestamp
@@ -47,7 +47,12 @@ def add_log_routes(app: FastAPI) -> None:
         200: content("The log as text, or as a stream when followed", "text/plain", _SSE, _NDJSON),
         204: {"description": "The client has had the last event already"},
     }
-    app.get(paths.LOGS, response_class=Response, responses={**described, **problems(404)})(read_logs)
+    app.get(
+        paths.LOGS,
+        response_class=Response,
+        responses={**described, **problems(404)},
+        openapi_extra=parameters(header("Last-Event-ID", "Follow after this seq; `after` in the query wins")),
+    )(read_logs)
 
 
 async def read_logs(

@@ -33,6 +33,16 @@ def request_body(description: str, *, required: bool, **schemas: dict[str, Any])
     return {"requestBody": {"description": description, "required": required, "content": media}}
 
 
+def parameters(*described: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that a route reads by itself."""
+    return {"parameters": list(described)}
+
+
+def header(name: str, description: str) -> dict[str, Any]:
+    """A header that a client may send."""
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+
+
 def describe(app: FastAPI) -> dict[str, Any]:
     """The schema, made once."""
     if app.openapi_schema is None:

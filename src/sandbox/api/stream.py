@@ -88,5 +88,5 @@ def _number(text: str) -> int | None:
 def _types(text: str) -> frozenset[str]:
     names = frozenset(name.strip() for name in text.split(",")) - {""}
     if names - TYPES:
-        raise InvalidParameterError("filter", f"must be of {', '.join(sorted(TYPES))}", rule="enum")
+        raise InvalidParameterError("filter", f"must be one of {', '.join(sorted(TYPES))}", rule="enum")
     return names | _ALWAYS if names else TYPES

@@ -9,8 +9,8 @@ from sandbox.api import paths
 from sandbox.api.answer import Json
 from sandbox.api.bodies import CancelledBody, SubmittedBody, TaskBody, TaskListBody
 from sandbox.api.context import Asked
-from sandbox.api.errors import InvalidParameterError
-from sandbox.api.openapi import problems, request_body
+from sandbox.api.errors import InvalidParameterError, NotSupportedYetError
+from sandbox.api.openapi import parameters, problems, request_body
 from sandbox.api.request_body import CancelWish, is_json, read_body, read_cancel_wish
 from sandbox.api.status import item_body, status_body
 from sandbox.api.streamed import disconnected
@@ -25,6 +25,16 @@ OFFSET_MAX = 2**53
 WAIT_SECONDS_MAX = 600
 
 _LABEL = "label."
+_LABELS = {
+    "name": "labels",
+    "in": "query",
+    "required": False,
+    "description": "`label.KEY=VALUE`, as often as there are labels to ask for; a task has to have all of them",
+    "style": "form",
+    "explode": True,
+    "schema": {"type": "object", "patternProperties": {"^label\\.": {"type": "string"}}, "additionalProperties": False},
+}
+_LOCATION = {"Location": {"description": "Where the task is", "required": True, "schema": {"type": "string"}}}
 _MANIFEST = request_body(
     'The manifest. JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`.',
     required=True,
@@ -48,22 +58,26 @@ def add_task_routes(app: FastAPI) -> None:
         paths.TASKS,
         status_code=202,
         response_model=SubmittedBody,
-        responses=problems(408, 409, 413, 503, 507),
+        responses={202: {"headers": _LOCATION}, **problems(408, 409, 413, 503, 507)},
         openapi_extra=_MANIFEST,
     )(submit_task)
-    app.get(paths.TASKS, response_model=TaskListBody, responses=problems())(list_tasks)
+    app.get(paths.TASKS, response_model=TaskListBody, responses=problems(), openapi_extra=parameters(_LABELS))(
+        list_tasks
+    )
     app.get(paths.TASK, response_model=TaskBody, responses=problems(404))(read_task)
     app.get(paths.WAIT, response_model=TaskBody, responses=problems(404))(wait_for_task)
     app.delete(
         paths.TASK,
         response_model=CancelledBody,
-        responses=problems(404, 408, 409, 413),
+        responses=problems(404, 408, 409, 413, 503),
         openapi_extra=_CANCEL_WISH,
     )(cancel_task)
 
 
 async def submit_task(request: Request, asked: Asked) -> Json:
     """Submit a task. It is durable once the answer is sent."""
+    if "idempotency-key" in request.headers:
+        raise NotSupportedYetError("Idempotency-Key", "a metadata.id of your own keeps a task from being made twice")
     body = await read_body(request)
     manifest = await asyncio.to_thread(parse_manifest, body, is_json=is_json(request))
     task = await asked.tasks.submit(manifest)
@@ -89,6 +103,8 @@ async def list_tasks(
     offset: Annotated[int, Query(ge=0, le=OFFSET_MAX)] = 0,
 ) -> Json:
     """List tasks. `label.KEY=VALUE`, which may be repeated, keeps those that have all these labels."""
+    if "cursor" in request.query_params:
+        raise NotSupportedYetError("cursor", "page with limit and offset")
     labels = _labels(request)
     answer = {"tasks": [], "total_count": 0, "limit": limit, "offset": offset, "has_more": False, "next_cursor": None}
     if labels is None:
@@ -113,7 +129,7 @@ def _states(text: str) -> frozenset[TaskState]:
     names = {name.strip() for name in text.split(",")} - {""}
     unknown = names - set(TaskState)
     if unknown:
-        raise InvalidParameterError("state", f"must be of {', '.join(TaskState)}", rule="enum")
+        raise InvalidParameterError("state", f"must be one of {', '.join(TaskState)}", rule="enum")
     return frozenset(TaskState(name) for name in names)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.contracts.store import TaskQuery
+from sandbox.contracts.tasks import UnavailableError
 from sandbox.model import event as e
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.state import TaskState
@@ -109,6 +110,7 @@ def test_two_values_of_one_label_are_had_by_no_task(api, tasks):
         ("/api/v1/tasks?offset=99999999999999999999999", "offset", "range"),
         ("/api/v1/tasks?state=sleeping", "state", "enum"),
         ("/api/v1/tasks?sort=age", "sort", "enum"),
+        ("/api/v1/tasks?cursor=abc", "cursor", "not_supported_yet"),
         ("/api/v1/tasks/task-001/wait?timeout=601", "timeout", "range"),
         ("/api/v1/tasks/task-001/wait?timeout=nan", "timeout", "range"),
         ("/api/v1/tasks/task-001/logs?tail=-1", "tail", "range"),
@@ -188,6 +190,13 @@ def test_a_task_that_has_ended_cannot_be_cancelled(api, tasks):
     answer = api.delete("/api/v1/tasks/task-001")
     assert (answer.status_code, answer.json()["error"]) == (409, "task_already_terminal")
     assert answer.json()["task_state"] == "completed"
+
+
+def test_a_cancel_that_no_runner_answers_may_be_tried_again(api, tasks):
+    tasks.add("task-001")
+    tasks.failure = UnavailableError("The runner of task task-001 does not answer; try again.")
+    answer = api.delete("/api/v1/tasks/task-001")
+    assert (answer.status_code, answer.json()["error"]) == (503, "service_unavailable")
 
 
 def test_head_gives_the_head_of_get(api, tasks):

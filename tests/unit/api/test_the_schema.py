@@ -25,3 +25,13 @@ def test_every_operation_documents_its_errors_in_the_one_shape(api):
             assert "422" not in errors
             for status in errors:
                 assert list(operation["responses"][status]["content"]) == ["application/problem+json"]
+
+
+def test_what_routes_read_by_themselves_is_listed_too(api):
+    def names(path):
+        return {(told["in"], told["name"]) for told in api.schema["paths"][path]["get"]["parameters"]}
+
+    assert {("query", "labels"), ("query", "state"), ("query", "offset")} <= names("/api/v1/tasks")
+    assert {("header", "Last-Event-ID"), ("query", "after")} <= names("/api/v1/tasks/{task_id}/logs")
+    artifact = names("/api/v1/tasks/{task_id}/artifacts/{name}")
+    assert {("header", "Range"), ("header", "If-None-Match")} <= artifact
