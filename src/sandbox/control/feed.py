@@ -1,16 +1,22 @@
 """One task as the server sees it while it lives."""
 
 import asyncio
+import logging
+
+import msgspec
 
 from sandbox.contracts.recorder import Reading, Recorder
 from sandbox.contracts.store import Indexed
 from sandbox.model.task import Task
+
+_log = logging.getLogger(__name__)
 
 
 class Feed:
     """The task, how far its journal is read, and a bell for whoever waits for more.
 
     recorder: set while the server itself holds the journal (until launch); whoever uses it holds `writing`.
+    note: what the task waits for, or what keeps it from going on; empty when it does.
     """
 
     def __init__(self, indexed: Indexed, recorder: Recorder | None = None) -> None:
@@ -19,6 +25,7 @@ class Feed:
         self.recorder = recorder
         self.writing = asyncio.Lock()
         self.finishers_launched = 0
+        self.note = ""
         self._bell = asyncio.Event()
 
     @property
@@ -31,9 +38,21 @@ class Feed:
         """What the store keeps of it."""
         return Indexed(self.task, self.offset)
 
+    @property
+    def shown(self) -> Task:
+        """The task as its users see it: with the note in place of the message."""
+        return msgspec.structs.replace(self.task, state_message=self.note) if self.note else self.task
+
+    def complain(self, error: Exception) -> None:
+        """Something keeps the task from going on: tell its users, and operators once."""
+        note = f"Held up, and tried again every second: {error}"
+        if note != self.note:
+            _log.error("Task %s: %s", self.task.id, note, exc_info=None if isinstance(error, OSError) else error)
+        self.note = note
+
     def advance(self, task: Task, offset: int) -> None:
         """Take what was read, and wake everybody who waits."""
-        self.task, self.offset = task, offset
+        self.task, self.offset, self.note = task, offset, ""
         bell, self._bell = self._bell, asyncio.Event()
         bell.set()
 

@@ -1,7 +1,6 @@
 """Reads the journals of living tasks into the store and tells subscribers."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 
 from sandbox.contracts.clock import Clock
@@ -13,7 +12,7 @@ from sandbox.control.feed import Feed
 from sandbox.model import event as e
 from sandbox.model.frame import end_frame, frame
 from sandbox.model.life import advance
-from sandbox.model.limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECONDS, LOSS_CHECK_SECONDS
+from sandbox.model.limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECONDS, LOSS_CHECK_SECONDS, RETRY_SECONDS
 
 _IDLE_FACTOR = 10
 _INDEXED_AT_ONCE = (e.Progress, e.ArtifactCollected, e.CancelRequested, e.AttemptFailed)
@@ -47,28 +46,36 @@ class Follower:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _follow(self, feed: Feed) -> None:
-        pause = FOLLOW_POLL_SECONDS
-        heard_at = indexed_at = self._clock.monotonic()
+        """Whatever goes wrong is tried again: a task that nobody follows would never end for its users."""
         while not feed.task.state.is_terminal:
-            batch = self._read(feed)
-            now = self._clock.monotonic()
-            if batch is not None and batch.records:
-                due = now - indexed_at >= INDEX_INTERVAL_SECONDS or _matters(batch)
-                await self._take(feed, batch, is_due=due)
-                heard_at, pause = now, FOLLOW_POLL_SECONDS
-                indexed_at = now if due else indexed_at
-                continue
-            if now - heard_at >= LOSS_CHECK_SECONDS:
-                heard_at = now
-                await self._check_loss(feed)
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.2, FOLLOW_POLL_SECONDS * _IDLE_FACTOR)
+            try:
+                await self._read_on(feed)
+            except Exception as error:
+                feed.complain(error)
+                await asyncio.sleep(RETRY_SECONDS)
         self.feeds.pop(feed.task.id, None)
         self._tasks.pop(feed.task.id, None)
         self.on_finished(feed)
 
-    def _read(self, feed: Feed) -> Batch | None:
-        """What is new; None when the journal cannot be read.
+    async def _read_on(self, feed: Feed) -> None:
+        pause = FOLLOW_POLL_SECONDS
+        heard_at = indexed_at = self._clock.monotonic()
+        while not feed.task.state.is_terminal:
+            batch = await self._read(feed)
+            now = self._clock.monotonic()
+            if batch.records:
+                due = now - indexed_at >= INDEX_INTERVAL_SECONDS or _matters(batch)
+                await self._take(feed, batch, is_due=due)
+                heard_at, pause = now, FOLLOW_POLL_SECONDS
+                indexed_at = now if due else indexed_at
+            elif now - heard_at >= LOSS_CHECK_SECONDS:
+                heard_at = now
+                await self._check_loss(feed)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.2, FOLLOW_POLL_SECONDS * _IDLE_FACTOR)
+
+    async def _read(self, feed: Feed) -> Batch:
+        """What is new.
 
         After a power loss the index may know more than the journal kept: then the story is read from its beginning.
         """
@@ -76,22 +83,24 @@ class Follower:
             batch = self._journals.read(feed.task.id, feed.offset)
             if not batch.records or batch.records[0].seq == feed.task.last_seq + 1:
                 return batch
-        except (JournalDamagedError, FileNotFoundError):
+        except JournalDamagedError:
             if feed.offset == 0:
-                return None
-        with contextlib.suppress(JournalDamagedError, FileNotFoundError):
-            reading = read_task(self._journals, feed.task.id)
-            if reading.task is not None:
-                feed.advance(reading.task, reading.offset)
-        return None
+                raise
+        reading = await asyncio.to_thread(read_task, self._journals, feed.task.id)
+        if reading.task is not None:
+            await asyncio.to_thread(self._store.save, Indexed(reading.task, reading.offset))
+            feed.advance(reading.task, reading.offset)
+        return Batch((), feed.offset)
 
     async def _take(self, feed: Feed, batch: Batch, *, is_due: bool) -> None:
+        """Fold first, index second, tell last: what fails before is tried again, and nobody hears it twice."""
         task = feed.task
         for record in batch.records:
             task = advance(task, record.event, seq=record.seq, at=record.at).task
-            self._tell(task.id, record)
         if is_due:
             await asyncio.to_thread(self._store.save, Indexed(task, batch.next_offset))
+        for record in batch.records:
+            self._tell(task.id, record)
         feed.advance(task, batch.next_offset)
         if task.state.is_terminal and self._broadcast.has_subscribers:
             self._broadcast.send(end_frame(task))
@@ -102,10 +111,12 @@ class Follower:
 
     async def _check_loss(self, feed: Feed) -> None:
         """Silence alone is no loss: only a free lock proves that nobody writes any more."""
-        if feed.recorder is not None or self._journals.is_held(feed.task.id):
+        if feed.recorder is not None:
             return
-        batch = self._read(feed)
-        if batch is not None and not batch.records:
+        if self._journals.is_held(feed.task.id):
+            feed.note = ""
+            return
+        if not (await self._read(feed)).records:
             await self.on_lost(feed)
 
 

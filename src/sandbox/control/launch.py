@@ -31,27 +31,43 @@ class Launcher:
         self._boot_id = boot_id
 
     async def launch(self, feed: Feed) -> None:
-        """Start the first attempt of a pending task; one that was cancelled meanwhile is left alone."""
+        """Start the first attempt of a pending task; one that was cancelled meanwhile is left alone.
+
+        Raises OSError when nothing could be written; the task is still pending then.
+        """
         async with feed.writing:
             recorder = feed.recorder
-            if recorder is None or recorder.task.state is not TaskState.PENDING:
+            if recorder is None:
                 return
-            attempt_id = new_attempt_id()
-            await asyncio.to_thread(
-                recorder.record, AttemptStarted(attempt_id, self._template.runtime, self._host, self._boot_id)
-            )
             try:
-                await self._start(recorder, attempt_id, finish=False)
-            except OSError as error:
-                failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
-                await asyncio.to_thread(_end, recorder, failure)
-            feed.recorder = None
-            recorder.writer.close()
+                await self._begin(recorder)
+            finally:
+                # Also when the end could not be written: a free lock is what a finisher waits for.
+                if recorder.task.state is not TaskState.PENDING:
+                    feed.recorder = None
+                    recorder.writer.close()
+
+    async def _begin(self, recorder: Recorder) -> None:
+        if recorder.task.state is not TaskState.PENDING:
+            return
+        if recorder.task.cancel is not None:
+            await asyncio.to_thread(recorder.record, TaskFinished())
+            return
+        attempt_id = new_attempt_id()
+        await asyncio.to_thread(
+            recorder.record, AttemptStarted(attempt_id, self._template.runtime, self._host, self._boot_id)
+        )
+        try:
+            await self._start(recorder, attempt_id, finish=False)
+        except OSError as error:
+            failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
+            await asyncio.to_thread(_end, recorder, failure)
 
     async def finish(self, feed: Feed, wish: CancelRequested | None = None) -> None:
         """A runner is dead: let a finisher end what it left, or, when finishers die too, end the books here.
 
-        A wish to cancel that the dead runner can no longer take is written down first.
+        A wish to cancel that the dead runner can no longer take is written down first. A task that is still pending
+        (its journal could not be taken when the server started) is launched. Raises OSError, JournalDamagedError.
         """
         async with feed.writing:
             try:
@@ -71,12 +87,15 @@ class Launcher:
         if recorder.task.state.is_terminal:
             return
         attempt = recorder.task.attempt
-        feed.finishers_launched += 1
-        if attempt is None or feed.finishers_launched > FINISHERS_MAX:
+        if attempt is None:
+            await self._begin(recorder)
+            return
+        if feed.finishers_launched >= FINISHERS_MAX:
             lost = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
             await asyncio.to_thread(_end, recorder, lost)
             return
         await self._start(recorder, attempt.id, finish=True)
+        feed.finishers_launched += 1
 
     async def _start(self, recorder: Recorder, attempt_id: str, *, finish: bool) -> None:
         upstream = None if finish else self._template.upstream

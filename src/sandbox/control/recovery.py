@@ -1,29 +1,38 @@
 """What a server finds when it starts: tasks that wait, tasks that go on, tasks whose runner is gone."""
 
+import contextlib
+import logging
+
 from sandbox.contracts.clock import Clock
-from sandbox.contracts.journal import JournalBusyError, JournalDamagedError, Journals
-from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.journal import Journals
+from sandbox.contracts.recorder import Reading, Recorder, read_task
 from sandbox.contracts.store import Indexed, Store
 from sandbox.control.feed import Feed
+from sandbox.model.errors import SandboxError
 from sandbox.model.event import TaskFinished
 from sandbox.model.state import TaskState
 
+_log = logging.getLogger(__name__)
+
 
 def recover(journals: Journals, store: Store, clock: Clock) -> list[Feed]:
-    """Bring the index up to the journals; gives the unfinished tasks, oldest first.
+    """Bring the index up to the journals; gives the unfinished tasks: those under way, then those that wait.
 
     A pending task's journal is taken back, so that the server can launch it. All others are followed: a living
-    runner holds its journal, and the follower finds out about a dead one.
+    runner holds its journal, and the follower finds out about a dead one. A journal that cannot be read or taken
+    costs nobody but its own task anything.
     """
     for task_id in set(journals.task_ids()) - store.task_ids():
         _index(journals, store, task_id)
-    return [_feed(journals, clock, indexed) for indexed in store.unfinished()]
+    feeds = [_feed(journals, clock, indexed) for indexed in store.unfinished()]
+    return sorted(feeds, key=lambda feed: feed.recorder is not None)
 
 
 def _index(journals: Journals, store: Store, task_id: str) -> None:
     try:
         reading = read_task(journals, task_id)
-    except (JournalDamagedError, FileNotFoundError):
+    except (SandboxError, OSError) as error:
+        _log.error("Task %s cannot be taken into the index: %s", task_id, error)
         return
     if reading.task is not None:
         store.save(Indexed(reading.task, reading.offset))
@@ -34,15 +43,20 @@ def _feed(journals: Journals, clock: Clock, indexed: Indexed) -> Feed:
         return Feed(indexed)
     try:
         writer = journals.open(indexed.task.id)
-    except (JournalBusyError, JournalDamagedError, FileNotFoundError):
+    except (SandboxError, OSError):
         return Feed(indexed)
-    reading = read_task(journals, indexed.task.id)
+    try:
+        reading = read_task(journals, indexed.task.id)
+    except (SandboxError, OSError):
+        reading = Reading(None, 0)
     if reading.task is None or reading.task.state is not TaskState.PENDING:
         writer.close()
         return Feed(indexed)
     recorder = Recorder(writer, reading.task, clock.now)
-    if reading.task.cancel is None:
-        return Feed(Indexed(reading.task, reading.offset), recorder)
-    recorder.record(TaskFinished())
-    writer.close()
-    return Feed(indexed)
+    if reading.task.cancel is not None:
+        # Where this fails, the launch tries again.
+        with contextlib.suppress(OSError):
+            recorder.record(TaskFinished())
+            writer.close()
+            return Feed(indexed)
+    return Feed(Indexed(reading.task, reading.offset), recorder)

@@ -1,12 +1,13 @@
 """The server's tasks: taken, told, cancelled, answered for."""
 
 import asyncio
+import contextlib
 import dataclasses
+import logging
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-
-import msgspec
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Journals
@@ -31,9 +32,11 @@ from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
 from sandbox.model.event import CancelRequested, Record, TaskFinished, TaskSubmitted
 from sandbox.model.frame import Frame
-from sandbox.model.limits import CANCEL_SECONDS
+from sandbox.model.limits import CANCEL_SECONDS, RETRY_SECONDS
 from sandbox.model.manifest import Manifest
 from sandbox.model.task import Task
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class TaskService:
     def __init__(self, equipment: Equipment) -> None:
         self.equipment = equipment
         self._launches: set[asyncio.Task[None]] = set()
-        self._drains = False
+        self._draining = asyncio.Event()
         equipment.follower.on_finished = self._finished
         equipment.follower.on_lost = equipment.launcher.finish
 
@@ -74,24 +77,28 @@ class TaskService:
 
     async def close(self) -> None:
         """Take nothing more, let launches that have begun end, stop following. The tasks go on."""
-        self._drains = True
+        self._draining.set()
         await asyncio.gather(*self._launches, return_exceptions=True)
         await self.equipment.follower.close()
         for feed in self.equipment.follower.feeds.values():
             if feed.recorder is not None:
-                feed.recorder.writer.close()
+                with contextlib.suppress(OSError):
+                    feed.recorder.writer.close()
         await asyncio.to_thread(self.equipment.store.close)
 
     async def submit(self, manifest: Manifest) -> Task:
         """See `Tasks.submit`."""
-        if self._drains:
+        if self._draining.is_set():
             raise UnavailableError("The server is shutting down; submit to it again when it is back.")
         if blockers := self.equipment.health.blockers:
             raise UnavailableError(" ".join(blockers))
         self._check_capacity(manifest)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
-        feed, submission = await asyncio.to_thread(self._register, dataclasses.replace(manifest, metadata=metadata))
+        try:
+            feed, submission = await asyncio.to_thread(self._register, dataclasses.replace(manifest, metadata=metadata))
+        except (OSError, sqlite3.Error) as error:
+            raise UnavailableError(f"The task could not be written down: {error}; submit it again.") from error
         submitted = feed.task
         self.take_in(feed, submission)
         return submitted
@@ -99,7 +106,7 @@ class TaskService:
     async def status(self, task_id: str) -> Task:
         """See `Tasks.status`."""
         feed = self.equipment.follower.feeds.get(task_id)
-        return feed.task if feed is not None else await self._load(task_id)
+        return feed.shown if feed is not None else await self._load(task_id)
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `Tasks.query`."""
@@ -113,7 +120,7 @@ class TaskService:
             return await self._load(task_id)
         while not feed.task.state.is_terminal and (left := deadline - self.equipment.clock.monotonic()) > 0:
             await feed.changed(left)
-        return feed.task
+        return feed.shown
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
         """See `Tasks.cancel`."""
@@ -123,7 +130,10 @@ class TaskService:
             raise TaskTerminalError(before)
         deadline = self.equipment.clock.monotonic() + CANCEL_SECONDS
         while self.equipment.clock.monotonic() < deadline:
-            message = await self._try_cancel(feed, CancelOrder(reason, force))
+            try:
+                message = await self._try_cancel(feed, CancelOrder(reason, force))
+            except OSError as error:
+                raise UnavailableError(f"The wish could not be carried out: {error}; try again.") from error
             if message is not None:
                 return Cancellation(before, self.equipment.clock.now(), message)
             await feed.changed(0.05)
@@ -151,7 +161,7 @@ class TaskService:
 
     async def health(self) -> Health:
         """See `Tasks.health`."""
-        return await asyncio.to_thread(self.equipment.health.make, drains=self._drains)
+        return await asyncio.to_thread(self.equipment.health.make, drains=self._draining.is_set())
 
     async def _load(self, task_id: str) -> Task:
         indexed = await asyncio.to_thread(self.equipment.store.load, task_id)
@@ -180,10 +190,22 @@ class TaskService:
         except FileExistsError:
             raise self._duplicate(task_id) from None
         recorder = Recorder(writer, None, self.equipment.clock.now)
-        submission = recorder.record(TaskSubmitted(task_id, manifest))
-        indexed = Indexed(recorder.task, read_task(self.equipment.journals, task_id).offset)
-        self.equipment.store.insert(indexed)
-        return Feed(indexed, recorder), submission
+        try:
+            submission = recorder.record(TaskSubmitted(task_id, manifest))
+        except BaseException:
+            writer.close()
+            raise
+        return Feed(self._index(recorder.task), recorder), submission
+
+    def _index(self, task: Task) -> Indexed:
+        """From record 1 on the task is taken: an index that cannot be written now is caught up with later."""
+        indexed = Indexed(task, 0)
+        try:
+            indexed = Indexed(task, read_task(self.equipment.journals, task.id).offset)
+            self.equipment.store.insert(indexed)
+        except (OSError, sqlite3.Error) as error:
+            _log.error("Task %s is not in the index yet: %s", task.id, error)
+        return indexed
 
     def _duplicate(self, task_id: str) -> Exception:
         try:
@@ -218,14 +240,24 @@ class TaskService:
         self._admit()
 
     def _admit(self) -> None:
-        while not self._drains and (task_id := self.equipment.room.admit()) is not None:
+        while not self._draining.is_set() and (task_id := self.equipment.room.admit()) is not None:
             feed = self.equipment.follower.feeds[task_id]
-            launch = asyncio.create_task(self.equipment.launcher.launch(feed), name=f"launch {task_id}")
+            launch = asyncio.create_task(self._launch(feed), name=f"launch {task_id}")
             self._launches.add(launch)
             launch.add_done_callback(self._launches.discard)
         for task_id, complaint in self.equipment.room.complaints().items():
-            feed = self.equipment.follower.feeds[task_id]
-            feed.task = msgspec.structs.replace(feed.task, state_message=complaint)
+            self.equipment.follower.feeds[task_id].note = complaint
+
+    async def _launch(self, feed: Feed) -> None:
+        """Until it has worked, or the server ends; the next one goes on then."""
+        while not self._draining.is_set():
+            try:
+                await self.equipment.launcher.launch(feed)
+                return
+            except Exception as error:
+                feed.complain(error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._draining.wait(), RETRY_SECONDS)
 
 
 def _cancel_pending(recorder: Recorder, order: CancelOrder) -> None:

@@ -38,7 +38,7 @@ class Telling:
         offset = 0
         if after is None:
             offset, after = feed.offset, feed.task.last_seq
-            yield present_state_frame(feed.task)
+            yield present_state_frame(feed.shown)
         while True:
             reached, is_over = feed.offset, feed.task.state.is_terminal
             for shown in self._between(task_id, offset, reached, after):

@@ -68,6 +68,9 @@ INDEX_INTERVAL_SECONDS = 1.0
 LOSS_CHECK_SECONDS = 1.0
 """How long a journal may be silent before its lock is looked at."""
 
+RETRY_SECONDS = 1.0
+"""Between two tries of the server at what the machine refused: a full disk, a broken index, no more processes."""
+
 FINISHERS_MAX = 3
 """Finishers started for one task; when they all die, the server ends the task's books itself."""
 

@@ -1,0 +1,129 @@
+"""A server's rooms around one data directory, with runners that the test plays itself."""
+
+import asyncio
+import os
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from sandbox.contracts.placement import LaunchOrder, Receipt, RunnerUnreachableError
+from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.runtime import Probe
+from sandbox.control.admission import Capacity, WaitingRoom
+from sandbox.control.broadcast import Broadcast
+from sandbox.control.follower import Follower
+from sandbox.control.health import HealthReport
+from sandbox.control.launch import Launcher
+from sandbox.control.recovery import recover
+from sandbox.control.service import Equipment, TaskService
+from sandbox.control.shelf import Shelf
+from sandbox.control.telling import Telling
+from sandbox.journal.journals import FileJournals
+from sandbox.model.event import (
+    AgentExited,
+    AgentStarted,
+    CancelRequested,
+    SandboxCreated,
+    TaskFinished,
+    WorkspacePrepared,
+)
+from sandbox.wiring.clock import SystemClock
+
+GIB = 1024**3
+TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
+ROOMY = Capacity(100, 1000 * GIB, 1000 * GIB)
+TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
+
+
+class HandedRunners:
+    """Placement and runner control in one: the test itself is the runner."""
+
+    def __init__(self, journals):
+        self.journals = journals
+        self.orders = []
+        self.recorders = {}
+        self.refuses = False
+
+    async def launch(self, order, lock_fd):
+        if self.refuses:
+            raise OSError("no more processes")
+        self.orders.append(order)
+        writer = self.journals.adopt(order.task_id, os.dup(lock_fd))
+        self.recorders[order.task_id] = Recorder(
+            writer, read_task(self.journals, order.task_id).task, SystemClock().now
+        )
+
+    async def cancel(self, attempt_id, order):
+        for launched in self.orders:
+            if launched.attempt_id == attempt_id and launched.task_id in self.recorders:
+                self.recorders[launched.task_id].record(CancelRequested(order.reason, order.force))
+                return Receipt(done=True)
+        raise RunnerUnreachableError("gone")
+
+    def play(self, task_id, *events):
+        for event in events:
+            self.recorders[task_id].record(event)
+        if self.recorders[task_id].task.state.is_terminal:
+            self.die(task_id)
+
+    def die(self, task_id):
+        self.recorders.pop(task_id).writer.close()
+
+
+class RoomClock(SystemClock):
+    """A wall clock that somebody can set back."""
+
+    set_back = timedelta()
+
+    def now(self):
+        return super().now() - self.set_back
+
+
+class Rooms:
+    """A server's rooms around one data directory; `restart` makes them anew, the runners stay."""
+
+    def __init__(self, data_dir, store, *, capacity=ROOMY, blockers=()):
+        self.data_dir, self.store, self.capacity, self.blockers = data_dir, store, capacity, blockers
+        self.journals = FileJournals(data_dir)
+        self.clock = RoomClock()
+        self.runners = HandedRunners(self.journals)
+
+    @asynccontextmanager
+    async def server(self):
+        clock, broadcast = self.clock, Broadcast()
+        follower = Follower(self.journals, self.store, clock, broadcast)
+        template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap")
+        service = TaskService(
+            Equipment(
+                journals=self.journals,
+                store=self.store,
+                clock=clock,
+                runners=self.runners,
+                room=WaitingRoom(self.capacity),
+                follower=follower,
+                launcher=Launcher(self.journals, self.runners, clock, template=template, host="here", boot_id="b"),
+                telling=Telling(self.journals, self.store, follower, broadcast),
+                shelf=Shelf(self.data_dir),
+                health=HealthReport(
+                    self.store, clock, self.data_dir, Probe("bubblewrap", True, "bubblewrap", 1), self.blockers
+                ),
+            )
+        )
+        for feed in recover(self.journals, self.store, clock):
+            service.take_in(feed)
+        try:
+            yield service
+        finally:
+            await service.close()
+
+    def clock_set_back(self):
+        self.clock.set_back = timedelta(hours=1)
+
+    async def until(self, service, task_id, state):
+        async with asyncio.timeout(10):
+            while (await service.status(task_id)).state is not state:
+                await asyncio.sleep(0.005)
+
+    async def launched(self, task_id, count=1):
+        async with asyncio.timeout(10):
+            while sum(order.task_id == task_id for order in self.runners.orders) < count:
+                await asyncio.sleep(0.005)

@@ -1,0 +1,353 @@
+"""What the server does when disk, index, processes or journals let it down: no task is lost, none is stuck for ever."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from doubles.manifests import manifest
+from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
+from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.tasks import UnavailableError
+from sandbox.control.admission import Capacity
+from sandbox.journal.writer import FileJournalWriter
+from sandbox.model.event import AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
+from sandbox.model.state import TaskState
+from sandbox.stores.memory import MemoryStore
+
+
+class FullDisk:
+    """Journals cannot be written while it is full, but for the events of the kinds in `spares`."""
+
+    def __init__(self, monkeypatch):
+        self.is_full, self.spares = False, ()
+        append = FileJournalWriter.append
+
+        def maybe(writer, event, transition=None, **when):
+            if self.is_full and not isinstance(event, self.spares):
+                raise OSError(28, "No space left on device")
+            return append(writer, event, transition, **when)
+
+        monkeypatch.setattr(FileJournalWriter, "append", maybe)
+
+
+class MoodyStore(MemoryStore):
+    """An index that cannot be written while it is broken."""
+
+    broken = False
+
+    def insert(self, indexed):
+        self._complain()
+        super().insert(indexed)
+
+    def save(self, indexed):
+        self._complain()
+        super().save(indexed)
+
+    def _complain(self):
+        if self.broken:
+            raise sqlite3.OperationalError("database or disk is full")
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return FullDisk(monkeypatch)
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = Rooms(tmp_path, MoodyStore())
+    yield made
+    for task_id in list(made.runners.recorders):
+        made.runners.die(task_id)
+
+
+def test_a_task_that_cannot_be_written_down_is_refused_and_can_be_submitted_again(world, disk):
+    async def play():
+        async with world.server() as service:
+            disk.is_full = True
+            for _ in range(2):
+                with pytest.raises(UnavailableError, match="No space left"):
+                    await service.submit(manifest())
+            disk.is_full = False
+            assert (await service.submit(manifest())).state is TaskState.PENDING
+            await world.launched("task-1")
+
+    asyncio.run(play())
+
+
+def test_a_task_that_is_in_its_journal_is_taken_though_the_index_is_broken(world):
+    async def play():
+        async with world.server() as service:
+            world.store.broken = True
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.store.broken = False
+            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
+            assert (await service.status("task-1")).state is TaskState.COMPLETED
+
+    asyncio.run(play())
+    assert world.store.load("task-1").task.state is TaskState.COMPLETED
+
+
+def test_an_index_that_breaks_for_a_while_is_caught_up_with(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.store.broken = True
+            world.runners.play("task-1", *TO_RUNNING)
+            await asyncio.sleep(0.3)
+            world.store.broken = False
+            world.runners.play("task-1", *TO_END)
+            return await service.wait("task-1", 10)
+
+    assert asyncio.run(play()).state is TaskState.COMPLETED
+
+
+def test_a_launch_that_cannot_be_written_down_is_tried_again(world, disk):
+    async def play():
+        async with world.server() as service:
+            disk.is_full, disk.spares = True, (TaskSubmitted,)
+            await service.submit(manifest())
+            await asyncio.sleep(0.2)
+            waiting = await service.status("task-1")
+            assert waiting.state is TaskState.PENDING
+            assert "No space left" in waiting.state_message
+            disk.is_full = False
+            await world.launched("task-1")
+
+    asyncio.run(play())
+
+
+def test_a_finisher_that_cannot_be_started_is_tried_again(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            await world.until(service, "task-1", TaskState.RUNNING)
+            world.runners.refuses = True
+            world.runners.die("task-1")
+            await asyncio.sleep(1.5)
+            world.runners.refuses = False
+            await world.launched("task-1", 2)
+            world.runners.play("task-1", *TO_END)
+            await service.wait("task-1", 10)
+
+    asyncio.run(play())
+
+
+def test_the_end_of_a_task_that_nobody_can_finish_is_written_once_there_is_room(world, disk):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            for count in range(1, 5):
+                await world.launched("task-1", count)
+                disk.is_full = count == 4
+                world.runners.die("task-1")
+            await asyncio.sleep(1.5)
+            disk.is_full = False
+            return await service.wait("task-1", 10)
+
+    assert asyncio.run(play()).failure.code == "runner_lost"
+
+
+def test_a_wish_whose_task_could_not_be_ended_at_once_still_holds(world, disk):
+    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest("first"))
+            await service.submit(manifest("second"))
+            disk.is_full, disk.spares = True, (CancelRequested,)
+            with pytest.raises(UnavailableError, match="No space left"):
+                await service.cancel("second", reason="", force=False)
+            disk.is_full = False
+            await world.launched("first")
+            world.runners.play("first", *TO_RUNNING, *TO_END)
+            return (await service.wait("second", 10)).state
+
+    assert asyncio.run(play()) is TaskState.CANCELLED
+    assert [order.task_id for order in world.runners.orders] == ["first"]
+
+
+def test_a_server_starts_though_a_cancelled_task_cannot_be_ended_yet(world, disk):
+    writer = world.journals.create("task-1")
+    recorder = Recorder(writer, None, world.clock.now)
+    recorder.record(TaskSubmitted("task-1", manifest()))
+    recorder.record(CancelRequested("", force=False))
+    writer.close()
+
+    async def play():
+        disk.is_full = True
+        async with world.server() as service:
+            assert (await service.status("task-1")).state is TaskState.PENDING
+            disk.is_full = False
+            return (await service.wait("task-1", 10)).state
+
+    assert asyncio.run(play()) is TaskState.CANCELLED
+
+
+def test_a_pending_task_whose_journal_was_busy_at_the_start_is_launched_not_failed(world):
+    """As when a child of the killed server still holds the lock for an instant."""
+
+    async def before():
+        world.capacity = Capacity(0, 0, 0)
+        async with world.server() as service:
+            service.take_in((await asyncio.to_thread(service._register, manifest()))[0])
+
+    async def after():
+        world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+        busy = world.journals.open("task-1")
+        async with world.server() as service:
+            busy.close()
+            await world.launched("task-1")
+            return (await service.status("task-1")).failure
+
+    asyncio.run(before())
+    assert asyncio.run(after()) is None
+
+
+def test_a_journal_that_cannot_happen_stops_neither_the_server_nor_other_tasks(world):
+    """A record that the rules refuse, as another version might write it."""
+    writer = world.journals.create("odd")
+    writer.append(TaskFinished(), at=world.clock.now())
+    writer.close()
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            recorder = world.runners.recorders["task-1"]
+            recorder.writer.append(AttemptStarted("another", "x", "here"), at=world.clock.now())
+            await service.submit(manifest("task-2"))
+            await world.launched("task-2")
+            world.runners.play("task-2", *TO_RUNNING, *TO_END)
+            return (await service.wait("task-2", 10)).state
+
+    assert asyncio.run(play()) is TaskState.COMPLETED
+
+
+def test_damage_of_a_journal_is_told_in_the_status(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            await world.until(service, "task-1", TaskState.RUNNING)
+            records = world.data_dir / "tasks/task-1/journal/records"
+            with records.open("ab") as file:
+                file.write(b"00000000 {}\n")
+            world.runners.play("task-1", *TO_END)
+            async with asyncio.timeout(10):
+                while "checksum" not in (await service.status("task-1")).state_message:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(play())
+
+
+def test_two_hundred_tasks_with_room_for_three_begin_in_their_order_and_all_end(world):
+    world.capacity = Capacity(12, 1000 * GIB, 1000 * GIB)
+    names = [f"task-{number:03}" for number in range(200)]
+
+    async def play():
+        async with world.server() as service:
+            for name in names:
+                await service.submit(manifest(name))
+            async with asyncio.timeout(60):
+                while len(world.runners.orders) < len(names) or world.runners.recorders:
+                    for name in list(world.runners.recorders):
+                        world.runners.play(name, *TO_RUNNING, *TO_END)
+                    await asyncio.sleep(0.002)
+            return [(await service.wait(name, 10)).state for name in names]
+
+    assert set(asyncio.run(play())) == {TaskState.COMPLETED}
+    begun = [order.task_id for order in world.runners.orders]
+    assert sorted(begun) == names
+    # Three launches go on at once, and any of them may be the first to get to its runner.
+    assert all(abs(begun.index(name) - number) <= 3 for number, name in enumerate(names))
+
+
+def test_fifty_waiting_tasks_survive_a_restart_in_their_order(world):
+    world.capacity = Capacity(4, 1000 * GIB, 1000 * GIB)
+    names = [f"task-{number:02}" for number in range(50)]
+
+    async def before():
+        async with world.server() as service:
+            for name in names:
+                await service.submit(manifest(name))
+            await world.launched(names[0])
+
+    async def after():
+        async with world.server() as service:
+            for name in names:
+                await world.launched(name)
+                world.runners.play(name, *TO_RUNNING, *TO_END)
+            return [(await service.wait(name, 10)).state for name in names]
+
+    asyncio.run(before())
+    assert set(asyncio.run(after())) == {TaskState.COMPLETED}
+    assert [order.task_id for order in world.runners.orders] == names
+
+
+def test_what_is_under_way_keeps_its_room_though_a_waiting_task_is_older(world):
+    """As after a wall clock went back between the two submissions."""
+    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+
+    async def before():
+        async with world.server() as service:
+            await service.submit(manifest("running"))
+            await world.launched("running")
+            world.clock_set_back()
+            await service.submit(manifest("waiting"))
+
+    async def after():
+        async with world.server():
+            await asyncio.sleep(0.1)
+            assert len(world.runners.orders) == 1
+            world.runners.play("running", *TO_RUNNING, *TO_END)
+            await world.launched("waiting")
+
+    asyncio.run(before())
+    asyncio.run(after())
+
+
+def test_tasks_leave_no_descriptor_and_no_asyncio_task_behind(world):
+
+    async def play():
+        async with world.server() as service:
+            counts = []
+            for number in range(60):
+                await service.submit(manifest(f"task-{number}"))
+                await world.launched(f"task-{number}")
+                world.runners.play(f"task-{number}", *TO_RUNNING, *TO_END)
+                await service.wait(f"task-{number}", 10)
+                if number in (20, 59):
+                    await asyncio.sleep(0.3)
+                    counts.append((len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())))
+            return counts
+
+    first, last = asyncio.run(play())
+    assert last == first
+
+
+def test_a_refused_task_leaves_nothing_to_be_found_by_the_next_server(world, disk):
+    async def before():
+        async with world.server() as service:
+            disk.is_full = True
+            with pytest.raises(UnavailableError):
+                await service.submit(manifest())
+
+    async def after():
+        disk.is_full = False
+        async with world.server() as service:
+            await service.health()
+            return list(service.equipment.follower.feeds)
+
+    asyncio.run(before())
+    assert asyncio.run(after()) == []
+    assert read_task(world.journals, "task-1").task is None
