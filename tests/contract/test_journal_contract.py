@@ -242,6 +242,16 @@ def test_flushing_costs_nothing_when_there_is_nothing(journals, monkeypatch):
         assert len(flushed) == 2
 
 
+def test_what_a_dead_writer_left_is_flushed_by_the_next_one(journals, monkeypatch):
+    with writing(journals) as writer:
+        writer.append(line("written, perhaps not on disk"), at=AT)
+    flushed = []
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    writer = journals.open("task-1")
+    writer.close()
+    assert len(flushed) == 1
+
+
 def test_a_new_journal_is_on_disk_with_all_its_directories(journals, tmp_path, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))

@@ -135,6 +135,37 @@ def test_ignored_files_are_left_out_by_the_rules_of_the_base_commit(house):
     assert changed == ["deep/node_modules.txt", "deep/only-here", "foo/kept", "keep.log", "tracked.log", "z.tmp"]
 
 
+def test_names_that_look_like_a_pattern_of_git_are_asked_about_as_they_are(house):
+    base = house.upstream.commit({".gitignore": b"/hidden\n"})
+    house.stage()
+    (house.workspace / ":(top)hidden").write_text("not ignored\n")
+    (house.workspace / "hidden").write_text("ignored\n")
+
+    clone = house.apply(base, house.patch(base))
+
+    assert run_git("diff", "--cached", "--name-only", base, directory=clone) == ":(top)hidden"
+
+
+def test_ignore_files_may_become_directories(house):
+    base = house.upstream.commit({".gitignore": b"*.log\n", "src/.gitignore": b"*.tmp\n"})
+    house.stage()
+    for place in (house.workspace, house.workspace / "src"):
+        (place / ".gitignore").unlink()
+        (place / ".gitignore").mkdir()
+        (place / ".gitignore" / "file").write_text("new\n")
+
+    house.patch_applies_whole(base)
+
+
+def test_a_crowd_of_new_files_with_long_names_holds_nobody_up(house):
+    base = house.upstream.commit({".gitignore": b"*.log\n"})
+    house.stage()
+    for number in range(1500):
+        (house.workspace / f"{number:0200}").touch()
+
+    assert house.patch(base).count(b"new file mode") == 1500
+
+
 def test_an_agent_cannot_hide_files_with_rules_of_its_own(house):
     base = house.upstream.commit({".gitignore": b"*.log\n"})
     house.stage()

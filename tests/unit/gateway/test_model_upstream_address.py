@@ -54,3 +54,10 @@ def test_what_cannot_be_used_is_refused_without_telling_the_key(base_url, api_ke
 
 def test_the_key_shows_in_no_description():
     assert "sk-1" not in repr(parse_upstream(ModelUpstream("https://x", api_key="sk-1")))
+
+
+@pytest.mark.parametrize("credential", ["api_key", "auth_token"])
+def test_a_credential_is_in_no_log(credential: str):
+    upstream = ModelUpstream("https://model.example", **{credential: "sk-secret"})
+    assert "sk-secret" not in f"{upstream!r} {upstream}"
+    assert "model.example" in repr(upstream)

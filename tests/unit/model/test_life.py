@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sandbox.model import event as e
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.life import Advance, EndAttempt, Finish, IllegalEventError, advance
+from sandbox.model.life import Advance, EndAttempt, Finish, IllegalEventError, advance, final_state
 from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
 from sandbox.model.state import GRAPH, TERMINAL_STATES, TaskState
 from sandbox.model.task import Task
@@ -133,8 +133,17 @@ def test_no_exit_code_makes_a_success_of_an_outcome_with_a_failure(code):
     assert end(*TO_RUNNING, exited, FINISHED).state is TaskState.FAILED
 
 
-def test_artifacts_that_cannot_be_collected_fail_a_success():
-    assert end(*TO_RUNNING, SUCCESS, failed(FailureCode.COLLECT_FAILED), FINISHED).state is TaskState.FAILED
+def test_artifacts_that_cannot_be_collected_fail_a_success_and_end_nothing_more():
+    steps = life(*TO_RUNNING, SUCCESS, failed(FailureCode.COLLECT_FAILED), FINISHED)
+    assert steps[-1].task.state is TaskState.FAILED
+    assert steps[-2].effects == ()
+
+
+@pytest.mark.parametrize("begun", range(1, 6))
+def test_what_nothing_has_ended_has_no_final_state_yet(begun):
+    with pytest.raises(IllegalEventError):
+        final_state(end(*TO_RUNNING[:begun]))
+    assert final_state(end(*TO_RUNNING[:begun], failed()))[0] is TaskState.FAILED
 
 
 def test_an_artifact_collected_again_replaces_the_first_one():

@@ -28,6 +28,13 @@ def test_a_line_over_the_bound_comes_in_marked_parts():
     ]
 
 
+def test_a_stream_that_ends_at_the_bound_has_no_part_missing():
+    splitter = LineSplitter(3)
+    assert list(splitter.feed(b"abc")) == []
+    assert list(splitter.end()) == [(b"abc", False)]
+    assert list(splitter.end()) == []
+
+
 def test_a_line_without_end_does_not_grow_in_memory():
     splitter = LineSplitter(10)
     pieces = [piece for _ in range(100) for piece in splitter.feed(b"x" * 7)]

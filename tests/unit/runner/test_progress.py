@@ -52,6 +52,28 @@ def test_output_alone_is_told_once_a_second():
     assert [p.output_bytes for p in notes.of(Progress)] == [10, 110, 210, 310]
 
 
+def test_a_change_of_tool_is_told_sooner_than_output_alone():
+    meter_, notes = meter()
+    meter_.output(10)
+    meter_.tell(0.0)
+    meter_.agent_event(ToolStarted("t1", "Bash"), 0.05)
+    for hundredth in range(5, 20):
+        meter_.tell(hundredth / 100)
+    assert [p.current_tool for p in notes.of(Progress)] == [None, "Bash"]
+
+
+def test_more_tools_at_once_than_are_timed_are_still_counted(monkeypatch):
+    monkeypatch.setattr("sandbox.runner.progress.OPEN_TOOL_CALLS_MAX", 2)
+    meter_, notes = meter()
+    for number in range(3):
+        meter_.agent_event(ToolStarted(f"t{number}", "Read"), 0.0)
+    for number in range(3):
+        meter_.agent_event(ToolEnded(f"t{number}", "Read", is_error=False), 2.0)
+    meter_.close()
+    assert [call.duration_ms for call in notes.of(ToolCall)] == [2000, 2000, 0]
+    assert notes[-1].tool_calls == 3
+
+
 def test_nothing_new_tells_nothing():
     meter_, notes = meter()
     meter_.agent_event(TurnBegan(), 0.0)
