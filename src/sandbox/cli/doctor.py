@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -46,9 +47,22 @@ def _print(findings: Sequence[Finding], *, has_color: bool) -> None:
 
     console = output_console(has_color=has_color)
     width = max((len(finding.name) for finding in findings), default=0)
+    room = max(console.width - width - 5, 20) if console.is_terminal else None
+    above = None
     for finding in findings:
+        name = visible(finding.name) if finding.name != above else ""
+        above = finding.name
         mark = ("✓", "green") if finding.ok else ("✗", "bold red") if finding.is_needed else ("!", "yellow")
-        line = Text.assemble(mark, " ", (f"{visible(finding.name):<{width}}", "bold"), "  ", visible(finding.message))
-        console.print(line, soft_wrap=True)
-        if finding.mend:
-            console.print(Text(" " * (width + 4) + "→ " + visible(finding.mend)), soft_wrap=True)
+        first, *others = _wrapped(finding.message, room)
+        console.print(Text.assemble(mark, " ", (f"{name:<{width}}", "bold"), "  ", first), soft_wrap=True)
+        mend = _wrapped(f"→ {finding.mend}", room) if finding.mend else []
+        for line in (*others, *mend):
+            console.print(Text(" " * (width + 4) + line), soft_wrap=True)
+
+
+def _wrapped(text: str, room: int | None) -> list[str]:
+    """Whole off a terminal; commands and paths are never broken, so that they can be copied."""
+    shown = visible(text)
+    if room is None:
+        return [shown]
+    return textwrap.wrap(shown, room, break_long_words=False, break_on_hyphens=False) or [""]

@@ -27,6 +27,7 @@ def examine(settings: ServerSettings) -> list[Finding]:
     checks: list[tuple[str, Callable[[ServerSettings], list[Finding]]]] = [
         ("data directory", _data_dir),
         ("git", _git),
+        ("ssh", _ssh),
         ("Claude Code", _claude_code),
         ("sandbox", _sandbox),
         ("model", _model),
@@ -57,6 +58,14 @@ def _git(_: ServerSettings) -> list[Finding]:
     return [Finding("git", True, ran.stdout.strip())]
 
 
+def _ssh(_: ServerSettings) -> list[Finding]:
+    found = shutil.which("ssh")
+    if found is None:
+        message = "there is no ssh client; repositories at ssh:// and git@ addresses cannot be cloned"
+        return [Finding("ssh", False, message, "apt-get install openssh-client", is_needed=False)]
+    return [Finding("ssh", True, found)]
+
+
 def _claude_code(_: ServerSettings) -> list[Finding]:
     return [Finding("Claude Code", True, binary_version(find_binary()))]
 
@@ -67,8 +76,9 @@ def _sandbox(settings: ServerSettings) -> list[Finding]:
     probe = asyncio.run(runtime.probe())
     if not probe.works:
         return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.mend)]
-    isolates = "; ".join(probe.isolates)
-    return [Finding("sandbox", True, f"{probe.runtime} works: {isolates}"), *_limits(probe)]
+    isolates = [Finding("isolates", True, sentence) for sentence in probe.isolates]
+    gaps = [Finding("gap", False, sentence, is_needed=False) for sentence in probe.gaps]
+    return [Finding("sandbox", True, f"{probe.runtime} works"), *isolates, *gaps, *_limits(probe)]
 
 
 def _limits(probe: Probe) -> list[Finding]:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ async def _serve(settings: ServerSettings, places: Places) -> None:
                 sockets,
                 stream_sockets,
                 shutting_down=shutting_down,
-                on_started=lambda: _announce(settings, places, port, stream_port),
+                on_started=lambda: _announce(settings, places, port, stream_port, service.equipment.health.blockers),
             )
         finally:
             await service.close()
@@ -157,14 +158,15 @@ def _placement(places: Places) -> LocalPlacement:
     return LocalPlacement(RUNNER_COMMAND, environment, log_path)
 
 
-def _announce(settings: ServerSettings, places: Places, port: int, ws_port: int) -> None:
+def _announce(settings: ServerSettings, places: Places, port: int, ws_port: int, blockers: Sequence[str]) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     http, ws = f"http://{host}:{port}", f"ws://{host}:{ws_port}"
     if settings.announce == "json":
-        line = {"http": http, "ws": ws, "pid": os.getpid(), "data_dir": str(places.data_dir)}
-        print(json.dumps(line), flush=True)
-        return
-    print(f"Sandbox answers at {http} (WebSocket {ws}), data in {places.data_dir}", flush=True)
+        print(json.dumps({"http": http, "ws": ws, "pid": os.getpid(), "data_dir": str(places.data_dir)}), flush=True)
+    else:
+        print(f"Sandbox answers at {http} (WebSocket {ws}), data in {places.data_dir}", flush=True)
+    for reason in blockers:
+        print(f"It takes no tasks. {reason}", file=sys.stderr, flush=True)
 
 
 def _lock(data_dir: Path) -> int:

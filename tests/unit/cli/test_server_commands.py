@@ -101,6 +101,11 @@ def test_a_weakness_is_told_and_does_not_fail(server):
     assert result.stdout.startswith("! cgroups")
 
 
+def test_what_belongs_together_is_named_once(server):
+    server.findings = [FINE, Finding("gap", True, "one"), Finding("gap", True, "two")]
+    assert invoke("doctor").stdout == "✓ bubblewrap  version 0.11\n✓ gap         one\n✓             two\n"
+
+
 def test_doctor_speaks_json(server):
     server.findings = [BROKEN]
     result = invoke("doctor", "-f", "json")

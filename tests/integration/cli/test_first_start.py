@@ -1,0 +1,64 @@
+"""What somebody is told who has just installed Sandbox and begins."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+SANDBOX = [sys.executable, "-m", "sandbox"]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A fresh user's: no key, no settings. On their PATH is git, and nothing else."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "git").symlink_to("/usr/bin/git")
+    return {"PATH": str(programs), "HOME": str(tmp_path), "LANG": "C.UTF-8"}
+
+
+def findings(environment):
+    ran = subprocess.run(
+        [*SANDBOX, "doctor", "-f", "json"], env=environment, capture_output=True, timeout=60, check=False
+    )
+    found = {}
+    for finding in json.loads(ran.stdout)["findings"]:
+        found.setdefault(finding["name"], []).append(finding)
+    return found
+
+
+def test_doctor_says_what_is_missing_for_repositories_by_ssh(environment, tmp_path):
+    (missing,) = findings(environment)["ssh"]
+    assert (missing["ok"], missing["is_needed"], missing["mend"]) == (False, False, "apt-get install openssh-client")
+    (tmp_path / "bin" / "ssh").touch(mode=0o755)
+    (there,) = findings(environment)["ssh"]
+    assert (there["ok"], there["message"]) == (True, str(tmp_path / "bin" / "ssh"))
+
+
+def test_doctor_hides_no_gap_of_the_sandbox(environment):
+    found = findings(environment)
+    assert found["sandbox"][0]["ok"], found
+    assert any("kernel is shared" in gap["message"] for gap in found["gap"])
+    assert any("disk" in gap["message"] for gap in found["gap"])
+    assert not any(gap["ok"] or gap["is_needed"] for gap in found["gap"])
+
+
+@pytest.mark.parametrize("key", ["", "sk-ant-something"])
+def test_a_server_without_a_key_for_the_model_says_so_at_once(environment, tmp_path, key):
+    server = subprocess.Popen(
+        [*SANDBOX, "serve", "--port", "0", "--ws-port", "0", "--format", "json"],
+        env={**environment, "PATH": os.environ["PATH"], "ANTHROPIC_API_KEY": key, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        address = json.loads(server.stdout.readline())["http"]
+        ready = httpx.get(f"{address}/api/v1/health/ready", trust_env=False)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        _, talk = server.communicate(timeout=20)
+    assert ready.status_code == (200 if key else 503)
+    assert ("set ANTHROPIC_API_KEY" in talk.decode()) is (not key)
