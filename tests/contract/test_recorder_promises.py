@@ -1,0 +1,84 @@
+"""What a recorder has said yes to is on disk; output may be late by a moment."""
+
+import os
+from datetime import UTC, datetime
+
+import pytest
+
+from doubles.manifests import manifest
+from sandbox.contracts.recorder import Recorder
+from sandbox.journal.journals import FileJournals
+from sandbox.model import event as e
+from sandbox.model.artifact import Artifact
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.life import IllegalEventError
+
+AT = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
+TO_RUNNING = (
+    e.TaskSubmitted("task-1", manifest()),
+    e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
+    e.WorkspacePrepared("0" * 40),
+    e.SandboxCreated("abcdefghijkl", "namespaces", "host"),
+    e.AgentStarted("session"),
+)
+ARTIFACT = Artifact("a.md", "a.md", 1, "text/markdown", "sha256:" + "0" * 64)
+
+
+@pytest.fixture
+def running(tmp_path):
+    writer = FileJournals(tmp_path).create("task-1")
+    recorder = Recorder(writer, None, lambda: AT)
+    for event in TO_RUNNING:
+        recorder.record(event)
+    yield recorder
+    writer.close()
+
+
+def test_every_change_of_state_is_on_disk(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    writer = FileJournals(tmp_path).create("task-1")
+    recorder = Recorder(writer, None, lambda: AT)
+    for count, event in enumerate((*TO_RUNNING, e.AgentExited(0, {"is_error": False}), e.TaskFinished()), 1):
+        recorder.record(event)
+        assert len(flushed) == count
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        e.CancelRequested("enough"),
+        e.AttemptFailed(Failure(FailureCode.TIMEOUT, "late")),
+        e.ArtifactCollected(ARTIFACT),
+        e.Usage("m", 1, 2),
+    ],
+)
+def test_a_promise_is_on_disk(running, monkeypatch, promise):
+    flushed = []
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    running.record(promise)
+    assert len(flushed) == 1
+
+
+def test_output_does_not_wait_for_the_disk(running, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    running.record(e.Output.of("stdout", b"x"))
+    assert flushed == []
+
+
+def test_what_could_not_be_written_has_not_happened(running, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    effects = []
+    running.on_effect = effects.append
+    before = running.task
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", refuse)
+        with pytest.raises(OSError, match="No space"):
+            running.record(e.CancelRequested())
+    assert (running.task, effects) == (before, [])
+    with pytest.raises(IllegalEventError):
+        running.record(e.TaskFinished())
