@@ -233,7 +233,7 @@ class TaskService:
             return None
         if not receipt.done:
             return None
-        return receipt.message or "The agent is told to stop; what it wrote is collected, then the sandbox is removed."
+        return receipt.message or "The task is being stopped; what it made until now is kept."
 
     def _finished(self, feed: Feed) -> None:
         self.equipment.room.leave(feed.task.id)
