@@ -2,6 +2,8 @@
 
 import errno
 import socket
+from collections.abc import Sequence
+from ipaddress import ip_address
 
 from sandbox.model.errors import SandboxError
 
@@ -14,6 +16,23 @@ class AddressError(SandboxError):
     """The server cannot listen there."""
 
     code = "address_unavailable"
+
+
+class OpenAddressError(SandboxError):
+    """Others than this machine's users reach the address, and nothing tells them apart from the operator."""
+
+    code = "address_open"
+
+
+def check_loopback(sockets: Sequence[socket.socket]) -> None:
+    """Raises OpenAddressError if one of the bound sockets can be reached from another machine."""
+    for bound in sockets:
+        address = bound.getsockname()[0].partition("%")[0]
+        if not ip_address(address).is_loopback:
+            raise OpenAddressError(
+                f"{address} can be reached from other machines, and whoever reaches the server commands it: "
+                "there are no tokens yet. Listen on 127.0.0.1, and reach it from elsewhere through ssh -L."
+            )
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

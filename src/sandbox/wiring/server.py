@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sandbox import __version__
 from sandbox.agent.binary import install_binary
-from sandbox.api.addresses import bind
+from sandbox.api.addresses import bind, check_loopback
 from sandbox.api.app import create_app, create_stream_app
 from sandbox.api.context import ApiSettings
 from sandbox.api.serve import serve, set_by_signals
@@ -74,6 +74,7 @@ def run(settings: ServerSettings) -> None:
 async def _serve(settings: ServerSettings, places: Places) -> None:
     sockets = bind(settings.host, settings.port)
     stream_sockets = bind(settings.host, settings.ws_port)
+    check_loopback([*sockets, *stream_sockets])
     port, stream_port = (bound[0].getsockname()[1] for bound in (sockets, stream_sockets))
     api_settings = ApiSettings(version=__version__, ports=frozenset({port, stream_port}))
     shutting_down = asyncio.Event()

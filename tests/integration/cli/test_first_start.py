@@ -9,6 +9,8 @@ import sys
 import httpx
 import pytest
 
+from sandbox.api.addresses import bind, check_loopback
+
 SANDBOX = [sys.executable, "-m", "sandbox"]
 
 
@@ -62,3 +64,25 @@ def test_a_server_without_a_key_for_the_model_says_so_at_once(environment, tmp_p
         _, talk = server.communicate(timeout=20)
     assert ready.status_code == (200 if key else 503)
     assert ("set ANTHROPIC_API_KEY" in talk.decode()) is (not key)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_without_tokens_the_server_listens_for_this_machine_only(environment, host):
+    ran = subprocess.run(
+        [*SANDBOX, "serve", "--host", host, "--port", "0", "--ws-port", "0"],
+        env={**environment, "PATH": os.environ["PATH"]}, capture_output=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 10
+    assert ran.stdout == b""
+    assert b"can be reached from other machines" in ran.stderr
+    assert b"Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+def test_every_loopback_address_will_do(host):
+    sockets = bind(host, 0)
+    try:
+        check_loopback(sockets)
+    finally:
+        for bound in sockets:
+            bound.close()
