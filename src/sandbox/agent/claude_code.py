@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from sandbox.agent.conversation import ClaudeConversation
 from sandbox.contracts.agent import AgentStart
-from sandbox.contracts.inside import HOME, MODEL_PORT, PROXY_PORT, USER, WORKSPACE
+from sandbox.contracts.inside import HOME, MODEL_PORT, NODE, PROXY_PORT, USER, WORKSPACE
 from sandbox.contracts.runtime import Command
 from sandbox.model.manifest import Claude, Manifest
 
@@ -15,6 +15,12 @@ PROGRAM = "/run/sandbox/bin/claude"
 MODEL_URL = f"http://127.0.0.1:{MODEL_PORT}"
 PROXY_URL = f"http://127.0.0.1:{PROXY_PORT}"
 
+_PROGRAM_PATH = (
+    str(PurePosixPath(PROGRAM).parent),
+    f"{HOME}/.local/bin",
+    f"{NODE}/bin",
+    *("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"),
+)
 _TEXT_MARK = "Task:\n"
 
 
@@ -62,15 +68,16 @@ def _instruction_directories(directory: str) -> Iterator[str]:
 
 
 def _arguments(claude: Claude, session_id: str, directory: str) -> tuple[str, ...]:
-    # `--setting-sources user` and `--strict-mcp-config` keep the repository's settings, hooks, skills and MCP servers
-    # out; `--add-dir` (with its variable in the environment) brings nothing but its CLAUDE.md files and rules back.
+    # No setting source and `--strict-mcp-config` keep the repository's settings, hooks, skills and MCP servers out, and
+    # the home's too: they are obeyed as soon as they are written, so any program inside could send the agent to a
+    # model of its own. `--add-dir` (with its variable in the environment) brings CLAUDE.md files and rules back.
     turns = () if claude.max_turns is None else ("--max-turns", str(claude.max_turns))
     return (
         PROGRAM,
         "-p",
         *("--output-format", "stream-json", "--verbose"),
         "--dangerously-skip-permissions",
-        *("--setting-sources", "user"),
+        *("--setting-sources", ""),
         "--strict-mcp-config",
         *("--add-dir", *_instruction_directories(directory)),
         f"--model={claude.model}",
@@ -83,13 +90,14 @@ def _environment(task_key: str) -> dict[str, str]:
     proxies = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"), PROXY_URL)
     direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost,::1")
     return {
-        "PATH": f"{PurePosixPath(PROGRAM).parent}:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "PATH": ":".join(_PROGRAM_PATH),
         "HOME": HOME,
         "USER": USER,
         "LOGNAME": USER,
         "SHELL": "/bin/bash",
         "LANG": "C.UTF-8",
         "TMPDIR": "/tmp",  # noqa: S108  (inside the sandbox, which has a /tmp of its own)
+        "NODE_USE_SYSTEM_CA": "1",
         "ANTHROPIC_BASE_URL": MODEL_URL,
         "ANTHROPIC_API_KEY": task_key,
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",

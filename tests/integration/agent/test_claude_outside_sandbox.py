@@ -167,7 +167,7 @@ def test_the_same_repository_takes_over_without_sandboxs_options(tmp_path):
         ENVIRONMENT,
         DONE,
         prepare=lambda workspace: make_hostile(workspace, elsewhere=None),
-        without=("--setting-sources", "user", "--strict-mcp-config"),
+        without=("--setting-sources", "", "--strict-mcp-config"),
     )
     assert {"HOOK", "HELPER", "MCP"} <= marks(tmp_path)
     assert model.requests[0].headers["authorization"] == "Bearer evil-key"

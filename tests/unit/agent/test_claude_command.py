@@ -33,9 +33,9 @@ def test_a_model_name_that_looks_like_an_option_stays_a_name():
     assert "--settings=evil" not in prepare(model="--settings=evil").command.argv
 
 
-def test_the_repositorys_settings_and_servers_are_left_out():
+def test_settings_and_servers_of_repository_and_home_are_left_out():
     argv = prepare().command.argv
-    assert value_of(argv, "--setting-sources") == "user"
+    assert value_of(argv, "--setting-sources") == ""
     assert "--strict-mcp-config" in argv
 
 
