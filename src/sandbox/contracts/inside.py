@@ -4,6 +4,8 @@ UID = 1000
 USER = "agent"
 HOME = "/home/agent"
 WORKSPACE = "/workspace"
+NODE = "/opt/node"
+"""Where Node.js is installed, its programs in `bin`."""
 
 MODEL_PORT = 8123
 """Where the gateway plays the model's API, on 127.0.0.1."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from sandbox.contracts.inside import HOME, UID, USER, WORKSPACE
+from sandbox.runtimes import node
 
 DIRECTORIES = ("/etc", "/etc/ssl", "/home", "/run", "/run/sandbox", "/var")
 HOST_LINKS = {"/bin": "usr/bin", "/sbin": "usr/sbin", "/lib": "usr/lib", "/lib64": "usr/lib64", "/var/tmp": "../tmp"}  # noqa: S108
@@ -25,5 +26,7 @@ def etc_files(host_name: str) -> Mapping[str, bytes]:
         "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
         "/etc/gitconfig": '[user]\n\tname = "Claude Code (Sandbox)"\n\temail = agent@sandbox.invalid\n'
         f"[safe]\n\tdirectory = {WORKSPACE}\n",
+        node.NPM_CONFIGURATION: f"prefix={HOME}/.local\nupdate-notifier=false\n"
+        "fetch-retry-mintimeout=500\nfetch-retry-maxtimeout=2000\n",
     }
     return {path: text.encode() for path, text in texts.items()}

