@@ -17,6 +17,7 @@ from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, 
 from sandbox.model.frame import timestamp
 from sandbox.model.life import final_state
 from sandbox.model.task import Task
+from sandbox.runner.durability import flush, give_name
 from sandbox.runner.equipment import Attempt
 
 
@@ -27,6 +28,7 @@ async def collect(attempt: Attempt) -> None:
     """
     directory = attempt.task_files.artifacts
     directory.mkdir(mode=0o700, exist_ok=True)
+    flush(directory.parent)
     try:
         await _collect_patch(attempt, directory)
     except AttemptError as error:
@@ -75,9 +77,8 @@ def _record(attempt: Attempt, directory: Path, name: str, content_type: str, par
     """Flush, take the checksum, give the file its name, then say that it is there."""
     with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
         size_bytes = os.fstat(file.fileno()).st_size
-    part.rename(directory / name)
+    give_name(part, directory / name)
     artifact = Artifact(name, f".sandbox/{name}", size_bytes, content_type, f"sha256:{digest}")
     attempt.recorder.record(ArtifactCollected(artifact))
 

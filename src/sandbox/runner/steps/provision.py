@@ -1,6 +1,5 @@
 """Provision: a sandbox is made for the workspace."""
 
-import os
 import secrets
 import uuid
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from sandbox.contracts.agent import AgentStart
 from sandbox.contracts.runtime import Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.event import SandboxCreated
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
+from sandbox.runner.durability import give_name
 from sandbox.runner.equipment import Attempt
 
 
@@ -52,16 +52,8 @@ async def provision(attempt: Attempt) -> Provisioned:
 def write_handle(path: Path, handle: SandboxHandle) -> None:
     """Put the handle on disk, whole and flushed."""
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        file.write(msgspec.json.encode(handle))
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    part.write_bytes(msgspec.json.encode(handle))
+    give_name(part, path)
 
 
 def read_handle(path: Path) -> SandboxHandle | None:
