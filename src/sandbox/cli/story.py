@@ -115,7 +115,7 @@ class Story:
         took = duration(float(frame.get("duration_ms") or 0) / 1000)
         self._tool_line(frame, use.summary if use else "", took, is_error=is_error)
         if is_error and complaint:
-            self._lines(frame, complaint, "red", lines_max=ERROR_LINES_MAX, mark="  ")
+            self._lines(frame, _telling(complaint), "red", lines_max=ERROR_LINES_MAX, mark="  ")
 
     def _tell_usage(self, frame: dict[str, Any]) -> None:
         for field in ("input_tokens", "cache_read_tokens", "cache_write_tokens"):
@@ -147,7 +147,12 @@ class Story:
 
         style = STATE_STYLES.get(state, "bold")
         line = Text.assemble((_time(frame), "dim"), (f"{visible(state):<13} ", style))
-        self._print(line.append(_one_line(message)))
+        indent, told = line.cell_len, Text(_one_line(message))
+        wraps = self._console.is_terminal and bool(message)
+        first, *others = told.wrap(self._console, max(self._console.width - indent - 1, 20)) if wraps else [told]
+        self._print(line.append_text(first))
+        for other in others:
+            self._print(Text(" " * indent).append_text(other))
 
     def _tool_line(self, frame: dict[str, Any], summary: str, took: str, *, is_error: bool) -> None:
         from rich.text import Text
@@ -178,6 +183,11 @@ class Story:
 
 def _time(frame: dict[str, Any]) -> str:
     return f"{clock(frame.get('timestamp'))}  "
+
+
+def _telling(complaint: str) -> str:
+    """Without rulers and frames: only the first lines are shown."""
+    return "\n".join(line for line in complaint.splitlines() if any(map(str.isalnum, line)))
 
 
 def _one_line(text: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from doubles import recorded_story
-from sandbox.cli.story import tell
+from sandbox.cli.story import Story, tell
 
 
 def told(frames, *, width: int = 80) -> str:
@@ -91,6 +91,30 @@ def test_a_task_cannot_draw_on_the_terminal_through_its_story():
     assert not set(text) & {"\x1b", "\x07", "\u202e"}
     assert text.count(r"\x1b[2J") == 10
     assert "[bold]x[/]" in text
+
+
+def test_a_complaint_is_told_without_rulers():
+    use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {"command": "make"}}
+    answer = {"type": "tool_result", "tool_use_id": "t", "is_error": True, "content": "Exit code 1\n====\nFAIL: one"}
+    frames = [
+        output(json.dumps({"type": "assistant", "message": {"content": [use]}})),
+        output(json.dumps({"type": "user", "message": {"content": [answer]}})),
+        {"type": "tool_call", "tool": "Bash", "tool_use_id": "t", "duration_ms": 5, "is_error": True},
+    ]
+    assert [line.strip() for line in without_times(told(frames))] == ["✗ Bash  make  5 ms", "Exit code 1", "FAIL: one"]
+
+
+def test_a_long_reason_stays_in_its_column_on_a_terminal_and_whole_elsewhere():
+    reason = "Claude Code exited with code 0 without a final result; its output in the task's logs may say why."
+    frame = {"type": "state_change", "new_state": "failed", "state_message": reason}
+    assert len(told([frame]).splitlines()) == 1
+    screen = io.StringIO()
+    Story(Console(file=screen, width=80, force_terminal=True, color_system=None)).add(frame)
+    first, *others = screen.getvalue().splitlines()
+    column = first.index("Claude Code")
+    assert others
+    assert all(line[:column].isspace() and len(line) < 80 for line in others)
+    assert " ".join([first[column:], *(line.strip() for line in others)]).split() == reason.split()
 
 
 def test_a_long_speech_is_cut():
