@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 
 import pytest
@@ -193,3 +193,40 @@ def test_a_reader_beside_a_busy_writer_sees_every_record_once(journals, tmp_path
             if not batch.records:
                 runner.stdout.readline()
     assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_what_is_appended_while_a_flush_is_under_way_is_flushed_by_the_next(journals, monkeypatch):
+    """A runner flushes its output in a thread while it goes on to write."""
+    flushed = []
+    with closing(journals.open("task-1")) as writer:
+        writer.append(e.Trouble("second", ""), at=datetime.now(UTC))
+
+        def slow_flush(_):
+            if not flushed:
+                flushed.append("first")
+                writer.append(e.Trouble("third", ""), at=datetime.now(UTC))
+            else:
+                flushed.append("again")
+
+        monkeypatch.setattr(os, "fdatasync", slow_flush)
+        writer.sync()
+        writer.sync()
+        assert flushed == ["first", "again"]
+
+
+def test_a_promise_is_flushed_although_another_flush_has_just_begun(journals, monkeypatch):
+    """The other one may have begun before the promise was written."""
+    flushed = []
+    with closing(journals.open("task-1")) as writer:
+        writer.append(e.Trouble("second", ""), at=datetime.now(UTC))
+        monkeypatch.setattr(os, "fdatasync", lambda _: flushed.append(1))
+        write = os.write
+
+        def write_while_another_flushes(descriptor, data):
+            written = write(descriptor, data)
+            writer.sync()
+            return written
+
+        monkeypatch.setattr(os, "write", write_while_another_flushes)
+        writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
+        assert len(flushed) == 2

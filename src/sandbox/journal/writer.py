@@ -12,7 +12,7 @@ from sandbox.model.event import Event, Record, Transition
 
 
 class FileJournalWriter:
-    """Appends records to the file of a journal whose lock it holds. For one thread at a time."""
+    """Appends records to the file of a journal whose lock it holds. For one thread; `sync` may have another one."""
 
     def __init__(self, records: Path, lock_fd: int, extent: Extent) -> None:
         """Go on after `extent`, which drops what is behind it. Takes `lock_fd` over once it has succeeded."""
@@ -55,8 +55,9 @@ class FileJournalWriter:
     def sync(self) -> None:
         """Flush to disk what was appended since the last time."""
         if self._is_dirty:
-            os.fdatasync(self._records_fd)
+            # Before the flush, because what is appended during it may be too late for it.
             self._is_dirty = False
+            self._flush()
 
     def close(self) -> None:
         """Flush and let go. Closing, unlike unlocking, leaves the lock to a child that inherited it."""
@@ -69,13 +70,23 @@ class FileJournalWriter:
             os.close(self._lock_fd)
             self._records_fd = self._lock_fd = -1
 
+    def _flush(self) -> None:
+        try:
+            os.fdatasync(self._records_fd)
+        except BaseException:
+            self._is_dirty = True
+            raise
+
     def _write(self, text: bytes, *, durable: bool) -> None:
         self._drop_torn_tail()
-        self._has_torn_tail = self._is_dirty = True
+        self._has_torn_tail = True
         try:
             _write_all(self._records_fd, text)
             if durable:
-                self.sync()
+                # Whatever another thread has flushed: it may have begun before this was written.
+                self._flush()
+            else:
+                self._is_dirty = True
         except BaseException:
             # Where even this fails, the next append tries again before it writes.
             with contextlib.suppress(OSError):
