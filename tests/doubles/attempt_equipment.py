@@ -2,29 +2,46 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from doubles.manifests import manifest
 from sandbox.contracts.agent import AgentStart, Outcome, ToolEnded, ToolStarted
+from sandbox.contracts.gateway import ModelUpstream
+from sandbox.contracts.recorder import Recorder, read_records, read_task
 from sandbox.contracts.runtime import Command, Exit, SandboxHandle
+from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError, Failure, FailureCode
+from sandbox.model.event import AttemptStarted, Output, TaskSubmitted
+from sandbox.runner.equipment import Attempt, Equipment
+from sandbox.runner.life import AttemptLife
 from sandbox.wiring.clock import SystemClock
+
+ATTEMPT_ID = "abcdefghijkl"
 
 
 @dataclass
 class Script:
-    """How an attempt goes. stays: the agent works until it is ended; deaf: it does not mind TERM."""
+    """How an attempt goes.
+
+    stays: the agent works until it is ended; deaf: it does not mind TERM; immortal: nor KILL.
+    report: what the gateway tells its runner by, once it is open.
+    """
 
     stdout: bytes = b'{"type":"result"}\n'
     stderr: bytes = b""
     exit: Exit = field(default_factory=lambda: Exit(0))
     stays: bool = False
     deaf: bool = False
+    immortal: bool = False
+    report: Callable | None = None
     stage_error: AttemptError | None = None
     create_error: AttemptError | None = None
     patch_error: AttemptError | None = None
     destroy_error: AttemptError | None = None
     stage_seconds: float = 0.0
+    patch_seconds: float = 0.0
     seen: list[str] = field(default_factory=list)
 
 
@@ -52,7 +69,7 @@ class ScriptedSandbox:
 
     async def kill(self):
         self._script.seen.append("kill")
-        if not self._over.is_set():
+        if not self._over.is_set() and not self._script.immortal:
             self._exit = Exit(137)
             self._over.set()
         for reader in self._readers:
@@ -89,7 +106,11 @@ class ScriptedRuntime:
 class SilentGateway:
     requests_in_flight = 0
 
+    def __init__(self, script):
+        self._script = script
+
     def open(self, upstream, task_key, report):
+        self._script.report = report
         return self
 
     async def serve(self, listeners):
@@ -135,6 +156,7 @@ class ScriptedWorkspaces:
         if self._script.patch_error:
             raise self._script.patch_error
         target.write_bytes(b"diff --git a/a b/a\n")
+        await asyncio.sleep(self._script.patch_seconds)
 
     async def collect(self, workspace, patterns, target, taken_names):
         (target / "report.md").write_bytes(b"# report\n")
@@ -142,13 +164,51 @@ class ScriptedWorkspaces:
 
 
 def scripted_equipment(script, journals):
-    from sandbox.runner.equipment import Equipment
-
     return Equipment(
         journals=journals,
         runtime=ScriptedRuntime(script),
-        gateways=SilentGateway(),
+        gateways=SilentGateway(script),
         agent=ScriptedAgent(),
         workspaces=ScriptedWorkspaces(script),
         clock=SystemClock(),
     )
+
+
+class Stage:
+    """One task, submitted and handed to a runner."""
+
+    def __init__(self, data_dir, script, **parts):
+        self.script = script
+        self.journals = FileJournals(data_dir)
+        self.writer = self.journals.create("task-1")
+        self.recorder = Recorder(self.writer, None, SystemClock().now)
+        self.recorder.record(TaskSubmitted("task-1", manifest(**parts)))
+        self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here"))
+        self.attempt = Attempt(
+            ATTEMPT_ID,
+            data_dir,
+            ModelUpstream("http://model", api_key="k"),
+            self.recorder,
+            scripted_equipment(script, self.journals),
+        )
+        self.attempt.files.root.mkdir(parents=True)
+        self.life = AttemptLife(self.attempt)
+
+    @property
+    def task(self):
+        return read_task(self.journals, "task-1").task
+
+    @property
+    def states(self):
+        return [str(entry.state) for entry in self.task.history]
+
+    @property
+    def artifacts(self):
+        return {artifact.name for artifact in self.task.artifacts}
+
+    def outputs(self):
+        return [r.event.data for r in read_records(self.journals, "task-1") if isinstance(r.event, Output)]
+
+    async def until(self, state):
+        while self.recorder.task.state is not state:
+            await asyncio.sleep(0.005)

@@ -1,6 +1,7 @@
 """One attempt from its first step to the task's final record."""
 
 import asyncio
+import sys
 import traceback
 from collections.abc import Coroutine
 from typing import TypeVar
@@ -8,6 +9,7 @@ from typing import TypeVar
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import AgentExited, AttemptFailed, CancelRequested, TaskFinished
+from sandbox.model.life import EndAttempt
 from sandbox.model.limits import OUTPUT_SYNC_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
@@ -32,6 +34,8 @@ class AttemptLife:
         self._attempt = attempt
         self._wish = EndWish()
         attempt.recorder.on_effect = self._wish.take
+        if (cancel := attempt.task.cancel) is not None:
+            self._wish.take(EndAttempt(force=cancel.force))
 
     def cancel(self, order: CancelOrder) -> Receipt:
         """Write the wish down; it is durable when the receipt is given."""
@@ -132,7 +136,11 @@ class AttemptLife:
     async def _sync_output(self) -> None:
         while True:
             await asyncio.sleep(OUTPUT_SYNC_SECONDS)
-            await asyncio.to_thread(self._attempt.recorder.writer.sync)
+            try:
+                await asyncio.to_thread(self._attempt.recorder.writer.sync)
+            except OSError as error:
+                # The next round tries again; a disk that is really broken shows when a record is written.
+                print(f"Output could not be flushed: {error}", file=sys.stderr)
 
 
 def _described(error: Exception) -> str:

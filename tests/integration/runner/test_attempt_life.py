@@ -6,60 +6,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from doubles.attempt_equipment import Script, scripted_equipment
-from doubles.manifests import manifest
-from sandbox.contracts.gateway import ModelUpstream
+from doubles.attempt_equipment import ATTEMPT_ID, Script, Stage
 from sandbox.contracts.placement import CancelOrder
-from sandbox.contracts.recorder import Recorder, read_records, read_task
 from sandbox.contracts.runtime import Exit
-from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import AgentStarted, AttemptStarted, Output, SandboxCreated, TaskSubmitted, WorkspacePrepared
+from sandbox.model.event import AgentStarted, Output, SandboxCreated, WorkspacePrepared
 from sandbox.model.state import TaskState
-from sandbox.runner.equipment import Attempt
-from sandbox.runner.life import AttemptLife
-from sandbox.wiring.clock import SystemClock
-
-ATTEMPT_ID = "abcdefghijkl"
-
-
-class Stage:
-    """One task, submitted and handed to a runner."""
-
-    def __init__(self, data_dir, script, **parts):
-        self.journals = FileJournals(data_dir)
-        self.writer = self.journals.create("task-1")
-        self.recorder = Recorder(self.writer, None, SystemClock().now)
-        self.recorder.record(TaskSubmitted("task-1", manifest(**parts)))
-        self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here"))
-        self.attempt = Attempt(
-            ATTEMPT_ID,
-            data_dir,
-            ModelUpstream("http://model", api_key="k"),
-            self.recorder,
-            scripted_equipment(script, self.journals),
-        )
-        self.attempt.files.root.mkdir(parents=True)
-        self.life = AttemptLife(self.attempt)
-
-    @property
-    def task(self):
-        return read_task(self.journals, "task-1").task
-
-    @property
-    def states(self):
-        return [str(entry.state) for entry in self.task.history]
-
-    @property
-    def artifacts(self):
-        return {artifact.name for artifact in self.task.artifacts}
-
-    def outputs(self):
-        return [r.event.data for r in read_records(self.journals, "task-1") if isinstance(r.event, Output)]
-
-    async def until(self, state):
-        while self.recorder.task.state is not state:
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

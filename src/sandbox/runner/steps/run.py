@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 
 from sandbox.contracts.agent import Conversation
 from sandbox.contracts.gateway import Gateway
@@ -20,6 +20,8 @@ from sandbox.runner.wish import EndWish
 
 _CHUNK_BYTES = 64 * 1024
 _STDERR_TAIL_BYTES = 8 * 1024
+_TURN_LINES = 100
+"""Lines written down before everything else that the runner has to do gets a turn."""
 
 
 async def run(attempt: Attempt, provisioned: Provisioned, wish: EndWish) -> None:
@@ -43,6 +45,8 @@ class _Run:
         self._stderr_tail: deque[bytes] = deque()
         self._stderr_tail_bytes = 0
         self._in_long_line = False
+        self._killed = asyncio.Event()
+        self._unreported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if attempt.upstream is None:
             raise AttemptError(
                 FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
@@ -51,24 +55,48 @@ class _Run:
 
     async def carry_out(self) -> None:
         async with _helpers() as helpers:
-            helpers.append(asyncio.create_task(self._serve_gateway()))
-            stdout, stderr = await self._sandbox.start(self._start.command)
-            self._record(AgentStarted(self._start.session_id))
-            pumps = [
-                asyncio.create_task(self._pump("stdout", stdout)),
-                asyncio.create_task(self._pump("stderr", stderr)),
-            ]
-            helpers += [
-                asyncio.create_task(helper)
-                for helper in (self._tell_progress(), self._watch_clock(), self._end_on_wish())
-            ]
+            helpers.append(self._guard(self._serve_gateway()))
             try:
-                ended = await self._sandbox.wait()
+                stdout, stderr = await self._sandbox.start(self._start.command)
+                self._record(AgentStarted(self._start.session_id))
+                pumps = [self._guard(self._pump("stdout", stdout)), self._guard(self._pump("stderr", stderr))]
+                for helper in (self._tell_progress(), self._watch_clock(), self._watch_reports(), self._end_on_wish()):
+                    helpers.append(self._guard(helper))
+                ended = await self._await_end()
             finally:
                 await self._kill()
             await self._drain(pumps)
         self._meter.close()
         self._conclude(ended)
+
+    def _guard(self, helper: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        """A helper that breaks takes everything inside with it: no agent goes on without its bounds."""
+
+        async def guarded() -> None:
+            try:
+                await helper
+            except Exception:
+                await self._kill()
+                raise
+
+        return asyncio.create_task(guarded())
+
+    async def _await_end(self) -> Exit:
+        """How the command ended. Raises AttemptError (sandbox_lost) when it does not, KILL_SECONDS after KILL."""
+        ended = asyncio.create_task(self._sandbox.wait())
+        killed = asyncio.create_task(self._killed.wait())
+        try:
+            await asyncio.wait({ended, killed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended}, timeout=KILL_SECONDS)
+            if ended.done():
+                return ended.result()
+        finally:
+            for waiting in (ended, killed):
+                waiting.cancel()
+            await asyncio.gather(ended, killed, return_exceptions=True)
+        raise AttemptError(
+            FailureCode.SANDBOX_LOST, "Processes of the sandbox would not die; look at the machine's log."
+        )
 
     def _conclude(self, ended: Exit) -> None:
         tail = b"".join(self._stderr_tail)[-_STDERR_TAIL_BYTES:]
@@ -77,18 +105,16 @@ class _Run:
 
     async def _pump(self, stream: Stream, reader: asyncio.StreamReader) -> None:
         splitter = LineSplitter()
-        try:
-            while chunk := await reader.read(_CHUNK_BYTES):
-                self._active_at = self._clock.monotonic()
-                self._meter.output(len(chunk))
-                self._take(stream, splitter.feed(chunk))
-            self._take(stream, splitter.end())
-        except Exception:
-            await self._sandbox.kill()
-            raise
+        while chunk := await reader.read(_CHUNK_BYTES):
+            self._active_at = self._clock.monotonic()
+            self._meter.output(len(chunk))
+            await self._take(stream, splitter.feed(chunk))
+        await self._take(stream, splitter.end())
 
-    def _take(self, stream: Stream, pieces: Iterable[tuple[bytes, bool]]) -> None:
-        for piece, continued in pieces:
+    async def _take(self, stream: Stream, pieces: Iterable[tuple[bytes, bool]]) -> None:
+        for number, (piece, continued) in enumerate(pieces):
+            if number % _TURN_LINES == 0:
+                await asyncio.sleep(0)
             self._record(Output.of(stream, piece, continued=continued))
             if stream == "stderr":
                 self._keep_tail(piece)
@@ -109,9 +135,17 @@ class _Run:
             self._stderr_tail_bytes -= len(self._stderr_tail.popleft())
 
     def _report(self, event: Usage | EgressDenied | Trouble) -> None:
-        self._record(event)
+        """Called by the gateway, which has nobody to tell when this fails."""
+        try:
+            self._record(event)
+        except Exception as error:
+            if not self._unreported.done():
+                self._unreported.set_exception(error)
         if isinstance(event, Usage):
             self._meter.usage(event)
+
+    async def _watch_reports(self) -> None:
+        await self._unreported
 
     async def _serve_gateway(self) -> None:
         try:
@@ -152,13 +186,14 @@ class _Run:
             await self._sandbox.signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wish.forced.wait(), TERM_GRACE_SECONDS)
-        await self._sandbox.kill()
+        await self._kill()
 
     async def _kill(self) -> None:
         try:
-            await asyncio.wait_for(self._sandbox.kill(), KILL_SECONDS)
-        except TimeoutError:
-            self._fail(FailureCode.SANDBOX_LOST, "Processes of the sandbox would not die; look at the machine's log.")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._sandbox.kill(), KILL_SECONDS)
+        finally:
+            self._killed.set()
 
     async def _drain(self, pumps: list["asyncio.Task[None]"]) -> None:
         done, late = await asyncio.wait(pumps, timeout=OUTPUT_DRAIN_SECONDS)

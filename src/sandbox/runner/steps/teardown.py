@@ -18,15 +18,16 @@ async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
             if handle is not None:
                 await attempt.equipment.runtime.destroy(handle, attempt.files.disk)
-            await _remove(attempt.files.disk, attempt.files.repository)
+            kept = (attempt.files.handle, attempt.files.runner_log)
+            await _remove(*(path for path in attempt.files.root.iterdir() if path not in kept))
             attempt.files.handle.unlink(missing_ok=True)
     except Exception as error:
         attempt.recorder.record(Trouble("teardown_failed", f"Something of the sandbox is left: {error}"))
 
 
-async def _remove(*directories: Path) -> None:
+async def _remove(*paths: Path) -> None:
     """By rm(1), which no depth of directories exhausts, follows no link and can be stopped."""
-    command = ("rm", "-rf", "--one-file-system", "--", *map(str, directories))
+    command = ("rm", "-rf", "--one-file-system", "--", *map(str, paths))
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env={"PATH": "/usr/bin:/bin"}
     )

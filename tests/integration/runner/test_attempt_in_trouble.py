@@ -1,0 +1,161 @@
+"""An attempt whose disk, helpers or sandbox let it down: it always ends, and never leaves an agent unwatched."""
+
+import asyncio
+import errno
+import threading
+
+import pytest
+
+from doubles.attempt_equipment import ATTEMPT_ID, Script, Stage
+from sandbox.contracts.placement import CancelOrder
+from sandbox.model.event import (
+    AgentExited,
+    AgentStarted,
+    AttemptFailed,
+    CancelRequested,
+    Progress,
+    SandboxCreated,
+    Usage,
+    WorkspacePrepared,
+)
+from sandbox.model.state import TaskState
+from sandbox.runner.life import AttemptLife
+
+
+@pytest.fixture
+def stage(tmp_path):
+    stages = []
+
+    def make(script, **parts):
+        stages.append(Stage(tmp_path, script, **parts))
+        return stages[-1]
+
+    yield make
+    for each in stages:
+        each.writer.close()
+
+
+def refuse(scene, monkeypatch, *kinds, times=1):
+    """The journal's disk is full for the first events of these kinds."""
+    append, left = scene.writer.append, [times]
+
+    def maybe(event, transition=None, **when):
+        if isinstance(event, kinds) and left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(event, transition, **when)
+
+    monkeypatch.setattr(scene.writer, "append", maybe)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lifecycle"), [(Progress, {}), (AttemptFailed, {"timeout": "1s"}), (AttemptFailed, {"hang_timeout": "1s"})]
+)
+def test_a_helper_that_breaks_ends_the_agent_at_once(stage, monkeypatch, kind, lifecycle):
+    scene = stage(Script(stays=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
+    refuse(scene, monkeypatch, kind)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    assert scene.task.state is TaskState.FAILED
+    assert "No space left" in scene.task.failure.message
+
+
+def test_a_model_request_whose_usage_cannot_be_written_down_ends_the_agent(stage, monkeypatch):
+    scene = stage(Script(stays=True))
+    refuse(scene, monkeypatch, Usage)
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await scene.until(TaskState.RUNNING)
+        scene.script.report(Usage("a-model", 1, 1))
+        await asyncio.wait_for(work, 10)
+
+    asyncio.run(play())
+    assert scene.task.state is TaskState.FAILED
+    assert "No space left" in scene.task.failure.message
+
+
+def test_nothing_is_collected_while_the_agent_lives_though_its_start_could_not_be_written(stage, monkeypatch):
+    script = Script(stays=True)
+    scene = stage(script)
+    refuse(scene, monkeypatch, AgentStarted)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    assert scene.task.state is TaskState.FAILED
+    assert script.seen == ["create", "start", "kill", "destroy"]
+
+
+def test_what_does_not_die_on_kill_ends_the_attempt_as_lost(stage, monkeypatch):
+    monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
+    scene = stage(Script(stays=True, immortal=True))
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await scene.until(TaskState.RUNNING)
+        scene.life.cancel(CancelOrder(force=True))
+        await asyncio.wait_for(work, 10)
+
+    asyncio.run(play())
+    assert scene.task.state is TaskState.CANCELLED
+    assert scene.task.failure.code == "sandbox_lost"
+
+
+def test_a_task_that_is_cancelled_before_its_runner_begins_never_runs(stage):
+    script = Script()
+    scene = stage(script)
+    scene.recorder.record(CancelRequested("", force=False))
+    life = AttemptLife(scene.attempt)
+    asyncio.run(life.carry_out())
+    assert scene.task.state is TaskState.CANCELLED
+    assert "start" not in script.seen
+
+
+def test_output_is_flushed_again_after_a_flush_that_failed(stage, monkeypatch, capsys):
+    scene = stage(Script(stays=True, stdout=b"hello\n"))
+    sync, calls = scene.writer.sync, []
+
+    def moody():
+        if threading.current_thread() is threading.main_thread():
+            return sync()
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return sync()
+
+    monkeypatch.setattr(scene.writer, "sync", moody)
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        async with asyncio.timeout(10):
+            while len(calls) < 3:
+                await asyncio.sleep(0.01)
+        scene.life.cancel(CancelOrder(force=True))
+        await work
+
+    asyncio.run(play())
+    assert scene.task.state is TaskState.CANCELLED
+    assert "Input/output error" in capsys.readouterr().err
+
+
+def test_what_a_dead_runner_left_half_collected_is_collected_again_and_once(stage):
+    scene = stage(Script(), lifecycle={"artifact_patterns": ("*.md",)})
+    for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
+        scene.recorder.record(event)
+    scene.recorder.record(AgentExited(0, {"is_error": False}, None))
+    scene.attempt.files.workspace.mkdir(parents=True)
+    (scene.attempt.files.root / "task-1.patch").write_bytes(b"half a pat")
+    (scene.attempt.files.root / "handle.part").write_bytes(b"{")
+    scene.attempt.files.runner_log.write_bytes(b"a log\n")
+    asyncio.run(scene.life.finish())
+    assert scene.task.state is TaskState.COMPLETED
+    names = [artifact.name for artifact in scene.task.artifacts]
+    assert sorted(names) == ["metadata.json", "report.md", "task-1.patch", "transcript.ndjson"]
+    assert [path.name for path in scene.attempt.files.root.iterdir()] == ["runner.log"]
+    assert (scene.attempt.task_files.artifacts / "task-1.patch").read_bytes().startswith(b"diff")
+
+
+def test_an_attempt_leaves_no_unfinished_file_when_collecting_takes_too_long(stage):
+    scene = stage(Script(patch_seconds=60), lifecycle={"collect_timeout": "1s"})
+    scene.attempt.files.runner_log.write_bytes(b"a log\n")
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    assert scene.task.failure.code == "collect_failed"
+    assert [path.name for path in scene.attempt.files.root.iterdir()] == ["runner.log"]
+    assert scene.attempt.id == ATTEMPT_ID
