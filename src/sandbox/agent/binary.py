@@ -59,16 +59,7 @@ def install_binary(data_dir: Path, source: Path | None = None) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _is_installed(target):
             _copy(source, target)
-        _point(directory / "current", target)
     return target
-
-
-def find_installed_binary(data_dir: Path) -> Path:
-    """The copy that the server installed last below `data_dir`. Raises BinaryMissingError."""
-    try:
-        return (data_dir / "agent" / "current").resolve(strict=True)
-    except OSError as error:
-        raise BinaryMissingError("The server's copy of the claude binary is gone; start the server again.") from error
 
 
 def _is_installed(target: Path) -> bool:
@@ -85,10 +76,3 @@ def _copy(source: Path, target: Path) -> None:
         os.fchmod(writer.fileno(), _EXECUTE_ONLY)
         os.fsync(writer.fileno())
     partial.replace(target)
-
-
-def _point(link: Path, target: Path) -> None:
-    partial = link.with_name("partial")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(target.name)
-    partial.replace(link)

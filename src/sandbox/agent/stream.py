@@ -52,7 +52,6 @@ class Retry(msgspec.Struct):
 
     attempt: int = 0
     max_retries: int = 0
-    retry_delay_ms: float = 0
     error_status: int | None = None
     error: str = ""
 

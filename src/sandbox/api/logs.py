@@ -4,7 +4,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from fastapi import FastAPI, Query, Request
@@ -17,7 +17,7 @@ from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import Responses, content, header, parameters, problems
 from sandbox.api.streamed import Streamed
 from sandbox.contracts.tasks import Tasks
-from sandbox.model.frame import Frame, log_stream, timestamp
+from sandbox.model.frame import Frame, LogStream, log_stream, timestamp
 
 TAIL_MAX = 1_000_000
 SEQ_MAX = 2**63 - 1
@@ -27,7 +27,6 @@ _SSE = "text/event-stream"
 _TEXT = "text/plain; charset=utf-8"
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
-LogStream = Literal["all", "stdout", "stderr", "events"]
 _Filter = Callable[[Frame], bool]
 
 

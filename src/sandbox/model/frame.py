@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -12,7 +12,7 @@ from sandbox.model.task import Task
 
 Frame = dict[str, Any]
 
-LOG_STREAMS = ("all", "stdout", "stderr", "events")
+LogStream = Literal["all", "stdout", "stderr", "events"]
 """What `stream=` of the logs takes; a frame belongs to exactly one of the last three, or to none."""
 
 

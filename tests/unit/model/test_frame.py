@@ -1,7 +1,7 @@
 """What clients are shown of a record, and in which log stream it stands."""
 
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from sandbox.model import event as e
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.frame import LOG_STREAMS, end_frame, error, frame, log_stream, present_state_frame, timestamp
+from sandbox.model.frame import LogStream, end_frame, error, frame, log_stream, present_state_frame, timestamp
 from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
 from sandbox.model.state import TaskState
 from sandbox.model.task import StateEntry, Task
@@ -120,7 +120,7 @@ def test_each_kind_of_frame_is_in_one_log_stream_or_in_none():
         "gap": {"events"},
         "error": {"events"},
     }
-    assert set().union(*streams.values()) - {None} == set(LOG_STREAMS) - {"all"}
+    assert set().union(*streams.values()) - {None} == set(get_args(LogStream)) - {"all"}
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
