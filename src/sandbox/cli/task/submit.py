@@ -64,7 +64,7 @@ def _announce(answer: Submitted, *, is_watched: bool) -> None:
     sys.stdout.flush()
     if sys.stderr.isatty() and not is_watched:
         click.echo(
-            f"Submitted; it is {visible(answer['state'])}. Watch it with: sandbox task status {task_id} --watch",
+            f"Submitted; it is {visible(answer['state'])}.\n  Watch it: sandbox task status {task_id} --watch",
             err=True,
         )
 
@@ -83,4 +83,5 @@ def _finish(client: Client, task_id: str, options: Chosen, *, follows: bool) -> 
     if code is not ExitCode.DONE:
         fail(ending(status, has_reason=not follows), code)
     if options.format != "json":
-        click.echo(f"{ending(status)} See what it made: sandbox task artifacts {visible(task_id)}", err=True)
+        # On a line of its own a command can be copied, also in a narrow window.
+        click.echo(f"{ending(status)}\n  See what it made: sandbox task artifacts {visible(task_id)}", err=True)
