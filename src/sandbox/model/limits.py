@@ -62,6 +62,9 @@ SHUTDOWN_SECONDS = 2.0
 FOLLOW_POLL_SECONDS = 0.02
 """How often a busy journal is looked at for new records; an idle one ten times less often."""
 
+LAUNCH_SECONDS = 30.0
+"""From a runner's start until it has taken over its journal; past it the process ends itself."""
+
 INDEX_INTERVAL_SECONDS = 1.0
 """The index is at most this much behind the journal of a living task."""
 
