@@ -25,7 +25,8 @@ from sandbox.gateway.upstream import Upstream, parse_upstream
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-_READ_BYTES = 64 * 1024
+_READ_BYTES = 16 * 1024
+"""So little that what is in it, a thousand chunks of a byte each for example, is soon judged."""
 
 _PATIENCE_SECONDS = {
     Phase.HEAD: limits.HEAD_SECONDS,
@@ -52,6 +53,7 @@ class SocketGateway:
         self._task_key = task_key
         self._reports = Reports(report, time.monotonic)
         self._model_conversations: set[ModelConversation] = set()
+        self._turns = asyncio.Lock()
 
     @property
     def requests_in_flight(self) -> int:
@@ -97,14 +99,14 @@ class SocketGateway:
                 room.release()
                 await asyncio.sleep(0.1)
                 continue
-            task = group.create_task(self._contain(attend(accepted)))
+            task = group.create_task(self._contain(attend, accepted))
             task.add_done_callback(partial(_leave, accepted, room))
             await asyncio.sleep(0)  # an accept that need not wait gives nobody else a turn
 
-    async def _contain(self, attending: Coroutine[Any, Any, None]) -> None:
+    async def _contain(self, attend: Callable[[socket], Coroutine[Any, Any, None]], accepted: socket) -> None:
         """What goes wrong with one connection ends that connection only."""
         try:
-            await attending
+            await attend(accepted)
         except Exception as error:
             kinds = sorted({type(one).__name__ for one in getattr(error, "exceptions", [error])})
             with suppress(Exception):
@@ -118,7 +120,7 @@ class SocketGateway:
             conversation = ModelConversation(policy, self._dialler.upstream, self._reports, port)
             self._model_conversations.add(conversation)
             try:
-                await _ModelVisit(conversation, await _Line.over(accepted), self._dialler).run()
+                await _ModelVisit(conversation, await _Line.over(accepted), self._turns, self._dialler).run()
             finally:
                 self._model_conversations.discard(conversation)
 
@@ -126,15 +128,15 @@ class SocketGateway:
 
     async def _attend_proxy(self, accepted: socket) -> None:
         port = accepted.getsockname()[1]
-        await _Visit(HttpRefusal("proxy", port, self._reports), await _Line.over(accepted)).run()
+        await _Visit(HttpRefusal("proxy", port, self._reports), await _Line.over(accepted), self._turns).run()
 
     async def _attend_names(self, accepted: socket) -> None:
-        await _Visit(NamesRefusal(self._reports), await _Line.over(accepted)).run()
+        await _Visit(NamesRefusal(self._reports), await _Line.over(accepted), self._turns).run()
 
     async def _attend_transparent(self, port: int, accepted: socket) -> None:
         address = accepted.getsockname()[0]
         refusal = (HttpRefusal if port == 80 else TlsRefusal)(address, port, self._reports)
-        await _Visit(refusal, await _Line.over(accepted)).run()
+        await _Visit(refusal, await _Line.over(accepted), self._turns).run()
 
     async def _answer_names(self, listener: socket) -> None:
         loop = asyncio.get_running_loop()
@@ -250,11 +252,16 @@ class _Line:
 
 
 class _Visit:
-    """One connection from inside, carried through its conversation."""
+    """One connection from inside, carried through its conversation.
 
-    def __init__(self, conversation: Conversation, client: _Line) -> None:
+    Judging what came is work, and inside they can make as much of it as they like. So the connections of a sandbox
+    take turns, and after each turn everything else that the runner has to do comes first: ending the sandbox, say.
+    """
+
+    def __init__(self, conversation: Conversation, client: _Line, turns: asyncio.Lock) -> None:
         self._conversation = conversation
         self._client = client
+        self._turns = turns
         self._phase: Phase | None = None
 
     async def run(self) -> None:
@@ -267,7 +274,10 @@ class _Visit:
     async def _listen(self) -> None:
         self._renew()
         while data := await self._client.read():
-            await self._carry_out(self._conversation.client_sent(data))
+            async with self._turns:
+                await asyncio.sleep(0)
+                reaction = self._conversation.client_sent(data)
+            await self._carry_out(reaction)
         await self._carry_out(self._conversation.client_sent(b""))
 
     async def _carry_out(self, reaction: Reaction) -> None:
@@ -290,8 +300,8 @@ class _Visit:
 class _ModelVisit(_Visit):
     """A visit that talks to the upstream too. The connection there is kept for the same client's next request."""
 
-    def __init__(self, conversation: ModelConversation, client: _Line, dialler: _Dialler) -> None:
-        super().__init__(conversation, client)
+    def __init__(self, conversation: ModelConversation, client: _Line, turns: asyncio.Lock, dialler: _Dialler) -> None:
+        super().__init__(conversation, client, turns)
         self._model_conversation = conversation
         self._dialler = dialler
         self._upstream: _Line | None = None
