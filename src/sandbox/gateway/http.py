@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import h11
 import msgspec
 
+from sandbox.gateway.key_screen import KeyScreen
 from sandbox.gateway.limits import HEAD_BYTES_MAX
 from sandbox.gateway.upstream import Upstream
 
@@ -39,11 +40,13 @@ def forwarded_request(request: h11.Request, target: bytes, upstream: Upstream) -
     return h11.Request(method=request.method, target=upstream.prefix + target, headers=headers + framing)
 
 
-def forwarded_response(response: h11.Response) -> h11.Response:
+def forwarded_response(response: h11.Response, screen: KeyScreen) -> h11.Response:
     """The response as the client gets it. Without a length h11 frames it in chunks."""
-    headers = _passed(response, _RESPONSE_DROPPED)
+    headers = [(name, screen.blank(value)) for name, value in _passed(response, _RESPONSE_DROPPED)]
     framing = [(name, value) for name, value in _framing(response.headers) if name == b"content-length"]
-    return h11.Response(status_code=response.status_code, reason=response.reason, headers=headers + framing)
+    return h11.Response(
+        status_code=response.status_code, reason=screen.blank(response.reason), headers=headers + framing
+    )
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bytes:

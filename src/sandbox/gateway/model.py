@@ -11,6 +11,7 @@ import h11
 
 from sandbox.gateway import http
 from sandbox.gateway.conversation import Phase, Reaction
+from sandbox.gateway.key_screen import KeyScreen
 from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.meter import Meter, meter_for
 from sandbox.gateway.policy import ModelPolicy, Refused, too_large
@@ -25,6 +26,7 @@ class _Exchange:
     """A request that was forwarded. `meter` is there once its answer has begun, where the answer is to be read."""
 
     is_metered: bool
+    screen: KeyScreen
     is_answered: bool = False
     meter: Meter | None = None
 
@@ -122,7 +124,7 @@ class ModelConversation:
         if isinstance(verdict, Refused):
             self._refuse(reaction, verdict, request.method)
             return
-        self._exchange = _Exchange(verdict.is_metered)
+        self._exchange = _Exchange(verdict.is_metered, KeyScreen(self._upstream.key))
         if self._upstream_side is None:
             self._upstream_side = http.upstream_side()
             reaction.dial = True
@@ -143,7 +145,8 @@ class ModelConversation:
         if self._exchange is not None:
             self._to_upstream(reaction, h11.EndOfMessage())
         else:
-            self._end_cycle(reaction)
+            # It was answered before its body had ended, so whatever follows may well be meant for after the answer.
+            self._end_cycle(reaction, is_followed=True)
 
     def _refuse(self, reaction: Reaction, refused: Refused, method: bytes = b"") -> None:
         """Answer now; what is left of the request is read and thrown away, so that the answer arrives."""
@@ -177,10 +180,11 @@ class ModelConversation:
             if isinstance(event, h11.Response):
                 self._begin_answer(reaction, self._exchange, event)
             elif isinstance(event, h11.Data):
-                self._to_client(reaction, event)
+                self._to_client(reaction, h11.Data(data=self._exchange.screen.feed(bytes(event.data))))
                 if self._exchange.meter is not None:
                     self._exchange.meter.feed(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
+                self._to_client(reaction, h11.Data(data=self._exchange.screen.end()))
                 self._end_answer(reaction)
 
     def _begin_answer(self, reaction: Reaction, exchange: _Exchange, response: h11.Response) -> None:
@@ -191,7 +195,7 @@ class ModelConversation:
         exchange.is_answered = True
         if exchange.is_metered and response.status_code < 300:
             exchange.meter = meter_for(http.header(response.headers, b"content-type"))
-        self._to_client(reaction, http.forwarded_response(response))
+        self._to_client(reaction, http.forwarded_response(response, exchange.screen))
 
     def _end_answer(self, reaction: Reaction) -> None:
         self._to_client(reaction, h11.EndOfMessage())
@@ -240,11 +244,11 @@ class ModelConversation:
         elif is_whole:
             self._reports.trouble("usage_unread", "An answer of the model told no usage; its tokens are not counted.")
 
-    def _end_cycle(self, reaction: Reaction) -> None:
-        """The request is read and answered: be ready for the next one, or end."""
+    def _end_cycle(self, reaction: Reaction, *, is_followed: bool = False) -> None:
+        """The request is read and answered: be ready for the next one, which is there if `is_followed`, or end."""
         side = self._client_side
         is_done = side.our_state is h11.DONE and side.their_state is h11.DONE
-        if not is_done or side.trailing_data[0]:
+        if not is_done or (side.trailing_data[0] and not is_followed):
             self._end(reaction)
         else:
             side.start_next_cycle()

@@ -19,6 +19,11 @@ class Upstream:
     credential: tuple[bytes, bytes] = field(repr=False)
 
     @property
+    def key(self) -> bytes:
+        """The server's key itself."""
+        return self.credential[1].removeprefix(b"Bearer ")
+
+    @property
     def address(self) -> str:
         """For people."""
         return self.authority.decode()

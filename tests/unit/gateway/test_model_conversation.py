@@ -182,6 +182,15 @@ def test_after_a_refusal_the_connection_still_serves_the_right_key():
     assert len(told) == 1
 
 
+def test_what_follows_the_body_of_a_refused_request_is_served_even_in_the_same_read():
+    """The refusal went out before the body had come, so the next request may have been sent after it."""
+    conversation, _ = opened()
+    refused, following = request(key="x-api-key: another", body=b"x" * 100), request()
+    assert error_of(conversation.client_sent(refused[:-50]))[0] == 401
+    reaction = conversation.client_sent(refused[-50:] + following)
+    assert (reaction.dial, reaction.hang_up_client) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("method", "target"),
     [
@@ -369,6 +378,16 @@ def test_errors_of_the_api_pass_through_and_count_nothing():
     head = b"HTTP/1.1 529 Overloaded\r\nContent-Type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
     assert conversation.upstream_sent(head + body).to_client == head + body
     assert told == []
+
+
+def test_an_upstream_that_echoes_the_servers_key_tells_it_to_nobody():
+    conversation, _ = opened()
+    conversation.client_sent(request())
+    body = b'{"error":"invalid x-api-key: %b"}' % SERVER_KEY.encode()
+    head = b"HTTP/1.1 401 No\r\nX-Seen: %b\r\ncontent-length: %d\r\n\r\n" % (SERVER_KEY.encode(), len(body))
+    answer = b"".join(conversation.upstream_sent(part).to_client for part in (head, body[:30], body[30:]))
+    assert SERVER_KEY.encode() not in answer
+    assert answer == (head + body).replace(SERVER_KEY.encode(), b"*" * len(SERVER_KEY))
 
 
 def test_counting_tokens_spends_none():
