@@ -20,8 +20,8 @@ _PROGRAMS = ("bash", "git", "curl", "python3")
 _PROGRAMS_PATH = "/usr/local/bin:/usr/bin:/bin"
 _LIMITS = {
     "memory": "memory",
-    "cpus": "CPU",
-    "processes": "process",
+    "cpus": "CPUs",
+    "processes": "processes",
 }
 
 
@@ -87,18 +87,15 @@ def _sandbox(settings: ServerSettings) -> list[Finding]:
 
 
 def _limits(probe: Probe) -> list[Finding]:
-    return [
-        Finding("limits", True, f"{name} limits hold")
-        if limit in probe.limits
-        else Finding(
-            "limits",
-            False,
-            f"{name} limits do not hold: no writable cgroup for them",
-            "Run the server as root, or delegate a cgroup to its user.",
-            is_needed=False,
-        )
-        for limit, name in _LIMITS.items()
-    ]
+    held = [name for limit, name in _LIMITS.items() if limit in probe.limits]
+    missing = [name for limit, name in _LIMITS.items() if limit not in probe.limits]
+    findings = [Finding("limits", True, f"on {', '.join(held)} hold")] if held else []
+    if missing:
+        is_root = os.getuid() == 0
+        mend = "Mount cgroups writable." if is_root else "Run as root, or delegate a cgroup to this user."
+        message = f"on {', '.join(missing)} do not hold: no cgroup can be written to"
+        findings.append(Finding("limits", False, message, mend, is_needed=False))
+    return findings
 
 
 def _programs(_: ServerSettings) -> list[Finding]:

@@ -165,7 +165,7 @@ def _announce(settings: ServerSettings, places: Places, port: int, ws_port: int,
     if settings.announce == "json":
         print(json.dumps({"http": http, "ws": ws, "pid": os.getpid(), "data_dir": str(places.data_dir)}), flush=True)
     else:
-        print(f"Sandbox answers at {http} (WebSocket {ws}), data in {places.data_dir}", flush=True)
+        print(f"Sandbox answers at {http}\n  WebSocket: {ws}\n  Data:      {places.data_dir}", flush=True)
     for reason in blockers:
         print(f"It takes no tasks. {reason}", file=sys.stderr, flush=True)
 
