@@ -1,5 +1,6 @@
 """What is in the repository works on any machine, and names no machine and no package index."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -63,6 +64,17 @@ def test_every_requirement_is_pinned_by_hash(root: Path):
         assert [
             pin.split()[0] for pin in pins if not re.search(r"^\S+==\S+.*--hash=sha256:[0-9a-f]{64}", pin, re.DOTALL)
         ] == []
+
+
+def test_every_npm_package_is_pinned_by_hash_and_names_no_place(root: Path):
+    lock = json.loads((root / "requirements" / "npm" / "package-lock.json").read_text())
+    asked = json.loads((root / "requirements" / "npm" / "package.json").read_text())["dependencies"]
+    packages = {place: package for place, package in lock["packages"].items() if place}
+    assert asked == {name: packages[f"node_modules/{name}"]["version"] for name in asked}
+    for place, package in packages.items():
+        assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", package["integrity"]), place
+        assert "resolved" not in package, place
+        assert "hasInstallScript" not in package, place
 
 
 def test_scripts_can_be_run(root: Path):
