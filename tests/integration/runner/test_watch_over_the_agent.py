@@ -1,0 +1,152 @@
+"""What a runner sees of its agent, keeps of it, and never takes for something else."""
+
+import asyncio
+import errno
+import os
+import socket
+
+import pytest
+
+from doubles.attempt_equipment import ATTEMPT_ID, Script, SilentGateway, Stage
+from sandbox.contracts.placement import CancelOrder, Receipt
+from sandbox.contracts.recorder import Recorder
+from sandbox.model.event import AgentStarted, ArtifactCollected, Output, SandboxCreated, Usage, WorkspacePrepared
+from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
+from sandbox.model.state import TaskState
+from sandbox.placement.control import UnixRunnerControl
+from sandbox.runner.control_socket import listening
+from sandbox.runner.steps.provision import write_handle
+
+
+@pytest.fixture
+def stage(tmp_path):
+    stages = []
+
+    def make(script, **parts):
+        stages.append(Stage(tmp_path, script, **parts))
+        return stages[-1]
+
+    yield make
+    for each in stages:
+        each.writer.close()
+
+
+def test_the_tail_of_a_split_line_is_kept_and_not_taken_for_an_event(stage):
+    long = b"x" * OUTPUT_LINE_BYTES_MAX + b"+Bash\n"
+    scene = stage(Script(stdout=b"+Read\n" + long + b"-Read\n"))
+    asyncio.run(scene.life.carry_out())
+    assert b"".join(scene.outputs()) == b"+Read\n" + long + b"-Read\n"
+    assert scene.task.progress.tool_calls == 1
+
+
+def test_tokens_and_dollars_are_those_that_the_gateway_counted(stage):
+    scene = stage(Script(stays=True))
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await scene.until(TaskState.RUNNING)
+        scene.script.report(Usage("a-model", 10, 5, cost_usd=0.25))
+        scene.life.cancel(CancelOrder())
+        await asyncio.wait_for(work, 10)
+
+    asyncio.run(play())
+    progress = scene.task.progress
+    assert (progress.input_tokens, progress.output_tokens, progress.cost_usd) == (10, 5, 0.25)
+
+
+def test_silence_is_no_hang_while_the_model_owes_an_answer(stage, monkeypatch):
+    monkeypatch.setattr(SilentGateway, "requests_in_flight", 1)
+    scene = stage(Script(stays=True), lifecycle={"hang_timeout": "1s"})
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await scene.until(TaskState.RUNNING)
+        done, _ = await asyncio.wait({work}, timeout=1.5)
+        assert not done
+        monkeypatch.setattr(SilentGateway, "requests_in_flight", 0)
+        await asyncio.wait_for(work, 10)
+
+    asyncio.run(play())
+    assert scene.task.failure.code == "hang"
+
+
+def test_an_agent_whose_output_cannot_be_kept_is_ended(stage, monkeypatch):
+    scene = stage(Script(stays=True, stdout=b"a line\n"))
+    append = scene.writer.append
+
+    def refuse(event, transition=None, **when):
+        if isinstance(event, Output):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(event, transition, **when)
+
+    monkeypatch.setattr(scene.writer, "append", refuse)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    assert scene.task.state is TaskState.FAILED
+    assert "No space left" in scene.task.failure.message
+
+
+def test_the_name_of_an_artifact_is_on_disk_before_it_is_told(stage, monkeypatch):
+    scene = stage(Script())
+    artifacts = scene.attempt.task_files.artifacts
+    on_disk, told = set(), {}
+    fsync, record = os.fsync, Recorder.record
+
+    def watched_fsync(descriptor):
+        fsync(descriptor)
+        if os.path.samestat(os.fstat(descriptor), artifacts.stat()):
+            on_disk.update(path.name for path in artifacts.iterdir())
+
+    def watched_record(recorder, event):
+        if isinstance(event, ArtifactCollected):
+            told[event.artifact.name] = event.artifact.name in on_disk
+        return record(recorder, event)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Recorder, "record", watched_record)
+    asyncio.run(scene.life.carry_out())
+    assert told == {"task-1.patch": True, "transcript.ndjson": True, "metadata.json": True}
+
+
+def test_no_file_of_the_workspace_takes_the_name_of_what_sandbox_itself_makes(stage, monkeypatch):
+    scene = stage(Script(), lifecycle={"artifact_patterns": ("**",)})
+    workspaces = scene.attempt.equipment.workspaces
+    asked = []
+
+    async def collect(workspace, patterns, target, taken_names):
+        asked.append(taken_names)
+        for _ in ():
+            yield
+
+    monkeypatch.setattr(workspaces, "collect", collect)
+    asyncio.run(scene.life.carry_out())
+    assert asked == [{"task-1.patch", "transcript.ndjson", "metadata.json"}]
+
+
+def test_a_finisher_ends_the_sandbox_before_it_says_that_the_agent_is_gone(stage, monkeypatch):
+    scene = stage(Script())
+    for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "none", "host"), AgentStarted("s")):
+        scene.recorder.record(event)
+    runtime = scene.attempt.equipment.runtime
+    write_handle(scene.attempt.files.handle, runtime.plan(ATTEMPT_ID))
+    states = []
+
+    async def destroy(handle, disk):
+        states.append(scene.recorder.task.state)
+
+    monkeypatch.setattr(runtime, "destroy", destroy)
+    asyncio.run(scene.life.finish())
+    assert states[0] is TaskState.RUNNING
+    assert scene.task.failure.code == "runner_lost"
+
+
+def test_orders_are_taken_where_a_dead_runner_left_its_socket(tmp_path):
+    path = tmp_path / f"{ATTEMPT_ID}.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+    async def play():
+        async with listening(path, lambda order: Receipt(done=True, message=order.reason)):
+            return await UnixRunnerControl(tmp_path).cancel(ATTEMPT_ID, CancelOrder("enough"))
+
+    assert asyncio.run(play()) == Receipt(done=True, message="enough")
+    assert not path.exists()
