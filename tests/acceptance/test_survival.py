@@ -118,3 +118,17 @@ def test_two_servers_never_share_a_data_directory(world):
     with pytest.raises(AssertionError, match=str(first.pid)):
         machine.start_server()
     machine.server = first
+
+
+def test_a_cleaned_run_directory_costs_no_task(world):
+    import shutil
+
+    from sandbox.wiring.machine import choose_run_dir
+
+    machine = world(bash(COUNTING.format(n=100)), says())
+    run_dir = choose_run_dir(machine.data_dir)
+    shutil.rmtree(run_dir)
+    machine.submit()
+    machine.until_state("running")
+    assert machine.http.delete("/api/v1/tasks/task-1?force=true").status_code == 200
+    assert machine.wait()["state"] == "cancelled"

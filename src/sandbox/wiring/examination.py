@@ -11,7 +11,8 @@ from sandbox.contracts.runtime import Probe
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_FREE_BYTES_MIN
 from sandbox.runtimes.node import node_version, pinned_packages
-from sandbox.wiring.machine import choose_run_dir, make_private
+from sandbox.wiring.machine import choose_run_dir
+from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.runtime import choose_runtime_name, make_runtime
 from sandbox.wiring.settings import Finding, ServerSettings
 from sandbox.wiring.upstream import read_upstream

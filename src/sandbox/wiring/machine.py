@@ -3,18 +3,11 @@
 import hashlib
 import os
 import socket
-import stat
 from pathlib import Path
 
 from sandbox.control.admission import Capacity
-from sandbox.model.errors import SandboxError
 from sandbox.model.limits import OVERCOMMIT_CPUS, OVERCOMMIT_DISK, OVERCOMMIT_MEMORY
-
-
-class UnsafePlaceError(SandboxError):
-    """A directory that must be private belongs to somebody else or lets others in."""
-
-    code = "unsafe_place"
+from sandbox.wiring.private_directory import make_private
 
 
 def measure_capacity(data_dir: Path) -> Capacity:
@@ -35,17 +28,6 @@ def name_host() -> str:
 def read_boot_id() -> str:
     """Changes at every boot (proc(5), random/boot_id)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def make_private(directory: Path) -> Path:
-    """Make a directory that only this user enters. Raises UnsafePlaceError, OSError."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise UnsafePlaceError(f"{directory} is not this user's own directory; remove it or choose another.")
-    if found.st_mode & 0o077:
-        directory.chmod(0o700)
-    return directory
 
 
 def choose_run_dir(data_dir: Path) -> Path:

@@ -5,6 +5,7 @@ Imports nothing of the server's, so that a runner starts fast and stays small.
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,16 +17,20 @@ from sandbox.contracts.placement import LaunchOrder
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
+from sandbox.model.limits import LAUNCH_SECONDS
 from sandbox.runner.control_socket import listening
 from sandbox.runner.equipment import Attempt, Equipment
 from sandbox.runner.life import AttemptLife
 from sandbox.wiring.clock import SystemClock
+from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.runtime import make_runtime
 from sandbox.workspace.workspaces import GitWorkspaces
 
 
 def main() -> None:
     """Carry out, or finish, the attempt of the order."""
+    # Its default action ends the process, which frees the journal's lock, whatever the process is stuck in.
+    signal.alarm(int(LAUNCH_SECONDS))
     os.umask(0o077)
     lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchOrder)
@@ -34,8 +39,13 @@ def main() -> None:
 
 async def _live(order: LaunchOrder, lock_fd: int) -> None:
     attempt = wire_attempt(order, lock_fd)
+    signal.alarm(0)
+    # A cleaner of temporary files may have been there since the server began.
+    run_dir = Path(order.run_dir)
+    make_private(run_dir.parent)
+    make_private(run_dir)
     life = AttemptLife(attempt)
-    async with listening(runner_socket(Path(order.run_dir), order.attempt_id), life.cancel):
+    async with listening(runner_socket(run_dir, order.attempt_id), life.cancel):
         await (life.finish() if order.finish else life.carry_out())
     attempt.recorder.writer.close()
 

@@ -34,7 +34,8 @@ from sandbox.placement.control import UnixRunnerControl
 from sandbox.placement.local import LocalPlacement
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
-from sandbox.wiring.machine import choose_run_dir, make_private, measure_capacity, name_host, read_boot_id
+from sandbox.wiring.machine import choose_run_dir, measure_capacity, name_host, read_boot_id
+from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.runtime import choose_runtime_name, make_runtime
 from sandbox.wiring.settings import ServerSettings
 from sandbox.wiring.upstream import read_upstream
