@@ -81,7 +81,8 @@ class RoomClock(SystemClock):
 class Rooms:
     """A server's rooms around one data directory; `restart` makes them anew, the runners stay."""
 
-    def __init__(self, data_dir, store, *, capacity=ROOMY, blockers=()):
+    def __init__(self, data_dir, store, *, capacity=ROOMY, blockers=(), upstream=None):
+        self.upstream = upstream
         self.data_dir, self.store, self.capacity, self.blockers = data_dir, store, capacity, blockers
         self.journals = FileJournals(data_dir)
         self.clock = RoomClock()
@@ -91,7 +92,7 @@ class Rooms:
     async def server(self):
         clock, broadcast = self.clock, Broadcast()
         follower = Follower(self.journals, self.store, clock, broadcast)
-        template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap")
+        template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
         service = TaskService(
             Equipment(
                 journals=self.journals,

@@ -1,0 +1,138 @@
+"""What a server hands to runners and finishers, and what it tells those who come back to a story."""
+
+import asyncio
+
+import pytest
+
+from doubles.manifests import manifest
+from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
+from sandbox.contracts.gateway import ModelUpstream
+from sandbox.contracts.recorder import read_records
+from sandbox.contracts.store import Indexed
+from sandbox.model.event import AgentExited, CancelRequested, Output, TaskFinished
+from sandbox.model.state import TaskState
+from sandbox.stores.memory import MemoryStore
+
+UPSTREAM = ModelUpstream("https://model.example", api_key="sk-secret")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.1)
+    made = Rooms(tmp_path, MemoryStore(), upstream=UPSTREAM)
+    yield made
+    for task_id in list(made.runners.recorders):
+        made.runners.die(task_id)
+
+
+async def collect(frames):
+    return [frame async for frame in frames]
+
+
+def test_a_finisher_is_not_given_the_models_key(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            world.runners.die("task-1")
+            await world.launched("task-1", 2)
+
+    asyncio.run(play())
+    assert [(order.finish, order.upstream) for order in world.runners.orders] == [(False, UPSTREAM), (True, None)]
+
+
+def test_a_wish_that_a_dead_runner_cannot_take_is_written_before_a_finisher_begins(world, monkeypatch):
+    # Its death is found by the wish and not before.
+    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 60.0)
+    launch, wishes = world.runners.launch, []
+
+    async def watched(order, lock_fd):
+        await launch(order, lock_fd)
+        wishes.append(world.runners.recorders["task-1"].task.cancel)
+
+    monkeypatch.setattr(world.runners, "launch", watched)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            await world.until(service, "task-1", TaskState.RUNNING)
+            world.runners.die("task-1")
+            await service.cancel("task-1", reason="enough", force=False)
+
+    asyncio.run(play())
+    assert wishes == [None, CancelRequested("enough")]
+
+
+def test_a_working_agents_task_ends_though_every_finisher_dies(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            for count in range(1, 5):
+                await world.launched("task-1", count)
+                world.runners.die("task-1")
+            return await service.wait("task-1", 20)
+
+    task = asyncio.run(play())
+    assert (task.state, task.failure.code) == (TaskState.FAILED, "runner_lost")
+    kinds = [type(record.event) for record in read_records(world.journals, "task-1")]
+    assert kinds[-2:] == [AgentExited, TaskFinished]
+
+
+def test_who_comes_back_is_told_what_it_has_not_seen_and_nothing_twice(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            lines = [Output.of("stdout", b"%d\n" % number) for number in range(5)]
+            world.runners.play("task-1", *TO_RUNNING, *lines, *TO_END)
+            await service.wait("task-1", 10)
+            whole = await collect(service.frames("task-1"))
+            for known in (0, 1, 6, 8, whole[-2]["seq"]):
+                rest = [frame for frame in whole if frame["seq"] > known]
+                assert await collect(service.frames("task-1", after=known)) == rest
+                assert await collect(service.follow("task-1", after=known)) == rest
+            return whole
+
+    assert [frame["seq"] for frame in asyncio.run(play())] == list(range(1, 14))
+
+
+def test_who_follows_all_tasks_hears_of_a_new_one_from_its_first_record(world):
+    async def play():
+        async with world.server() as service:
+            frames = service.follow_all()
+            first = asyncio.ensure_future(anext(frames))
+            await asyncio.sleep(0)
+            await service.submit(manifest())
+            told = await asyncio.wait_for(first, 10)
+            await frames.aclose()
+            return told
+
+    told = asyncio.run(play())
+    assert (told["task_id"], told["seq"], told["new_state"]) == ("task-1", 1, "pending")
+
+
+def test_an_index_whose_task_and_place_disagree_is_read_anew(world):
+    """As after a power loss: the place fits a record of the journal that is, the task a journal that was."""
+
+    async def before():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING[:2])
+            await world.until(service, "task-1", TaskState.READY)
+
+    async def after():
+        async with world.server() as service:
+            world.runners.play("task-1", TO_RUNNING[2])
+            await world.until(service, "task-1", TaskState.RUNNING)
+            return [frame["seq"] for frame in await collect(service.frames("task-1"))]
+
+    asyncio.run(before())
+    first_two = b"".join((world.data_dir / "tasks/task-1/journal/records").read_bytes().splitlines(keepends=True)[:2])
+    world.store.save(Indexed(world.store.load("task-1").task, len(first_two)))
+    assert asyncio.run(after()) == [1, 2, 3, 4, 5]
