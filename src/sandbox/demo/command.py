@@ -69,7 +69,7 @@ def _choose_model(stack: contextlib.ExitStack, console: Console) -> dict[str, st
         console.print("The real model works on this task: it costs a few cents of your ANTHROPIC_API_KEY's account.")
         return {}
     console.print(
-        "No ANTHROPIC_API_KEY is set, so a script that comes with Sandbox plays the model.\n"
+        "No ANTHROPIC_API_KEY is set: a script that comes with Sandbox plays the model.\n"
         "Everything else is real: Claude Code, the clone, the sandbox, the patch.\n"
         "Tokens and dollars are what the real model would have cost; nothing is paid."
     )

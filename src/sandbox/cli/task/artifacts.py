@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("task_id", metavar="TASK_ID")
 @common_options
 def artifacts(task_id: str) -> None:
-    """List what was kept from a task."""
+    """List a task's artifacts: what was kept from it."""
     options = chosen()
     with options.connect() as client:
         answer = client.artifacts(task_id)

@@ -14,7 +14,7 @@ ENTRIES = {
     "logs": ("sandbox.cli.task.logs:logs", "Print a task's output and events."),
     "wait": ("sandbox.cli.task.wait:wait", "Wait until a task has ended."),
     "cancel": ("sandbox.cli.task.cancel:cancel", "Cancel a task and wait for its end."),
-    "artifacts": ("sandbox.cli.task.artifacts:artifacts", "List what was kept from a task."),
+    "artifacts": ("sandbox.cli.task.artifacts:artifacts", "List a task's artifacts: what was kept from it."),
     "download": ("sandbox.cli.task.download:download", "Download artifacts, verified."),
     "validate": ("sandbox.cli.task.validate:validate", "Check a manifest without a server."),
 }

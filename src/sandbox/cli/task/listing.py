@@ -41,8 +41,22 @@ def _states(ctx: click.Context, parameter: click.Parameter, values: tuple[str, .
 
 
 @click.command("list")
-@click.option("--state", "states", metavar="STATE", multiple=True, callback=_states, help="Only these; repeat or a,b.")
-@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, callback=_label, help="Only with this label.")
+@click.option(
+    "--state",
+    "states",
+    metavar="STATE",
+    multiple=True,
+    callback=_states,
+    help="Only in this state, or these: repeat it, or use commas.",
+)
+@click.option(
+    "--label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_label,
+    help="Only with this label; repeat it for more labels.",
+)
 @click.option("--limit", type=click.IntRange(1, 1000), help="At most so many [default: 100]")
 @click.option("--sort", type=click.Choice(SORTS), help="Sort by this, the latest first; names from A to Z.")
 @common_options
