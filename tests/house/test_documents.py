@@ -4,14 +4,17 @@ import ast
 import dataclasses
 import importlib
 import re
+import shlex
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from sandbox.cli.command import root as command_line
 from sandbox.model.errors import FailureCode
 from sandbox.model.manifest import NOT_SUPPORTED_YET, Manifest
 
@@ -174,3 +177,21 @@ def test_decisions_are_numbered_without_a_hole(root: Path):
         text = page.read_text()
         assert text.startswith(f"# {int(page.name[:4])}. ")
         assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences"))
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The words of every line in a shell block that calls `sandbox`."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("sandbox ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def test_every_command_in_the_readme_is_understood(root: Path):
+    written = commands(root / "README.md")
+    assert ["doctor"] in written
+    for words in written:
+        command: click.Command | None = command_line
+        while isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), words.pop(0))
+        assert command is not None, words
+        command.make_parser(click.Context(command)).parse_args(words)
