@@ -6,8 +6,9 @@ Decisions:
   only, no submodules and no filters (no configuration names one), so they are not repeated.
 - `setpriv --pdeathsig` lets the kernel kill git when its runner dies, even by SIGKILL. Git's own children (transport,
   index-pack, ssh) live on pipes from git and end with the next byte when these close; a transport whose server is
-  silent ends by its own bound (`staging` sets it). `prlimit` bounds the files. Each is one more exec of less than a
-  millisecond; a `preexec_fn` would not be safe in a process with threads.
+  silent ends by its own bound (`staging` sets it). `prlimit` bounds the files and the memory: a pack of 16 KB can hold
+  an object of many gigabytes, and comparing lines takes forty times the bytes of the lines. Each is one more exec of
+  less than a millisecond; a `preexec_fn` would not be safe in a process with threads.
 - Nothing is flushed to disk: what git writes here is worth as much as the workspace beside it, whose files nobody
   flushes either, and flushing costs a small clone a third of its time. The patch itself is flushed by its writer.
 - A session of its own, so that a cancelled call can kill git together with its children.
@@ -45,6 +46,9 @@ _NEUTRAL: Sequence[Setting] = (
     ("maintenance.auto", "false"),
 )
 _PARENT_DEATH = ("setpriv", "--pdeathsig", "KILL")
+MEMORY_BYTES_MAX = 3 * 1024**3
+"""Memory of one git process that is its own; what it maps of a pack does not count. Past it git gives up."""
+
 _OUTPUT_BYTES_MAX = 1024 * 1024
 _DRAIN_SECONDS = 1.0
 
@@ -56,6 +60,11 @@ class GitError(Exception):
         super().__init__(f"git ended with {returncode}")
         self.returncode = returncode
         self.complaint = complaint.decode(errors="replace")
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Git said that it was given no more memory."""
+        return "out of memory" in self.complaint.lower()
 
 
 class Git:
@@ -82,7 +91,7 @@ class Git:
         Files given are closed here as soon as git has them. No file that git writes grows past `file_bytes_max`.
         Raises GitError, and OSError when the machine is out of something. Cancelled, it kills git and its children.
         """
-        command = [*_PARENT_DEATH, *_limit_files(file_bytes_max), "git", *arguments]
+        command = [*_PARENT_DEATH, *_limits(file_bytes_max), "git", *arguments]
         process = await self._start(command, directory, stdin, stdout)
         reading = [asyncio.create_task(_read_end(pipe)) for pipe in (process.stdout, process.stderr)]
         try:
@@ -127,8 +136,9 @@ def _as_variables(settings: Sequence[Setting]) -> dict[str, str]:
     return variables
 
 
-def _limit_files(bytes_max: int | None) -> Sequence[str]:
-    return () if bytes_max is None else ("prlimit", f"--fsize={bytes_max}", "--core=0")
+def _limits(file_bytes_max: int | None) -> Sequence[str]:
+    files = () if file_bytes_max is None else (f"--fsize={file_bytes_max}",)
+    return ("prlimit", f"--data={MEMORY_BYTES_MAX}", *files, "--core=0")
 
 
 async def _kill(process: Process) -> None:

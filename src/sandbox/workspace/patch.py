@@ -17,7 +17,7 @@ from sandbox.workspace.base_tree import BaseTree, read_base_tree
 from sandbox.workspace.comparison import Comparison
 from sandbox.workspace.complaint import last_line
 from sandbox.workspace.files import ENTRIES_MAX, Files, TooManyEntriesError
-from sandbox.workspace.git import Git, GitError
+from sandbox.workspace.git import MEMORY_BYTES_MAX, Git, GitError
 from sandbox.workspace.ignore_rules import IgnoreRules, lay_out_ignore_files
 from sandbox.workspace.new_file import create, flush
 from sandbox.workspace.new_tree import NEW_TREE_REF, NewTree
@@ -117,6 +117,11 @@ def _flush(target: Path) -> None:
 def _reason(error: GitError) -> str:
     if error.returncode == -signal.SIGXFSZ:
         return f"it is larger than a patch may be ({PATCH_BYTES_MAX // 1024**2} MiB)"
+    if error.is_out_of_memory:
+        return (
+            f"comparing the files takes git more than {MEMORY_BYTES_MAX // 1024**3} GiB of memory; have large files "
+            "that are built or downloaded ignored in .gitignore"
+        )
     return f"git said: {last_line(error.complaint)}"
 
 

@@ -24,6 +24,9 @@ from sandbox.workspace.user_settings import read_user_settings, secrets_in, vari
 REPOSITORY_BYTES_MAX = 32 * 1024**3
 """A pack of a clone, and the files of a commit together; over it: `clone_failed`."""
 
+PATHS_BYTES_MAX = 256 * 1024**2
+"""All paths of a commit together, which are held in memory; over it: `clone_failed`."""
+
 _NETWORK: tuple[Setting, ...] = (
     ("core.sshCommand", "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=20"),
     ("http.lowSpeedLimit", "1"),
@@ -153,13 +156,16 @@ class Staging:
 
 def _oversize(entries: Iterator[BaseEntry]) -> str | None:
     """A few small trees can name each other so often that a checkout never ends: find that out before."""
-    bytes_left = REPOSITORY_BYTES_MAX
+    bytes_left, path_bytes_left = REPOSITORY_BYTES_MAX, PATHS_BYTES_MAX
     for number, entry in enumerate(entries):
         bytes_left -= entry.size_bytes
+        path_bytes_left -= len(entry.path)
         if number >= ENTRIES_MAX:
             return f"the commit has more than {ENTRIES_MAX} files"
         if bytes_left < 0:
             return f"the files of the commit are larger than {REPOSITORY_BYTES_MAX // 1024**3} GiB"
+        if path_bytes_left < 0:
+            return f"the paths of the commit are longer than {PATHS_BYTES_MAX // 1024**2} MiB together"
         if len(entry.path) > PATH_BYTES_MAX or entry.path.count(b"/") >= DEPTH_MAX:
             return "directories of the commit are nested too deeply"
     return None
