@@ -41,10 +41,11 @@ class HandedRunners:
         self.journals = journals
         self.orders = []
         self.recorders = {}
-        self.refuses = False
+        self.refuses, self.refusals = False, 0
 
     async def launch(self, order, lock_fd):
         if self.refuses:
+            self.refusals += 1
             raise OSError("no more processes")
         self.orders.append(order)
         writer = self.journals.adopt(order.task_id, os.dup(lock_fd))

@@ -21,11 +21,12 @@ class FullDisk:
     """Journals cannot be written while it is full, but for the events of the kinds in `spares`."""
 
     def __init__(self, monkeypatch):
-        self.is_full, self.spares = False, ()
+        self.is_full, self.spares, self.refusals = False, (), 0
         append = FileJournalWriter.append
 
         def maybe(writer, event, transition=None, **when):
             if self.is_full and not isinstance(event, self.spares):
+                self.refusals += 1
                 raise OSError(28, "No space left on device")
             return append(writer, event, transition, **when)
 
@@ -36,6 +37,7 @@ class MoodyStore(MemoryStore):
     """An index that cannot be written while it is broken."""
 
     broken = False
+    refusals = 0
 
     def insert(self, indexed):
         self._complain()
@@ -47,7 +49,22 @@ class MoodyStore(MemoryStore):
 
     def _complain(self):
         if self.broken:
+            self.refusals += 1
             raise sqlite3.OperationalError("database or disk is full")
+
+
+@pytest.fixture(autouse=True)
+def _quick_retries(monkeypatch):
+    for name in ("follower.LOSS_CHECK_SECONDS", "follower.RETRY_SECONDS", "service.RETRY_SECONDS"):
+        monkeypatch.setattr(f"sandbox.control.{name}", 0.1)
+
+
+async def refused(trouble, times=2):
+    """Wait until it has refused so many tries more."""
+    wanted = trouble.refusals + times
+    async with asyncio.timeout(10):
+        while trouble.refusals < wanted:
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -99,7 +116,7 @@ def test_an_index_that_breaks_for_a_while_is_caught_up_with(world):
             await world.launched("task-1")
             world.store.broken = True
             world.runners.play("task-1", *TO_RUNNING)
-            await asyncio.sleep(0.3)
+            await refused(world.store)
             world.store.broken = False
             world.runners.play("task-1", *TO_END)
             return await service.wait("task-1", 10)
@@ -112,7 +129,7 @@ def test_a_launch_that_cannot_be_written_down_is_tried_again(world, disk):
         async with world.server() as service:
             disk.is_full, disk.spares = True, (TaskSubmitted,)
             await service.submit(manifest())
-            await asyncio.sleep(0.2)
+            await refused(disk)
             waiting = await service.status("task-1")
             assert waiting.state is TaskState.PENDING
             assert "No space left" in waiting.state_message
@@ -131,7 +148,7 @@ def test_a_finisher_that_cannot_be_started_is_tried_again(world):
             await world.until(service, "task-1", TaskState.RUNNING)
             world.runners.refuses = True
             world.runners.die("task-1")
-            await asyncio.sleep(1.5)
+            await refused(world.runners)
             world.runners.refuses = False
             await world.launched("task-1", 2)
             world.runners.play("task-1", *TO_END)
@@ -148,7 +165,7 @@ def test_the_end_of_a_task_that_nobody_can_finish_is_written_once_there_is_room(
                 await world.launched("task-1", count)
                 disk.is_full = count == 4
                 world.runners.die("task-1")
-            await asyncio.sleep(1.5)
+            await refused(disk)
             disk.is_full = False
             return await service.wait("task-1", 10)
 
@@ -250,9 +267,9 @@ def test_damage_of_a_journal_is_told_in_the_status(world):
     asyncio.run(play())
 
 
-def test_two_hundred_tasks_with_room_for_three_begin_in_their_order_and_all_end(world):
+def test_sixty_tasks_with_room_for_three_begin_in_their_order_and_all_end(world):
     world.capacity = Capacity(12, 1000 * GIB, 1000 * GIB)
-    names = [f"task-{number:03}" for number in range(200)]
+    names = [f"task-{number:03}" for number in range(60)]
 
     async def play():
         async with world.server() as service:
@@ -272,9 +289,9 @@ def test_two_hundred_tasks_with_room_for_three_begin_in_their_order_and_all_end(
     assert all(abs(begun.index(name) - number) <= 3 for number, name in enumerate(names))
 
 
-def test_fifty_waiting_tasks_survive_a_restart_in_their_order(world):
+def test_twenty_waiting_tasks_survive_a_restart_in_their_order(world):
     world.capacity = Capacity(4, 1000 * GIB, 1000 * GIB)
-    names = [f"task-{number:02}" for number in range(50)]
+    names = [f"task-{number:02}" for number in range(20)]
 
     async def before():
         async with world.server() as service:

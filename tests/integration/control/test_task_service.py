@@ -28,7 +28,8 @@ from sandbox.stores.memory import MemoryStore
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.1)
     made = Rooms(tmp_path, MemoryStore())
     yield made
     for task_id in list(made.runners.recorders):
