@@ -92,6 +92,7 @@ async def _serve(settings: ServerSettings, places: Places) -> None:
             )
         finally:
             await service.close()
+            _tell_unfinished(len(service.equipment.follower.feeds))
 
 
 async def _start_service(settings: ServerSettings, places: Places) -> TaskService:
@@ -169,6 +170,13 @@ def _announce(settings: ServerSettings, places: Places, port: int, ws_port: int,
         print(f"Sandbox answers at {http}\n  WebSocket: {ws}\n  Data:      {places.data_dir}", flush=True)
     for reason in blockers:
         print(f"It takes no tasks. {reason}", file=sys.stderr, flush=True)
+
+
+def _tell_unfinished(count: int) -> None:
+    """Whoever stops a server may take its tasks for stopped, and they cost money."""
+    if count:
+        tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
+        print(f"{tasks} the server; the next one on this data directory takes over.", file=sys.stderr)
 
 
 def _lock(data_dir: Path) -> int:
