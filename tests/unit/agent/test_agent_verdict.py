@@ -47,6 +47,14 @@ def test_trouble_with_the_model_says_where_to_look(status, advice):
     assert advice in judge(Exit(1), result, b"").message
 
 
+def test_an_end_that_the_agent_explains_is_not_put_down_to_memory():
+    """One of its programs ran out of memory some time before."""
+    result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": 401, "result": "API Error"}
+    assert judge(Exit(1, out_of_memory=True), result, b"").code is FailureCode.AGENT_FAILED
+    said_before = {"is_error": False, "result": "Done."}
+    assert judge(Exit(137, out_of_memory=True), said_before, b"").code is FailureCode.OUT_OF_MEMORY
+
+
 @pytest.mark.parametrize(
     "result", [{}, {"is_error": True, "result": 5, "errors": {}}, {"is_error": True, "errors": [1]}]
 )
