@@ -22,7 +22,10 @@ PRIVATE_ADDRESS = "10.1.2.3"
 
 
 class ClosedInternet:
-    """Enter it to make both namespaces; `server_prefix` and `internet_prefix` start commands inside them."""
+    """Enter it to make both namespaces; `server_prefix` and `internet_prefix` start commands inside them.
+
+    packets: every (protocol, address, port) that something sent an opening packet to, TCP replies left out.
+    """
 
     def __init__(self):
         self.packets = []
@@ -69,10 +72,6 @@ class ClosedInternet:
         for keeper in self._keepers:
             keeper.kill()
             keeper.wait()
-
-    def destinations(self):
-        """Every (protocol, address, port) that something sent an opening packet to, TCP replies left out."""
-        return set(self.packets)
 
     def reach(self, address, port):
         """From the server's namespace: can this be reached? The twin that shows that the wire works."""
