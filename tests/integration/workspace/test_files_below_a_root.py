@@ -1,0 +1,78 @@
+"""Whatever is put in the place of a file after it was looked at, nothing outside is opened and nobody waits."""
+
+import os
+import threading
+from contextlib import closing
+
+import pytest
+
+from sandbox.workspace.files import Files
+from sandbox.workspace.new_file import create
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A directory `inside` with a file, and a secret beside it."""
+    inside = tmp_path / "inside"
+    (inside / "directory").mkdir(parents=True)
+    (inside / "directory" / "file").write_text("mine")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_text("secret")
+    return inside
+
+
+def read(root, path):
+    with Files(root) as files, files.open_file(path) as (file, size):
+        return os.read(file, size)
+
+
+def test_a_file_is_read(root):
+    assert read(root, b"directory/file") == b"mine"
+
+
+def test_a_link_in_its_place_is_not_followed(root):
+    (root / "directory" / "file").unlink()
+    (root / "directory" / "file").symlink_to(root.parent / "outside" / "file")
+    with pytest.raises(OSError, match="symbolic links"):
+        read(root, b"directory/file")
+
+
+def test_a_link_on_the_way_is_not_followed(root):
+    (root / "directory" / "file").unlink()
+    (root / "directory").rmdir()
+    (root / "directory").symlink_to(root.parent / "outside")
+    with pytest.raises(OSError, match="Not a directory"):
+        read(root, b"directory/file")
+    with Files(root) as files, pytest.raises(OSError, match="Not a directory"):
+        files.entries(b"directory")
+
+
+def test_a_pipe_in_its_place_is_refused_and_not_waited_for(root):
+    (root / "directory" / "file").unlink()
+    os.mkfifo(root / "directory" / "file")
+    waited = []
+
+    def let_go():
+        """Of a reader that waits for somebody to write, so that this test fails and does not hang."""
+        waited.append(True)
+        os.close(os.open(root / "directory" / "file", os.O_RDWR | os.O_NONBLOCK))
+
+    helper = threading.Timer(5, let_go)
+    helper.start()
+    try:
+        with pytest.raises(OSError, match="not a regular file"):
+            read(root, b"directory/file")
+        assert waited == []
+    finally:
+        helper.cancel()
+        helper.join()
+
+
+def test_a_link_is_not_written_through(root):
+    (root / "new").symlink_to(root.parent / "outside" / "file")
+    with pytest.raises(OSError, match="symbolic links"):
+        create(root / "new")
+    assert (root.parent / "outside" / "file").read_text() == "secret"
+    with closing(create(root / "directory" / "file")) as file:
+        file.write(b"new")
+    assert read(root, b"directory/file") == b"new"
