@@ -18,7 +18,7 @@ def judge(exit_: Exit, result: dict[str, Any] | None, stderr_tail: bytes) -> Fai
     """None for success, which is exit 0 and a last result with `is_error: false`, nothing less."""
     if exit_.code == 0 and result is not None and result.get("is_error") is False:
         return None
-    # Memory may have run out for a program of the agent's long before: an end that the agent itself explains goes first.
+    # Memory may have run out for a program long before: an end that the agent itself explains goes first.
     if exit_.out_of_memory and (result is None or result.get("is_error") is False):
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
     if exit_.code is None:
