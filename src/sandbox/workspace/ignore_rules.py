@@ -26,7 +26,7 @@ class IgnoreRules:
 
     Never more than a page is asked before the answers are read: that much always fits into a pipe, so neither side
     can wait for the other. Git wants to see whether a path is a directory, so directories are made before they are
-    asked about.
+    asked about; not where the agent put one in place of a `.gitignore`, for that is a file here.
     """
 
     def __init__(self, directory: Path, questions: IO[bytes], answers: IO[bytes]) -> None:
@@ -37,7 +37,7 @@ class IgnoreRules:
     def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
         """The paths among these, all of them untracked, that the rules ignore. Raises BrokenPipeError without git."""
         for entry in entries:
-            if entry.is_directory and entry.name != b".gitignore":
+            if entry.is_directory and b".gitignore" not in entry.path.split(b"/"):
                 _make_directory(self._directory, entry.path)
         return frozenset(path for page in _pages(entries) for path in self._ask(page))
 

@@ -90,6 +90,20 @@ def test_a_link_in_place_of_a_directory_is_not_followed(staged):
     assert f"+{outside}\n".encode() in made
 
 
+def test_a_directory_in_place_of_ignore_rules_is_a_directory(house):
+    house.upstream.commit({".gitignore": b"*.o\n"})
+    base = house.stage()
+    (house.workspace / ".gitignore").unlink()
+    (house.workspace / ".gitignore/sub/deep").mkdir(parents=True)
+    (house.workspace / ".gitignore/sub/deep/f").write_text("kept\n")
+    (house.workspace / ".gitignore/sub/deep/f.o").write_text("ignored\n")
+
+    made = house.patch(base)
+
+    assert b"+kept" in made
+    assert b"ignored" not in made
+
+
 def test_what_is_no_file_is_nothing(staged):
     (staged.workspace / "README.md").unlink()
     os.mkfifo(staged.workspace / "README.md")
