@@ -14,7 +14,7 @@ from doubles.closed_internet import (
     PUBLIC_ADDRESS,
     ClosedInternet,
 )
-from doubles.live import SERVER_KEY, World, make_repository, python, says
+from doubles.live import SERVER_KEY, World, make_repository, python, says, until
 from doubles.traces import SANDBOX_UIDS
 
 PROBE = r"""
@@ -166,7 +166,7 @@ def play(world, internet, canary, targets):
     world.submit()
     world.until_state("running")
     holders = processes_with(SERVER_KEY)
-    kernel_uids = {uid for name, uid in processes() if name == "claude"}
+    kernel_uids = until(lambda: {uid for name, uid in processes() if name == "claude"}, what="the agent")
     status = world.wait()
     assert status["state"] == "completed", world.tell()
     answer = world.tool_results()[0]

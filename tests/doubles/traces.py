@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-SANDBOX_UIDS = range(200_000, 265_000)
+SANDBOX_UIDS = range(1_900_000_000, 1_900_065_000)
 
 
 def sandbox_processes():

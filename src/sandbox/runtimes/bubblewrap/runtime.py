@@ -16,7 +16,7 @@ from sandbox.runtimes.bubblewrap.arguments import PLACES, staged_paths
 from sandbox.runtimes.bubblewrap.probe import NAME, TIER, find_program, probe_by_trying
 from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox
 from sandbox.runtimes.cgroups import ControlGroup
-from sandbox.runtimes.kernel_uid import KernelUids
+from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUids
 from sandbox.runtimes.launch import Launch, mark_attempt, start_launcher
 from sandbox.runtimes.orphans import OrphanAdoption
 
@@ -34,7 +34,7 @@ class BubblewrapRuntime:
     name = NAME
     tier = TIER
 
-    def __init__(self, run_dir: Path, uid_range: range = range(200_000, 265_000)) -> None:
+    def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS) -> None:
         self._run_dir = run_dir
         self._uids = KernelUids(uid_range) if os.getuid() == 0 else None
         self._hierarchies = cgroups.find_hierarchies()

@@ -1,0 +1,20 @@
+"""A sandbox's uid is killed by when the sandbox ends, so nobody else may be given it."""
+
+import pytest
+
+from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
+
+
+@pytest.mark.parametrize(
+    ("others", "whose"),
+    [
+        (range(65_536), "accounts and the classic overflow uid"),
+        (range(100_000, 600_100_001), "subordinate uids of users (login.defs), for their containers"),
+        (range(524_288, 1_879_048_192), "containers of systemd"),
+        (range(2_147_352_576, 2**32), "foreign and signed ids"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_no_uid_is_anybody_elses(others, whose):
+    assert not set(SANDBOX_UIDS) & {others.start, others.stop - 1}
+    assert SANDBOX_UIDS.stop <= others.start or others.stop <= SANDBOX_UIDS.start, whose
