@@ -1,0 +1,67 @@
+"""Secrets from files below one directory of the server."""
+
+import asyncio
+import errno
+import os
+import stat
+from pathlib import Path
+
+from sandbox.model.manifest import Secret
+from sandbox.secrets.limits import SECRET_BYTES_MAX
+from sandbox.secrets.unavailable import unavailable
+
+_REASONS = {
+    errno.ENOENT: "there is no such file below the server's secrets directory; put it there.",
+    errno.ENOTDIR: "there is no such file below the server's secrets directory; put it there.",
+    errno.EACCES: "the server's user may not read this file; give it the right to.",
+    errno.ELOOP: "the symbolic links of this file lead in a circle; mend them.",
+}
+
+
+class FileSource:
+    """`key` is a path relative to the directory. A symbolic link may not lead out of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def resolve(self, secret: Secret) -> str:
+        """The file's content without one newline at its end. Raises SecretUnavailableError."""
+        return await asyncio.to_thread(self._read, secret)
+
+    def _read(self, secret: Secret) -> str:
+        if secret.key.startswith("/") or not {"", ".", ".."}.isdisjoint(secret.key.split("/")):
+            raise unavailable(secret, "the key must be a path relative to the secrets directory, without . and ..")
+        try:
+            content = self._content(secret)
+        except OSError as error:
+            reason = _REASONS.get(error.errno or 0, f"the file cannot be read ({error.strerror}).")
+            raise unavailable(secret, reason) from None
+        try:
+            return content.removesuffix(b"\n").decode()
+        except UnicodeDecodeError:
+            raise unavailable(secret, "the file is no UTF-8 text; encode it, for example in base64.") from None
+
+    def _content(self, secret: Secret) -> bytes:
+        """Look at what the path leads to before it is opened for reading: opening a FIFO or device does something."""
+        directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            node = os.open(secret.key, os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                if not _place(node).is_relative_to(_place(directory)):
+                    raise unavailable(secret, "this is a symbolic link that leads out of the secrets directory.")
+                if not stat.S_ISREG(os.fstat(node).st_mode):
+                    raise unavailable(secret, "this is not a regular file.")
+                with Path(f"/proc/self/fd/{node}").open("rb") as file:
+                    content = file.read(SECRET_BYTES_MAX + 2)
+            finally:
+                os.close(node)
+        finally:
+            os.close(directory)
+        if len(content.removesuffix(b"\n")) > SECRET_BYTES_MAX:
+            raise unavailable(secret, f"the file is larger than {SECRET_BYTES_MAX // 1024} KiB.")
+        return content
+
+
+def _place(descriptor: int) -> Path:
+    """Where the opened file really is, whatever links led to it."""
+    return Path(f"/proc/self/fd/{descriptor}").readlink()

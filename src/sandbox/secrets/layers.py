@@ -1,0 +1,105 @@
+"""Escapes undone layer by layer, with the way back to where every byte came from."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+
+from sandbox.secrets.limits import REDACTED_LAYERS_MAX
+from sandbox.secrets.tokens import decode, find_tokens, step_back
+
+
+class Layer:
+    """The bytes as they came (layer 0), or with the tokens of the layer below replaced by their meaning."""
+
+    def __init__(self, data: bytes, below: Layer | None = None) -> None:
+        self.data = data
+        self._below = below
+        self._starts, self._ends = array("L"), array("L")  # of tokens, in the layer below
+        self._at, self._after = array("L"), array("L")  # of what they stand for, in this layer
+
+    def above(self) -> Layer | None:
+        """The next layer; None when there is no token left."""
+        layer = Layer(b"", self)
+        pieces: list[bytes] = []
+        copied = length = 0
+        for token in find_tokens(self.data):
+            start, end = token.span()
+            meaning = decode(token)
+            pieces += (self.data[copied:start], meaning)
+            length += start - copied
+            layer._starts.append(start)
+            layer._ends.append(end)
+            layer._at.append(length)
+            length += len(meaning)
+            layer._after.append(length)
+            copied = end
+        layer.data = b"".join((*pieces, self.data[copied:]))
+        return layer if pieces else None
+
+    def origin(self, start: int, end: int) -> tuple[int, int]:
+        """The bytes of layer 0 that a non-empty stretch of this one came from."""
+        layer = self
+        while layer._below is not None:
+            start, end = layer._lower(start)[0], layer._lower(end - 1)[1]
+            layer = layer._below
+        return start, end
+
+    def origin_of(self, position: int) -> int:
+        """The place in layer 0 that a place in this one came from; the end stays the end."""
+        layer = self
+        while layer._below is not None:
+            position = layer._lower(position)[0] if position < len(layer.data) else len(layer._below.data)
+            layer = layer._below
+        return position
+
+    def raise_up(self, position: int) -> int:
+        """Where a place in the layer below is in this one; within a token, where its meaning begins."""
+        token = bisect_left(self._starts, position) - 1
+        if token < 0:
+            return position
+        past = position - self._ends[token]
+        return self._after[token] + past if past >= 0 else self._at[token]
+
+    def token_start(self, position: int) -> int:
+        """A place in the layer below, moved to the beginning of a token that it is within."""
+        token = bisect_left(self._starts, position) - 1
+        return self._starts[token] if token >= 0 and position < self._ends[token] else position
+
+    def _lower(self, position: int) -> tuple[int, int]:
+        """The stretch of the layer below that one byte came from."""
+        token = bisect_right(self._at, position) - 1
+        if token < 0:
+            return position, position + 1
+        past = position - self._after[token]
+        if past < 0:
+            return self._starts[token], self._ends[token]
+        return self._ends[token] + past, self._ends[token] + past + 1
+
+
+def peel(data: bytes) -> list[Layer]:
+    """All layers, the bytes as they came first."""
+    layers = [Layer(data)]
+    while len(layers) <= REDACTED_LAYERS_MAX and (above := layers[-1].above()) is not None:
+        layers.append(above)
+    return layers
+
+
+def settle(layers: list[Layer], position: int) -> int:
+    """Move a place in layer 0 back until a cut there is within no token of any layer."""
+    while (moved := _move_back(layers, position)) < position:
+        position = moved
+    return position
+
+
+def _move_back(layers: list[Layer], position: int) -> int:
+    here = position
+    for index, layer in enumerate(layers):
+        if index:
+            here = layer.raise_up(here)
+        start = step_back(layer.data, here)
+        if index + 1 < len(layers):
+            start = layers[index + 1].token_start(start)
+        if start < here:
+            return layer.origin_of(start)
+    return position

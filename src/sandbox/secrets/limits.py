@@ -1,0 +1,22 @@
+"""The bounds of secrets and of their redaction. `docs/limits.md` lists them."""
+
+SECRET_BYTES_MAX = 64 * 1024
+"""One value; over it the task fails with `secret_unavailable`."""
+
+SECRETS_BYTES_MAX = 256 * 1024
+"""All values of a task together; over it the task fails with `secret_unavailable`."""
+
+VAULT_SECONDS = 10
+"""For one value from Vault."""
+
+REDACTED_CHARACTERS_MIN = 8
+"""A shorter value is passed on, but not looked for."""
+
+REDACTED_LINE_CHARACTERS_MIN = 16
+"""A line of a value of several lines that is also looked for by itself."""
+
+REDACTED_LAYERS_MAX = 6
+"""Escapes within escapes that are undone in search of a value."""
+
+TWICE_ENCODED_BYTES_MAX = 1024
+"""A longer value is not looked for in base64 or hex that was encoded once more."""

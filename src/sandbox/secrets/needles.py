@@ -1,0 +1,110 @@
+"""What is searched for: a value in each encoding that is not undone before the search."""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+from urllib.parse import quote_from_bytes
+
+from sandbox.secrets.layers import peel
+from sandbox.secrets.limits import (
+    REDACTED_CHARACTERS_MIN,
+    REDACTED_LINE_CHARACTERS_MIN,
+    TWICE_ENCODED_BYTES_MAX,
+)
+from sandbox.secrets.skeleton import CODE, EXACT, TEXT, Skeleton
+
+NEEDLE_BYTES_MIN = 7
+"""Shorter ones would not be found (see `search`)."""
+
+
+class Needle(NamedTuple):
+    """A skeleton, and the name of the secret that it belongs to."""
+
+    skeleton: bytes
+    name: str
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.name}>"
+
+
+def make_needles(values: Mapping[str, str]) -> Iterator[tuple[Skeleton, list[Needle]]]:
+    """The needles by the kind of their skeleton."""
+    found: dict[Skeleton, dict[bytes, str]] = {TEXT: {}, CODE: {}, EXACT: {}}
+    for name, value in values.items():
+        texts = {TEXT.of(text) for text in _texts(value.strip() or value)}
+        usable = {text for text in texts if len(text) >= REDACTED_CHARACTERS_MIN}
+        found[TEXT].update(dict.fromkeys(usable, name))
+        found[CODE].update(dict.fromkeys(_codes_of(value), name))
+        if not usable:
+            found[EXACT].update(dict.fromkeys(_forms(value), name))
+    for skeleton, needles in found.items():
+        yield skeleton, [Needle(*item) for item in needles.items() if len(item[0]) >= NEEDLE_BYTES_MIN]
+
+
+_SWALLOWERS = (b"\x1b[", b"\x1b", b"\\", b"%")
+"""What makes an escape of the beginning of a value that stands behind it."""
+
+
+def _texts(value: str) -> Iterator[bytes]:
+    """The value in every layer of its own; host names are shown in lower case; lines may be printed one by one."""
+    for text in (value, value.lower(), *_lines(value)):
+        data = text.encode("utf-8", "surrogatepass")
+        for layer in peel(data):
+            yield layer.data
+            yield layer.data[1:]
+            yield layer.data.replace(b"\\", b"")  # something invisible may stand between a backslash and its letter
+        for before in _SWALLOWERS:
+            yield from (layer.data for layer in peel(before + data)[1:])
+
+
+def _lines(value: str) -> Iterator[str]:
+    lines = value.splitlines()
+    if len(lines) > 1:
+        for line in map(str.strip, lines):
+            if len(line) >= REDACTED_LINE_CHARACTERS_MIN and not line.startswith("-----"):
+                yield line
+
+
+def _forms(value: str) -> set[bytes]:
+    """What people encode: the value itself, or what stands for it in JSON or in an address."""
+    data = value.encode("utf-8", "surrogatepass")
+    return {
+        data,
+        json.dumps(value)[1:-1].encode(),
+        json.dumps(value, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass"),
+        quote_from_bytes(data, safe="").encode(),
+    }
+
+
+def _codes_of(value: str) -> Iterator[bytes]:
+    forms = _forms(value)
+    stripped = value.strip()
+    if stripped and stripped != value:
+        forms |= _forms(stripped)
+    for form in forms:
+        for code in _encodings(form):
+            yield from _as_found(code)
+            if len(form) <= TWICE_ENCODED_BYTES_MAX:
+                for twice in _encodings(code):
+                    yield from _as_found(twice)
+
+
+def _as_found(code: bytes) -> Iterator[bytes]:
+    """What stands before it may make an escape of its first letter."""
+    yield CODE.of(code)
+    yield CODE.of(code[1:])
+
+
+def _encodings(data: bytes) -> set[bytes]:
+    codes = {data.hex().encode(), data.hex().upper().encode()}
+    for shift in range(3):
+        code = _base64_core(data, shift)
+        codes |= {code, code.translate(bytes.maketrans(b"+/", b"-_"))}
+    return codes
+
+
+def _base64_core(data: bytes, shift: int) -> bytes:
+    """The digits that depend on nothing else, if `shift` bytes (modulo 3) stand before the data."""
+    digits = base64.b64encode(bytes(shift) + data)
+    return digits[(0, 2, 3)[shift] : (shift + len(data)) * 8 // 6]

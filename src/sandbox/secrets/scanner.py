@@ -1,0 +1,109 @@
+"""Where in some bytes values stand, and how much of the beginning of a stream is settled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from sandbox.secrets.layers import Layer, settle
+from sandbox.secrets.limits import REDACTED_LAYERS_MAX
+from sandbox.secrets.needles import make_needles
+from sandbox.secrets.search import Hit, Search
+from sandbox.secrets.skeleton import Skeleton
+from sandbox.secrets.tokens import find_beginning, step_back
+
+_GLANCE_BYTES = 64
+
+
+class Span(NamedTuple):
+    """Bytes in which a value stands; spans sort by place, of those from one place the longest first."""
+
+    start: int
+    minus_end: int
+    name: str
+
+    @property
+    def end(self) -> int:
+        """Behind the last byte."""
+        return -self.minus_end
+
+
+class Scanner:
+    """Knows the values of one task's secrets, by name. Its repr does not tell them."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._kinds: list[tuple[Skeleton, Search]] = [
+            (skeleton, Search(needles)) for skeleton, needles in make_needles(values) if needles
+        ]
+        longest = max((search.longest for _, search in self._kinds), default=0)
+        self.span_bytes_max = 32 * longest + 4096 if longest else 0
+        """A value spread over more bytes, by escapes or what stands in between, is not found."""
+
+    def find(self, layers: list[Layer]) -> list[Span]:
+        """Where values stand, in order."""
+        found: set[Span] = set()
+        for layer in layers:
+            for hit in self._find_in(layer):
+                start, end = layer.origin(hit.start, hit.end)
+                if end - start <= self.span_bytes_max:
+                    found.add(Span(step_back(layers[0].data, start), -end, hit.name))
+        return sorted(found)
+
+    def _find_in(self, layer: Layer) -> Iterator[Hit]:
+        for skeleton, search in self._kinds:
+            hits = list(search.find(skeleton.of(layer.data)))
+            positions = skeleton.positions(layer.data) if hits else ()
+            for hit in hits:
+                yield Hit(positions[hit.start], positions[hit.end - 1] + 1, hit.name)
+
+    def settled_length(self, layers: list[Layer]) -> int:
+        """How much of the beginning of layer 0 no continuation can make part of a value that goes on."""
+        length = len(layers[0].data)
+        if not self._kinds:
+            return length
+        settled, cuts = length, {length}
+        for index, layer in enumerate(layers):
+            if index:
+                cuts = {layer.raise_up(cut) for cut in cuts}
+            cuts = _open_ends(layer.data, cuts)
+            for cut in cuts:
+                settled = min(settled, layer.origin_of(cut), self._first_beginning(layer, cut, length))
+        return settle(layers, settled)
+
+    def _first_beginning(self, layer: Layer, cut: int, length: int) -> int:
+        """The first place in layer 0 from which a needle may have begun that goes on after the cut."""
+        begin = max(0, cut - self.span_bytes_max)
+        data, first = layer.data[begin:cut], length
+        for skeleton, search in self._kinds:
+            if not search.may_go_on(skeleton.of(data[-_GLANCE_BYTES:])):
+                continue
+            positions = None
+            for place in search.find_beginnings(skeleton.of(data)):
+                positions = positions or skeleton.positions(data)
+                origin = layer.origin_of(begin + positions[place])
+                if origin >= length - self.span_bytes_max:
+                    first = min(first, origin)
+                    break
+        return first
+
+
+def _open_ends(data: bytes, cuts: set[int]) -> set[int]:
+    """All places where the part that is sure may end.
+
+    Whether what looks like the beginning of an escape becomes one is open; and if it does, what it stands for may go
+    on with an escape of the next layer that begins before it.
+    """
+    ends = cuts | {len(data)}
+    for _ in range(REDACTED_LAYERS_MAX):
+        ends |= {find_beginning(data, end) for end in ends}
+    return ends
+
+
+def replace(data: bytes, spans: Iterable[Span], done: int = 0) -> bytes:
+    """The data from `done` on, with one mark for each group of spans that overlap."""
+    pieces: list[bytes] = []
+    for span in spans:
+        if span.start >= done:
+            pieces += (data[done : span.start], f"[REDACTED:{span.name}]".encode())
+        done = max(done, span.end)
+    return b"".join((*pieces, data[done:]))

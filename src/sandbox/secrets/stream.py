@@ -1,0 +1,43 @@
+"""Redacts a stream that comes in chunks."""
+
+from sandbox.secrets.layers import peel
+from sandbox.secrets.scanner import Scanner, replace
+
+
+class StreamRedactor:
+    """Lets go what is settled; put together, that is the redaction of the whole stream, however it is cut.
+
+    What may be the beginning of a value is held back until it is known: at most `Scanner.span_bytes_max` bytes and the
+    escape that they begin with, in practice nothing once a line ends. Cut lines out of what is let go, never before.
+    """
+
+    def __init__(self, scanner: Scanner) -> None:
+        self._scanner = scanner
+        self._held = b""
+        self._done = 0
+        self.has_redacted = False
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes are held back."""
+        return len(self._held)
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What may be let go now."""
+        if not self._scanner.span_bytes_max:
+            return chunk
+        return self._let_go(self._held + chunk, is_end=False)
+
+    def flush(self) -> bytes:
+        """What was held back. After a pause too, but a value that goes on afterwards is then not known for one."""
+        return self._let_go(self._held, is_end=True)
+
+    def _let_go(self, data: bytes, *, is_end: bool) -> bytes:
+        layers = peel(data)
+        settled = len(data) if is_end else self._scanner.settled_length(layers)
+        spans = [span for span in self._scanner.find(layers) if span.start < settled]
+        self.has_redacted = self.has_redacted or bool(spans)
+        gone = replace(data[:settled], spans, self._done)
+        self._done = max(0, max([self._done, *(span.end for span in spans)]) - settled)
+        self._held = data[settled:]
+        return gone

@@ -1,0 +1,94 @@
+"""Secrets from HashiCorp Vault, version 2 of its key-value engine."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandbox.model.manifest import Secret
+from sandbox.secrets.limits import VAULT_SECONDS
+from sandbox.secrets.unavailable import unavailable
+
+_STATUSES = {
+    "Forbidden": "Vault refuses to show it to the server (403); give the server's token a policy that reads this path.",
+    "Unauthorized": "Vault does not take the server's token (401); give the server a valid one.",
+    "InvalidPath": "Vault has nothing at this path (404) in the engine mounted at {mount}; check path and mount.",
+    "RateLimitExceeded": "Vault says that it is asked too often (429); submit the task again later.",
+    "VaultDown": "Vault is sealed or down (503); unseal it and submit the task again.",
+    "VaultNotInitialized": "Vault is not initialised (501).",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaultSettings:
+    """The server's access to Vault. `mount`: where the engine is mounted; `ca_file`: who signs Vault's certificate."""
+
+    address: str
+    token: str = field(repr=False)
+    mount: str = "secret"
+    namespace: str | None = None
+    ca_file: str | None = None
+    timeout_seconds: int = VAULT_SECONDS
+
+
+class VaultSource:
+    """`key` is `path#field`, the path without the mount."""
+
+    def __init__(self, settings: VaultSettings) -> None:
+        self._settings = settings
+
+    async def resolve(self, secret: Secret) -> str:
+        """The field of the latest version. Raises SecretUnavailableError."""
+        path, _, name = secret.key.rpartition("#")
+        # Dots would lead to other parts of Vault's API.
+        if not path or not name or not {"", ".", ".."}.isdisjoint(path.split("/")):
+            raise unavailable(secret, "the key must be path#field, without . and .. in the path.")
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                value = await asyncio.to_thread(self._ask, secret, path, name)
+        except TimeoutError:
+            raise unavailable(secret, f"Vault at {self._settings.address} did not answer in time.") from None
+        if value is None:
+            raise unavailable(secret, f"what Vault has at this path has no field {name}.")
+        if not isinstance(value, str):
+            raise unavailable(secret, "the field's value is not a text; store it as one.")
+        return value
+
+    def _ask(self, secret: Secret, path: str, name: str) -> Any:
+        """Slow to import, and only needed by servers whose users have secrets in Vault."""
+        import hvac
+        import requests
+        from hvac.exceptions import VaultError
+
+        settings = self._settings
+        try:
+            # A redirection would carry the token to wherever it leads.
+            client = hvac.Client(
+                url=settings.address,
+                token=settings.token,
+                namespace=settings.namespace,
+                verify=settings.ca_file or True,
+                timeout=settings.timeout_seconds,
+                allow_redirects=False,
+            )
+            answer = client.secrets.kv.v2.read_secret_version(
+                path=path, mount_point=settings.mount, raise_on_deleted_version=True
+            )
+            return answer["data"]["data"].get(name)
+        except VaultError as error:
+            what = _STATUSES.get(type(error).__name__, "Vault answers with an error; look at its log.")
+            raise unavailable(secret, what.format(mount=settings.mount)) from None
+        except requests.exceptions.SSLError:
+            raise unavailable(
+                secret, f"the certificate of Vault at {settings.address} is not trusted; configure who signs it."
+            ) from None
+        except requests.exceptions.Timeout:
+            raise unavailable(secret, f"Vault at {settings.address} did not answer in time.") from None
+        except requests.exceptions.RequestException:
+            raise unavailable(
+                secret, f"Vault at {settings.address} is not reached; check its address, and that it runs."
+            ) from None
+        except (AttributeError, KeyError, TypeError):
+            raise unavailable(
+                secret,
+                f"what answers at {settings.address} is no key-value engine of version 2; check the address.",
+            ) from None

@@ -1,0 +1,85 @@
+"""A small HTTP server that speaks what is needed of version 2 of Vault's key-value engine."""
+
+import contextlib
+import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "hvs.the-token-of-the-server"
+
+
+class KeyValueVault(ThreadingHTTPServer):
+    """`secrets`: path below the mount to fields. Paths in `denied` are 403; `status` overrides everything."""
+
+    daemon_threads = True
+
+    def __init__(self, mount: str = "secret") -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.mount = mount
+        self.secrets: dict[str, dict[str, Any]] = {}
+        self.denied: set[str] = set()
+        self.status: int | None = None
+        self.location = ""
+        self.body: bytes | None = None
+        self.delay_seconds = 0.0
+        self.asked: list[tuple[str, str | None]] = []
+        self.scheme = "http"
+
+    @property
+    def address(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that does not trust us goes away in the middle; that is no trouble of ours."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: KeyValueVault
+
+    def do_GET(self) -> None:
+        vault = self.server
+        vault.asked.append((self.path, self.headers.get("X-Vault-Namespace")))
+        time.sleep(vault.delay_seconds)
+        prefix = f"/v1/{vault.mount}/data/"
+        path = self.path.removeprefix(prefix)
+        if vault.status is not None:
+            self._answer(vault.status, {"errors": ["so it was told"]})
+        elif self.headers.get("X-Vault-Token") != TOKEN or path in vault.denied:
+            self._answer(403, {"errors": ["permission denied"]})
+        elif not self.path.startswith(prefix) or path not in vault.secrets:
+            self._answer(404, {"errors": []})
+        else:
+            metadata = {"version": 1, "deletion_time": "", "destroyed": False}
+            self._answer(200, {"data": {"data": vault.secrets[path], "metadata": metadata}})
+
+    def _answer(self, status: int, content: dict[str, Any]) -> None:
+        body = self.server.body if self.server.body is not None else json.dumps(content).encode()
+        self.send_response(status)
+        if self.server.location:
+            self.send_header("Location", self.server.location)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Silence."""
+
+
+@contextlib.contextmanager
+def serving(vault: KeyValueVault, tls: ssl.SSLContext | None = None) -> Iterator[KeyValueVault]:
+    if tls is not None:
+        vault.socket = tls.wrap_socket(vault.socket, server_side=True, do_handshake_on_connect=False)
+        vault.scheme = "https"
+    thread = threading.Thread(target=vault.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield vault
+    finally:
+        vault.shutdown()
+        vault.server_close()
+        thread.join(5)

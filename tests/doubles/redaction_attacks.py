@@ -1,0 +1,165 @@
+"""Ways in which a value may be written so that it is not recognised, as strategies for hypothesis."""
+
+import base64
+import html
+import json
+import random
+import re
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
+
+from hypothesis import strategies as st
+
+VALUES = [
+    "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "npm_nrtbfnrtbf0123456789",
+    'p@ss"w\\ord/ +é{}[]',
+    "C:\\new\\readme\\table\\u0041\\x41",
+    '100%25 %41sure% &amp; it\'s "so"',
+    "-----BEGIN KEY-----\nMIIEvQIBADANBgkqhkiG9w0\nq8WzT4==\n-----END KEY-----",
+    "схема пароля 🔑 ключ",
+    '{"type": "service", "key": "a\\nb"}',
+    "aaaaaaaaaaaa",
+    "deadbeefdeadbeef01",
+    "tab\there and\r\nthere",
+]
+ALPHABETS = [
+    st.characters(codec="ascii", categories=["L", "N"]),
+    st.characters(codec="ascii", categories=["L", "N", "P", "S"]),
+    st.characters(min_codepoint=0xA0, max_codepoint=0x1F9FF, categories=["L", "N", "S"]),
+    st.sampled_from("\\\"/%+&'nrtbfux0123 aé"),
+]
+# A random value of few different letters would be found by chance where it was not put.
+values = st.sampled_from(VALUES) | st.one_of(
+    *(st.text(alphabet, min_size=12, max_size=40) for alphabet in ALPHABETS)
+).filter(lambda value: len(set(value.strip())) >= 6 and len(value.strip()) >= 10)
+
+texts = st.sampled_from(
+    [
+        b"",
+        b"x",
+        b"\\",
+        b" ",
+        b"\n",
+        b'{"text":"',
+        b'"}\n',
+        b"\\n",
+        b"%",
+        b"\x1b[",
+        b"\x1b[1m",
+        b"'",
+        b"&",
+        b"user:",
+        b"\xe2\x80",
+    ]
+) | st.binary(max_size=12)
+
+NOISE = [
+    "\x1b[0m",
+    "\x1b[38;5;12m",
+    "\r",
+    "\u200b",
+    "\ufeff",
+    "\x1b]8;;http://x/\x07",
+    "\u2060",
+    "\x1b(B",
+    "\xad",
+    "\x00",
+]
+
+
+OWN_ESCAPE = re.compile(r"\\+(?:u[0-9a-fA-F]{4}|x..|[0-7]{3}|.)|%..|&#?\w+;|'['\"\\]*'", re.DOTALL)
+
+
+def escape_json(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)[1:-1]
+
+
+def escape_json_ascii(value: str) -> str:
+    return json.dumps(value)[1:-1].replace("/", "\\/")
+
+
+def escape_all(value: str) -> str:
+    units = value.encode("utf-16-be")
+    return "".join(f"\\u{int.from_bytes(units[i : i + 2]):04X}" for i in range(0, len(units), 2))
+
+
+def percent_lower(value: str) -> str:
+    return "".join(
+        letter if letter.isalnum() and letter.isascii() else quote(letter, safe="").lower() for letter in value
+    )
+
+
+def percent_all(value: str) -> str:
+    return "".join(f"%{byte:02x}" for byte in value.encode())
+
+
+def hex_escape(value: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in value.encode())
+
+
+def octal_escape(value: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in value.encode())
+
+
+ESCAPES: list[Callable[[str], str]] = [
+    escape_json,
+    escape_json_ascii,
+    escape_all,
+    lambda value: quote(value, safe=""),
+    quote_plus,
+    percent_lower,
+    percent_all,
+    html.escape,
+    hex_escape,
+    octal_escape,
+    lambda value: value.replace("'", "'\\''"),
+]
+
+
+def wrapped(code: str) -> str:
+    return "\n".join(code[start : start + 76] for start in range(0, len(code), 76))
+
+
+def as_base64(value: str, before: int, url_safe: bool) -> str:
+    data = b"u:!"[:before] + value.encode() + b"zz"
+    return wrapped((base64.urlsafe_b64encode if url_safe else base64.b64encode)(data).decode())
+
+
+@st.composite
+def letters_of_attack(draw: st.DrawFn, value: str) -> list[bytes]:
+    """One way of writing the value down, of many: what became of each letter (of the base64, where it is that)."""
+    kind = draw(st.sampled_from(["escaped", "escaped", "base64", "hex", "noise"]))
+    letters = list(value)
+    if kind == "noise":
+        letters = noisy_letters(value, draw(st.integers(0, 1 << 32)))
+    elif kind == "base64":
+        text = draw(st.sampled_from([str, escape_json]))(value)
+        letters = list(as_base64(text, draw(st.integers(0, 2)), draw(st.booleans())))
+    elif kind == "hex":
+        letters = list(draw(st.sampled_from([str.lower, str.upper]))(value.encode().hex()))
+    for escape in draw(st.lists(st.sampled_from(ESCAPES), max_size=2)):
+        letters = list(map(escape, letters))
+    for _ in range(draw(st.integers(0, 3))):
+        letters = list(map(escape_json if draw(st.booleans()) else escape_json_ascii, letters))
+    return [letter.encode() for letter in letters]
+
+
+def attack(value: str) -> st.SearchStrategy[bytes]:
+    """The value, written down in one of many ways."""
+    return letters_of_attack(value).map(b"".join)
+
+
+def with_noise(text: str, seed: int) -> str:
+    """Something that no terminal shows behind every other letter."""
+    return "".join(noisy_letters(text, seed))
+
+
+def noisy_letters(text: str, seed: int) -> list[str]:
+    """Not within what looks like an escape in the value itself: there it may become one, or cease to be one."""
+    rng = random.Random(seed)
+    quiet = {place for found in OWN_ESCAPE.finditer(text) for place in range(found.start(), found.end() - 1)}
+    return [
+        letter + (rng.choice(NOISE) if rng.random() < 0.5 and place not in quiet else "")
+        for place, letter in enumerate(text)
+    ]

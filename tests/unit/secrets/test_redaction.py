@@ -1,0 +1,217 @@
+"""Whatever leaves a runner does not tell a secret's value, however an agent writes it down."""
+
+import base64
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from doubles.redaction_attacks import ESCAPES, VALUES, as_base64, letters_of_attack, values, with_noise
+from sandbox.secrets.needles import Needle
+from sandbox.secrets.redactor import Redactor
+
+TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
+MARK = "[REDACTED:TOKEN]"
+
+
+@pytest.fixture(scope="module")
+def redactor() -> Redactor:
+    return Redactor({"TOKEN": TOKEN, "OTHER": VALUES[2], "KEY": VALUES[5]})
+
+
+@settings(max_examples=500, deadline=None)
+@given(values.flatmap(lambda value: st.tuples(st.just(value), letters_of_attack(value))))
+def test_no_piece_of_a_written_down_value_is_left(story: tuple[str, list[bytes]]):
+    value, letters = story
+    redacted = Redactor({"S": value}).redact(b"<<" + b"".join(letters) + b">>")
+    rest = redacted.replace(b"[REDACTED:S]", b"\0\0")
+    assert b"[REDACTED:S]" in redacted
+    # What stands before and after a value in its base64 is shorter than eight letters.
+    windows = {b"".join(letters[start : start + 8]) for start in range(len(letters) - 7)}
+    assert [window for window in windows if window in rest] == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(VALUES), st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+def test_what_holds_no_value_stays_as_it_is(value: str, data: bytes):
+    assume(value != "aaaaaaaaaaaa")
+    assert Redactor({"S": value}).redact(data) is data
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(VALUES), st.text(max_size=60), st.text(max_size=60))
+def test_what_stands_around_a_value_stays(value: str, before: str, after: str):
+    assume(not before.endswith("\\"))
+    redacted = Redactor({"S": value}).redact_text(f"{before}|{value}|{after}")
+    assert redacted.startswith(f"{before}|")
+    assert redacted.endswith(f"|{after}")
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+@pytest.mark.parametrize("value", VALUES)
+def test_every_escape_of_every_value(value: str, escape: Any):
+    redacted = Redactor({"S": value}).redact_text(f"<{escape(value)}>")
+    assert redacted.startswith("<")
+    assert "[REDACTED:S]" in redacted
+    assert len(redacted) <= len("<[REDACTED:S]>") + 8
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("url_safe", [True, False])
+def test_base64_at_every_alignment(value: str, before: int, url_safe: bool):
+    code = as_base64(value * 1, before, url_safe)
+    for written in (code, code.replace("\n", "\r\n"), json.dumps(code), json.dumps(json.dumps(code))):
+        redacted = Redactor({"S": value}).redact_text(written)
+        assert "[REDACTED:S]" in redacted
+        assert len(redacted.strip('"\\')) <= len("[REDACTED:S]") + 12
+
+
+def test_a_docker_login_is_base64_in_base64(redactor: Redactor):
+    login = base64.b64encode(f"user:{TOKEN}".encode()).decode()
+    config = json.dumps({"auths": {"registry.example": {"auth": login}}})
+    assert MARK in redactor.redact_text(base64.b64encode(config.encode()).decode())
+
+
+def test_a_tools_answer_inside_a_line_of_events(redactor: Redactor):
+    answer = json.dumps({"env": {"GITHUB_TOKEN": TOKEN, "PASSWORD": VALUES[2]}}, indent=2)
+    line = json.dumps({"type": "user", "message": {"content": [{"type": "tool_result", "content": answer}]}})
+    event = json.loads(redactor.redact_text(line))
+    inner = json.loads(event["message"]["content"][0]["content"])
+    assert inner == {"env": {"GITHUB_TOKEN": MARK, "PASSWORD": "[REDACTED:OTHER]"}}
+
+
+@settings(max_examples=200, deadline=None)
+@given(values, st.integers(1, 4), st.booleans())
+def test_json_stays_json(value: str, depth: int, ascii_only: bool):
+    text = f"it is {value} there"
+    for _ in range(depth):
+        text = json.dumps({"text": text}, ensure_ascii=ascii_only)
+    redacted = Redactor({"S": value}).redact_text(text)
+    assert "[REDACTED:S]" in redacted
+    for _ in range(depth):
+        redacted = json.loads(redacted)["text"]
+
+
+def test_terminal_escapes_in_between(redactor: Redactor):
+    for seed in range(20):
+        noisy = with_noise(TOKEN, seed)
+        for written in (noisy, json.dumps(noisy), json.dumps(json.dumps(noisy)), noisy.replace("\x1b", "\\033")):
+            assert TOKEN[-9:-1] not in redactor.redact_text(written)
+            assert MARK in redactor.redact_text(written)
+
+
+def test_a_value_with_its_letters_apart_as_in_utf_16(redactor: Redactor):
+    assert MARK.encode() in redactor.redact(TOKEN.encode("utf-16-le"))
+
+
+def test_dumps_in_hex_with_blanks_and_breaks(redactor: Redactor):
+    code = TOKEN.encode().hex()
+    pairs = " ".join(code[start : start + 2] for start in range(0, len(code), 2))
+    for written in (code, code.upper(), pairs, code[:60] + "\n" + code[60:]):
+        assert redactor.redact_text(written) == MARK
+
+
+def test_a_host_name_is_told_in_lower_case(redactor: Redactor):
+    assert redactor.redact_text(f"{TOKEN.lower()}.evil.example") == f"{MARK}.evil.example"
+
+
+def test_file_and_branch_names_as_git_quotes_them(redactor: Redactor):
+    value = "naïve-schlüssel-ß"
+    quoted = "".join(chr(byte) if byte < 128 else f"\\{byte:03o}" for byte in value.encode())
+    redacted = Redactor({"S": value}).redact_text(f'diff --git "a/{quoted}" "b/{quoted}"')
+    assert redacted == 'diff --git "a/[REDACTED:S]" "b/[REDACTED:S]"'
+    assert redactor.redact_text(f"error: cannot open refs/heads/{TOKEN}") == f"error: cannot open refs/heads/{MARK}"
+
+
+def test_lines_of_a_value_are_found_one_by_one_as_in_a_diff(redactor: Redactor):
+    diff = "".join(f"+{line}\n" for line in VALUES[5].splitlines())
+    assert "MIIEvQ" not in redactor.redact_text(diff)
+    assert redactor.redact_text(diff).startswith("+-----BEGIN KEY-----\n+[REDACTED:KEY]\n")
+
+
+def test_values_of_a_task_that_are_too_short_are_named_and_left():
+    redactor = Redactor({"PIN": "1234567", "TOKEN": TOKEN, "NONE": ""})
+    assert redactor.too_short == ("PIN", "NONE")
+    assert redactor.redact_text(f"1234567 {TOKEN}") == f"1234567 {MARK}"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "\\" * 8,
+        "\r" * 8,
+        "        ",
+        "\\\\\\nnnnn",
+        "++++++++",
+        "\x1b[0m\x1b[1m",
+        "%%%%%%%%",
+    ],
+)
+def test_strange_values_are_found_where_they_stand(value: str):
+    redactor = Redactor({"S": value})
+    assert redactor.redact_text(f"a{value}b") == "a[REDACTED:S]b"
+    assert redactor.redact_text("nothing of it") == "nothing of it"
+
+
+def test_plain_json_data_is_redacted_in_texts_and_keys(redactor: Redactor):
+    value = {"a": [TOKEN, 1, None, True, 2.5], TOKEN: {"b": f"x {TOKEN}"}, "c": ("y",)}
+    assert redactor.redact_value(value) == {
+        "a": [MARK, 1, None, True, 2.5],
+        MARK: {"b": f"x {MARK}"},
+        "c": ["y"],
+    }
+
+
+def test_text_of_any_kind_goes_through(redactor: Redactor):
+    for text in ("", "\ud800 lone", "é🔑", "\0"):
+        assert redactor.redact_text(text) == text
+        assert redactor.redact_text(text + TOKEN) == text + MARK
+
+
+def test_nothing_tells_the_values(redactor: Redactor):
+    stream = redactor.stream()
+    stream.feed(TOKEN[:20].encode())
+    for thing in (redactor, stream):
+        assert "ghp" not in repr(thing) + str(thing)
+    assert "ghp" not in repr(Needle(TOKEN.encode(), "TOKEN"))
+
+
+def test_many_secrets_cost_no_more_than_few():
+    line = b'{"type":"assistant","text":"' + b"some ordinary words, \\n and more of them " * 24 + b'"}\n'
+    many = Redactor({f"S{index}": f"{index:02}x{TOKEN}" for index in range(64)})
+    few = Redactor({"S": TOKEN})
+
+    def seconds(redactor: Redactor) -> float:
+        begin = time.process_time()
+        for _ in range(300):
+            redactor.redact(line)
+        return time.process_time() - begin
+
+    assert min(seconds(many) for _ in range(3)) < 4 * min(seconds(few) for _ in range(3)) + 0.05
+
+
+HOSTILE = {
+    "backslashes": b"\\" * 500_000,
+    "escapes": b"\\u0041" * 80_000,
+    "nested percent": b"%25252525252525" * 30_000,
+    "colours": b"\x1b[31m" * 100_000,
+    "links without an end": b"\x1b]8;;" * 100_000,
+    "almost": (TOKEN[:-1] + " ").encode() * 12_000,
+    "beginnings": TOKEN[:20].encode() * 25_000,
+    "quotes": b"'" * 500_000,
+    "entities": b"&#" * 250_000,
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_nothing_takes_long(redactor: Redactor, data: bytes):
+    begin = time.process_time()
+    redactor.redact(data)
+    stream = redactor.stream()
+    for start in range(0, len(data), 65536):
+        stream.feed(data[start : start + 65536])
+    assert time.process_time() - begin < 6

@@ -1,0 +1,135 @@
+"""A stream is redacted as if it had come in one piece, however it is cut, and waits no longer than it must."""
+
+import json
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from doubles.redaction_attacks import VALUES, attack, texts, values
+from sandbox.secrets.redactor import Redactor
+
+TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
+
+
+def streamed(redactor: Redactor, data: bytes, cuts: list[int]) -> bytes:
+    stream = redactor.stream()
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return b"".join([*(stream.feed(data[start:end]) for start, end in pairwise(places)), stream.flush()])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(values, min_size=1, max_size=3), st.data())
+def test_every_cutting_gives_what_the_whole_gives(secrets: list[str], data: st.DataObject):
+    redactor = Redactor({f"S{index}": value for index, value in enumerate(secrets)})
+    pieces = data.draw(st.lists(texts | st.sampled_from(secrets).flatmap(attack), max_size=5))
+    whole = b"".join(pieces)
+    cuts = data.draw(st.lists(st.integers(0, 1 << 16), max_size=12))
+    assert streamed(redactor, whole, cuts) == redactor.redact(whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(VALUES).flatmap(lambda value: st.tuples(st.just(value), texts, attack(value), texts)))
+def test_a_byte_at_a_time(story: tuple[str, bytes, bytes, bytes]):
+    value, *pieces = story
+    redactor, whole = Redactor({"S": value}), b"".join(pieces)
+    stream = redactor.stream()
+    assert b"".join([*(stream.feed(whole[i : i + 1]) for i in range(len(whole))), stream.flush()]) == redactor.redact(
+        whole
+    )
+
+
+def test_an_ordinary_line_is_let_go_at_once():
+    stream = Redactor({"TOKEN": TOKEN}).stream()
+    for line in (b'{"type":"assistant","text":"don\'t \\n 100%"}\n', b"plain words g\n", "naïve ghp_\n".encode()):
+        assert stream.feed(line) == line
+        assert stream.held_bytes == 0
+
+
+def test_only_what_may_be_a_beginning_is_held_back():
+    stream = Redactor({"TOKEN": TOKEN}).stream()
+    assert stream.feed(b"the token is " + TOKEN[:20].encode()) == b"the token is "
+    assert stream.held_bytes == 20
+    assert stream.feed(b" no, it is not\n") == TOKEN[:20].encode() + b" no, it is not\n"
+    assert stream.feed(b"now " + TOKEN[:39].encode()) == b"now "
+    assert stream.feed(TOKEN[39:].encode() + b"!\n") == b"[REDACTED:TOKEN]!\n"
+    assert stream.held_bytes == 0
+
+
+def test_stdout_and_stderr_between_each_other_do_not_help():
+    redactor = Redactor({"TOKEN": TOKEN})
+    stdout, stderr = redactor.stream(), redactor.stream()
+    shown = b""
+    for index, letter in enumerate(TOKEN.encode()):
+        shown += stdout.feed(bytes([letter])) + stderr.feed(b"noise %d\n" % index)
+    shown += stdout.flush() + stderr.flush()
+    assert b"[REDACTED:TOKEN]" in shown
+    assert TOKEN[:4].encode() not in shown
+
+
+def test_what_is_held_back_is_bounded():
+    redactor = Redactor({"TOKEN": TOKEN})
+    stream = redactor.stream()
+    most = 0
+    for _ in range(2000):
+        stream.feed(b"g" + b"\x1b[0m" * 50)
+        most = max(most, stream.held_bytes)
+    assert 0 < most <= 20_000
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\\" * 5000,
+        b"\x1b]" + b"x" * 5000,
+        b"%" * 5000,
+        b"'" * 5000,
+        b"\x1b[" + b"1" * 5000,
+    ],
+)
+def test_escapes_that_never_end_are_let_go(junk: bytes):
+    stream = Redactor({"TOKEN": TOKEN}).stream()
+    gone = stream.feed(junk)
+    assert stream.held_bytes <= 1200
+    assert gone + stream.flush() == junk
+
+
+def test_a_value_that_overlaps_itself_without_end_is_one_mark():
+    redactor = Redactor({"LOOP": "abababab"})
+    stream = redactor.stream()
+    gone = b"".join(stream.feed(b"ab") for _ in range(5000)) + stream.flush()
+    assert gone == redactor.redact(b"ab" * 5000) == b"[REDACTED:LOOP]"
+
+
+def test_two_values_that_overlap_both_vanish():
+    redactor = Redactor({"FIRST": "abcdefgh12345678", "SECOND": "12345678zyxwvuts"})
+    assert redactor.redact(b"<abcdefgh12345678zyxwvuts>") == b"<[REDACTED:FIRST]>"
+
+
+def test_after_a_pause_the_rest_may_be_asked_for():
+    stream = Redactor({"TOKEN": TOKEN}).stream()
+    assert stream.feed(b"Password? g") == b"Password? "
+    assert stream.flush() == b"g"
+    assert stream.flush() == b""
+    assert stream.feed(TOKEN.encode()) == b"[REDACTED:TOKEN]"
+
+
+def test_without_secrets_everything_passes():
+    stream = Redactor({}).stream()
+    assert stream.feed(b"ghp_\x1b[") == b"ghp_\x1b["
+    assert not stream.has_redacted
+
+
+@example(seed=1)
+@given(seed=st.integers(0, 1 << 32))
+@settings(max_examples=20, deadline=None)
+def test_files_are_looked_through_across_the_borders_of_chunks(seed: int):
+    rng = random.Random(seed)
+    redactor = Redactor({"TOKEN": TOKEN})
+    clean = rng.randbytes(5000)
+    dirty = clean + json.dumps(TOKEN).encode() + rng.randbytes(100)
+    chunked = [dirty[start : start + 37] for start in range(0, len(dirty), 37)]
+    assert redactor.contains(chunked)
+    assert not redactor.contains([clean, TOKEN[:-1].encode(), b" ", TOKEN[2:].encode()])
