@@ -100,6 +100,7 @@ class House:
     root: Path
     variables: dict[str, str] | None = None
     base: str = ""
+    follow_redirects: bool = True
 
     @property
     def attempt(self) -> Path:
@@ -119,7 +120,7 @@ class House:
 
     @property
     def workspaces(self) -> GitWorkspaces:
-        return GitWorkspaces(self.environment)
+        return GitWorkspaces(self.environment, follow_redirects=self.follow_redirects)
 
     def configure(self, text: str) -> None:
         """Add to the git configuration of the server's user."""

@@ -12,7 +12,8 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a runner is told when it starts; goes through a pipe, never an argument list or a file.
 
     finish: only end and collect what a dead runner left (the finisher).
-    agent_program: host path of the agent's executable.
+    agent_program: host path of the agent's executable. follow_redirects: git may be sent to another host than the
+    manifest's when it begins to clone.
     """
 
     task_id: str
@@ -23,6 +24,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     upstream: ModelUpstream | None = None
     finish: bool = False
     agent_program: str = ""
+    follow_redirects: bool = True
     version: int = 1
 
 

@@ -21,9 +21,16 @@ OFFERED_PROFILES = ("agentic-dev",)
 _WRAPPERS = ("manifest", "manifest_yaml")
 
 
-def parse_manifest(body: bytes, *, is_json: bool, profiles: Collection[str] = OFFERED_PROFILES) -> Manifest:
+def parse_manifest(
+    body: bytes,
+    *,
+    is_json: bool,
+    profiles: Collection[str] = OFFERED_PROFILES,
+    clone_hosts: Collection[str] | None = None,
+) -> Manifest:
     """The manifest in a request's body, with all defaults filled in.
 
+    clone_hosts: the hosts that repositories may come from; None for any.
     JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`.
     Raises InvalidManifestError with all mistakes; a body that cannot be read at all has just one.
     """
@@ -35,7 +42,7 @@ def parse_manifest(body: bytes, *, is_json: bool, profiles: Collection[str] = OF
         data["version"] = str(data["version"])
     verdict = validate(data)
     found = [] if isinstance(verdict, Manifest) else verdict
-    mistakes = [*document.mistakes, *_told(document, found, [*breaches(data, profiles)])]
+    mistakes = [*document.mistakes, *_told(document, found, [*breaches(data, profiles, clone_hosts)])]
     if mistakes or not isinstance(verdict, Manifest):
         _raise(mistakes)
     return verdict

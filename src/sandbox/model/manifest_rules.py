@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
+from sandbox.model.clone_hosts import clone_place, may_clone
 from sandbox.model.manifest import NOT_SUPPORTED_YET, Vm
 from sandbox.model.mistake import Path, Rule
 
@@ -20,8 +21,11 @@ class Breach(NamedTuple):
     message: str
 
 
-def breaches(data: dict[str, Any], profiles: Collection[str]) -> Iterator[Breach]:
+def breaches(
+    data: dict[str, Any], profiles: Collection[str], clone_hosts: Collection[str] | None = None
+) -> Iterator[Breach]:
     """Every broken rule of plain data whose types need not be right (that is told by the schema)."""
+    yield from _unknown_clone_host(data, clone_hosts)
     yield from _hosts_without_outbound(data)
     yield from _unknown_profile(data, profiles)
     yield from _repeated_secrets(data)
@@ -40,6 +44,14 @@ def _unknown_profile(data: dict[str, Any], profiles: Collection[str]) -> Iterato
     if isinstance(profile, str) and profile not in profiles:
         offered = ", ".join(sorted(profiles))
         yield Breach(("vm", "profile"), "not_offered", f"must be a profile that this server offers: {offered}")
+
+
+def _unknown_clone_host(data: dict[str, Any], clone_hosts: Collection[str] | None) -> Iterator[Breach]:
+    url = _text(_mapping(data.get("repository")).get("url"))
+    if clone_hosts is None or clone_place(url) is None or may_clone(url, clone_hosts):
+        return
+    offered = ", ".join(sorted(clone_hosts)) or "none; the operator lists them as allowed_hosts in [git]"
+    yield Breach(("repository", "url"), "not_offered", f"must be on a host that this server clones from: {offered}")
 
 
 def _repeated_secrets(data: dict[str, Any]) -> Iterator[Breach]:

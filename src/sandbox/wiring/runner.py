@@ -62,7 +62,7 @@ def wire_attempt(order: LaunchOrder, lock_fd: int) -> Attempt:
         runtime=make_runtime(order.runtime, Path(order.run_dir)),
         gateways=SocketGateways(),
         agent=ClaudeCode(Path(order.agent_program)),
-        workspaces=GitWorkspaces(os.environ),
+        workspaces=GitWorkspaces(os.environ, follow_redirects=order.follow_redirects),
         clock=clock,
     )
     return Attempt(order.attempt_id, data_dir, order.upstream, recorder, equipment)

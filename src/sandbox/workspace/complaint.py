@@ -47,7 +47,10 @@ _MEANINGS = (
         "only https, http and ssh are allowed; check repository.url and url.<base>.insteadOf of the server's user",
     ),
     (r"ssl|certificate|tls", "the TLS connection failed; check the certificate of its host"),
-    (r"unable to update url base from redirection|redirect", "it redirects to somewhere else; use the final URL"),
+    (
+        r"unable to update url base from redirection|redirect|returned error: 30\d",
+        "it redirects to somewhere else; use the final URL",
+    ),
     (r"returned error: 5\d\d", "its host answers with a server error; try again later"),
     (r"no space left on device|disk quota", "the server's disk is full; make room in its data directory"),
     (r"file too large|died of signal 25", "it is larger than a clone may be"),

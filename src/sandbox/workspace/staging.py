@@ -7,7 +7,7 @@ whole history of the branch, because only that shows whether the commit is on it
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
@@ -45,12 +45,20 @@ _TOLERATED = (
 class Staging:
     """One clone."""
 
-    def __init__(self, environment: Mapping[str, str], repository: Repository, attempt: AttemptLayout) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        repository: Repository,
+        attempt: AttemptLayout,
+        *,
+        follow_redirects: bool = True,
+    ) -> None:
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
         self._local = Git(self._path)
         self._wanted = repository
         self._attempt = attempt
+        self._redirects: Sequence[Setting] = () if follow_redirects else (("http.followRedirects", "false"),)
         self._secrets: frozenset[str] = frozenset()
 
     async def run(self) -> str:
@@ -81,7 +89,9 @@ class Staging:
         user_settings = await read_user_settings(self._environment, self._path)
         self._secrets = secrets_in(user_settings)
         tolerated = [(f"fetch.fsck.{fault}", "ignore") for fault in _TOLERATED]
-        git = Git(self._path, [*_NETWORK, *tolerated, *user_settings], variables_of_user(self._environment))
+        git = Git(
+            self._path, [*_NETWORK, *tolerated, *user_settings, *self._redirects], variables_of_user(self._environment)
+        )
         await git.run(
             *("clone", "--quiet", "--bare", "--template=", "--single-branch", "--no-tags"),
             *(f"--branch={self._wanted.branch}", *(("--depth=1",) if self._wanted.commit is None else ())),

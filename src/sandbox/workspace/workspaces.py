@@ -18,14 +18,17 @@ class GitWorkspaces:
     """See `sandbox.contracts.workspace.Workspaces`.
 
     environment: of the server's user; HOME, XDG_CONFIG_HOME, GIT_CONFIG_GLOBAL, SSH_AUTH_SOCK and PATH are looked at.
+    follow_redirects: the first request of a clone may be sent on to another place.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], *, follow_redirects: bool = True) -> None:
         self._environment = environment
+        self._follow_redirects = follow_redirects
 
     async def stage(self, repository: Repository, attempt_dir: Path) -> str:
         """Clone; gives the full base commit. Raises AttemptError (clone_failed)."""
-        return await Staging(self._environment, repository, AttemptLayout(attempt_dir)).run()
+        layout = AttemptLayout(attempt_dir)
+        return await Staging(self._environment, repository, layout, follow_redirects=self._follow_redirects).run()
 
     async def patch(self, attempt_dir: Path, base_commit: str, target: Path) -> None:
         """Write what the agent changed, an empty file when nothing was. Raises AttemptError (collect_failed)."""

@@ -105,6 +105,18 @@ def test_the_first_request_may_be_redirected(house):
     assert (house.workspace / "README.md").exists()
 
 
+def test_where_hosts_are_named_no_other_host_is_gone_to(house):
+    house.follow_redirects = False
+    with GitHttpServer(house.root).serving() as moved:
+        moved.redirect = house.server.url
+
+        assert "redirects to somewhere else" in complaint(house, f"{moved.url}demo.git")
+        assert moved.requests
+    assert house.server.requests == []
+    house.stage(f"{house.server.url}demo.git")
+    assert (house.workspace / "README.md").exists()
+
+
 @pytest.mark.parametrize("there", [(), ("setpriv",)])
 def test_programs_are_missing_on_the_server(house, there):
     programs = house.root / "programs"
