@@ -124,6 +124,7 @@ class World:
         self.transport = NamespaceTransport(namespace) if namespace else None
         self.processes = []
         self.server = None
+        self.bearer = None
         self.http = None
 
     def start_git(self, prefix=()):
@@ -238,7 +239,10 @@ class World:
             process.stop()
 
     def _client(self):
-        return httpx.Client(base_url=self.server.said["http"], trust_env=False, timeout=30, transport=self.transport)
+        headers = {"Authorization": f"Bearer {self.bearer}"} if self.bearer else {}
+        return httpx.Client(
+            base_url=self.server.said["http"], headers=headers, trust_env=False, timeout=30, transport=self.transport
+        )
 
     def _end_tasks(self):
         with self._client() as http:

@@ -17,6 +17,8 @@ import pytest
 from sandbox.cli.command import root as command_line
 from sandbox.model.errors import FailureCode
 from sandbox.model.manifest import NOT_SUPPORTED_YET, Manifest
+from sandbox.wiring.configuration import load
+from sandbox.wiring.configuration_keys import keys
 
 
 def rows(document: Path) -> list[list[str]]:
@@ -149,6 +151,18 @@ def test_every_manifest_field_is_listed_with_its_default(root: Path):
     listed = rows(root / "docs" / "manifest.md")
     assert [(row[0].strip("`"), row[1]) for row in listed] == list(fields())
     assert all(row[2] for row in listed)
+
+
+def test_every_setting_is_listed_with_its_default_variable_and_option(root: Path):
+    listed = [[cell.strip("`") for cell in row] for row in rows(root / "docs" / "configuration.md")]
+    assert listed == [[key.path, key.shown_default, key.variable, key.option or "none", key.purpose] for key in keys()]
+
+
+def test_the_example_of_a_configuration_is_one(root: Path, tmp_path: Path):
+    example = re.search(r"```toml\n(.*?)```", (root / "docs" / "configuration.md").read_text(), re.DOTALL)
+    assert example
+    (tmp_path / "sandbox.toml").write_text(example[1])
+    assert load({"config": str(tmp_path / "sandbox.toml")}, {}).settings.git.allowed_hosts[0] == "github.com"
 
 
 def test_what_is_not_built_yet_is_marked(root: Path):

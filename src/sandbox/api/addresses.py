@@ -23,16 +23,18 @@ class OpenAddressError(SandboxError):
 
     code = "address_open"
 
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"{host} can be reached from other machines, and there is no token to ask them for. Make one for this "
+            "data directory with: sandbox token create --role operator   Or listen on 127.0.0.1, and reach it from "
+            "elsewhere through ssh -L."
+        )
 
-def check_loopback(sockets: Sequence[socket.socket]) -> None:
-    """Raises OpenAddressError if one of the bound sockets can be reached from another machine."""
-    for bound in sockets:
-        address = bound.getsockname()[0].partition("%")[0]
-        if not ip_address(address).is_loopback:
-            raise OpenAddressError(
-                f"{address} can be reached from other machines, and whoever reaches the server commands it: "
-                "there are no tokens yet. Listen on 127.0.0.1, and reach it from elsewhere through ssh -L."
-            )
+
+def is_open(sockets: Sequence[socket.socket]) -> bool:
+    """Whether one of the bound sockets can be reached from another machine."""
+    addresses = (bound.getsockname()[0].partition("%")[0] for bound in sockets)
+    return not all(ip_address(address).is_loopback for address in addresses)
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

@@ -11,13 +11,16 @@ from starlette.types import Receive, Scope, Send
 
 from sandbox.api import paths
 from sandbox.api.artifacts import add_artifact_routes
-from sandbox.api.context import ApiSettings, Context
+from sandbox.api.context import Context
+from sandbox.api.doorkeeper import Doorkeeper
 from sandbox.api.envelope import Envelope
 from sandbox.api.errors import add_error_answers
+from sandbox.api.guard import Guard
 from sandbox.api.health import add_health_routes
 from sandbox.api.logs import add_log_routes
 from sandbox.api.openapi import describe
-from sandbox.api.origin import OriginCheck
+from sandbox.api.session import add_session_routes
+from sandbox.api.settings import ApiSettings
 from sandbox.api.stream import stream
 from sandbox.api.tasks import add_task_routes
 from sandbox.contracts.tasks import Tasks
@@ -28,7 +31,7 @@ class _Api(FastAPI):
         return describe(self)
 
 
-def create_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event) -> FastAPI:
+def create_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event, guard: Guard) -> FastAPI:
     """The REST API, and the stream under the same path as on its own port."""
     app = _Api(
         title="Sandbox",
@@ -41,14 +44,15 @@ def create_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Ev
     add_log_routes(app)
     add_artifact_routes(app)
     add_health_routes(app)
-    _furnish(app, Context(tasks, settings, shutting_down))
+    add_session_routes(app)
+    _furnish(app, Context(tasks, settings, shutting_down, guard))
     return app
 
 
-def create_stream_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event) -> Starlette:
+def create_stream_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event, guard: Guard) -> Starlette:
     """The stream alone."""
     app = Starlette()
-    _furnish(app, Context(tasks, settings, shutting_down))
+    _furnish(app, Context(tasks, settings, shutting_down, guard))
     return app
 
 
@@ -58,7 +62,7 @@ def _furnish(app: Starlette, context: Context) -> None:
     app.router.redirect_slashes = False
     app.router.default = _not_found
     add_error_answers(app)
-    app.add_middleware(OriginCheck, settings=context.settings)
+    app.add_middleware(Doorkeeper, guard=context.guard)
     app.add_middleware(Envelope)
 
 

@@ -7,29 +7,19 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from sandbox.api.guard import Guard
+from sandbox.api.settings import ApiSettings
 from sandbox.contracts.tasks import Tasks
 
 
 @dataclass(frozen=True, slots=True)
-class ApiSettings:
-    """What the doors are told.
-
-    version: of the server. ports: those that it listens on. host_names: names beside the loopback ones that
-    clients may reach it by.
-    """
-
-    version: str
-    ports: frozenset[int]
-    host_names: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
 class Context:
-    """The service behind the doors. Once `shutting_down` is set every stream ends."""
+    """The service behind the doors, and who keeps them. Once `shutting_down` is set every stream ends."""
 
     tasks: Tasks
     settings: ApiSettings
     shutting_down: asyncio.Event
+    guard: Guard
 
 
 async def context(connection: HTTPConnection) -> Context:

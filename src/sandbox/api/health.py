@@ -20,10 +20,10 @@ _DRAINS = "The server is shutting down."
 
 def add_health_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.get("/api/health", response_model=AliveBody, responses=problems())(read_basic_health)
-    app.get(f"{paths.ROOT}/health", response_model=HealthBody, responses=problems())(read_health)
-    app.get(f"{paths.ROOT}/health/ready", response_model=ReadyBody, responses=problems(503))(read_readiness)
-    app.get(f"{paths.ROOT}/health/live", response_model=AliveBody, responses=problems())(read_liveness)
+    app.get(paths.BASIC_HEALTH, response_model=AliveBody, responses=problems())(read_basic_health)
+    app.get(paths.HEALTH, response_model=HealthBody, responses=problems())(read_health)
+    app.get(paths.READINESS, response_model=ReadyBody, responses=problems(503))(read_readiness)
+    app.get(paths.LIVENESS, response_model=AliveBody, responses=problems())(read_liveness)
 
 
 async def read_basic_health(asked: Asked) -> Json:

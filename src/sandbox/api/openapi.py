@@ -8,6 +8,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from sandbox.api.bodies import ProblemBody
+from sandbox.api.paths import OPEN_PATHS
+from sandbox.api.sessions import COOKIE
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -17,7 +19,7 @@ _PROBLEM_REF = {"$ref": _COMPONENT.format(model=ProblemBody.__name__)}
 
 def problems(*statuses: int) -> Responses:
     """The error answers of an operation; those that any operation may give are added."""
-    told = [*statuses, 400, 403, 500]
+    told = [*statuses, 400, 401, 403, 429, 500]
     return {status: _answer(HTTPStatus(status).phrase, "application/problem+json", _PROBLEM_REF) for status in told}
 
 
@@ -50,8 +52,22 @@ def describe(app: FastAPI) -> dict[str, Any]:
         _, definitions = models_json_schema([(ProblemBody, "serialization")], ref_template=_COMPONENT)
         schema["components"]["schemas"].update(definitions["$defs"])
         _leave_out_unused(schema)
+        _add_security(schema)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _add_security(schema: dict[str, Any]) -> None:
+    """A token or a session, neither on a server without tokens; health answers everybody."""
+    schema["components"]["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer", "description": "A token of `sandbox token create`."},
+        "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+    }
+    schema["security"] = [{"token": []}, {"session": []}, {}]
+    for path in OPEN_PATHS & schema["paths"].keys():
+        for operation in schema["paths"][path].values():
+            operation["security"] = []
+            operation["responses"].pop("401", None)
 
 
 def _answer(description: str, media_type: str, schema: dict[str, Any]) -> dict[str, Any]:

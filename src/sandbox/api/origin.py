@@ -7,13 +7,6 @@ A browser reaches loopback too: a page of any site can send requests there, and 
 import re
 from collections.abc import Collection
 
-from starlette.datastructures import Headers
-from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-from sandbox.api.context import ApiSettings
-from sandbox.api.problem import problem
-
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _SCHEME_PORTS = {"http": 80, "https": 443}
@@ -26,6 +19,13 @@ def refusal(host: str | None, origin: str | None, *, names: Collection[str], por
     """
     if host is None or _name_and_port(f"http://{host}", names) is None:
         return "The Host header names another server; reach this one as localhost or by a configured name."
+    return origin_refusal(host, origin, names=names, ports=ports)
+
+
+def origin_refusal(
+    host: str | None, origin: str | None, *, names: Collection[str], ports: Collection[int]
+) -> str | None:
+    """Why a request from this page is refused, None when it is not; programs send no `Origin`."""
     if origin is None or origin.lower() in {f"http://{host}".lower(), f"https://{host}".lower()}:
         return None
     place = _name_and_port(origin, names)
@@ -41,22 +41,3 @@ def _name_and_port(origin: str, names: Collection[str]) -> tuple[str, int] | Non
         return None
     name = match["name"].strip("[]")
     return (name, int(match["port"] or _SCHEME_PORTS[match["scheme"]])) if name in names else None
-
-
-class OriginCheck:
-    """Refuses with 403, before any route sees it, what a foreign page sent."""
-
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
-        self._app = app
-        self._names = LOOPBACK_NAMES | {name.lower() for name in settings.host_names}
-        self._ports = settings.ports
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on or refuse."""
-        if scope["type"] in {"http", "websocket"}:
-            headers = Headers(scope=scope)
-            reason = refusal(headers.get("host"), headers.get("origin"), names=self._names, ports=self._ports)
-            if reason is not None:
-                await problem(HTTPConnection(scope), 403, "forbidden", reason)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)

@@ -14,6 +14,14 @@ WAIT = f"{TASK}/wait"
 LOGS = f"{TASK}/logs"
 ARTIFACTS = f"{TASK}/artifacts"
 ARTIFACT = f"{ARTIFACTS}/{{name:rest}}"
+SESSION = f"{ROOT}/session"
+BASIC_HEALTH = "/api/health"
+HEALTH = f"{ROOT}/health"
+READINESS = f"{HEALTH}/ready"
+LIVENESS = f"{HEALTH}/live"
+
+OPEN_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
+"""Probes and balancers have no token."""
 
 TaskId = Annotated[str, Path(description="The task's id")]
 

@@ -79,7 +79,9 @@ async def submit_task(request: Request, asked: Asked) -> Json:
     if "idempotency-key" in request.headers:
         raise NotSupportedYetError("Idempotency-Key", "a metadata.id of your own keeps a task from being made twice")
     body = await read_body(request)
-    manifest = await asyncio.to_thread(parse_manifest, body, is_json=is_json(request))
+    manifest = await asyncio.to_thread(
+        parse_manifest, body, is_json=is_json(request), clone_hosts=asked.guard.clone_hosts()
+    )
     task = await asked.tasks.submit(manifest)
     here = paths.task_path(task.id)
     answer = {

@@ -13,6 +13,8 @@ ENTRIES = {
     "task": ("sandbox.cli.task.command:task", "Submit tasks, look at them, fetch what they made."),
     "serve": ("sandbox.cli.serve:serve", "Run the server."),
     "doctor": ("sandbox.cli.doctor:doctor", "Say what works on this machine and what to mend."),
+    "config": ("sandbox.cli.config:config", "Say how the server is configured, and why."),
+    "token": ("sandbox.cli.token:token", "Say who may use the server."),
     "demo": ("sandbox.cli.demo:demo", "Watch an example task from manifest to patch."),
 }
 

@@ -14,25 +14,25 @@ from sandbox.cli.console import output_console
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
 from sandbox.cli.options import chosen, output_options
-from sandbox.cli.server_settings import settings_options
+from sandbox.cli.server_settings import load_configuration, settings_options
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
-    from sandbox.wiring.settings import Finding
+    from sandbox.wiring.finding import Finding
 
 
 @click.command()
 @settings_options
 @output_options("text", "json")
-def doctor(**where: Any) -> None:
+def doctor(**given: Any) -> None:
     """Say what works on this machine and what to mend.
 
     Exit code: 0 when tasks can run here, 1 when not.
     """
+    settings = load_configuration(given).settings
     from sandbox.wiring.examination import examine
-    from sandbox.wiring.settings import ServerSettings
 
-    findings, options = examine(ServerSettings(**where)), chosen()
+    findings, options = examine(settings), chosen()
     can_run = all(finding.ok or not finding.is_needed for finding in findings)
     if options.format == "json":
         print_json({"can_run_tasks": can_run, "findings": [asdict(finding) for finding in findings]})

@@ -7,19 +7,19 @@ from typing import Any
 import click
 
 from sandbox.cli.options import chosen, output_options
-from sandbox.cli.server_settings import settings_options
+from sandbox.cli.server_settings import load_configuration, settings_options
 
 
 @click.command(epilog="The key of the model is ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN; no sandbox ever sees it.")
 @settings_options
 @output_options("text", "json")
-def serve(**where: Any) -> None:
+def serve(**options: Any) -> None:
     """Run the server.
 
     It goes on until it is told to stop. With --format json the addresses are printed as one JSON line as soon as it
-    answers.
+    answers. What has no option stands in sandbox.toml or the environment: see sandbox config show.
     """
+    settings = load_configuration(options).settings
     from sandbox.wiring.server import run
-    from sandbox.wiring.settings import ServerSettings
 
-    run(ServerSettings(**where, announce="json" if chosen().format == "json" else "text"))
+    run(settings, announce="json" if chosen().format == "json" else "text")

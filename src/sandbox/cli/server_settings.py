@@ -1,47 +1,58 @@
-"""The options of the server: from the command line, else the environment, else what suits a first start."""
+"""The options of commands that work where a server does: on the command line, in the environment, in `sandbox.toml`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail
+from sandbox.cli.visible import visible
+from sandbox.wiring.configuration_keys import Key, keys
+
+if TYPE_CHECKING:
+    from sandbox.wiring.configuration import Configuration
+
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
-PORT = click.IntRange(0, 65535)
-
-
-def default_data_dir() -> Path:
-    """`$XDG_DATA_HOME/sandbox`."""
-    home = os.environ.get("XDG_DATA_HOME", "")
-    # The specification says that a relative path there is to be ignored.
-    return (Path(home) if home.startswith("/") else Path.home() / ".local" / "share") / "sandbox"
+_DATA_DIR = "server.data_dir"
 
 
 def settings_options(command: _Decorated) -> _Decorated:
-    """Add the options that say where the server listens, keeps its data and makes its sandboxes."""
-    for option in reversed(
-        (
-            _option("--host", default="127.0.0.1", help="The address to listen on."),
-            _option("--port", default=8122, type=PORT, help="The port of the API; 0 for any free one."),
-            _option("--ws-port", default=8121, type=PORT, help="The port of the WebSocket; 0 for any free one."),
-            _option(
-                "--data-dir",
-                default=default_data_dir,
-                type=click.Path(file_okay=False, path_type=Path),
-                show_default="$XDG_DATA_HOME/sandbox",
-                help="Where tasks are kept.",
-            ),
-            _option("--runtime", default="auto", help="What makes the sandboxes; auto takes the strongest that works."),
-        )
-    ):
-        command = option(command)
-    return command
+    """Add every option of a server."""
+    return _with_options(command, [key for key in keys() if key.option])
 
 
-def _option(name: str, **attributes: Any) -> Callable[[_Decorated], _Decorated]:
-    variable = "SANDBOX_" + name.removeprefix("--").replace("-", "_").upper()
-    return click.option(name, **{"show_default": True, "envvar": variable, "show_envvar": True, **attributes})
+def data_dir_options(command: _Decorated) -> _Decorated:
+    """Add those that say where a server keeps its data."""
+    return _with_options(command, [key for key in keys() if key.path == _DATA_DIR])
+
+
+def load_configuration(options: Mapping[str, Any]) -> Configuration:
+    """What the options, the environment and the file say together. Ends the command when they make no sense."""
+    from sandbox.wiring.configuration import ConfigurationError, load
+
+    try:
+        return load(options, os.environ)
+    except ConfigurationError as error:
+        lines = [visible(line) for line in error.message.splitlines()]
+        fail("Error: " + "\n".join(lines), ExitCode.USAGE)
+
+
+def _with_options(command: _Decorated, wanted: list[Key]) -> _Decorated:
+    for key in reversed(wanted):
+        command = _option(key)(command)
+    help_text = "The file sandbox.toml.  [env var: SANDBOX_CONFIG; default: $XDG_CONFIG_HOME/sandbox/sandbox.toml]"
+    return click.option("--config", metavar="FILE", help=help_text)(command)
+
+
+def _option(key: Key) -> Callable[[_Decorated], _Decorated]:
+    # Neither converted nor filled in here: that is done in one place for options, variables and the file.
+    help_text = f"{key.purpose}  [env var: {key.variable}; default: {key.shown_default}]"
+    return click.option(str(key.option), key.name, metavar=_METAVARS.get(key.kind, "TEXT"), help=help_text)
+
+
+_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}

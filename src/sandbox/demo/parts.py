@@ -21,7 +21,20 @@ STOP_SECONDS = 5.0
 @contextlib.contextmanager
 def start_server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """A server on free ports; `model` are the variables that tell it where the model is."""
-    arguments = ("serve", "--port", "0", "--ws-port", "0", "--data-dir", str(data_dir), "--format", "json")
+    model = {"SANDBOX_CONFIG": os.devnull, **model}  # how this user's own server is configured is no matter here
+    arguments = (
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--ws-port",
+        "0",
+        "--data-dir",
+        str(data_dir),
+        "--format",
+        "json",
+    )
     with start_module("sandbox", *arguments, environment={**os.environ, **model}) as server:
         yield server
 

@@ -11,10 +11,11 @@ from sandbox.contracts.runtime import Probe
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_FREE_BYTES_MIN
 from sandbox.runtimes.node import node_version, pinned_packages
+from sandbox.wiring.finding import Finding
 from sandbox.wiring.machine import choose_run_dir
 from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.runtime import choose_runtime_name, make_runtime
-from sandbox.wiring.settings import Finding, ServerSettings
+from sandbox.wiring.settings import ServerSettings
 from sandbox.wiring.upstream import read_upstream
 
 _PROGRAMS = ("bash", "git", "curl", "python3")
@@ -48,7 +49,7 @@ def examine(settings: ServerSettings) -> list[Finding]:
 
 
 def _data_dir(settings: ServerSettings) -> list[Finding]:
-    directory = make_private(settings.data_dir.absolute())
+    directory = make_private(settings.server.data_dir.absolute())
     disk = os.statvfs(directory)
     free_bytes = disk.f_bavail * disk.f_frsize
     message = f"{directory}, {free_bytes / 1024**3:.1f} GiB free"
@@ -77,8 +78,8 @@ def _claude_code(_: ServerSettings) -> list[Finding]:
 
 
 def _sandbox(settings: ServerSettings) -> list[Finding]:
-    data_dir = settings.data_dir.absolute()
-    runtime = make_runtime(choose_runtime_name(settings.runtime), choose_run_dir(data_dir))
+    data_dir = settings.server.data_dir.absolute()
+    runtime = make_runtime(choose_runtime_name(settings.server.runtime), choose_run_dir(data_dir))
     probe = asyncio.run(runtime.probe())
     if not probe.works:
         return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.mend)]

@@ -6,17 +6,17 @@ import socket
 from pathlib import Path
 
 from sandbox.control.admission import Capacity
-from sandbox.model.limits import OVERCOMMIT_CPUS, OVERCOMMIT_DISK, OVERCOMMIT_MEMORY
 from sandbox.wiring.private_directory import make_private
+from sandbox.wiring.settings import CapacitySection
 
 
-def measure_capacity(data_dir: Path) -> Capacity:
+def measure_capacity(data_dir: Path, factors: CapacitySection) -> Capacity:
     """What may be promised: CPUs of this process, all memory, the data directory's disk, each overcommitted."""
     disk = os.statvfs(data_dir)
     return Capacity(
-        cpus=len(os.sched_getaffinity(0)) * OVERCOMMIT_CPUS,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * OVERCOMMIT_MEMORY,
-        disk_bytes=disk.f_blocks * disk.f_frsize * OVERCOMMIT_DISK,
+        cpus=int(len(os.sched_getaffinity(0)) * factors.cpus),
+        memory_bytes=int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * factors.memory),
+        disk_bytes=int(disk.f_blocks * disk.f_frsize * factors.disk),
     )
 
 

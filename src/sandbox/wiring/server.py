@@ -8,18 +8,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sandbox import __version__
+from sandbox.access.token_file import TokenFile
 from sandbox.agent.binary import install_binary
-from sandbox.api.addresses import bind, check_loopback
+from sandbox.api.addresses import OpenAddressError, bind, is_open
 from sandbox.api.app import create_app, create_stream_app
-from sandbox.api.context import ApiSettings
+from sandbox.api.guard import Guard
 from sandbox.api.serve import serve, set_by_signals
+from sandbox.api.settings import ApiSettings
+from sandbox.contracts.access import Access
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.layout import TaskLayout
-from sandbox.contracts.placement import LaunchOrder
+from sandbox.contracts.placement import LaunchOrder, Placement
 from sandbox.contracts.runtime import Probe
-from sandbox.control.admission import WaitingRoom
+from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
@@ -34,11 +38,14 @@ from sandbox.placement.control import UnixRunnerControl
 from sandbox.placement.local import LocalPlacement
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
+from sandbox.wiring.guarded_placement import GuardedPlacement
 from sandbox.wiring.machine import choose_run_dir, measure_capacity, name_host, read_boot_id
 from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.runtime import choose_runtime_name, make_runtime
 from sandbox.wiring.settings import ServerSettings
 from sandbox.wiring.upstream import read_upstream
+
+Announce = Literal["text", "json"]
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", "sandbox.wiring.runner")
 _RUNNER_VARIABLES = (
@@ -61,43 +68,63 @@ class Places:
     run_dir: Path
 
 
-def run(settings: ServerSettings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError when the server cannot start."""
+def run(settings: ServerSettings, *, announce: Announce = "text") -> None:
+    """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError when the server cannot start.
+
+    announce: how the addresses are printed once the server answers: for people, or as one JSON line.
+    """
     os.umask(0o077)
-    data_dir = make_private(settings.data_dir.absolute())
+    data_dir = make_private(settings.server.data_dir.absolute())
     lock_fd = _lock(data_dir)
     try:
-        asyncio.run(_serve(settings, Places(data_dir, choose_run_dir(data_dir))))
+        asyncio.run(_serve(settings, Places(data_dir, choose_run_dir(data_dir)), announce))
     finally:
         os.close(lock_fd)
 
 
-async def _serve(settings: ServerSettings, places: Places) -> None:
-    sockets = bind(settings.host, settings.port)
-    stream_sockets = bind(settings.host, settings.ws_port)
-    check_loopback([*sockets, *stream_sockets])
+async def _serve(settings: ServerSettings, places: Places, announce: Announce) -> None:
+    where, access = settings.server, TokenFile(places.data_dir)
+    sockets = bind(where.host, where.port)
+    stream_sockets = bind(where.host, where.ws_port)
+    needs_token = is_open([*sockets, *stream_sockets])
+    if needs_token and not access.good():
+        raise OpenAddressError(where.host)
     port, stream_port = (bound[0].getsockname()[1] for bound in (sockets, stream_sockets))
-    api_settings = ApiSettings(version=__version__, ports=frozenset({port, stream_port}))
+    api_settings = _api_settings(settings, {port, stream_port}, needs_token=needs_token)
+    guard = Guard(access, api_settings)
     shutting_down = asyncio.Event()
     with set_by_signals(shutting_down):
-        service = await _start_service(settings, places)
+        service = await _start_service(settings, places, access)
         try:
             await serve(
-                create_app(service, settings=api_settings, shutting_down=shutting_down),
-                create_stream_app(service, settings=api_settings, shutting_down=shutting_down),
+                create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard),
+                create_stream_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard),
                 sockets,
                 stream_sockets,
                 shutting_down=shutting_down,
-                on_started=lambda: _announce(settings, places, port, stream_port, service.equipment.health.blockers),
+                on_started=lambda: _announce(
+                    where.host, places, (port, stream_port), announce, service.equipment.health.blockers
+                ),
             )
         finally:
             await service.close()
             _tell_unfinished(len(service.equipment.follower.feeds))
 
 
-async def _start_service(settings: ServerSettings, places: Places) -> TaskService:
+def _api_settings(settings: ServerSettings, ports: set[int], *, needs_token: bool) -> ApiSettings:
+    return ApiSettings(
+        version=__version__,
+        ports=frozenset(ports),
+        host_names=frozenset(settings.server.host_names),
+        needs_token=needs_token,
+        requests_per_minute=settings.access.requests_per_minute,
+        clone_hosts=frozenset(settings.git.allowed_hosts),
+    )
+
+
+async def _start_service(settings: ServerSettings, places: Places, access: Access) -> TaskService:
     agent_program = await asyncio.to_thread(install_binary, places.data_dir)
-    probe = await make_runtime(choose_runtime_name(settings.runtime), places.run_dir).probe()
+    probe = await make_runtime(choose_runtime_name(settings.server.runtime), places.run_dir).probe()
     upstream = read_upstream(os.environ)
     template = LaunchOrder(
         task_id="",
@@ -108,29 +135,31 @@ async def _start_service(settings: ServerSettings, places: Places) -> TaskServic
         agent_program=str(agent_program),
         upstream=upstream,
     )
-    service = _wire_service(places, probe, template)
+    capacity = measure_capacity(places.data_dir, settings.capacity)
+    placement = GuardedPlacement(_placement(places), access)
+    service = _wire_service(places, probe, template, placement, capacity)
     rooms = service.equipment
     for feed in await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock):
         service.take_in(feed)
     return service
 
 
-def _wire_service(places: Places, probe: Probe, template: LaunchOrder) -> TaskService:
+def _wire_service(
+    places: Places, probe: Probe, template: LaunchOrder, placement: Placement, capacity: Capacity
+) -> TaskService:
     clock = SystemClock()
     journals = FileJournals(places.data_dir)
     store = SqliteStore(places.data_dir / "index.sqlite")
     broadcast = Broadcast()
     follower = Follower(journals, store, clock, broadcast)
-    launcher = Launcher(
-        journals, _placement(places), clock, template=template, host=name_host(), boot_id=read_boot_id()
-    )
+    launcher = Launcher(journals, placement, clock, template=template, host=name_host(), boot_id=read_boot_id())
     return TaskService(
         Equipment(
             journals=journals,
             store=store,
             clock=clock,
             runners=UnixRunnerControl(places.run_dir),
-            room=WaitingRoom(measure_capacity(places.data_dir)),
+            room=WaitingRoom(capacity),
             follower=follower,
             launcher=launcher,
             telling=Telling(journals, store, follower, broadcast),
@@ -161,10 +190,12 @@ def _placement(places: Places) -> LocalPlacement:
     return LocalPlacement(RUNNER_COMMAND, environment, log_path)
 
 
-def _announce(settings: ServerSettings, places: Places, port: int, ws_port: int, blockers: Sequence[str]) -> None:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    http, ws = f"http://{host}:{port}", f"ws://{host}:{ws_port}"
-    if settings.announce == "json":
+def _announce(
+    listening: str, places: Places, ports: tuple[int, int], announce: Announce, blockers: Sequence[str]
+) -> None:
+    host = f"[{listening}]" if ":" in listening else listening
+    http, ws = f"http://{host}:{ports[0]}", f"ws://{host}:{ports[1]}"
+    if announce == "json":
         print(json.dumps({"http": http, "ws": ws, "pid": os.getpid(), "data_dir": str(places.data_dir)}), flush=True)
     else:
         print(f"Sandbox answers at {http}\n  WebSocket: {ws}\n  Data:      {places.data_dir}", flush=True)

@@ -1,37 +1,167 @@
-"""What the server is told at its start, and what an examination of this machine finds. Pure values."""
+"""Everything that an operator may set: one record, which is the schema of `sandbox.toml`, environment and options.
+
+Each record is a section of the file, each field a key. `configuration` reads types, bounds and defaults from here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
+
+from annotated_types import Ge, Le, Len, MaxLen
+
+from sandbox.model.clone_hosts import CLONE_HOST_PATTERN
+from sandbox.model.limits import OVERCOMMIT_CPUS, OVERCOMMIT_DISK, OVERCOMMIT_MEMORY
+from sandbox.model.manifest_formats import DURATION, ENVIRONMENT_NAME, VISIBLE, Format, parse_duration
+
+_CLOSED = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a key is for, as help and documents tell it."""
+
+    text: str
+
+
+def _written_as(pattern: str, complaint: str) -> Callable[[str], str | None]:
+    compiled = re.compile(pattern, re.ASCII)
+    return lambda value: None if compiled.fullmatch(value) else complaint
+
+
+_HOST_NAME = Format(
+    "host_name", _written_as(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}", "must be a host name or an IP address")
+)
+_CLONE_HOST = Format(
+    "clone_host",
+    _written_as(CLONE_HOST_PATTERN, "must be a host name, or '*.' and a domain, with an optional ':port'"),
+)
+_SERVER_ADDRESS = Format(
+    "server_address",
+    _written_as(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
+)
+Port = Annotated[int, Ge(0), Le(65535)]
+Factor = Annotated[float, Ge(0.1), Le(1000)]
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/sandbox`."""
+    return _user_directory("XDG_DATA_HOME", ".local/share") / "sandbox"
+
+
+def default_config_file() -> Path:
+    """`$XDG_CONFIG_HOME/sandbox/sandbox.toml`."""
+    return _user_directory("XDG_CONFIG_HOME", ".config") / "sandbox" / "sandbox.toml"
+
+
+def _user_directory(variable: str, otherwise: str) -> Path:
+    home = os.environ.get(variable, "")
+    # The specification says that a relative path there is to be ignored.
+    return Path(home) if home.startswith("/") else Path.home() / otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSection:
+    """Where the server listens, keeps its data and makes its sandboxes."""
+
+    __pydantic_config__ = _CLOSED
+    host: Annotated[str, Len(1, 253), VISIBLE, Purpose("The address to listen on.")] = "127.0.0.1"
+    port: Annotated[Port, Purpose("The port of the API; 0 for any free one.")] = 8122
+    ws_port: Annotated[Port, Purpose("The port of the WebSocket; 0 for any free one.")] = 8121
+    data_dir: Annotated[Path, Purpose("Where tasks are kept.")] = field(default_factory=default_data_dir)
+    runtime: Annotated[
+        str, Len(1, 64), VISIBLE, Purpose("What makes the sandboxes; auto takes the strongest that works.")
+    ] = "auto"
+    host_names: Annotated[
+        tuple[Annotated[str, _HOST_NAME], ...],
+        MaxLen(64),
+        Purpose("Names beside localhost that requests may reach the server by."),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacitySection:
+    """How many times the machine may be promised to tasks."""
+
+    __pydantic_config__ = _CLOSED
+    cpus: Annotated[Factor, Purpose("How many times all CPUs may be promised.")] = OVERCOMMIT_CPUS
+    memory: Annotated[Factor, Purpose("How many times all memory may be promised.")] = OVERCOMMIT_MEMORY
+    disk: Annotated[Factor, Purpose("How many times the data directory's disk may be promised.")] = OVERCOMMIT_DISK
+
+
+@dataclass(frozen=True, kw_only=True)
+class GitSection:
+    """Where repositories come from."""
+
+    __pydantic_config__ = _CLOSED
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, _CLONE_HOST], ...],
+        MaxLen(256),
+        Purpose("Hosts that may be cloned from; looked at as soon as there are tokens."),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaultSection:
+    """HashiCorp Vault, KV version 2. Its token is `VAULT_TOKEN` of the server's environment, nowhere else."""
+
+    __pydantic_config__ = _CLOSED
+    address: Annotated[str, Len(1, 2048), _SERVER_ADDRESS, Purpose("The address of Vault.")] | None = None
+    mount: Annotated[str, Len(1, 256), VISIBLE, Purpose("Where the KV engine is mounted.")] = "secret"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretsSection:
+    """What secrets of tasks may be taken from."""
+
+    __pydantic_config__ = _CLOSED
+    directory: Annotated[Path, Purpose("Secrets with `source: file` are files below it.")] | None = None
+    environment: Annotated[
+        tuple[Annotated[str, ENVIRONMENT_NAME], ...],
+        MaxLen(1024),
+        Purpose("Variables of the server that `source: env` may name as soon as there are tokens."),
+    ] = ()
+    vault: VaultSection = field(default_factory=VaultSection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreserveSection:
+    """What is kept of failed tasks with `failure_action: preserve`."""
+
+    __pydantic_config__ = _CLOSED
+    time_to_live: Annotated[str, DURATION, Purpose("How long a preserved sandbox is kept, 1s to 168h.")] = "24h"
+
+    @property
+    def time_to_live_seconds(self) -> int:
+        """In seconds."""
+        return parse_duration(self.time_to_live)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessSection:
+    """How much one client may ask for."""
+
+    __pydantic_config__ = _CLOSED
+    requests_per_minute: Annotated[
+        int,
+        Ge(0),
+        Le(10_000_000),
+        Purpose("Requests of one token, or of one address without a token; 0 for any number."),
+    ] = 6000
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Where the server listens and keeps its data.
+    """All sections. Pure values."""
 
-    port, ws_port: 0 means any free port. runtime: a runtime's name, or `auto` for the strongest that works here.
-    announce: how the addresses are printed once the server answers: for people, or as one JSON line.
-    """
-
-    host: str
-    port: int
-    ws_port: int
-    data_dir: Path
-    runtime: str
-    announce: Literal["text", "json"] = "text"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. message: what is so; mend: what to do about it, empty when there is nothing.
-
-    is_needed: without it no task can run here; otherwise tasks run, but something is weaker.
-    """
-
-    name: str
-    ok: bool
-    message: str
-    mend: str = ""
-    is_needed: bool = True
+    __pydantic_config__ = _CLOSED
+    server: ServerSection = field(default_factory=ServerSection)
+    capacity: CapacitySection = field(default_factory=CapacitySection)
+    git: GitSection = field(default_factory=GitSection)
+    secrets: SecretsSection = field(default_factory=SecretsSection)
+    preserve: PreserveSection = field(default_factory=PreserveSection)
+    access: AccessSection = field(default_factory=AccessSection)

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 
+from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from sandbox.api.addresses import bind
 from sandbox.api.app import create_app, create_stream_app
-from sandbox.api.context import ApiSettings
+from sandbox.api.guard import Guard
 from sandbox.api.serve import serve
+from sandbox.api.settings import ApiSettings
+from sandbox.contracts.access import Access
 
 
 @dataclass
@@ -39,13 +42,14 @@ class Doors:
 
 
 @asynccontextmanager
-async def _open_doors() -> AsyncIterator[Doors]:
+async def _open_doors(access: Access | None = None) -> AsyncIterator[Doors]:
     tasks, shutting_down, started = FakeTasks(), asyncio.Event(), asyncio.Event()
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port, stream_port = sockets[0].getsockname()[1], stream_sockets[0].getsockname()[1]
     settings = ApiSettings("0.1.0", frozenset({port, stream_port}))
-    app = create_app(tasks, settings=settings, shutting_down=shutting_down)
-    stream_app = create_stream_app(tasks, settings=settings, shutting_down=shutting_down)
+    guard = Guard(access or FakeAccess(), settings)
+    app = create_app(tasks, settings=settings, shutting_down=shutting_down, guard=guard)
+    stream_app = create_stream_app(tasks, settings=settings, shutting_down=shutting_down, guard=guard)
     serving = asyncio.create_task(
         serve(app, stream_app, sockets, stream_sockets, shutting_down=shutting_down, on_started=started.set)
     )

@@ -19,7 +19,7 @@ from sandbox.gateway.serve import SocketGateways
 from sandbox.runtimes import node
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.wiring.examination import examine
-from sandbox.wiring.settings import ServerSettings
+from sandbox.wiring.settings import ServerSection, ServerSettings
 
 SERVER = "@modelcontextprotocol/server-github"
 START = ClaudeCode(Path("/no/binary")).prepare(
@@ -205,7 +205,7 @@ def test_the_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
 
 
 def node_finding(data_dir):
-    settings = ServerSettings(host="127.0.0.1", port=0, ws_port=0, data_dir=data_dir, runtime="auto")
+    settings = ServerSettings(server=ServerSection(data_dir=data_dir))
     (finding,) = [one for one in examine(settings) if one.name == "node"]
     return finding
 

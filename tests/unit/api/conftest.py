@@ -2,25 +2,30 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
+from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from sandbox.api.app import create_app
-from sandbox.api.context import ApiSettings
+from sandbox.api.guard import Guard
+from sandbox.api.settings import ApiSettings
+from sandbox.contracts.access import Access
 
 
 class Api:
     """The API with `tasks` behind it."""
 
-    def __init__(self, tasks: FakeTasks) -> None:
+    def __init__(self, tasks: FakeTasks, access: Access | None = None, **settings: Any) -> None:
         self.tasks = tasks
         self.shutting_down = asyncio.Event()
-        settings = ApiSettings("0.1.0", frozenset({8121, 8122}), frozenset({"builds.example.org"}))
-        self.app = create_app(tasks, settings=settings, shutting_down=self.shutting_down)
+        told = ApiSettings("0.1.0", frozenset({8121, 8122}), frozenset({"builds.example.org"}), **settings)
+        guard = Guard(access or FakeAccess(), told)
+        self.app = create_app(tasks, settings=told, shutting_down=self.shutting_down, guard=guard)
         self.schema = self.app.openapi()
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -64,6 +69,16 @@ class Api:
 @pytest.fixture
 def tasks() -> FakeTasks:
     return FakeTasks()
+
+
+@pytest.fixture
+def guarded_api(tasks: FakeTasks) -> Callable[..., Api]:
+    """Makes an API with tokens; settings as those of `ApiSettings`."""
+
+    def make(access: Access, **settings: Any) -> Api:
+        return Api(tasks, access, **settings)
+
+    return make
 
 
 @pytest.fixture

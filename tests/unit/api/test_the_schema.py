@@ -21,7 +21,8 @@ def test_every_operation_documents_its_errors_in_the_one_shape(api):
     for path, operations in api.schema["paths"].items():
         for operation in operations.values():
             errors = {status for status in operation["responses"] if int(status) >= 400}
-            assert errors >= {"400", "403", "500"}, path
+            assert errors >= {"400", "403", "429", "500"}, path
+            assert ("401" in errors) == (operation.get("security") != []), path
             assert "422" not in errors
             for status in errors:
                 assert list(operation["responses"][status]["content"]) == ["application/problem+json"]

@@ -10,19 +10,25 @@ from click.testing import CliRunner
 
 from sandbox.cli.command import root
 from sandbox.model.errors import SandboxError
-from sandbox.wiring.settings import Finding, ServerSettings
+from sandbox.wiring.finding import Finding
+from sandbox.wiring.settings import ServerSection, ServerSettings
 
 
 @pytest.fixture
-def server(monkeypatch):
-    """The wiring, as far as the command line knows it."""
-    wiring = SimpleNamespace(settings=None, findings=[])
-    wiring.run = lambda settings: setattr(wiring, "settings", settings)
+def server(monkeypatch, tmp_path):
+    """The wiring, as far as the command line knows it, and a home without a configuration."""
+    wiring = SimpleNamespace(settings=None, announce=None, findings=[])
+
+    def run(settings, *, announce):
+        wiring.settings, wiring.announce = settings, announce
+
+    wiring.run = run
     wiring.examine = lambda settings: wiring.findings
     for module in ("sandbox.wiring.server", "sandbox.wiring.examination"):
         monkeypatch.setitem(sys.modules, module, wiring)
-    for name in ("HOST", "PORT", "WS_PORT", "DATA_DIR", "RUNTIME"):
+    for name in ("HOST", "PORT", "WS_PORT", "DATA_DIR", "RUNTIME", "CONFIG"):
         monkeypatch.delenv(f"SANDBOX_{name}", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     return wiring
 
 
@@ -32,29 +38,42 @@ def invoke(*arguments: str, **environment: str):
 
 def test_a_first_start_needs_no_options(server):
     assert invoke("serve", XDG_DATA_HOME="/data").exit_code == 0
-    expected = ServerSettings(host="127.0.0.1", port=8122, ws_port=8121, data_dir=Path("/data/sandbox"), runtime="auto")
-    assert server.settings == expected
+    where = ServerSection(
+        host="127.0.0.1", port=8122, ws_port=8121, data_dir=Path("/data/sandbox"), runtime="auto", host_names=()
+    )
+    assert server.settings == ServerSettings(server=where)
+    assert server.announce == "text"
 
 
 @pytest.mark.parametrize("variable", ["", "relative"])
 def test_without_a_usable_data_home_it_is_in_the_home_directory(server, variable):
     invoke("serve", XDG_DATA_HOME=variable, HOME="/home/me")
-    assert server.settings.data_dir == Path("/home/me/.local/share/sandbox")
+    assert server.settings.server.data_dir == Path("/home/me/.local/share/sandbox")
 
 
 def test_options_and_environment_say_the_same_things(server):
     options = ["--host", "::1", "--port", "0", "--ws-port", "1", "--data-dir", "/d", "--runtime", "bubblewrap"]
     invoke("serve", *options, "--format", "json")
     by_options = server.settings
+    assert server.announce == "json"
     variables = {"HOST": "::1", "PORT": "0", "WS_PORT": "1", "DATA_DIR": "/d", "RUNTIME": "bubblewrap"}
     invoke("--format", "json", "serve", **{f"SANDBOX_{name}": value for name, value in variables.items()})
     assert server.settings == by_options
-    assert by_options.announce == "json"
+    assert server.announce == "json"
 
 
 def test_an_option_wins_over_the_environment(server):
     invoke("serve", "--port", "1", SANDBOX_PORT="2")
-    assert server.settings.port == 1
+    assert server.settings.server.port == 1
+
+
+def test_what_cannot_be_is_refused_before_the_server_starts(server, tmp_path):
+    (tmp_path / "sandbox").mkdir()
+    (tmp_path / "sandbox" / "sandbox.toml").write_text("[server]\nprot = 1\n")
+    result = invoke("serve", "--port", "many")
+    assert (result.exit_code, server.settings) == (2, None)
+    assert "server.port (--port) must be a whole number" in result.stderr
+    assert "did you mean 'port'?" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -65,7 +84,7 @@ def test_an_option_wins_over_the_environment(server):
     ],
 )
 def test_a_server_that_cannot_start_says_why_in_a_sentence(server, error, sentence):
-    def run(settings):
+    def run(settings, *, announce):
         raise error
 
     server.run = run

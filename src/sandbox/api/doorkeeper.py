@@ -1,0 +1,75 @@
+"""The guard before every route, also before the handshakes of WebSockets."""
+
+import time
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sandbox.api.guard import Guard, Refusal, Visitor
+from sandbox.api.problem import problem
+from sandbox.api.proof import STREAM_PROTOCOL, without_token
+
+RECHECK_SECONDS = 5.0
+"""A stream tells nothing more this long after its token was revoked or has expired."""
+
+_LEAVE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is not good any more."}
+
+
+class Doorkeeper:
+    """Lets requests in, or answers them with 401, 403 or 429. Routes learn from `visitor_of` who came."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on or refuse."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        connection = HTTPConnection(scope)
+        found = self._guard.admit(connection)
+        if isinstance(found, Refusal):
+            answer = problem(connection, found.status, found.code, found.message, headers=found.headers)
+            await answer(scope, receive, send)
+            return
+        scope.setdefault("state", {})["visitor"] = found
+        if scope.get("subprotocols"):
+            scope, send = _agreeing(scope, send)
+        await self._app(scope, receive, self._watching(found, send))
+
+    def _watching(self, visitor: Visitor, send: Send) -> Send:
+        """Sends as long as the visitor is known; then breaks off as if the client had gone."""
+        checked_at = time.monotonic()
+
+        async def send_watched(message: Message) -> None:
+            nonlocal checked_at
+            now = time.monotonic()
+            if now - checked_at >= RECHECK_SECONDS and message["type"] in {"http.response.body", "websocket.send"}:
+                if not self._guard.still_knows(visitor):
+                    if message["type"] == "websocket.send":
+                        await send(_LEAVE)
+                    raise OSError("The visitor is not known any more.")  # what servers raise for a client that is gone
+                checked_at = now
+            await send(message)
+
+        return send_watched
+
+
+def visitor_of(connection: HTTPConnection) -> Visitor:
+    """Who came in with this request."""
+    visitor = connection.scope["state"]["visitor"]
+    assert isinstance(visitor, Visitor)
+    return visitor
+
+
+def _agreeing(scope: Scope, send: Send) -> tuple[Scope, Send]:
+    """The handshake without the token, answered with the protocol that the client offered beside it."""
+    protocols = without_token(scope["subprotocols"])
+
+    async def send_agreed(message: Message) -> None:
+        if message["type"] == "websocket.accept" and STREAM_PROTOCOL in protocols:
+            message = {**message, "subprotocol": message.get("subprotocol") or STREAM_PROTOCOL}
+        await send(message)
+
+    return {**scope, "subprotocols": protocols}, send_agreed

@@ -1,0 +1,140 @@
+"""Who is let in, and what they may ask for.
+
+Without tokens on a loopback address whoever reaches the port is the operator, so pages of other sites must be told
+from programs by `Host` and `Origin`. With tokens a request that brings one cannot have been forged by a page; a
+cookie can, so `Origin` still counts there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from starlette.requests import HTTPConnection
+
+from sandbox.api import paths
+from sandbox.api.origin import LOOPBACK_NAMES, origin_refusal, refusal
+from sandbox.api.proof import Proof, shown_proof
+from sandbox.api.rate_limit import RateLimit, name_client
+from sandbox.api.sessions import Sessions
+from sandbox.api.settings import ApiSettings
+from sandbox.contracts.access import Access, Principal, Role
+
+LOCAL_OPERATOR = Principal("", "local", Role.OPERATOR)
+"""Whoever reaches the port of a server without tokens."""
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_VIEWERS_LOOK_ON = "This token may only look on; this needs one with the role operator."
+_ADVICE = (
+    "Send a token as 'Authorization: Bearer …' (on the command line: --token or SANDBOX_TOKEN); "
+    "whoever runs the server makes one with: sandbox token create"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that keeps a client out."""
+
+    status: int
+    code: str
+    message: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody who was let in. principal: None for one who needs no name; proof: what they showed for it."""
+
+    principal: Principal | None
+    proof: Proof | None = None
+
+
+class Guard:
+    """Keeps the doors of one server; all its doors share it."""
+
+    def __init__(self, access: Access, settings: ApiSettings, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.sessions = Sessions(monotonic)
+        self._access = access
+        self._settings = settings
+        self._names = LOOPBACK_NAMES | {name.lower() for name in settings.host_names}
+        self._rates = RateLimit(settings.requests_per_minute, monotonic)
+
+    def clone_hosts(self) -> frozenset[str] | None:
+        """Where repositories may come from; None for anywhere."""
+        return self._settings.clone_hosts if self._asks_for_tokens() else None
+
+    def admit(self, connection: HTTPConnection) -> Visitor | Refusal:
+        """Let a request in or not."""
+        proof = shown_proof(connection)
+        principal = self._identify(proof)
+        client = f"token {principal.id}" if principal else name_client(connection.client and connection.client.host)
+        if wait_seconds := self._rates.take(client):
+            return _too_many(wait_seconds)
+        if not self._asks_for_tokens():
+            return self._foreign(connection, refusal) or Visitor(LOCAL_OPERATOR)
+        if proof is not None and proof.kind == "session" and (refused := self._foreign(connection, origin_refusal)):
+            return refused
+        return _judge(connection, Visitor(principal, proof if principal else None), is_wrong=proof is not None)
+
+    def still_knows(self, visitor: Visitor) -> bool:
+        """Whether somebody who was let in would be let in again."""
+        if visitor.principal is None:
+            return True
+        if visitor.proof is None:
+            return not self._asks_for_tokens()
+        is_open = visitor.proof.kind == "token" or self.sessions.find(visitor.proof.text) is not None
+        return is_open and self._access.find(visitor.principal.id) is not None
+
+    def _asks_for_tokens(self) -> bool:
+        return self._settings.needs_token or self._access.has_tokens
+
+    def _identify(self, proof: Proof | None) -> Principal | None:
+        if proof is None:
+            return None
+        if proof.kind == "token":
+            return self._access.authenticate(proof.text)
+        principal_id = self.sessions.find(proof.text)
+        return self._access.find(principal_id) if principal_id is not None else None
+
+    def _foreign(self, connection: HTTPConnection, check: Callable[..., str | None]) -> Refusal | None:
+        host, origin = (connection.headers.get(name) for name in ("host", "origin"))
+        reason = check(host, origin, names=self._names, ports=self._settings.ports)
+        return Refusal(403, code="forbidden", message=reason) if reason is not None else None
+
+
+def _judge(connection: HTTPConnection, visitor: Visitor, *, is_wrong: bool) -> Visitor | Refusal:
+    """For a server with tokens."""
+    if not _is_change(connection) and connection.scope["path"] in paths.OPEN_PATHS:
+        return visitor
+    if visitor.principal is None:
+        return _unauthorized(is_wrong=is_wrong)
+    if visitor.principal.role is not Role.OPERATOR and _needs_operator(connection):
+        return Refusal(403, code="forbidden", message=_VIEWERS_LOOK_ON)
+    return visitor
+
+
+def _needs_operator(connection: HTTPConnection) -> bool:
+    """What is not known to be harmless needs one."""
+    path = connection.scope["path"]
+    if connection.scope["type"] == "websocket":
+        return bool(path != paths.STREAM)
+    return _is_change(connection) and path != paths.SESSION
+
+
+def _is_change(connection: HTTPConnection) -> bool:
+    return connection.scope["type"] == "websocket" or connection.scope["method"] not in _READING
+
+
+def _unauthorized(*, is_wrong: bool) -> Refusal:
+    if is_wrong:
+        message = "This token or session is unknown, revoked or over."
+        challenge = 'Bearer realm="sandbox", error="invalid_token"'
+    else:
+        message, challenge = "This server answers only with a token.", 'Bearer realm="sandbox"'
+    return Refusal(401, code="unauthorized", message=f"{message} {_ADVICE}", headers={"www-authenticate": challenge})
+
+
+def _too_many(wait_seconds: int) -> Refusal:
+    message = f"Too many requests; try again in {wait_seconds} s."
+    return Refusal(429, code="rate_limit_exceeded", message=message, headers={"retry-after": str(wait_seconds)})

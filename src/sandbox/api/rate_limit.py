@@ -1,0 +1,58 @@
+"""How much one client may ask for: a bucket of requests for each, which fills up again with time."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+CLIENTS_MAX = 10_000
+"""Clients that are remembered; the one silent for longest is forgotten, which gives it a full bucket."""
+
+_IPV6_NETWORK_BITS = 64
+
+
+@dataclass(slots=True)
+class _Bucket:
+    left: float
+    at_seconds: float
+
+
+class RateLimit:
+    """Buckets of `per_minute` requests that fill up in a minute; 0 means no limit. Pure but for the clock given."""
+
+    def __init__(self, per_minute: int, monotonic: Callable[[], float]) -> None:
+        self._per_minute = per_minute
+        self._monotonic = monotonic
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def take(self, client: str) -> int:
+        """Count one request. 0 when it may be answered, else in how many seconds to try again."""
+        if self._per_minute == 0:
+            return 0
+        now, rate = self._monotonic(), self._per_minute / 60
+        bucket = self._buckets.pop(client, None) or _Bucket(self._per_minute, now)
+        bucket.left = min(bucket.left + (now - bucket.at_seconds) * rate, self._per_minute)
+        bucket.at_seconds = now
+        self._buckets[client] = bucket
+        if len(self._buckets) > CLIENTS_MAX:
+            self._buckets.popitem(last=False)
+        if bucket.left < 1:
+            return math.ceil((1 - bucket.left) / rate)
+        bucket.left -= 1
+        return 0
+
+
+def name_client(address: str | None) -> str:
+    """What an address counts as: itself, or its /64 for IPv6, where one client has a whole network."""
+    try:
+        parsed = ipaddress.ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return "address -"
+    if parsed.version == 4 or parsed.is_loopback:
+        return f"address {parsed}"
+    if parsed.ipv4_mapped is not None:
+        return f"address {parsed.ipv4_mapped}"
+    return f"address {ipaddress.ip_network((parsed, _IPV6_NETWORK_BITS), strict=False)}"

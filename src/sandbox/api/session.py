@@ -1,0 +1,54 @@
+"""Sessions: a browser shows a token once and has a cookie from then on."""
+
+from typing import Literal
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from sandbox.api import paths
+from sandbox.api.answer import Json
+from sandbox.api.context import Asked
+from sandbox.api.doorkeeper import visitor_of
+from sandbox.api.openapi import problems
+from sandbox.api.sessions import COOKIE, SESSION_SECONDS
+
+
+class SessionBody(BaseModel):
+    """Who the session is."""
+
+    role: Literal["viewer", "operator"]
+    name: str
+
+
+def add_session_routes(app: FastAPI) -> None:
+    """Put the routes of this module on the app."""
+    app.post(paths.SESSION, response_model=SessionBody, responses=problems())(open_session)
+    app.delete(paths.SESSION, status_code=204, response_class=Response, responses=problems())(close_session)
+
+
+async def open_session(request: Request, asked: Asked) -> Json:
+    """Begin a session: the token of this request is good for a cookie. Without tokens there is nothing to prove."""
+    visitor = visitor_of(request)
+    assert visitor.principal is not None
+    principal = visitor.principal
+    answer = Json({"role": principal.role, "name": principal.name})
+    if visitor.proof is not None and visitor.proof.kind == "token":
+        answer.set_cookie(
+            COOKIE,
+            asked.guard.sessions.open(principal.id),
+            max_age=SESSION_SECONDS,
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="strict",
+        )
+    return answer
+
+
+async def close_session(request: Request, asked: Asked) -> Response:
+    """End the session of this request's cookie."""
+    if cookie := request.cookies.get(COOKIE):
+        asked.guard.sessions.close(cookie)
+    answer = Response(status_code=204)
+    answer.delete_cookie(COOKIE, secure=request.url.scheme == "https", httponly=True, samesite="strict")
+    return answer

@@ -1,0 +1,144 @@
+"""`sandbox token`"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandbox.cli.answer import print_json
+from sandbox.cli.console import output_console
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail
+from sandbox.cli.options import chosen, output_options
+from sandbox.cli.server_settings import data_dir_options, load_configuration
+from sandbox.cli.visible import visible
+from sandbox.contracts.access import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandbox.access.token import TokenRecord
+    from sandbox.access.token_file import TokenFile
+
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _lifetime(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+    if value is None:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", value, re.ASCII):
+        raise click.BadParameter("must be a whole number and a unit, such as 12h or 90d")
+    return timedelta(seconds=int(value[:-1]) * _UNIT_SECONDS[value[-1]])
+
+
+@click.group()
+def token() -> None:
+    """Say who may use the server.
+
+    Without tokens whoever reaches the port is the operator, and the server listens on this machine only. With the
+    first token it answers nobody without one. A running server notices changes at once.
+    """
+
+
+@token.command()
+@click.option("--role", type=click.Choice([role.value for role in Role]), required=True, help="What it may do.")
+@click.option("--name", default="", help="What it is for; shown in lists.")
+@click.option("--expires-in", "lifetime", metavar="DURATION", callback=_lifetime, help="Such as 12h or 90d.")
+@data_dir_options
+@output_options("text", "json")
+def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) -> None:
+    """Make a token and print it, this once."""
+    from sandbox.access.token_file import InvalidTokenNameError
+
+    expires_at = datetime.now(UTC) + lifetime if lifetime is not None else None
+    try:
+        secret, record = _token_file(options, makes_directory=True).create(Role(role), name, expires_at)
+    except InvalidTokenNameError as error:
+        fail(f"Error: {error.message}", ExitCode.USAGE)
+    if chosen().format == "json":
+        print_json({**_shown(record), "token": secret})
+        return
+    click.echo(secret)
+    click.echo(f"Token {record.id} ({role}) is shown this once; the server keeps only its hash.", err=True)
+
+
+@token.command("list")
+@data_dir_options
+@output_options("text", "json", "table")
+def list_tokens(**options: Any) -> None:
+    """List the tokens."""
+    file = _token_file(options)
+    records = file.list()
+    if chosen().format == "json":
+        print_json({"tokens": [_shown(record) for record in records]})
+    elif records:
+        _print(records)
+    elif file.has_tokens:
+        click.echo(f"No token is left, so nobody is let in. Make one, or remove {visible(str(file.path))}.", err=True)
+    else:
+        click.echo("There are no tokens. Make one with: sandbox token create --role operator", err=True)
+
+
+@token.command()
+@click.argument("token_id", metavar="ID")
+@data_dir_options
+def revoke(token_id: str, **options: Any) -> None:
+    """End a token, and the sessions that it opened."""
+    from sandbox.access.token_file import TokenNotFoundError
+
+    file = _token_file(options)
+    try:
+        file.revoke(token_id)
+    except TokenNotFoundError as error:
+        fail(f"Error: {visible(error.message)}", ExitCode.NOT_FOUND)
+    click.echo(f"Token {token_id} is revoked.", err=True)
+    if not file.list():
+        click.echo(
+            f"It was the last one; now nobody is let in. To let everybody of this machine in again, remove "
+            f"{visible(str(file.path))}.",
+            err=True,
+        )
+
+
+def _token_file(options: Mapping[str, Any], *, makes_directory: bool = False) -> TokenFile:
+    from sandbox.access.token_file import TokenFile
+    from sandbox.wiring.private_directory import make_private
+
+    data_dir = load_configuration(options).settings.server.data_dir.absolute()
+    return TokenFile(make_private(data_dir) if makes_directory else data_dir)
+
+
+def _shown(record: TokenRecord) -> dict[str, Any]:
+    from sandbox.model.frame import timestamp
+
+    return {
+        "id": record.id,
+        "role": record.role.value,
+        "name": record.name,
+        "created_at": timestamp(record.created_at),
+        "expires_at": timestamp(record.expires_at) if record.expires_at is not None else None,
+    }
+
+
+def _print(records: Any) -> None:
+    from rich.text import Text
+
+    from sandbox.cli.table import print_table
+
+    now = datetime.now(UTC)
+    rows = [[Text(visible(cell)) for cell in _cells(record, now)] for record in records]
+    options = chosen()
+    columns = ("ID", "ROLE", "NAME", "CREATED", "EXPIRES")
+    console = output_console(has_color=options.has_color)
+    print_table(console, columns, rows, has_lines=options.format == "table", shrinkable=("NAME",))
+
+
+def _cells(record: TokenRecord, now: datetime) -> tuple[str, ...]:
+    shown = _shown(record)
+    expires = shown["expires_at"] or "never"
+    if not record.is_good(now):
+        expires = f"expired {expires}"
+    return record.id, shown["role"], record.name, shown["created_at"], expires

@@ -1,0 +1,139 @@
+"""The settings of this server: an option wins over the environment, that over `sandbox.toml`, that over the default."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox.model.errors import SandboxError
+from sandbox.wiring.configuration_keys import Key, keys
+from sandbox.wiring.settings import ServerSettings, default_config_file
+
+FILE_VARIABLE = "SANDBOX_CONFIG"
+FILE_BYTES_MAX = 1024 * 1024
+"""A configuration file; a larger one is refused."""
+
+DEFAULT = "default"
+
+
+class ConfigurationError(SandboxError):
+    """The server cannot be configured like that; the message names every mistake and where it was made."""
+
+    code = "invalid_configuration"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The settings; for each key (by its path) where its value came from; and the file, None when none was read."""
+
+    settings: ServerSettings
+    origins: Mapping[str, str]
+    file: Path | None
+
+    def value(self, key: Key) -> Any:
+        """What the key is set to."""
+        record: Any = self.settings
+        for name in (*key.section, key.name):
+            record = getattr(record, name)
+        return record
+
+
+def find_file(option: str | None, environment: Mapping[str, str]) -> tuple[Path, bool]:
+    """The file to read, and whether somebody asked for it, so that it has to be there."""
+    asked = option or environment.get(FILE_VARIABLE)
+    return (Path(asked).absolute(), True) if asked else (default_config_file(), False)
+
+
+def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configuration:
+    """Read everything there is.
+
+    options: values of the command line by their keys' names, None for those not given; `config` is the file.
+    Raises ConfigurationError with all mistakes.
+    """
+    from sandbox.wiring.configuration_mistakes import validate
+
+    file, is_asked = find_file(options.get("config"), environment)
+    has_file = is_asked or file.exists()
+    data = _read(file) if has_file else {}
+    origins = dict.fromkeys(_paths(data, ()), str(file))
+    for key in keys():
+        for origin, text in _overrides(key, options, environment):
+            if _put(data, key, key.parse(text)):
+                origins[key.path] = origin
+    settings, mistakes = validate(data, origins)
+    if settings is None:
+        raise ConfigurationError(_sentence(mistakes))
+    shown = {key.path: origins.get(key.path, DEFAULT) for key in keys()}
+    return Configuration(settings, shown, file if has_file else None)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {file}: {error.strerror}.") from None
+    if len(content) > FILE_BYTES_MAX:
+        raise ConfigurationError(f"{file} is larger than {FILE_BYTES_MAX // 1024} KiB, which no configuration needs.")
+    try:
+        data = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{file} is not TOML: {error}.") from None
+    return _with_absolute_paths(data, file.parent)
+
+
+def _with_absolute_paths(data: dict[str, Any], parent: Path) -> dict[str, Any]:
+    """A path in a file is meant from where the file is; `~` is this user's home."""
+    for key in keys():
+        section = _section(data, key)
+        value = section.get(key.name) if section is not None else None
+        if section is not None and key.kind is Path and isinstance(value, str) and value:
+            section[key.name] = str(parent / Path(value).expanduser())
+    return data
+
+
+def _paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str]:
+    """The paths of all values and sections."""
+    found = []
+    for name, value in data.items():
+        path = (*section, name)
+        found.append(".".join(path))
+        if isinstance(value, dict):
+            found += _paths(value, path)
+    return found
+
+
+def _overrides(key: Key, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What stands above the file, the weaker first. An empty variable counts as not set."""
+    found = []
+    if environment.get(key.variable):
+        found.append((key.variable, environment[key.variable]))
+    if key.option and options.get(key.name) is not None:
+        found.append((key.option, str(options[key.name])))
+    return found
+
+
+def _put(data: dict[str, Any], key: Key, value: Any) -> bool:
+    """Set a value, unless what should be a section is something else, which is a mistake of its own."""
+    section = data
+    for name in key.section:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            return False
+    section[key.name] = value
+    return True
+
+
+def _section(data: Any, key: Key) -> dict[str, Any] | None:
+    for name in key.section:
+        data = data.get(name) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else None
+
+
+def _sentence(mistakes: list[str]) -> str:
+    if len(mistakes) == 1:
+        return f"The configuration has a mistake: {mistakes[0]}."
+    return "\n  ".join([f"The configuration has {len(mistakes)} mistakes:", *mistakes])

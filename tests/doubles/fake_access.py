@@ -1,0 +1,18 @@
+"""Tokens in memory: the token is the id of its holder."""
+
+from sandbox.contracts.access import Principal, Role
+
+
+class FakeAccess:
+    """Implements `Access`. Without holders there are no tokens."""
+
+    def __init__(self, **roles: str) -> None:
+        self.roles = roles
+        self.has_tokens = bool(roles)
+
+    def authenticate(self, token: str | None) -> Principal | None:
+        return self.find(token) if token is not None else None
+
+    def find(self, principal_id: str) -> Principal | None:
+        role = self.roles.get(principal_id)
+        return Principal(principal_id, principal_id, Role(role)) if role is not None else None

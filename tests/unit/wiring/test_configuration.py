@@ -1,0 +1,191 @@
+"""Settings come from options, the environment, `sandbox.toml` and defaults, in this order; each mistake is named."""
+
+from pathlib import Path
+
+import pytest
+
+from sandbox.wiring.configuration import ConfigurationError, load
+from sandbox.wiring.configuration_keys import keys
+from sandbox.wiring.settings import ServerSettings
+
+WHOLE_FILE = """
+[server]
+host = "0.0.0.0"
+port = 1
+ws_port = 2
+data_dir = "/srv/sandbox"
+runtime = "bubblewrap"
+host_names = ["builds.example.org", "192.0.2.7"]
+[capacity]
+cpus = 1
+memory = 1.5
+disk = 0.5
+[git]
+allowed_hosts = ["github.com", "*.example.org", "git.example.net:8443", "[2001:db8::1]:22"]
+[secrets]
+directory = "/etc/sandbox/secrets"
+environment = ["GITHUB_TOKEN"]
+[secrets.vault]
+address = "https://vault.example.org:8200"
+mount = "kv"
+[preserve]
+time_to_live = "90m"
+[access]
+requests_per_minute = 0
+"""
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A home of its own."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path
+
+
+@pytest.fixture
+def written(home):
+    """Write `sandbox.toml` where it is looked for."""
+
+    def write(text: str) -> Path:
+        file = home / "config" / "sandbox" / "sandbox.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def complaint(options=None, environment=None) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        load(options or {}, environment or {})
+    return refused.value.message
+
+
+def test_without_anything_the_defaults_hold(home):
+    found = load({}, {})
+    assert found.settings == ServerSettings()
+    assert found.settings.server.data_dir == home / "data" / "sandbox"
+    assert set(found.origins.values()) == {"default"}
+    assert found.file is None
+
+
+def test_every_key_can_be_set_in_the_file(written):
+    file = written(WHOLE_FILE)
+    found = load({}, {})
+    assert set(found.origins.values()) == {str(file)}
+    settings, defaults = found.settings, ServerSettings()
+    unchanged = [key.path for key in keys() if found.value(key) == load({"config": "/dev/null"}, {}).value(key)]
+    assert unchanged == []
+    assert settings.preserve.time_to_live_seconds == 5400
+    assert settings.git.allowed_hosts[1] == "*.example.org"
+    assert settings != defaults
+
+
+def test_every_key_can_be_set_in_the_environment(written):
+    by_file = load({"config": str(written(WHOLE_FILE))}, {})
+    texts = {}
+    for key in keys():
+        value = by_file.value(key)
+        texts[key.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
+    by_environment = load({"config": "/dev/null"}, texts)
+    assert by_environment.settings == by_file.settings
+    assert by_environment.origins == {key.path: key.variable for key in keys()}
+
+
+def test_an_option_wins_over_the_environment_over_the_file_over_the_default(written):
+    file = written("[server]\nport = 3\nws_port = 3\nhost = '::1'\n")
+    found = load({"port": "1"}, {"SANDBOX_PORT": "2", "SANDBOX_WS_PORT": "2"})
+    where = found.settings.server
+    assert (where.port, where.ws_port, where.host, where.runtime) == (1, 2, "::1", "auto")
+    assert [found.origins[f"server.{name}"] for name in ("port", "ws_port", "host", "runtime")] == [
+        "--port", "SANDBOX_WS_PORT", str(file), "default",
+    ]  # fmt: skip
+
+
+def test_an_empty_variable_counts_as_not_set(written):
+    written("[server]\nport = 3\n")
+    assert load({}, {"SANDBOX_PORT": "", "SANDBOX_CONFIG": ""}).settings.server.port == 3
+
+
+def test_a_file_that_was_asked_for_must_be_there(home):
+    for options, environment in (({"config": "/nowhere.toml"}, {}), ({}, {"SANDBOX_CONFIG": "/nowhere.toml"})):
+        assert complaint(options, environment) == "Cannot read /nowhere.toml: No such file or directory."
+
+
+def test_a_relative_path_in_a_file_is_meant_from_there(home, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    file = home / "some.toml"
+    file.write_text('[server]\ndata_dir = "here"\n[secrets]\ndirectory = "~/secrets"\n')
+    settings = load({"config": str(file)}, {}).settings
+    assert settings.server.data_dir == home / "here"
+    assert settings.secrets.directory == Path("/home/me/secrets")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[server]\nprot = 1", "server.prot ({file}) is unknown (known here: host, port, ws_port, data_dir, runtime, "
+                               "host_names); did you mean 'port'?"),
+        ("[capcity]\ncpus = 1", "capcity ({file}) is unknown (known here: server, capacity, git, secrets, preserve, "
+                                "access); did you mean 'capacity'?"),
+        ("port = 1", "port ({file}) is unknown (known here: server, capacity, git, secrets, preserve, access)"),
+        ("[secrets.vault]\ntoken = 'hvs.x'", "secrets.vault.token ({file}) must not stand in a file; give it to the "
+                                             "server as VAULT_TOKEN in its environment"),
+        ("[access]\ntoken = 'sbx_x'", "access.token ({file}) is unknown (known here: requests_per_minute); "
+                                      "secrets never stand here"),
+        ("[server]\nport = '8122'", "server.port ({file}) must be a whole number"),
+        ("[server]\nport = true", "server.port ({file}) must be a whole number"),
+        ("[server]\nport = 1.5", "server.port ({file}) must be a whole number"),
+        ("[server]\nport = 65536", "server.port ({file}) must be at most 65535"),
+        ("[server]\nhost = ''", "server.host ({file}) must not be empty"),
+        ("[server]\nhost = 2026-01-29", "server.host ({file}) must be text"),
+        ("[server]\nhost_names = 'a.example'", "server.host_names ({file}) must be a list of texts"),
+        ("[server]\nhost_names = ['a b']", "server.host_names.0 ({file}) must be a host name or an IP address"),
+        ("server = 1", "server ({file}) must be a section"),
+        ("[capacity]\ncpus = inf", "capacity.cpus ({file}) must be at most 1000"),
+        ("[capacity]\ncpus = nan", "capacity.cpus ({file}) must be at most 1000"),
+        ("[capacity]\ncpus = 0", "capacity.cpus ({file}) must be at least 0.1"),
+        ("[git]\nallowed_hosts = ['https://github.com']", "git.allowed_hosts.0 ({file}) must be a host name, or '*.' "
+                                                          "and a domain, with an optional ':port'"),
+        ("[git]\nallowed_hosts = ['*']", "git.allowed_hosts.0 ({file}) must be a host name, or '*.' and a domain, with "
+                                         "an optional ':port'"),
+        ("[secrets]\nenvironment = ['A=B']", "secrets.environment.0 ({file}) must be an environment variable name"),
+        ("[secrets.vault]\naddress = 'https://user:pass@vault'", "secrets.vault.address ({file}) must be http:// or "
+                                                                 "https:// and a host, without credentials"),
+        ("[preserve]\ntime_to_live = '1d'", "preserve.time_to_live ({file}) must be a whole number and a unit, such as "
+                                            "90s, 15m or 24h"),
+        ("[access]\nrequests_per_minute = -1", "access.requests_per_minute ({file}) must be at least 0"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_place(written, text, told):
+    file = written(text)
+    assert complaint() == f"The configuration has a mistake: {told.format(file=file)}."
+
+
+def test_all_mistakes_come_at_once_each_with_where_it_was_made(written):
+    file = written("[server]\nport = 'x'\n[git]\nallowed = []\n")
+    message = complaint({"ws_port": "y"}, {"SANDBOX_CAPACITY_DISK": "lots", "SANDBOX_ACCESS_REQUESTS_PER_MINUTE": "-5"})
+    assert message.startswith("The configuration has 5 mistakes:\n")
+    for told in (
+        f"server.port ({file}) must be a whole number",
+        "server.ws_port (--ws-port) must be a whole number",
+        "capacity.disk (SANDBOX_CAPACITY_DISK) must be a number",
+        f"git.allowed ({file}) is unknown (known here: allowed_hosts); did you mean 'allowed_hosts'?",
+        "access.requests_per_minute (SANDBOX_ACCESS_REQUESTS_PER_MINUTE) must be at least 0",
+    ):
+        assert f"  {told}" in message
+
+
+def test_a_value_in_the_wrong_place_is_never_repeated(written):
+    written("[secrets.vault]\ntoken = 'hvs.very-secret'\n[server]\nport = 'hvs.very-secret'\n")
+    assert "very-secret" not in complaint()
+
+
+@pytest.mark.parametrize("content", [b"[server", b"\xff\xfe", b"a = " + b"[" * 100_000, b"#" * (1024 * 1024 + 1)])
+def test_what_is_no_configuration_is_refused_in_one_sentence(home, content):
+    file = home / "bad.toml"
+    file.write_bytes(content)
+    message = complaint({"config": str(file)})
+    assert str(file) in message
+    assert len(message) < 400
