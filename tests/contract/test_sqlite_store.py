@@ -15,7 +15,7 @@ from sandbox.contracts.store import Indexed, TaskQuery
 from sandbox.model import event as e
 from sandbox.model.life import advance
 from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
-from sandbox.stores.schema import StoreTooNewError
+from sandbox.stores.schema import StoreTooNewError, StoreUnusableError
 from sandbox.stores.sqlite import SqliteStore
 
 INSERT_FOR_EVER = """
@@ -135,7 +135,7 @@ def test_a_step_that_fails_leaves_the_database_as_it_was(path, monkeypatch):
     steps = {**schema._load_steps(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
     monkeypatch.setattr(schema, "_load_steps", lambda: steps)
 
-    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+    with pytest.raises(StoreUnusableError, match="nowhere"):
         SqliteStore(path)
 
     connection = sqlite3.connect(path)
@@ -191,3 +191,11 @@ def test_after_closing_nothing_is_open_and_nothing_is_answered(path):
     with pytest.raises(sqlite3.ProgrammingError):
         store.insert(Indexed(submitted("a"), 1))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_that_is_no_index_is_refused_with_a_sentence_and_left_alone(tmp_path):
+    path = tmp_path / "index.sqlite"
+    path.write_bytes(b"garbage" * 100)
+    with pytest.raises(StoreUnusableError, match="move it away"):
+        SqliteStore(path)
+    assert path.read_bytes() == b"garbage" * 100

@@ -15,6 +15,12 @@ class StoreTooNewError(SandboxError):
     code = "store_too_new"
 
 
+class StoreUnusableError(SandboxError):
+    """The database cannot be opened or brought up to date."""
+
+    code = "store_unusable"
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Take the steps that are missing, each in a transaction of its own. Raises StoreTooNewError, sqlite3.Error."""
     [present] = connection.execute("PRAGMA user_version").fetchone()

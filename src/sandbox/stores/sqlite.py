@@ -13,7 +13,7 @@ from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 from sandbox.stores.connections import Connections
 from sandbox.stores.queries import load_queries
-from sandbox.stores.schema import migrate
+from sandbox.stores.schema import StoreUnusableError, migrate
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -25,14 +25,15 @@ class SqliteStore:
     """The contract's `Store`, for any thread. What it returned from is on disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file, bringing an older one up to date. Raises StoreTooNewError, sqlite3.Error."""
+        """Open or make the file, bringing an older one up to date. Raises StoreTooNewError, StoreUnusableError."""
         self._sql = load_queries()
-        self._connections = Connections(path)
         try:
-            migrate(self._connections.writer)
-        except BaseException:
-            self._connections.close()
-            raise
+            self._connections = _open(path)
+        except sqlite3.Error as error:
+            raise StoreUnusableError(
+                f"The index {path} cannot be used ({error}); if it is damaged, move it away to have it rebuilt from "
+                "the journals."
+            ) from error
 
     def insert(self, indexed: Indexed) -> None:
         """Add a new task. Raises DuplicateTaskError."""
@@ -107,6 +108,16 @@ class SqliteStore:
             for number, (key, value) in enumerate(query.labels.items()):
                 values |= {f"key_{number}": key, f"value_{number}": value}
         return " AND ".join(conditions) or self._sql["filter_none"], values
+
+
+def _open(path: Path) -> Connections:
+    connections = Connections(path)
+    try:
+        migrate(connections.writer)
+    except BaseException:
+        connections.close()
+        raise
+    return connections
 
 
 def _row(indexed: Indexed) -> dict[str, object]:
