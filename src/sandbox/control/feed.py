@@ -1,7 +1,9 @@
 """One task as the server sees it while it lives."""
 
 import asyncio
+import contextlib
 import logging
+import sqlite3
 
 import msgspec
 
@@ -27,6 +29,7 @@ class Feed:
         self.finishers_launched = 0
         self.note = ""
         self._bell = asyncio.Event()
+        self._stirred = asyncio.Event()
 
     @property
     def reading(self) -> Reading:
@@ -47,7 +50,12 @@ class Feed:
         """Something keeps the task from going on: tell its users, and operators once."""
         note = f"Held up, and tried again every second: {error}"
         if note != self.note:
-            _log.error("Task %s: %s", self.task.id, note, exc_info=None if isinstance(error, OSError) else error)
+            _log.error(
+                "Task %s: %s",
+                self.task.id,
+                note,
+                exc_info=None if isinstance(error, OSError | sqlite3.Error) else error,
+            )
         self.note = note
 
     def advance(self, task: Task, offset: int) -> None:
@@ -55,6 +63,18 @@ class Feed:
         self.task, self.offset, self.note = task, offset, ""
         bell, self._bell = self._bell, asyncio.Event()
         bell.set()
+
+    def stir(self) -> None:
+        """The server has written or handed over the journal: let the follower look at once."""
+        self._stirred.set()
+
+    async def rest(self, seconds: float) -> None:
+        """What the follower does between two looks."""
+        # Not wait_for, which in Python 3.11 loses a cancellation that comes together with the stir.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stirred.wait()
+        self._stirred.clear()
 
     async def changed(self, timeout_seconds: float) -> None:
         """Return at the next change, or when the time is over."""

@@ -71,7 +71,8 @@ class Follower:
             elif now - heard_at >= LOSS_CHECK_SECONDS:
                 heard_at = now
                 await self._check_loss(feed)
-            await asyncio.sleep(pause)
+            # Nobody but the server writes what the server holds, and it stirs the feed when it does.
+            await feed.rest(pause if feed.recorder is None else LOSS_CHECK_SECONDS)
             pause = min(pause * 1.2, FOLLOW_POLL_SECONDS * _IDLE_FACTOR)
 
     async def _read(self, feed: Feed) -> Batch:

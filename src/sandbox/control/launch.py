@@ -45,6 +45,7 @@ class Launcher:
                 # Also when the end could not be written: a free lock is what a finisher waits for.
                 if recorder.task.state is not TaskState.PENDING:
                     feed.recorder = None
+                    feed.stir()
                     recorder.writer.close()
 
     async def _begin(self, recorder: Recorder) -> None:

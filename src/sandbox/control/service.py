@@ -220,6 +220,7 @@ class TaskService:
             if feed.recorder is not None:
                 await asyncio.to_thread(_cancel_pending, feed.recorder, order)
                 feed.recorder = None
+                feed.stir()
                 return "The task had not begun and is cancelled."
         if feed.task.state.is_terminal:
             raise TaskTerminalError(feed.task)

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import json
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ from sandbox.wiring.upstream import read_upstream
 
 Announce = Literal["text", "json"]
 
+DESCRIPTORS_MAX = 65_536
+"""Open files of the server, where the machine allows so many; past it tasks are refused with 503."""
+
 RUNNER_COMMAND = (sys.executable, "-I", "-m", "sandbox.wiring.runner")
 _RUNNER_VARIABLES = (
     "HOME", "LANG", "LOGNAME", "PATH", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR",
@@ -74,6 +78,7 @@ def run(settings: ServerSettings, *, announce: Announce = "text") -> None:
     announce: how the addresses are printed once the server answers: for people, or as one JSON line.
     """
     os.umask(0o077)
+    _allow_descriptors()
     data_dir = make_private(settings.server.data_dir.absolute())
     lock_fd = _lock(data_dir)
     try:
@@ -208,6 +213,14 @@ def _tell_unfinished(count: int) -> None:
     if count:
         tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
         print(f"{tasks} the server; the next one on this data directory takes over.", file=sys.stderr)
+
+
+def _allow_descriptors() -> None:
+    """A waiting task costs two descriptors, a follower one: more than the 1024 that most sessions begin with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        most = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def _lock(data_dir: Path) -> int:
