@@ -16,8 +16,12 @@ class StreamRedaction(Protocol):
         """What may be let go now."""
         ...
 
+    def pause(self) -> bytes:
+        """The whole lines that are held back, for when nothing has come for a while."""
+        ...
+
     def flush(self) -> bytes:
-        """What was held back; at the end, or when no more is to be waited for."""
+        """What is held back, at the end of the stream."""
         ...
 
 

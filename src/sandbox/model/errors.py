@@ -18,6 +18,7 @@ class FailureCode(StrEnum):
     PROVISION_FAILED = "provision_failed"
     RUNNER_LOST = "runner_lost"
     SANDBOX_LOST = "sandbox_lost"
+    SECRET_UNAVAILABLE = "secret_unavailable"
     STAGE_TIMEOUT = "stage_timeout"
     PROVISION_TIMEOUT = "provision_timeout"
     TIMEOUT = "timeout"

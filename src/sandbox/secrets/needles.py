@@ -14,7 +14,7 @@ from sandbox.secrets.limits import (
 )
 from sandbox.secrets.skeleton import CODE, EXACT, TEXT, Skeleton
 
-NEEDLE_BYTES_MIN = 7
+_NEEDLE_BYTES_MIN = 7
 """Shorter ones would not be found (see `search`)."""
 
 
@@ -39,7 +39,7 @@ def make_needles(values: Mapping[str, str]) -> Iterator[tuple[Skeleton, list[Nee
         if not usable:
             found[EXACT].update(dict.fromkeys(_forms(value), name))
     for skeleton, needles in found.items():
-        yield skeleton, [Needle(*item) for item in needles.items() if len(item[0]) >= NEEDLE_BYTES_MIN]
+        yield skeleton, [Needle(*item) for item in needles.items() if len(item[0]) >= _NEEDLE_BYTES_MIN]
 
 
 _SWALLOWERS = (b"\x1b[", b"\x1b", b"\\", b"%")

@@ -8,7 +8,7 @@ class StreamRedactor:
     """Lets go what is settled; put together, that is the redaction of the whole stream, however it is cut.
 
     What may be the beginning of a value is held back until it is known: at most `Scanner.span_bytes_max` bytes and the
-    escape that they begin with, in practice nothing once a line ends. Cut lines out of what is let go, never before.
+    escapes that they begin with. Cut lines out of what is let go, never before.
     """
 
     def __init__(self, scanner: Scanner) -> None:
@@ -20,7 +20,7 @@ class StreamRedactor:
     @property
     def held_bytes(self) -> int:
         """How many bytes are held back."""
-        return len(self._held)
+        return len(self._held) - self._done
 
     def feed(self, chunk: bytes) -> bytes:
         """What may be let go now."""
@@ -28,8 +28,18 @@ class StreamRedactor:
             return chunk
         return self._let_go(self._held + chunk, is_end=False)
 
+    def pause(self) -> bytes:
+        """The whole lines that are held back, for when nothing has come for a while.
+
+        Wrapped base64 or a value of several lines may begin in them. If it does go on, it vanishes from there on.
+        """
+        end = self._held.rfind(b"\n") + 1
+        gone = self._held[self._done : end]
+        self._done = max(self._done, end)
+        return gone
+
     def flush(self) -> bytes:
-        """What was held back. After a pause too, but a value that goes on afterwards is then not known for one."""
+        """What is held back, at the end of the stream."""
         return self._let_go(self._held, is_end=True)
 
     def _let_go(self, data: bytes, *, is_end: bool) -> bytes:

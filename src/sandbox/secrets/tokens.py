@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-BACKSLASHES_MAX = 64
+_BACKSLASHES_MAX = 64
 """Backslashes before an escape that belong to it: every level of nesting doubles them."""
 
 _ENTITIES = {"amp": b"&", "lt": b"<", "gt": b">", "quot": b'"', "apos": b"'"}
@@ -52,7 +52,7 @@ _BEGINNING = re.compile(
     re.VERBOSE,
 )
 
-TOKEN_BYTES_MAX = 1200
+_TOKEN_BYTES_MAX = 1200
 """No token is longer."""
 
 find_tokens = _TOKEN.finditer
@@ -60,16 +60,16 @@ find_tokens = _TOKEN.finditer
 
 def find_beginning(data: bytes, end: int) -> int:
     """Where a token begins that ends at `end` or goes on there; `end` if there is none."""
-    found = _BEGINNING.search(data, max(0, end - TOKEN_BYTES_MAX, data.rfind(b"\n", 0, end) + 1), end)
+    found = _BEGINNING.search(data, max(0, end - _TOKEN_BYTES_MAX, data.rfind(b"\n", 0, end) + 1), end)
     return found.start() if found else end
 
 
 def step_back(data: bytes, position: int) -> int:
     """The place before the backslashes around `position`, as many of them as can belong to an escape."""
     end = position
-    while data[end : end + 1] == b"\\" and end < position + BACKSLASHES_MAX:
+    while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1
-    least = max(0, end - BACKSLASHES_MAX)
+    least = max(0, end - _BACKSLASHES_MAX)
     while position > least and data[position - 1] == 0x5C:
         position -= 1
     return position

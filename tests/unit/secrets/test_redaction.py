@@ -2,6 +2,8 @@
 
 import base64
 import json
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -192,6 +194,17 @@ def test_many_secrets_cost_no_more_than_few():
         return time.process_time() - begin
 
     assert min(seconds(many) for _ in range(3)) < 4 * min(seconds(few) for _ in range(3)) + 0.05
+
+
+def test_a_runner_loads_no_client_of_vault():
+    script = (
+        "import sys, sandbox.secrets.redactor; "
+        "print(sorted(set(sys.modules) & {'hvac', 'requests', 'urllib3', 'ssl', 'asyncio', 'socket'}))"
+    )
+    loading = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (loading.returncode, loading.stdout.strip()) == (0, "[]"), loading.stderr
 
 
 HOSTILE = {

@@ -1,5 +1,6 @@
 """A stream is redacted as if it had come in one piece, however it is cut, and waits no longer than it must."""
 
+import base64
 import json
 import random
 from itertools import pairwise
@@ -108,12 +109,44 @@ def test_two_values_that_overlap_both_vanish():
     assert redactor.redact(b"<abcdefgh12345678zyxwvuts>") == b"<[REDACTED:FIRST]>"
 
 
-def test_after_a_pause_the_rest_may_be_asked_for():
+def test_after_a_pause_whole_lines_are_let_go_and_remembered():
+    code = base64.b64encode(b"password=" + TOKEN.encode() * 2).decode()
+    first, second = code[:40], code[40:]
+    stream = Redactor({"TOKEN": TOKEN * 2}).stream()
+    begin = stream.feed(f"{first}\n".encode())
+    assert begin + stream.pause() == f"{first}\n".encode()
+    assert (stream.held_bytes, stream.pause()) == (0, b"")
+    rest = stream.feed(f"{second}\nand so on\n".encode()) + stream.pause()
+    assert rest.endswith(b"\nand so on\n")
+    assert len(rest) < len("\nand so on\n") + 8
+    assert stream.has_redacted
+
+
+def test_a_pause_within_a_line_lets_nothing_go():
+    stream = Redactor({"TOKEN": TOKEN}).stream()
+    assert stream.feed(b"Password? " + TOKEN[:30].encode()) == b"Password? "
+    assert stream.pause() == b""
+    assert stream.feed(TOKEN[30:].encode() + b"\n") + stream.pause() == b"[REDACTED:TOKEN]\n"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(["g", "h", "gh\n", "Z2\n", "\n", "ghp_aB\n", "text\n", "\\"]), max_size=30), st.data())
+def test_pauses_change_nothing_where_no_value_stands(pieces: list[str], data: st.DataObject):
+    stream = Redactor({"TOKEN": TOKEN}).stream()
+    gone = b""
+    for piece in pieces:
+        gone += stream.feed(piece.encode())
+        if data.draw(st.booleans()):
+            gone += stream.pause()
+            assert b"\n" not in stream._held[stream._done :]
+    assert gone + stream.flush() == "".join(pieces).encode()
+
+
+def test_the_end_lets_everything_go():
     stream = Redactor({"TOKEN": TOKEN}).stream()
     assert stream.feed(b"Password? g") == b"Password? "
     assert stream.flush() == b"g"
     assert stream.flush() == b""
-    assert stream.feed(TOKEN.encode()) == b"[REDACTED:TOKEN]"
 
 
 def test_without_secrets_everything_passes():
