@@ -123,7 +123,7 @@ class TokenFile:
     def _find(self, identity: str) -> TokenRecord | None:
         try:
             self._refresh()
-        except (OSError, TokenFileError) as error:
+        except OSError as error:
             _log.error("Nobody is let in: %s", error)
             return None
         record = self._records.get(identity)
@@ -134,8 +134,11 @@ class TokenFile:
         stamp = self._look()
         if stamp == self._stamp:
             return
-        self._records, self._stamp = {}, None
-        self._records = {record.id: record for record in self.list()}
+        self._records = {}
+        try:
+            self._records = {record.id: record for record in self.list()}
+        except TokenFileError as error:
+            _log.error("Nobody is let in: %s", error)
         # Read after the look: a file that was replaced in between has another stamp and is read once more.
         self._stamp = stamp
 

@@ -68,13 +68,15 @@ class Guard:
         """Let a request in or not."""
         proof = shown_proof(connection)
         principal = self._identify(proof)
+        asks_for_tokens = self._asks_for_tokens()
+        # Before it is counted: what pages of other sites send must not use up what the operator may ask.
+        if refused := self._foreign(connection, proof, asks_for_tokens=asks_for_tokens):
+            return refused
         client = f"token {principal.id}" if principal else name_client(connection.client and connection.client.host)
         if wait_seconds := self._rates.take(client):
             return _too_many(wait_seconds)
-        if not self._asks_for_tokens():
-            return self._foreign(connection, refusal) or Visitor(LOCAL_OPERATOR)
-        if proof is not None and proof.kind == "session" and (refused := self._foreign(connection, origin_refusal)):
-            return refused
+        if not asks_for_tokens:
+            return Visitor(LOCAL_OPERATOR)
         return _judge(connection, Visitor(principal, proof if principal else None), is_wrong=proof is not None)
 
     def still_knows(self, visitor: Visitor) -> bool:
@@ -97,7 +99,12 @@ class Guard:
         principal_id = self.sessions.find(proof.text)
         return self._access.find(principal_id) if principal_id is not None else None
 
-    def _foreign(self, connection: HTTPConnection, check: Callable[..., str | None]) -> Refusal | None:
+    def _foreign(self, connection: HTTPConnection, proof: Proof | None, *, asks_for_tokens: bool) -> Refusal | None:
+        """Refuses what a page of another site may have forged: it has no token, but it may have a cookie."""
+        has_cookie = proof is not None and proof.kind == "session"
+        if asks_for_tokens and not has_cookie:
+            return None
+        check = origin_refusal if asks_for_tokens else refusal
         host, origin = (connection.headers.get(name) for name in ("host", "origin"))
         reason = check(host, origin, names=self._names, ports=self._settings.ports)
         return Refusal(403, code="forbidden", message=reason) if reason is not None else None

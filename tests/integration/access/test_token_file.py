@@ -83,7 +83,8 @@ def test_a_damaged_file_lets_nobody_in_and_is_never_overwritten(tokens, caplog, 
         with pytest.raises(TokenFileError, match="is damaged"):
             change()
     assert tokens.path.read_bytes() == content
-    assert "Nobody is let in" in caplog.text
+    assert tokens.authenticate(token) is None
+    assert caplog.text.count("Nobody is let in") == 1
 
 
 def test_what_is_not_there_cannot_be_revoked(tokens):

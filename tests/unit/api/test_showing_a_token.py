@@ -176,6 +176,13 @@ def test_who_asks_too_often_is_told_when_to_come_back(guarded_api, access):
     assert api.get("/api/v1/tasks", headers=VIEWER).status_code == 200
 
 
+def test_pages_of_other_sites_use_up_nothing(guarded_api):
+    api = guarded_api(FakeAccess(), requests_per_minute=2)
+    foreign = {"origin": "https://evil.example"}
+    assert {api.get("/api/v1/tasks", headers=foreign).status_code for _ in range(5)} == {403}
+    assert [api.get("/api/v1/tasks").status_code for _ in range(3)] == [200, 200, 429]
+
+
 def test_wrong_tokens_count_against_the_address(guarded_api, access):
     api = guarded_api(access, requests_per_minute=3)
     answers = [api.get("/api/v1/tasks", headers={"authorization": f"Bearer {n}"}).status_code for n in range(4)]
