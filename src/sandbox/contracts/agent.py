@@ -46,13 +46,21 @@ class TurnBegan:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentBegan:
+    """The agent is set up, before its first model request: its tools, and its MCP servers with how they are."""
+
+    tools: frozenset[str]
+    mcp_servers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class RetryTold:
     """The agent says that it tries a model request again."""
 
     message: str
 
 
-AgentEvent = ToolStarted | ToolEnded | TurnBegan | RetryTold
+AgentEvent = AgentBegan | ToolStarted | ToolEnded | TurnBegan | RetryTold
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +86,18 @@ class Conversation(Protocol):
 class Agent(Protocol):
     """Claude Code."""
 
-    def prepare(self, manifest: Manifest, *, session_id: str, task_key: str, workspace: Path) -> AgentStart:
-        """Command, environment and files. `workspace` is the host path of the clone, read for its CLAUDE.md only."""
+    def prepare(self, manifest: Manifest, *, session_id: str, task_key: str, secrets: Mapping[str, str]) -> AgentStart:
+        """Command, environment and files. `secrets` (name to value) become environment variables of the agent."""
         ...
 
     def conversation(self, session_id: str) -> Conversation:
         """A reader for one run."""
+        ...
+
+    def judge_start(self, manifest: Manifest, began: AgentBegan) -> Failure | None:
+        """Whether the agent has the tools and MCP servers that were asked for; why not, if not."""
+        ...
+
+    def render(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
+        """What the task's stdout is, made from the last result, where `output_format` is not `stream-json`."""
         ...

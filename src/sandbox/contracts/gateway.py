@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from sandbox.contracts.runtime import Listeners
+from sandbox.model.egress import EgressRules
 from sandbox.model.event import EgressDenied, Trouble, Usage
 
 
@@ -21,7 +22,31 @@ class ModelUpstream(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"ModelUpstream({self.base_url!r})"
 
 
-Report = Callable[[Usage | EgressDenied | Trouble], None]
+class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the model may cost; None is no bound. tokens: input, cached ones included, and output together."""
+
+    usd: float | None = None
+    tokens: int | None = None
+
+
+class GatewayRules(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one task's gateway lets through.
+
+    holds_model: model requests wait, unanswered, until `release_model`.
+    """
+
+    egress: EgressRules = EgressRules()
+    budget: Budget = Budget()
+    holds_model: bool = False
+
+
+class BudgetReached(msgspec.Struct, frozen=True):
+    """The budget is spent: no further model request is forwarded. `message` says which one and how much, for people."""
+
+    message: str
+
+
+Report = Callable[[Usage | EgressDenied | Trouble | BudgetReached], None]
 """Told of what passes and what is refused; called on the event loop's thread, must not block."""
 
 
@@ -33,6 +58,10 @@ class Gateway(Protocol):
         """Model requests that were forwarded and are not answered to their end."""
         ...
 
+    def release_model(self) -> None:
+        """Let model requests pass that `holds_model` held back."""
+        ...
+
     async def serve(self, listeners: Listeners) -> None:
         """Answer until cancelled; then every connection is closed."""
         ...
@@ -41,6 +70,8 @@ class Gateway(Protocol):
 class Gateways(Protocol):
     """Makes gateways."""
 
-    def open(self, upstream: ModelUpstream, task_key: str, report: Report) -> Gateway:
+    def open(
+        self, upstream: ModelUpstream, task_key: str, report: Report, rules: GatewayRules = GatewayRules()
+    ) -> Gateway:
         """A gateway that knows the agent by `task_key` and the model by `upstream`."""
         ...

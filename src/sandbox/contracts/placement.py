@@ -24,6 +24,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     upstream: ModelUpstream | None = None
     finish: bool = False
     agent_program: str = ""
+    secrets: dict[str, str] = {}
     follow_redirects: bool = True
     version: int = 1
 

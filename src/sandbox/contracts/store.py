@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal, Protocol
 
 from sandbox.model.errors import SandboxError
@@ -28,8 +29,19 @@ class Indexed:
 
 
 @dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in a sorted list: behind the task with this value of the sorted field (None: it has none) and this id."""
+
+    value: str | None
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskQuery:
-    """Which tasks, in which order, and which page of them. Ties are broken by id."""
+    """Which tasks, in which order, and which page of them. Ties are broken by id.
+
+    cursor: begin behind this place, whatever was added or changed meanwhile; `offset` counts from there.
+    """
 
     states: frozenset[TaskState] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -37,14 +49,16 @@ class TaskQuery:
     order: Literal["asc", "desc"] = "desc"
     limit: int = 100
     offset: int = 0
+    cursor: Cursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """A page of tasks and how many there are in all."""
+    """A page of tasks and how many there are in all; `next_cursor` where more follow."""
 
     tasks: Sequence[Task]
     total_count: int
+    next_cursor: Cursor | None = None
 
 
 class Store(Protocol):
@@ -60,6 +74,10 @@ class Store(Protocol):
 
     def load(self, task_id: str) -> Indexed | None:
         """What is known of a task, None for an unknown one."""
+        ...
+
+    def find_by_idempotency_key(self, key: str, since: datetime) -> Indexed | None:
+        """The newest task that was submitted with this key, not before `since` (UTC)."""
         ...
 
     def unfinished(self) -> Sequence[Indexed]:

@@ -10,6 +10,7 @@ from sandbox.contracts.runtime import Probe
 from sandbox.contracts.store import TaskPage, TaskQuery
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import SandboxError
+from sandbox.model.event import Idempotency
 from sandbox.model.frame import Frame
 from sandbox.model.manifest import Manifest
 from sandbox.model.state import TaskState
@@ -68,6 +69,32 @@ class ArtifactNotFoundError(SandboxError):
         self.name = name
 
 
+class IdempotencyKeyReusedError(SandboxError):
+    """The key came before, with another body."""
+
+    code = "idempotency_key_reused"
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key came with another body before; use a new key for a new task.")
+
+
+class SandboxNotPreservedError(SandboxError):
+    """No sandbox of the task is kept, or no longer."""
+
+    code = "not_found"
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"No sandbox of task {task_id} is kept; only failure_action: preserve keeps one, for a while.")
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A task that was taken, as it was then; `is_replayed` when the same submission came before."""
+
+    task: Task
+    is_replayed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Cancellation:
     """A wish to cancel that is durable. `task` is as it was before the wish, `message` for people."""
@@ -104,10 +131,10 @@ class Health:
 class Tasks(Protocol):
     """The server's tasks. Every method but `follow_all` and `health` may raise TaskNotFoundError."""
 
-    async def submit(self, manifest: Manifest) -> Task:
-        """Take a task; it is durable on return.
+    async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
+        """Take a task; it is durable on return. The same key and body within 24 h give the same task again.
 
-        Raises DuplicateTaskError, InsufficientResourcesError, UnavailableError.
+        Raises IdempotencyKeyReusedError, DuplicateTaskError, InsufficientResourcesError, UnavailableError.
         """
         ...
 
@@ -121,6 +148,10 @@ class Tasks(Protocol):
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
         """Wish the task's end; the wish is durable on return. Raises TaskTerminalError."""
+        ...
+
+    async def release(self, task_id: str) -> None:
+        """Remove the files of a preserved sandbox. Raises SandboxNotPreservedError when there is none (any more)."""
         ...
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:

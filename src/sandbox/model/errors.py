@@ -10,10 +10,12 @@ class FailureCode(StrEnum):
 
     AGENT_FAILED = "agent_failed"
     AGENT_NO_RESULT = "agent_no_result"
+    BUDGET_EXCEEDED = "budget_exceeded"
     CLONE_FAILED = "clone_failed"
     COLLECT_FAILED = "collect_failed"
     HANG = "hang"
     INTERNAL = "internal_error"
+    MCP_FAILED = "mcp_failed"
     OUT_OF_MEMORY = "out_of_memory"
     PROVISION_FAILED = "provision_failed"
     RUNNER_LOST = "runner_lost"
@@ -22,6 +24,7 @@ class FailureCode(StrEnum):
     STAGE_TIMEOUT = "stage_timeout"
     PROVISION_TIMEOUT = "provision_timeout"
     TIMEOUT = "timeout"
+    TOOL_UNKNOWN = "tool_unknown"
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -12,11 +12,19 @@ from sandbox.model.errors import Failure
 from sandbox.model.manifest import Manifest
 from sandbox.model.state import TaskState
 
-Stream = Literal["stdout", "stderr"]
+Stream = Literal["stdout", "stderr", "transcript"]
+"""`transcript` is the agent's own events where `stdout` is rendered from them; clients see it in the artifact only."""
 
 
 class _Fact(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
     """Base of all events; the tag stands in `type`."""
+
+
+class Idempotency(msgspec.Struct, frozen=True):
+    """The caller's key for one submission, and the SHA-256 (hex) of the body that came with it."""
+
+    key: str
+    body_sha256: str
 
 
 class TaskSubmitted(_Fact, frozen=True, tag="task_submitted"):
@@ -24,6 +32,7 @@ class TaskSubmitted(_Fact, frozen=True, tag="task_submitted"):
 
     task_id: str
     manifest: Manifest
+    idempotency: Idempotency | None = None
 
 
 class AttemptStarted(_Fact, frozen=True, tag="attempt_started"):
@@ -122,6 +131,17 @@ class Progress(_Fact, frozen=True, tag="progress"):
     cost_usd: float = 0.0
 
 
+class Metrics(_Fact, frozen=True, tag="metrics"):
+    """What the sandbox used at a moment; null where this machine does not tell. load_avg: the host's, over a minute."""
+
+    cpu_percent: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    disk_used_bytes: int | None = None
+    disk_total_bytes: int | None = None
+    load_avg: float | None = None
+
+
 class EgressDenied(_Fact, frozen=True, tag="egress_denied"):
     """The gateway refused a connection, a request or a name."""
 
@@ -189,6 +209,7 @@ Event = (
     | ToolCall
     | Usage
     | Progress
+    | Metrics
     | EgressDenied
     | Gap
     | Trouble

@@ -90,7 +90,7 @@ def _fields(record: e.Record) -> dict[str, Any] | None:
             "state_message": change.message,
         }
     match record.event:
-        case e.Output() as output:
+        case e.Output() as output if output.stream != "transcript":
             return {
                 "type": "output",
                 "stream": output.stream,
@@ -100,6 +100,8 @@ def _fields(record: e.Record) -> dict[str, Any] | None:
             }
         case e.Progress() as progress:
             return {"type": "progress", "progress": progress_fields(progress)}
+        case e.Metrics() as metrics:
+            return {"type": "metrics", "metrics": msgspec.structs.asdict(metrics)}
         case e.Trouble() as trouble:
             return {"type": "error", "error": trouble.error, "message": trouble.message, "details": None}
         case e.AttemptFailed(failure):

@@ -71,6 +71,7 @@ def _submit(event: e.Event, *, seq: int, at: datetime) -> Advance:
         state_message=message,
         history=(StateEntry(TaskState.PENDING, at),),
         last_seq=seq,
+        idempotency=event.idempotency,
     )
     return Advance(task, transition=e.Transition(None, TaskState.PENDING, message))
 
@@ -172,7 +173,7 @@ def final_state(task: Task) -> tuple[TaskState, str]:
         reason = f": {task.cancel.reason}" if task.cancel.reason else ""
         return TaskState.CANCELLED, f"Cancelled{reason}"
     if task.failure is not None:
-        return TaskState.FAILED, task.failure.message
+        return TaskState.FAILED_PRESERVED if task.is_preserved else TaskState.FAILED, task.failure.message
     if task.state is TaskState.COMPLETING:
         return TaskState.COMPLETED, "Claude Code finished its work"
     raise IllegalEventError(f"Task {task.id} is {task.state}: nothing has ended it.")
@@ -200,6 +201,7 @@ _RULES: dict[type, Callable[[Task, Any], _Outcome]] = {
     e.Output: _noted,
     e.ToolCall: _noted,
     e.Usage: _noted,
+    e.Metrics: _noted,
     e.EgressDenied: _noted,
     e.Gap: _noted,
     e.Trouble: _noted,

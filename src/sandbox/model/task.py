@@ -9,7 +9,7 @@ import msgspec
 
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure
-from sandbox.model.event import CancelRequested, Progress
+from sandbox.model.event import CancelRequested, Idempotency, Progress
 from sandbox.model.manifest import Manifest
 from sandbox.model.state import TaskState
 
@@ -51,6 +51,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     result: dict[str, Any] | None = None
     progress: Progress = Progress()
     artifacts: tuple[Artifact, ...] = ()
+    idempotency: Idempotency | None = None
 
     @property
     def created_at(self) -> datetime:
@@ -71,3 +72,9 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     def finished_at(self) -> datetime | None:
         """When the task reached its final state."""
         return self.state_changed_at if self.state.is_terminal else None
+
+    @property
+    def is_preserved(self) -> bool:
+        """A failure leaves the sandbox's files for its user: it was asked for, and there is a sandbox."""
+        wanted = self.manifest.lifecycle.failure_action == "preserve"
+        return wanted and self.attempt is not None and self.attempt.vm_name is not None
