@@ -6,16 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from doubles.manifests import manifest
-from sandbox.contracts.agent import AgentStart, Outcome, ToolEnded, ToolStarted
+from sandbox.contracts.agent import AgentBegan, AgentStart, Outcome, ToolEnded, ToolStarted
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.recorder import Recorder, read_records, read_task
-from sandbox.contracts.runtime import Command, Exit, SandboxHandle
+from sandbox.contracts.runtime import Command, Exit, SandboxHandle, Stats
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import AttemptStarted, Output, TaskSubmitted
 from sandbox.runner.equipment import Attempt, Equipment
 from sandbox.runner.life import AttemptLife
+from sandbox.runner.redacted import redact_event
+from sandbox.secrets.redactor import Redactor
 from sandbox.wiring.clock import SystemClock
 
 ATTEMPT_ID = "abcdefghijkl"
@@ -42,6 +44,9 @@ class Script:
     destroy_error: AttemptError | None = None
     stage_seconds: float = 0.0
     patch_seconds: float = 0.0
+    rules: object = None
+    start_failure: Failure | None = None
+    collected: bytes = b"# report\n"
     seen: list[str] = field(default_factory=list)
 
 
@@ -80,6 +85,9 @@ class ScriptedSandbox:
         await self._over.wait()
         return self._exit
 
+    async def stats(self):
+        return Stats(cpu_seconds=1.0, memory_bytes=4096, processes=2)
+
 
 class ScriptedRuntime:
     name = "scripted"
@@ -109,19 +117,32 @@ class SilentGateway:
     def __init__(self, script):
         self._script = script
 
-    def open(self, upstream, task_key, report):
+    def open(self, upstream, task_key, report, rules):
         self._script.report = report
+        self._script.rules = rules
         return self
+
+    def release_model(self):
+        self._script.seen.append("release model")
 
     async def serve(self, listeners):
         await asyncio.Event().wait()
 
 
 class ScriptedAgent:
-    """Lines `+Tool` and `-Tool` on stdout begin and end a tool call."""
+    """Lines `+Tool` and `-Tool` on stdout begin and end a tool call; `!` says that the agent is set up."""
 
-    def prepare(self, manifest, *, session_id, task_key, workspace):
-        return AgentStart(Command(["agent"], {}, "/workspace"), session_id, {}, {".claude/settings.json": b"{}"})
+    def __init__(self, script):
+        self._script = script
+
+    def prepare(self, manifest, *, session_id, task_key, secrets):
+        return AgentStart(Command(["agent"], secrets, "/workspace"), session_id, {}, {".claude/settings.json": b"{}"})
+
+    def judge_start(self, manifest, began):
+        return self._script.start_failure
+
+    def render(self, manifest, result):
+        return b"" if manifest.claude.output_format == "stream-json" else b"rendered\n"
 
     def conversation(self, session_id):
         return self
@@ -133,6 +154,8 @@ class ScriptedAgent:
                 return [ToolStarted(tool, tool)]
             case b"-":
                 return [ToolEnded(tool, tool, is_error=False)]
+            case b"!":
+                return [AgentBegan(frozenset(), {})]
         return []
 
     def outcome(self, exit_, stderr_tail):
@@ -159,7 +182,7 @@ class ScriptedWorkspaces:
         await asyncio.sleep(self._script.patch_seconds)
 
     async def collect(self, workspace, patterns, target, taken_names):
-        (target / "report.md").write_bytes(b"# report\n")
+        (target / "report.md").write_bytes(self._script.collected)
         yield Artifact("report.md", "report.md", 9, "text/markdown", "sha256:0")
 
 
@@ -168,7 +191,7 @@ def scripted_equipment(script, journals):
         journals=journals,
         runtime=ScriptedRuntime(script),
         gateways=SilentGateway(script),
-        agent=ScriptedAgent(),
+        agent=ScriptedAgent(script),
         workspaces=ScriptedWorkspaces(script),
         clock=SystemClock(),
     )
@@ -177,7 +200,7 @@ def scripted_equipment(script, journals):
 class Stage:
     """One task, submitted and handed to a runner."""
 
-    def __init__(self, data_dir, script, **parts):
+    def __init__(self, data_dir, script, *, secrets=None, **parts):
         self.script = script
         self.journals = FileJournals(data_dir)
         self.writer = self.journals.create("task-1")
@@ -190,7 +213,11 @@ class Stage:
             ModelUpstream("http://model", api_key="k"),
             self.recorder,
             scripted_equipment(script, self.journals),
+            secrets or {},
+            Redactor(secrets) if secrets else None,
         )
+        if self.attempt.redaction is not None:
+            self.recorder.revise = lambda event: redact_event(event, self.attempt.redaction)
         self.attempt.files.root.mkdir(parents=True)
         self.life = AttemptLife(self.attempt)
 
@@ -206,8 +233,11 @@ class Stage:
     def artifacts(self):
         return {artifact.name for artifact in self.task.artifacts}
 
-    def outputs(self):
-        return [r.event.data for r in read_records(self.journals, "task-1") if isinstance(r.event, Output)]
+    def outputs(self, stream=None):
+        return [e.data for e in self.events(Output) if stream in (None, e.stream)]
+
+    def events(self, kind):
+        return [r.event for r in read_records(self.journals, "task-1") if isinstance(r.event, kind)]
 
     async def until(self, state):
         while self.recorder.task.state is not state:

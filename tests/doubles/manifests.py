@@ -10,7 +10,7 @@ def manifest(task_id="task-1", *, name="A task", **parts):
         kind="Task",
         metadata=Metadata(name=name, id=task_id, labels=parts.get("labels", {})),
         repository=Repository(url="https://example.org/r.git", branch="main"),
-        claude=Claude(prompt="Do it."),
+        claude=Claude(prompt="Do it.", **parts.get("claude", {})),
         vm=Vm(**parts.get("vm", {})),
         lifecycle=Lifecycle(**parts.get("lifecycle", {})),
     )

@@ -28,6 +28,10 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     follow_redirects: bool = True
     version: int = 1
 
+    def __repr__(self) -> str:
+        """Without the secrets, so that no log or traceback has them."""
+        return f"LaunchOrder({self.task_id!r}, {self.attempt_id!r})"
+
 
 class Placement(Protocol):
     """Starts runners."""

@@ -45,6 +45,7 @@ class Recorder:
     def __init__(self, writer: JournalWriter, task: Task | None, now: Callable[[], datetime]) -> None:
         self.writer = writer
         self.on_effect: Callable[[Effect], None] = lambda _: None
+        self.revise: Callable[[e.Event], e.Event] = lambda event: event
         self._task = task
         self._now = now
 
@@ -56,11 +57,11 @@ class Recorder:
         return self._task
 
     def record(self, event: e.Event) -> e.Record:
-        """Write one event. On disk on return where it changes the state or is a promise.
+        """Write one event, as `revise` leaves it. On disk on return where it changes the state or is a promise.
 
         Raises IllegalEventError when it cannot happen now, OSError when it cannot be written; nothing changed then.
         """
-        at = self._now()
+        event, at = self.revise(event), self._now()
         moved = advance(self._task, event, seq=self.writer.last_seq + 1, at=at)
         durable = moved.transition is not None or isinstance(event, _DURABLE)
         record = self.writer.append(event, moved.transition, at=at, durable=durable)

@@ -88,3 +88,9 @@ FOLLOW_BATCH_BYTES = 256 * 1024
 
 DISK_FREE_BYTES_MIN = 256 * 1024 * 1024
 """Free space of the data directory below which the server is not ready."""
+
+OUTPUT_PAUSE_SECONDS = 0.2
+"""How long whole lines wait for more when their end may be the beginning of a secret's value."""
+
+METRICS_INTERVAL_SECONDS = 5.0
+"""Between two samples of what a sandbox uses."""

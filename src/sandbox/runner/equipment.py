@@ -1,6 +1,7 @@
 """What a runner is handed by its wiring."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox.contracts.agent import Agent
@@ -9,6 +10,7 @@ from sandbox.contracts.gateway import Gateways, ModelUpstream
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.layout import AttemptLayout, TaskLayout
 from sandbox.contracts.recorder import Recorder
+from sandbox.contracts.redaction import Redaction
 from sandbox.contracts.runtime import Runtime
 from sandbox.contracts.workspace import Workspaces
 from sandbox.model.task import Task
@@ -28,13 +30,18 @@ class Equipment:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The attempt under way: who it is, where its files lie, and what it writes with."""
+    """The attempt under way: who it is, where its files lie, and what it writes with.
+
+    secrets: name to value; redaction: keeps those values out of everything that is written, None without secrets.
+    """
 
     id: str
     data_dir: Path
     upstream: ModelUpstream | None
     recorder: Recorder
     equipment: Equipment
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    redaction: Redaction | None = None
 
     @property
     def task(self) -> Task:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import AgentExited, AttemptFailed, CancelRequested, TaskFinished
+from sandbox.model.event import AgentExited, AttemptFailed, CancelRequested, TaskFinished, Trouble
 from sandbox.model.life import EndAttempt
 from sandbox.model.limits import OUTPUT_SYNC_SECONDS
 from sandbox.model.state import TaskState
@@ -50,11 +50,18 @@ class AttemptLife:
     async def carry_out(self) -> None:
         """Stage, provision, run, collect, teardown; the last record is written whatever happens."""
         syncing = asyncio.create_task(self._sync_output())
+        self._tell_what_is_not_redacted()
         try:
             await self._work()
             await self._conclude()
         finally:
             syncing.cancel()
+
+    def _tell_what_is_not_redacted(self) -> None:
+        redaction = self._attempt.redaction
+        for name in redaction.too_short if redaction is not None else ():
+            message = f"The value of {name} is under 8 characters, too short to be kept out of logs and artifacts."
+            self._attempt.recorder.record(Trouble("secret_not_redacted", message))
 
     async def finish(self) -> None:
         """End what a dead runner left: its sandbox first, then its books."""
@@ -91,7 +98,7 @@ class AttemptLife:
         except AttemptError as error:
             self._fail(error.failure)
         except Exception as error:
-            traceback.print_exception(error)
+            self._log(error)
             self._fail(Failure(FailureCode.INTERNAL, f"The runner failed ({_described(error)}); please report this."))
 
     async def _bounded(self, step: Coroutine[None, None, T], timeout_seconds: float, late: Failure) -> T:
@@ -121,7 +128,7 @@ class AttemptLife:
                 Failure(FailureCode.COLLECT_FAILED, "Collecting took too long; raise lifecycle.collect_timeout.")
             )
         except Exception as error:
-            traceback.print_exception(error)
+            self._log(error)
             self._fail(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_described(error)})."))
         await teardown(self._attempt, read_handle(self._attempt.files.handle))
         self._attempt.recorder.record(TaskFinished())
@@ -132,6 +139,12 @@ class AttemptLife:
             self._attempt.recorder.record(AgentExited(None, None, failure))
         else:
             self._attempt.recorder.record(AttemptFailed(failure))
+
+    def _log(self, error: Exception) -> None:
+        """For operators, in the runner's own log."""
+        text = "".join(traceback.format_exception(error))
+        redaction = self._attempt.redaction
+        print(text if redaction is None else redaction.redact_text(text), file=sys.stderr)
 
     async def _sync_output(self) -> None:
         while True:

@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,12 +16,14 @@ from sandbox.agent.claude_code import ClaudeCode
 from sandbox.contracts.layout import runner_socket
 from sandbox.contracts.placement import LaunchOrder
 from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.redaction import Redaction
 from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import LAUNCH_SECONDS
 from sandbox.runner.control_socket import listening
 from sandbox.runner.equipment import Attempt, Equipment
 from sandbox.runner.life import AttemptLife
+from sandbox.runner.redacted import redact_event
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.runtime import make_runtime
@@ -65,7 +68,19 @@ def wire_attempt(order: LaunchOrder, lock_fd: int) -> Attempt:
         workspaces=GitWorkspaces(os.environ, follow_redirects=order.follow_redirects),
         clock=clock,
     )
-    return Attempt(order.attempt_id, data_dir, order.upstream, recorder, equipment)
+    redaction = _redaction(order.secrets)
+    if redaction is not None:
+        recorder.revise = lambda event: redact_event(event, redaction)
+    return Attempt(order.attempt_id, data_dir, order.upstream, recorder, equipment, order.secrets, redaction)
+
+
+def _redaction(secrets: Mapping[str, str]) -> Redaction | None:
+    """Most tasks have no secrets, and their runners stay without what finds them."""
+    if not secrets:
+        return None
+    from sandbox.secrets.redactor import Redactor
+
+    return Redactor(secrets)
 
 
 if __name__ == "__main__":

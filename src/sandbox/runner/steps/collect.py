@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,7 +45,7 @@ async def _collect_patch(attempt: Attempt, directory: Path) -> None:
     name = f"{attempt.task.id}.patch"
     part = attempt.files.root / name
     await attempt.equipment.workspaces.patch(attempt.files.root, base_commit, part)
-    _record(attempt, directory, name, "text/x-diff", part)
+    await _record(attempt, directory, name, "text/x-diff", part)
 
 
 async def _collect_matches(attempt: Attempt, directory: Path) -> None:
@@ -57,7 +57,7 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
         if isinstance(found, LeftOut):
             attempt.recorder.record(Trouble("artifact_left_out", f"{found.path}: {found.reason}"))
         else:
-            attempt.recorder.record(ArtifactCollected(found))
+            attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, found)))
 
 
 async def _keep(
@@ -70,25 +70,45 @@ async def _keep(
             write(file)
 
     await asyncio.to_thread(fill)
-    _record(attempt, directory, name, content_type, part)
+    await _record(attempt, directory, name, content_type, part)
 
 
-def _record(attempt: Attempt, directory: Path, name: str, content_type: str, part: Path) -> None:
+async def _record(attempt: Attempt, directory: Path, name: str, content_type: str, part: Path) -> None:
     """Flush, take the checksum, give the file its name, then say that it is there."""
     with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size_bytes = os.fstat(file.fileno()).st_size
     give_name(part, directory / name)
     artifact = Artifact(name, f".sandbox/{name}", size_bytes, content_type, f"sha256:{digest}")
-    attempt.recorder.record(ArtifactCollected(artifact))
+    attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, artifact)))
+
+
+async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Artifact:
+    """Flagged when it holds the value of a secret; where its name holds one, under a name that does not."""
+    redaction = attempt.redaction
+    if redaction is None:
+        return artifact
+    name = redaction.redact_text(artifact.name)
+    if name != artifact.name:
+        (directory / artifact.name).rename(directory / name)
+        flush(directory)
+    contains_secret = await asyncio.to_thread(lambda: redaction.contains(_chunks(directory / name)))
+    return msgspec.structs.replace(artifact, name=name, contains_secret=contains_secret)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def _transcript(attempt: Attempt) -> Callable[[BinaryIO], None]:
-    """Claude Code's own events: its stdout."""
+    """Claude Code's own events: its stdout, where that is not rendered from them."""
+    stream = "stdout" if attempt.task.manifest.claude.output_format == "stream-json" else "transcript"
 
     def write(file: BinaryIO) -> None:
         for record in read_records(attempt.equipment.journals, attempt.task.id):
-            if isinstance(record.event, Output) and record.event.stream == "stdout":
+            if isinstance(record.event, Output) and record.event.stream == stream:
                 file.write(record.event.data)
 
     return write
@@ -108,6 +128,7 @@ def _metadata(attempt: Attempt) -> Callable[[BinaryIO], None]:
 
 
 _REFUSALS_MAX = 1000
+_CHUNK_BYTES = 256 * 1024
 
 
 def _story(task: Task) -> dict[str, object]:

@@ -31,7 +31,7 @@ async def provision(attempt: Attempt) -> Provisioned:
     manifest = attempt.task.manifest
     task_key = f"sk-ant-sandbox-{secrets.token_urlsafe(32)}"
     start = attempt.equipment.agent.prepare(
-        manifest, session_id=str(uuid.uuid4()), task_key=task_key, workspace=attempt.files.workspace
+        manifest, session_id=str(uuid.uuid4()), task_key=task_key, secrets=attempt.secrets
     )
     _write_home(attempt.files.home, start.home_files)
     handle = runtime.plan(attempt.id)

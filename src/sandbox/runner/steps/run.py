@@ -3,25 +3,22 @@
 import asyncio
 import contextlib
 import signal
-from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine
 
-from sandbox.contracts.agent import Conversation
-from sandbox.contracts.gateway import Gateway
+from sandbox.contracts.agent import AgentBegan, Conversation
+from sandbox.contracts.gateway import Budget, BudgetReached, Gateway, GatewayRules
 from sandbox.contracts.runtime import Exit, Sandbox
+from sandbox.model.egress import egress_rules
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Output, Stream, Trouble, Usage
-from sandbox.model.limits import KILL_SECONDS, OUTPUT_DRAIN_SECONDS, TERM_GRACE_SECONDS
+from sandbox.model.event import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Trouble, Usage
+from sandbox.model.limits import KILL_SECONDS, METRICS_INTERVAL_SECONDS, OUTPUT_DRAIN_SECONDS, TERM_GRACE_SECONDS
+from sandbox.model.manifest import Manifest
 from sandbox.runner.equipment import Attempt
-from sandbox.runner.lines import LineSplitter
+from sandbox.runner.metrics import MetricsSampler
+from sandbox.runner.output import AgentOutput
 from sandbox.runner.progress import EAGER_INTERVAL_SECONDS, ProgressMeter
 from sandbox.runner.steps.provision import Provisioned
 from sandbox.runner.wish import EndWish
-
-_CHUNK_BYTES = 64 * 1024
-_STDERR_TAIL_BYTES = 8 * 1024
-_TURN_LINES = 100
-"""Lines written down before everything else that the runner has to do gets a turn."""
 
 
 async def run(attempt: Attempt, provisioned: Provisioned, wish: EndWish) -> None:
@@ -42,16 +39,23 @@ class _Run:
         self._conversation: Conversation = equipment.agent.conversation(provisioned.start.session_id)
         self._meter = ProgressMeter(self._record, self._clock.now)
         self._active_at = self._clock.monotonic()
-        self._stderr_tail: deque[bytes] = deque()
-        self._stderr_tail_bytes = 0
-        self._in_long_line = False
+        manifest = attempt.task.manifest
+        self._output = AgentOutput(
+            self._record,
+            self._heard,
+            self._listen,
+            redaction=attempt.redaction,
+            stdout_as="stdout" if manifest.claude.output_format == "stream-json" else "transcript",
+        )
         self._killed = asyncio.Event()
         self._unreported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if attempt.upstream is None:
             raise AttemptError(
                 FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
             )
-        self._gateway: Gateway = equipment.gateways.open(attempt.upstream, provisioned.task_key, self._report)
+        self._gateway: Gateway = equipment.gateways.open(
+            attempt.upstream, provisioned.task_key, self._report, _gateway_rules(manifest)
+        )
 
     async def carry_out(self) -> None:
         async with _helpers() as helpers:
@@ -59,15 +63,24 @@ class _Run:
             try:
                 stdout, stderr = await self._sandbox.start(self._start.command)
                 self._record(AgentStarted(self._start.session_id))
-                pumps = [self._guard(self._pump("stdout", stdout)), self._guard(self._pump("stderr", stderr))]
-                for helper in (self._tell_progress(), self._watch_clock(), self._watch_reports(), self._end_on_wish()):
+                pumps = [
+                    self._guard(self._output.take_stdout(stdout)),
+                    self._guard(self._output.take_stderr(stderr)),
+                ]
+                for helper in (
+                    self._tell_progress(),
+                    self._tell_metrics(),
+                    self._watch_clock(),
+                    self._watch_reports(),
+                    self._end_on_wish(),
+                ):
                     helpers.append(self._guard(helper))
                 ended = await self._await_end()
             finally:
                 await self._kill()
             await self._drain(pumps)
         self._meter.close()
-        self._conclude(ended)
+        await self._conclude(ended)
 
     def _guard(self, helper: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         """A helper that breaks takes everything inside with it: no agent goes on without its bounds."""
@@ -98,46 +111,37 @@ class _Run:
             FailureCode.SANDBOX_LOST, "Processes of the sandbox would not die; look at the machine's log."
         )
 
-    def _conclude(self, ended: Exit) -> None:
-        tail = b"".join(self._stderr_tail)[-_STDERR_TAIL_BYTES:]
-        outcome = self._conversation.outcome(ended, tail)
+    async def _conclude(self, ended: Exit) -> None:
+        outcome = self._conversation.outcome(ended, self._output.stderr_tail)
+        await self._output.show(self._attempt.equipment.agent.render(self._attempt.task.manifest, outcome.result))
         self._record(AgentExited(ended.code, outcome.result, outcome.failure))
 
-    async def _pump(self, stream: Stream, reader: asyncio.StreamReader) -> None:
-        splitter = LineSplitter()
-        while chunk := await reader.read(_CHUNK_BYTES):
-            self._active_at = self._clock.monotonic()
-            self._meter.output(len(chunk))
-            await self._take(stream, splitter.feed(chunk))
-        await self._take(stream, splitter.end())
-
-    async def _take(self, stream: Stream, pieces: Iterable[tuple[bytes, bool]]) -> None:
-        for number, (piece, continued) in enumerate(pieces):
-            if number % _TURN_LINES == 0:
-                await asyncio.sleep(0)
-            self._record(Output.of(stream, piece, continued=continued))
-            if stream == "stderr":
-                self._keep_tail(piece)
-            elif not continued and not self._in_long_line:
-                self._listen(piece)
-            if stream == "stdout":
-                self._in_long_line = continued
+    def _heard(self, byte_count: int) -> None:
+        self._active_at = self._clock.monotonic()
+        self._meter.output(byte_count)
 
     def _listen(self, line: bytes) -> None:
-        """Only lines that came whole are read: the tail of a split one means nothing."""
         for event in self._conversation.feed(line):
-            self._meter.agent_event(event, self._clock.monotonic())
+            if isinstance(event, AgentBegan):
+                self._judge_start(event)
+            else:
+                self._meter.agent_event(event, self._clock.monotonic())
 
-    def _keep_tail(self, piece: bytes) -> None:
-        self._stderr_tail.append(piece[-_STDERR_TAIL_BYTES:])
-        self._stderr_tail_bytes += len(self._stderr_tail[-1])
-        while self._stderr_tail_bytes - len(self._stderr_tail[0]) >= _STDERR_TAIL_BYTES:
-            self._stderr_tail_bytes -= len(self._stderr_tail.popleft())
+    def _judge_start(self, began: AgentBegan) -> None:
+        """The first model request waits until the agent is known to have what was asked for, and nothing else."""
+        failure = self._attempt.equipment.agent.judge_start(self._attempt.task.manifest, began)
+        if failure is not None:
+            self._record(AttemptFailed(failure))
+        else:
+            self._gateway.release_model()
 
-    def _report(self, event: Usage | EgressDenied | Trouble) -> None:
+    def _report(self, event: Usage | EgressDenied | Trouble | BudgetReached) -> None:
         """Called by the gateway, which has nobody to tell when this fails."""
         try:
-            self._record(event)
+            if isinstance(event, BudgetReached):
+                self._fail(FailureCode.BUDGET_EXCEEDED, event.message)
+            else:
+                self._record(event)
         except Exception as error:
             if not self._unreported.done():
                 self._unreported.set_exception(error)
@@ -157,6 +161,13 @@ class _Run:
         while True:
             await asyncio.sleep(EAGER_INTERVAL_SECONDS)
             self._meter.tell(self._clock.monotonic())
+
+    async def _tell_metrics(self) -> None:
+        sampler = MetricsSampler(self._attempt.task.manifest.vm.memory_bytes)
+        while True:
+            stats = await self._sandbox.stats()
+            self._record(sampler.sample(stats, self._clock.monotonic()))
+            await asyncio.sleep(METRICS_INTERVAL_SECONDS)
 
     async def _watch_clock(self) -> None:
         """Bounds are counted by the monotonic clock; a hang is silence with no model request in flight."""
@@ -205,6 +216,16 @@ class _Run:
 
     def _fail(self, code: FailureCode, message: str) -> None:
         self._record(AttemptFailed(Failure(code, message)))
+
+
+def _gateway_rules(manifest: Manifest) -> GatewayRules:
+    """The model is held back only where there is something to judge before its first request."""
+    lifecycle, claude = manifest.lifecycle, manifest.claude
+    return GatewayRules(
+        egress=egress_rules(manifest.vm),
+        budget=Budget(lifecycle.budget_usd, lifecycle.budget_tokens),
+        holds_model=claude.allowed_tools is not None or claude.mcp_config is not None,
+    )
 
 
 @contextlib.asynccontextmanager

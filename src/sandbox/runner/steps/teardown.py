@@ -5,7 +5,9 @@ from pathlib import Path
 
 from sandbox.contracts.runtime import SandboxHandle
 from sandbox.model.event import Trouble
+from sandbox.model.life import final_state
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
 
 
@@ -18,11 +20,18 @@ async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
             if handle is not None:
                 await attempt.equipment.runtime.destroy(handle, attempt.files.disk)
-            kept = (attempt.files.handle, attempt.files.runner_log)
-            await _remove(*(path for path in attempt.files.root.iterdir() if path not in kept))
+            await _remove(*_paths_to_remove(attempt))
             attempt.files.handle.unlink(missing_ok=True)
     except Exception as error:
         attempt.recorder.record(Trouble("teardown_failed", f"Something of the sandbox is left: {error}"))
+
+
+def _paths_to_remove(attempt: Attempt) -> list[Path]:
+    """A preserved sandbox keeps its file systems; who releases it removes them."""
+    kept = {attempt.files.handle, attempt.files.runner_log}
+    if final_state(attempt.task)[0] is TaskState.FAILED_PRESERVED:
+        kept.add(attempt.files.disk)
+    return [path for path in attempt.files.root.iterdir() if path not in kept]
 
 
 async def _remove(*paths: Path) -> None:

@@ -1,0 +1,106 @@
+"""What comes out of the agent: redacted, cut into lines, written down, listened to."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from sandbox.contracts.redaction import Redaction, StreamRedaction
+from sandbox.model.event import Event, Output, Stream
+from sandbox.model.limits import OUTPUT_PAUSE_SECONDS
+from sandbox.runner.lines import LineSplitter
+
+_CHUNK_BYTES = 64 * 1024
+_STDERR_TAIL_BYTES = 8 * 1024
+_TURN_LINES = 100
+"""Lines written down before everything else that the runner has to do gets a turn."""
+
+
+class AgentOutput:
+    """Takes stdout and stderr; everything behind it sees redacted lines only.
+
+    record: writes an event down. heard: told of the size of every chunk. listen: given each whole line of stdout.
+    stdout_as: the stream that the lines of stdout are written down as.
+    """
+
+    def __init__(
+        self,
+        record: Callable[[Event], object],
+        heard: Callable[[int], None],
+        listen: Callable[[bytes], None],
+        *,
+        redaction: Redaction | None,
+        stdout_as: Stream,
+    ) -> None:
+        self._record = record
+        self._heard = heard
+        self._listen = listen
+        self._redaction = redaction
+        self._stdout_as = stdout_as
+        self._stderr_tail: deque[bytes] = deque()
+        self._stderr_tail_bytes = 0
+        self._in_long_line = False
+
+    @property
+    def stderr_tail(self) -> bytes:
+        """The last few kilobytes of stderr."""
+        return b"".join(self._stderr_tail)[-_STDERR_TAIL_BYTES:]
+
+    async def take_stdout(self, reader: asyncio.StreamReader) -> None:
+        """Read to the end."""
+        async for pieces in self._pieces(reader):
+            await self._write(pieces, self._stdout_as, self._hear)
+
+    async def take_stderr(self, reader: asyncio.StreamReader) -> None:
+        """Read to the end."""
+        async for pieces in self._pieces(reader):
+            await self._write(pieces, "stderr", self._keep_tail)
+
+    async def show(self, text: bytes) -> None:
+        """Write down what stands for stdout where its lines are kept as the transcript only."""
+        splitter = LineSplitter()
+        await self._write([*splitter.feed(text), *splitter.end()], "stdout", lambda *_: None)
+
+    async def _pieces(self, reader: asyncio.StreamReader) -> AsyncIterator[Iterable[tuple[bytes, bool]]]:
+        splitter = LineSplitter()
+        stream = self._redaction.stream() if self._redaction is not None else None
+        while (chunk := await _read(reader, stream)) != b"":
+            if chunk is None:
+                yield splitter.feed(stream.pause() if stream is not None else b"")
+                continue
+            self._heard(len(chunk))
+            yield splitter.feed(chunk if stream is None else stream.feed(chunk))
+        if stream is not None:
+            yield splitter.feed(stream.flush())
+        yield splitter.end()
+
+    async def _write(
+        self, pieces: Iterable[tuple[bytes, bool]], stream: Stream, then: Callable[[bytes, bool], None]
+    ) -> None:
+        for number, (piece, continued) in enumerate(pieces):
+            if number % _TURN_LINES == 0:
+                await asyncio.sleep(0)
+            self._record(Output.of(stream, piece, continued=continued))
+            then(piece, continued)
+
+    def _hear(self, piece: bytes, continued: bool) -> None:
+        """Only lines that came whole are listened to: the tail of a split one means nothing."""
+        if not continued and not self._in_long_line:
+            self._listen(piece)
+        self._in_long_line = continued
+
+    def _keep_tail(self, piece: bytes, _: bool) -> None:
+        self._stderr_tail.append(piece[-_STDERR_TAIL_BYTES:])
+        self._stderr_tail_bytes += len(self._stderr_tail[-1])
+        while self._stderr_tail_bytes - len(self._stderr_tail[0]) >= _STDERR_TAIL_BYTES:
+            self._stderr_tail_bytes -= len(self._stderr_tail.popleft())
+
+
+async def _read(reader: asyncio.StreamReader, stream: StreamRedaction | None) -> bytes | None:
+    """A chunk, empty at the end; None when something is held back and nothing has come for a while."""
+    if stream is None or not stream.held_bytes:
+        return await reader.read(_CHUNK_BYTES)
+    try:
+        async with asyncio.timeout(OUTPUT_PAUSE_SECONDS):
+            return await reader.read(_CHUNK_BYTES)
+    except TimeoutError:
+        return None

@@ -1,0 +1,28 @@
+"""Events without the values of secrets."""
+
+from typing import Any
+
+import msgspec
+
+from sandbox.contracts.redaction import Redaction
+from sandbox.model.event import Event, Output
+
+
+def redact_event(event: Event, redaction: Redaction) -> Event:
+    """The same event with every text of it redacted; output is redacted as a stream, before it is an event."""
+    if isinstance(event, Output):
+        return event
+    redacted: Event = _redact(event, redaction)
+    return redacted
+
+
+def _redact(value: Any, redaction: Redaction) -> Any:
+    """Exactly `str`: a code or a state is a word of ours, whatever a secret's value happens to be."""
+    if type(value) is str:
+        return redaction.redact_text(value)
+    if isinstance(value, dict):
+        return redaction.redact_value(value)
+    if isinstance(value, msgspec.Struct):
+        fields = {name: _redact(getattr(value, name), redaction) for name in value.__struct_fields__}
+        return msgspec.structs.replace(value, **fields)
+    return value

@@ -1,0 +1,163 @@
+"""What a manifest may ask of a run: secrets kept out of everything told, budgets, a judged start, a preserved end."""
+
+import asyncio
+import json
+
+import pytest
+
+from doubles.attempt_equipment import Script, Stage
+from sandbox.contracts.gateway import BudgetReached
+from sandbox.contracts.runtime import Exit
+from sandbox.model.egress import EgressRule
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.event import EgressDenied, Metrics, Trouble
+from sandbox.model.state import TaskState
+
+VALUE = "hunter2-hunter2-hunter2"
+SECRETS = {"TOKEN": VALUE}
+
+
+@pytest.fixture
+def stage(tmp_path):
+    stages = []
+
+    def make(script, **parts):
+        stages.append(Stage(tmp_path, script, **parts))
+        return stages[-1]
+
+    yield make
+    for each in stages:
+        each.writer.close()
+
+
+def test_the_value_of_a_secret_is_in_nothing_that_is_kept(stage, tmp_path):
+    script = Script(stdout=f"+{VALUE}\n-{VALUE}\nit is {VALUE}!\n".encode(), stderr=VALUE.encode(), exit=Exit(3))
+    scene = stage(script, secrets=SECRETS)
+    asyncio.run(scene.life.carry_out())
+    assert b"it is [REDACTED:TOKEN]!\n" in scene.outputs()
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in kept if VALUE.encode() in path.read_bytes()]
+    assert "[REDACTED:TOKEN]" in scene.task.failure.message
+
+
+def test_what_a_refusal_names_is_redacted_too(stage):
+    script = Script(stays=True)
+    scene = stage(script, secrets=SECRETS)
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await scene.until(TaskState.RUNNING)
+        script.report(EgressDenied(f"{VALUE}.evil.example", 443, "not allowed"))
+        script.report(BudgetReached("enough"))
+        await work
+
+    asyncio.run(play())
+    assert [event.host for event in scene.events(EgressDenied)] == ["[REDACTED:TOKEN].evil.example"]
+
+
+def test_without_secrets_nothing_is_changed(stage):
+    scene = stage(Script(stdout=f"it is {VALUE}!\n".encode()))
+    asyncio.run(scene.life.carry_out())
+    assert f"it is {VALUE}!\n".encode() in scene.outputs()
+
+
+def test_an_artifact_that_holds_a_secret_is_delivered_and_flagged(stage):
+    scene = stage(Script(collected=VALUE.encode()), secrets=SECRETS, lifecycle={"artifact_patterns": ("*.md",)})
+    asyncio.run(scene.life.carry_out())
+    flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
+    assert flags == {
+        "report.md": True,
+        "task-1.patch": False,
+        "transcript.ndjson": False,
+        "metadata.json": False,
+    }
+    assert (scene.attempt.task_files.artifacts / "report.md").read_bytes() == VALUE.encode()
+
+
+def test_a_value_too_short_to_be_found_is_told(stage):
+    scene = stage(Script(), secrets={"PIN": "1234"})
+    asyncio.run(scene.life.carry_out())
+    told = [event for event in scene.events(Trouble) if event.error == "secret_not_redacted"]
+    assert len(told) == 1
+    assert "PIN" in told[0].message
+
+
+def test_a_budget_that_is_reached_ends_the_task(stage):
+    script = Script(stays=True)
+    scene = stage(script, lifecycle={"budget_usd": 0.05, "budget_tokens": 1000})
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await scene.until(TaskState.RUNNING)
+        assert (script.rules.budget.usd, script.rules.budget.tokens) == (0.05, 1000)
+        script.report(BudgetReached("0.05 USD are spent; raise lifecycle.budget_usd."))
+        await work
+
+    asyncio.run(play())
+    assert scene.task.failure.code == "budget_exceeded"
+    assert "signal SIGTERM" in script.seen
+
+
+@pytest.mark.parametrize("claude", [{"allowed_tools": ("Read",)}, {"allowed_tools": ()}])
+def test_the_model_waits_until_the_start_is_judged(stage, claude):
+    script = Script(stdout=b"!\nhello\n")
+    scene = stage(script, claude=claude)
+    asyncio.run(scene.life.carry_out())
+    assert script.rules.holds_model
+    assert "release model" in script.seen
+
+
+def test_a_start_without_what_was_asked_for_ends_the_task_before_the_model_is_asked(stage):
+    lost = Failure(FailureCode.MCP_FAILED, "The MCP server 'github' did not connect.")
+    script = Script(stdout=b"!\n", stays=True, start_failure=lost)
+    scene = stage(script, claude={"allowed_tools": ("mcp__github",)})
+    asyncio.run(scene.life.carry_out())
+    assert scene.task.failure == lost
+    assert "release model" not in script.seen
+
+
+def test_nothing_to_judge_holds_nothing_back(stage):
+    script = Script(stdout=b"!\n")
+    scene = stage(script)
+    asyncio.run(scene.life.carry_out())
+    assert not script.rules.holds_model
+
+
+def test_the_gateway_is_told_which_hosts_are_allowed(stage):
+    script = Script()
+    scene = stage(script, vm={"network_mode": "outbound", "allowed_hosts": ("api.github.com",)})
+    asyncio.run(scene.life.carry_out())
+    assert script.rules.egress.rules == (EgressRule("api.github.com"),)
+
+
+def test_rendered_output_is_stdout_and_the_events_are_the_transcript(stage):
+    scene = stage(Script(stdout=b"event one\nevent two\n"), claude={"output_format": "text"})
+    asyncio.run(scene.life.carry_out())
+    assert scene.outputs("stdout") == [b"rendered\n"]
+    transcript = scene.attempt.task_files.artifacts / "transcript.ndjson"
+    assert transcript.read_bytes() == b"event one\nevent two\n"
+
+
+def test_a_preserved_failure_keeps_the_files_and_nothing_else(stage):
+    scene = stage(Script(exit=Exit(3)), lifecycle={"failure_action": "preserve"})
+    asyncio.run(scene.life.carry_out())
+    assert scene.task.state is TaskState.FAILED_PRESERVED
+    assert scene.attempt.files.workspace.is_dir()
+    assert not scene.attempt.files.handle.exists()
+    metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
+    assert metadata["state"] == "failed_preserved"
+
+
+def test_a_success_preserves_nothing(stage):
+    scene = stage(Script(), lifecycle={"failure_action": "preserve"})
+    asyncio.run(scene.life.carry_out())
+    assert scene.task.state is TaskState.COMPLETED
+    assert not scene.attempt.files.disk.exists()
+
+
+def test_what_the_sandbox_uses_is_sampled(stage):
+    scene = stage(Script(), vm={"memory": "2G"})
+    asyncio.run(scene.life.carry_out())
+    samples = scene.events(Metrics)
+    assert samples
+    assert (samples[0].memory_used_bytes, samples[0].memory_total_bytes) == (4096, 2 * 1024**3)
