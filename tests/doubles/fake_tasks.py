@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.contracts.runtime import Probe
-from sandbox.contracts.store import DuplicateTaskError, TaskPage, TaskQuery
+from sandbox.contracts.store import Cursor, DuplicateTaskError, TaskPage, TaskQuery
 from sandbox.contracts.tasks import (
     ArtifactNotFoundError,
     Cancellation,
     Health,
+    IdempotencyKeyReusedError,
+    SandboxNotPreservedError,
     StoredArtifact,
+    Submission,
     TaskNotFoundError,
     TaskTerminalError,
 )
 from sandbox.model import event as e
 from sandbox.model.artifact import Artifact
-from sandbox.model.frame import Frame, end_frame, frame, present_state_frame
+from sandbox.model.frame import Frame, end_frame, frame, present_state_frame, timestamp
 from sandbox.model.life import advance
 from sandbox.model.manifest import Manifest
 from sandbox.model.manifest_parsing import parse_manifest
@@ -65,6 +68,8 @@ class FakeTasks:
         self.failure: Exception | None = None
         self.queries: list[TaskQuery] = []
         self.open_followers = 0
+        self.keys: dict[str, e.Idempotency] = {}
+        self.preserved: set[str] = set()
         self.cancels: list[tuple[str, str, bool]] = []
         probe = Probe("bubblewrap", works=True, tier="namespaces", strength=10, limits=frozenset({"memory"}))
         self.health_now = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, ready=True)
@@ -105,14 +110,21 @@ class FakeTasks:
             raise TaskNotFoundError(task_id)
         return self.stories[task_id]
 
-    async def submit(self, manifest: Manifest) -> Task:
+    async def submit(self, manifest: Manifest, idempotency: e.Idempotency | None = None) -> Submission:
         if self.failure is not None:
             raise self.failure
+        if idempotency is not None and (known := self.keys.get(idempotency.key)):
+            if known.body_sha256 != idempotency.body_sha256:
+                raise IdempotencyKeyReusedError
+            task = next(one.task for one in self.stories.values() if one.task.idempotency == known)
+            return Submission(task, is_replayed=True)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         if task_id in self.stories:
             raise DuplicateTaskError(self.stories[task_id].task)
-        self._tell(task_id, e.TaskSubmitted(task_id, manifest))
-        return self.stories[task_id].task
+        self._tell(task_id, e.TaskSubmitted(task_id, manifest, idempotency))
+        if idempotency is not None:
+            self.keys[idempotency.key] = idempotency
+        return Submission(self.stories[task_id].task)
 
     async def status(self, task_id: str) -> Task:
         return self._story(task_id).task
@@ -122,7 +134,13 @@ class FakeTasks:
         found = [story.task for story in self.stories.values()]
         found = [task for task in found if not query.states or task.state in query.states]
         found = [task for task in found if query.labels.items() <= task.manifest.metadata.labels.items()]
-        return TaskPage(found[query.offset : query.offset + query.limit], len(found))
+        first = query.offset
+        if query.cursor is not None:
+            first += [task.id for task in found].index(query.cursor.task_id) + 1
+        page = found[first : first + query.limit]
+        is_last = first + query.limit >= len(found)
+        after = None if is_last else Cursor(timestamp(page[-1].created_at), page[-1].id)
+        return TaskPage(page, len(found), after)
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
         task = self._story(task_id).task
@@ -132,6 +150,12 @@ class FakeTasks:
             raise self.failure
         self.cancels.append((task_id, reason, force))
         return Cancellation(task, BEGINNING, f"Task {task_id} is being cancelled.")
+
+    async def release(self, task_id: str) -> None:
+        self._story(task_id)
+        if task_id not in self.preserved:
+            raise SandboxNotPreservedError(task_id)
+        self.preserved.remove(task_id)
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         story = self._story(task_id)

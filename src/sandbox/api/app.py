@@ -17,8 +17,10 @@ from sandbox.api.envelope import Envelope
 from sandbox.api.errors import add_error_answers
 from sandbox.api.guard import Guard
 from sandbox.api.health import add_health_routes
+from sandbox.api.lists import add_list_routes
 from sandbox.api.logs import add_log_routes
 from sandbox.api.openapi import describe
+from sandbox.api.preserved import add_preserved_routes
 from sandbox.api.session import add_session_routes
 from sandbox.api.settings import ApiSettings
 from sandbox.api.stream import stream
@@ -40,7 +42,9 @@ def create_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Ev
         docs_url=None,
         redoc_url=None,
     )
+    add_list_routes(app)
     add_task_routes(app)
+    add_preserved_routes(app)
     add_log_routes(app)
     add_artifact_routes(app)
     add_health_routes(app)

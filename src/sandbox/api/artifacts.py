@@ -33,11 +33,11 @@ _DOWNLOAD: Responses = {
 
 def add_artifact_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.get(paths.ARTIFACTS, response_model=ArtifactListBody, responses=problems(404))(list_artifacts)
+    app.get(paths.ARTIFACTS, response_model=ArtifactListBody, responses=problems(404, 503))(list_artifacts)
     app.get(
         paths.ARTIFACT,
         response_class=Response,
-        responses={**_DOWNLOAD, **problems(404, 416)},
+        responses={**_DOWNLOAD, **problems(404, 416, 503)},
         openapi_extra=parameters(
             header("Range", "One range of bytes"),
             header("If-Range", "The ETag that the range is of"),

@@ -130,6 +130,14 @@ class CancelledBody(Body):
     cancelled_at: datetime
 
 
+class ReleasedBody(Body):
+    """The preserved sandbox is gone."""
+
+    success: Literal[True]
+    task_id: str
+    message: str
+
+
 class ArtifactBody(Body):
     """One artifact."""
 

@@ -11,10 +11,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sandbox.api.problem import problem
-from sandbox.contracts.store import DuplicateTaskError
+from sandbox.contracts.store import DuplicateTaskError, InvalidCursorError, StoreError
 from sandbox.contracts.tasks import (
     ArtifactNotFoundError,
+    IdempotencyKeyReusedError,
     InsufficientResourcesError,
+    SandboxNotPreservedError,
     TaskNotFoundError,
     TaskTerminalError,
     UnavailableError,
@@ -34,13 +36,6 @@ class InvalidParameterError(SandboxError):
     def __init__(self, field: str, message: str, *, rule: str = "format") -> None:
         super().__init__(f"{field} {message}.")
         self.details = [_detail(field, rule, message)]
-
-
-class NotSupportedYetError(InvalidParameterError):
-    """Asked for something that a later version offers; never silently left out."""
-
-    def __init__(self, field: str, advice: str) -> None:
-        super().__init__(field, f"is not supported yet; {advice}", rule="not_supported_yet")
 
 
 class PayloadTooLargeError(SandboxError):
@@ -120,13 +115,17 @@ def _byte_size(size_bytes: int) -> str:
 _ANSWERS: dict[type[SandboxError], tuple[int, _Fields]] = {
     InvalidManifestError: (400, lambda error: {"details": error.mistakes}),
     InvalidParameterError: (400, lambda error: {"details": error.details}),
+    InvalidCursorError: (400, lambda error: {"details": [_detail("cursor", "format", error.message)]}),
     TaskNotFoundError: (404, _nothing),
     ArtifactNotFoundError: (404, _nothing),
+    SandboxNotPreservedError: (404, _nothing),
     SlowRequestError: (408, _nothing),
     DuplicateTaskError: (409, _existing_task),
     TaskTerminalError: (409, lambda error: {"task_state": error.task.state}),
     PayloadTooLargeError: (413, _nothing),
+    IdempotencyKeyReusedError: (422, _nothing),
     UnavailableError: (503, _nothing),
+    StoreError: (503, _nothing),
     InsufficientResourcesError: (507, _figures),
 }
 

@@ -34,7 +34,7 @@ class LogQuery(BaseModel):
     """What the logs are asked for with."""
 
     stream: LogStream = "all"
-    since: str = Field("", description="RFC 3339, inclusive")
+    since: str = Field("", description="RFC 3339, inclusive", json_schema_extra={"format": "date-time"})
     tail: int = Field(0, ge=0, le=TAIL_MAX, description="Lines after filtering; 0 for all")
     after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only what has a greater seq")
     follow: bool = False
@@ -49,7 +49,7 @@ def add_log_routes(app: FastAPI) -> None:
     app.get(
         paths.LOGS,
         response_class=Response,
-        responses={**described, **problems(404)},
+        responses={**described, **problems(404, 503)},
         openapi_extra=parameters(header("Last-Event-ID", "Follow after this seq; `after` in the query wins")),
     )(read_logs)
 

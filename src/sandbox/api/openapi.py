@@ -5,16 +5,21 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from sandbox.api.bodies import ProblemBody
 from sandbox.api.paths import OPEN_PATHS
 from sandbox.api.sessions import COOKIE
+from sandbox.model.manifest import Manifest
 
 Responses = dict[int | str, dict[str, Any]]
 
 _COMPONENT = "#/components/schemas/{model}"
 _PROBLEM_REF = {"$ref": _COMPONENT.format(model=ProblemBody.__name__)}
+
+MANIFEST_REF = {"$ref": _COMPONENT.format(model=Manifest.__name__)}
+"""The schema of a manifest. What one field asks of another, and the form of texts, stand in docs/manifest.md only."""
 
 
 def problems(*statuses: int) -> Responses:
@@ -24,9 +29,8 @@ def problems(*statuses: int) -> Responses:
 
 
 def content(description: str, *media_types: str) -> dict[str, Any]:
-    """An answer that is not one JSON value."""
-    text = {"schema": {"type": "string"}}
-    return {"description": description, "content": dict.fromkeys(media_types, text)}
+    """An answer that is not one JSON value: bytes or a stream, which no schema describes."""
+    return {"description": description, "content": {media_type: {} for media_type in media_types}}
 
 
 def request_body(description: str, *, required: bool, **schemas: dict[str, Any]) -> dict[str, Any]:
@@ -40,9 +44,10 @@ def parameters(*described: dict[str, Any]) -> dict[str, Any]:
     return {"parameters": list(described)}
 
 
-def header(name: str, description: str) -> dict[str, Any]:
+def header(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
     """A header that a client may send."""
-    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+    told = schema or {"type": "string"}
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": told}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -50,7 +55,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         _, definitions = models_json_schema([(ProblemBody, "serialization")], ref_template=_COMPONENT)
-        schema["components"]["schemas"].update(definitions["$defs"])
+        manifest = TypeAdapter(Manifest).json_schema(ref_template=_COMPONENT)
+        records = manifest.pop("$defs")
+        schema["components"]["schemas"].update(definitions["$defs"] | records | {Manifest.__name__: manifest})
         _leave_out_unused(schema)
         _add_security(schema)
         app.openapi_schema = schema
@@ -80,4 +87,5 @@ def _leave_out_unused(schema: dict[str, Any]) -> None:
         schema["components"]["schemas"].pop(name, None)
     for operations in schema["paths"].values():
         for operation in operations.values():
-            operation["responses"].pop("422", None)
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]

@@ -1,45 +1,49 @@
 """Submitting, asking for, waiting for and cancelling tasks."""
 
 import asyncio
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
-from sandbox.api.bodies import CancelledBody, SubmittedBody, TaskBody, TaskListBody
+from sandbox.api.bodies import CancelledBody, SubmittedBody, TaskBody
 from sandbox.api.context import Asked
-from sandbox.api.errors import InvalidParameterError, NotSupportedYetError
-from sandbox.api.openapi import parameters, problems, request_body
+from sandbox.api.idempotency import HEADER, KEY_LENGTH_MAX, KEY_PATTERN, read_idempotency
+from sandbox.api.openapi import MANIFEST_REF, header, parameters, problems, request_body
 from sandbox.api.request_body import CancelWish, is_json, read_body, read_cancel_wish
-from sandbox.api.status import item_body, status_body
+from sandbox.api.status import status_body
 from sandbox.api.streamed import disconnected
-from sandbox.contracts.store import TaskQuery
 from sandbox.contracts.tasks import Tasks
 from sandbox.model.frame import timestamp
 from sandbox.model.manifest_parsing import parse_manifest
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 
-OFFSET_MAX = 2**53
+REPLAYED = "Idempotent-Replayed"
 WAIT_SECONDS_MAX = 600
 
-_LABEL = "label."
-_LABELS = {
-    "name": "labels",
-    "in": "query",
-    "required": False,
-    "description": "`label.KEY=VALUE`, as often as there are labels to ask for; a task has to have all of them",
-    "style": "form",
-    "explode": True,
-    "schema": {"type": "object", "patternProperties": {"^label\\.": {"type": "string"}}, "additionalProperties": False},
+_SUBMITTED = {
+    "Location": {"description": "Where the task is", "required": True, "schema": {"type": "string"}},
+    REPLAYED: {
+        "description": "`true` when the key and the body came before; the answer is the one of then",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
 }
-_LOCATION = {"Location": {"description": "Where the task is", "required": True, "schema": {"type": "string"}}}
+_WRAPPED = [
+    {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
+    for name, schema in (("manifest", MANIFEST_REF), ("manifest_yaml", {"type": "string"}))
+]
 _MANIFEST = request_body(
     'The manifest. JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`.',
     required=True,
-    application_yaml={"type": "string"},
-    application_json={"type": "object"},
+    application_yaml=MANIFEST_REF,
+    application_json={"anyOf": [MANIFEST_REF, *_WRAPPED]},
+)
+_KEY = header(
+    HEADER,
+    "The same key and body give the same task again, for 24 hours; nothing is submitted twice",
+    {"type": "string", "minLength": 1, "maxLength": KEY_LENGTH_MAX, "pattern": KEY_PATTERN},
 )
 _CANCEL_WISH = request_body(
     "What the query says may be said here instead.",
@@ -58,14 +62,11 @@ def add_task_routes(app: FastAPI) -> None:
         paths.TASKS,
         status_code=202,
         response_model=SubmittedBody,
-        responses={202: {"headers": _LOCATION}, **problems(408, 409, 413, 503, 507)},
-        openapi_extra=_MANIFEST,
+        responses={202: {"headers": _SUBMITTED}, **problems(408, 409, 413, 422, 503, 507)},
+        openapi_extra=_MANIFEST | parameters(_KEY),
     )(submit_task)
-    app.get(paths.TASKS, response_model=TaskListBody, responses=problems(), openapi_extra=parameters(_LABELS))(
-        list_tasks
-    )
-    app.get(paths.TASK, response_model=TaskBody, responses=problems(404))(read_task)
-    app.get(paths.WAIT, response_model=TaskBody, responses=problems(404))(wait_for_task)
+    app.get(paths.TASK, response_model=TaskBody, responses=problems(404, 503))(read_task)
+    app.get(paths.WAIT, response_model=TaskBody, responses=problems(404, 503))(wait_for_task)
     app.delete(
         paths.TASK,
         response_model=CancelledBody,
@@ -76,13 +77,13 @@ def add_task_routes(app: FastAPI) -> None:
 
 async def submit_task(request: Request, asked: Asked) -> Json:
     """Submit a task. It is durable once the answer is sent."""
-    if "idempotency-key" in request.headers:
-        raise NotSupportedYetError("Idempotency-Key", "a metadata.id of your own keeps a task from being made twice")
     body = await read_body(request)
+    idempotency = read_idempotency(request, body)
     manifest = await asyncio.to_thread(
         parse_manifest, body, is_json=is_json(request), clone_hosts=asked.guard.clone_hosts()
     )
-    task = await asked.tasks.submit(manifest)
+    submission = await asked.tasks.submit(manifest, idempotency)
+    task = submission.task
     here = paths.task_path(task.id)
     answer = {
         "task_id": task.id,
@@ -91,48 +92,7 @@ async def submit_task(request: Request, asked: Asked) -> Json:
         "created_at": timestamp(task.created_at),
         "links": {"self": here, "logs": f"{here}/logs", "artifacts": f"{here}/artifacts"},
     }
-    return Json(answer, 202, {"location": here})
-
-
-async def list_tasks(
-    request: Request,
-    asked: Asked,
-    *,
-    state: Annotated[str, Query(description="States, separated by commas")] = "",
-    sort: Literal["created_at", "started_at", "state_changed_at", "name"] = "created_at",
-    order: Literal["asc", "desc"] = "desc",
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    offset: Annotated[int, Query(ge=0, le=OFFSET_MAX)] = 0,
-) -> Json:
-    """List tasks. `label.KEY=VALUE`, which may be repeated, keeps those that have all these labels."""
-    if "cursor" in request.query_params:
-        raise NotSupportedYetError("cursor", "page with limit and offset")
-    labels = _labels(request)
-    answer = {"tasks": [], "total_count": 0, "limit": limit, "offset": offset, "has_more": False, "next_cursor": None}
-    if labels is None:
-        return Json(answer)
-    query = TaskQuery(states=_states(state), labels=labels, sort=sort, order=order, limit=limit, offset=offset)
-    page = await asked.tasks.query(query)
-    has_more = offset + len(page.tasks) < page.total_count and bool(page.tasks)
-    items = [item_body(task) for task in page.tasks]
-    return Json({**answer, "tasks": items, "total_count": page.total_count, "has_more": has_more})
-
-
-def _labels(request: Request) -> dict[str, str] | None:
-    """The labels asked for; None when no task can have them, because one key is asked to have two values."""
-    labels: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name.startswith(_LABEL) and labels.setdefault(name.removeprefix(_LABEL), value) != value:
-            return None
-    return labels
-
-
-def _states(text: str) -> frozenset[TaskState]:
-    names = {name.strip() for name in text.split(",")} - {""}
-    unknown = names - set(TaskState)
-    if unknown:
-        raise InvalidParameterError("state", f"must be one of {', '.join(TaskState)}", rule="enum")
-    return frozenset(TaskState(name) for name in names)
+    return Json(answer, 202, {"location": here} | ({REPLAYED: "true"} if submission.is_replayed else {}))
 
 
 async def read_task(asked: Asked, task_id: paths.TaskId) -> Json:

@@ -140,12 +140,3 @@ def test_a_failure_inside_tells_nothing_of_the_inside(api):
     assert (answer.status_code, answer.json()["error"]) == (500, "internal_error")
     assert "hunter2" not in answer.text
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "from-the-client.1"
-
-
-def test_an_idempotency_key_is_refused_until_it_is_obeyed(api, tasks):
-    answer = api.post("/api/v1/tasks", content=YAML, headers={"idempotency-key": "again"})
-    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_parameter")
-    assert [(found["field"], found["rule"]) for found in answer.json()["details"]] == [
-        ("Idempotency-Key", "not_supported_yet")
-    ]
-    assert api.get("/api/v1/tasks").json()["tasks"] == []

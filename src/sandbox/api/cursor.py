@@ -1,0 +1,58 @@
+"""Places in sorted lists as clients carry them around: opaque, and checked when they come back."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Literal
+
+import msgspec
+
+from sandbox.api.errors import InvalidParameterError
+from sandbox.contracts.store import Cursor, TaskQuery
+
+Sort = Literal["created_at", "started_at", "state_changed_at", "name"]
+Order = Literal["asc", "desc"]
+
+CURSOR_LENGTH_MAX = 2048
+
+_SHAPE = re.compile(rf"[A-Za-z0-9_-]{{1,{CURSOR_LENGTH_MAX}}}", re.ASCII)
+_VERSION = 1
+_ADVICE = "must be the next_cursor of an earlier answer; leave it out to begin at the start"
+
+
+class Bookmark(msgspec.Struct, frozen=True, array_like=True):
+    """A cursor and the list that it is a place in; another list would be paged wrongly with it."""
+
+    version: int
+    sort: Sort
+    order: Order
+    value: str | None
+    task_id: str
+
+    @property
+    def cursor(self) -> Cursor:
+        """The place."""
+        return Cursor(self.value, self.task_id)
+
+
+def write_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
+    """The text of a cursor that belongs to this list."""
+    if cursor is None:
+        return None
+    bookmark = Bookmark(_VERSION, query.sort, query.order, cursor.value, cursor.task_id)
+    return base64.urlsafe_b64encode(msgspec.json.encode(bookmark)).rstrip(b"=").decode()
+
+
+def read_cursor(text: str) -> Bookmark:
+    """What `write_cursor` wrote. Raises InvalidParameterError."""
+    if not _SHAPE.fullmatch(text):
+        raise InvalidParameterError("cursor", _ADVICE)
+    try:
+        found = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=Bookmark)
+    except (binascii.Error, ValueError, RecursionError):
+        raise InvalidParameterError("cursor", _ADVICE) from None
+    if found.version != _VERSION or (found.value is None and found.sort != "started_at"):
+        raise InvalidParameterError("cursor", _ADVICE)
+    return found

@@ -1,0 +1,125 @@
+"""Lists of tasks: which, in what order, and from where on."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request
+from pydantic import BaseModel, Field
+from starlette.datastructures import QueryParams
+
+from sandbox.api import paths
+from sandbox.api.answer import Json
+from sandbox.api.bodies import TaskListBody
+from sandbox.api.context import Asked
+from sandbox.api.cursor import CURSOR_LENGTH_MAX, Order, Sort, read_cursor, write_cursor
+from sandbox.api.errors import InvalidParameterError
+from sandbox.api.openapi import parameters, problems
+from sandbox.api.status import item_body
+from sandbox.contracts.store import TaskPage, TaskQuery
+from sandbox.model.state import TaskState
+
+OFFSET_MAX = 2**53
+
+_LABEL = "label."
+_LABELS = {
+    "name": "labels",
+    "in": "query",
+    "required": False,
+    "description": "`label.KEY=VALUE`, as often as there are labels to ask for; a task has to have all of them",
+    "style": "form",
+    "explode": True,
+    "schema": {"type": "object", "patternProperties": {"^label\\.": {"type": "string"}}, "additionalProperties": False},
+}
+_STATE = "|".join(TaskState)
+
+
+class ListQuery(BaseModel):
+    """What a list is asked for with."""
+
+    state: str = Field(
+        "", description="States, separated by commas", json_schema_extra={"pattern": f"^(({_STATE})(,({_STATE}))*)?$"}
+    )
+    sort: Sort = "created_at"
+    order: Order = "desc"
+    limit: int = Field(100, ge=1, le=1000)
+    offset: int = Field(0, ge=0, le=OFFSET_MAX)
+    cursor: str | None = Field(
+        None,
+        description="`next_cursor` of the page before, for paging that neither skips nor repeats a task; "
+        "brings its own sort and order, and goes without offset",
+        json_schema_extra={"maxLength": CURSOR_LENGTH_MAX},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """`query` is None when no task can be meant, because one label is asked to have two values."""
+
+    query: TaskQuery | None
+    limit: int
+    offset: int
+
+
+def add_list_routes(app: FastAPI) -> None:
+    """Put the routes of this module on the app."""
+    app.get(paths.TASKS, response_model=TaskListBody, responses=problems(503), openapi_extra=parameters(_LABELS))(
+        list_tasks
+    )
+
+
+async def list_tasks(request: Request, asked: Asked, query: Annotated[ListQuery, Query()]) -> Json:
+    """List tasks. `label.KEY=VALUE`, which may be repeated, keeps those that have all these labels."""
+    wish = _wish(query, request.query_params)
+    page = await asked.tasks.query(wish.query) if wish.query is not None else TaskPage((), 0)
+    answer = {
+        "tasks": [item_body(task) for task in page.tasks],
+        "total_count": page.total_count,
+        "limit": wish.limit,
+        "offset": wish.offset,
+        "has_more": page.next_cursor is not None,
+        "next_cursor": write_cursor(page.next_cursor, wish.query) if wish.query is not None else None,
+    }
+    return Json(answer)
+
+
+def _wish(asked: ListQuery, given: QueryParams) -> _Wish:
+    labels = _labels(given)
+    query = TaskQuery(
+        states=_states(asked.state),
+        labels=labels or {},
+        sort=asked.sort,
+        order=asked.order,
+        limit=asked.limit,
+        offset=asked.offset,
+    )
+    if asked.cursor is not None:
+        query = _resumed(query, asked.cursor, given)
+    return _Wish(query if labels is not None else None, asked.limit, asked.offset)
+
+
+def _resumed(query: TaskQuery, text: str, given: QueryParams) -> TaskQuery:
+    """The query from the cursor on, in the cursor's own order."""
+    if query.offset:
+        raise InvalidParameterError("offset", "counts from the start; it cannot come with a cursor")
+    bookmark = read_cursor(text)
+    for name, value in (("sort", bookmark.sort), ("order", bookmark.order)):
+        if given.get(name, value) != value:
+            raise InvalidParameterError(name, f"must be {value}, as it was when the cursor was made, or left out")
+    return replace(query, sort=bookmark.sort, order=bookmark.order, cursor=bookmark.cursor)
+
+
+def _labels(given: QueryParams) -> dict[str, str] | None:
+    """The labels asked for; None when no task can have them, because one key is asked to have two values."""
+    labels: dict[str, str] = {}
+    for name, value in given.multi_items():
+        if name.startswith(_LABEL) and labels.setdefault(name.removeprefix(_LABEL), value) != value:
+            return None
+    return labels
+
+
+def _states(text: str) -> frozenset[TaskState]:
+    names = {name.strip() for name in text.split(",")} - {""}
+    unknown = names - set(TaskState)
+    if unknown:
+        raise InvalidParameterError("state", f"must be one of {', '.join(TaskState)}", rule="enum")
+    return frozenset(TaskState(name) for name in names)
