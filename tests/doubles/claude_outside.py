@@ -61,15 +61,28 @@ class Outside:
         subprocess.run(["chown", "-R", f"{self.uid}:{self.uid}", self.directory], check=True, timeout=10)
 
     async def run(
-        self, model_url, *, prompt="Do it.", environment=None, subpath=None, on_line=None, without=(), **claude
+        self,
+        model_url,
+        *,
+        prompt="Do it.",
+        environment=None,
+        secrets=None,
+        subpath=None,
+        on_line=None,
+        without=(),
+        **claude,
     ):
         """Run to the end. on_line(line, process) is told of each line of stdout; `without` leaves arguments out."""
         start = ClaudeCode(self.binary).prepare(
             manifest(prompt=prompt, subpath=subpath, **claude),
             session_id=SESSION_ID,
             task_key=TASK_KEY,
-            workspace=self.workspace,
+            secrets=secrets or {},
         )
+        for name, content in start.home_files.items():
+            path = self.directory / "home" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         argv = [self.place(argument) for argument in start.command.argv if argument not in without]
         if self.uid is not None:
             self.give_away()

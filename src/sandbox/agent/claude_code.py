@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from sandbox.agent.beginning import judge_beginning
 from sandbox.agent.conversation import ClaudeConversation
-from sandbox.contracts.agent import AgentStart
+from sandbox.agent.mcp import TIMEOUT_SECONDS, mcp_file
+from sandbox.agent.rendering import render_result
+from sandbox.agent.tools import tool_options
+from sandbox.contracts.agent import AgentBegan, AgentStart
 from sandbox.contracts.inside import HOME, MODEL_PORT, NODE, PROXY_PORT, USER, WORKSPACE
 from sandbox.contracts.runtime import Command
+from sandbox.model.errors import Failure
 from sandbox.model.manifest import Claude, Manifest
 
 PROGRAM = "/run/sandbox/bin/claude"
@@ -21,6 +27,7 @@ _PROGRAM_PATH = (
     f"{NODE}/bin",
     *("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"),
 )
+_MCP_FILE = ".sandbox/mcp.json"
 _TEXT_MARK = "Task:\n"
 
 
@@ -30,20 +37,34 @@ class ClaudeCode:
     def __init__(self, binary: Path) -> None:
         self._binary = binary
 
-    def prepare(self, manifest: Manifest, *, session_id: str, task_key: str, workspace: Path) -> AgentStart:
-        """Command and environment. Nothing is read from `workspace`: the agent itself reads CLAUDE.md, inside."""
+    def prepare(self, manifest: Manifest, *, session_id: str, task_key: str, secrets: Mapping[str, str]) -> AgentStart:
+        """Command, environment and files. `secrets` become variables of the agent, and of all that it starts.
+
+        The repository is not looked at: the agent itself reads CLAUDE.md, inside.
+        """
+        claude = manifest.claude
         directory = _directory(manifest.repository.subpath)
         command = Command(
-            argv=_arguments(manifest.claude, session_id, directory),
-            environment=_environment(task_key),
+            argv=_arguments(claude, session_id, directory),
+            environment={**secrets, **_environment(task_key)},
             directory=directory,
-            stdin=prompt_bytes(manifest.claude.prompt),
+            stdin=prompt_bytes(claude.prompt),
         )
-        return AgentStart(command, session_id, programs={self._binary: PROGRAM})
+        # A file: the configuration may be larger than an argument, and arguments are read by everybody on the host.
+        files = {_MCP_FILE: mcp_file(claude.mcp_config)} if claude.mcp_config is not None else {}
+        return AgentStart(command, session_id, programs={self._binary: PROGRAM}, home_files=files)
 
     def conversation(self, session_id: str) -> ClaudeConversation:
         """A reader for one run."""
         return ClaudeConversation(session_id)
+
+    def judge_start(self, manifest: Manifest, began: AgentBegan) -> Failure | None:
+        """Whether the agent has the tools and MCP servers that were asked for; why not, if not."""
+        return judge_beginning(manifest.claude, began)
+
+    def render(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
+        """What the task's stdout is, made from the last result, where `output_format` is not `stream-json`."""
+        return render_result(manifest.claude.output_format, result)
 
 
 def prompt_bytes(prompt: str) -> bytes:
@@ -71,14 +92,16 @@ def _arguments(claude: Claude, session_id: str, directory: str) -> tuple[str, ..
     # No setting source and `--strict-mcp-config` keep the repository's settings, hooks, skills and MCP servers out, and
     # the home's too: they are obeyed as soon as they are written, so any program inside could send the agent to a
     # model of its own. `--add-dir` (with its variable in the environment) brings CLAUDE.md files and rules back.
+    servers = () if claude.mcp_config is None else ("--mcp-config", f"{HOME}/{_MCP_FILE}")
     turns = () if claude.max_turns is None else ("--max-turns", str(claude.max_turns))
     return (
         PROGRAM,
         "-p",
         *("--output-format", "stream-json", "--verbose"),
-        "--dangerously-skip-permissions",
+        *tool_options(claude),
         *("--setting-sources", ""),
         "--strict-mcp-config",
+        *servers,
         *("--add-dir", *_instruction_directories(directory)),
         f"--model={claude.model}",
         *turns,
@@ -100,6 +123,7 @@ def _environment(task_key: str) -> dict[str, str]:
         "NODE_USE_SYSTEM_CA": "1",
         "ANTHROPIC_BASE_URL": MODEL_URL,
         "ANTHROPIC_API_KEY": task_key,
+        "MCP_TIMEOUT": str(TIMEOUT_SECONDS * 1000),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD": "1",
         **proxies,

@@ -9,6 +9,7 @@ from sandbox.agent.stream import (
     Line,
     Retry,
     clean,
+    read_beginning,
     read_blocks,
     read_line,
     read_message,
@@ -16,7 +17,7 @@ from sandbox.agent.stream import (
     read_retry,
 )
 from sandbox.agent.verdict import judge
-from sandbox.contracts.agent import AgentEvent, Outcome, RetryTold, ToolEnded, ToolStarted, TurnBegan
+from sandbox.contracts.agent import AgentBegan, AgentEvent, Outcome, RetryTold, ToolEnded, ToolStarted, TurnBegan
 from sandbox.contracts.runtime import Exit
 
 OPEN_CALLS_MAX = 10_000
@@ -36,6 +37,7 @@ class ClaudeConversation:
         self._session_id = session_id
         self._open_calls: dict[str, str] = {}
         self._last_message_id = ""
+        self._has_begun = False
         self._result_line: bytes | None = None
 
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
@@ -53,7 +55,7 @@ class ClaudeConversation:
             case "result":
                 self._result_line = line
             case "system" if event.subtype == "init":
-                self._result_line = None
+                return tuple(self._hear_beginning(line))
             case "system" if event.subtype == "api_retry":
                 return (RetryTold(_retry_sentence(read_retry(line))),)
         return ()
@@ -62,6 +64,15 @@ class ClaudeConversation:
         """Judge the end: success only for exit 0 and a last result with `is_error: false`."""
         result = read_result(self._result_line) if self._result_line is not None else None
         return Outcome(result, judge(exit_, result, stderr_tail))
+
+    def _hear_beginning(self, line: bytes) -> Iterator[AgentEvent]:
+        self._result_line = None
+        if self._has_begun:
+            return
+        self._has_begun = True
+        told = read_beginning(line)
+        servers = {clean(server.name): clean(server.status) for server in told.mcp_servers}
+        yield AgentBegan(frozenset(map(clean, told.tools)), servers)
 
     def _hear_agent(self, event: Line) -> Iterator[AgentEvent]:
         message = read_message(event)

@@ -47,6 +47,20 @@ class Block(msgspec.Struct):
     is_error: bool | None = None
 
 
+class Server(msgspec.Struct):
+    """An MCP server in an init event."""
+
+    name: str = ""
+    status: str = ""
+
+
+class Beginning(msgspec.Struct):
+    """A `system/init` event."""
+
+    tools: list[str] = []
+    mcp_servers: list[Server] = []
+
+
 class Retry(msgspec.Struct):
     """A `system/api_retry` event."""
 
@@ -60,6 +74,7 @@ _Shape = TypeVar("_Shape")
 _LINE = msgspec.json.Decoder(Line)
 _MESSAGE = msgspec.json.Decoder(Message)
 _BLOCK = msgspec.json.Decoder(Block)
+_BEGINNING = msgspec.json.Decoder(Beginning)
 _RETRY = msgspec.json.Decoder(Retry)
 _RESULT = msgspec.json.Decoder(dict[str, Any])
 
@@ -79,6 +94,11 @@ def read_blocks(message: Message) -> list[Block]:
     if isinstance(message.content, str):
         return []
     return [block for raw in message.content if (block := _decoded(_BLOCK, raw)) is not None]
+
+
+def read_beginning(line: bytes) -> Beginning:
+    """What an `init` event says; nothing is there where it has another shape."""
+    return _decoded(_BEGINNING, line) or Beginning()
 
 
 def read_retry(line: bytes) -> Retry:

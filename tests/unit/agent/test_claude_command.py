@@ -10,9 +10,9 @@ from sandbox.agent.claude_code import ClaudeCode, prompt_bytes
 BINARY = Path("/data/agent/claude-1")
 
 
-def prepare(**parts):
+def prepare(secrets=None, **parts):
     return ClaudeCode(BINARY).prepare(
-        manifest(**parts), session_id="the-session", task_key="the-task-key", workspace=Path("/nonexistent")
+        manifest(**parts), session_id="the-session", task_key="the-task-key", secrets=secrets or {}
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.agent.conversation import ClaudeConversation
-from sandbox.contracts.agent import RetryTold, ToolEnded, ToolStarted, TurnBegan
+from sandbox.contracts.agent import AgentBegan, RetryTold, ToolEnded, ToolStarted, TurnBegan
 from sandbox.contracts.runtime import Exit
 from sandbox.model.errors import FailureCode
 
@@ -29,10 +29,12 @@ def recorded(name):
 
 
 def story(events):
-    """The events in short: `turn`, `Bash(`, `)` for a good answer, `!)` for a bad one, `retry`."""
+    """The events after the first one in short: `turn`, `Bash(`, `)` for a good answer, `!)` for a bad one, `retry`."""
     words = {TurnBegan: lambda e: "turn", RetryTold: lambda e: "retry", ToolStarted: lambda e: f"{e.tool}("}
     words[ToolEnded] = lambda e: "!)" if e.is_error else ")"
-    return " ".join(words[type(event)](event) for event in events)
+    begun, *later = events
+    assert isinstance(begun, AgentBegan)
+    return " ".join(words[type(event)](event) for event in later)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,15 @@ def test_a_run_that_finished_is_a_success(name, told):
     assert outcome.result["is_error"] is False
 
 
+@pytest.mark.parametrize(("name", "rounds"), [("success_with_tools", 1), ("background_command", 2)])
+def test_the_agent_begins_once_however_many_rounds_there_are(name, rounds):
+    assert sum(b'"subtype":"init"' in line for line in recorded(name)) == rounds
+    events, _ = replay(name)
+    (began,) = [event for event in events if isinstance(event, AgentBegan)]
+    assert {"Bash", "Read", "Task", "Write"} <= began.tools
+    assert began.mcp_servers == {}
+
+
 def test_every_tool_that_ended_had_begun_under_the_same_name():
     events, _ = replay("success_with_tools")
     begun = {event.tool_use_id: event.tool for event in events if isinstance(event, ToolStarted)}
@@ -64,9 +75,10 @@ def test_every_tool_that_ended_had_begun_under_the_same_name():
 
 def test_retries_say_which_and_why():
     events, _ = replay("retried_500")
-    assert "status 500 (server_error)" in events[0].message
-    assert "retry 1 of 10" in events[0].message
-    assert "retry 2 of 10" in events[1].message
+    first, second = (event.message for event in events if isinstance(event, RetryTold))
+    assert "status 500 (server_error)" in first
+    assert "retry 1 of 10" in first
+    assert "retry 2 of 10" in second
 
 
 @pytest.mark.parametrize(
