@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from sandbox.contracts.store import Indexed, TaskQuery
+from sandbox.contracts.store import Indexed, StoreError, TaskQuery
 from sandbox.model import event as e
 from sandbox.model.life import advance
 from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
@@ -91,7 +91,7 @@ def test_every_commit_waits_for_the_disk(path):
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert connection.execute("PRAGMA foreign_keys").fetchone() == (1,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    with store._connections.reading() as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(StoreError, match="readonly"), store._connections.reading() as connection:
         connection.execute("DELETE FROM tasks")
     store.close()
 
@@ -102,9 +102,9 @@ def test_a_change_that_fails_half_way_changes_nothing(path):
     known = store.load("a")
     store._sql["add_label"] = "INSERT INTO nowhere VALUES (?, ?, ?)"
     store._sql["labels"] = "SELECT 'k', 'other' WHERE :id = :id"
-    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+    with pytest.raises(StoreError, match="nowhere"):
         store.save(Indexed(submitted("a"), 2))
-    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+    with pytest.raises(StoreError, match="nowhere"):
         store.insert(Indexed(submitted("b"), 2))
 
     assert store.load("a") == known
@@ -170,6 +170,37 @@ def test_pages_are_read_in_the_order_of_an_index(path):
     store.close()
 
 
+def test_an_index_of_the_first_version_is_brought_up_to_date(path, monkeypatch):
+    from sandbox.stores import schema
+
+    steps = schema._load_steps()
+    connection = sqlite3.connect(path)
+    connection.executescript(f"{steps[1]}\nPRAGMA user_version = 1;")
+    task = submitted("old")
+    connection.execute(
+        "INSERT INTO tasks VALUES ('old', 'n', 'pending', 1, NULL, 1, 7, ?)", (msgspec.json.encode(task),)
+    )
+    connection.execute("INSERT INTO labels VALUES ('old', 'k', 'v')")
+    connection.commit()
+    connection.close()
+
+    store = SqliteStore(path)
+    assert store.load("old") == Indexed(task, 7)
+    assert store.query(TaskQuery(labels={"k": "v"})).tasks == [task]
+    assert store.find_by_idempotency_key("old", datetime(1970, 1, 1, tzinfo=UTC)) is None
+    store.close()
+
+
+def test_a_key_is_found_by_its_index(path):
+    store = SqliteStore(path)
+    with store._connections.reading() as connection:
+        question = f"EXPLAIN QUERY PLAN {store._sql['find_by_idempotency_key']}"
+        plan = connection.execute(question, {"key": "k", "since": 0}).fetchall()
+    assert [step for *_, step in plan if "tasks_by_idempotency_key" in step and "SEARCH" in step]
+    assert not any("TEMP B-TREE" in step for *_, step in plan)
+    store.close()
+
+
 def test_after_closing_nothing_is_open_and_nothing_is_answered(path):
     store = SqliteStore(path)
     barrier = threading.Barrier(8)
@@ -186,9 +217,9 @@ def test_after_closing_nothing_is_open_and_nothing_is_answered(path):
     store.close()
     store.close()
 
-    with pytest.raises(sqlite3.ProgrammingError):
+    with pytest.raises(StoreError):
         store.task_ids()
-    with pytest.raises(sqlite3.ProgrammingError):
+    with pytest.raises(StoreError):
         store.insert(Indexed(submitted("a"), 1))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

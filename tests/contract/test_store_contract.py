@@ -3,9 +3,10 @@
 import threading
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
-from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskQuery
+from sandbox.contracts.store import Cursor, DuplicateTaskError, Indexed, InvalidCursorError, TaskQuery
 from sandbox.model import event as e
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
@@ -176,6 +177,113 @@ def test_pages_of_equals_neither_repeat_nor_skip(store, sort, order):
     assert sorted(seen) == [f"t{number}" for number in range(10)]
     if sort != "started_at":
         assert seen == sorted(seen, reverse=order == "desc")
+
+
+SORTS = ["created_at", "started_at", "state_changed_at", "name"]
+
+
+def walk(store, **asked):
+    """Every id, page by page, until there is no further place."""
+    seen, page = [], store.query(TaskQuery(**asked))
+    while True:
+        seen += ids(page)
+        if page.next_cursor is None:
+            return seen
+        page = store.query(TaskQuery(**{**asked, "cursor": page.next_cursor}))
+
+
+@pytest.fixture
+def mixed(store):
+    """Equal and different values, some never started."""
+    for number in range(12):
+        times = {"created": number % 5, "started": number % 4 or None, "changed": 50 + number % 3}
+        made = task(
+            f"t{number:02}", TaskState.COMPLETED, **times, name=f"n{number % 2}", labels={"odd": str(number % 2)}
+        )
+        store.insert(Indexed(made, 0))
+    return store
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("limit", [1, 3, 4, 12, 100])
+def test_pages_behind_places_are_the_list_itself(mixed, sort, order, limit):
+    whole = ids(mixed.query(TaskQuery(sort=sort, order=order)))
+    assert len(whole) == 12
+    assert walk(mixed, sort=sort, order=order, limit=limit) == whole
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_pages_stay_in_step_while_tasks_come_and_change(mixed, sort, order):
+    first = mixed.query(TaskQuery(sort=sort, order=order, limit=6))
+    unseen = ids(mixed.query(TaskQuery(sort=sort, order=order)))[6:]
+    for number, name in enumerate(["a-new", "z-new"]):
+        mixed.insert(Indexed(task(name, created=number * 50, name=name), 0))
+    gone_ahead = first.tasks[0].id
+    mixed.save(Indexed(task(gone_ahead, TaskState.FAILED, created=99, started=99, changed=999, name="zzz"), 1))
+
+    rest = walk(mixed, sort=sort, order=order, limit=2, cursor=first.next_cursor)
+
+    assert [each for each in rest if each in unseen] == unseen
+    assert len(rest) == len(set(rest))
+
+
+def test_the_last_page_leads_nowhere_and_an_offset_counts_from_the_place(mixed):
+    page = mixed.query(TaskQuery(limit=6, labels={"odd": "1"}))
+    assert (len(page.tasks), page.total_count, page.next_cursor) == (6, 6, None)
+    first = mixed.query(TaskQuery(limit=3))
+    assert ids(mixed.query(TaskQuery(limit=2, offset=4, cursor=first.next_cursor))) == ids(
+        mixed.query(TaskQuery(limit=2, offset=7))
+    )
+    assert mixed.query(TaskQuery(limit=3, cursor=first.next_cursor)).total_count == 12
+    assert mixed.query(TaskQuery(limit=3, offset=100)).next_cursor is None
+
+
+@pytest.mark.parametrize(
+    ("sort", "value"),
+    [
+        ("created_at", None),
+        ("created_at", "name"),
+        ("created_at", "9" * 40),
+        ("created_at", "\u0663"),
+        ("started_at", ""),
+        ("name", None),
+        ("name", "\ud800"),
+    ],
+)
+def test_a_place_of_another_list_is_refused(mixed, sort, value):
+    with pytest.raises(InvalidCursorError):
+        mixed.query(TaskQuery(sort=sort, cursor=Cursor(value, "t01")))
+
+
+def test_a_place_needs_no_task_that_is_there(mixed):
+    assert len(ids(mixed.query(TaskQuery(cursor=Cursor("0", "gone"), order="asc")))) == 12
+    assert ids(mixed.query(TaskQuery(sort="name", order="asc", cursor=Cursor("n1", "' OR true; --")))) != []
+
+
+def keyed(task_id, key, *, created=0):
+    return msgspec.structs.replace(task(task_id, created=created), idempotency=e.Idempotency(key, "ab" * 32))
+
+
+def test_a_task_is_found_by_the_key_of_its_submission(store):
+    store.insert(Indexed(keyed("a", "key-1"), 1))
+    store.save(Indexed(keyed("b", "key-2", created=1), 2))
+    store.insert(Indexed(task("c"), 3))
+
+    assert store.find_by_idempotency_key("key-1", NOON) == Indexed(keyed("a", "key-1"), 1)
+    assert store.find_by_idempotency_key("key-2", NOON).task.id == "b"
+    assert store.find_by_idempotency_key("key-3", NOON) is None
+    assert store.find_by_idempotency_key("", NOON) is None
+
+
+def test_a_key_counts_for_a_while_and_the_newest_task_has_it(store):
+    for number, name in enumerate(["old", "new", "newer"]):
+        store.insert(Indexed(keyed(name, "key", created=number), 0))
+
+    assert store.find_by_idempotency_key("key", NOON).task.id == "newer"
+    assert store.find_by_idempotency_key("key", at(2)).task.id == "newer"
+    assert store.find_by_idempotency_key("key", at(2) + timedelta(microseconds=1)) is None
 
 
 def test_tasks_are_chosen_by_state(store):

@@ -20,6 +20,22 @@ class DuplicateTaskError(SandboxError):
         self.existing = existing
 
 
+class StoreError(SandboxError):
+    """The index cannot be read or written at the moment; what it was asked to change is unchanged."""
+
+    code = "service_unavailable"
+    retryable = True
+
+
+class InvalidCursorError(SandboxError):
+    """The place cannot be one in a list that is sorted like this."""
+
+    code = "invalid_parameter"
+
+    def __init__(self) -> None:
+        super().__init__("This cursor does not belong to a list of this order; begin without one.")
+
+
 @dataclass(frozen=True, slots=True)
 class Indexed:
     """A task and how far its journal has been read into the index (byte offset)."""
@@ -62,7 +78,7 @@ class TaskPage:
 
 
 class Store(Protocol):
-    """Calls block on the disk for milliseconds; what returned is durable."""
+    """Calls block on the disk for milliseconds; what returned is durable. Each but `close` may raise StoreError."""
 
     def insert(self, indexed: Indexed) -> None:
         """Add a new task. Raises DuplicateTaskError."""
@@ -85,7 +101,7 @@ class Store(Protocol):
         ...
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks."""
+        """A page of tasks. Raises InvalidCursorError."""
         ...
 
     def count_by_state(self) -> Mapping[TaskState, int]:

@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import logging
-import sqlite3
 
 import msgspec
 
 from sandbox.contracts.recorder import Reading, Recorder
-from sandbox.contracts.store import Indexed
+from sandbox.contracts.store import Indexed, StoreError
 from sandbox.model.task import Task
 
 _log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class Feed:
                 "Task %s: %s",
                 self.task.id,
                 note,
-                exc_info=None if isinstance(error, OSError | sqlite3.Error) else error,
+                exc_info=None if isinstance(error, OSError | StoreError) else error,
             )
         self.note = note
 

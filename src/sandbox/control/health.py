@@ -1,14 +1,13 @@
 """How the server is."""
 
 import os
-import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sandbox import __version__
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.runtime import Probe
-from sandbox.contracts.store import Store
+from sandbox.contracts.store import Store, StoreError
 from sandbox.contracts.tasks import Health
 from sandbox.model.limits import DISK_FREE_BYTES_MIN
 from sandbox.model.state import TaskState
@@ -55,5 +54,5 @@ class HealthReport:
     def _counts(self) -> Mapping[TaskState, int] | None:
         try:
             return self._store.count_by_state()
-        except (OSError, sqlite3.Error):
+        except (OSError, StoreError):
             return None

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError
 from sandbox.contracts.recorder import Recorder, read_task
-from sandbox.contracts.store import DuplicateTaskError, Indexed, Store, TaskPage, TaskQuery
+from sandbox.contracts.store import DuplicateTaskError, Indexed, Store, StoreError, TaskPage, TaskQuery
 from sandbox.contracts.tasks import (
     Cancellation,
     Health,
@@ -97,7 +96,7 @@ class TaskService:
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         try:
             feed, submission = await asyncio.to_thread(self._register, dataclasses.replace(manifest, metadata=metadata))
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, StoreError) as error:
             raise UnavailableError(f"The task could not be written down: {error}; submit it again.") from error
         submitted = feed.task
         self.take_in(feed, submission)
@@ -203,7 +202,7 @@ class TaskService:
         try:
             indexed = Indexed(task, read_task(self.equipment.journals, task.id).offset)
             self.equipment.store.insert(indexed)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, StoreError) as error:
             _log.error("Task %s is not in the index yet: %s", task.id, error)
         return indexed
 

@@ -6,15 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sandbox.contracts.store import StoreError
+
 BUSY_SECONDS = 5.0
-"""How long a transaction waits for another process's; past it: sqlite3.OperationalError."""
+"""How long a transaction waits for another process's; past it: StoreError."""
 
 IDLE_READERS_MAX = 4
 """Reading connections kept open for the next reader."""
 
 
 class Connections:
-    """For any thread. Writing transactions follow one another, reading ones see a state between two of them."""
+    """For any thread. Writing transactions follow one another, reading ones see a state between two of them.
+
+    Whatever SQLite complains of within a transaction is a StoreError outside.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -39,20 +44,21 @@ class Connections:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that is on disk once the block is left without an exception, and undone otherwise."""
-        with self._writing_lock, _transaction(self._writer, "IMMEDIATE") as connection:
+        with _complaints_as_ours(), self._writing_lock, _transaction(self._writer, "IMMEDIATE") as connection:
             yield connection
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A transaction that sees one state of the database throughout."""
-        connection = self._take()
-        try:
-            with _transaction(connection, "DEFERRED"):
-                yield connection
-        except BaseException:
-            connection.close()
-            raise
-        self._give_back(connection)
+        with _complaints_as_ours():
+            connection = self._take()
+            try:
+                with _transaction(connection, "DEFERRED"):
+                    yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self._give_back(connection)
 
     def close(self) -> None:
         """Close everything; a reader that is at work closes its own when it is done."""
@@ -86,6 +92,14 @@ class Connections:
             isolation_level=None,
             check_same_thread=False,
         )
+
+
+@contextmanager
+def _complaints_as_ours() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"The index of tasks cannot be used at the moment ({error}); try again.") from error
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from operator import gt, itemgetter, lt
 
 from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQuery
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
+from sandbox.stores.place import Place, cursor_of, cursor_place, place_of
 
 
 class MemoryStore:
@@ -39,15 +40,31 @@ class MemoryStore:
         found = [indexed for indexed in self._all() if not indexed.task.state.is_terminal]
         return sorted(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id))
 
+    def find_by_idempotency_key(self, key: str, since: datetime) -> Indexed | None:
+        """The newest task that was submitted with this key, not before `since`."""
+        found = [indexed for indexed in self._all() if _has_key(indexed.task, key, since)]
+        return max(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id), default=None)
+
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks."""
+        """A page of tasks. Raises InvalidCursorError."""
+        begin, is_descending = cursor_place(query), query.order == "desc"
+
+        def rank(place: Place) -> tuple[bool, int | str, str]:
+            """What has no value is last in either direction."""
+            value, task_id = place
+            return (value is None) is not is_descending, "" if value is None else value, task_id
+
         matching = [indexed.task for indexed in self._all() if _matches(indexed.task, query)]
-        without_value = [task for task in matching if _sort_value(task, query) is None]
-        with_value = [task for task in matching if _sort_value(task, query) is not None]
-        with_value.sort(key=lambda task: (_sort_value(task, query), task.id), reverse=query.order == "desc")
-        without_value.sort(key=lambda task: task.id, reverse=query.order == "desc")
-        tasks = with_value + without_value
-        return TaskPage(tasks[query.offset : query.offset + query.limit], len(tasks))
+        ranked = sorted(((rank(place_of(task, query.sort)), task) for task in matching), key=itemgetter(0))
+        if is_descending:
+            ranked.reverse()
+        if begin is not None:
+            is_behind = lt if is_descending else gt
+            ranked = [(place, task) for place, task in ranked if is_behind(place, rank(begin))]
+        end = query.offset + query.limit
+        tasks = [task for _, task in ranked[query.offset : end]]
+        has_more = bool(tasks) and len(ranked) > end
+        return TaskPage(tasks, len(matching), cursor_of(tasks[-1], query.sort) if has_more else None)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
         """How many tasks are in each state; every state is a key."""
@@ -71,6 +88,5 @@ def _matches(task: Task, query: TaskQuery) -> bool:
     return in_state and query.labels.items() <= task.manifest.metadata.labels.items()
 
 
-def _sort_value(task: Task, query: TaskQuery) -> Any:
-    value: str | datetime | None = task.manifest.metadata.name if query.sort == "name" else getattr(task, query.sort)
-    return value
+def _has_key(task: Task, key: str, since: datetime) -> bool:
+    return task.idempotency is not None and task.idempotency.key == key and task.created_at >= since

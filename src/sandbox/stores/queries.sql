@@ -1,19 +1,28 @@
 -- name: insert_task
 -- Adds a task; changes no row when the id is taken.
-INSERT INTO tasks (id, name, state, created_at, started_at, state_changed_at, journal_offset, task)
-VALUES (:id, :name, :state, :created_at, :started_at, :state_changed_at, :journal_offset, :task)
+INSERT INTO tasks (
+    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task
+)
+VALUES (
+    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task
+)
 ON CONFLICT (id) DO NOTHING;
 
 -- name: save_task
 -- Replaces what is known of a task, or adds it.
-INSERT INTO tasks (id, name, state, created_at, started_at, state_changed_at, journal_offset, task)
-VALUES (:id, :name, :state, :created_at, :started_at, :state_changed_at, :journal_offset, :task)
+INSERT INTO tasks (
+    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task
+)
+VALUES (
+    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task
+)
 ON CONFLICT (id) DO UPDATE SET
     name = excluded.name,
     state = excluded.state,
     created_at = excluded.created_at,
     started_at = excluded.started_at,
     state_changed_at = excluded.state_changed_at,
+    idempotency_key = excluded.idempotency_key,
     journal_offset = excluded.journal_offset,
     task = excluded.task;
 
@@ -32,6 +41,13 @@ INSERT INTO labels (task_id, key, value) VALUES (?, ?, ?);
 -- name: load_task
 -- One task.
 SELECT task, journal_offset FROM tasks WHERE id = :id;
+
+-- name: find_by_idempotency_key
+-- The newest task that was submitted with a key, not before a time.
+SELECT task, journal_offset FROM tasks
+WHERE idempotency_key = :key AND created_at >= :since
+ORDER BY created_at DESC, id DESC
+LIMIT 1;
 
 -- name: unfinished_tasks
 -- Every task in one of the states (a JSON list), oldest first.
@@ -75,3 +91,15 @@ true
     GROUP BY task_id
     HAVING count(*) = :label_count
 )
+
+-- name: filter_behind_all_valued
+-- What comes behind a place; {way} is > or <.
+({sort}, id) {way} (:place_value, :place_id)
+
+-- name: filter_behind_some_valued
+-- The same where some have no value: they come last.
+(({sort}, id) {way} (:place_value, :place_id) OR {sort} IS NULL)
+
+-- name: filter_behind_valueless
+-- The same among those that have none.
+{sort} IS NULL AND id {way} :place_id

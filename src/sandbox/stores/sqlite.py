@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQ
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 from sandbox.stores.connections import Connections
+from sandbox.stores.place import cursor_of, cursor_place, microseconds
 from sandbox.stores.queries import load_queries
 from sandbox.stores.schema import StoreUnusableError, migrate
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _UNFINISHED = msgspec.json.encode([state for state in TaskState if not state.is_terminal]).decode()
 _decoder = msgspec.json.Decoder(Task)
 
@@ -60,14 +59,21 @@ class SqliteStore:
         """All tasks in a state that is not terminal, oldest first."""
         return [_indexed(row) for row in self._read("unfinished_tasks", {"states": _UNFINISHED})]
 
+    def find_by_idempotency_key(self, key: str, since: datetime) -> Indexed | None:
+        """The newest task that was submitted with this key, not before `since`."""
+        rows = self._read("find_by_idempotency_key", {"key": key, "since": microseconds(since)})
+        return _indexed(rows[0]) if rows else None
+
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks."""
+        """A page of tasks. Raises InvalidCursorError."""
         filters, values = self._filters(query)
-        page = self._sql["task_page"].format(filters=filters, sort=query.sort, order=query.order)
+        page, more_values = self._page(query, filters)
         with self._connections.reading() as connection:
-            rows = connection.execute(page, {**values, "limit": query.limit, "offset": query.offset}).fetchall()
+            rows = connection.execute(page, {**values, **more_values}).fetchall()
             [total] = connection.execute(self._sql["count_matching"].format(filters=filters), values).fetchone()
-        return TaskPage([_decoder.decode(task) for (task,) in rows], total)
+        tasks = [_decoder.decode(task) for (task,) in rows[: query.limit]]
+        has_more = bool(tasks) and len(rows) > query.limit
+        return TaskPage(tasks, total, cursor_of(tasks[-1], query.sort) if has_more else None)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
         """How many tasks are in each state; every state is a key."""
@@ -93,6 +99,17 @@ class SqliteStore:
             return
         connection.execute(self._sql["drop_labels"], {"id": task.id})
         connection.executemany(self._sql["add_label"], [(task.id, key, value) for key, value in labels.items()])
+
+    def _page(self, query: TaskQuery, filters: str) -> tuple[str, dict[str, object]]:
+        """The page, and one task more to know whether there is one."""
+        values: dict[str, object] = {"limit": query.limit + 1, "offset": query.offset}
+        place = cursor_place(query)
+        if place is not None:
+            values |= {"place_value": place[0], "place_id": place[1]}
+            kind = "valueless" if place[0] is None else "some_valued" if query.sort == "started_at" else "all_valued"
+            way = "<" if query.order == "desc" else ">"
+            filters = f"{filters} AND {self._sql[f'filter_behind_{kind}'].format(sort=query.sort, way=way)}"
+        return self._sql["task_page"].format(filters=filters, sort=query.sort, order=query.order), values
 
     def _filters(self, query: TaskQuery) -> tuple[str, dict[str, object]]:
         """The conditions, joined from those in `queries.sql`, and the values they name."""
@@ -126,9 +143,10 @@ def _row(indexed: Indexed) -> dict[str, object]:
         "id": task.id,
         "name": task.manifest.metadata.name,
         "state": task.state.value,
-        "created_at": _microseconds(task.created_at),
-        "started_at": _microseconds(task.started_at) if task.started_at else None,
-        "state_changed_at": _microseconds(task.state_changed_at),
+        "created_at": microseconds(task.created_at),
+        "started_at": microseconds(task.started_at) if task.started_at else None,
+        "state_changed_at": microseconds(task.state_changed_at),
+        "idempotency_key": task.idempotency.key if task.idempotency else None,
         "journal_offset": indexed.offset,
         "task": msgspec.json.encode(task),
     }
@@ -136,8 +154,3 @@ def _row(indexed: Indexed) -> dict[str, object]:
 
 def _indexed(row: tuple[bytes, int]) -> Indexed:
     return Indexed(_decoder.decode(row[0]), row[1])
-
-
-def _microseconds(at: datetime) -> int:
-    """Whole numbers sort as the times do and lose nothing."""
-    return (at - _EPOCH) // _MICROSECOND

@@ -1,7 +1,6 @@
 """What the server does when disk, index, processes or journals let it down: no task is lost, none is stuck for ever."""
 
 import asyncio
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.store import StoreError
 from sandbox.contracts.tasks import UnavailableError
 from sandbox.control.admission import Capacity
 from sandbox.journal.writer import FileJournalWriter
@@ -50,7 +50,7 @@ class MoodyStore(MemoryStore):
     def _complain(self):
         if self.broken:
             self.refusals += 1
-            raise sqlite3.OperationalError("database or disk is full")
+            raise StoreError("database or disk is full")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,109 @@
+"""How long the list takes with many tasks in the store: p50 and p99 of each kind of page, and the size per task.
+
+Run: python bench/store_list.py [TASKS]    (100,000 without)
+"""
+
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from sandbox.contracts.store import Indexed, TaskQuery
+from sandbox.model.event import Progress
+from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
+from sandbox.model.state import TaskState
+from sandbox.model.task import Attempt, StateEntry, Task
+from sandbox.stores.sqlite import SqliteStore
+
+ROUNDS = 200
+SORTS: tuple[Literal["created_at", "started_at", "state_changed_at", "name"], ...] = (
+    "created_at",
+    "started_at",
+    "state_changed_at",
+    "name",
+)
+LIFE = (TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY, TaskState.RUNNING)
+STATES = [TaskState.COMPLETED] * 90 + [TaskState.FAILED] * 8 + [TaskState.CANCELLED] * 2
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def task(number: int) -> Task:
+    """Nearly all are finished, a few of the newest are not."""
+    state = STATES[number % len(STATES)] if number % 10_000 else TaskState.RUNNING
+    at = BEGIN + timedelta(seconds=60 * number)
+    labels = {"team": f"team-{number % 10}", "ticket": str(number // 2), "all": "yes"}
+    manifest = Manifest(
+        version="1",
+        kind="Task",
+        metadata=Metadata(name=f"task {number % 1000}", id=f"task-{number:06}", labels=labels),
+        repository=Repository(url="https://git.example.org/team/repository.git", branch="main"),
+        claude=Claude(prompt="Mend the failing test, and say in one paragraph why it failed. " * 8),
+    )
+    states = LIFE[:1] if state is TaskState.CANCELLED else LIFE
+    history = [StateEntry(entered, at + timedelta(seconds=place)) for place, entered in enumerate(states)]
+    if state is not history[-1].state:
+        history.append(StateEntry(state, at + timedelta(seconds=500 + number % 997)))
+    attempt = Attempt("abcdefghijkl", "bubblewrap", "host", "sandbox-abcdefghijkl", "bubblewrap", "host", "c" * 40, "s")
+    progress = Progress(10_000, 20, None, at, 12, 100_000, 5_000, 0.25)
+    return Task(f"task-{number:06}", manifest, state, "It is", tuple(history), 500, attempt, progress=progress)
+
+
+def fill(path: Path, count: int) -> SqliteStore:
+    """Without waiting for the disk, which is not what is measured here."""
+    store = SqliteStore(path)
+    store._connections.writer.execute("PRAGMA synchronous = OFF")
+    for number in range(count):
+        store.insert(Indexed(task(number), 1))
+    return store
+
+
+def measure(name: str, ask: Callable[[], object]) -> None:
+    """Print the p50 and p99 of many calls."""
+    seconds = []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        ask()
+        seconds.append(time.perf_counter() - begin)
+    seconds.sort()
+    print(f"{name:34} p50 {seconds[ROUNDS // 2] * 1000:7.2f} ms   p99 {seconds[ROUNDS * 99 // 100] * 1000:7.2f} ms")
+
+
+def main() -> None:
+    """Fill, measure, print."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "index.sqlite")
+        store = fill(path, count)
+        store.close()
+        print(f"{count:,} tasks, {path.stat().st_size / count:,.0f} bytes a task")
+        store = SqliteStore(path)
+        dice = random.Random(1)
+        measure("plain", lambda: store.query(TaskQuery()))
+        for sort in SORTS:
+            deep = store.query(TaskQuery(sort=sort, limit=1, offset=count // 2)).next_cursor
+            measure(f"cursor deep, {sort}", partial(store.query, TaskQuery(sort=sort, cursor=deep)))
+        measure("offset, any", lambda: store.query(TaskQuery(offset=dice.randrange(count))))
+        for states in (
+            {TaskState.RUNNING},
+            {TaskState.FAILED},
+            {TaskState.COMPLETED},
+            {TaskState.FAILED, TaskState.RUNNING},
+        ):
+            measure(f"state {' or '.join(sorted(states))}", partial(store.query, TaskQuery(states=frozenset(states))))
+        by_name = TaskQuery(states=frozenset({failed}), sort="name", order="asc")
+        measure("state failed, by name", lambda: store.query(by_name))
+        measure("label of two", lambda: store.query(TaskQuery(labels={"ticket": str(dice.randrange(count // 2))})))
+        measure("label of a tenth", lambda: store.query(TaskQuery(labels={"team": "team-3"})))
+        measure("label of all", lambda: store.query(TaskQuery(labels={"all": "yes"})))
+        measure("two labels", lambda: store.query(TaskQuery(labels={"all": "yes", "team": "team-3"})))
+        measure("counts by state", store.count_by_state)
+        store.close()
+
+
+if __name__ == "__main__":
+    main()
