@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from doubles.loopback_listeners import loopback_listeners
-from sandbox.contracts.gateway import Gateway, ModelUpstream
+from sandbox.contracts.gateway import BudgetReached, Gateway, GatewayRules, ModelUpstream
 from sandbox.contracts.runtime import Listeners
 from sandbox.gateway.serve import SocketGateways
 from sandbox.model.event import EgressDenied, Trouble, Usage
@@ -20,7 +20,7 @@ TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 class ServedGateway:
     gateway: Gateway
     listeners: Listeners
-    told: list[Usage | EgressDenied | Trouble]
+    told: list[Usage | EgressDenied | Trouble | BudgetReached]
     serving: asyncio.Task[None]
     clients: list["Client"] = field(default_factory=list)
 
@@ -43,11 +43,14 @@ class ServedGateway:
 
 
 @asynccontextmanager
-async def served_gateway(base_url: str) -> AsyncIterator[ServedGateway]:
+async def served_gateway(
+    base_url: str, rules: GatewayRules = GatewayRules(), **policies
+) -> AsyncIterator[ServedGateway]:
     """Serve until the block ends."""
-    told: list[Usage | EgressDenied | Trouble] = []
+    told: list[Usage | EgressDenied | Trouble | BudgetReached] = []
     with loopback_listeners() as listeners:
-        gateway = SocketGateways().open(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, told.append)
+        gateways = SocketGateways(**policies)
+        gateway = gateways.open(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, told.append, rules)
         served = ServedGateway(gateway, listeners, told, asyncio.ensure_future(gateway.serve(listeners)))
         try:
             yield served

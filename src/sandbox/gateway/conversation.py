@@ -10,6 +10,7 @@ class Phase(Enum):
 
     HEAD = "head"
     BODY = "body"
+    HELD = "held"
     ANSWER = "answer"
     IDLE = "idle"
     OVER = "over"

@@ -36,6 +36,12 @@ UPSTREAM_SECONDS = 600.0
 UPSTREAM_IDLE_SECONDS = 30.0
 """An unused connection to the upstream is kept this long for the next request of the same client."""
 
+HOLD_SECONDS = 120.0
+"""A model request waits so long for the agent to be judged; over it: 503. Silence counts as a hang meanwhile."""
+
+HELD_BYTES_MAX = 64 * 1024 * 1024
+"""Bodies of all model requests that wait to be judged, together; over it: 429."""
+
 SSE_LINE_BYTES_MAX = 1024 * 1024
 """A line of an event stream that is looked at for usage; longer ones pass unread."""
 

@@ -22,6 +22,10 @@ class Meter(Protocol):
         """What has been used by the bytes so far; None while no answer of a model is in them."""
         ...
 
+    def so_far(self) -> Usage | None:
+        """The same, where that is cheap to tell while the body is under way; else None."""
+        ...
+
 
 def meter_for(content_type: bytes) -> Meter:
     """A meter for a body of this type."""
@@ -79,6 +83,10 @@ class StreamMeter:
         """The counts of the latest `message_delta` over those of `message_start`."""
         return self._tally.usage()
 
+    def so_far(self) -> Usage | None:
+        """The same: it is told piece by piece."""
+        return self.usage()
+
     def _extend(self, part: bytes) -> None:
         if self._is_skipping or len(self._line) + len(part) > SSE_LINE_BYTES_MAX:
             self._is_skipping = True
@@ -132,6 +140,10 @@ class DocumentMeter:
         tally.name(message.model)
         tally.count(message.usage)
         return tally.usage()
+
+    def so_far(self) -> Usage | None:
+        """Nothing: the document tells at its end only."""
+        return None
 
 
 class _Tally:

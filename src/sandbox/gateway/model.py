@@ -4,17 +4,18 @@ Requests that are sent before the last one was answered are not answered; the co
 A client that ends its side while it is owed an answer has gone: its request is cut off upstream too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import h11
 
 from sandbox.gateway import http
+from sandbox.gateway.admission import Admission
 from sandbox.gateway.conversation import Phase, Reaction
 from sandbox.gateway.key_screen import KeyScreen
 from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.meter import Meter, meter_for
-from sandbox.gateway.policy import ModelPolicy, Refused, too_large
+from sandbox.gateway.policy import Allowed, ModelPolicy, Refused, too_large
 from sandbox.gateway.reports import Reports
 from sandbox.gateway.upstream import Upstream
 
@@ -31,16 +32,30 @@ class _Exchange:
     meter: Meter | None = None
 
 
-class ModelConversation:
-    """Bytes of both sides in, reactions out."""
+@dataclass(slots=True)
+class _Waiting:
+    """A request of the right shape and key that cannot be forwarded before more is known."""
 
-    def __init__(self, policy: ModelPolicy, upstream: Upstream, reports: Reports, port: int) -> None:
+    request: h11.Request
+    allowed: Allowed
+    body: bytearray = field(default_factory=bytearray)
+    is_whole: bool = False
+
+
+class ModelConversation:
+    """Bytes of both sides in, reactions out. A request that `admission` holds back goes on by `go_on`."""
+
+    def __init__(
+        self, policy: ModelPolicy, admission: Admission, upstream: Upstream, reports: Reports, port: int
+    ) -> None:
         self._policy = policy
+        self._admission = admission
         self._upstream = upstream
         self._reports = reports
         self._port = port
         self._client_side = http.client_side()
         self._upstream_side: h11.Connection | None = None
+        self._waiting: _Waiting | None = None
         self._exchange: _Exchange | None = None
         self._body_bytes = 0
         self._has_answered = False
@@ -53,6 +68,8 @@ class ModelConversation:
             return Phase.OVER
         if self._client_side.their_state is h11.SEND_BODY:
             return Phase.BODY
+        if self._waiting is not None:
+            return Phase.HELD
         if self._exchange is not None:
             return Phase.ANSWER
         is_quiet = self._has_answered and not self._client_side.trailing_data[0]
@@ -68,7 +85,7 @@ class ModelConversation:
         reaction = Reaction()
         if self._is_over:
             return reaction
-        if not data or (self.phase is Phase.ANSWER and self._is_flooded(data)):
+        if not data or (self.phase in (Phase.ANSWER, Phase.HELD) and self._is_flooded(data)):
             self._end(reaction)
             return reaction
         try:
@@ -77,6 +94,28 @@ class ModelConversation:
         except h11.RemoteProtocolError as error:
             self._refuse_malformed(reaction, error)
         return reaction
+
+    def go_on(self) -> Reaction:
+        """Requests are held back no longer."""
+        reaction = Reaction()
+        if self._waiting is not None and self._waiting.is_whole:
+            self._admit(reaction)
+        return reaction
+
+    def give_up_waiting(self) -> Reaction:
+        """The request was held back for too long."""
+        reaction = Reaction()
+        if self._waiting is not None and self._waiting.is_whole:
+            self._forget_waiting()
+            message = "Sandbox still waits to hear what the agent has; no model request goes on before."
+            self._refuse(reaction, Refused(503, "api_error", message))
+            self._end_cycle(reaction)
+        return reaction
+
+    def abandon(self) -> None:
+        """Both connections are gone: tell what was spent, if that was not told."""
+        self._settle(is_whole=False)
+        self._forget_waiting()
 
     def upstream_sent(self, data: bytes) -> Reaction:
         """Bytes came from the upstream; none mean that no more will."""
@@ -124,25 +163,69 @@ class ModelConversation:
         if isinstance(verdict, Refused):
             self._refuse(reaction, verdict, request.method)
             return
-        self._exchange = _Exchange(verdict.is_metered, KeyScreen(self._upstream.key))
+        refused = None
+        if self._admission.needs_body:
+            self._waiting = _Waiting(request, verdict)
+        elif (refused := self._admission.judge(None)) is None:
+            self._forward(reaction, request, verdict)
+        if refused is not None:
+            self._refuse(reaction, refused, request.method)
+        elif self._client_side.they_are_waiting_for_100_continue:
+            self._to_client(reaction, h11.InformationalResponse(status_code=100, headers=[]))
+
+    def _forward(self, reaction: Reaction, request: h11.Request, allowed: Allowed) -> None:
+        self._exchange = _Exchange(allowed.is_metered, KeyScreen(self._upstream.key))
         if self._upstream_side is None:
             self._upstream_side = http.upstream_side()
             reaction.dial = True
-        if self._client_side.they_are_waiting_for_100_continue:
-            self._to_client(reaction, h11.InformationalResponse(status_code=100, headers=[]))
-        self._to_upstream(reaction, http.forwarded_request(request, verdict.target, self._upstream))
+        self._to_upstream(reaction, http.forwarded_request(request, allowed.target, self._upstream))
+
+    def _admit(self, reaction: Reaction) -> None:
+        waiting = self._forget_waiting()
+        if waiting is None:
+            return
+        refused = self._admission.judge(waiting.body if waiting.allowed.is_metered else None)
+        if refused is not None:
+            self._refuse(reaction, refused)
+            if not self._is_over:
+                self._end_cycle(reaction)
+            return
+        self._forward(reaction, waiting.request, waiting.allowed)
+        self._to_upstream(reaction, h11.Data(data=bytes(waiting.body)))
+        self._to_upstream(reaction, h11.EndOfMessage())
+
+    def _forget_waiting(self) -> _Waiting | None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._admission.give_back(len(waiting.body))
+        return waiting
+
+    def _keep_body(self, reaction: Reaction, waiting: _Waiting, data: bytes) -> None:
+        refused = self._admission.keep(len(data))
+        if refused is None:
+            waiting.body += data
+        else:
+            self._forget_waiting()
+            self._refuse(reaction, refused)
+            self._end(reaction)
 
     def _pass_body(self, reaction: Reaction, data: bytes) -> None:
         self._body_bytes += len(data)
         if self._body_bytes > REQUEST_BODY_BYTES_MAX:
-            if self._exchange is not None and not self._exchange.is_answered:
+            if self._waiting is not None or (self._exchange is not None and not self._exchange.is_answered):
                 self._refuse(reaction, too_large())
             self._end(reaction)
+        elif self._waiting is not None:
+            self._keep_body(reaction, self._waiting, data)
         elif self._exchange is not None:
             self._to_upstream(reaction, h11.Data(data=data))
 
     def _end_body(self, reaction: Reaction) -> None:
-        if self._exchange is not None:
+        if self._waiting is not None:
+            self._waiting.is_whole = True
+            if not self._admission.is_holding:
+                self._admit(reaction)
+        elif self._exchange is not None:
             self._to_upstream(reaction, h11.EndOfMessage())
         else:
             # It was answered before its body had ended, so whatever follows may well be meant for after the answer.
@@ -183,6 +266,7 @@ class ModelConversation:
                 self._to_client(reaction, h11.Data(data=self._exchange.screen.feed(bytes(event.data))))
                 if self._exchange.meter is not None:
                     self._exchange.meter.feed(bytes(event.data))
+                    self._admission.watch(self, self._exchange.meter)
             elif isinstance(event, h11.EndOfMessage):
                 self._to_client(reaction, h11.Data(data=self._exchange.screen.end()))
                 self._end_answer(reaction)
@@ -241,6 +325,7 @@ class ModelConversation:
         usage = exchange.meter.usage()
         if usage is not None:
             self._reports.used(usage)
+            self._admission.settle(self, usage)
         elif is_whole:
             self._reports.trouble("usage_unread", "An answer of the model told no usage; its tokens are not counted.")
 
@@ -264,6 +349,7 @@ class ModelConversation:
             reaction.hang_up_upstream = True
 
     def _end(self, reaction: Reaction) -> None:
+        self._forget_waiting()
         self._settle(is_whole=False)
         self._drop_upstream(reaction)
         self._is_over = True

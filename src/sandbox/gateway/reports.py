@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sandbox.contracts.gateway import Report
+from sandbox.contracts.gateway import BudgetReached, Report
 from sandbox.gateway.limits import DENIALS_PER_SECOND_MAX, REPORTED_HOST_CHARACTERS_MAX, TROUBLE_SECONDS
 from sandbox.model.event import EgressDenied, Trouble, Usage
 
@@ -20,6 +20,10 @@ class Reports:
     def used(self, usage: Usage) -> None:
         """Tokens were spent."""
         self._report(usage)
+
+    def budget_reached(self, message: str) -> None:
+        """No further model request is forwarded."""
+        self._report(BudgetReached(message))
 
     def denied(self, host: str, port: int, reason: str) -> None:
         """Something was refused; `host` may come from inside."""

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 
 from doubles.served_gateway import run, served_gateway, until_true
-from sandbox.gateway import serve
+from sandbox.gateway import line
 from sandbox.gateway.model import ModelConversation
 
 CLIENTS = 8
@@ -42,4 +42,4 @@ def test_many_who_send_tiny_chunks_never_keep_the_loop_from_others(monkeypatch):
 
     run(story)
     assert max(turns.values()) == 1
-    assert longest <= serve._READ_BYTES < len(CHUNKS)
+    assert longest <= line.READ_BYTES < len(CHUNKS)

@@ -12,7 +12,7 @@ import pytest
 
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, run, served_gateway, until_true
-from sandbox.gateway import limits, serve
+from sandbox.gateway import limits, visit
 from sandbox.model.event import EgressDenied, Trouble, Usage
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -309,7 +309,7 @@ def test_a_client_that_does_not_read_holds_the_model_back():
 
 @pytest.mark.parametrize("dribble", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
 def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
-    monkeypatch.setitem(serve._PATIENCE_SECONDS, serve.Phase.HEAD, 0.3)
+    monkeypatch.setitem(visit.PATIENCE_SECONDS, visit.Phase.HEAD, 0.3)
 
     async def story():
         async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
@@ -326,7 +326,7 @@ def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
 
 
 def test_an_idle_client_is_let_go_and_a_busy_one_is_not(monkeypatch):
-    monkeypatch.setitem(serve._PATIENCE_SECONDS, serve.Phase.IDLE, 0.3)
+    monkeypatch.setitem(visit.PATIENCE_SECONDS, visit.Phase.IDLE, 0.3)
 
     async def story():
         script = Stepwise()
@@ -393,7 +393,7 @@ def test_a_connection_that_fails_inside_ends_alone(monkeypatch):
     async def story():
         async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
             with monkeypatch.context() as patched:
-                patched.setattr(serve.ModelConversation, "client_sent", broken)
+                patched.setattr(visit.ModelConversation, "client_sent", broken)
                 client = await served.connect()
                 client.ask()
                 assert await client.rest() == b""

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.contracts.gateway import ModelUpstream
+from sandbox.contracts.gateway import GatewayRules, ModelUpstream
 from sandbox.gateway import limits
+from sandbox.gateway.admission import Admission
 from sandbox.gateway.conversation import Phase, Reaction
 from sandbox.gateway.model import ModelConversation
 from sandbox.gateway.policy import ModelPolicy
@@ -68,8 +69,9 @@ def opened(
 ) -> tuple[ModelConversation, Told]:
     told = Told()
     upstream = ModelUpstream(base_url, auth_token=key) if token else ModelUpstream(base_url, api_key=key)
-    policy = ModelPolicy(TASK_KEY, 8123)
-    return ModelConversation(policy, parse_upstream(upstream), Reports(told.append, lambda: 0.0), 8123), told
+    policy, reports = ModelPolicy(TASK_KEY, 8123), Reports(told.append, lambda: 0.0)
+    admission = Admission(GatewayRules(), reports)
+    return ModelConversation(policy, admission, parse_upstream(upstream), reports, 8123), told
 
 
 def head_of(data: bytes | bytearray) -> tuple[str, dict[str, str]]:

@@ -1,0 +1,140 @@
+"""When a model request may go on: not while the agent is held back, and not once the budget is spent."""
+
+import msgspec
+
+from sandbox.contracts.gateway import Budget, GatewayRules
+from sandbox.gateway.limits import HELD_BYTES_MAX
+from sandbox.gateway.meter import Meter
+from sandbox.gateway.policy import Refused
+from sandbox.gateway.prices import price
+from sandbox.gateway.reports import Reports, printable
+from sandbox.model.event import Usage
+
+
+class _Asked(msgspec.Struct):
+    model: str
+
+
+_asked_decoder = msgspec.json.Decoder(_Asked)
+
+
+class Admission:
+    """Shared by all conversations of a gateway. `is_holding` ends by `release`, once and for all."""
+
+    def __init__(self, rules: GatewayRules, reports: Reports) -> None:
+        self._budget = rules.budget
+        self._spending = Spending(rules.budget, reports)
+        self._held_bytes = 0
+        self.is_holding = rules.holds_model
+
+    @property
+    def needs_body(self) -> bool:
+        """Whether a request can be judged only when its body is there too."""
+        return self.is_holding or self._budget.usd is not None
+
+    def release(self) -> None:
+        """Requests are held back no longer."""
+        self.is_holding = False
+
+    def keep(self, byte_count: int) -> Refused | None:
+        """Make room for bytes that wait to be judged; `give_back` ends it."""
+        if self._held_bytes + byte_count > HELD_BYTES_MAX:
+            return Refused(
+                429, "rate_limit_error", "Too many bytes of requests wait to be judged; ask for less at once."
+            )
+        self._held_bytes += byte_count
+        return None
+
+    def give_back(self, byte_count: int) -> None:
+        """These bytes wait no longer."""
+        self._held_bytes -= byte_count
+
+    def judge(self, body: bytes | bytearray | None) -> Refused | None:
+        """Whether the next request is forwarded; `body` is that of a request whose answer spends tokens."""
+        reached = self._spending.reached()
+        if reached is not None:
+            return Refused(403, "permission_error", reached)
+        if self._budget.usd is None or body is None:
+            return None
+        return _unpriced(body)
+
+    def watch(self, spender: object, meter: Meter) -> None:
+        """An answer to `spender` goes on."""
+        if self._spending.is_bounded:
+            self._spending.running(spender, meter.so_far())
+
+    def settle(self, spender: object, usage: Usage | None) -> None:
+        """The answer to `spender` is over."""
+        self._spending.finished(spender, usage)
+
+
+class Spending:
+    """What all answers together have cost so far, and whether that is the budget. Tells once that it is."""
+
+    def __init__(self, budget: Budget, reports: Reports) -> None:
+        self._budget = budget
+        self._reports = reports
+        self._finished = (0, 0.0)
+        self._running: dict[object, tuple[int, float]] = {}
+        self._unpriced: str | None = None
+        self._reached: str | None = None
+        self.is_bounded = budget != Budget()
+
+    def running(self, spender: object, usage: Usage | None) -> None:
+        """What an answer has cost by now, instead of what was told of it before."""
+        if usage is not None:
+            self._running[spender] = self._cost(usage)
+            self._look()
+
+    def finished(self, spender: object, usage: Usage | None) -> None:
+        """What an answer has cost in all."""
+        self._running.pop(spender, None)
+        if usage is not None:
+            tokens, usd = self._cost(usage)
+            self._finished = (self._finished[0] + tokens, self._finished[1] + usd)
+            self._look()
+
+    def reached(self) -> str | None:
+        """A sentence about the budget that is spent; None while none is."""
+        self._look()
+        return self._reached
+
+    def _cost(self, usage: Usage) -> tuple[int, float]:
+        if usage.cost_usd is None:
+            self._unpriced = usage.model
+        cached = usage.cache_read_tokens + usage.cache_write_tokens
+        return usage.input_tokens + cached + usage.output_tokens, usage.cost_usd or 0.0
+
+    def _look(self) -> None:
+        if self.is_bounded and self._reached is None:
+            self._reached = self._exceeded()
+            if self._reached is not None:
+                self._reports.budget_reached(self._reached)
+
+    def _exceeded(self) -> str | None:
+        costs = [self._finished, *self._running.values()]
+        tokens = sum(cost[0] for cost in costs)
+        usd = round(sum(cost[1] for cost in costs), 6)
+        end = "no further model request is forwarded"
+        if self._budget.usd is not None and self._unpriced is not None:
+            model = printable(self._unpriced)
+            return f"The model {model} answered, which has no price, so that lifecycle.budget_usd cannot hold; {end}."
+        if self._budget.usd is not None and usd >= self._budget.usd:
+            return f"lifecycle.budget_usd is spent ({usd:.6g} of {self._budget.usd:.6g} USD); {end}. Raise it."
+        if self._budget.tokens is not None and tokens >= self._budget.tokens:
+            return f"lifecycle.budget_tokens is spent ({tokens} of {self._budget.tokens} tokens); {end}. Raise it."
+        return None
+
+
+def _unpriced(body: bytes | bytearray) -> Refused | None:
+    try:
+        model = _asked_decoder.decode(body).model
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return Refused(400, "invalid_request_error", "The request's body must be JSON that names a model.")
+    if price(model) is not None:
+        return None
+    message = (
+        f"The model {printable(model)} has no price in Sandbox's table, so lifecycle.budget_usd cannot bound it; "
+        "ask for a model that has one, or set lifecycle.budget_tokens instead."
+    )
+    return Refused(403, "permission_error", message)

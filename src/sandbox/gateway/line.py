@@ -1,0 +1,59 @@
+"""One TCP connection of the gateway's."""
+
+import asyncio
+from contextlib import suppress
+from socket import socket
+
+READ_BYTES = 16 * 1024
+"""So little that what is in it, a thousand chunks of a byte each for example, is soon judged."""
+
+
+class Line:
+    """One TCP connection, cut when it is not renewed in time. Its peer going away is an end, never an error."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._timer: asyncio.TimerHandle | None = None
+        self.has_timed_out = False
+
+    @classmethod
+    async def over(cls, accepted: socket) -> "Line":
+        return cls(*await asyncio.open_connection(sock=accepted))
+
+    async def read(self) -> bytes:
+        """The next bytes, none at the end."""
+        try:
+            return await self._reader.read(READ_BYTES)
+        except OSError:
+            return b""
+
+    def write(self, data: bytearray) -> None:
+        if data and not self._writer.is_closing():
+            self._writer.write(bytes(data))
+
+    async def drain(self) -> None:
+        """Wait until the peer has taken most of what was written."""
+        with suppress(OSError):
+            await self._writer.drain()
+
+    def end(self) -> None:
+        """Nothing more is written after what was."""
+        with suppress(OSError):
+            self._writer.write_eof()
+
+    def renew(self, seconds: float) -> None:
+        """Cut the line after so long from now."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._time_out)
+
+    def cut(self) -> None:
+        """End it at once, whatever was not yet sent."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._writer.transport.abort()
+
+    def _time_out(self) -> None:
+        self.has_timed_out = True
+        self._writer.transport.abort()

@@ -1,0 +1,151 @@
+"""A connection from inside, carried through its conversation by sockets."""
+
+import asyncio
+
+from sandbox.gateway import limits
+from sandbox.gateway.conversation import Conversation, Phase, Reaction
+from sandbox.gateway.line import Line
+from sandbox.gateway.model import ModelConversation
+from sandbox.gateway.model_dialler import ModelDialler, UnreachableError
+
+PATIENCE_SECONDS = {
+    Phase.HEAD: limits.HEAD_SECONDS,
+    Phase.BODY: limits.BODY_SECONDS,
+    Phase.HELD: limits.HOLD_SECONDS + limits.LINGER_SECONDS,
+    Phase.ANSWER: limits.ANSWER_SECONDS,
+    Phase.IDLE: limits.KEEP_ALIVE_SECONDS,
+    Phase.OVER: limits.LINGER_SECONDS,
+}
+
+
+class Visit:
+    """One connection from inside, carried through its conversation.
+
+    Judging what came is work, and inside they can make as much of it as they like. So the connections of a sandbox
+    take turns, and after each turn everything else that the runner has to do comes first: ending the sandbox, say.
+    """
+
+    def __init__(self, conversation: Conversation, client: Line, turns: asyncio.Lock) -> None:
+        self._conversation = conversation
+        self._client = client
+        self._turns = turns
+        self._phase: Phase | None = None
+
+    async def run(self) -> None:
+        """Until either side ends it."""
+        try:
+            await self._listen()
+        finally:
+            self._client.cut()
+
+    async def _listen(self) -> None:
+        self._renew()
+        while data := await self._client.read():
+            async with self._turns:
+                await asyncio.sleep(0)
+                reaction = self._conversation.client_sent(data)
+            await self._carry_out(reaction)
+        await self._carry_out(self._conversation.client_sent(b""))
+
+    async def _carry_out(self, reaction: Reaction) -> None:
+        self._client.write(reaction.to_client)
+        self._renew()
+        if reaction.hang_up_client:
+            self._client.end()
+        if reaction.to_client:
+            await self._client.drain()
+
+    def _renew(self) -> None:
+        phase = self._conversation.phase
+        # A head and a last answer have one bound from beginning to end, however slowly they drip.
+        if phase is self._phase and phase in (Phase.HEAD, Phase.OVER):
+            return
+        self._phase = phase
+        self._client.renew(PATIENCE_SECONDS[phase])
+
+
+class ModelVisit(Visit):
+    """A visit that talks to the upstream too. The connection there is kept for the same client's next request."""
+
+    def __init__(
+        self,
+        conversation: ModelConversation,
+        client: Line,
+        turns: asyncio.Lock,
+        dialler: ModelDialler,
+        released: asyncio.Event,
+    ) -> None:
+        super().__init__(conversation, client, turns)
+        self._released = released
+        self._hold: asyncio.Task[None] | None = None
+        self._model_conversation = conversation
+        self._dialler = dialler
+        self._upstream: Line | None = None
+
+    async def run(self) -> None:
+        """Until either side ends it."""
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                await super().run()
+                self._drop_upstream()  # which ends the relay
+                if self._hold is not None:
+                    self._hold.cancel()
+        finally:
+            self._drop_upstream()
+
+    async def _carry_out(self, reaction: Reaction) -> None:
+        if reaction.hang_up_upstream:
+            self._drop_upstream()
+        if reaction.dial:
+            reaction = await self._dial(reaction)
+        upstream = self._upstream
+        if upstream is not None:
+            upstream.write(reaction.to_upstream)
+            # While it owes nothing it is kept for a short time only: the other end may close it at any moment.
+            is_owed = self._model_conversation.is_in_flight
+            upstream.renew(limits.UPSTREAM_SECONDS if is_owed else limits.UPSTREAM_IDLE_SECONDS)
+        await super()._carry_out(reaction)
+        if upstream is not None and reaction.to_upstream:
+            await upstream.drain()
+        if self._phase is Phase.HELD and self._hold is None:
+            self._hold = self._group.create_task(self._await_release())
+
+    async def _await_release(self) -> None:
+        try:
+            async with asyncio.timeout(limits.HOLD_SECONDS):
+                await self._released.wait()
+            reaction = self._model_conversation.go_on()
+        except TimeoutError:
+            reaction = self._model_conversation.give_up_waiting()
+        self._hold = None
+        await self._carry_out(reaction)
+
+    async def _dial(self, reaction: Reaction) -> Reaction:
+        """Open the connection that the reaction needs; gives what is to be done instead when that fails."""
+        try:
+            self._upstream = await self._dialler.dial()
+        except UnreachableError as error:
+            failed = self._model_conversation.upstream_failed(error.status, error.message)
+            failed.to_client[:0] = reaction.to_client
+            return failed
+        self._group.create_task(self._relay(self._upstream))
+        return reaction
+
+    async def _relay(self, line: Line) -> None:
+        """Hear the upstream until this connection to it ends or is given up."""
+        data = b"-"
+        while data:
+            data = await line.read()
+            if line is not self._upstream:
+                return
+            if line.has_timed_out:
+                await self._carry_out(
+                    self._model_conversation.upstream_failed(504, "The model did not answer in time.")
+                )
+            else:
+                await self._carry_out(self._model_conversation.upstream_sent(data))
+
+    def _drop_upstream(self) -> None:
+        if self._upstream is not None:
+            self._upstream.cut()
+            self._upstream = None
