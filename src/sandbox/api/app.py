@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import WebSocketRoute
@@ -17,6 +17,7 @@ from sandbox.api.envelope import Envelope
 from sandbox.api.errors import add_error_answers
 from sandbox.api.guard import Guard
 from sandbox.api.health import add_health_routes
+from sandbox.api.known_parameters import refuse_unknown_parameters
 from sandbox.api.lists import add_list_routes
 from sandbox.api.logs import add_log_routes
 from sandbox.api.openapi import describe
@@ -41,6 +42,7 @@ def create_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Ev
         description="Runs coding agents as tasks that people can trust.",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(refuse_unknown_parameters)],
     )
     add_list_routes(app)
     add_task_routes(app)

@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from sandbox.api.context import Context, context
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.feed import Feed
+from sandbox.api.known_parameters import refuse_unknown
 from sandbox.api.streamed import disconnected
 from sandbox.model.frame import Frame
 
@@ -35,6 +36,7 @@ class Wish:
     @classmethod
     def of(cls, query: QueryParams) -> "Wish":
         """From the address. Raises InvalidParameterError."""
+        refuse_unknown(query, known=("task_id", "filter", "after"))
         task_id = query.get("task_id") or None
         after = _number(query.get("after", ""))
         if after is not None and task_id is None:

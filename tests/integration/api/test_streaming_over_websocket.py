@@ -107,6 +107,7 @@ def test_who_leaves_is_noticed_at_once_and_what_he_says_is_ignored(open_doors, u
         ("?filter=state_change,everything", 400, "invalid_parameter"),
         ("?task_id=task-001&after=-1", 400, "invalid_parameter"),
         ("?after=1", 400, "invalid_parameter"),
+        ("?taskid=task-001", 400, "invalid_parameter"),
     ],
 )
 def test_a_wish_that_cannot_be_is_answered_in_the_handshake(open_doors, query, status, code):

@@ -1,0 +1,38 @@
+"""Somebody mistypes the name of a query parameter and is told, rather than given something else."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "advice"),
+    [
+        ("/api/v1/tasks?states=running", "states", "perhaps state was meant"),
+        ("/api/v1/tasks?label=team%3Da", "label", "this address takes cursor, limit, offset, order, sort, state"),
+        ("/api/v1/tasks?labels.team=a", "labels.team", "is not known"),
+        ("/api/v1/tasks/task-001?follow=true", "follow", "takes no parameters"),
+        ("/api/v1/tasks/task-001/wait?time_out=5", "time_out", "perhaps timeout was meant"),
+        ("/api/v1/tasks/task-001/logs?Follow=true", "Follow", "perhaps follow was meant"),
+        ("/api/v1/tasks/task-001/artifacts?limit=1", "limit", "takes no parameters"),
+        ("/api/v1/tasks/task-001/artifacts/a/b?x=1", "x", "takes no parameters"),
+        ("/api/v1/health?verbose=1", "verbose", "takes no parameters"),
+        (f"/api/v1/health?{'x' * 5000}=1", "x" * 64, "takes no parameters"),
+    ],
+)
+def test_an_unknown_parameter_is_named_with_the_known_ones(api, tasks, path, field, advice):
+    tasks.add("task-001")
+    answer = api.get(path)
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_parameter")
+    detail = answer.json()["details"][0]
+    assert (detail["field"], detail["rule"]) == (field, "unknown_field")
+    assert advice in detail["message"]
+
+
+def test_a_cancel_with_a_mistyped_wish_cancels_nothing(api, tasks):
+    tasks.add("task-001")
+    assert api.delete("/api/v1/tasks/task-001?forced=true").status_code == 400
+    assert tasks.cancels == []
+    assert api.delete("/api/v1/tasks/task-001?force=true&reason=done").status_code == 200
+
+
+def test_labels_of_any_name_are_known(api):
+    assert api.get("/api/v1/tasks?label.states=a&label.=b&state=running&limit=1").status_code == 200
