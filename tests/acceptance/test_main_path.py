@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import textwrap
 
 from websockets.sync.client import connect
@@ -42,53 +41,6 @@ def test_the_minimal_manifest_sent_with_curl_walks_through_all_states_on_the_web
     assert [frame["new_state"] for frame in frames if frame["type"] == "state_change"] == WALK, frames
     assert {"state_change", "output", "progress", "tool_call", "end"} <= {frame["type"] for frame in frames}
     assert b"+new\n" in machine.artifact(f"{answer['task_id']}.patch", answer["task_id"])
-
-
-def test_the_python_example_of_the_quick_reference_downloads_its_artifacts(world, tmp_path):
-    machine = world(bash("echo '# Report' > report.md"), says())
-    (tmp_path / "task.yaml").write_text(MINIMAL_MANIFEST + 'lifecycle:\n  artifact_patterns: ["*.md"]\n')
-    example = PYTHON_EXAMPLE.replace("http://localhost:8122", machine.server.said["http"])
-    ran = subprocess.run(
-        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, timeout=90, check=False, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "State: completed" in ran.stdout
-    assert (tmp_path / "report.md").read_text() == "# Report\n"
-    assert (tmp_path / "metadata.json").exists()
-    assert [path for path in tmp_path.glob("*.patch") if "+# Report" in path.read_text()]
-
-
-PYTHON_EXAMPLE = textwrap.dedent("""\
-    import requests
-    import yaml
-
-    # Submit task
-    with open('task.yaml') as f:
-        manifest = yaml.safe_load(f)
-
-    response = requests.post(
-        'http://localhost:8122/api/v1/tasks',
-        json=manifest
-    )
-    task_id = response.json()['task_id']
-
-    # Wait for completion
-    import time
-    while True:
-        status = requests.get(f'http://localhost:8122/api/v1/tasks/{task_id}').json()
-        print(f"State: {status['state']}")
-        if status['state'] in ['completed', 'failed', 'cancelled']:
-            break
-        time.sleep(5)
-
-    # Download artifacts
-    artifacts = requests.get(f'http://localhost:8122/api/v1/tasks/{task_id}/artifacts').json()
-    for artifact in artifacts['artifacts']:
-        print(f"Downloading {artifact['name']}...")
-        data = requests.get(f"http://localhost:8122{artifact['download_url']}").content
-        with open(artifact['name'], 'wb') as f:
-            f.write(data)
-    """)
 
 
 def test_the_patch_applies_on_the_base_commit_and_gives_the_same_tree(world, tmp_path):
