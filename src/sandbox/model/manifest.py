@@ -5,8 +5,9 @@ These records are the schema as well: `manifest_parsing` reads types, bounds and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Le, Len, MaxLen
 
@@ -181,20 +182,22 @@ class Manifest:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
 
-NOT_SUPPORTED_YET: dict[str, Any] = {
-    "claude.headless": True,
-    "claude.skip_permissions": True,
-    "claude.output_format": "stream-json",
-    "claude.allowed_tools": None,
-    "claude.mcp_config": None,
-    "vm.disk": "40G",
-    "vm.network_mode": "isolated",
-    "vm.allowed_hosts": [],
-    "secrets": [],
-    "lifecycle.failure_action": "destroy",
-    "lifecycle.budget_usd": None,
-    "lifecycle.budget_tokens": None,
-    "lifecycle.retries": 0,
-    "lifecycle.resume": False,
+class Unbuilt(NamedTuple):
+    """A field of which something is not built: what of it is, and what to do instead of the rest."""
+
+    is_built: Callable[[Any], bool]
+    advice: str
+
+
+NOT_SUPPORTED_YET: dict[str, Unbuilt] = {
+    "claude.headless": Unbuilt(lambda value: value is True, "leave it out or say true"),
+    "vm.disk": Unbuilt(lambda value: value == "40G", "leave it out or say 40G"),
+    "vm.network_mode": Unbuilt(lambda value: value in ("isolated", "outbound"), "say isolated or outbound"),
+    "vm.allowed_hosts": Unbuilt(
+        lambda hosts: not (isinstance(hosts, list) and any("*" in str(host) or ":" in str(host) for host in hosts)),
+        "name each host, without '*.' and without a port",
+    ),
+    "lifecycle.retries": Unbuilt(lambda value: value == 0, "leave it out or say 0"),
+    "lifecycle.resume": Unbuilt(lambda value: value is False, "leave it out or say false"),
 }
-"""Fields whose effect is not built: only the default given here is accepted."""
+"""Asked of plain data, whose types need not be right."""

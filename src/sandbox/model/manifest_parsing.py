@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ from sandbox.model.manifest_schema import validate, without_nulls
 from sandbox.model.manifest_yaml import read_yaml
 from sandbox.model.mistake import InvalidManifestError, Mark, Mistake
 
-__all__ = ["InvalidManifestError", "Mistake", "parse_manifest"]
+__all__ = ["InvalidManifestError", "Mistake", "parse_manifest", "read_document"]
 
 OFFERED_PROFILES = ("agentic-dev",)
 _WRAPPERS = ("manifest", "manifest_yaml")
@@ -27,25 +27,36 @@ def parse_manifest(
     is_json: bool,
     profiles: Collection[str] = OFFERED_PROFILES,
     clone_hosts: Collection[str] | None = None,
+    priced: Callable[[str], bool] | None = None,
 ) -> Manifest:
     """The manifest in a request's body, with all defaults filled in.
 
-    clone_hosts: the hosts that repositories may come from; None for any.
+    clone_hosts: the hosts that repositories may come from; None for any. priced: whether a model's price is known,
+    which `budget_usd` needs; None takes it on trust.
     JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`.
     Raises InvalidManifestError with all mistakes; a body that cannot be read at all has just one.
     """
-    document = settle(_root(_text(body), is_json=is_json))
-    if not isinstance(document.data, dict):
-        refuse("must be a mapping with version, kind, metadata, repository and claude", rule="type")
+    document = read_document(body, is_json=is_json)
     data = without_nulls(document.data)
     if type(data.get("version")) is int:
         data["version"] = str(data["version"])
     verdict = validate(data)
     found = [] if isinstance(verdict, Manifest) else verdict
-    mistakes = [*document.mistakes, *_told(document, found, [*breaches(data, profiles, clone_hosts)])]
+    mistakes = [*document.mistakes, *_told(document, found, [*breaches(data, profiles, clone_hosts, priced)])]
     if mistakes or not isinstance(verdict, Manifest):
         _raise(mistakes)
     return verdict
+
+
+def read_document(body: bytes, *, is_json: bool) -> Document:
+    """The mapping in a request's body, unwrapped, with the places of everything, not held against the schema yet.
+
+    Raises InvalidManifestError where it cannot be read; mistakes that leave the rest readable are in the document.
+    """
+    document = settle(_root(_text(body), is_json=is_json))
+    if not isinstance(document.data, dict):
+        refuse("must be a mapping with version, kind, metadata, repository and claude", rule="type")
+    return document
 
 
 def _text(body: bytes) -> str:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from sandbox.model.clone_hosts import clone_place, may_clone
-from sandbox.model.manifest import NOT_SUPPORTED_YET, Vm
+from sandbox.model.manifest import NOT_SUPPORTED_YET, Claude, Vm
 from sandbox.model.mistake import Path, Rule
 
 _PLACEHOLDER = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+_TOOL = re.compile(r"(?!mcp__)[A-Za-z][A-Za-z0-9_]*(\(.+\))?|mcp__[A-Za-z0-9_-]+(__\*)?", re.ASCII)
+_SECOND_TOOL = re.compile(r"\)[\s,]+[A-Za-z0-9_]+\(")
+
+_RESERVED_NAMES = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "PWD", "IS_SANDBOX", "CLAUDECODE"),
+        *("IFS", "ENV", "BASH_ENV", "BASHOPTS", "SHELLOPTS", "GLIBC_TUNABLES"),
+        *("NODE_OPTIONS", "NODE_USE_SYSTEM_CA", "MCP_TIMEOUT", "MCP_TOOL_TIMEOUT"),
+        *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "all_proxy", "no_proxy"),
+    }
+)
+_RESERVED_PREFIXES = ("ANTHROPIC_", "CLAUDE_", "LD_", "BUN_")
 
 
 class Breach(NamedTuple):
@@ -22,14 +36,20 @@ class Breach(NamedTuple):
 
 
 def breaches(
-    data: dict[str, Any], profiles: Collection[str], clone_hosts: Collection[str] | None = None
+    data: dict[str, Any],
+    profiles: Collection[str],
+    clone_hosts: Collection[str] | None = None,
+    priced: Callable[[str], bool] | None = None,
 ) -> Iterator[Breach]:
     """Every broken rule of plain data whose types need not be right (that is told by the schema)."""
     yield from _unknown_clone_host(data, clone_hosts)
     yield from _hosts_without_outbound(data)
     yield from _unknown_profile(data, profiles)
     yield from _repeated_secrets(data)
+    yield from _reserved_secrets(data)
+    yield from _misspelt_tools(data)
     yield from _mcp_servers(data)
+    yield from _unpriced_model(data, priced)
     yield from _not_supported_yet(data)
 
 
@@ -64,6 +84,32 @@ def _repeated_secrets(data: dict[str, Any]) -> Iterator[Breach]:
             seen.add(name)
 
 
+def _reserved_secrets(data: dict[str, Any]) -> Iterator[Breach]:
+    """Secrets are variables of the agent: none may send it elsewhere or load something into it."""
+    for index, secret in enumerate(_list(data.get("secrets"))):
+        name = _text(_mapping(secret).get("name"))
+        if name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIXES):
+            message = "is a variable that the sandbox or the agent needs itself; choose another name"
+            yield Breach(("secrets", index, "name"), "format", message)
+
+
+def _misspelt_tools(data: dict[str, Any]) -> Iterator[Breach]:
+    """One entry is one tool: Claude Code would split it at a comma, and leave out in silence what it cannot read."""
+    for index, entry in enumerate(_list(_mapping(data.get("claude")).get("allowed_tools"))):
+        text = _text(entry)
+        if text and (not _TOOL.fullmatch(text) or _SECOND_TOOL.search(text)):
+            message = "must be one tool, such as Read, Bash(git *), mcp__server or mcp__server__tool"
+            yield Breach(("claude", "allowed_tools", index), "format", message)
+
+
+def _unpriced_model(data: dict[str, Any], priced: Callable[[str], bool] | None) -> Iterator[Breach]:
+    model = _mapping(data.get("claude")).get("model", Claude.model)
+    has_budget = "budget_usd" in _mapping(data.get("lifecycle"))
+    if priced is not None and has_budget and isinstance(model, str) and not priced(model):
+        message = "cannot be kept, since no price of claude.model is known; give budget_tokens instead"
+        yield Breach(("lifecycle", "budget_usd"), "not_offered", message)
+
+
 def _mcp_servers(data: dict[str, Any]) -> Iterator[Breach]:
     secrets = {_text(_mapping(secret).get("name")) for secret in _list(data.get("secrets"))}
     config = _mapping(_mapping(data.get("claude")).get("mcp_config"))
@@ -73,6 +119,8 @@ def _mcp_servers(data: dict[str, Any]) -> Iterator[Breach]:
             continue
         if ("command" in server) == ("url" in server):
             yield Breach(path, "format", "must have either a command or a url")
+        elif server.get("type") in (("http", "sse") if "command" in server else ("stdio",)):
+            yield Breach((*path, "type"), "format", "must be stdio with a command, http or sse with a url")
         for place, text in _expanded_texts(server):
             missing = sorted(set(_PLACEHOLDER.findall(text)) - secrets)
             if missing:
@@ -91,19 +139,11 @@ def _expanded_texts(server: dict[str, Any]) -> Iterator[tuple[Path, str]]:
 
 
 def _not_supported_yet(data: dict[str, Any]) -> Iterator[Breach]:
-    for name, default in NOT_SUPPORTED_YET.items():
-        *parents, field = name.split(".")
-        record = data
-        for parent in parents:
-            record = _mapping(record.get(parent))
-        if field in record and record[field] != default:
-            advice = f" or say {_shown(default)}" if default is not None and default != [] else ""
-            message = f"is not supported yet; leave it out{advice}"
-            yield Breach((*parents, field), "not_supported_yet", message)
-
-
-def _shown(default: Any) -> str:
-    return str(default).lower() if isinstance(default, bool) else str(default)
+    for name, unbuilt in NOT_SUPPORTED_YET.items():
+        parent, field = name.split(".")
+        record = _mapping(data.get(parent))
+        if field in record and not unbuilt.is_built(record[field]):
+            yield Breach((parent, field), "not_supported_yet", f"is not supported yet; {unbuilt.advice}")
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -49,6 +49,11 @@ ONE_OF_EACH: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
         {"type": "progress", "progress": {"output_bytes": 1, "tool_calls": 2, "current_tool": "Bash",
          "last_activity_at": STAMP, "turns": 3, "input_tokens": 4, "output_tokens": 5, "cost_usd": 0.5}},
     ),
+    e.Metrics: (
+        e.Metrics(12.5, 1, 2, 3, 4, 0.5),
+        {"type": "metrics", "metrics": {"cpu_percent": 12.5, "memory_used_bytes": 1, "memory_total_bytes": 2,
+         "disk_used_bytes": 3, "disk_total_bytes": 4, "load_avg": 0.5}},
+    ),
     e.EgressDenied: (
         e.EgressDenied("git.example", 443, "not allowed"),
         {"type": "egress_denied", "host": "git.example", "port": 443, "reason": "not allowed"},
@@ -95,6 +100,10 @@ def test_a_change_of_state_is_shown_whatever_caused_it(event):
     }
 
 
+def test_what_stdout_is_rendered_from_is_shown_to_nobody():
+    assert frame("t", e.Record(7, 1, AT, e.Output.of("transcript", b"{}\n"))) is None
+
+
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
 def test_frames_are_json(event):
     shown = frame("t", e.Record(7, 1, AT, event))
@@ -113,6 +122,7 @@ def test_each_kind_of_frame_is_in_one_log_stream_or_in_none():
     assert streams == {
         "output": {"stdout", "stderr"},
         "progress": {None},
+        "metrics": {None},
         "state_change": {"events"},
         "tool_call": {"events"},
         "usage": {"events"},

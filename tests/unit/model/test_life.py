@@ -1,5 +1,6 @@
 """A task's life: whatever happens in whatever order, it keeps to the graph and comes to an end."""
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from sandbox.model import event as e
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.life import Advance, EndAttempt, Finish, IllegalEventError, advance, final_state
-from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
+from sandbox.model.manifest import Claude, Lifecycle, Manifest, Metadata, Repository
 from sandbox.model.state import GRAPH, TERMINAL_STATES, TaskState
 from sandbox.model.task import Task
 
@@ -139,6 +140,26 @@ def test_artifacts_that_cannot_be_collected_fail_a_success_and_end_nothing_more(
     assert steps[-2].effects == ()
 
 
+def preserving(*events: e.Event) -> Task:
+    manifest = dataclasses.replace(MANIFEST, lifecycle=Lifecycle(failure_action="preserve"))
+    return end(e.TaskSubmitted("t", manifest), *events)
+
+
+@pytest.mark.parametrize("begun", range(1, 6))
+def test_a_failure_is_preserved_on_wish_as_soon_as_there_is_a_sandbox(begun):
+    has_sandbox = CREATED in TO_RUNNING[1:begun]
+    exited = (SUCCESS,) if STARTED in TO_RUNNING[1:begun] else ()
+    task = preserving(*TO_RUNNING[1:begun], failed(), *exited, FINISHED)
+    assert task.state is (TaskState.FAILED_PRESERVED if has_sandbox else TaskState.FAILED)
+    assert task.state_message == "because of clone_failed"
+    assert end(*TO_RUNNING[:begun], failed(), *exited, FINISHED).state is TaskState.FAILED
+
+
+def test_only_a_failure_is_preserved():
+    assert preserving(*TO_RUNNING[1:], SUCCESS, FINISHED).state is TaskState.COMPLETED
+    assert preserving(*TO_RUNNING[1:], e.CancelRequested(), SUCCESS, FINISHED).state is TaskState.CANCELLED
+
+
 @pytest.mark.parametrize("begun", range(1, 6))
 def test_what_nothing_has_ended_has_no_final_state_yet(begun):
     with pytest.raises(IllegalEventError):
@@ -202,6 +223,7 @@ EVENTS: st.SearchStrategy[e.Event] = st.one_of(
             e.Output.of("stdout", b"x"),
             e.ToolCall("Bash", "toolu_1", 5),
             e.Usage("m", 1, 2),
+            e.Metrics(12.5, 1, 2),
             e.EgressDenied("git.example", 443, "not allowed"),
             e.Gap(0, 0, "full"),
             e.Trouble("x", "y"),
@@ -328,5 +350,5 @@ def test_the_graph_ends_in_terminal_states_only():
 def test_every_kind_of_event_was_tried():
     tried = {type(event) for event in (SUBMITTED, ATTEMPT, PREPARED, CREATED, STARTED, FINISHED)}
     tried |= {e.CancelRequested, e.AttemptFailed, e.AgentExited, e.ArtifactCollected, e.Progress}
-    tried |= {e.Output, e.ToolCall, e.Usage, e.EgressDenied, e.Gap, e.Trouble}
+    tried |= {e.Output, e.ToolCall, e.Usage, e.Metrics, e.EgressDenied, e.Gap, e.Trouble}
     assert tried == set(e.Event.__args__)

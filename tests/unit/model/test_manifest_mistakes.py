@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sandbox.model.manifest import Manifest
 from sandbox.model.manifest_parsing import InvalidManifestError, parse_manifest
 
 GOOD: dict[str, Any] = {
@@ -16,7 +17,7 @@ GOOD: dict[str, Any] = {
     "claude": {"prompt": "Do it"},
 }
 GONE = object()
-CONFIG = {"mcpServers": {"x": {"command": "x"}}}
+SERVER = "claude.mcp_config.mcpServers.x"
 
 
 def with_value(path: str, value: Any) -> dict[str, Any]:
@@ -125,12 +126,25 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("claude/promt", "x", "claude.promt", "unknown_field"),
     ("claude/headless", "no", "claude.headless", "type"),
     ("claude/headless", False, "claude.headless", "not_supported_yet"),
-    ("claude/skip_permissions", False, "claude.skip_permissions", "not_supported_yet"),
     ("claude/output_format", "xml", "claude.output_format", "enum"),
-    ("claude/output_format", "text", "claude.output_format", "not_supported_yet"),
     ("claude/model", "", "claude.model", "range"),
-    ("claude/allowed_tools", ["Read"], "claude.allowed_tools", "not_supported_yet"),
-    ("claude/mcp_config", CONFIG, "claude.mcp_config", "not_supported_yet"),
+    ("claude/skip_permissions", "no", "claude.skip_permissions", "type"),
+    ("claude/allowed_tools", "Read", "claude.allowed_tools", "type"),
+    ("claude/allowed_tools", [1], "claude.allowed_tools[0]", "type"),
+    ("claude/allowed_tools", [""], "claude.allowed_tools[0]", "range"),
+    ("claude/allowed_tools", ["Read", "Bash(git *"], "claude.allowed_tools[1]", "format"),
+    ("claude/allowed_tools", ["Read,Write"], "claude.allowed_tools[0]", "format"),
+    ("claude/allowed_tools", ["Read Write"], "claude.allowed_tools[0]", "format"),
+    ("claude/allowed_tools", ["Bash(git *), Write(*)"], "claude.allowed_tools[0]", "format"),
+    ("claude/allowed_tools", ["--dangerously-skip-permissions"], "claude.allowed_tools[0]", "format"),
+    ("claude/allowed_tools", ["*"], "claude.allowed_tools[0]", "format"),
+    ("claude/allowed_tools", ["Bash()"], "claude.allowed_tools[0]", "format"),
+    ("claude/allowed_tools", ["mcp__x(y)"], "claude.allowed_tools[0]", "format"),
+    ("claude/mcp_config", {}, "claude.mcp_config.mcpServers", "required"),
+    ("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "type": "ws"}}}, f"{SERVER}.type", "enum"),
+    ("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "type": "http"}}}, f"{SERVER}.type", "format"),
+    ("claude/mcp_config", {"mcpServers": {"x": {"url": "http://x/", "type": "stdio"}}}, f"{SERVER}.type", "format"),
+    ("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "cwd": "/"}}}, f"{SERVER}.cwd", "unknown_field"),
     ("claude/max_turns", 0, "claude.max_turns", "range"),
     ("claude/max_turns", 1.5, "claude.max_turns", "type"),
     ("claude/max_turns", "5", "claude.max_turns", "type"),
@@ -151,7 +165,6 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("vm/disk", "lots", "vm.disk", "format"),
     ("vm/network_mode", "none", "vm.network_mode", "enum"),
     ("vm/network_mode", "full", "vm.network_mode", "not_supported_yet"),
-    ("vm/network_mode", "outbound", "vm.network_mode", "not_supported_yet"),
     ("secrets", {}, "secrets", "type"),
     ("lifecycle/timeout", "24", "lifecycle.timeout", "format"),
     ("lifecycle/timeout", "1d", "lifecycle.timeout", "format"),
@@ -160,17 +173,14 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("lifecycle/timeout", 60, "lifecycle.timeout", "type"),
     ("lifecycle/stage_timeout", "-1s", "lifecycle.stage_timeout", "format"),
     ("lifecycle/failure_action", "keep", "lifecycle.failure_action", "enum"),
-    ("lifecycle/failure_action", "preserve", "lifecycle.failure_action", "not_supported_yet"),
     ("lifecycle/artifact_patterns", "*.md", "lifecycle.artifact_patterns", "type"),
     ("lifecycle/artifact_patterns", ["ok", "/etc/*"], "lifecycle.artifact_patterns[1]", "format"),
     ("lifecycle/artifact_patterns", ["../*"], "lifecycle.artifact_patterns[0]", "format"),
     ("lifecycle/artifact_patterns", [""], "lifecycle.artifact_patterns[0]", "format"),
     ("lifecycle/artifact_patterns", [None], "lifecycle.artifact_patterns[0]", "type"),
     ("lifecycle/artifact_patterns", ["x"] * 257, "lifecycle.artifact_patterns", "range"),
-    ("lifecycle/budget_usd", 5, "lifecycle.budget_usd", "not_supported_yet"),
     ("lifecycle/budget_usd", -1, "lifecycle.budget_usd", "range"),
     ("lifecycle/budget_usd", float("inf"), "lifecycle.budget_usd", "range"),
-    ("lifecycle/budget_tokens", 100, "lifecycle.budget_tokens", "not_supported_yet"),
     ("lifecycle/retries", 1, "lifecycle.retries", "not_supported_yet"),
     ("lifecycle/resume", True, "lifecycle.resume", "not_supported_yet"),
     ("extra", None, "extra", "unknown_field"),
@@ -224,10 +234,20 @@ def test_an_allowed_host_is_a_name(host):
     assert ("vm.allowed_hosts[0]", "format") in mistakes_of(with_value("vm", vm))
 
 
-@pytest.mark.parametrize("host", ["git.example", "*.git.example", "git.example:8443", "xn--bcher-kva.example", "db0x"])
-def test_proper_host_names_pass_the_format(host):
+def accepted(manifest: object, **parts: Any) -> Manifest:
+    return parse_manifest(json.dumps(manifest).encode(), is_json=True, **parts)
+
+
+@pytest.mark.parametrize("host", ["git.example", "xn--bcher-kva.example", "db0x"])
+def test_proper_host_names_are_taken(host):
     vm = {"network_mode": "outbound", "allowed_hosts": [host]}
-    assert [rule for _, rule in mistakes_of(with_value("vm", vm))] == ["not_supported_yet"] * 2
+    assert accepted(with_value("vm", vm)).vm.allowed_hosts == (host,)
+
+
+@pytest.mark.parametrize("host", ["*.git.example", "git.example:8443"])
+def test_hosts_that_are_well_written_but_not_built_yet_are_told_as_that(host):
+    vm = {"network_mode": "outbound", "allowed_hosts": ["git.example", host]}
+    assert mistakes_of(with_value("vm", vm)) == [("vm.allowed_hosts", "not_supported_yet")]
 
 
 @pytest.mark.parametrize("mode", ["isolated", "full", None])
@@ -239,7 +259,71 @@ def test_allowed_hosts_are_refused_without_outbound(mode):
 def test_secret_names_must_differ():
     secret = {"name": "TOKEN", "source": "env", "key": "TOKEN"}
     found = mistakes_of(with_value("secrets", [secret, secret | {"name": "OTHER"}, secret]))
-    assert found == [("secrets[2].name", "format"), ("secrets", "not_supported_yet")]
+    assert found == [("secrets[2].name", "format")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PATH", "HOME", "BASH_ENV", "LD_PRELOAD", "LD_AUDIT", "NODE_OPTIONS", "BUN_OPTIONS", "BUN_INSPECT"),
+        *("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_X", "CLAUDE_CODE_USE_BEDROCK", "MCP_TIMEOUT"),
+        *("HTTPS_PROXY", "https_proxy", "NO_PROXY", "all_proxy"),
+    ],
+)
+def test_a_secret_takes_no_variable_of_the_sandbox_or_the_agent(name):
+    secrets = [{"name": "FINE", "source": "env", "key": "X"}, {"name": name, "source": "env", "key": "X"}]
+    assert mistakes_of(with_value("secrets", secrets)) == [("secrets[1].name", "format")]
+
+
+@pytest.mark.parametrize(
+    "name", ["GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "NPM_TOKEN", "NODE_AUTH_TOKEN", "MY_CLAUDE_KEY", "_X"]
+)
+def test_other_names_of_secrets_are_taken(name):
+    secret = {"name": name, "source": "env", "key": "X"}
+    assert accepted(with_value("secrets", [secret])).secrets[0].name == name
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        *("Read", "Bash(git *)", "Bash(git commit -m 'a, b')", "Edit(app/(group)/**)", "WebFetch(domain:git.example)"),
+        *("mcp__github", "mcp__github__get_issue", "mcp__github__*", "mcp__my-server"),
+    ],
+)
+def test_tools_and_rules_are_taken_as_they_are_written(tool):
+    assert accepted(with_value("claude/allowed_tools", [tool])).claude.allowed_tools == (tool,)
+
+
+def test_a_list_of_no_tools_is_another_thing_than_no_list():
+    assert accepted(with_value("claude/allowed_tools", [])).claude.allowed_tools == ()
+    assert accepted(GOOD).claude.allowed_tools is None
+
+
+def is_priced(model: str) -> bool:
+    return model in {"claude-known", "claude-sonnet-4-5-20250929"}
+
+
+def test_a_budget_in_dollars_needs_a_model_with_a_price():
+    manifest = with_value("lifecycle/budget_usd", 5)
+    manifest["claude"]["model"] = "claude-unheard-of"
+    with pytest.raises(InvalidManifestError, match="give budget_tokens instead") as caught:
+        accepted(manifest, priced=is_priced)
+    assert [(mistake.field, mistake.rule) for mistake in caught.value.mistakes] == [
+        ("lifecycle.budget_usd", "not_offered")
+    ]
+
+
+@pytest.mark.parametrize("model", ["claude-known", None])
+def test_a_budget_in_dollars_is_taken_with_a_known_model(model):
+    manifest = with_value("claude/model", model)
+    manifest["lifecycle"] = {"budget_usd": 0.05}
+    assert accepted(manifest, priced=is_priced).lifecycle.budget_usd == 0.05
+
+
+def test_without_a_budget_in_dollars_a_model_needs_no_price():
+    manifest = with_value("claude/model", "claude-unheard-of")
+    manifest["lifecycle"] = {"budget_tokens": 100}
+    assert accepted(manifest, priced=is_priced).lifecycle.budget_tokens == 100
 
 
 @pytest.mark.parametrize(
@@ -255,9 +339,6 @@ def test_secret_names_must_differ():
 )
 def test_a_bad_secret_is_told_by_its_place_in_the_list(secret, mistake):
     assert mistake in mistakes_of(with_value("secrets", [secret]))
-
-
-SERVER = "claude.mcp_config.mcpServers.x"
 
 
 @pytest.mark.parametrize(
@@ -280,7 +361,7 @@ def test_an_mcp_server_needs_one_way_to_it_and_only_secrets_that_exist(server, f
 def test_placeholders_of_secrets_that_exist_are_fine(text):
     manifest = with_value("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "env": {"A": text}}}})
     manifest["secrets"] = [{"name": "TOKEN", "source": "env", "key": "TOKEN"}]
-    assert mistakes_of(manifest) == [("claude.mcp_config", "not_supported_yet"), ("secrets", "not_supported_yet")]
+    assert accepted(manifest).claude.mcp_config.mcpServers["x"].env == {"A": text}
 
 
 def test_all_mistakes_come_at_once():
@@ -319,7 +400,7 @@ def test_a_hundred_mistakes_are_listed_and_the_others_counted():
         ("vm/cpus", 0, "must be at least 1"),
         ("vm/cpus", 5000, "must be at most 4096"),
         ("vm/network_mode", "none", "must be one of isolated, outbound, full"),
-        ("vm/network_mode", "full", "is not supported yet; leave it out or say isolated"),
+        ("vm/network_mode", "full", "is not supported yet; say isolated or outbound"),
         ("claude/headless", False, "is not supported yet; leave it out or say true"),
         ("version", 2, 'must be "1"'),
         ("metadata/name", 42, "must be text, not a number; put it in quotes"),
