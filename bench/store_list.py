@@ -95,7 +95,7 @@ def main() -> None:
             {TaskState.FAILED, TaskState.RUNNING},
         ):
             measure(f"state {' or '.join(sorted(states))}", partial(store.query, TaskQuery(states=frozenset(states))))
-        by_name = TaskQuery(states=frozenset({failed}), sort="name", order="asc")
+        by_name = TaskQuery(states=frozenset({TaskState.FAILED}), sort="name", order="asc")
         measure("state failed, by name", lambda: store.query(by_name))
         measure("label of two", lambda: store.query(TaskQuery(labels={"ticket": str(dice.randrange(count // 2))})))
         measure("label of a tenth", lambda: store.query(TaskQuery(labels={"team": "team-3"})))

@@ -8,12 +8,15 @@ from datetime import timedelta
 from sandbox.contracts.placement import LaunchOrder, Receipt, RunnerUnreachableError
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.contracts.runtime import Probe
+from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
 from sandbox.control.launch import Launcher
+from sandbox.control.preservation import Preservation
 from sandbox.control.recovery import recover
+from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
@@ -88,6 +91,15 @@ class Rooms:
         self.journals = FileJournals(data_dir)
         self.clock = RoomClock()
         self.runners = HandedRunners(self.journals)
+        self.memory_available_bytes = 100 * GIB
+        self.secrets, self.secrets_asked = {}, []
+
+    async def resolve(self, secrets):
+        self.secrets_asked += [secret.name for secret in secrets]
+        missing = [secret.name for secret in secrets if secret.name not in self.secrets]
+        if missing:
+            raise SecretUnavailableError(f"Secret {missing[0]} is not here.")
+        return {secret.name: self.secrets[secret.name] for secret in secrets}
 
     @asynccontextmanager
     async def server(self):
@@ -98,16 +110,21 @@ class Rooms:
             Equipment(
                 journals=self.journals,
                 store=self.store,
+                register=Register(self.journals, self.store, clock),
                 clock=clock,
                 runners=self.runners,
                 room=WaitingRoom(self.capacity),
                 follower=follower,
-                launcher=Launcher(self.journals, self.runners, clock, template=template, host="here", boot_id="b"),
+                launcher=Launcher(
+                    self.journals, self.runners, clock, self.resolve, template=template, host="here", boot_id="b"
+                ),
                 telling=Telling(self.journals, self.store, follower, broadcast),
                 shelf=Shelf(self.data_dir),
                 health=HealthReport(
                     self.store, clock, self.data_dir, Probe("bubblewrap", True, "bubblewrap", 1), self.blockers
                 ),
+                preservation=Preservation(self.data_dir),
+                read_memory_available_bytes=lambda: self.memory_available_bytes,
             )
         )
         for feed in recover(self.journals, self.store, clock):

@@ -2,7 +2,8 @@
 
 import asyncio
 import base64
-import secrets
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -10,22 +11,37 @@ from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import JournalBusyError, Journals
 from sandbox.contracts.placement import LaunchOrder, Placement
 from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.control.feed import Feed
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, AttemptFailed, AttemptStarted, CancelRequested, TaskFinished
 from sandbox.model.limits import FINISHERS_MAX
+from sandbox.model.manifest import Secret
 from sandbox.model.state import TaskState
+from sandbox.model.task import Task
+
+ResolveSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
+"""The values of secrets by name. Raises SecretUnavailableError."""
 
 
 class Launcher:
     """Writes the intent down, starts the runner, and lets go of the journal: its lock goes with the runner."""
 
     def __init__(
-        self, journals: Journals, placement: Placement, clock: Clock, *, template: LaunchOrder, host: str, boot_id: str
+        self,
+        journals: Journals,
+        placement: Placement,
+        clock: Clock,
+        resolve: ResolveSecrets,
+        *,
+        template: LaunchOrder,
+        host: str,
+        boot_id: str,
     ) -> None:
         self._journals = journals
         self._placement = placement
         self._clock = clock
+        self._resolve = resolve
         self._template = template
         self._host = host
         self._boot_id = boot_id
@@ -35,12 +51,14 @@ class Launcher:
 
         Raises OSError when nothing could be written; the task is still pending then.
         """
+        # Before the lock is taken: a wish to cancel does not wait for somebody else's Vault.
+        answer = await self._secrets(feed.task)
         async with feed.writing:
             recorder = feed.recorder
             if recorder is None:
                 return
             try:
-                await self._begin(recorder)
+                await self._begin(recorder, answer)
             finally:
                 # Also when the end could not be written: a free lock is what a finisher waits for.
                 if recorder.task.state is not TaskState.PENDING:
@@ -48,18 +66,32 @@ class Launcher:
                     feed.stir()
                     recorder.writer.close()
 
-    async def _begin(self, recorder: Recorder) -> None:
+    async def _secrets(self, task: Task) -> Mapping[str, str] | Failure:
+        """The values by name; they go to the runner and nowhere else."""
+        try:
+            return await self._resolve(task.manifest.secrets)
+        except SecretUnavailableError as error:
+            return Failure(FailureCode.SECRET_UNAVAILABLE, error.message)
+        except Exception as error:
+            # Whatever else it says may hold a value.
+            what = f"The secrets could not be resolved ({type(error).__name__}); look at where they come from."
+            return Failure(FailureCode.SECRET_UNAVAILABLE, what)
+
+    async def _begin(self, recorder: Recorder, answer: Mapping[str, str] | Failure) -> None:
         if recorder.task.state is not TaskState.PENDING:
             return
         if recorder.task.cancel is not None:
             await asyncio.to_thread(recorder.record, TaskFinished())
+            return
+        if isinstance(answer, Failure):
+            await asyncio.to_thread(_end, recorder, answer)
             return
         attempt_id = new_attempt_id()
         await asyncio.to_thread(
             recorder.record, AttemptStarted(attempt_id, self._template.runtime, self._host, self._boot_id)
         )
         try:
-            await self._start(recorder, attempt_id, finish=False)
+            await self._start(recorder, attempt_id, secrets=dict(answer))
         except OSError as error:
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
             await asyncio.to_thread(_end, recorder, failure)
@@ -89,7 +121,7 @@ class Launcher:
             return
         attempt = recorder.task.attempt
         if attempt is None:
-            await self._begin(recorder)
+            await self._begin(recorder, await self._secrets(recorder.task))
             return
         if feed.finishers_launched >= FINISHERS_MAX:
             lost = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
@@ -98,17 +130,24 @@ class Launcher:
         await self._start(recorder, attempt.id, finish=True)
         feed.finishers_launched += 1
 
-    async def _start(self, recorder: Recorder, attempt_id: str, *, finish: bool) -> None:
-        upstream = None if finish else self._template.upstream
+    async def _start(
+        self, recorder: Recorder, attempt_id: str, *, secrets: dict[str, str] | None = None, finish: bool = False
+    ) -> None:
+        """A finisher reaches no model and gets no secrets."""
         order = msgspec.structs.replace(
-            self._template, task_id=recorder.task.id, attempt_id=attempt_id, upstream=upstream, finish=finish
+            self._template,
+            task_id=recorder.task.id,
+            attempt_id=attempt_id,
+            upstream=None if finish else self._template.upstream,
+            secrets=secrets or {},
+            finish=finish,
         )
         await self._placement.launch(order, recorder.writer.lock_fd)
 
 
 def new_attempt_id() -> str:
     """Twelve base32 characters, random."""
-    return base64.b32encode(secrets.token_bytes(8)).decode().lower()[:12]
+    return base64.b32encode(os.urandom(8)).decode().lower()[:12]
 
 
 def _end(recorder: Recorder, failure: Failure) -> None:

@@ -3,21 +3,21 @@
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError
-from sandbox.contracts.recorder import Recorder, read_task
-from sandbox.contracts.store import DuplicateTaskError, Indexed, Store, StoreError, TaskPage, TaskQuery
+from sandbox.contracts.recorder import Recorder
+from sandbox.contracts.store import Store, StoreError, TaskPage, TaskQuery
 from sandbox.contracts.tasks import (
     Cancellation,
     Health,
     InsufficientResourcesError,
     StoredArtifact,
+    Submission,
     TaskNotFoundError,
     TaskTerminalError,
     UnavailableError,
@@ -27,23 +27,31 @@ from sandbox.control.feed import Feed
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
 from sandbox.control.launch import Launcher
+from sandbox.control.locks import Locks
+from sandbox.control.preservation import Preservation
+from sandbox.control.register import Register
 from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
-from sandbox.model.event import CancelRequested, Record, TaskFinished, TaskSubmitted
+from sandbox.model.event import CancelRequested, Idempotency, Record, TaskFinished
 from sandbox.model.frame import Frame
-from sandbox.model.limits import CANCEL_SECONDS, RETRY_SECONDS
+from sandbox.model.limits import CANCEL_SECONDS, MEMORY_AVAILABLE_BYTES_MIN, RETRY_SECONDS, ROOM_CHECK_SECONDS
 from sandbox.model.manifest import Manifest
+from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 
-_log = logging.getLogger(__name__)
+_STARTING = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """What the service is handed by its wiring."""
+    """What the service is handed by its wiring.
+
+    read_memory_available_bytes: what the machine could give to new processes now, None where it does not tell.
+    """
 
     journals: Journals
     store: Store
+    register: Register
     clock: Clock
     runners: RunnerControl
     room: WaitingRoom
@@ -52,6 +60,8 @@ class Equipment:
     telling: Telling
     shelf: Shelf
     health: HealthReport
+    preservation: Preservation
+    read_memory_available_bytes: Callable[[], int | None]
 
 
 class TaskService:
@@ -61,6 +71,8 @@ class TaskService:
         self.equipment = equipment
         self._launches: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
+        self._keys = Locks()
+        self._next_look: asyncio.TimerHandle | None = None
         equipment.follower.on_finished = self._finished
         equipment.follower.on_lost = equipment.launcher.finish
 
@@ -77,6 +89,8 @@ class TaskService:
     async def close(self) -> None:
         """Take nothing more, let launches that have begun end, stop following. The tasks go on."""
         self._draining.set()
+        if self._next_look is not None:
+            self._next_look.cancel()
         await asyncio.gather(*self._launches, return_exceptions=True)
         await self.equipment.follower.close()
         for feed in self.equipment.follower.feeds.values():
@@ -85,17 +99,31 @@ class TaskService:
                     feed.recorder.writer.close()
         await asyncio.to_thread(self.equipment.store.close)
 
-    async def submit(self, manifest: Manifest) -> Task:
+    async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
         """See `Tasks.submit`."""
         if self._draining.is_set():
             raise UnavailableError("The server is shutting down; submit to it again when it is back.")
+        if idempotency is None:
+            return Submission(await self._take(manifest, None))
+        async with self._keys.of(idempotency.key):
+            living = [feed.task for feed in self.equipment.follower.feeds.values()]
+            try:
+                before = await asyncio.to_thread(self.equipment.register.find, idempotency, living)
+            except StoreError as error:
+                raise UnavailableError(error.message) from error
+            if before is not None:
+                return Submission(before, is_replayed=True)
+            return Submission(await self._take(manifest, idempotency))
+
+    async def _take(self, manifest: Manifest, idempotency: Idempotency | None) -> Task:
         if blockers := self.equipment.health.blockers:
             raise UnavailableError(" ".join(blockers))
         self._check_capacity(manifest)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
+        named = dataclasses.replace(manifest, metadata=metadata)
         try:
-            feed, submission = await asyncio.to_thread(self._register, dataclasses.replace(manifest, metadata=metadata))
+            feed, submission = await asyncio.to_thread(self.equipment.register.add, named, idempotency)
         except (OSError, StoreError) as error:
             raise UnavailableError(f"The task could not be written down: {error}; submit it again.") from error
         submitted = feed.task
@@ -110,6 +138,10 @@ class TaskService:
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `Tasks.query`."""
         return await asyncio.to_thread(self.equipment.store.query, query)
+
+    async def release(self, task_id: str) -> None:
+        """See `Tasks.release`."""
+        await self.equipment.preservation.release(await self.status(task_id))
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         """See `Tasks.wait`."""
@@ -178,41 +210,6 @@ class TaskService:
                 available_memory_bytes=total.memory_bytes,
             )
 
-    def _register(self, manifest: Manifest) -> tuple[Feed, Record]:
-        """Journal first, index second: a crash between them is mended from the journal."""
-        task_id = manifest.metadata.id
-        existing = self.equipment.store.load(task_id)
-        if existing is not None:
-            raise DuplicateTaskError(existing.task)
-        try:
-            writer = self.equipment.journals.create(task_id)
-        except FileExistsError:
-            raise self._duplicate(task_id) from None
-        recorder = Recorder(writer, None, self.equipment.clock.now)
-        try:
-            submission = recorder.record(TaskSubmitted(task_id, manifest))
-        except BaseException:
-            writer.close()
-            raise
-        return Feed(self._index(recorder.task), recorder), submission
-
-    def _index(self, task: Task) -> Indexed:
-        """From record 1 on the task is taken: an index that cannot be written now is caught up with later."""
-        indexed = Indexed(task, 0)
-        try:
-            indexed = Indexed(task, read_task(self.equipment.journals, task.id).offset)
-            self.equipment.store.insert(indexed)
-        except (OSError, StoreError) as error:
-            _log.error("Task %s is not in the index yet: %s", task.id, error)
-        return indexed
-
-    def _duplicate(self, task_id: str) -> Exception:
-        try:
-            existing = read_task(self.equipment.journals, task_id).task
-        except FileNotFoundError:
-            existing = None
-        return DuplicateTaskError(existing) if existing else UnavailableError(f"Task {task_id} is being submitted.")
-
     async def _try_cancel(self, feed: Feed, order: CancelOrder) -> str | None:
         """The message for the caller once the wish is durable, None to try again."""
         async with feed.writing:
@@ -240,13 +237,32 @@ class TaskService:
         self._admit()
 
     def _admit(self) -> None:
-        while not self._draining.is_set() and (task_id := self.equipment.room.admit()) is not None:
+        """Let in whom there is room for; look again later while somebody waits, for memory comes back unasked."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+        if self._draining.is_set() or self.equipment.room.is_empty:
+            return
+        available_bytes = self._memory_available_bytes()
+        while (task_id := self.equipment.room.admit(available_bytes)) is not None:
             feed = self.equipment.follower.feeds[task_id]
+            feed.note = ""
             launch = asyncio.create_task(self._launch(feed), name=f"launch {task_id}")
             self._launches.add(launch)
             launch.add_done_callback(self._launches.discard)
-        for task_id, complaint in self.equipment.room.complaints().items():
+            if available_bytes is not None:
+                available_bytes -= MEMORY_AVAILABLE_BYTES_MIN
+        for task_id, complaint in self.equipment.room.complaints(available_bytes).items():
             self.equipment.follower.feeds[task_id].note = complaint
+        self._next_look = asyncio.get_running_loop().call_later(ROOM_CHECK_SECONDS, self._admit)
+
+    def _memory_available_bytes(self) -> int | None:
+        """Without what those will soon use that are just starting."""
+        available_bytes = self.equipment.read_memory_available_bytes()
+        if available_bytes is None:
+            return None
+        feeds = self.equipment.follower.feeds.values()
+        starting = [feed for feed in feeds if feed.task.state in _STARTING and self.equipment.room.holds(feed.task.id)]
+        return available_bytes - len(starting) * MEMORY_AVAILABLE_BYTES_MIN
 
     async def _launch(self, feed: Feed) -> None:
         """Until it has worked, or the server ends; the next one goes on then."""

@@ -50,6 +50,21 @@ OVERCOMMIT_MEMORY = 2
 OVERCOMMIT_DISK = 4
 """How many times the machine's CPUs, memory and disk may be promised; what alone is past it: 507."""
 
+PASSES_MAX = 10
+"""How many younger tasks may begin before one that waits for more room than they need; then they wait behind it."""
+
+MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
+"""What must really be available on the machine before a task begins that asks for this much memory or more."""
+
+ROOM_CHECK_SECONDS = 1.0
+"""How often the machine's memory is looked at while tasks wait."""
+
+PRESERVE_CHECK_SECONDS = 60.0
+"""How often preserved sandboxes are looked at; one whose time is over goes then."""
+
+IDEMPOTENCY_SECONDS = 24 * 3600.0
+"""How long the key of a submission is known; later it makes a new task."""
+
 PATCH_BYTES_MAX = 256 * 1024 * 1024
 """A patch; over it collecting fails with `collect_failed`."""
 

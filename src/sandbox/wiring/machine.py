@@ -20,6 +20,17 @@ def measure_capacity(data_dir: Path, factors: CapacitySection) -> Capacity:
     )
 
 
+def read_memory_available_bytes() -> int | None:
+    """What new processes could use without swapping (proc(5), meminfo, MemAvailable); None where it is not told."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
 def name_host() -> str:
     """The machine's host name."""
     return socket.gethostname()

@@ -29,7 +29,9 @@ from sandbox.control.broadcast import Broadcast
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
 from sandbox.control.launch import Launcher
+from sandbox.control.preservation import Janitor, Preservation
 from sandbox.control.recovery import recover
+from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
@@ -40,9 +42,16 @@ from sandbox.placement.local import LocalPlacement
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.guarded_placement import GuardedPlacement
-from sandbox.wiring.machine import choose_run_dir, measure_capacity, name_host, read_boot_id
+from sandbox.wiring.machine import (
+    choose_run_dir,
+    measure_capacity,
+    name_host,
+    read_boot_id,
+    read_memory_available_bytes,
+)
 from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.runtime import choose_runtime_name, make_runtime
+from sandbox.wiring.server_secrets import ServerSecrets
 from sandbox.wiring.settings import ServerSettings
 from sandbox.wiring.upstream import read_upstream
 
@@ -100,10 +109,12 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
     shutting_down = asyncio.Event()
     with set_by_signals(shutting_down):
         service = await _start_service(settings, places, access)
+        janitor = asyncio.create_task(_janitor(service, settings).run(), name="janitor")
         try:
+            app = create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard)
             await serve(
-                create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard),
-                create_stream_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard),
+                app,
+                create_stream_app(app),
                 sockets,
                 stream_sockets,
                 shutting_down=shutting_down,
@@ -112,6 +123,8 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
                 ),
             )
         finally:
+            janitor.cancel()
+            await asyncio.gather(janitor, return_exceptions=True)
             await service.close()
             _tell_unfinished(len(service.equipment.follower.feeds))
 
@@ -142,26 +155,40 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
     )
     capacity = measure_capacity(places.data_dir, settings.capacity)
     placement = GuardedPlacement(_placement(places), access)
-    service = _wire_service(places, probe, template, placement, capacity)
+    secrets = ServerSecrets(settings.secrets, os.environ, access)
+    service = _wire_service(places, probe, template, placement, capacity, secrets)
     rooms = service.equipment
     for feed in await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock):
         service.take_in(feed)
     return service
 
 
+def _janitor(service: TaskService, settings: ServerSettings) -> Janitor:
+    rooms = service.equipment
+    return Janitor(rooms.store, rooms.preservation, rooms.clock, settings.preserve.time_to_live_seconds)
+
+
 def _wire_service(
-    places: Places, probe: Probe, template: LaunchOrder, placement: Placement, capacity: Capacity
+    places: Places,
+    probe: Probe,
+    template: LaunchOrder,
+    placement: Placement,
+    capacity: Capacity,
+    secrets: ServerSecrets,
 ) -> TaskService:
     clock = SystemClock()
     journals = FileJournals(places.data_dir)
     store = SqliteStore(places.data_dir / "index.sqlite")
     broadcast = Broadcast()
     follower = Follower(journals, store, clock, broadcast)
-    launcher = Launcher(journals, placement, clock, template=template, host=name_host(), boot_id=read_boot_id())
+    launcher = Launcher(
+        journals, placement, clock, secrets.resolve, template=template, host=name_host(), boot_id=read_boot_id()
+    )
     return TaskService(
         Equipment(
             journals=journals,
             store=store,
+            register=Register(journals, store, clock),
             clock=clock,
             runners=UnixRunnerControl(places.run_dir),
             room=WaitingRoom(capacity),
@@ -170,6 +197,8 @@ def _wire_service(
             telling=Telling(journals, store, follower, broadcast),
             shelf=Shelf(places.data_dir),
             health=HealthReport(store, clock, places.data_dir, probe, _blockers(probe, template.upstream)),
+            preservation=Preservation(places.data_dir),
+            read_memory_available_bytes=read_memory_available_bytes,
         )
     )
 

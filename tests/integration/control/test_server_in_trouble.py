@@ -88,7 +88,7 @@ def test_a_task_that_cannot_be_written_down_is_refused_and_can_be_submitted_agai
                 with pytest.raises(UnavailableError, match="No space left"):
                     await service.submit(manifest())
             disk.is_full = False
-            assert (await service.submit(manifest())).state is TaskState.PENDING
+            assert (await service.submit(manifest())).task.state is TaskState.PENDING
             await world.launched("task-1")
 
     asyncio.run(play())
@@ -214,7 +214,7 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_is_launched_not_fail
     async def before():
         world.capacity = Capacity(0, 0, 0)
         async with world.server() as service:
-            service.take_in((await asyncio.to_thread(service._register, manifest()))[0])
+            service.take_in((await asyncio.to_thread(service.equipment.register.add, manifest(), None))[0])
 
     async def after():
         world.capacity = Capacity(4, 100 * GIB, 100 * GIB)

@@ -44,7 +44,8 @@ def test_a_task_is_taken_launched_followed_and_finished(world):
     async def play():
         async with world.server() as service:
             submitted = await service.submit(manifest())
-            assert submitted.state is TaskState.PENDING
+            assert not submitted.is_replayed
+            assert submitted.task.state is TaskState.PENDING
             await world.launched("task-1")
             story = asyncio.create_task(collect(service.follow("task-1", after=0)))
             world.runners.play("task-1", *TO_RUNNING, Output.of("stdout", b"hello\n"), *TO_END)
@@ -75,7 +76,7 @@ def test_the_task_is_on_disk_before_the_answer(world):
 def test_a_task_without_an_id_gets_one(world):
     async def play():
         async with world.server() as service:
-            return [(await service.submit(manifest(""))).id for _ in range(2)]
+            return [(await service.submit(manifest(""))).task.id for _ in range(2)]
 
     first, second = asyncio.run(play())
     assert first != second
@@ -95,7 +96,7 @@ def test_an_id_is_taken_once(world):
 
     existing, kinds = asyncio.run(play())
     assert existing == "task-1"
-    assert kinds.count("Task") == 1
+    assert kinds.count("Submission") == 1
 
 
 def test_what_never_fits_is_refused_and_what_does_not_fit_now_waits(world):

@@ -1,8 +1,9 @@
-"""Tasks are let in first come, first served, as far as room is promised."""
+"""Tasks are let in oldest first, as room allows; small ones may pass within a bound, so that nothing starves."""
 
 import pytest
 
 from sandbox.control.admission import Capacity, WaitingRoom
+from sandbox.model.limits import PASSES_MAX
 
 GIB = 1024**3
 TOTAL = Capacity(cpus=8, memory_bytes=16 * GIB, disk_bytes=100 * GIB)
@@ -29,11 +30,78 @@ def test_who_leaves_makes_room(room):
     assert room.admit() == "c"
 
 
-def test_a_small_task_does_not_pass_a_large_one_that_waits(room):
+def test_small_tasks_pass_a_large_one_that_waits_a_few_times_and_then_wait_for_it(room):
     room.claim("running", Capacity(6, GIB, GIB))
     room.enter("large", HALF)
+    for number in range(PASSES_MAX + 1):
+        room.enter(f"small-{number}", SMALL)
+        room.enter(f"smaller-{number}", Capacity(1, GIB, GIB))
+    begun = []
+    while (task_id := room.admit()) is not None:
+        begun.append(task_id)
+        room.leave(task_id)
+    assert begun == [f"{size}-{number}" for number in range(PASSES_MAX // 2) for size in ("small", "smaller")]
+
+    room.leave("running")
+    assert room.admit() == "large"
+    assert room.admit() == f"small-{PASSES_MAX // 2}"
+
+
+def test_each_task_that_is_passed_has_a_bound_of_its_own(room):
+    room.claim("running", Capacity(6, GIB, GIB))
+    for number in range(PASSES_MAX):
+        room.enter(f"large-{number}", HALF)
+        room.enter(f"small-{number}", SMALL)
+    begun = []
+    while (task_id := room.admit()) is not None:
+        begun.append(task_id)
+        room.leave(task_id)
+    assert begun == [f"small-{number}" for number in range(PASSES_MAX)]
+    room.leave("running")
+    assert [room.admit(), room.admit()] == ["large-0", "large-1"]
+
+
+def test_a_task_is_never_passed_where_there_is_room_for_it(room):
+    room.enter("large", HALF)
     room.enter("small", SMALL)
-    assert room.admit() is None
+    assert [room.admit(), room.admit()] == ["large", "small"]
+
+
+def test_a_task_that_a_shrunken_machine_has_no_room_for_keeps_nobody_waiting(room):
+    room.enter("huge", Capacity(9, 17 * GIB, GIB))
+    for number in range(3 * PASSES_MAX):
+        room.enter(str(number), SMALL)
+        assert room.admit() == str(number)
+        room.leave(str(number))
+    room.claim("running", TOTAL)
+    room.enter("next", SMALL)
+    told = room.complaints()
+    assert "9 CPUs (8 in all) and 17 GiB of memory (16 GiB in all)" in told["huge"]
+    assert "cancel it" in told["huge"]
+    assert told["next"].startswith("Waiting for 2 CPUs")
+
+
+def test_a_task_waits_while_the_machine_itself_has_no_memory(room):
+    room.enter("a", SMALL)
+    half_a_gib = 512 * 1024**2
+    assert room.admit(half_a_gib - 1) is None
+    assert room.complaints(half_a_gib - 1) == {
+        "a": "Waiting for 0.5 GiB of memory that nobody uses (the machine has 0.5 GiB)"
+    }
+    assert room.admit(half_a_gib) == "a"
+
+
+def test_a_task_that_asks_for_little_waits_for_no_more_than_that(room):
+    room.enter("large", SMALL)
+    room.enter("tiny", Capacity(1, 128 * 1024**2, GIB))
+    assert room.admit(127 * 1024**2) is None
+    assert room.admit(128 * 1024**2) == "tiny"
+    assert room.admit(128 * 1024**2) is None
+
+
+def test_a_machine_that_does_not_tell_its_memory_keeps_nobody_waiting(room):
+    room.enter("a", SMALL)
+    assert room.admit(None) == "a"
 
 
 def test_who_waits_is_told_for_what(room):

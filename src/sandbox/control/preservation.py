@@ -1,0 +1,118 @@
+"""Sandboxes that failed tasks left for their users, until somebody releases them or their time is over."""
+
+import asyncio
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+from sandbox.contracts.clock import Clock
+from sandbox.contracts.layout import AttemptLayout, TaskLayout
+from sandbox.contracts.store import Cursor, Store, TaskQuery
+from sandbox.contracts.tasks import SandboxNotPreservedError, UnavailableError
+from sandbox.control.locks import Locks
+from sandbox.model.limits import PRESERVE_CHECK_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.state import TaskState
+from sandbox.model.task import Task
+
+_log = logging.getLogger(__name__)
+
+
+class Preservation:
+    """Knows what is kept, and removes it."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._locks = Locks()
+
+    def is_kept(self, task: Task) -> bool:
+        """Whether files of the task's sandbox are still there for its user."""
+        files = self._files(task)
+        return files is not None and (files.handle.exists() or files.disk.exists())
+
+    async def release(self, task: Task) -> None:
+        """Remove the files; what is left of a release that was broken off goes as well.
+
+        Raises SandboxNotPreservedError, UnavailableError.
+        """
+        async with self._locks.of(task.id):
+            files = self._files(task)
+            if files is None or not await asyncio.to_thread(self.is_kept, task):
+                raise SandboxNotPreservedError(task.id)
+            try:
+                async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                    await _remove(files)
+            except (OSError, TimeoutError) as error:
+                reason = str(error) or "it takes too long"
+                raise UnavailableError(f"The sandbox could not be removed: {reason}; release it again.") from error
+
+    def _files(self, task: Task) -> AttemptLayout | None:
+        if task.state is not TaskState.FAILED_PRESERVED or task.attempt is None:
+            return None
+        return TaskLayout(self._data_dir, task.id).attempt(task.attempt.id)
+
+
+class Janitor:
+    """Releases what was kept for its time to live, counted from the task's end."""
+
+    def __init__(self, store: Store, preservation: Preservation, clock: Clock, time_to_live_seconds: float) -> None:
+        self._store = store
+        self._preservation = preservation
+        self._clock = clock
+        self._time_to_live = timedelta(seconds=time_to_live_seconds)
+        self._swept: Cursor | None = None
+        """Everything up to this place was released."""
+
+    async def run(self) -> None:
+        """Look at once, and again and again. Whatever goes wrong is tried again."""
+        while True:
+            try:
+                await self.sweep()
+            except Exception as error:
+                _log.error("Preserved sandboxes could not be looked at: %s", error)
+            await asyncio.sleep(PRESERVE_CHECK_SECONDS)
+
+    async def sweep(self) -> None:
+        """Release all whose time is over."""
+        begun_before, place, is_swept = self._clock.now() - self._time_to_live, self._swept, True
+        while True:
+            query = TaskQuery(
+                frozenset({TaskState.FAILED_PRESERVED}), sort="state_changed_at", order="asc", cursor=place
+            )
+            page = await asyncio.to_thread(self._store.query, query)
+            for task in page.tasks:
+                if task.state_changed_at > begun_before:
+                    return
+                is_swept = await self._release(task) and is_swept
+            if page.next_cursor is None:
+                return
+            place = page.next_cursor
+            self._swept = place if is_swept else self._swept
+
+    async def _release(self, task: Task) -> bool:
+        try:
+            await self._preservation.release(task)
+        except SandboxNotPreservedError:
+            return True
+        except UnavailableError as error:
+            _log.error("Task %s: %s", task.id, error)
+            return False
+        return True
+
+
+async def _remove(files: AttemptLayout) -> None:
+    """By rm(1), which no depth of directories exhausts, follows no link and can be stopped. The handle goes last."""
+    kept = (files.handle, files.runner_log)
+    paths = [str(path) for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in kept]
+    process = await asyncio.create_subprocess_exec(
+        "rm", "-rf", "--one-file-system", "--", *paths,
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env={"PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    try:
+        _, complaint = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        raise OSError(complaint.decode(errors="replace").strip()[-500:])
+    files.handle.unlink(missing_ok=True)
