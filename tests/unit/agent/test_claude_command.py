@@ -1,11 +1,13 @@
 """How Claude Code is started: nothing of the prompt is obeyed, nothing of the server leaks in."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from doubles.claude_outside import manifest
 from sandbox.agent.claude_code import ClaudeCode, prompt_bytes
+from sandbox.model.manifest import McpConfig, McpServer
 
 BINARY = Path("/data/agent/claude-1")
 
@@ -65,6 +67,37 @@ def test_the_environment_is_the_same_whatever_the_servers_is(monkeypatch):
 
 def test_the_task_key_is_in_no_argument():
     assert not [argument for argument in prepare().command.argv if "the-task-key" in argument]
+
+
+def test_secrets_are_variables_that_replace_none_of_the_agents_own():
+    secrets = {"GITHUB_TOKEN": "sesame", "HOME": "/evil", "ANTHROPIC_BASE_URL": "http://evil", "PATH": "/evil"}
+    command = prepare(secrets).command
+    assert command.environment == {**prepare().command.environment, "GITHUB_TOKEN": "sesame"}
+    assert not [argument for argument in command.argv if "sesame" in argument]
+
+
+def test_mcp_servers_are_a_file_in_the_home_with_their_placeholders():
+    github = McpServer(command="npx", args=("-y", "x"), env={"TOKEN": "${TOKEN}"})
+    there = McpServer(url="https://mcp.example/${TOKEN}", headers={"Authorization": "Bearer ${TOKEN}"})
+    events = McpServer(url="https://mcp.example/", type="sse")
+    config = McpConfig(mcpServers={"github": github, "there": there, "events": events})
+    start = prepare({"TOKEN": "sesame"}, mcp_config=config)
+    ((name, content),) = start.home_files.items()
+    assert value_of(start.command.argv, "--mcp-config") == f"/home/agent/{name}"
+    assert json.loads(content)["mcpServers"] == {
+        "github": {"type": "stdio", "command": "npx", "args": ["-y", "x"], "env": {"TOKEN": "${TOKEN}"}},
+        "there": {
+            "type": "http",
+            "url": "https://mcp.example/${TOKEN}",
+            "headers": {"Authorization": "Bearer ${TOKEN}"},
+        },
+        "events": {"type": "sse", "url": "https://mcp.example/", "headers": {}},
+    }
+
+
+def test_without_mcp_servers_there_is_no_file():
+    assert prepare().home_files == {}
+    assert "--mcp-config" not in prepare().command.argv
 
 
 @pytest.mark.parametrize("prompt", ["/clear", "/init now", " /compact", "\n\t/clear", "/tmp/x is broken", "/"])

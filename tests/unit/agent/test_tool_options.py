@@ -1,0 +1,75 @@
+"""`claude.allowed_tools` and `claude.skip_permissions` as options of Claude Code."""
+
+import pytest
+
+from sandbox.agent.tools import tool_options, unknown_entries
+from sandbox.model.manifest import Claude, McpConfig, McpServer
+
+SKIP = ("--dangerously-skip-permissions",)
+DENY = ("--permission-mode", "dontAsk")
+SERVERS = McpConfig(mcpServers={"github": McpServer(command="npx")})
+
+
+def options(*entries, **claude):
+    return tool_options(Claude(prompt="x", allowed_tools=entries, **claude))
+
+
+@pytest.mark.parametrize("config", [None, SERVERS, McpConfig(mcpServers={})])
+def test_without_a_list_permissions_are_skipped_or_denied(config):
+    assert tool_options(Claude(prompt="x", mcp_config=config)) == SKIP
+    assert tool_options(Claude(prompt="x", mcp_config=config, skip_permissions=False)) == DENY
+
+
+def test_names_alone_need_no_permissions():
+    assert options("Read", "Bash", "Read") == ("--tools", "Read,Bash", *SKIP)
+
+
+@pytest.mark.parametrize(
+    ("entries", "tools", "allowed"),
+    [
+        (("Bash(git *)",), "Bash", ("Bash(git *)",)),
+        (("Bash(git *)", "Read", "Bash(ls)"), "Bash,Read", ("Bash(git *)", "Read", "Bash(ls)")),
+        (("Read", "mcp__github"), "Read", ("Read", "mcp__github")),
+        (("mcp__github__tell",), "", ("mcp__github__tell",)),
+        (("Write(src/**)", "NotebookEdit(a.ipynb)"), "Write,NotebookEdit", ("Edit(src/**)", "Edit(a.ipynb)")),
+    ],
+)
+def test_rules_and_mcp_tools_need_permissions(entries, tools, allowed):
+    assert options(*entries) == ("--tools", tools, "--allowedTools", *allowed, *DENY)
+
+
+def test_names_need_permissions_too_where_they_are_not_skipped_or_servers_bring_tools():
+    wanted = ("--tools", "Read", "--allowedTools", "Read", *DENY)
+    assert options("Read", skip_permissions=False) == wanted
+    assert options("Read", mcp_config=SERVERS) == wanted
+    assert options("Read", mcp_config=McpConfig(mcpServers={})) == ("--tools", "Read", *SKIP)
+
+
+def test_an_empty_list_leaves_no_tool():
+    assert options() == ("--tools", "", *SKIP)
+    assert options(skip_permissions=False) == options(mcp_config=SERVERS) == ("--tools", "", *DENY)
+
+
+TOOLS = {"Task", "Bash", "Read", "mcp__git_hub__get_issue"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("Bash", "Bash(git *)", "Read", "Task", "Agent", "Agent(Explore)"),
+        *("mcp__git_hub", "mcp__git_hub__*", "mcp__git_hub__get_issue", "mcp__empty", "mcp__empty__*"),
+    ],
+)
+def test_what_the_agent_has_is_known(entry):
+    assert unknown_entries([entry], TOOLS, ["git.hub", "empty"]) == []
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("bash", "Write", "Write(x)", "Bas", "BashX", "Tas"),
+        *("mcp__git", "mcp__other", "mcp__git_hub__get", "mcp__git_hub__get_issues", "mcp__empty__tool", "mcp__"),
+    ],
+)
+def test_what_the_agent_has_not_is_unknown(entry):
+    assert unknown_entries(["Read", entry], TOOLS, ["git.hub", "empty"]) == [entry]
