@@ -22,9 +22,7 @@ from sandbox.wiring.examination import examine
 from sandbox.wiring.settings import ServerSection, ServerSettings
 
 SERVER = "@modelcontextprotocol/server-github"
-START = ClaudeCode(Path("/no/binary")).prepare(
-    manifest(), session_id="0", task_key=TASK_KEY, workspace=Path("/no/workspace")
-)
+START = ClaudeCode(Path("/no/binary")).prepare(manifest(), session_id="0", task_key=TASK_KEY, secrets={})
 CLIENT = {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
 REQUESTS = [
     {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": CLIENT},
@@ -181,7 +179,7 @@ def test_the_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
     turns = (Turn((call,)), Turn((Text("Done."),)))
     binary = install_binary(tmp_path)
     start = ClaudeCode(binary).prepare(
-        manifest(), session_id="00000000-0000-4000-8000-0000000000aa", task_key=TASK_KEY, workspace=disk / "workspace"
+        manifest(), session_id="00000000-0000-4000-8000-0000000000aa", task_key=TASK_KEY, secrets={}
     )
 
     async def run():
