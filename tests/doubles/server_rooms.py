@@ -40,8 +40,8 @@ TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
 class HandedRunners:
     """Placement and runner control in one: the test itself is the runner."""
 
-    def __init__(self, journals):
-        self.journals = journals
+    def __init__(self, journals, clock):
+        self.journals, self.clock = journals, clock
         self.orders = []
         self.recorders = {}
         self.refuses, self.refusals = False, 0
@@ -52,9 +52,7 @@ class HandedRunners:
             raise OSError("no more processes")
         self.orders.append(order)
         writer = self.journals.adopt(order.task_id, os.dup(lock_fd))
-        self.recorders[order.task_id] = Recorder(
-            writer, read_task(self.journals, order.task_id).task, SystemClock().now
-        )
+        self.recorders[order.task_id] = Recorder(writer, read_task(self.journals, order.task_id).task, self.clock.now)
 
     async def cancel(self, attempt_id, order):
         for launched in self.orders:
@@ -90,7 +88,7 @@ class Rooms:
         self.data_dir, self.store, self.capacity, self.blockers = data_dir, store, capacity, blockers
         self.journals = FileJournals(data_dir)
         self.clock = RoomClock()
-        self.runners = HandedRunners(self.journals)
+        self.runners = HandedRunners(self.journals, self.clock)
         self.memory_available_bytes = 100 * GIB
         self.secrets, self.secrets_asked = {}, []
 

@@ -1,0 +1,170 @@
+"""What a failed task left for its user is there until it is released or its time is over."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from doubles.manifests import manifest
+from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
+from sandbox.contracts.layout import TaskLayout
+from sandbox.contracts.tasks import SandboxNotPreservedError, TaskNotFoundError
+from sandbox.control.preservation import Janitor
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.event import AgentExited, TaskFinished
+from sandbox.model.state import TaskState
+from sandbox.stores.sqlite import SqliteStore
+
+FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
+DAY = 24 * 3600
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    yield made
+    for task_id in list(made.runners.recorders):
+        made.runners.die(task_id)
+
+
+def files(world, order):
+    return TaskLayout(world.data_dir, order.task_id).attempt(order.attempt_id)
+
+
+async def fail(world, service, task_id, failure_action="preserve"):
+    """As the runner does: the files of the sandbox stay."""
+    await service.submit(manifest(task_id, lifecycle={"failure_action": failure_action}))
+    await world.launched(task_id)
+    world.runners.play(task_id, *TO_RUNNING, *FAILED)
+    await service.wait(task_id, 10)
+    kept = files(world, world.runners.orders[-1])
+    deep = kept.workspace / "a" / "b"
+    deep.mkdir(parents=True)
+    (deep / "file").write_text("x")
+    (deep / "link").symlink_to("/etc")
+    (deep / "closed").mkdir(mode=0o500)
+    kept.repository.mkdir()
+    kept.handle.write_text("{}")
+    kept.runner_log.write_text("log")
+    return kept
+
+
+def test_releasing_removes_everything_but_the_log_once(world):
+    async def play():
+        async with world.server() as service:
+            kept = await fail(world, service, "task-1")
+            await service.release("task-1")
+            with pytest.raises(SandboxNotPreservedError):
+                await service.release("task-1")
+            return kept, await service.status("task-1")
+
+    kept, task = asyncio.run(play())
+    assert [file.name for file in kept.root.iterdir()] == [kept.runner_log.name]
+    assert task.state is TaskState.FAILED_PRESERVED
+
+
+def test_of_many_who_release_at_once_one_does(world):
+    async def play():
+        async with world.server() as service:
+            await fail(world, service, "task-1")
+            return await asyncio.gather(*(service.release("task-1") for _ in range(8)), return_exceptions=True)
+
+    outcomes = asyncio.run(play())
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["SandboxNotPreservedError"] * 7
+
+
+def test_a_release_that_was_broken_off_can_be_ended(world):
+    async def play():
+        async with world.server() as service:
+            kept = await fail(world, service, "task-1")
+            await asyncio.to_thread((kept.workspace / "a" / "b" / "file").unlink)
+            kept.disk.rename(kept.root / "half-removed")
+            await service.release("task-1")
+            return kept
+
+    kept = asyncio.run(play())
+    assert [file.name for file in kept.root.iterdir()] == [kept.runner_log.name]
+
+
+def test_only_what_is_preserved_can_be_released(world):
+    async def play():
+        async with world.server() as service:
+            kept = await fail(world, service, "destroyed", failure_action="destroy")
+            await service.submit(manifest("running", lifecycle={"failure_action": "preserve"}))
+            await world.launched("running")
+            world.runners.play("running", *TO_RUNNING)
+            await world.until(service, "running", TaskState.RUNNING)
+            for task_id in ("destroyed", "running"):
+                with pytest.raises(SandboxNotPreservedError):
+                    await service.release(task_id)
+            with pytest.raises(TaskNotFoundError):
+                await service.release("nobody")
+            world.runners.play("running", *TO_END)
+            return kept
+
+    assert asyncio.run(play()).disk.exists()
+
+
+def test_what_was_kept_for_its_time_goes_and_what_is_younger_stays(world):
+    async def play():
+        async with world.server() as service:
+            rooms = service.equipment
+            janitor = Janitor(rooms.store, rooms.preservation, rooms.clock, DAY)
+            world.clock.set_back = timedelta(hours=25)
+            old = await fail(world, service, "old")
+            world.clock.set_back = timedelta(hours=23)
+            young = await fail(world, service, "young")
+            world.clock.set_back = timedelta()
+            await janitor.sweep()
+            first = (old.disk.exists(), young.disk.exists())
+            world.clock.set_back = -timedelta(hours=2)
+            await janitor.sweep()
+            return first, (old.disk.exists(), young.disk.exists())
+
+    assert asyncio.run(play()) == ((False, True), (False, False))
+
+
+def test_a_hundred_and_fifty_that_are_over_all_go(world, monkeypatch):
+    async def play():
+        async with world.server() as service:
+            rooms = service.equipment
+            world.clock.set_back = timedelta(hours=25)
+            kept = [await fail(world, service, f"task-{number}") for number in range(150)]
+            world.clock.set_back = timedelta()
+            janitor = Janitor(rooms.store, rooms.preservation, rooms.clock, DAY)
+            await janitor.sweep()
+            left = [each for each in kept if each.disk.exists()]
+            queries = []
+            query = rooms.store.query
+            monkeypatch.setattr(rooms.store, "query", lambda asked: queries.append(asked) or query(asked))
+            await janitor.sweep()
+            return left, [asked.cursor is None for asked in queries]
+
+    assert asyncio.run(play()) == ([], [False])
+
+
+def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world, monkeypatch):
+    async def play():
+        async with world.server() as service:
+            rooms = service.equipment
+            world.clock.set_back = timedelta(hours=25)
+            kept = [await fail(world, service, name) for name in ("a", "b")]
+            world.clock.set_back = timedelta()
+            janitor = Janitor(rooms.store, rooms.preservation, rooms.clock, DAY)
+            from sandbox.control import preservation
+
+            remove = preservation._remove
+
+            async def refuse(files):
+                if files.root == kept[0].root:
+                    raise OSError("busy")
+                await remove(files)
+
+            monkeypatch.setattr(preservation, "_remove", refuse)
+            await janitor.sweep()
+            first = [each.disk.exists() for each in kept]
+            monkeypatch.setattr(preservation, "_remove", remove)
+            await janitor.sweep()
+            return first, [each.disk.exists() for each in kept]
+
+    assert asyncio.run(play()) == ([True, False], [False, False])

@@ -1,0 +1,108 @@
+"""Tasks wait for what the machine really has, say so, and go on by themselves."""
+
+import asyncio
+
+import pytest
+
+from doubles.manifests import manifest
+from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
+from sandbox.control.admission import Capacity
+from sandbox.model.state import TaskState
+from sandbox.stores.memory import MemoryStore
+
+MIB = 1024**2
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.control.service.ROOM_CHECK_SECONDS", 0.05)
+    made = Rooms(tmp_path, MemoryStore())
+    yield made
+    for task_id in list(made.runners.recorders):
+        made.runners.die(task_id)
+
+
+async def message(service, task_id):
+    return (await service.status(task_id)).state_message
+
+
+def test_a_task_waits_until_the_machine_has_memory_again(world):
+    world.memory_available_bytes = 300 * MIB
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            assert await message(service, "task-1") == (
+                "Waiting for 0.5 GiB of memory that nobody uses (the machine has 0.293 GiB)"
+            )
+            assert world.runners.orders == []
+            world.memory_available_bytes = GIB
+            await world.launched("task-1")
+
+    asyncio.run(play())
+
+
+def test_tasks_that_are_just_starting_are_counted_and_those_that_run_are_not(world):
+    world.memory_available_bytes = GIB + 1
+
+    async def play():
+        async with world.server() as service:
+            for number in range(4):
+                await service.submit(manifest(f"task-{number}"))
+            await world.launched("task-1")
+            assert "memory that nobody uses" in await message(service, "task-2")
+            world.runners.play("task-0", *TO_RUNNING)
+            await world.launched("task-2")
+            assert "memory that nobody uses" in await message(service, "task-3")
+
+    asyncio.run(play())
+
+
+def test_who_is_let_in_no_longer_says_that_it_waits_for_room(world):
+    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    launch, go_on = world.runners.launch, asyncio.Event()
+
+    async def slow(order, lock_fd):
+        if order.task_id == "second":
+            await go_on.wait()
+        await launch(order, lock_fd)
+
+    world.runners.launch = slow
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest("first"))
+            await service.submit(manifest("second"))
+            assert "CPUs" in await message(service, "second")
+            await world.launched("first")
+            world.runners.play("first", *TO_RUNNING, *TO_END)
+            async with asyncio.timeout(10):
+                while "CPUs" in await message(service, "second"):
+                    await asyncio.sleep(0.005)
+            assert len(world.runners.orders) == 1
+            go_on.set()
+            await world.launched("second")
+
+    asyncio.run(play())
+
+
+def test_a_task_that_no_longer_fits_after_a_restart_keeps_nobody_waiting_and_can_be_cancelled(world):
+    world.capacity = Capacity(8, 100 * GIB, 100 * GIB)
+
+    async def before():
+        async with world.server() as service:
+            await service.submit(manifest("running"))
+            await service.submit(manifest("huge", vm={"cpus": 8}))
+
+    async def after():
+        async with world.server() as service:
+            await service.submit(manifest("small", vm={"cpus": 4}))
+            assert "larger machine: asks for 8 CPUs (4 in all)" in await message(service, "huge")
+            world.runners.play("running", *TO_RUNNING, *TO_END)
+            await world.launched("small")
+            await service.cancel("huge", reason="", force=False)
+            return (await service.wait("huge", 10)).state
+
+    asyncio.run(before())
+    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    assert asyncio.run(after()) is TaskState.CANCELLED

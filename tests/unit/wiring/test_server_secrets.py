@@ -1,0 +1,56 @@
+"""Which of the server's secrets its tasks may have, by what the operator configured."""
+
+import asyncio
+
+import pytest
+
+from doubles.fake_access import FakeAccess
+from sandbox.contracts.secret_source import SecretUnavailableError
+from sandbox.model.manifest import Secret
+from sandbox.wiring.machine import read_memory_available_bytes
+from sandbox.wiring.server_secrets import ServerSecrets
+from sandbox.wiring.settings import SecretsSection, VaultSection
+
+ENVIRONMENT = {"MINE": "my-value", "NAMED": "named-value", "ANTHROPIC_API_KEY": "sk", "SANDBOX_X": "x"}
+
+
+def resolve(secrets, *asked):
+    return asyncio.run(secrets.resolve([Secret(name="S", source=source, key=key) for source, key in asked]))
+
+
+def test_a_single_user_may_use_every_variable_but_the_servers_own():
+    secrets = ServerSecrets(SecretsSection(), ENVIRONMENT, FakeAccess())
+    assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
+    for own in ("ANTHROPIC_API_KEY", "SANDBOX_X"):
+        with pytest.raises(SecretUnavailableError, match="own variables"):
+            resolve(secrets, ("env", own))
+
+
+def test_with_tokens_only_named_variables_are_given_away_from_then_on():
+    access = FakeAccess()
+    secrets = ServerSecrets(SecretsSection(environment=("NAMED", "ANTHROPIC_API_KEY")), ENVIRONMENT, access)
+    assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
+    access.has_tokens = True
+    assert resolve(secrets, ("env", "NAMED")) == {"S": "named-value"}
+    for refused in ("MINE", "ANTHROPIC_API_KEY"):
+        with pytest.raises(SecretUnavailableError):
+            resolve(secrets, ("env", refused))
+
+
+def test_files_and_vault_are_there_where_they_are_configured(tmp_path):
+    (tmp_path / "token").write_text("file-value\n")
+    secrets = ServerSecrets(SecretsSection(directory=tmp_path), {}, FakeAccess())
+    assert resolve(secrets, ("file", "token")) == {"S": "file-value"}
+    with pytest.raises(SecretUnavailableError, match="no access to Vault"):
+        resolve(secrets, ("vault", "a#b"))
+    without_token = SecretsSection(vault=VaultSection(address="http://127.0.0.1:1/"))
+    with pytest.raises(SecretUnavailableError, match="no access to Vault"):
+        resolve(ServerSecrets(without_token, {}, FakeAccess()), ("vault", "a#b"))
+    with pytest.raises(SecretUnavailableError, match=r"Vault at http://127\.0\.0\.1:1 is not reached"):
+        resolve(ServerSecrets(without_token, {"VAULT_TOKEN": "t"}, FakeAccess()), ("vault", "a#b"))
+    with pytest.raises(SecretUnavailableError, match="no secrets directory"):
+        resolve(ServerSecrets(SecretsSection(), {}, FakeAccess()), ("file", "token"))
+
+
+def test_this_machine_tells_its_memory():
+    assert 2**20 < read_memory_available_bytes() < 2**50
