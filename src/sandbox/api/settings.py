@@ -1,5 +1,6 @@
 """What the doors are told."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -10,7 +11,7 @@ class ApiSettings:
     version: of the server. ports: those that it listens on. host_names: names beside the loopback ones that
     clients may reach it by. needs_token: nobody is let in without one, whether there are any or not.
     requests_per_minute: of one client, 0 for any number. clone_hosts: where repositories may come from as soon as
-    there are tokens.
+    there are tokens. priced: whether a model has a price that `budget_usd` can be kept by; None takes every one.
     """
 
     version: str
@@ -19,3 +20,4 @@ class ApiSettings:
     needs_token: bool = False
     requests_per_minute: int = 0
     clone_hosts: frozenset[str] = frozenset()
+    priced: Callable[[str], bool] | None = None

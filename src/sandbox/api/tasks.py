@@ -80,7 +80,11 @@ async def submit_task(request: Request, asked: Asked) -> Json:
     body = await read_body(request)
     idempotency = read_idempotency(request, body)
     manifest = await asyncio.to_thread(
-        parse_manifest, body, is_json=is_json(request), clone_hosts=asked.guard.clone_hosts()
+        parse_manifest,
+        body,
+        is_json=is_json(request),
+        clone_hosts=asked.guard.clone_hosts(),
+        priced=asked.settings.priced,
     )
     submission = await asked.tasks.submit(manifest, idempotency)
     task = submission.task
