@@ -15,6 +15,7 @@ ENTRIES = {
     "doctor": ("sandbox.cli.doctor:doctor", "Say what works on this machine and what to mend."),
     "config": ("sandbox.cli.config:config", "Say how the server is configured, and why."),
     "token": ("sandbox.cli.token:token", "Say who may use the server."),
+    "completion": ("sandbox.cli.completion:completion", "Print the script with which a shell completes."),
     "demo": ("sandbox.cli.demo:demo", "Watch an example task from manifest to patch."),
 }
 

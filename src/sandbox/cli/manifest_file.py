@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
+    from sandbox.cli.assignment import Assignment
     from sandbox.model.manifest import Manifest
+    from sandbox.model.manifest_document import Document
 
 
 class ManifestFile:
@@ -31,11 +33,43 @@ class ManifestFile:
 
         return parse_manifest(self.body, is_json=self.is_json)
 
-    def with_id(self, task_id: str) -> tuple[bytes, str]:
-        """The manifest with another id, as bytes and media type. Raises the model's InvalidManifestError."""
-        manifest = self.parse()
-        metadata = replace(manifest.metadata, id=task_id)
-        return json.dumps(asdict(replace(manifest, metadata=metadata))).encode(), "application/json"
+    def change(self, assignments: Sequence[Assignment]) -> ChangedManifest:
+        """The manifest with some fields set. Raises the model's InvalidManifestError where it cannot be read."""
+        from sandbox.model.manifest_parsing import read_document
+        from sandbox.model.mistake import InvalidManifestError
+
+        document = read_document(self.body, is_json=self.is_json)
+        if document.mistakes:
+            raise InvalidManifestError(document.mistakes)
+        for assignment in assignments:
+            assignment.apply(document.data)
+        return ChangedManifest(document, assignments)
+
+
+class ChangedManifest:
+    """A manifest after assignments: what is sent, and where its fields stood before."""
+
+    content_type = "application/json"
+
+    def __init__(self, document: Document, assignments: Sequence[Assignment]) -> None:
+        from sandbox.model.mistake import field_name
+
+        self.body = json.dumps(document.data).encode()
+        self._assigned = {field_name(assignment.path): assignment.text for assignment in assignments}
+        marks = {**document.value_marks, **document.key_marks}
+        self._places = {field_name(path): (mark.line, mark.column) for path, mark in marks.items()}
+
+    def find_places(self, mistakes: object) -> list[dict[str, Any]]:
+        """The API's `details` about what was sent, with lines of the file, or with the option, where they come from."""
+        listed: Iterable[Any] = mistakes if isinstance(mistakes, list) else ()
+        return [self._found(dict(mistake)) for mistake in listed if isinstance(mistake, Mapping)]
+
+    def _found(self, mistake: dict[str, Any]) -> dict[str, Any]:
+        field = str(mistake.get("field"))
+        if field in self._assigned:
+            return {**mistake, "source": self._assigned[field]}
+        line, column = self._places.get(field, (None, None))
+        return {**mistake, "line": line, "column": column}
 
 
 def _is_json(body: bytes) -> bool:

@@ -32,7 +32,7 @@ def details(mistakes: Iterable[Mistake]) -> list[dict[str, Any]]:
 
 
 def _line(file_name: str, mistake: Mapping[str, Any]) -> str:
-    place = file_name
+    place = str(mistake.get("source") or file_name)
     if mistake.get("line") is not None:
         place += f":{mistake['line']}:{mistake.get('column') or 1}"
     field = f"{mistake['field']}: " if mistake.get("field") else ""

@@ -34,9 +34,9 @@ class Chosen:
         return Client(self.server, self.token)
 
 
-def chosen() -> Chosen:
+def chosen(ctx: click.Context | None = None) -> Chosen:
     """The common options of the running command; the one closest to the end of the command line wins."""
-    meta = click.get_current_context().meta
+    meta = (ctx or click.get_current_context()).meta
     return Chosen(
         server=meta.get(_key("server")) or os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER,
         token=meta.get(_key("token")) or os.environ.get("SANDBOX_TOKEN") or None,

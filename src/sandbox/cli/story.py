@@ -4,37 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sandbox.cli.figures import clock, counted, duration, money, span
-from sandbox.cli.transcript import Retried, Said, ToolAnswered, ToolUsed, Transcript
-from sandbox.cli.visible import visible
+from sandbox.cli.figures import counted, duration, money, span
+from sandbox.cli.story_page import STATE_STYLES, StoryPage, one_line
+from sandbox.cli.transcript import Printed, Retried, Said, ToolAnswered, ToolUsed, Transcript
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
+
+__all__ = ["FULL", "SHORT", "STATES", "STATE_STYLES", "STDOUT", "Detail", "Story", "tell"]
 
 TEXT_LINES_MAX = 6
 ERROR_LINES_MAX = 4
 UNFINISHED_TOOLS_MAX = 100
 """Calls whose end is awaited; of more, the oldest are told without what they were about."""
 
-STATE_STYLES = {
-    "running": "bold cyan",
-    "completed": "bold green",
-    "failed": "bold red",
-    "failed_preserved": "bold red",
-    "cancelled": "bold yellow",
-}
+
+@dataclass(frozen=True)
+class Detail:
+    """How much of the story is told.
+
+    has_work: what the agent says and does; text_lines_max: of each thing it says, None for all;
+    result_lines_max: of what a tool answers; has_events: calls have events of their own, which tell their end.
+    """
+
+    has_work: bool = True
+    text_lines_max: int | None = TEXT_LINES_MAX
+    result_lines_max: int = 0
+    has_events: bool = True
 
 
-def tell(frames: Iterable[dict[str, Any]], console: Console) -> str | None:
+SHORT = Detail()
+FULL = Detail(text_lines_max=None, result_lines_max=3)
+STDOUT = Detail(text_lines_max=None, result_lines_max=3, has_events=False)
+STATES = Detail(has_work=False)
+
+
+def tell(
+    frames: Iterable[dict[str, Any]], console: Console, detail: Detail = SHORT, *, is_live: bool = True
+) -> str | None:
     """Print the story that `frames` tell, as they come; give the final state, None if they stop before it.
 
-    On a terminal a last line, gone afterwards, shows what is going on at the moment.
+    On a terminal a last line, gone afterwards, shows what is going on at the moment, if the story `is_live`.
     """
-    story = Story(console)
-    with _live(story, console) if console.is_terminal else nullcontext():
+    story = Story(console, detail)
+    with _live(story, console) if console.is_terminal and is_live else nullcontext():
         for frame in frames:
             story.add(frame)
     return story.final_state
@@ -43,17 +59,18 @@ def tell(frames: Iterable[dict[str, Any]], console: Console) -> str | None:
 class Story:
     """What is known so far; prints what is new."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, detail: Detail = SHORT) -> None:
         self.final_state: str | None = None
         self.tool_calls = 0
         self.input_tokens = 0
         self.output_tokens = 0
         self.cost_usd = 0.0
         self.state = ""
-        self._console = console
+        self._detail = detail
+        self._page = StoryPage(console)
         self._transcript = Transcript()
         self._unfinished: dict[str, ToolUsed] = {}
-        self._complaints: dict[str, str] = {}
+        self._answers: dict[str, str] = {}
         self._first_at: str | None = None
         self._last_error = ""
 
@@ -61,7 +78,7 @@ class Story:
     def now(self) -> str:
         """What is going on: the oldest tool call that has no end yet, else the state."""
         use = next(iter(self._unfinished.values()), None)
-        return _one_line(f"{use.tool}  {use.summary}" if use else self.state)
+        return one_line(f"{use.tool}  {use.summary}" if use else self.state)
 
     @property
     def figures(self) -> str:
@@ -83,39 +100,51 @@ class Story:
     def _tell_state_change(self, frame: dict[str, Any]) -> None:
         self.state = str(frame.get("new_state"))
         message = str(frame.get("state_message") or "")
-        self._state_line(frame, self.state, message if message != self._last_error else "")
+        self._page.print_state(frame, self.state, message if message != self._last_error else "")
 
     def _tell_output(self, frame: dict[str, Any]) -> None:
         data = str(frame.get("data", ""))
         if frame.get("stream") == "stderr":
-            self._lines(frame, data, "dim", lines_max=TEXT_LINES_MAX, mark="stderr  ")
+            if self._detail.has_work:
+                self._page.print_lines(frame, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  ")
             return
         for saying in self._transcript.read(data, continued=bool(frame.get("continued"))):
             match saying:
-                case Said(text):
-                    self._lines(frame, text, "", lines_max=TEXT_LINES_MAX)
+                case Said(text) | Printed(text) if self._detail.has_work:
+                    self._page.print_lines(frame, text, "", lines_max=self._detail.text_lines_max)
                 case ToolUsed():
                     self._begin_tool(saying)
-                case ToolAnswered(use_id, error) if error:
-                    self._complaints[use_id] = error
+                case ToolAnswered():
+                    self._hear_answer(frame, saying)
                 case Retried(attempt, attempts_max, reason):
                     again = f"The model did not answer ({reason}); trying again, {attempt} of {attempts_max}"
-                    self._lines(frame, again, "yellow")
+                    self._page.print_lines(frame, again, "yellow")
 
     def _begin_tool(self, use: ToolUsed) -> None:
-        self._unfinished[use.id] = use
-        if len(self._unfinished) > UNFINISHED_TOOLS_MAX:
-            del self._unfinished[next(iter(self._unfinished))]
+        _remember(self._unfinished, use.id, use)
+
+    def _hear_answer(self, frame: dict[str, Any], answer: ToolAnswered) -> None:
+        if answer.text and (answer.is_error or self._detail.result_lines_max):
+            _remember(self._answers, answer.id, answer.text)
+        if not self._detail.has_events:
+            use = self._unfinished.get(answer.id)
+            tool = use.tool if use else "tool"
+            told = {"tool": tool, "tool_use_id": answer.id, "is_error": answer.is_error}
+            self._tell_tool_call({"timestamp": frame.get("timestamp"), **told})
 
     def _tell_tool_call(self, frame: dict[str, Any]) -> None:
         self.tool_calls += 1
         use_id = str(frame.get("tool_use_id"))
         use = self._unfinished.pop(use_id, None)
-        complaint, is_error = self._complaints.pop(use_id, ""), bool(frame.get("is_error"))
-        took = duration(float(frame.get("duration_ms") or 0) / 1000)
-        self._tool_line(frame, use.summary if use else "", took, is_error=is_error)
-        if is_error and complaint:
-            self._lines(frame, _telling(complaint), "red", lines_max=ERROR_LINES_MAX, mark="  ")
+        answer, is_error = self._answers.pop(use_id, ""), bool(frame.get("is_error"))
+        if not self._detail.has_work:
+            return
+        took = duration(float(frame["duration_ms"]) / 1000) if frame.get("duration_ms") is not None else ""
+        self._page.print_tool(frame, use.summary if use else "", took, is_error=is_error)
+        if is_error and answer:
+            self._page.print_lines(frame, _telling(answer), "red", lines_max=ERROR_LINES_MAX, mark="  ")
+        elif self._detail.result_lines_max:
+            self._page.print_folded(frame, answer, lines_max=self._detail.result_lines_max)
 
     def _tell_usage(self, frame: dict[str, Any]) -> None:
         for field in ("input_tokens", "cache_read_tokens", "cache_write_tokens"):
@@ -125,14 +154,14 @@ class Story:
 
     def _tell_egress_denied(self, frame: dict[str, Any]) -> None:
         denied = f"Refused: {frame.get('host')}:{frame.get('port')} ({frame.get('reason')})"
-        self._lines(frame, denied, "yellow")
+        self._page.print_lines(frame, denied, "yellow")
 
     def _tell_error(self, frame: dict[str, Any]) -> None:
         self._last_error = str(frame.get("message"))
-        self._lines(frame, self._last_error, "red", lines_max=TEXT_LINES_MAX)
+        self._page.print_lines(frame, self._last_error, "red", lines_max=TEXT_LINES_MAX)
 
     def _tell_gap(self, frame: dict[str, Any]) -> None:
-        self._lines(frame, f"Some events are missing: {frame.get('reason')}", "yellow")
+        self._page.print_lines(frame, f"Some events are missing: {frame.get('reason')}", "yellow")
 
     def _tell_end(self, frame: dict[str, Any]) -> None:
         self.final_state = str(frame.get("state"))
@@ -140,58 +169,19 @@ class Story:
         took = span(self._first_at, frame.get("timestamp"))
         summary = " · ".join(part for part in (took, self.figures) if part)
         if summary:
-            self._lines(frame, summary, "dim", mark="")
-
-    def _state_line(self, frame: dict[str, Any], state: str, message: str) -> None:
-        from rich.text import Text
-
-        style = STATE_STYLES.get(state, "bold")
-        line = Text.assemble((_time(frame), "dim"), (f"{visible(state):<13} ", style))
-        indent, told = line.cell_len, Text(_one_line(message))
-        wraps = self._console.is_terminal and bool(message)
-        first, *others = told.wrap(self._console, max(self._console.width - indent - 1, 20)) if wraps else [told]
-        self._print(line.append_text(first))
-        for other in others:
-            self._print(Text(" " * indent).append_text(other))
-
-    def _tool_line(self, frame: dict[str, Any], summary: str, took: str, *, is_error: bool) -> None:
-        from rich.text import Text
-
-        mark = ("  ✗ ", "red") if is_error else ("  ▸ ", "cyan")
-        line = Text.assemble((_time(frame), "dim"), mark, (_one_line(str(frame.get("tool"))), "bold"), "  ")
-        room = self._console.width - line.cell_len - len(took) - 2
-        what = Text(_one_line(summary))
-        what.truncate(max(room, 0), overflow="ellipsis")
-        self._print(line.append_text(what).append("  " if summary else "").append(took, "dim"))
-
-    def _lines(self, frame: dict[str, Any], text: str, style: str, *, lines_max: int = 1, mark: str = "") -> None:
-        """Print `text` beside the time, wrapped, at most so many lines of it."""
-        from rich.text import Text
-
-        time, indent = _time(frame), "  " + mark
-        room = max(self._console.width - len(time) - len(indent) - 1, 20)
-        written = Text("\n".join(visible(line) for line in text.strip().splitlines() if line.strip()))
-        wrapped = written.wrap(self._console, room)
-        for number, line in enumerate(wrapped[:lines_max]):
-            more = "…" if number == lines_max - 1 and len(wrapped) > lines_max else ""
-            shown = line.plain.rstrip() + more
-            self._print(Text.assemble((time if number == 0 else " " * len(time), "dim"), indent, (shown, style)))
-
-    def _print(self, line: Text) -> None:
-        self._console.print(line, soft_wrap=True)
+            self._page.print_lines(frame, summary, "dim")
 
 
-def _time(frame: dict[str, Any]) -> str:
-    return f"{clock(frame.get('timestamp'))}  "
+def _remember(known: dict[str, Any], key: str, value: Any) -> None:
+    """Keep a bounded number, the latest."""
+    known[key] = value
+    if len(known) > UNFINISHED_TOOLS_MAX:
+        del known[next(iter(known))]
 
 
 def _telling(complaint: str) -> str:
     """Without rulers and frames: only the first lines are shown."""
     return "\n".join(line for line in complaint.splitlines() if any(map(str.isalnum, line)))
-
-
-def _one_line(text: str) -> str:
-    return visible(" ".join(text.split()))
 
 
 def _live(story: Story, console: Console) -> Any:

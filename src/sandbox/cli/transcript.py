@@ -22,6 +22,13 @@ class Said:
 
 
 @dataclass(frozen=True)
+class Printed:
+    """A line that is no event: what Claude Code prints where the task's output is text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class ToolUsed:
     """The agent began a tool call."""
 
@@ -32,10 +39,11 @@ class ToolUsed:
 
 @dataclass(frozen=True)
 class ToolAnswered:
-    """A tool call came to its end. `error` is what it complained of, None if it did not."""
+    """A tool call came to its end, with this answer or complaint."""
 
     id: str
-    error: str | None
+    text: str
+    is_error: bool
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Retried:
     reason: str
 
 
-Saying = Said | ToolUsed | ToolAnswered | Retried
+Saying = Said | Printed | ToolUsed | ToolAnswered | Retried
 
 
 class Transcript:
@@ -56,9 +64,10 @@ class Transcript:
     def __init__(self) -> None:
         self._parts: list[str] = []
         self._length = 0
+        self._has_events = False
 
     def read(self, data: str, *, continued: bool) -> Iterator[Saying]:
-        """What the line says, once its last part is here; nothing for a line that is not Claude Code's."""
+        """What the line says, once its last part is here."""
         self._length += len(data)
         if self._length <= LINE_CHARACTERS_MAX:
             self._parts.append(data)
@@ -67,14 +76,25 @@ class Transcript:
         line, is_whole = "".join(self._parts), self._length <= LINE_CHARACTERS_MAX
         self._parts, self._length = [], 0
         if is_whole:
-            yield from _sayings(line)
+            yield from self._sayings(line)
+
+    def _sayings(self, line: str) -> Iterator[Saying]:
+        try:
+            told = json.loads(line)
+        except (ValueError, RecursionError):
+            told = None
+        if not isinstance(told, dict) or "type" not in told:
+            if line.strip():
+                yield Printed(line)
+            return
+        match told:
+            case {"type": "result", "result": str(text)} if not self._has_events:
+                yield Said(text)  # all there is where the task's output is one JSON document
+        self._has_events = True
+        yield from _said(told)
 
 
-def _sayings(line: str) -> Iterator[Saying]:
-    try:
-        told = json.loads(line)
-    except (ValueError, RecursionError):
-        return
+def _said(told: dict[str, Any]) -> Iterator[Saying]:
     match told:
         case {"type": "assistant", "message": {"content": list(blocks)}}:
             yield from filter(None, map(_of_agent, blocks))
@@ -97,7 +117,7 @@ def _of_agent(block: Any) -> Saying | None:
 def _of_tool(block: Any) -> Saying | None:
     match block:
         case {"type": "tool_result", "tool_use_id": str(use_id)}:
-            return ToolAnswered(use_id, _text(block.get("content")) if block.get("is_error") is True else None)
+            return ToolAnswered(use_id, _text(block.get("content")), block.get("is_error") is True)
     return None
 
 

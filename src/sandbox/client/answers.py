@@ -79,6 +79,14 @@ class Cancellation(TypedDict):
     cancelled_at: str
 
 
+class Release(TypedDict):
+    """The answer to the release of a preserved sandbox."""
+
+    success: bool
+    task_id: str
+    message: str
+
+
 class ArtifactEntry(TypedDict):
     """One artifact as it stands in a list."""
 

@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 from urllib.parse import quote
 
 from sandbox.client import event_stream
-from sandbox.client.answers import ArtifactList, Cancellation, Frame, Submitted, TaskPage, TaskStatus
+from sandbox.client.answers import ArtifactList, Cancellation, Frame, Release, Submitted, TaskPage, TaskStatus
 from sandbox.client.connection import Connection
 from sandbox.client.download import save
 from sandbox.client.errors import ClientError, UnreachableError
@@ -22,6 +22,9 @@ WAIT_SECONDS = 60.0
 
 AGAIN_SECONDS = 0.1
 """Before waiting once more: a server that shuts down answers at once."""
+
+RESUBMIT_SECONDS = 60.0
+"""How long after the first try a submission whose answer was lost is tried again."""
 
 SILENCE_SECONDS = 45.0
 """A stream that is silent for so long is dead: the server says something every 15 s."""
@@ -48,10 +51,24 @@ class Client:
         """Give the sockets back."""
         self._connection.close()
 
-    def submit(self, manifest: bytes, content_type: str = "application/yaml") -> Submitted:
-        """Ask for a task; when this returns the task is durable."""
-        answer = self._connection.json("POST", "/tasks", content=manifest, headers={"Content-Type": content_type})
-        return cast("Submitted", answer)
+    def submit(
+        self, manifest: bytes, content_type: str = "application/yaml", *, idempotency_key: str | None = None
+    ) -> Submitted:
+        """Ask for a task; when this returns the task is durable.
+
+        With an `idempotency_key` (one of its own for each task) a connection that is lost before the answer is no
+        loss: the same is asked again, within bounds, and makes no second task.
+        """
+        headers = {"Content-Type": content_type, **_given({"Idempotency-Key": idempotency_key})}
+        deadline, patience, is_lost = time.monotonic() + RESUBMIT_SECONDS, Patience(), False
+        while True:
+            try:
+                return cast("Submitted", self._connection.json("POST", "/tasks", content=manifest, headers=headers))
+            except ClientError as error:
+                is_lost = is_lost or (isinstance(error, UnreachableError) and error.may_have_arrived)
+                if idempotency_key is None or not is_lost or time.monotonic() > deadline:
+                    raise
+                patience.pause(error)
 
     def tasks(
         self,
@@ -95,6 +112,10 @@ class Client:
         """Record the wish to cancel; the end comes later. `force` leaves out the agent's grace."""
         parameters = _given({"reason": reason, "force": "true" if force else None})
         return cast("Cancellation", self._connection.json("DELETE", _path(task_id), params=parameters))
+
+    def release(self, task_id: str) -> Release:
+        """Remove the sandbox that was preserved after the task failed. Raises NotFoundError when there is none."""
+        return cast("Release", self._connection.json("DELETE", _path(task_id, "vm")))
 
     def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None

@@ -71,9 +71,12 @@ class Connection:
             message = f"Cannot reach {self.server}. Is the server running? Start it with: sandbox serve"
             raise UnreachableError(message) from error
         except httpx.TimeoutException as error:
-            raise UnreachableError(f"{self.server} did not answer in time. Try again.") from error
+            raise UnreachableError(
+                f"{self.server} did not answer in time. Try again.", may_have_arrived=True
+            ) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise UnreachableError(f"The connection to {self.server} broke. Try again.") from error
+            message = f"The connection to {self.server} broke. Try again."
+            raise UnreachableError(message, may_have_arrived=True) from error
 
 
 def _beginning(response: httpx.Response) -> bytes:

@@ -23,12 +23,16 @@ class ClientError(SandboxError):
 
 
 class UnreachableError(ClientError):
-    """No answer: nobody listens there, or the connection broke."""
+    """No answer: nobody listens there, or the connection broke.
+
+    may_have_arrived: the request was on its way already, so the server may have done what it asks for.
+    """
 
     retryable = True
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, may_have_arrived: bool = False) -> None:
         super().__init__(message, code="unreachable")
+        self.may_have_arrived = may_have_arrived
 
 
 class InvalidManifestError(ClientError):

@@ -31,6 +31,30 @@ def test_a_manifest_arrives_as_the_bytes_that_it_is(api, client):
     assert (asked.body, asked.headers["content-type"]) == (b"version: '1' # gr\xc3\xbcn\n", "application/yaml")
 
 
+LOST = Answer(202, [b"{"], {"Content-Length": "100"})
+
+
+def test_a_submission_with_a_key_outlasts_a_connection_that_breaks_and_a_server_that_starts_again(api, client):
+    starting = of_error(503, "service_unavailable", "Starting.")
+    api.on("POST", "/tasks", LOST, starting, of_json({"task_id": TASK}, 202))
+    assert client.submit(b"x", idempotency_key="k")["task_id"] == TASK
+    assert [asked.headers["idempotency-key"] for asked in api.to("POST", "/tasks")] == ["k"] * 3
+
+
+def test_a_submission_without_a_key_is_never_sent_twice(api, client):
+    api.on("POST", "/tasks", LOST)
+    with pytest.raises(UnreachableError):
+        client.submit(b"x")
+    assert len(api.to("POST", "/tasks")) == 1
+
+
+def test_a_refusal_of_a_submission_is_final(api, client):
+    api.on("POST", "/tasks", of_error(503, "service_unavailable", "It drains."))
+    with pytest.raises(ServerError):
+        client.submit(b"x", idempotency_key="k")
+    assert len(api.to("POST", "/tasks")) == 1
+
+
 def test_a_list_is_asked_for_with_what_was_given_and_nothing_else(api, client):
     api.on("GET", "/tasks", of_json({"tasks": [], "total_count": 0}))
     client.tasks(states=["running", "failed"], labels={"team": "a&b=c"}, limit=5, sort="name", order="asc")

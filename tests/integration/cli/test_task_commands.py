@@ -7,6 +7,8 @@ import pytest
 
 from doubles.recorded_api import Answer, of_error, of_frames, of_json
 from doubles.recorded_story import TASK, frames, status
+from sandbox.cli.mistakes import details
+from sandbox.model.manifest_parsing import InvalidManifestError, parse_manifest
 
 MANIFEST = b"""\
 version: "1"
@@ -33,7 +35,7 @@ def task(api):
         api.on("POST", "/tasks", of_json(submitted, 202))
         api.on("GET", f"/tasks/{TASK}", of_json(status("running")), of_json(status(state)))
         api.on("GET", f"/tasks/{TASK}/wait", of_json(status(state)))
-        api.on("GET", f"/tasks/{TASK}/logs", of_frames(frames()))
+        api.on("GET", f"/tasks/{TASK}/logs", lambda asked: of_frames(frames()) if "follow" in asked.query else Answer())
 
     end_as("completed")
     return end_as
@@ -55,7 +57,7 @@ def test_submit_reads_stdin(sandbox, task, api):
 def test_submit_gives_the_task_the_id_that_was_asked_for(sandbox, task, api, manifest):
     assert sandbox("task", "submit", manifest, "--id", "mine-1").returncode == 0
     sent = json.loads(api.to("POST", "/tasks")[0].body)
-    assert sent["metadata"] == {"name": "Fix bug #42", "id": "mine-1", "labels": {}}
+    assert sent["metadata"] == {"name": "Fix bug #42", "id": "mine-1"}
     assert sent["claude"]["prompt"] == "Fix it"
 
 
@@ -170,7 +172,7 @@ def test_lists_never_shorten_ids(sandbox, api, arguments):
     result = sandbox("task", "list", *arguments)
     assert task_id.encode() in result.stdout
     assert b"n" * 256 in result.stdout
-    assert result.stderr == b"2 of 7 tasks; see more with --limit.\n"
+    assert result.stderr == b"2 of 7 tasks; see more with --limit, or --all.\n"
 
 
 def test_lists_are_narrowed_down(sandbox, api):
@@ -238,7 +240,9 @@ def artifacts(api):
     for name, data in {"fix-42.patch": b"diff\n", ".envrc": b"rm -rf ~\n"}.items():
         headers = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
         api.on("GET", f"/tasks/{TASK}/artifacts/{name}", Answer(200, [data], headers))
-        size = {"size_bytes": len(data), "content_type": "text/plain", "contains_secret": name == ".envrc"}
+        checksum = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        size = {"size_bytes": len(data), "content_type": "text/plain", "checksum": checksum}
+        size["contains_secret"] = name == ".envrc"
         entries.append({"name": name, "path": f"out/{name}", **size})
     api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": entries, "total_count": 2}))
     return entries
@@ -267,7 +271,7 @@ def test_an_artifact_is_piped_on(sandbox, artifacts, tmp_path):
 
 
 def test_all_artifacts_go_into_a_directory_of_their_own(sandbox, artifacts, tmp_path):
-    result = sandbox("task", "download", TASK, "--all", "-f", "json")
+    result = sandbox("task", "download", TASK, "--all", "--allow-secrets", "-f", "json")
     assert sorted(file.name for file in (tmp_path / TASK).iterdir()) == [".envrc", "fix-42.patch"]
     assert [file["size_bytes"] for file in json.loads(result.stdout)["files"]] == [5, 9]
     assert not (tmp_path / ".envrc").exists()
@@ -276,7 +280,7 @@ def test_all_artifacts_go_into_a_directory_of_their_own(sandbox, artifacts, tmp_
 @pytest.mark.parametrize("name", ["..", ".", "a/..", ""])
 def test_a_name_that_leads_out_of_the_directory_is_not_written(sandbox, api, tmp_path, name):
     headers = {"X-Checksum-SHA256": hashlib.sha256(b"x").hexdigest()}
-    entry = {"name": name, "path": name, "size_bytes": 1, "content_type": "t", "contains_secret": False}
+    entry = {"name": name, "path": name, "size_bytes": 1, "content_type": "t", "contains_secret": False, "checksum": ""}
     api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": [entry]}))
     api.on("GET", f"/tasks/{TASK}/artifacts/{name}", Answer(200, [b"x"], headers))
     assert sandbox("task", "download", TASK, "--all").returncode == 2
@@ -285,7 +289,141 @@ def test_a_name_that_leads_out_of_the_directory_is_not_written(sandbox, api, tmp
 
 def test_a_damaged_download_ends_with_10_and_leaves_no_file(sandbox, api, tmp_path):
     api.on("GET", f"/tasks/{TASK}/artifacts/a", Answer(200, [b"x"], {"X-Checksum-SHA256": "0" * 64}))
+    entry = {"name": "a", "path": "a", "contains_secret": False, "checksum": ""}
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"artifacts": [entry]}))
     result = sandbox("task", "download", TASK, "a")
     assert result.returncode == 10
     assert b"damaged" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_set_changes_fields_and_leaves_the_rest(sandbox, task, api, manifest):
+    settings = [
+        "--set",
+        "vm.cpus=16",
+        "--set",
+        "lifecycle.artifact_patterns[0]=*.md",
+        "--set",
+        "claude.prompt=Be: kind",
+    ]
+    assert sandbox("task", "submit", manifest, *settings).returncode == 0
+    sent = json.loads(api.to("POST", "/tasks")[0].body)
+    assert (sent["vm"], sent["lifecycle"]) == ({"cpus": 16}, {"artifact_patterns": ["*.md"]})
+    assert (sent["claude"], sent["repository"]["branch"]) == ({"prompt": "Be: kind"}, "main")
+
+
+def test_mistakes_after_set_are_told_with_the_place_that_they_come_from(sandbox, api, manifest, tmp_path):
+    (tmp_path / manifest).write_bytes(MANIFEST + b"vm:\n  colour: red\n")
+
+    def judge(asked):
+        try:
+            parse_manifest(asked.body, is_json=True)
+        except InvalidManifestError as error:
+            return of_error(400, "invalid_manifest", error.message, details(error.mistakes))
+
+    api.on("POST", "/tasks", judge)
+    result = sandbox("task", "submit", manifest, "--set", "vm.cpus=many", "--set", "vm.size=1")
+    assert result.returncode == 9
+    lines = result.stderr.decode().splitlines()
+    assert [line.partition(" ")[2] if line.startswith("--set") else line for line in lines[:3]] == [
+        "vm.cpus=many: vm.cpus: must be a whole number, not text",
+        "task.yaml:7:3: vm.colour: is an unknown field",
+        "vm.size=1: vm.size: is an unknown field",
+    ]
+
+
+def test_a_manifest_that_cannot_be_read_is_not_sent_with_changes(sandbox, api, manifest, tmp_path):
+    (tmp_path / manifest).write_bytes(MANIFEST + b"kind: Task\n")
+    result = sandbox("task", "submit", manifest, "--set", "vm.cpus=2")
+    assert (result.returncode, api.asked) == (9, [])
+    assert result.stderr.startswith(b"task.yaml:6:1: kind: appears more than once")
+
+
+def test_a_hole_in_a_list_is_refused_before_anything_is_sent(sandbox, api, manifest):
+    result = sandbox("task", "submit", manifest, "--set", "secrets[3].name=X")
+    assert (result.returncode, api.asked) == (2, [])
+    assert b"the next one is [0]" in result.stderr
+
+
+def test_a_submission_whose_answer_was_lost_is_asked_for_again_with_the_same_key(sandbox, api, manifest):
+    lost = Answer(202, [b"{"], {"Content-Length": "100"})
+    api.on("POST", "/tasks", lost, of_json({"task_id": TASK, "state": "pending"}, 202))
+    assert sandbox("task", "submit", manifest).stdout == f"{TASK}\n".encode()
+    keys = {asked.headers["idempotency-key"] for asked in api.to("POST", "/tasks")}
+    assert (len(api.asked), len(keys)) == (2, 1)
+    assert sandbox("task", "submit", manifest).returncode == 0
+    assert api.asked[-1].headers["idempotency-key"] not in keys
+
+
+def test_release_says_that_the_sandbox_is_gone(sandbox, api):
+    answer = {"success": True, "task_id": TASK, "message": "It is released."}
+    api.on("DELETE", f"/tasks/{TASK}/vm", of_json(answer))
+    assert sandbox("task", "release", TASK).stderr == b"It is released.\n"
+    assert json.loads(sandbox("task", "release", TASK, "-f", "json").stdout) == answer
+    assert sandbox("task", "release", "other").returncode == 3
+
+
+def test_logs_in_json_are_lines_of_events_without_following(sandbox, api):
+    event = {"type": "tool_call", "task_id": TASK, "seq": 3, "timestamp": "t", "tool": "Bash"}
+    line = b"[t] [EVENT] " + json.dumps(event).encode() + b"\n"
+    api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [LOG, line, b"[t] [EVENT] not json\n", b"odd\n"]))
+    told = [json.loads(line) for line in sandbox("task", "logs", TASK, "--format", "json").stdout.splitlines()]
+    assert [frame["type"] for frame in told] == ["output", "output", "tool_call"]
+    assert told[1] == {
+        "type": "output",
+        "task_id": TASK,
+        "timestamp": "2026-01-29T10:10:15.124Z",
+        "stream": "stderr",
+        "data": "oh [x] y\n",
+    }
+    assert told[2] == event
+
+
+def test_what_contains_a_secret_is_only_handed_out_to_those_who_ask(sandbox, artifacts, tmp_path):
+    for name in (".envrc", "out/.envrc"):
+        result = sandbox("task", "download", TASK, name)
+        assert (result.returncode, list(tmp_path.iterdir())) == (5, [])
+        assert b"add --allow-secrets" in result.stderr
+    assert sandbox("task", "download", TASK, ".envrc", "-o", "-").stdout == b""
+    result = sandbox("task", "download", TASK, "--all")
+    assert (result.returncode, [file.name for file in (tmp_path / TASK).iterdir()]) == (5, ["fix-42.patch"])
+    assert sandbox("task", "download", TASK, "out/.envrc", "--allow-secrets").returncode == 0
+    assert (tmp_path / ".envrc").read_bytes() == b"rm -rf ~\n"
+
+
+def test_verify_reads_the_files_back_and_tells_their_checksums(sandbox, artifacts, tmp_path):
+    result = sandbox("task", "download", TASK, "--all", "--verify", "--allow-secrets")
+    digest = hashlib.sha256(b"diff\n").hexdigest()
+    assert result.returncode == 0
+    assert result.stderr.splitlines()[0] == f"fix-42/fix-42.patch  5 B  sha256:{digest}".encode()
+
+
+def test_verify_notices_a_file_that_is_not_the_listed_one(sandbox, api, artifacts):
+    listed = [{**entry, "checksum": "sha256:" + "0" * 64} for entry in artifacts]
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": listed}))
+    assert sandbox("task", "download", TASK, "fix-42.patch", "--verify").returncode == 10
+
+
+def test_an_artifact_that_is_not_there_is_not_found(sandbox, artifacts):
+    result = sandbox("task", "download", TASK, "report.md")
+    assert result.returncode == 3
+    assert b"sandbox task artifacts fix-42" in result.stderr
+
+
+def test_all_pages_of_a_list_are_put_together(sandbox, api):
+    first = {"tasks": [status("running", task_id="a")], "total_count": 2, "has_more": True, "next_cursor": "c"}
+    second = {"tasks": [status("running", task_id="b")], "total_count": 2, "has_more": False, "next_cursor": None}
+    pages = {None: first, "c": second}
+    api.on("GET", "/tasks", lambda asked: of_json(pages[asked.query.get("cursor", [None])[0]]))
+    result = sandbox("task", "list", "--all", "--state", "running")
+    assert [line.split()[0] for line in result.stdout.decode().splitlines()] == ["ID", "a", "b"]
+    assert result.stderr == b""
+    together = json.loads(sandbox("task", "list", "--all", "-f", "json").stdout)
+    assert [task["id"] for task in together["tasks"]] == ["a", "b"]
+    assert (together["has_more"], together["next_cursor"]) == (False, None)
+    assert api.asked[1].query == {"state": ["running"], "limit": ["1000"], "cursor": ["c"]}
+
+
+def test_a_list_that_goes_on_says_how_to_see_the_rest(sandbox, api):
+    api.on("GET", "/tasks", of_json({"tasks": [status("running")], "total_count": 7}))
+    assert sandbox("task", "list").stderr == b"1 of 7 tasks; see more with --limit, or --all.\n"

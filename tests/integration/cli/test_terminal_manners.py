@@ -61,7 +61,7 @@ def endless(api):
         over.wait(60)
 
     api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
-    api.on("GET", f"/tasks/{TASK}/logs", lambda asked: Answer(200, story()))
+    api.on("GET", f"/tasks/{TASK}/logs", lambda asked: Answer(200, story() if "follow" in asked.query else []))
     yield
     over.set()
 

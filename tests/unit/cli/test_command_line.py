@@ -44,9 +44,10 @@ def test_the_help_says_of_each_command_what_the_command_says_of_itself(entries):
 
 
 def test_the_commands_are_these_and_no_others():
-    assert list(command.ENTRIES) == ["task", "serve", "doctor", "config", "token", "demo"]
+    assert list(command.ENTRIES) == ["task", "serve", "doctor", "config", "token", "completion", "demo"]
     assert set(task_command.ENTRIES) == {
         "submit", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",
+        "diff", "apply", "release",
     }  # fmt: skip
 
 
@@ -109,7 +110,9 @@ def test_the_environment_is_heard(seen):
         ["task", "list", "--limit", "0"],
         ["task", "wait", "t", "--timeout", "soon"],
         ["task", "logs", "t", "--since", "yesterday"],
-        ["task", "logs", "t", "--format", "json"],
+        ["task", "submit", __file__, "--set", "vm.cpus"],
+        ["task", "apply", "t", "--directory", "/no/such/directory"],
+        ["completion", "tcsh"],
         ["task", "download", "t"],
         ["task", "download", "t", "name", "--all"],
         ["task", "download", "t", "--all", "-o", "-"],

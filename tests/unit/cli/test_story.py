@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 
 from doubles import recorded_story
-from sandbox.cli.story import Story, tell
+from sandbox.cli.story import FULL, SHORT, STATES, STDOUT, Detail, Story, tell
 
 
-def told(frames, *, width: int = 80) -> str:
+def told(frames, *, width: int = 80, detail: Detail = SHORT) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False, markup=False, highlight=False)
-    tell(frames, console)
+    tell(frames, console, detail)
     return console.file.getvalue()
 
 
@@ -125,8 +125,7 @@ def test_a_long_speech_is_cut():
 
 def test_frames_of_unknown_types_and_odd_shapes_are_passed_over():
     assert (
-        told([{"type": "a_new_type"}, {}, {"type": "output"}, output("plain text, no JSON\n"), {"type": "progress"}])
-        == ""
+        told([{"type": "a_new_type"}, {}, {"type": "output"}, {"type": "progress"}, output('{"type": "new"}\n')]) == ""
     )
 
 
@@ -135,3 +134,56 @@ def test_many_calls_without_an_end_do_not_pile_up():
     frames = [output(json.dumps({"type": "assistant", "message": {"content": uses}}))]
     end = {"type": "tool_call", "tool": "Bash", "tool_use_id": "t0", "duration_ms": 5}
     assert without_times(told([*frames, end])) == ["  ▸ Bash  5 ms"]
+
+
+def call(answer: str, *, is_error: bool = False) -> list[dict]:
+    """A tool call from its beginning to its end."""
+    use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {"command": "make"}}
+    result = {"type": "tool_result", "tool_use_id": "t", "is_error": is_error, "content": answer}
+    return [
+        output(json.dumps({"type": "assistant", "message": {"content": [use]}})),
+        output(json.dumps({"type": "user", "message": {"content": [result]}})),
+        {"type": "tool_call", "tool": "Bash", "tool_use_id": "t", "duration_ms": 5, "is_error": is_error},
+    ]
+
+
+def test_logs_fold_what_a_tool_answered():
+    answer = "\n\n".join(f"line {number} \x1b[2J" for number in range(5))
+    assert without_times(told(call(answer), detail=FULL)) == [
+        "  ▸ Bash  make  5 ms",
+        r"    line 0 \x1b[2J",
+        r"    line 1 \x1b[2J",
+        r"    line 2 \x1b[2J",
+        "    … 2 more lines",
+    ]
+    assert without_times(told(call("one"), detail=FULL))[1:] == ["    one"]
+    assert without_times(told(call(""), detail=FULL))[1:] == []
+
+
+def test_logs_tell_all_that_the_agent_says():
+    speech = saying("\n".join(f"line {number}" for number in range(100)))
+    assert len(told([speech], detail=FULL).splitlines()) == 100
+
+
+def test_stdout_alone_tells_of_calls_without_their_events():
+    assert without_times(told(call("fine")[:2], detail=STDOUT)) == ["  ▸ Bash  make", "    fine"]
+
+
+def test_a_watch_tells_states_and_adds_up_the_rest():
+    lines = without_times(told(recorded_story.frames(), detail=STATES))
+    assert [line.split()[0] for line in lines[:-2]] == [
+        "pending", "staging", "provisioning", "ready", "running", "Refused:", "completing",
+    ]  # fmt: skip
+    assert lines[-1].strip() == "27 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895"
+
+
+def test_output_that_is_plain_text_is_shown():
+    assert without_times(told([output("Fixed it.\n"), output("\n")])) == ["  Fixed it."]
+
+
+def test_answers_without_an_end_do_not_pile_up():
+    story = Story(Console(file=io.StringIO()), FULL)
+    for number in range(1000):
+        result = {"type": "tool_result", "tool_use_id": f"t{number}", "content": "x" * 1000}
+        story.add(output(json.dumps({"type": "user", "message": {"content": [result]}})))
+    assert len(story._answers) <= 100

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sandbox.cli.transcript import Retried, Said, ToolAnswered, ToolUsed, Transcript
+from sandbox.cli.transcript import Printed, Retried, Said, ToolAnswered, ToolUsed, Transcript
 
 
 def read(line: object) -> list:
@@ -43,12 +43,12 @@ def test_a_tool_call_is_summed_up_by_its_telling_field(given, summary):
 @pytest.mark.parametrize("content", ["No such file", [{"type": "text", "text": "No such file"}]])
 def test_the_complaint_of_a_failed_call_is_kept(content):
     block = {"type": "tool_result", "tool_use_id": "t", "content": content, "is_error": True}
-    assert read({"type": "user", "message": {"content": [block]}}) == [ToolAnswered("t", "No such file")]
+    assert read({"type": "user", "message": {"content": [block]}}) == [ToolAnswered("t", "No such file", True)]
 
 
-def test_a_call_that_went_well_has_no_complaint():
+def test_the_answer_of_a_call_that_went_well_is_kept_too():
     block = {"type": "tool_result", "tool_use_id": "t", "content": "fine"}
-    assert read({"type": "user", "message": {"content": [block]}}) == [ToolAnswered("t", None)]
+    assert read({"type": "user", "message": {"content": [block]}}) == [ToolAnswered("t", "fine", False)]
 
 
 def test_a_model_that_does_not_answer_is_told():
@@ -77,10 +77,8 @@ def test_a_line_that_never_ends_is_not_collected_and_the_next_one_is_read():
 @pytest.mark.parametrize(
     "line",
     [
-        "plain text",
-        "[" * 100_000,
-        "null",
-        [],
+        "",
+        "\n",
         {"type": "assistant"},
         {"type": "assistant", "message": None},
         {"type": "assistant", "message": {"content": "text"}},
@@ -91,3 +89,15 @@ def test_a_line_that_never_ends_is_not_collected_and_the_next_one_is_read():
 )
 def test_what_is_not_understood_is_passed_over(line):
     assert read(line) == []
+
+
+@pytest.mark.parametrize("line", ["plain text", "[" * 100_000, "null", "[]", "{}"])
+def test_a_line_that_is_no_event_was_printed(line):
+    assert read(line) == [Printed(line)]
+
+
+def test_a_result_is_told_where_it_is_all_there_is():
+    result = json.dumps({"type": "result", "subtype": "success", "result": "Fixed."})
+    transcript = Transcript()
+    assert list(transcript.read(result, continued=False)) == [Said("Fixed.")]
+    assert list(transcript.read(result, continued=False)) == []

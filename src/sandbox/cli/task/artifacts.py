@@ -11,6 +11,7 @@ from sandbox.cli.console import output_console
 from sandbox.cli.figures import size
 from sandbox.cli.options import chosen, common_options
 from sandbox.cli.table import print_table
+from sandbox.cli.task_argument import task_argument
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("task_id", metavar="TASK_ID")
+@task_argument
 @common_options
 def artifacts(task_id: str) -> None:
     """List a task's artifacts: what was kept from it."""

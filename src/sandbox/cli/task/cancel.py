@@ -11,6 +11,7 @@ from sandbox.cli.answer import ending, print_json
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
 from sandbox.cli.options import chosen, common_options
+from sandbox.cli.task_argument import task_argument
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("task_id", metavar="TASK_ID")
+@task_argument
 @click.option("--reason", metavar="TEXT", help="Kept with the task.")
 @click.option("--force", is_flag=True, help="Do not give the agent time to end by itself.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")

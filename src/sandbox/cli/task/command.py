@@ -16,6 +16,9 @@ ENTRIES = {
     "cancel": ("sandbox.cli.task.cancel:cancel", "Cancel a task and wait for its end."),
     "artifacts": ("sandbox.cli.task.artifacts:artifacts", "List a task's artifacts: what was kept from it."),
     "download": ("sandbox.cli.task.download:download", "Download artifacts, verified."),
+    "diff": ("sandbox.cli.task.diff:diff", "Show what a task changed, as a patch."),
+    "apply": ("sandbox.cli.task.apply:apply", "Apply what a task changed to a git checkout."),
+    "release": ("sandbox.cli.task.release:release", "Remove the sandbox that was preserved after a failure."),
     "validate": ("sandbox.cli.task.validate:validate", "Check a manifest without a server."),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -14,55 +15,93 @@ from sandbox.cli.answer import print_json
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
 from sandbox.cli.figures import size
+from sandbox.cli.flagged import refuse_secrets, secrets_option
 from sandbox.cli.options import chosen, common_options
+from sandbox.cli.task_argument import task_argument
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
     from sandbox.client import Client
+    from sandbox.client.answers import ArtifactEntry
 
 
 @click.command(epilog="Every file is checked against its SHA-256 and appears whole or not at all.")
-@click.argument("task_id", metavar="TASK_ID")
+@task_argument
 @click.argument("name", metavar="[NAME]", required=False)
 @click.option("--all", "takes_all", is_flag=True, help="All artifacts, into a directory named after the task.")
 @click.option("--output", "-o", metavar="PATH", help="The file or directory to write to; '-' for stdout.")
+@click.option("--verify", "verifies", is_flag=True, help="Read every file back from the disk and print its SHA-256.")
+@secrets_option
 @common_options
-def download(task_id: str, name: str | None, takes_all: bool, output: str | None) -> None:
+def download(
+    task_id: str, name: str | None, takes_all: bool, output: str | None, verifies: bool, allows_secrets: bool
+) -> None:
     """Download artifacts, verified.
 
     NAME is one artifact's name, or its path in the workspace.
     """
     if takes_all == (name is not None):
         raise click.UsageError("Give the NAME of one artifact, or --all.")
-    if takes_all and output == "-":
-        raise click.UsageError("Only one artifact fits on stdout; give its NAME.")
+    if output == "-" and (takes_all or verifies):
+        raise click.UsageError("Only one artifact fits on stdout, without --verify; give its NAME.")
     options = chosen()
     with options.connect() as client:
+        wanted = _wanted(client, task_id, name)
+        taken = [entry for entry in wanted if allows_secrets or not entry["contains_secret"]]
+        if name is not None:
+            refuse_secrets(wanted, allows_secrets=allows_secrets)
         if output == "-":
-            _print(client, task_id, str(name))
+            _print(client, task_id, taken[0]["name"])
             return
-        saved = _all(client, task_id, output) if name is None else [_one(client, task_id, name, output)]
+        targets = _targets(task_id, taken, output, takes_all=takes_all)
+        saved = [_save(client, task_id, entry, target, verifies=verifies) for entry, target in targets]
     if options.format == "json":
         print_json({"task_id": task_id, "files": saved})
+    refuse_secrets(wanted, allows_secrets=allows_secrets)
 
 
-def _one(client: Client, task_id: str, name: str, output: str | None) -> dict[str, Any]:
-    target = Path(output) if output else Path(_file_name(name))
-    return _save(client, task_id, name, target / _file_name(name) if target.is_dir() else target)
-
-
-def _all(client: Client, task_id: str, output: str | None) -> list[dict[str, Any]]:
-    # A directory of their own by default: their names were chosen by the agent, and `.envrc` is a name.
-    directory = Path(output or _file_name(task_id))
+def _wanted(client: Client, task_id: str, name: str | None) -> list[ArtifactEntry]:
+    """The artifacts that are asked for: all, or the one of this name, else of this path."""
     listed = client.artifacts(task_id)["artifacts"]
-    directory.mkdir(parents=True, exist_ok=True)
-    return [_save(client, task_id, entry["name"], directory / _file_name(entry["name"])) for entry in listed]
+    if name is None:
+        return listed
+    by_name, by_path = ([entry for entry in listed if entry[field] == name] for field in ("name", "path"))
+    found = by_name or by_path
+    if not found:
+        message = f"Error: Task {visible(task_id)} has no artifact {visible(repr(name))}."
+        fail(f"{message}\n  See which there are: sandbox task artifacts {visible(task_id)}", ExitCode.NOT_FOUND)
+    return found[:1]
 
 
-def _save(client: Client, task_id: str, name: str, target: Path) -> dict[str, Any]:
-    size_bytes = client.download(task_id, name, target)
-    click.echo(f"{visible(str(target))}  {size(size_bytes)}", err=True)
-    return {"name": name, "file": str(target), "size_bytes": size_bytes}
+def _targets(
+    task_id: str, entries: list[ArtifactEntry], output: str | None, *, takes_all: bool
+) -> list[tuple[ArtifactEntry, Path]]:
+    if takes_all:
+        # A directory of their own by default: their names were chosen by the agent, and `.envrc` is a name.
+        directory = Path(output or _file_name(task_id))
+        targets = [(entry, directory / _file_name(entry["name"])) for entry in entries]
+        directory.mkdir(parents=True, exist_ok=True)
+        return targets
+    own_name = _file_name(entries[0]["name"])
+    target = Path(output) if output else Path(own_name)
+    return [(entries[0], target / own_name if target.is_dir() else target)]
+
+
+def _save(client: Client, task_id: str, entry: ArtifactEntry, target: Path, *, verifies: bool) -> dict[str, Any]:
+    size_bytes = client.download(task_id, entry["name"], target)
+    checksum = entry["checksum"]
+    if verifies:
+        _verify(target, checksum)
+    told = f"  {visible(checksum)}" if verifies else ""
+    click.echo(f"{visible(str(target))}  {size(size_bytes)}{told}", err=True)
+    return {"name": entry["name"], "file": str(target), "size_bytes": size_bytes, "checksum": checksum}
+
+
+def _verify(target: Path, checksum: str) -> None:
+    with target.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if f"sha256:{found}" != checksum:
+        fail(f"Error: {visible(str(target))} is damaged: it has the SHA-256 {found}.", ExitCode.SERVER_ERROR)
 
 
 def _print(client: Client, task_id: str, name: str) -> None:

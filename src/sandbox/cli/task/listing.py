@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,8 +19,10 @@ from sandbox.model.state import TaskState
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from sandbox.client import Client
     from sandbox.client.answers import TaskPage, TaskSummary
 
+PAGE_TASKS_MAX = 1000
 SORTS = ("created_at", "started_at", "state_changed_at", "name")
 
 
@@ -57,15 +59,23 @@ def _states(ctx: click.Context, parameter: click.Parameter, values: tuple[str, .
     callback=_label,
     help="Only with this label; repeat it for more labels.",
 )
-@click.option("--limit", type=click.IntRange(1, 1000), help="At most so many [default: 100]")
+@click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="At most so many [default: 100]")
+@click.option("--all", "takes_all", is_flag=True, help="All of them, however many.")
 @click.option("--sort", type=click.Choice(SORTS), help="Sort by this, the latest first; names from A to Z.")
 @common_options
-def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, sort: str | None) -> None:
+def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, takes_all: bool, sort: str | None) -> None:
     """List tasks, the newest first."""
+    if takes_all and limit is not None:
+        raise click.UsageError("Give --limit or --all.")
     options = chosen()
-    order = "asc" if sort == "name" else None
+    wanted: dict[str, Any] = {
+        "states": states,
+        "labels": labels,
+        "sort": sort,
+        "order": "asc" if sort == "name" else None,
+    }
     with options.connect() as client:
-        page = client.tasks(states=states, labels=labels, limit=limit, sort=sort, order=order)
+        page = _all_pages(client, wanted) if takes_all else client.tasks(limit=limit, **wanted)
     if options.format == "json":
         print_json(page)
         return
@@ -78,6 +88,16 @@ def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, sor
             shrinkable=("LABELS", "NAME"),
         )
     _say_what_is_missing(page)
+
+
+def _all_pages(client: Client, wanted: dict[str, Any]) -> TaskPage:
+    page = client.tasks(limit=PAGE_TASKS_MAX, **wanted)
+    tasks, cursor = [*page["tasks"]], page["next_cursor"]
+    while cursor is not None:
+        page = client.tasks(limit=PAGE_TASKS_MAX, cursor=cursor, **wanted)
+        tasks += page["tasks"]
+        cursor = page["next_cursor"] if page["tasks"] else None
+    return {**page, "tasks": tasks, "limit": len(tasks), "offset": 0, "has_more": False, "next_cursor": None}
 
 
 def _row(task: TaskSummary) -> list[Text]:
@@ -94,4 +114,4 @@ def _say_what_is_missing(page: TaskPage) -> None:
     if not total:
         click.echo("No tasks.", err=True)
     elif shown < total:
-        click.echo(f"{shown:,} of {counted(total, 'task')}; see more with --limit.", err=True)
+        click.echo(f"{shown:,} of {counted(total, 'task')}; see more with --limit, or --all.", err=True)

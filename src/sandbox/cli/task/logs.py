@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,45 +9,52 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.answer import print_json_lines
+from sandbox.cli.console import output_console
 from sandbox.cli.failures import watching
+from sandbox.cli.log_line import Line, frames_of, split
 from sandbox.cli.options import chosen, output_options, server_options
+from sandbox.cli.story import FULL, STDOUT, tell
+from sandbox.cli.task_argument import task_argument
 from sandbox.cli.time_options import past_time
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
     from sandbox.client import Client
 
-_LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", re.DOTALL)
 _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
-
-Line = tuple[bytes, bytes, bytes]
-"""Time, stream and content, as the API writes them; the content with its newline."""
 
 
 @click.command()
-@click.argument("task_id", metavar="TASK_ID")
+@task_argument
 @click.option("--follow", "-f", "follows", is_flag=True, help="Go on until the task's end.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="LINES", help="Only the last lines; 0 for all.")
 @click.option("--stream", type=click.Choice(["all", "stdout", "stderr", "events"]), default="all", show_default=True)
 @click.option("--since", callback=past_time, metavar="TIME", help="Only what came since: 2026-01-29T10:10:15Z, or 10m.")
-@click.option("--timestamps", is_flag=True, help="Put the time before each line.")
+@click.option("--timestamps", "has_times", is_flag=True, help="Put the time before each line; raw.")
+@click.option("--raw", "is_raw", is_flag=True, help="The lines as they came, also on a terminal.")
 @server_options
 @output_options("text", "json", short=False)
-def logs(task_id: str, follows: bool, **wanted: Any) -> None:
+def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **wanted: Any) -> None:
     """Print a task's output and events.
 
-    Lines carry the stream that they belong to; with --stream stdout or stderr they are bare.
+    On a terminal for people: what the agent says and does. Elsewhere as lines with the stream that they belong to;
+    with --stream stdout or stderr they are bare.
     """
-    options, has_times = chosen(), wanted.pop("timestamps")
-    is_json = options.format == "json"
-    if is_json and not follows:
-        raise click.UsageError("Logs come as JSON only while they are followed: add --follow.")
+    options, stream = chosen(), wanted["stream"]
     with options.connect() as client, watching(task_id):
-        if is_json:
-            print_json_lines(client.events(task_id, **wanted))
-            return
-        lines = _followed(client, task_id, **wanted) if follows else map(_parts, client.logs(task_id, **wanted))
-        _print(lines, has_times=has_times, has_tags=wanted["stream"] not in _TAGS)
+        if options.format == "json":
+            print_json_lines(_frames(client, task_id, follows=follows, **wanted))
+        elif sys.stdout.isatty() and not is_raw and not has_times:
+            frames = _frames(client, task_id, follows=follows, **wanted)
+            detail = STDOUT if stream == "stdout" else FULL
+            tell(frames, output_console(has_color=options.has_color), detail, is_live=follows)
+        else:
+            lines = _followed(client, task_id, **wanted) if follows else map(split, client.logs(task_id, **wanted))
+            _print(lines, has_times=has_times, has_tags=stream not in _TAGS)
+
+
+def _frames(client: Client, task_id: str, *, follows: bool, **wanted: Any) -> Iterator[dict[str, Any]]:
+    return client.events(task_id, **wanted) if follows else frames_of(client.logs(task_id, **wanted), task_id)
 
 
 def _print(lines: Iterable[Line], *, has_times: bool, has_tags: bool) -> None:
@@ -60,11 +66,6 @@ def _print(lines: Iterable[Line], *, has_times: bool, has_tags: bool) -> None:
         is_bare = not has_times and not has_tags
         sys.stdout.buffer.write(line if is_bare or line.endswith(b"\n") else line + b"\n")
         sys.stdout.buffer.flush()
-
-
-def _parts(line: bytes) -> Line:
-    match = _LINE.fullmatch(line)
-    return (match[1], match[2], match[3]) if match else (b"", b"", line)
 
 
 def _followed(client: Client, task_id: str, **wanted: Any) -> Iterator[Line]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,21 +11,26 @@ from sandbox.cli.answer import print_json, print_json_lines
 from sandbox.cli.console import output_console
 from sandbox.cli.failures import watching
 from sandbox.cli.figures import counted, date, money, span
+from sandbox.cli.log_line import frames_of
 from sandbox.cli.options import Chosen, chosen, common_options
-from sandbox.cli.story import STATE_STYLES, tell
+from sandbox.cli.story import STATE_STYLES, STATES, tell
+from sandbox.cli.task_argument import task_argument
 from sandbox.cli.visible import visible
 from sandbox.model.state import TERMINAL_STATES
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sandbox.client import Client
     from sandbox.client.answers import TaskStatus
 
-RECENT_EVENTS = 20
-"""How many of the latest events a watch begins with."""
+
+_LASTING = frozenset({"Task", "Name", "Labels", "Created"})
+"""What stays as it is while a task is watched."""
 
 
 @click.command()
-@click.argument("task_id", metavar="TASK_ID")
+@task_argument
 @click.option("--watch", "-w", "watches", is_flag=True, help="Go on showing what happens until the end.")
 @common_options
 def status(task_id: str, watches: bool) -> None:
@@ -44,21 +49,36 @@ def _watch(client: Client, task_id: str, options: Chosen) -> None:
         print_json_lines(client.events(task_id))
         return
     task = client.status(task_id)
-    _show(task, options)
-    if task["state"] not in TERMINAL_STATES:
-        click.echo()
-        tell(client.events(task_id, tail=RECENT_EVENTS), output_console(has_color=options.has_color))
+    if task["state"] in TERMINAL_STATES:
+        _show(task, options)
+        return
+    console = output_console(has_color=options.has_color)
+    _print_rows(((label, value) for label, value in _rows(task) if label in _LASTING), console)
+    console.print()
+    tell(_story(client, task_id), console, STATES)
+
+
+def _story(client: Client, task_id: str) -> Iterator[dict[str, Any]]:
+    """Until now the events alone, which are few; then everything, for the tool that is at work."""
+    after = None
+    for frame in frames_of(client.logs(task_id, stream="events"), task_id):
+        after = frame.get("seq", after)
+        yield frame
+    yield from client.events(task_id, after=after)
 
 
 def _show(task: TaskStatus, options: Chosen) -> None:
     if options.format == "json":
         print_json(task)
         return
+    _print_rows(_rows(task), output_console(has_color=options.has_color), STATE_STYLES.get(task["state"], ""))
+
+
+def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: str = "") -> None:
     from rich.text import Text
 
-    console = output_console(has_color=options.has_color)
-    for label, value in _rows(task):
-        style = STATE_STYLES.get(task["state"], "") if label == "State" else ""
+    for label, value in rows:
+        style = state_style if label == "State" else ""
         console.print(Text.assemble((f"{label:<10}", "dim"), (visible(value), style)), soft_wrap=True)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from sandbox.cli.answer import ending, print_json, print_json_lines
+from sandbox.cli.assignment import Assignment, AssignmentError, assignments
 from sandbox.cli.console import talk_console
 from sandbox.cli.exit_code import ExitCode, of_final_state
 from sandbox.cli.failures import fail, watching
@@ -27,15 +28,25 @@ if TYPE_CHECKING:
 @click.option("--wait", "-w", "waits", is_flag=True, help="Wait for the end; the exit code tells how it went.")
 @click.option("--follow", "follows", is_flag=True, help="Show what happens until the end; waits as well.")
 @click.option("--id", "task_id", metavar="ID", help="The task's id, instead of the manifest's.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="PATH=VALUE",
+    multiple=True,
+    callback=assignments,
+    help="Set a field of the manifest, such as vm.cpus=16 or secrets[0].key=TOKEN; repeat it for more.",
+)
 @common_options
-def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None) -> None:
+def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, settings: list[Assignment]) -> None:
     """Submit a manifest as a task.
 
     FILE is YAML or JSON; '-' stands for stdin.
     """
     options, manifest = chosen(), ManifestFile(file)
+    if task_id is not None:
+        settings.append(Assignment(("metadata", "id"), task_id, f"--id {task_id}"))
     with options.connect() as client:
-        answer = _submit(client, manifest, task_id)
+        answer = _submit(client, manifest, settings)
         if options.format == "json":
             print_json(answer) if not (waits or follows) else None
         else:
@@ -45,17 +56,24 @@ def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None) -> N
                 _finish(client, answer["task_id"], options, follows=follows)
 
 
-def _submit(client: Client, manifest: ManifestFile, task_id: str | None) -> Submitted:
+def _submit(client: Client, manifest: ManifestFile, settings: list[Assignment]) -> Submitted:
+    from uuid import uuid4
+
     from sandbox import client as api
     from sandbox.model.mistake import InvalidManifestError
 
+    changed = None
     try:
-        body, content_type = manifest.with_id(task_id) if task_id else (manifest.body, manifest.content_type)
-        return client.submit(body, content_type)
+        changed = manifest.change(settings) if settings else None
+        sent = changed or manifest
+        return client.submit(sent.body, sent.content_type, idempotency_key=str(uuid4()))
+    except AssignmentError as error:
+        raise click.BadParameter(str(error)) from None
     except InvalidManifestError as error:
         fail_with_mistakes(manifest.name, error.message, details(error.mistakes))
     except api.InvalidManifestError as error:
-        fail_with_mistakes(manifest.name, error.message, error.details)
+        found = changed.find_places(error.details) if changed else error.details
+        fail_with_mistakes(manifest.name, error.message, found)
 
 
 def _announce(answer: Submitted, *, is_watched: bool) -> None:

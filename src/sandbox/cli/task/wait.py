@@ -9,13 +9,14 @@ from sandbox.cli.exit_code import ExitCode, of_final_state
 from sandbox.cli.failures import fail, watching
 from sandbox.cli.figures import duration
 from sandbox.cli.options import chosen, common_options
+from sandbox.cli.task_argument import task_argument
 from sandbox.cli.time_options import span_seconds
 from sandbox.cli.visible import visible
 from sandbox.model.state import TERMINAL_STATES
 
 
 @click.command()
-@click.argument("task_id", metavar="TASK_ID")
+@task_argument
 @click.option(
     "--timeout",
     "timeout_seconds",

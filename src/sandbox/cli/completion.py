@@ -1,0 +1,27 @@
+"""`sandbox completion`"""
+
+from __future__ import annotations
+
+import click
+
+SHELLS = ("bash", "zsh", "fish")
+VARIABLE = "_SANDBOX_COMPLETE"
+
+_INSTALL = """\b
+bash:  sandbox completion bash > ~/.local/share/bash-completion/completions/sandbox
+zsh:   sandbox completion zsh > "${fpath[1]}/_sandbox"
+fish:  sandbox completion fish > ~/.config/fish/completions/sandbox.fish"""
+
+
+@click.command(epilog=_INSTALL)
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print the script with which a shell completes.
+
+    It completes commands, options, and the ids of the server's latest tasks.
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(click.get_current_context().find_root().command, {}, "sandbox", VARIABLE).source())

@@ -1,0 +1,32 @@
+"""Artifacts in which the server found a secret's value: they are only handed out to those who ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail
+from sandbox.cli.visible import visible
+
+if TYPE_CHECKING:
+    from sandbox.client.answers import ArtifactEntry
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+
+def secrets_option(command: _Decorated) -> _Decorated:
+    """Add `--allow-secrets`."""
+    help_text = "Take what contains the value of one of the task's secrets, too."
+    return click.option("--allow-secrets", "allows_secrets", is_flag=True, help=help_text)(command)
+
+
+def refuse_secrets(entries: Iterable[ArtifactEntry], *, allows_secrets: bool) -> None:
+    """End the command when one of them is flagged and that was not asked for."""
+    names = [visible(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
+    if names:
+        contain = "contains a secret of the task, so it was" if len(names) == 1 else "contain secrets, so they were"
+        message = f"Error: {', '.join(names)} {contain} left out."
+        fail(f"{message}\n  Take it all the same: add --allow-secrets", ExitCode.REFUSED)

@@ -1,0 +1,40 @@
+"""The lines of a log as the API writes them, taken apart again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+_LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", re.DOTALL)
+
+Line = tuple[bytes, bytes, bytes]
+"""Time, stream and content; the content with its newline."""
+
+
+def split(line: bytes) -> Line:
+    """The parts of a line; a line of another kind is all content."""
+    match = _LINE.fullmatch(line)
+    return (match[1], match[2], match[3]) if match else (b"", b"", line)
+
+
+def frames_of(lines: Iterable[bytes], task_id: str) -> Iterator[dict[str, Any]]:
+    """Lines as the frames that they were made of; output has no `seq` in them. Other lines are passed over."""
+    for line in lines:
+        time, tag, content = split(line)
+        if tag == b"[EVENT] ":
+            yield from _event(content)
+        elif tag:
+            stamp, stream = time[1:-2].decode(errors="replace"), tag[1:-2].decode().lower()
+            data = content.decode(errors="replace")
+            yield {"type": "output", "task_id": task_id, "timestamp": stamp, "stream": stream, "data": data}
+
+
+def _event(content: bytes) -> Iterator[dict[str, Any]]:
+    try:
+        frame = json.loads(content)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(frame, dict):
+        yield frame

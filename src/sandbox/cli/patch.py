@@ -1,0 +1,49 @@
+"""A task's patch: fetched, verified, and coloured for people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail
+from sandbox.cli.flagged import refuse_secrets
+from sandbox.cli.visible import visible
+
+if TYPE_CHECKING:
+    from sandbox.client import Client
+
+_HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]{1,9}))? \+[0-9]+(?:,([0-9]{1,9}))? @@")
+_BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[m"
+
+
+def fetch_patch(client: Client, task_id: str, target: Path, *, allows_secrets: bool) -> None:
+    """Store the task's patch, verified, as the file `target`. Ends the command where there is none."""
+    path = f".sandbox/{task_id}.patch"
+    entries = [entry for entry in client.artifacts(task_id)["artifacts"] if entry["path"] == path]
+    if not entries:
+        shown = visible(task_id)
+        message = f"Error: Task {shown} has no patch yet; it is made when the agent has ended."
+        fail(f"{message}\n  Wait for it: sandbox task wait {shown}", ExitCode.NOT_FOUND)
+    refuse_secrets(entries, allows_secrets=allows_secrets)
+    client.download(task_id, path, target)
+
+
+def painted(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
+    """The lines of a patch, harmless on a terminal, in git's colours."""
+    minus = plus = 0
+    for line in lines:
+        hunk = _HUNK.match(line)
+        if minus > 0 or plus > 0:
+            # By the numbers of the hunk: a removed line that begins with `-- ` looks like a heading.
+            style = {"-": _RED, "+": _GREEN}.get(line[:1], "")
+            minus -= line[:1] not in {"+", "\\"}
+            plus -= line[:1] not in {"-", "\\"}
+        elif hunk:
+            style, minus, plus = _CYAN, int(hunk[1] or 1), int(hunk[2] or 1)
+        else:
+            style = "" if line.startswith("\\") else _BOLD
+        shown = visible(line)
+        yield f"{style}{shown}{_RESET}" if has_color and style and shown else shown

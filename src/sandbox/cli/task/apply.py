@@ -1,0 +1,102 @@
+"""`sandbox task apply`"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.answer import print_json
+from sandbox.cli.checkout import ChangedFile, Checkout
+from sandbox.cli.console import output_console
+from sandbox.cli.figures import counted
+from sandbox.cli.flagged import secrets_option
+from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.patch import fetch_patch
+from sandbox.cli.task_argument import task_argument
+from sandbox.cli.visible import visible
+
+if TYPE_CHECKING:
+    from sandbox.client import Client
+
+METADATA_BYTES_MAX = 64 * 1024 * 1024
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
+
+
+@click.command(epilog="The changes are staged and not committed; undo them with: git reset --hard")
+@task_argument
+@click.option(
+    "--directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    help="The checkout, instead of the one that you are in.",
+)
+@secrets_option
+@common_options
+def apply(task_id: str, directory: Path, allows_secrets: bool) -> None:
+    """Apply what a task changed to a git checkout.
+
+    The checkout must have no uncommitted changes. All of the patch is applied, or nothing.
+    """
+    options, checkout = chosen(), Checkout(directory)
+    checkout.require_clean()
+    with TemporaryDirectory() as temporary:
+        patch = Path(temporary) / "patch"
+        with options.connect() as client:
+            fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
+            base = _base_commit(client, task_id, Path(temporary) / "metadata.json")
+        commit = checkout.commit()
+        if base and base != commit:
+            here = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
+            click.echo(f"The patch was made on commit {base[:12]}; {here}.", err=True)
+        changed = checkout.apply(patch) if patch.stat().st_size else []
+    if options.format == "json":
+        files = [asdict(file) for file in changed]
+        print_json(
+            {"task_id": task_id, "directory": str(checkout.root), "base_commit": base, "commit": commit, "files": files}
+        )
+    else:
+        _tell(task_id, changed, options)
+
+
+def _base_commit(client: Client, task_id: str, file: Path) -> str | None:
+    """The commit that the task worked on, from its metadata; None where that does not say."""
+    import json
+
+    client.download(task_id, ".sandbox/metadata.json", file)
+    try:
+        told = json.loads(file.read_bytes()) if file.stat().st_size <= METADATA_BYTES_MAX else None
+    except (ValueError, RecursionError):
+        return None
+    match told:
+        case {"repository": {"base_commit": str(commit)}} if _COMMIT.fullmatch(commit):
+            return commit
+    return None
+
+
+def _tell(task_id: str, changed: Sequence[ChangedFile], options: Chosen) -> None:
+    if not changed:
+        click.echo(f"Task {visible(task_id)} changed nothing, so nothing was applied.", err=True)
+        return
+    from rich.text import Text
+
+    console = output_console(has_color=options.has_color)
+    added_width, removed_width = (
+        max(len(f"{number or 0}") + 1 for number in numbers)
+        for numbers in zip(*((file.added, file.removed) for file in changed), strict=True)
+    )
+    for file in changed:
+        numbers = (
+            (f"+{file.added}".rjust(added_width), "green"),
+            " ",
+            (f"-{file.removed}".rjust(removed_width), "red"),
+        )
+        binary = (("binary".rjust(added_width + removed_width + 1), "dim"),)
+        line = Text.assemble(*(binary if file.added is None else numbers), "  ", visible(file.path))
+        console.print(line, soft_wrap=True)
+    click.echo(f"Applied to {counted(len(changed), 'file')} and staged. Look at it with: git diff --cached", err=True)
