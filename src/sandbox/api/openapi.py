@@ -13,10 +13,21 @@ from sandbox.api.paths import OPEN_PATHS
 from sandbox.api.sessions import COOKIE
 from sandbox.model.manifest import Manifest
 
+_EXAMPLE = {
+    "version": "1",
+    "kind": "Task",
+    "metadata": {"name": "My Task"},
+    "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
+    "claude": {"prompt": "Your instructions here"},
+}
+
 Responses = dict[int | str, dict[str, Any]]
 
 _COMPONENT = "#/components/schemas/{model}"
 _PROBLEM_REF = {"$ref": _COMPONENT.format(model=ProblemBody.__name__)}
+
+_PHRASES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+"""Those of RFC 9110, which Python knows from 3.13 on only; the schema is the same with every version."""
 
 MANIFEST_REF = {"$ref": _COMPONENT.format(model=Manifest.__name__)}
 """The schema of a manifest. What one field asks of another, and the form of texts, stand in docs/manifest.md only."""
@@ -25,7 +36,11 @@ MANIFEST_REF = {"$ref": _COMPONENT.format(model=Manifest.__name__)}
 def problems(*statuses: int) -> Responses:
     """The error answers of an operation; those that any operation may give are added."""
     told = [*statuses, 400, 401, 403, 429, 500]
-    return {status: _answer(HTTPStatus(status).phrase, "application/problem+json", _PROBLEM_REF) for status in told}
+    return {status: _answer(_phrase(status), "application/problem+json", _PROBLEM_REF) for status in told}
+
+
+def _phrase(status: int) -> str:
+    return _PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 def content(description: str, *media_types: str) -> dict[str, Any]:
@@ -55,13 +70,25 @@ def describe(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         _, definitions = models_json_schema([(ProblemBody, "serialization")], ref_template=_COMPONENT)
-        manifest = TypeAdapter(Manifest).json_schema(ref_template=_COMPONENT)
-        records = manifest.pop("$defs")
-        schema["components"]["schemas"].update(definitions["$defs"] | records | {Manifest.__name__: manifest})
+        schema["components"]["schemas"].update(definitions["$defs"] | _manifest_schemas())
         _leave_out_unused(schema)
         _add_security(schema)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _manifest_schemas() -> dict[str, Any]:
+    """The manifest and its records. Null stands for absent, and the number 1 for the version "1"."""
+    manifest = TypeAdapter(Manifest).json_schema(ref_template=_COMPONENT)
+    schemas: dict[str, Any] = manifest.pop("$defs") | {Manifest.__name__: manifest | {"examples": [_EXAMPLE]}}
+    for record in schemas.values():
+        optional = record["properties"].keys() - set(record.get("required", ()))
+        for name in optional:
+            told = record["properties"][name]
+            if {"type": "null"} not in told.get("anyOf", ()):
+                record["properties"][name] = {"anyOf": [told, {"type": "null"}]}
+    manifest["properties"]["version"] = {"enum": ["1", 1]}
+    return schemas
 
 
 def _add_security(schema: dict[str, Any]) -> None:
