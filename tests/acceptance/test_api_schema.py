@@ -1,0 +1,36 @@
+"""`openapi.json` is true for every answer: requests made from it, good and bad, are held against the real server."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from doubles.live import bash, make_repository, says
+
+SETTINGS = Path(__file__).with_name("schemathesis.toml")
+
+
+def test_no_answer_is_other_than_the_schema_says(empty_world, tmp_path):
+    machine = empty_world
+    make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
+    machine.start_git()
+    machine.start_model(bash("echo new > new.txt"), says())
+    machine.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0")
+    machine.submit()
+    assert machine.wait()["state"] == "completed", machine.tell()
+    address = machine.server.said["http"]
+    ran = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(SETTINGS),
+            "run", f"{address}/openapi.json", "--checks", "all", "--max-examples", "20", "--seed", "1",
+            "--no-shrink", "--continue-on-failure", "--max-time", "60", "--request-timeout", "15",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr[-3000:]
+    assert int(re.search(r"(\d+) generated", ran.stdout)[1]) > 300
+    operations = httpx.get(f"{address}/openapi.json").json()["paths"].values()
+    assert f"Tested: {sum(map(len, operations))}\n" in ran.stdout
+    assert "Traceback" not in machine.server.log.read_text()
