@@ -40,6 +40,12 @@ def forwarded_request(request: h11.Request, target: bytes, upstream: Upstream) -
     return h11.Request(method=request.method, target=upstream.prefix + target, headers=headers + framing)
 
 
+def lone_request(request: h11.Request, target: bytes) -> h11.Request:
+    """The request as another host than the model gets it: the only one on its connection."""
+    headers = [*_passed(request, _HOP_BY_HOP | {b"http2-settings", b"content-length"}), *_framing(request.headers)]
+    return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
+
+
 def forwarded_response(response: h11.Response, screen: KeyScreen) -> h11.Response:
     """The response as the client gets it. Without a length h11 frames it in chunks."""
     headers = [(name, screen.blank(value)) for name, value in _passed(response, _RESPONSE_DROPPED)]
@@ -52,6 +58,11 @@ def forwarded_response(response: h11.Response, screen: KeyScreen) -> h11.Respons
 def header(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bytes:
     """The first value of a header, empty without one."""
     return next((value for name, value in headers if name == wanted), b"")
+
+
+def has_body(request: h11.Request) -> bool:
+    """Whether the request says that a body follows."""
+    return bool(_framing(request.headers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ PIPELINED_BYTES_MAX = 64 * 1024
 """What a client may send while it still waits for an answer; over it the connection ends."""
 
 CONNECTIONS_MAX = 128
-"""Open connections to the model's listener, and as many to all the others together; further ones wait."""
+"""Open connections to the model's listener, as many to hosts and as many for names; further ones wait."""
 
 HEAD_SECONDS = 10.0
 """From the first byte of a request (or the connection's start) to the end of its head; over it the connection ends."""
@@ -49,7 +49,22 @@ JSON_BODY_BYTES_MAX = 4 * 1024 * 1024
 """An answer without streaming that is looked at for usage; longer ones pass unread."""
 
 CLIENT_HELLO_BYTES_MAX = 8 * 1024
-"""Bytes waited for to learn the name in a TLS ClientHello."""
+"""Bytes waited for to learn the name in a TLS ClientHello; a longer one is refused."""
+
+TUNNEL_IDLE_SECONDS = 300.0
+"""Without a byte either way between the sandbox and a host; over it the connection ends."""
+
+LOOKUP_SECONDS = 5.0
+"""To resolve the name of a host; over it: 504."""
+
+LOOKUPS_MAX = 8
+"""Names that are resolved at once; further ones wait within their time."""
+
+ADDRESSES_MAX = 4
+"""Addresses of one host that are tried, in the time of CONNECT_SECONDS together."""
+
+NAMES_MAX = 4096
+"""Names of one sandbox that addresses stand for; further ones do not resolve."""
 
 DATAGRAM_BYTES_MAX = 2048
 """A name query over UDP; the rest of a longer one is cut off."""

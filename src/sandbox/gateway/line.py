@@ -28,7 +28,12 @@ class Line:
         except OSError:
             return b""
 
-    def write(self, data: bytearray) -> None:
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing that is written would arrive."""
+        return self._writer.is_closing()
+
+    def write(self, data: bytes | bytearray) -> None:
         if data and not self._writer.is_closing():
             self._writer.write(bytes(data))
 

@@ -1,7 +1,7 @@
-"""The gateway's sockets, and no other file of the gateway has any.
+"""The gateway at its doors: who comes in is attended to by a visit.
 
 Runs inside the task's runner, on the listeners that the runtime opened inside the sandbox's network namespace.
-The upstream is dialled directly, with the system's resolver: no HTTPS_PROXY, no redirect.
+Sockets are touched here and in `line`, `visit`, `egress_visit`, `model_dialler` and `outward`, nowhere else.
 """
 
 import asyncio
@@ -16,33 +16,49 @@ from sandbox.contracts.gateway import Gateway, GatewayRules, ModelUpstream, Repo
 from sandbox.contracts.runtime import Listeners
 from sandbox.gateway import limits
 from sandbox.gateway.admission import Admission
+from sandbox.gateway.egress import HTTP_PORT, EgressPolicy, Opening
+from sandbox.gateway.egress_visit import EgressVisit
+from sandbox.gateway.http_opening import HttpOpening
 from sandbox.gateway.line import Line
 from sandbox.gateway.model import ModelConversation
 from sandbox.gateway.model_dialler import ModelDialler
+from sandbox.gateway.name_addresses import NameAddresses
+from sandbox.gateway.names_conversation import NamesConversation, NameService
+from sandbox.gateway.outward import AddressPolicy, Outward, may_be_dialled
 from sandbox.gateway.policy import ModelPolicy
-from sandbox.gateway.refusal import HttpRefusal, NamesRefusal, TlsRefusal, refuse_name
+from sandbox.gateway.proxy_opening import ProxyOpening
 from sandbox.gateway.reports import Reports
+from sandbox.gateway.tls_opening import TlsOpening
 from sandbox.gateway.upstream import Upstream, parse_upstream
 from sandbox.gateway.visit import ModelVisit, Visit
 
 
 class SocketGateways:
-    """Makes gateways."""
+    """Makes gateways. `address_policy` says which addresses are dialled for hosts that a task may reach."""
+
+    def __init__(self, address_policy: AddressPolicy = may_be_dialled) -> None:
+        self._address_policy = address_policy
 
     def open(
         self, upstream: ModelUpstream, task_key: str, report: Report, rules: GatewayRules = GatewayRules()
     ) -> Gateway:
         """Raises ValueError, with a sentence, for an upstream or a key that cannot be used."""
-        return SocketGateway(parse_upstream(upstream), task_key, report, rules)
+        return SocketGateway(parse_upstream(upstream), task_key, report, rules, self._address_policy)
 
 
 class SocketGateway:
     """Serves one sandbox."""
 
-    def __init__(self, upstream: Upstream, task_key: str, report: Report, rules: GatewayRules) -> None:
+    def __init__(
+        self, upstream: Upstream, task_key: str, report: Report, rules: GatewayRules, address_policy: AddressPolicy
+    ) -> None:
         self._dialler = ModelDialler(upstream)
         self._task_key = task_key
         self._reports = Reports(report, time.monotonic)
+        self._policy = EgressPolicy(rules.egress, upstream.host)
+        self._addresses = NameAddresses(self._policy.knows)
+        self._names = NameService(self._policy, self._addresses, self._reports)
+        self._outward = Outward(upstream.host, address_policy)
         self._admission = Admission(rules, self._reports)
         self._released = asyncio.Event()
         self._model_conversations: set[ModelConversation] = set()
@@ -60,11 +76,11 @@ class SocketGateway:
 
     async def serve(self, listeners: Listeners) -> None:
         """Answer until cancelled; then every connection and every listener is closed."""
-        others = asyncio.Semaphore(limits.CONNECTIONS_MAX)
+        others, names = asyncio.Semaphore(limits.CONNECTIONS_MAX), asyncio.Semaphore(limits.CONNECTIONS_MAX)
         doors: list[tuple[socket, Callable[[socket], Coroutine[Any, Any, None]], asyncio.Semaphore]] = [
             (listeners.model, self._model_door(listeners.model), asyncio.Semaphore(limits.CONNECTIONS_MAX)),
             (listeners.proxy, self._attend_proxy, others),
-            (listeners.names_tcp, self._attend_names, others),
+            (listeners.names_tcp, self._attend_names, names),
             *(
                 (listener, partial(self._attend_transparent, port), others)
                 for port, listener in listeners.transparent.items()
@@ -127,16 +143,19 @@ class SocketGateway:
         return attend
 
     async def _attend_proxy(self, accepted: socket) -> None:
-        port = accepted.getsockname()[1]
-        await Visit(HttpRefusal("proxy", port, self._reports), await Line.over(accepted), self._turns).run()
-
-    async def _attend_names(self, accepted: socket) -> None:
-        await Visit(NamesRefusal(self._reports), await Line.over(accepted), self._turns).run()
+        await self._attend_egress(ProxyOpening(self._policy, accepted.getsockname()[1]), accepted)
 
     async def _attend_transparent(self, port: int, accepted: socket) -> None:
         address = accepted.getsockname()[0]
-        refusal = (HttpRefusal if port == 80 else TlsRefusal)(address, port, self._reports)
-        await Visit(refusal, await Line.over(accepted), self._turns).run()
+        kind = HttpOpening if port == HTTP_PORT else TlsOpening
+        await self._attend_egress(kind(self._policy, self._addresses.name_of(address), address, port), accepted)
+
+    async def _attend_egress(self, opening: Opening, accepted: socket) -> None:
+        line = await Line.over(accepted)
+        await EgressVisit(opening, line, self._reports, self._outward, self._turns).run()
+
+    async def _attend_names(self, accepted: socket) -> None:
+        await Visit(NamesConversation(self._names), await Line.over(accepted), self._turns).run()
 
     async def _answer_names(self, listener: socket) -> None:
         loop = asyncio.get_running_loop()
@@ -144,7 +163,7 @@ class SocketGateway:
         while True:
             try:
                 query, sender = await loop.sock_recvfrom(listener, limits.DATAGRAM_BYTES_MAX)
-                reply = refuse_name(query, self._reports)
+                reply = self._names.answer(query)
                 if reply is not None:
                     listener.sendto(reply, sender)
             except OSError:  # a reply that cannot be sent now is lost, as datagrams may be

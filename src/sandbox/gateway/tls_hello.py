@@ -47,22 +47,24 @@ def _server_name(body: bytes) -> str | None:
         reader.vector(2)
         reader.vector(1)
         extensions = _Reader(reader.vector(2))
+        names = []
         while extensions.left:
             kind, content = extensions.number(2), extensions.vector(2)
             if kind == _SERVER_NAME_EXTENSION:
-                return _host_name(content)
+                names += _host_names(content)
     except _CutShortError:
-        pass
-    return None
+        return None
+    # Several names are against the rules, and the server might take another one than we.
+    return names[0] if len(names) == 1 else None
 
 
-def _host_name(content: bytes) -> str | None:
-    names = _Reader(_Reader(content).vector(2))
+def _host_names(content: bytes) -> list[str]:
+    names, found = _Reader(_Reader(content).vector(2)), []
     while names.left:
         kind, name = names.number(1), names.vector(2)
-        if kind == _HOST_NAME:
-            return name.decode("ascii", errors="replace") or None
-    return None
+        if kind == _HOST_NAME and name:
+            found.append(name.decode("ascii", errors="replace"))
+    return found
 
 
 class _Reader:

@@ -8,7 +8,7 @@ from sandbox.gateway.line import Line
 from sandbox.gateway.model import ModelConversation
 from sandbox.gateway.model_dialler import ModelDialler, UnreachableError
 
-PATIENCE_SECONDS = {
+PATIENCE = {
     Phase.HEAD: limits.HEAD_SECONDS,
     Phase.BODY: limits.BODY_SECONDS,
     Phase.HELD: limits.HOLD_SECONDS + limits.LINGER_SECONDS,
@@ -16,6 +16,7 @@ PATIENCE_SECONDS = {
     Phase.IDLE: limits.KEEP_ALIVE_SECONDS,
     Phase.OVER: limits.LINGER_SECONDS,
 }
+"""Seconds until a client in this phase is cut off."""
 
 
 class Visit:
@@ -61,7 +62,7 @@ class Visit:
         if phase is self._phase and phase in (Phase.HEAD, Phase.OVER):
             return
         self._phase = phase
-        self._client.renew(PATIENCE_SECONDS[phase])
+        self._client.renew(PATIENCE[phase])
 
 
 class ModelVisit(Visit):

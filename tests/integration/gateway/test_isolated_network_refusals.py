@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from doubles.served_gateway import run, served_gateway
-from sandbox.gateway.refusal import REASON
+from sandbox.gateway.egress import ISOLATED
 from sandbox.model.event import EgressDenied, Trouble
 
 NOBODY = "http://127.0.0.1:9"
@@ -25,8 +25,8 @@ def test_the_proxy_refuses_to_connect_anywhere():
             client.writer.write(b"CONNECT files.example.org:443 HTTP/1.1\r\nHost: files.example.org\r\n\r\n")
             received = await client.rest()
             assert received.startswith(b"HTTP/1.1 403 ")
-            assert REASON.encode() in received
-            assert served.told == [EgressDenied("files.example.org", 443, REASON)]
+            assert ISOLATED.encode() in received
+            assert served.told == [EgressDenied("files.example.org", 443, ISOLATED)]
 
     run(story)
 
@@ -37,7 +37,7 @@ def test_a_program_that_ignores_the_proxy_is_refused_on_port_80():
             client = await served.connect(served.listeners.transparent[80].getsockname()[1])
             client.writer.write(b"GET /a HTTP/1.1\r\nHost: files.example.org\r\n\r\n" + b"x" * 200_000)
             assert (await client.rest()).startswith(b"HTTP/1.1 403 ")
-            assert served.told == [EgressDenied("files.example.org", 80, REASON)]
+            assert served.told == [EgressDenied("files.example.org", 80, ISOLATED)]
 
     run(story)
 
@@ -50,7 +50,7 @@ def test_a_tls_client_finds_nobody_and_its_name_is_told():
                 await asyncio.open_connection(
                     "127.0.0.1", port, ssl=ssl.create_default_context(), server_hostname="files.example.org"
                 )
-            assert served.told == [EgressDenied("files.example.org", 443, REASON)]
+            assert served.told == [EgressDenied("files.example.org", 443, ISOLATED)]
 
     run(story)
 
@@ -58,13 +58,13 @@ def test_a_tls_client_finds_nobody_and_its_name_is_told():
 def test_a_tls_client_that_says_nothing_is_let_go(monkeypatch):
     from sandbox.gateway import visit
 
-    monkeypatch.setitem(visit.PATIENCE_SECONDS, visit.Phase.HEAD, 0.2)
+    monkeypatch.setitem(visit.PATIENCE, visit.Phase.HEAD, 0.2)
 
     async def story():
         async with served_gateway(NOBODY) as served:
             client = await served.connect(served.listeners.transparent[443].getsockname()[1])
             assert await client.rest() == b""
-            assert served.told == [EgressDenied("127.0.0.1", 443, REASON)]
+            assert served.told == [EgressDenied("127.0.0.1", 443, ISOLATED)]
 
     run(story)
 
@@ -82,7 +82,7 @@ def test_no_name_exists_over_udp():
                 answers = [await loop.sock_recv(resolver, 4096) for _ in range(1)]
             assert answers[0][:2] == b"\xab\xcd"
             assert answers[0][3] & 0x0F == 3
-            assert served.told == [EgressDenied("files.example.org", 53, REASON)]
+            assert served.told == [EgressDenied("files.example.org", 53, ISOLATED)]
 
     run(story)
 

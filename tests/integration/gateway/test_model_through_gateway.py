@@ -309,7 +309,7 @@ def test_a_client_that_does_not_read_holds_the_model_back():
 
 @pytest.mark.parametrize("dribble", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
 def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
-    monkeypatch.setitem(visit.PATIENCE_SECONDS, visit.Phase.HEAD, 0.3)
+    monkeypatch.setitem(visit.PATIENCE, visit.Phase.HEAD, 0.3)
 
     async def story():
         async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
@@ -326,7 +326,7 @@ def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
 
 
 def test_an_idle_client_is_let_go_and_a_busy_one_is_not(monkeypatch):
-    monkeypatch.setitem(visit.PATIENCE_SECONDS, visit.Phase.IDLE, 0.3)
+    monkeypatch.setitem(visit.PATIENCE, visit.Phase.IDLE, 0.3)
 
     async def story():
         script = Stepwise()

@@ -1,15 +1,24 @@
-"""In isolated mode no name exists, whatever is asked and however."""
+"""Inside, names exist that may be reached, and no others, whatever is asked and however."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.names import answer
-from sandbox.gateway.refusal import NamesRefusal, refuse_name
+from sandbox.gateway import name_addresses, names
+from sandbox.gateway.egress import ISOLATED, EgressPolicy
+from sandbox.gateway.name_addresses import NameAddresses
+from sandbox.gateway.names import Answer
+from sandbox.gateway.names_conversation import NamesConversation, NameService
 from sandbox.gateway.reports import Reports
+from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.event import EgressDenied
 
-A, AAAA, TXT, ANY, HTTPS = 1, 28, 16, 255, 65
+A, AAAA, TXT, SRV, ANY, HTTPS = 1, 28, 16, 33, 255, 65
+
+
+def answer(message: bytes) -> Answer:
+    """As where nothing may be reached."""
+    return names.answer(message, lambda _: None)
 
 
 def query(
@@ -28,7 +37,7 @@ def code(message: bytes) -> int:
 def test_every_kind_of_question_is_told_that_there_is_no_such_name(kind):
     asked = query(kind=kind)
     told = answer(asked)
-    assert told.name == "example.org"
+    assert told.refused == "example.org"
     assert told.message is not None
     assert told.message[:2] == asked[:2]
     assert told.message[2] & 0x80, "an answer, not a query"
@@ -60,7 +69,7 @@ def test_what_resolvers_add_to_a_question_does_not_matter():
 def test_a_malformed_question_is_told_so(malformed):
     told = answer(malformed)
     assert told.message is not None
-    assert (code(told.message), told.name, len(told.message)) == (1, None, 12)
+    assert (code(told.message), told.refused, len(told.message)) == (1, None, 12)
 
 
 def test_updates_and_other_operations_are_not_offered():
@@ -85,23 +94,72 @@ def test_no_question_makes_it_raise(data):
     assert answer(data).message is not None
 
 
-def reports() -> tuple[Reports, list]:
+def service(*hosts: str, model: str = "api.anthropic.com") -> tuple[NameService, list]:
     told: list = []
-    return Reports(told.append, lambda: 0.0), told
+    policy = EgressPolicy(EgressRules(tuple(EgressRule(host) for host in hosts)), model)
+    return NameService(policy, NameAddresses(policy.knows), Reports(told.append, lambda: 0.0)), told
+
+
+def test_an_allowed_name_has_an_address_of_its_own_and_keeps_it():
+    asked, told = service("files.example.org", "git.example.org")
+    first = asked.answer(query("files.example.org"))
+    assert code(first) == 0
+    assert first[4:12] == b"\0\1\0\1\0\0\0\0", "the question and one answer"
+    assert first[12 : len(query("files.example.org"))] == query("files.example.org")[12:]
+    assert first[-4:] == bytes([198, 18, 0, 2])
+    assert asked.answer(query("git.example.org"))[-4:] == bytes([198, 18, 0, 3])
+    assert asked.answer(query("FILES.example.ORG"))[-4:] == bytes([198, 18, 0, 2])
+    assert told == []
+
+
+@pytest.mark.parametrize("kind", [AAAA, TXT, SRV, ANY, HTTPS])
+def test_an_allowed_name_has_nothing_else(kind):
+    asked, told = service("files.example.org")
+    reply = asked.answer(query("files.example.org", kind))
+    assert code(reply) == 0
+    assert reply[4:12] == b"\0\1\0\0\0\0\0\0"
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["example.org", "a.files.example.org", "secret-data.example.net", "api.anthropic.com", "4.4.8.8.in-addr.arpa"],
+)
+def test_every_other_name_does_not_exist_and_is_told(name):
+    asked, told = service("files.example.org", "api.anthropic.com")
+    assert code(asked.answer(query(name))) == 3
+    assert [(denied.host, denied.port) for denied in told] == [(name, 53)]
+
+
+def test_addresses_leave_out_networks_own_and_the_resolvers():
+    addresses = NameAddresses(lambda _: True)
+    given = [addresses.address_of(f"host{number}.example") for number in range(1000)]
+    assert len(set(given)) == 1000
+    assert {address.packed[3] for address in given}.isdisjoint({0, 255})
+    assert "198.18.0.1" not in map(str, given)
+    assert all(str(address).startswith("198.18.") for address in given)
+    assert [addresses.name_of(str(address)) for address in given] == [f"host{number}.example" for number in range(1000)]
+    assert addresses.name_of("198.18.0.1") is None
+
+
+def test_names_have_a_bound(monkeypatch):
+    monkeypatch.setattr(name_addresses, "NAMES_MAX", 2)
+    addresses = NameAddresses(lambda _: True)
+    assert [addresses.address_of(name) is None for name in ("a", "b", "c", "a")] == [False, False, True, False]
 
 
 def test_a_refused_name_is_reported_so_that_it_can_be_read():
-    sink, told = reports()
-    refuse_name(query("evil\n\x1b[31m.example"), sink)
-    assert told == [EgressDenied("evil??[31m.example", 53, told[0].reason)]
+    asked, told = service()
+    asked.answer(query("evil\n\x1b[31m.example"))
+    assert told == [EgressDenied("evil??[31m.example", 53, ISOLATED)]
 
 
 def test_queries_over_tcp_are_answered_however_they_are_cut():
-    sink, told = reports()
+    asked, told = service()
     framed = b"".join(len(q).to_bytes(2) + q for q in (query("a.example"), query("b.example")))
-    conversation = NamesRefusal(sink)
+    conversation = NamesConversation(asked)
     sent = b"".join(bytes(conversation.client_sent(framed[i : i + 1]).to_client) for i in range(len(framed)))
-    assert NamesRefusal(sink).client_sent(framed).to_client == sent
+    assert NamesConversation(asked).client_sent(framed).to_client == sent
     first = int.from_bytes(sent[:2])
     assert sent[2 : 2 + first] == answer(query("a.example")).message
     assert [denied.host for denied in told] == ["a.example", "b.example"] * 2
@@ -109,8 +167,7 @@ def test_queries_over_tcp_are_answered_however_they_are_cut():
 
 @given(st.lists(st.binary(max_size=50)))
 def test_no_stream_of_queries_makes_it_raise(pieces):
-    sink, _ = reports()
-    conversation = NamesRefusal(sink)
+    conversation = NamesConversation(service()[0])
     for piece in pieces:
         conversation.client_sent(piece)
     assert conversation.client_sent(b"").hang_up_client

@@ -1,0 +1,159 @@
+"""What may be reached beside the model, and how a connection from inside is let through. No I/O."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Protocol
+
+from sandbox.gateway.reports import printable
+from sandbox.model.egress import EgressRules
+
+HTTP_PORT, HTTPS_PORT = 80, 443
+ISOLATED = "network_mode is isolated, or allowed_hosts is empty: nothing but the model is reached."
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+
+
+class EgressPolicy:
+    """The task's rules, and that the model's host is never reached in another way than through the model's door."""
+
+    def __init__(self, rules: EgressRules, model_host: str) -> None:
+        self._rules = rules
+        self._model_host = normal(model_host)
+
+    def knows(self, host: str) -> bool:
+        """Whether the host may be reached at any port, so that its name resolves inside."""
+        return _is_host_name(host) and normal(host) != self._model_host and self._rules.knows(host)
+
+    def name_objection(self, host: str) -> str:
+        """Why a name is not resolved."""
+        return self.objection(host, HTTPS_PORT) or self.objection(host, HTTP_PORT) or "too many names were resolved."
+
+    def objection(self, host: str, port: int) -> str | None:
+        """Why this may not be reached; None when it may."""
+        if not self._rules.rules:
+            return ISOLATED
+        if normal(host) == self._model_host:
+            return "the model is reached through the gateway's own address only."
+        if _is_address(host):
+            return "only names that vm.allowed_hosts lists are reached, no addresses."
+        if not self.knows(host):
+            return "vm.allowed_hosts does not list it."
+        if port not in (HTTP_PORT, HTTPS_PORT) or not self._rules.allows(host, port):
+            return "vm.allowed_hosts does not list it at this port."
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Not let through. `answer`: bytes for the client before its connection ends."""
+
+    host: str
+    port: int
+    reason: str
+    answer: bytes = b""
+
+
+class Guard(Protocol):
+    """Looks at what the client sends to the host, for as long as there is something to look for."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more of the client's goes to the host."""
+        ...
+
+    def begin(self) -> bytes | Refusal:
+        """What goes to the host as soon as it is reached."""
+        ...
+
+    def client_sent(self, data: bytes) -> bytes | Refusal:
+        """What of this goes to the host; no data mean that no more will come."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Let through to `host`. `greeting`: for the client once it is reached; `unreached`: its answer if it is not."""
+
+    host: str
+    port: int
+    guard: Guard
+    greeting: bytes = b""
+    unreached: Callable[[int, str], bytes] = lambda _status, _sentence: b""
+
+
+class Opening(Protocol):
+    """The beginning of a connection from inside. Never raises on what comes; says how it ends when no more comes."""
+
+    def client_sent(self, data: bytes) -> Passage | Refusal | None:
+        """What to do, None: wait for more. No data mean that no more will come."""
+        ...
+
+
+class Free:
+    """Everything goes to the host, `first` before all."""
+
+    is_over = False
+
+    def __init__(self, first: bytes) -> None:
+        self._first = first
+
+    def begin(self) -> bytes:
+        """What came before."""
+        return self._first
+
+    def client_sent(self, data: bytes) -> bytes:
+        """All of it."""
+        return data
+
+
+class Checked:
+    """What is inside a tunnel has to open as `opening` demands; `came` is what came of it already."""
+
+    def __init__(self, opening: Opening, came: bytes) -> None:
+        self._opening = opening
+        self._came = came
+        self._guard: Guard | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """As the one that comes after says."""
+        return self._guard is not None and self._guard.is_over
+
+    def begin(self) -> bytes | Refusal:
+        """Nothing before it was looked at."""
+        return self.client_sent(self._came) if self._came else b""
+
+    def client_sent(self, data: bytes) -> bytes | Refusal:
+        """Nothing until the beginning is whole."""
+        if self._guard is not None:
+            return self._guard.client_sent(data)
+        outcome = self._opening.client_sent(data)
+        if outcome is None or isinstance(outcome, Refusal):
+            return outcome or b""
+        self._guard = outcome.guard
+        return self._guard.begin()
+
+
+def normal(host: str) -> str:
+    """A host as it is compared: lower case, without a final dot."""
+    return host.removesuffix(".").lower()
+
+
+def sentence(host: str, port: int, reason: str) -> str:
+    """A refusal as it is told to the client."""
+    return f"Sandbox refused {printable(host)}:{port}: {reason}"
+
+
+def _is_host_name(host: str) -> bool:
+    return len(host) <= 253 and _HOST.fullmatch(normal(host)) is not None and not _is_address(host)
+
+
+def _is_address(host: str) -> bool:
+    if re.fullmatch(r"[0-9.]+|0x[0-9a-f.x]*", host.lower()):
+        return True  # in all the spellings that resolvers take for an address
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

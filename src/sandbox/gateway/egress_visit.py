@@ -1,0 +1,110 @@
+"""A connection from inside to a host beside the model: opened as it must be, then carried both ways."""
+
+import asyncio
+
+from sandbox.gateway import limits
+from sandbox.gateway.egress import Guard, Opening, Passage, Refusal, sentence
+from sandbox.gateway.line import Line
+from sandbox.gateway.outward import NotDialledError, NotReachedError, Outward
+from sandbox.gateway.reports import Reports
+
+
+class EgressVisit:
+    """One of them. Judging takes turns with all other connections of the sandbox, as in `Visit`."""
+
+    def __init__(self, opening: Opening, client: Line, reports: Reports, outward: Outward, turns: asyncio.Lock) -> None:
+        self._opening = opening
+        self._client = client
+        self._reports = reports
+        self._outward = outward
+        self._turns = turns
+
+    async def run(self) -> None:
+        """Until both sides have ended, or one is silent for too long."""
+        try:
+            outcome = await self._open()
+            host = await self._dial(outcome) if isinstance(outcome, Passage) else outcome
+            if isinstance(host, Refusal):
+                await self._refuse(host)
+            elif isinstance(outcome, Passage) and host is not None:
+                await self._carry(outcome, host)
+        finally:
+            self._client.cut()
+
+    async def _open(self) -> Passage | Refusal:
+        self._client.renew(limits.HEAD_SECONDS)
+        while True:
+            data = await self._client.read()
+            async with self._turns:
+                await asyncio.sleep(0)
+                outcome = self._opening.client_sent(data)
+            if outcome is not None:
+                return outcome
+
+    async def _dial(self, passage: Passage) -> Line | Refusal | None:
+        self._client.renew(limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
+        host, port = passage.host, passage.port
+        try:
+            return await self._outward.dial(host, port)
+        except NotDialledError as error:
+            return Refusal(host, port, str(error), passage.unreached(403, sentence(host, port, str(error))))
+        except NotReachedError as error:
+            self._reports.trouble("host_unreachable", str(error))
+            await self._say_last(passage.unreached(error.status, str(error)))
+            return None
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        self._reports.denied(refusal.host, refusal.port, refusal.reason)
+        await self._say_last(refusal.answer)
+
+    async def _say_last(self, answer: bytes) -> None:
+        """What the client has sent beyond is read, so that its answer is not lost."""
+        self._client.renew(limits.LINGER_SECONDS)
+        self._client.write(answer)
+        self._client.end()
+        while await self._client.read():
+            pass
+
+    async def _carry(self, passage: Passage, host: Line) -> None:
+        try:
+            self._client.write(passage.greeting)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._carry_out(passage.guard, host))
+                group.create_task(self._carry_in(passage.guard, host))
+        finally:
+            host.cut()
+
+    async def _carry_out(self, guard: Guard, host: Line) -> None:
+        onward = guard.begin()
+        data = b"-"
+        while True:
+            self._renew(host)
+            if isinstance(onward, Refusal):
+                self._reports.denied(onward.host, onward.port, onward.reason)
+                self._client.cut()
+                host.cut()
+                return
+            host.write(onward)
+            await host.drain()
+            if not data:
+                host.end()
+                return
+            data = await self._client.read()
+            async with self._turns:
+                await asyncio.sleep(0)
+                onward = guard.client_sent(data)
+
+    async def _carry_in(self, guard: Guard, host: Line) -> None:
+        while (data := await host.read()) and not self._client.is_gone:
+            self._renew(host)
+            self._client.write(data)
+            await self._client.drain()
+        self._client.end()
+        if guard.is_over:
+            self._client.renew(limits.LINGER_SECONDS)
+        if self._client.is_gone:
+            host.cut()
+
+    def _renew(self, host: Line) -> None:
+        self._client.renew(limits.TUNNEL_IDLE_SECONDS)
+        host.renew(limits.TUNNEL_IDLE_SECONDS)

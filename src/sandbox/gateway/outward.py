@@ -1,0 +1,117 @@
+"""Connections to hosts of the public internet: looked up here, checked, and dialled at the address that was checked."""
+
+import asyncio
+import errno
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import IPv4Address, ip_address
+
+from sandbox.gateway import limits
+from sandbox.gateway.address_table import Address, is_global, unwrapped
+from sandbox.gateway.line import Line
+
+AddressPolicy = Callable[[Address], bool]
+
+
+class NotDialledError(Exception):
+    """An address behind the name is none that may be dialled; the message says why, for people."""
+
+
+class NotReachedError(Exception):
+    """The host was not reached; `status` is HTTP's for a gateway, the message is for people."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def may_be_dialled(address: Address) -> bool:
+    """Whether this is another host's public address. Only tests have another policy."""
+    return is_global(address) and not _is_own(address)
+
+
+class Outward:
+    """Dials hosts by name, by the system's resolver (/etc/hosts included), but never the model's."""
+
+    def __init__(self, model_host: str, address_policy: AddressPolicy) -> None:
+        self._model_host = model_host
+        self._may_be_dialled = address_policy
+        self._lookups = asyncio.Semaphore(limits.LOOKUPS_MAX)
+
+    async def dial(self, host: str, port: int) -> Line:
+        """Raises NotDialledError, NotReachedError."""
+        addresses = await self._look_up(host)
+        with suppress(NotReachedError):
+            if not set(addresses).isdisjoint(await self._look_up(self._model_host)):
+                raise NotDialledError("its address is the model's, which is reached through the gateway only.")
+        allowed = [address for address in addresses if self._may_be_dialled(address)]
+        if not allowed:
+            raise NotDialledError("its name resolves to no public address of another host.")
+        return await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
+
+    async def _look_up(self, host: str) -> list[Address]:
+        try:
+            async with asyncio.timeout(limits.LOOKUP_SECONDS):
+                await self._lookups.acquire()
+                return _sorted(await _in_thread(host, self._lookups.release))
+        except TimeoutError:
+            raise NotReachedError(504, f"{host} was not resolved within {limits.LOOKUP_SECONDS:.0f} s.") from None
+        except (OSError, UnicodeError):
+            raise NotReachedError(502, f"{host} does not resolve.") from None
+
+
+async def _connect(host: str, port: int, addresses: list[Address]) -> Line:
+    for address in addresses:
+        with suppress(OSError):  # TimeoutError included
+            async with asyncio.timeout(limits.CONNECT_SECONDS / len(addresses)):
+                return Line(*await asyncio.open_connection(str(address), port))
+    raise NotReachedError(502, f"{host}:{port} does not answer.")
+
+
+def _in_thread(host: str, leave: Callable[[], None]) -> "asyncio.Future[set[str]]":
+    """A thread of its own, which may hang for as long as the resolver does, and keeps nobody from ending."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[set[str]] = loop.create_future()
+
+    def settle(result: set[str] | Exception) -> None:
+        leave()
+        if found.done():
+            return
+        if isinstance(result, Exception):
+            found.set_exception(result)
+        else:
+            found.set_result(result)
+
+    def look_up() -> None:
+        result: set[str] | Exception
+        try:
+            result = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        except (OSError, UnicodeError) as error:
+            result = error
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result)
+
+    try:
+        threading.Thread(target=look_up, daemon=True).start()
+    except RuntimeError:  # the machine has no more threads
+        settle(OSError(errno.EAGAIN, "no thread"))
+    return found
+
+
+def _sorted(found: set[str]) -> list[Address]:
+    """IPv4 first, which more machines can reach."""
+    addresses = {unwrapped(ip_address(one)) for one in found}
+    return sorted(addresses, key=lambda address: (not isinstance(address, IPv4Address), int(address)))
+
+
+def _is_own(address: Address) -> bool:
+    """Whether the address is this host's: only then a socket can be bound to it. In doubt it is."""
+    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError as error:
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True
