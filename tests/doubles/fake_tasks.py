@@ -183,11 +183,11 @@ class FakeTasks:
                 after = story.task.last_seq
                 yield present_state_frame(story.task)
             while True:
-                changed = story.changed
+                changed, is_over = story.changed, story.task.state.is_terminal
                 for told in [told for told in story.frames if told["seq"] > after]:
                     yield told
                     after = told["seq"]
-                if story.task.state.is_terminal:
+                if is_over:
                     yield end_frame(story.task)
                     return
                 if changed is story.changed:

@@ -20,11 +20,15 @@ from sandbox.api.health import add_health_routes
 from sandbox.api.known_parameters import refuse_unknown_parameters
 from sandbox.api.lists import add_list_routes
 from sandbox.api.logs import add_log_routes
+from sandbox.api.measured import Measured, note_api_route
+from sandbox.api.metrics import add_metrics_route
 from sandbox.api.openapi import describe
 from sandbox.api.preserved import add_preserved_routes
+from sandbox.api.server_metrics import ServerMetrics
 from sandbox.api.session import add_session_routes
 from sandbox.api.settings import ApiSettings
 from sandbox.api.stream import stream
+from sandbox.api.tails import Tails
 from sandbox.api.tasks import add_task_routes
 from sandbox.contracts.tasks import Tasks
 
@@ -36,13 +40,28 @@ class _Api(FastAPI):
 
 def create_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event, guard: Guard) -> FastAPI:
     """The REST API, and the stream under the same path as on its own port."""
+    app = describe_api(settings.version)
+    metrics = ServerMetrics(settings.version)
+    _furnish(app, Context(tasks, settings, shutting_down, guard, metrics, Tails(tasks)))
+    return app
+
+
+def create_stream_app(app: FastAPI) -> Starlette:
+    """The stream alone, of the same server as `app`."""
+    stream_app = Starlette()
+    _furnish(stream_app, app.state.context)
+    return stream_app
+
+
+def describe_api(version: str) -> FastAPI:
+    """All addresses, with nothing behind them."""
     app = _Api(
         title="Sandbox",
-        version=settings.version,
+        version=version,
         description="Runs coding agents as tasks that people can trust.",
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(refuse_unknown_parameters)],
+        dependencies=[Depends(note_api_route), Depends(refuse_unknown_parameters)],
     )
     add_list_routes(app)
     add_task_routes(app)
@@ -50,15 +69,8 @@ def create_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Ev
     add_log_routes(app)
     add_artifact_routes(app)
     add_health_routes(app)
+    add_metrics_route(app)
     add_session_routes(app)
-    _furnish(app, Context(tasks, settings, shutting_down, guard))
-    return app
-
-
-def create_stream_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event, guard: Guard) -> Starlette:
-    """The stream alone."""
-    app = Starlette()
-    _furnish(app, Context(tasks, settings, shutting_down, guard))
     return app
 
 
@@ -70,6 +82,7 @@ def _furnish(app: Starlette, context: Context) -> None:
     add_error_answers(app)
     app.add_middleware(Doorkeeper, guard=context.guard)
     app.add_middleware(Envelope)
+    app.add_middleware(Measured, metrics=context.metrics)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

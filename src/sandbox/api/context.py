@@ -8,18 +8,22 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from sandbox.api.guard import Guard
+from sandbox.api.server_metrics import ServerMetrics
 from sandbox.api.settings import ApiSettings
+from sandbox.api.tails import Tails
 from sandbox.contracts.tasks import Tasks
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The service behind the doors, and who keeps them. Once `shutting_down` is set every stream ends."""
+    """The service behind all doors, and who keeps them. Once `shutting_down` is set every stream ends."""
 
     tasks: Tasks
     settings: ApiSettings
     shutting_down: asyncio.Event
     guard: Guard
+    metrics: ServerMetrics
+    tails: Tails
 
 
 async def context(connection: HTTPConnection) -> Context:

@@ -1,28 +1,24 @@
 """What one client of a stream is sent: read ahead within a bound, handed out in batches."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from sandbox.model.frame import Frame
-
-Encode = Callable[[Frame], bytes | None]
-"""The bytes of a frame, None when this client is not sent it."""
+from sandbox.api.view import Messages, close
 
 READ_AHEAD_BYTES_MAX = 256 * 1024
 """What waits in memory for one client; past it the source is not asked for more until the client took some."""
 
-_SKIPPED_FRAMES_MAX = 256
+_SKIPPED_MAX = 256
 
 
 class Feed:
-    """Reads `frames` in a task of its own from `__aenter__` on, until they end or one of `end_after` comes."""
+    """Reads `source` in a task of its own from `__aenter__` on, until it ends or one of `end_after` comes."""
 
-    def __init__(self, frames: AsyncIterator[Frame], encode: Encode) -> None:
-        self._frames = frames
-        self._encode = encode
+    def __init__(self, source: AsyncIterator[Messages]) -> None:
+        self._source = source
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._is_over = False
@@ -79,21 +75,19 @@ class Feed:
     async def _read(self) -> None:
         skipped = 0
         try:
-            async for frame in self._frames:
-                encoded = self._encode(frame)
-                if encoded is None:
-                    skipped += 1
-                    if skipped % _SKIPPED_FRAMES_MAX == 0:
-                        await asyncio.sleep(0)
+            async for messages in self._source:
+                if messages:
+                    await self._hand_over(messages)
                     continue
-                await self._hand_over(encoded)
+                skipped += 1
+                if skipped % _SKIPPED_MAX == 0:
+                    await asyncio.sleep(0)
         finally:
-            if isinstance(self._frames, AsyncGenerator):
-                await self._frames.aclose()
+            await close(self._source)
 
-    async def _hand_over(self, encoded: bytes) -> None:
-        self._waiting.append(encoded)
-        self._waiting_bytes += len(encoded)
+    async def _hand_over(self, messages: Messages) -> None:
+        self._waiting.extend(messages)
+        self._waiting_bytes += sum(map(len, messages))
         self._changed.set()
         if self._waiting_bytes > READ_AHEAD_BYTES_MAX:
             self._has_room.clear()

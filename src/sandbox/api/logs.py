@@ -2,13 +2,15 @@
 
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
 import msgspec
 from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, Field
+from pydantic.config import JsonDict
 from starlette.responses import Response
 
 from sandbox.api import paths
@@ -16,6 +18,7 @@ from sandbox.api.context import Asked
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import Responses, content, header, parameters, problems
 from sandbox.api.streamed import Streamed
+from sandbox.api.view import Messages, seen_alone
 from sandbox.contracts.tasks import Tasks
 from sandbox.model.frame import Frame, LogStream, log_stream, timestamp
 
@@ -27,14 +30,44 @@ _SSE = "text/event-stream"
 _TEXT = "text/plain; charset=utf-8"
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
-_Filter = Callable[[Frame], bool]
+_KEEP_ALIVE = b": keep-alive\n\n"
+
+_Form = Callable[[Frame], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class LogView:
+    """What of a task's story is shown, and how. Followers are told of gaps and of the end whatever they filter.
+
+    since: as frames have times; empty for all.
+    """
+
+    stream: LogStream
+    since: str
+    form: _Form
+    follows: bool
+
+    def wants(self, frame: Frame) -> bool:
+        """Whether the frame is shown."""
+        if self.follows and frame["type"] in {"gap", "end"}:
+            return True
+        belongs_to = log_stream(frame)
+        return belongs_to is not None and self.stream in {"all", belongs_to} and str(frame["timestamp"]) >= self.since
+
+    def messages(self, frames: Sequence[Frame]) -> Messages:
+        """One piece of all of them."""
+        text = b"".join([self.form(frame) for frame in frames if self.wants(frame)])
+        return (text,) if text else ()
+
+
+_MOMENT: JsonDict = {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]}
 
 
 class LogQuery(BaseModel):
     """What the logs are asked for with."""
 
     stream: LogStream = "all"
-    since: str = Field("", description="RFC 3339, inclusive", json_schema_extra={"format": "date-time"})
+    since: str = Field("", description="RFC 3339, inclusive", json_schema_extra=_MOMENT)
     tail: int = Field(0, ge=0, le=TAIL_MAX, description="Lines after filtering; 0 for all")
     after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only what has a greater seq")
     follow: bool = False
@@ -50,7 +83,13 @@ def add_log_routes(app: FastAPI) -> None:
         paths.LOGS,
         response_class=Response,
         responses={**described, **problems(404, 503)},
-        openapi_extra=parameters(header("Last-Event-ID", "Follow after this seq; `after` in the query wins")),
+        openapi_extra=parameters(
+            header(
+                "Last-Event-ID",
+                "Follow after this seq; `after` in the query wins",
+                {"type": "string", "pattern": "^[0-9]{0,18}$"},
+            )
+        ),
     )(read_logs)
 
 
@@ -62,20 +101,24 @@ async def read_logs(
 ) -> Response:
     """What the agent printed and what happened, in the order of `seq`."""
     task = await asked.tasks.status(task_id)
-    wanted = _filter(query.stream, _moment(query.since), follow=query.follow)
+    media_type, form = _form(request) if query.follow else (_TEXT, _line)
+    view = LogView(query.stream, _moment(query.since), form, query.follow)
     resumed = _last_event_id(request) if query.follow else None
     if task.state.is_terminal and resumed is not None and resumed > task.last_seq:
         return Response(status_code=204)
     position = query.after if query.after is not None else resumed
     start = position or 0
     if query.tail and not (query.follow and position is not None):
-        start = await _start_of_tail(asked.tasks, task_id, start, query.tail, wanted)
+        start = await _start_of_tail(asked.tasks, task_id, start, query.tail, view)
     if not query.follow:
-        return Streamed(asked.tasks.frames(task_id, after=start), _encoding(wanted, _line), _TEXT)
-    encode, media_type, keep_alive = _form(request)
-    encoding = _encoding(wanted, encode)
-    frames = asked.tasks.follow(task_id, after=start)
-    return Streamed(frames, encoding, media_type, ending=asked.shutting_down, keep_alive=keep_alive)
+        return Streamed(seen_alone(asked.tasks.frames(task_id, after=start), view), _TEXT)
+    return Streamed(
+        asked.tails.follow(task, view, after=start),
+        media_type,
+        ending=asked.shutting_down,
+        keep_alive=_KEEP_ALIVE if media_type == _SSE else b"",
+        counted=asked.metrics.streaming("logs"),
+    )
 
 
 def _moment(since: str) -> str:
@@ -101,35 +144,19 @@ def _last_event_id(request: Request) -> int | None:
     return int(text)
 
 
-def _filter(stream: LogStream, moment: str, *, follow: bool) -> _Filter:
-    """Followers are told of gaps and of the end whatever they filter."""
-
-    def is_wanted(frame: Frame) -> bool:
-        if follow and frame["type"] in {"gap", "end"}:
-            return True
-        belongs_to = log_stream(frame)
-        return belongs_to is not None and stream in {"all", belongs_to} and str(frame["timestamp"]) >= moment
-
-    return is_wanted
-
-
-async def _start_of_tail(tasks: Tasks, task_id: str, after: int, lines: int, wanted: _Filter) -> int:
+async def _start_of_tail(tasks: Tasks, task_id: str, after: int, lines: int, view: LogView) -> int:
     """The `after` that leaves the last `lines` lines of what is there now."""
     last: deque[int] = deque(maxlen=lines + 1)
     async for frame in tasks.frames(task_id, after=after):
-        if frame["type"] != "end" and wanted(frame):
+        if frame["type"] != "end" and view.wants(frame):
             last.append(frame["seq"])
     return last[0] if len(last) > lines else after
 
 
-def _encoding(wanted: _Filter, encode: Callable[[Frame], bytes]) -> Callable[[Frame], bytes | None]:
-    return lambda frame: encode(frame) if wanted(frame) else None
-
-
-def _form(request: Request) -> tuple[Callable[[Frame], bytes], str, bytes]:
+def _form(request: Request) -> tuple[str, _Form]:
     if _NDJSON in request.headers.get("accept", "").lower():
-        return _json_line, _NDJSON, b""
-    return _sse, _SSE, b": keep-alive\n\n"
+        return _NDJSON, _json_line
+    return _SSE, _sse
 
 
 def _line(frame: Frame) -> bytes:

@@ -20,6 +20,7 @@ BASIC_HEALTH = "/api/health"
 HEALTH = f"{ROOT}/health"
 READINESS = f"{HEALTH}/ready"
 LIVENESS = f"{HEALTH}/live"
+METRICS = "/metrics"
 
 OPEN_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
 """Probes and balancers have no token."""

@@ -1,18 +1,21 @@
 """The WebSocket: everything that happens, as it happens."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 from starlette.datastructures import QueryParams
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from sandbox.api import paths
 from sandbox.api.context import Context, context
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.feed import Feed
 from sandbox.api.known_parameters import refuse_unknown
+from sandbox.api.measured import note_route
 from sandbox.api.streamed import disconnected
+from sandbox.api.view import Messages, seen_alone
 from sandbox.model.frame import Frame
 
 TYPES = frozenset(
@@ -43,16 +46,29 @@ class Wish:
             raise InvalidParameterError("after", "needs a task_id, for seq counts within a task")
         return cls(task_id, _types(query.get("filter", "")), after)
 
-    def encode(self, frame: Frame) -> bytes | None:
-        """The message, None for what was filtered out."""
-        return msgspec.json.encode(frame) if frame["type"] in self.types else None
+
+@dataclass(frozen=True, slots=True)
+class StreamView:
+    """A message for each frame of one of these types."""
+
+    types: frozenset[str]
+
+    def messages(self, frames: Sequence[Frame]) -> Messages:
+        """The messages."""
+        return [msgspec.json.encode(frame) for frame in frames if frame["type"] in self.types]
 
 
 async def stream(websocket: WebSocket) -> None:
     """Answer a handshake. Errors before the first message are HTTP answers to it."""
+    note_route(websocket, paths.STREAM)
     asked = await context(websocket)
     wish = Wish.of(websocket.query_params)
-    async with Feed(await _frames(asked, wish), wish.encode) as feed:
+    with asked.metrics.streaming("websocket"):
+        await _tell(websocket, asked, wish)
+
+
+async def _tell(websocket: WebSocket, asked: Context, wish: Wish) -> None:
+    async with Feed(await _messages(asked, wish)) as feed:
         await websocket.accept()
         feed.end_after(disconnected(websocket.receive))
         feed.end_after(asked.shutting_down.wait())
@@ -66,11 +82,11 @@ async def stream(websocket: WebSocket) -> None:
             await websocket.close(_INTERNAL, "The server could not go on; its log tells more.")
 
 
-async def _frames(asked: Context, wish: Wish) -> AsyncIterator[Frame]:
+async def _messages(asked: Context, wish: Wish) -> AsyncIterator[Messages]:
+    view = StreamView(wish.types)
     if wish.task_id is None:
-        return asked.tasks.follow_all()
-    await asked.tasks.status(wish.task_id)
-    return asked.tasks.follow(wish.task_id, after=wish.after)
+        return seen_alone(asked.tasks.follow_all(), view)
+    return asked.tails.follow(await asked.tasks.status(wish.task_id), view, after=wish.after)
 
 
 async def _send(websocket: WebSocket, feed: Feed) -> None:

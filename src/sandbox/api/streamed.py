@@ -2,37 +2,42 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sandbox.api.envelope import wants_head_only
-from sandbox.api.feed import Encode, Feed
-from sandbox.model.frame import Frame
+from sandbox.api.feed import Feed
+from sandbox.api.view import Messages
 
 KEEP_ALIVE_SECONDS = 15.0
 
+_UNCOUNTED = nullcontext()
+
 
 class Streamed(Response):
-    """Sends frames in batches until they end, the client leaves or `ending` is set.
+    """Sends what comes, in batches, until it ends, the client leaves or `ending` is set.
 
     keep_alive: what is sent when nothing came for KEEP_ALIVE_SECONDS; empty for none.
+    counted: holds while it is being sent.
     """
 
     def __init__(
         self,
-        frames: AsyncIterator[Frame],
-        encode: Encode,
+        source: AsyncIterator[Messages],
         media_type: str,
         *,
         ending: asyncio.Event | None = None,
         keep_alive: bytes = b"",
+        counted: AbstractContextManager[object] = _UNCOUNTED,
     ) -> None:
         self.status_code = 200
         self.media_type = media_type
         self.background = None
         self.init_headers({"x-accel-buffering": "no"})
-        self._feed = Feed(frames, encode)
+        self._feed = Feed(source)
+        self._counted = counted
         self._ending = ending
         self._keep_alive = keep_alive
 
@@ -45,6 +50,10 @@ class Streamed(Response):
 
     async def _stream(self, receive: Receive, send: Send) -> None:
         idle_seconds = KEEP_ALIVE_SECONDS if self._keep_alive else None
+        with self._counted:
+            await self._send_batches(idle_seconds, receive, send)
+
+    async def _send_batches(self, idle_seconds: float | None, receive: Receive, send: Send) -> None:
         async with self._feed as feed:
             feed.end_after(disconnected(receive))
             if self._ending is not None:

@@ -1,6 +1,7 @@
 """Both doors on real sockets, in the event loop of the test."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from sandbox.api.addresses import bind
 from sandbox.api.app import create_app, create_stream_app
+from sandbox.api.context import Context
 from sandbox.api.guard import Guard
 from sandbox.api.serve import serve
 from sandbox.api.settings import ApiSettings
@@ -25,6 +27,7 @@ class Doors:
     stream_port: int
     shutting_down: asyncio.Event
     serving: asyncio.Task[None]
+    context: Context
 
     @property
     def http(self) -> str:
@@ -32,6 +35,11 @@ class Doors:
 
     def ws(self, query: str = "", *, port: int = 0) -> str:
         return f"ws://localhost:{port or self.stream_port}/api/v1/tasks/stream{query}"
+
+    def open_streams(self, kind: str) -> int:
+        """How many followers are being told, as the metrics count them."""
+        told = self.context.metrics.text(self.tasks.health_now, is_ready=True).decode()
+        return int(float(re.search(rf'sandbox_streams_open{{kind="{kind}"}} (\S+)', told)[1]))
 
     async def stop(self) -> float:
         """Shut down; how long it took, in seconds."""
@@ -49,12 +57,12 @@ async def _open_doors(access: Access | None = None) -> AsyncIterator[Doors]:
     settings = ApiSettings("0.1.0", frozenset({port, stream_port}))
     guard = Guard(access or FakeAccess(), settings)
     app = create_app(tasks, settings=settings, shutting_down=shutting_down, guard=guard)
-    stream_app = create_stream_app(tasks, settings=settings, shutting_down=shutting_down, guard=guard)
+    stream_app = create_stream_app(app)
     serving = asyncio.create_task(
         serve(app, stream_app, sockets, stream_sockets, shutting_down=shutting_down, on_started=started.set)
     )
     await asyncio.wait_for(started.wait(), 10)
-    doors = Doors(tasks, port, stream_port, shutting_down, serving)
+    doors = Doors(tasks, port, stream_port, shutting_down, serving, app.state.context)
     try:
         yield doors
     finally:

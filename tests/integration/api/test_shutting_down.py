@@ -34,7 +34,8 @@ def test_twenty_followers_are_sent_home_in_time(open_doors, until):
             sockets = [await stack.enter_async_context(connect(doors.ws("?task_id=task-001"))) for _ in range(5)]
             sockets += [await stack.enter_async_context(connect(doors.ws())) for _ in range(5)]
             waiting = asyncio.create_task(client.get("/api/v1/tasks/task-001/wait"))
-            await until(lambda: doors.tasks.open_followers == 15 and len(doors.tasks.subscribers) == 5)
+            await until(lambda: (doors.open_streams("logs"), doors.open_streams("websocket")) == (10, 10))
+            await until(lambda: doors.tasks.open_followers == 1 and len(doors.tasks.subscribers) == 5)
             with set_by_signals(doors.shutting_down):
                 started = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -7,13 +7,9 @@ import pytest
 from sandbox.api.feed import READ_AHEAD_BYTES_MAX, Feed
 
 
-def encode(frame):
-    return None if frame.get("hidden") else frame["data"]
-
-
 async def every(frames):
     for frame in frames:
-        yield frame
+        yield () if frame.get("hidden") else (frame["data"],)
 
 
 async def taken(feed):
@@ -29,7 +25,7 @@ async def _messages(feed):
 def test_everything_comes_in_order_and_then_the_end():
     async def scene():
         frames = [{"data": str(number).encode(), "hidden": number % 3 == 0} for number in range(1000)]
-        async with Feed(every(frames), encode) as feed:
+        async with Feed(every(frames)) as feed:
             return await taken(feed)
 
     assert asyncio.run(scene()) == [str(number).encode() for number in range(1000) if number % 3]
@@ -42,10 +38,10 @@ def test_a_client_that_takes_nothing_holds_the_source_back():
         nonlocal asked_for
         while True:
             asked_for += 1
-            yield {"data": b"x" * 1024}
+            yield (b"x" * 1024,)
 
     async def scene():
-        async with Feed(endless(), encode) as feed:
+        async with Feed(endless()) as feed:
             for _ in range(20):
                 await asyncio.sleep(0)
             assert asked_for <= READ_AHEAD_BYTES_MAX // 1024 + 2
@@ -62,9 +58,9 @@ def test_silence_is_told_and_does_not_end_it():
 
         async def late():
             await more.wait()
-            yield {"data": b"late"}
+            yield (b"late",)
 
-        async with Feed(late(), encode) as feed:
+        async with Feed(late()) as feed:
             assert await feed.batch(0.01) == []
             more.set()
             assert await feed.batch(5) == [b"late"]
@@ -80,13 +76,13 @@ def test_an_occasion_ends_it_at_once_and_closes_the_source():
         nonlocal is_closed
         try:
             await asyncio.Event().wait()
-            yield {}
+            yield ()
         finally:
             is_closed = True
 
     async def scene():
         ending = asyncio.Event()
-        async with Feed(silent(), encode) as feed:
+        async with Feed(silent()) as feed:
             feed.end_after(ending.wait())
             ending.set()
             async with asyncio.timeout(1):
@@ -98,11 +94,11 @@ def test_an_occasion_ends_it_at_once_and_closes_the_source():
 
 def test_what_the_source_raises_is_raised_after_what_it_gave():
     async def broken():
-        yield {"data": b"before"}
+        yield (b"before",)
         raise ValueError("damaged")
 
     async def scene():
-        async with Feed(broken(), encode) as feed:
+        async with Feed(broken()) as feed:
             assert await feed.batch() == [b"before"]
             with pytest.raises(ValueError, match="damaged"):
                 await feed.batch()

@@ -1,0 +1,123 @@
+"""The live end of a task's story, read and encoded once for all who follow it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+from sandbox.api.view import Messages, View, close
+from sandbox.model.frame import Frame
+
+BATCH_SECONDS = 0.05
+TAIL_BYTES_MAX = 1024 * 1024
+_PIECE_BYTES = 64 * 1024
+_FRAME_BYTES = 256
+
+
+class Batch:
+    """Frames that came together, all those past `after`, and what each view makes of them."""
+
+    def __init__(self, after: int, frames: Sequence[Frame], size_bytes: int) -> None:
+        self.after = after
+        self.last_seq = int(frames[-1]["seq"])
+        self.is_end = frames[-1]["type"] == "end"
+        self.size_bytes = size_bytes
+        self._frames = frames
+        self._shown: dict[View, Messages] = {}
+
+    def messages(self, view: View, after: int) -> Messages:
+        """What the view makes of what is past `after`."""
+        if after > self.after:
+            return view.messages([frame for frame in self._frames if frame["seq"] > after])
+        found = self._shown.get(view)
+        if found is None:
+            found = self._shown[view] = view.messages(self._frames)
+        return found
+
+
+class Tail:
+    """The last batches of one task. `frames` begins with the present state, as `Tasks.follow` without `after` does."""
+
+    def __init__(self, frames: AsyncIterator[Frame]) -> None:
+        self.followers = 0
+        self.bell = asyncio.Event()
+        self._batches: deque[Batch] = deque()
+        self._kept_bytes = 0
+        self._fresh: list[Frame] = []
+        self._fresh_bytes = 0
+        self._floor: int | None = None
+        self._reached = 0
+        self._is_over = False
+        self._loop = asyncio.get_running_loop()
+        self._published_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading = asyncio.create_task(self._read(frames))
+
+    async def started(self) -> None:
+        """Return as soon as `reaches` can tell."""
+        while self._floor is None and not self._is_over:
+            await self.bell.wait()
+
+    def reaches(self, position: int) -> bool:
+        """Whether everything past `position` is here, or will be."""
+        is_to_come = not self._is_over or position < self._reached
+        return is_to_come and self._floor is not None and position >= self._floor
+
+    def past(self, position: int) -> list[Batch]:
+        """The batches with something past `position`, oldest first."""
+        found: list[Batch] = []
+        for batch in reversed(self._batches):
+            if batch.last_seq <= position:
+                break
+            found.append(batch)
+        return found[::-1]
+
+    async def close(self) -> None:
+        """Read no more."""
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _read(self, frames: AsyncIterator[Frame]) -> None:
+        try:
+            async for frame in frames:
+                if self._floor is None:
+                    self._floor = self._reached = int(frame["seq"])
+                    self._ring()
+                    continue
+                self._fresh.append(frame)
+                self._fresh_bytes += _FRAME_BYTES + len(frame.get("data", ""))
+                if self._fresh_bytes > _PIECE_BYTES:
+                    self._publish()
+                    await asyncio.sleep(0)
+                elif self._timer is None:
+                    self._timer = self._loop.call_at(self._published_at + BATCH_SECONDS, self._publish)
+            self._publish()
+        finally:
+            # Who has not read the end here goes on alone, and meets there what went wrong.
+            self._is_over = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._ring()
+            await close(frames)
+
+    def _publish(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._fresh:
+            return
+        batch = Batch(self._reached, self._fresh, self._fresh_bytes)
+        self._fresh, self._fresh_bytes = [], 0
+        self._batches.append(batch)
+        self._kept_bytes += batch.size_bytes
+        while self._kept_bytes > TAIL_BYTES_MAX and len(self._batches) > 1:
+            dropped = self._batches.popleft()
+            self._kept_bytes -= dropped.size_bytes
+            self._floor = dropped.last_seq
+        self._reached, self._published_at = batch.last_seq, self._loop.time()
+        self._ring()
+
+    def _ring(self) -> None:
+        bell, self.bell = self.bell, asyncio.Event()
+        bell.set()

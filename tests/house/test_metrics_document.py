@@ -1,0 +1,32 @@
+"""`docs/metrics.md` lists every metric, and nothing that is not there."""
+
+import re
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from sandbox.api.server_metrics import ServerMetrics
+from sandbox.contracts.tasks import Health
+
+
+def told() -> set[tuple[str, str, tuple[str, ...], str]]:
+    metrics = ServerMetrics("0.1.0")
+    metrics.note_answer("/metrics", "GET", 200, 0.01)
+    text = metrics.text(Health("0.1.0", 1.0, {}, [], True, 1, 2, ready=True), is_ready=True).decode()
+    return {
+        (
+            family.name + ("_total" if family.type == "counter" else ""),
+            family.type,
+            tuple(sorted(set(family.samples[0].labels) - {"le"})),
+            family.documentation,
+        )
+        for family in text_string_to_metric_families(text)
+    }
+
+
+def test_every_metric_is_listed_with_its_type_and_labels(root: Path):
+    document = (root / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]+) \| ([^|]+) \|$", document, re.MULTILINE)
+    listed = {(name, kind, tuple(re.findall(r"`(\w+)`", labels)), help_) for name, kind, labels, help_ in rows}
+    assert len(listed) == len(rows) > 10
+    assert listed == told()
