@@ -1,13 +1,16 @@
-"""A small MCP server over stdin and stdout: run `python3 mcp_token_server.py WORD`. It tells what it was given."""
+"""A small MCP server that tells what it was given: over stdin and stdout as a program, or over HTTP in a test."""
 
 import json
 import os
 import sys
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 TOOLS = [{"name": name, "description": name, "inputSchema": {"type": "object"}} for name in ("tell", "other")]
 
 
-def answer(request):
+def answer(request, told):
     match request["method"]:
         case "initialize":
             return {
@@ -18,17 +21,54 @@ def answer(request):
         case "tools/list":
             return {"tools": TOOLS}
         case "tools/call":
-            told = f"TOKEN={os.environ.get('TOKEN')} WORDS={' '.join(sys.argv[1:])}"
             return {"content": [{"type": "text", "text": told}]}
         case _:
             return {}
 
 
+def respond(message, told):
+    """The answer to a message as JSON; empty for one that wants none."""
+    request = json.loads(message)
+    if "id" not in request:
+        return ""
+    return json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": answer(request, told)})
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        response = respond(body, f"PATH={self.path} AUTHORIZATION={self.headers['authorization']}").encode()
+        self.send_response(200 if response else 202)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(response)))
+        self.end_headers()
+        self.wfile.write(response)
+
+    def do_GET(self):
+        self.send_error(405)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def served_over_http():
+    """Serve on loopback until the block ends; gives the URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def main():
+    told = f"TOKEN={os.environ.get('TOKEN')} WORDS={' '.join(sys.argv[1:])}"
     for line in sys.stdin:
-        request = json.loads(line)
-        if "id" in request:
-            print(json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": answer(request)}), flush=True)
+        if response := respond(line, told):
+            print(response, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from sandbox.agent.beginning import judge_beginning
 from sandbox.agent.conversation import ClaudeConversation
-from sandbox.agent.mcp import TIMEOUT_SECONDS, mcp_file
+from sandbox.agent.mcp import MCP_CONNECT_SECONDS, mcp_file
 from sandbox.agent.rendering import render_result
 from sandbox.agent.tools import tool_options
 from sandbox.contracts.agent import AgentBegan, AgentStart
@@ -123,7 +123,7 @@ def _environment(task_key: str) -> dict[str, str]:
         "NODE_USE_SYSTEM_CA": "1",
         "ANTHROPIC_BASE_URL": MODEL_URL,
         "ANTHROPIC_API_KEY": task_key,
-        "MCP_TIMEOUT": str(TIMEOUT_SECONDS * 1000),
+        "MCP_TIMEOUT": str(MCP_CONNECT_SECONDS * 1000),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD": "1",
         **proxies,

@@ -8,7 +8,7 @@ import msgspec
 
 from sandbox.model.manifest import McpConfig, McpServer
 
-TIMEOUT_SECONDS = 60
+MCP_CONNECT_SECONDS = 60
 """How long Claude Code waits for its MCP servers; a cold `npx` on a busy machine needs more than its own 30 s."""
 
 

@@ -86,7 +86,7 @@ class Claude:
     skip_permissions: bool = True
     output_format: Literal["stream-json", "json", "text"] = "stream-json"
     model: Annotated[str, Len(1, 256), VISIBLE] = "claude-sonnet-4-5-20250929"
-    allowed_tools: tuple[Annotated[str, Len(1, 256), VISIBLE], ...] | None = None
+    allowed_tools: Annotated[tuple[Annotated[str, Len(1, 256), VISIBLE], ...], MaxLen(256)] | None = None
     mcp_config: McpConfig | None = None
     max_turns: Annotated[int, Ge(1), Le(1_000_000)] | None = None
 

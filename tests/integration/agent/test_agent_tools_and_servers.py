@@ -168,6 +168,16 @@ def test_an_mcp_server_gets_its_secret_and_is_used(tmp_path):
     assert "sesame-open" in play.answers[1]
 
 
+@pytest.mark.parametrize("kind", ["http", None])
+def test_an_mcp_server_with_a_url_gets_its_secret_in_path_and_header(tmp_path, kind):
+    with mcp_token_server.served_over_http() as url:
+        headers = {"Authorization": "Bearer ${GITHUB_TOKEN}"}
+        there = McpServer(url=f"{url}/${{GITHUB_TOKEN}}/mcp", headers=headers, type=kind)
+        play = Play(tmp_path, call("mcp__there__tell"), mcp_config=servers(there=there), secrets=SECRETS)
+    assert (play.failure, play.outcome.failure) == (None, None)
+    assert "PATH=/sesame-open/mcp AUTHORIZATION=Bearer sesame-open" in play.answers[0]
+
+
 def test_no_secret_is_in_an_argument_or_a_file(tmp_path):
     command = "tr '\\0' ' ' < /proc/$PPID/cmdline; cat $HOME/.sandbox/mcp.json"
     play = Play(tmp_path, bash(command), mcp_config=servers(github=TOKEN_SERVER), secrets=SECRETS)

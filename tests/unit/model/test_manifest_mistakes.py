@@ -132,6 +132,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("claude/allowed_tools", "Read", "claude.allowed_tools", "type"),
     ("claude/allowed_tools", [1], "claude.allowed_tools[0]", "type"),
     ("claude/allowed_tools", [""], "claude.allowed_tools[0]", "range"),
+    ("claude/allowed_tools", ["Read"] * 257, "claude.allowed_tools", "range"),
     ("claude/allowed_tools", ["Read", "Bash(git *"], "claude.allowed_tools[1]", "format"),
     ("claude/allowed_tools", ["Read,Write"], "claude.allowed_tools[0]", "format"),
     ("claude/allowed_tools", ["Read Write"], "claude.allowed_tools[0]", "format"),
