@@ -28,12 +28,13 @@ def print_json_lines(frames: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def ending(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
-    """One sentence for how a task ended, with its reason unless that was told before."""
+    """One sentence for how a task ended, with its reason unless that was told before, and what to do with the rest."""
     error = status.get("error")
     reason = f": {error.get('message')} ({error.get('code')})" if has_reason and isinstance(error, Mapping) else "."
-    return visible(
-        f"Task {status.get('id') or status.get('task_id')} {_ENDED.get(str(status.get('state')), 'ended')}{reason}"
-    )
+    task_id = visible(str(status.get("id") or status.get("task_id")))
+    sentence = f"Task {task_id} {_ENDED.get(str(status.get('state')), 'ended')}{visible(reason)}"
+    is_preserved = status.get("state") == "failed_preserved"
+    return f"{sentence}\n  Remove the sandbox: sandbox task release {task_id}" if is_preserved else sentence
 
 
 _ENDED = {

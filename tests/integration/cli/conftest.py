@@ -1,8 +1,11 @@
 """A recorded API, and the command line as a process that speaks to it."""
 
 import os
+import pty
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,3 +66,38 @@ def sandbox_process(environment, tmp_path):
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+
+
+class Terminal:
+    """The other end of a pseudo-terminal."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = pty.openpty()
+        self.seen = b""
+
+    def read_until(self, wanted: bytes, seconds: float = 30) -> bytes:
+        """Everything until `wanted` has been shown."""
+        deadline = time.monotonic() + seconds
+        while wanted not in self.seen:
+            readable, _, _ = select.select([self.ours], [], [], max(deadline - time.monotonic(), 0))
+            assert readable, f"{wanted!r} was not shown; shown was {self.seen!r}"
+            self.seen += os.read(self.ours, 65536)
+        return self.seen
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.ours, keys)
+
+
+@pytest.fixture
+def terminal():
+    terminal = Terminal()
+    yield terminal
+    os.close(terminal.ours)
+    os.close(terminal.theirs)
+
+
+@pytest.fixture
+def on_terminal(sandbox_process, terminal):
+    """Start `sandbox …` on the terminal."""
+    theirs = terminal.theirs
+    return lambda *arguments: sandbox_process(*arguments, stdin=theirs, stdout=theirs, stderr=theirs)

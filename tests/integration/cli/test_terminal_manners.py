@@ -1,12 +1,8 @@
 """How the command line behaves on a terminal, in a pipe that closes, and when it is interrupted."""
 
-import os
-import pty
-import select
 import signal
 import subprocess
 import threading
-import time
 
 import pytest
 
@@ -14,41 +10,6 @@ from doubles.recorded_api import Answer, of_frames, of_json
 from doubles.recorded_story import TASK, frames, status
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m"
-
-
-class Terminal:
-    """The other end of a pseudo-terminal."""
-
-    def __init__(self) -> None:
-        self.ours, self.theirs = pty.openpty()
-        self.seen = b""
-
-    def read_until(self, wanted: bytes, seconds: float = 30) -> bytes:
-        """Everything until `wanted` has been shown."""
-        deadline = time.monotonic() + seconds
-        while wanted not in self.seen:
-            readable, _, _ = select.select([self.ours], [], [], max(deadline - time.monotonic(), 0))
-            assert readable, f"{wanted!r} was not shown; shown was {self.seen!r}"
-            self.seen += os.read(self.ours, 65536)
-        return self.seen
-
-    def type(self, keys: bytes) -> None:
-        os.write(self.ours, keys)
-
-
-@pytest.fixture
-def terminal():
-    terminal = Terminal()
-    yield terminal
-    os.close(terminal.ours)
-    os.close(terminal.theirs)
-
-
-@pytest.fixture
-def on_terminal(sandbox_process, terminal):
-    """Start `sandbox …` on the terminal."""
-    theirs = terminal.theirs
-    return lambda *arguments: sandbox_process(*arguments, stdin=theirs, stdout=theirs, stderr=theirs)
 
 
 @pytest.fixture

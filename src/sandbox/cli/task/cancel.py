@@ -42,7 +42,7 @@ def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
     if options.format == "json":
         print_json(answer)
     if status["state"] != "cancelled":
-        fail(f"{ending(status)} It ended before it could be cancelled.", ExitCode.CONFLICT)
+        fail(f"Too late to cancel it. {ending(status)}", ExitCode.CONFLICT)
     if options.format != "json":
         click.echo(ending(status), err=True)
 
