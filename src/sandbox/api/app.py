@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from sandbox.api import paths
 from sandbox.api.artifacts import add_artifact_routes
 from sandbox.api.context import Context
+from sandbox.api.docs_page import add_docs_routes
 from sandbox.api.doorkeeper import Doorkeeper
 from sandbox.api.envelope import Envelope
 from sandbox.api.errors import add_error_answers
@@ -59,6 +60,7 @@ def describe_api(version: str) -> FastAPI:
         title="Sandbox",
         version=version,
         description="Runs coding agents as tasks that people can trust.",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(note_api_route), Depends(refuse_unknown_parameters)],
@@ -71,6 +73,7 @@ def describe_api(version: str) -> FastAPI:
     add_health_routes(app)
     add_metrics_route(app)
     add_session_routes(app)
+    add_docs_routes(app)
     return app
 
 

@@ -21,6 +21,8 @@ HEALTH = f"{ROOT}/health"
 READINESS = f"{HEALTH}/ready"
 LIVENESS = f"{HEALTH}/live"
 METRICS = "/metrics"
+SCHEMA = "/openapi.json"
+DOCS = "/docs"
 
 OPEN_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
 """Probes and balancers have no token."""
