@@ -29,9 +29,10 @@ class ManifestFile:
 
     def parse(self) -> Manifest:
         """Check it as the server does. Raises the model's InvalidManifestError."""
+        from sandbox.gateway.prices import is_priced
         from sandbox.model.manifest_parsing import parse_manifest
 
-        return parse_manifest(self.body, is_json=self.is_json)
+        return parse_manifest(self.body, is_json=self.is_json, priced=is_priced)
 
     def change(self, assignments: Sequence[Assignment]) -> ChangedManifest:
         """The manifest with some fields set. Raises the model's InvalidManifestError where it cannot be read."""

@@ -39,6 +39,11 @@ def price(model: str) -> Price | None:
     return _PRICES.get(_VARIANT.sub("", model))
 
 
+def is_priced(model: str) -> bool:
+    """Whether it is known what a model costs."""
+    return price(model) is not None
+
+
 def cost_usd(model: str, tokens: Tokens) -> float | None:
     """What a request cost, to a millionth of a dollar; None for a model without a price."""
     rate = price(model)

@@ -35,7 +35,7 @@ from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
-from sandbox.gateway.prices import price
+from sandbox.gateway.prices import is_priced
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.placement.control import UnixRunnerControl
@@ -138,7 +138,7 @@ def _api_settings(settings: ServerSettings, ports: set[int], *, needs_token: boo
         needs_token=needs_token,
         requests_per_minute=settings.access.requests_per_minute,
         clone_hosts=frozenset(settings.git.allowed_hosts),
-        priced=lambda model: price(model) is not None,
+        priced=is_priced,
     )
 
 
