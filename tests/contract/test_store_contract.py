@@ -257,6 +257,38 @@ def test_a_place_of_another_list_is_refused(mixed, sort, value):
         mixed.query(TaskQuery(sort=sort, cursor=Cursor(value, "t01")))
 
 
+@pytest.mark.parametrize("count", [20, 1100])
+@pytest.mark.parametrize("sort", SORTS)
+def test_labels_and_states_choose_the_same_whether_few_or_many_match(store, monkeypatch, count, sort):
+    monkeypatch.setattr("sandbox.stores.listing._FEW", 100)
+    if isinstance(store, SqliteStore):
+        store._connections.writer.execute("PRAGMA synchronous = OFF")
+    wanted = set()
+    for number in range(count):
+        state = [TaskState.COMPLETED, TaskState.FAILED, TaskState.RUNNING][number % 3]
+        labels = {"all": "yes", "half": str(number % 2), "tenth": str(number % 10)}
+        started = number if number % 4 else None
+        made = task(f"t{number:04}", state, created=number % 50, started=started, name=f"n{number % 7}", labels=labels)
+        store.insert(Indexed(made, 0))
+        if state is not TaskState.RUNNING and number % 2 == 0:
+            wanted.add(made.id)
+    asked = {
+        "labels": {"all": "yes", "half": "0"},
+        "states": frozenset({TaskState.COMPLETED, TaskState.FAILED}),
+        "sort": sort,
+    }
+
+    assert store.query(TaskQuery(**asked)).total_count == len(wanted)
+    seen = walk(store, **asked, limit=7)
+    assert (len(seen), set(seen)) == (len(wanted), wanted)
+    failed = frozenset({TaskState.FAILED})
+    assert len(walk(store, states=failed, sort=sort, limit=9)) == store.count_by_state()[TaskState.FAILED]
+    assert walk(store, states=failed, sort=sort, limit=9) == walk(store, states=failed, sort=sort, limit=1000)
+    both = TaskQuery(labels={"half": "0", "tenth": "4"}, limit=1000)
+    assert sorted(ids(store.query(both))) == [f"t{number:04}" for number in range(4, count, 10)]
+    assert store.query(both).total_count == len(range(4, count, 10))
+
+
 def test_a_place_needs_no_task_that_is_there(mixed):
     assert len(ids(mixed.query(TaskQuery(cursor=Cursor("0", "gone"), order="asc")))) == 12
     assert ids(mixed.query(TaskQuery(sort="name", order="asc", cursor=Cursor("n1", "' OR true; --")))) != []

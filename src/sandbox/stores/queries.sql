@@ -70,9 +70,40 @@ WHERE {filters}
 ORDER BY {sort} {order} NULLS LAST, id {order}
 LIMIT :limit OFFSET :offset;
 
--- name: count_matching
--- How many tasks there are on all pages.
-SELECT count(*) FROM tasks WHERE {filters};
+-- name: page_of_rare_states
+-- The same page where few tasks are in the states: all of them are looked at.
+SELECT task FROM tasks INDEXED BY tasks_by_state
+WHERE state IN (SELECT value FROM json_each(:states)) AND {filters}
+ORDER BY {sort} {order} NULLS LAST, id {order}
+LIMIT :limit OFFSET :offset;
+
+-- name: count_all
+-- How many tasks there are.
+SELECT count(*) FROM tasks;
+
+-- name: count_in_states
+-- How many tasks are in one of the states (a JSON list).
+SELECT count(*) FROM tasks WHERE state IN (SELECT value FROM json_each(:states));
+
+-- name: count_label
+-- How many tasks have a label.
+SELECT count(*) FROM labels WHERE key = :key AND value = :value;
+
+-- name: page_of_few
+-- The same page where label 0 is rare: all tasks that have it are looked at. CROSS keeps the planner from turning round.
+SELECT task FROM labels AS few CROSS JOIN tasks ON tasks.id = few.task_id
+WHERE few.key = :key_0 AND few.value = :value_0 AND {filters}
+ORDER BY {sort} {order} NULLS LAST, id {order}
+LIMIT :limit OFFSET :offset;
+
+-- name: count_labelled
+-- How many tasks have label 0 and match.
+SELECT count(*) FROM labels AS few WHERE few.key = :key_0 AND few.value = :value_0 AND {filters};
+
+-- name: count_labelled_in_states
+-- The same where states are asked for.
+SELECT count(*) FROM labels AS few CROSS JOIN tasks INDEXED BY tasks_by_id ON tasks.id = few.task_id
+WHERE few.key = :key_0 AND few.value = :value_0 AND {filters};
 
 -- name: filter_none
 -- Every task.
@@ -83,13 +114,11 @@ true
 -- sorting everything that matches, where reading in the page's order gets a page of it at once.
 +state IN (SELECT value FROM json_each(:states))
 
--- name: filter_labels
--- Tasks that have all of the labels; {pairs} are (key, value) by parameter.
-+id IN (
-    SELECT task_id FROM labels
-    WHERE (key, value) IN (VALUES {pairs})
-    GROUP BY task_id
-    HAVING count(*) = :label_count
+-- name: filter_label
+-- Tasks that have a label, by its {number} and the column {task_id}.
+EXISTS (
+    SELECT 1 FROM labels AS other
+    WHERE other.task_id = {task_id} AND other.key = :key_{number} AND other.value = :value_{number}
 )
 
 -- name: filter_behind_all_valued

@@ -12,7 +12,8 @@ from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQ
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 from sandbox.stores.connections import Connections
-from sandbox.stores.place import cursor_of, cursor_place, microseconds
+from sandbox.stores.listing import Listing
+from sandbox.stores.place import cursor_of, microseconds
 from sandbox.stores.queries import load_queries
 from sandbox.stores.schema import StoreUnusableError, migrate
 
@@ -66,13 +67,11 @@ class SqliteStore:
 
     def query(self, query: TaskQuery) -> TaskPage:
         """A page of tasks. Raises InvalidCursorError."""
-        filters, values = self._filters(query)
-        page, more_values = self._page(query, filters)
+        listing = Listing(self._sql, query)
         with self._connections.reading() as connection:
-            rows = connection.execute(page, {**values, **more_values}).fetchall()
-            [total] = connection.execute(self._sql["count_matching"].format(filters=filters), values).fetchone()
-        tasks = [_decoder.decode(task) for (task,) in rows[: query.limit]]
-        has_more = bool(tasks) and len(rows) > query.limit
+            found, total = listing.read(connection)
+        tasks = [_decoder.decode(task) for task in found[: query.limit]]
+        has_more = bool(tasks) and len(found) > query.limit
         return TaskPage(tasks, total, cursor_of(tasks[-1], query.sort) if has_more else None)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
@@ -99,32 +98,6 @@ class SqliteStore:
             return
         connection.execute(self._sql["drop_labels"], {"id": task.id})
         connection.executemany(self._sql["add_label"], [(task.id, key, value) for key, value in labels.items()])
-
-    def _page(self, query: TaskQuery, filters: str) -> tuple[str, dict[str, object]]:
-        """The page, and one task more to know whether there is one."""
-        values: dict[str, object] = {"limit": query.limit + 1, "offset": query.offset}
-        place = cursor_place(query)
-        if place is not None:
-            values |= {"place_value": place[0], "place_id": place[1]}
-            kind = "valueless" if place[0] is None else "some_valued" if query.sort == "started_at" else "all_valued"
-            way = "<" if query.order == "desc" else ">"
-            filters = f"{filters} AND {self._sql[f'filter_behind_{kind}'].format(sort=query.sort, way=way)}"
-        return self._sql["task_page"].format(filters=filters, sort=query.sort, order=query.order), values
-
-    def _filters(self, query: TaskQuery) -> tuple[str, dict[str, object]]:
-        """The conditions, joined from those in `queries.sql`, and the values they name."""
-        conditions: list[str] = []
-        values: dict[str, object] = {}
-        if query.states:
-            conditions.append(self._sql["filter_states"])
-            values["states"] = msgspec.json.encode(sorted(query.states)).decode()
-        if query.labels:
-            pairs = ", ".join(f"(:key_{number}, :value_{number})" for number in range(len(query.labels)))
-            conditions.append(self._sql["filter_labels"].format(pairs=pairs))
-            values["label_count"] = len(query.labels)
-            for number, (key, value) in enumerate(query.labels.items()):
-                values |= {f"key_{number}": key, f"value_{number}": value}
-        return " AND ".join(conditions) or self._sql["filter_none"], values
 
 
 def _open(path: Path) -> Connections:
