@@ -1,56 +1,46 @@
-"""A host of the internet, played over HTTPS: `python played_host.py --directory DIR --name NAME --address ADDRESS`.
+"""A host of the public internet, played on ports 80 and 443: answers each request with what it was asked.
 
-Run inside a network namespace of a test's own; DIR has `cert.pem`, `key.pem` and `answers.json` (path to JSON value).
-What it was asked is appended to `asked.ndjson`.
+Run as a program: `played_host.py ADDRESS CERTIFICATE RECORD`, once it listens it prints a JSON line. Every request's
+line and Host stand in RECORD.
 """
 
-import argparse
+import hashlib
+import http.server
 import json
 import ssl
-import subprocess
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import sys
+import threading
 from pathlib import Path
 
 
-def prepare(directory, name, answers):
-    """Write what the host needs; the certificate is one that nobody trusts who was not told to."""
-    (directory / "answers.json").write_text(json.dumps(answers))
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}",
-         "-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")],
-        check=True, capture_output=True, timeout=30,
-    )  # fmt: skip
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with Path(sys.argv[3]).open("a") as record:
+            record.write(json.dumps([self.server.server_port, self.requestline, self.headers["Host"]]) + "\n")
+        told = json.dumps({"path": self.path, "sha256": hashlib.sha256(body).hexdigest()}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        pass
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--directory", type=Path)
-    parser.add_argument("--address")
-    given = parser.parse_args()
-    answers = json.loads((given.directory / "answers.json").read_text())
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked = {"path": self.path, "headers": dict(self.headers)}
-            with (given.directory / "asked.ndjson").open("a") as file:
-                file.write(json.dumps(asked) + "\n")
-            body = json.dumps(answers.get(self.path, {"message": "Not Found"})).encode()
-            self.send_response(200 if self.path in answers else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer((given.address, 443), Handler)
+    address, certificate = sys.argv[1:3]
+    plain, secure = (http.server.ThreadingHTTPServer((address, port), _Handler) for port in (80, 443))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(given.directory / "cert.pem", given.directory / "key.pem")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    print(json.dumps({"address": given.address}), flush=True)
-    server.serve_forever()
+    context.load_cert_chain(certificate)
+    secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=secure.serve_forever, daemon=True).start()
+    print(json.dumps({"address": address}), flush=True)
+    plain.serve_forever()
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Refusal:
     answer: bytes = b""
 
 
-class Guard(Protocol):
+class Sieve(Protocol):
     """Looks at what the client sends to the host, for as long as there is something to look for."""
 
     @property
@@ -77,7 +77,7 @@ class Passage:
 
     host: str
     port: int
-    guard: Guard
+    sieve: Sieve
     greeting: bytes = b""
     unreached: Callable[[int, str], bytes] = lambda _status, _sentence: b""
 
@@ -113,12 +113,12 @@ class Checked:
     def __init__(self, opening: Opening, came: bytes) -> None:
         self._opening = opening
         self._came = came
-        self._guard: Guard | None = None
+        self._sieve: Sieve | None = None
 
     @property
     def is_over(self) -> bool:
         """As the one that comes after says."""
-        return self._guard is not None and self._guard.is_over
+        return self._sieve is not None and self._sieve.is_over
 
     def begin(self) -> bytes | Refusal:
         """Nothing before it was looked at."""
@@ -126,13 +126,13 @@ class Checked:
 
     def client_sent(self, data: bytes) -> bytes | Refusal:
         """Nothing until the beginning is whole."""
-        if self._guard is not None:
-            return self._guard.client_sent(data)
+        if self._sieve is not None:
+            return self._sieve.client_sent(data)
         outcome = self._opening.client_sent(data)
         if outcome is None or isinstance(outcome, Refusal):
             return outcome or b""
-        self._guard = outcome.guard
-        return self._guard.begin()
+        self._sieve = outcome.sieve
+        return self._sieve.begin()
 
 
 def normal(host: str) -> str:

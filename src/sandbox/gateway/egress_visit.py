@@ -3,7 +3,7 @@
 import asyncio
 
 from sandbox.gateway import limits
-from sandbox.gateway.egress import Guard, Opening, Passage, Refusal, sentence
+from sandbox.gateway.egress import Opening, Passage, Refusal, Sieve, sentence
 from sandbox.gateway.line import Line
 from sandbox.gateway.outward import NotDialledError, NotReachedError, Outward
 from sandbox.gateway.reports import Reports
@@ -69,13 +69,13 @@ class EgressVisit:
         try:
             self._client.write(passage.greeting)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._carry_out(passage.guard, host))
-                group.create_task(self._carry_in(passage.guard, host))
+                group.create_task(self._carry_out(passage.sieve, host))
+                group.create_task(self._carry_in(passage.sieve, host))
         finally:
             host.cut()
 
-    async def _carry_out(self, guard: Guard, host: Line) -> None:
-        onward = guard.begin()
+    async def _carry_out(self, sieve: Sieve, host: Line) -> None:
+        onward = sieve.begin()
         data = b"-"
         while True:
             self._renew(host)
@@ -92,15 +92,15 @@ class EgressVisit:
             data = await self._client.read()
             async with self._turns:
                 await asyncio.sleep(0)
-                onward = guard.client_sent(data)
+                onward = sieve.client_sent(data)
 
-    async def _carry_in(self, guard: Guard, host: Line) -> None:
+    async def _carry_in(self, sieve: Sieve, host: Line) -> None:
         while (data := await host.read()) and not self._client.is_gone:
             self._renew(host)
             self._client.write(data)
             await self._client.drain()
         self._client.end()
-        if guard.is_over:
+        if sieve.is_over:
             self._client.renew(limits.LINGER_SECONDS)
         if self._client.is_gone:
             host.cut()

@@ -60,18 +60,18 @@ def test_a_tunnel_to_an_allowed_host_is_opened_and_its_tls_must_name_that_host(t
     passage = let_through(proxy().client_sent(asked))
     assert (passage.host, passage.port) == (target, 443)
     assert passage.greeting.startswith(b"HTTP/1.1 200 ")
-    assert passage.guard.begin() == b""
+    assert passage.sieve.begin() == b""
     whole = hello(HOST)
-    assert passage.guard.client_sent(whole[:100]) == b"", "nothing goes on before the name is known"
-    assert passage.guard.client_sent(whole[100:]) == whole
-    assert passage.guard.client_sent(b"anything") == b"anything"
-    assert passage.guard.client_sent(b"") == b""
+    assert passage.sieve.client_sent(whole[:100]) == b"", "nothing goes on before the name is known"
+    assert passage.sieve.client_sent(whole[100:]) == whole
+    assert passage.sieve.client_sent(b"anything") == b"anything"
+    assert passage.sieve.client_sent(b"") == b""
 
 
 def test_what_comes_with_the_request_for_a_tunnel_is_part_of_the_tunnel():
     whole = hello(HOST)
     passage = let_through(proxy().client_sent(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode() + whole))
-    assert passage.guard.begin() == whole
+    assert passage.sieve.begin() == whole
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,17 @@ def test_what_comes_with_the_request_for_a_tunnel_is_part_of_the_tunnel():
 )
 def test_a_tunnel_to_443_carries_nothing_but_tls_for_its_host(inside):
     passage = let_through(proxy().client_sent(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
-    assert refused(passage.guard.client_sent(inside)).port == 443
+    assert refused(passage.sieve.client_sent(inside)).port == 443
 
 
 def test_a_tunnel_to_80_carries_one_request_for_its_host():
     asked = f"CONNECT {HOST}:80 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-    guard = let_through(proxy().client_sent(asked)).guard
-    assert isinstance(guard, Checked)
-    assert guard.client_sent(f"GET /a HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()).startswith(b"GET /a HTTP/1.1\r\n")
-    assert guard.is_over
-    guard = let_through(proxy().client_sent(asked)).guard
-    assert refused(guard.client_sent(b"GET /a HTTP/1.1\r\nHost: other.example\r\n\r\n")).host == "other.example"
+    sieve = let_through(proxy().client_sent(asked)).sieve
+    assert isinstance(sieve, Checked)
+    assert sieve.client_sent(f"GET /a HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()).startswith(b"GET /a HTTP/1.1\r\n")
+    assert sieve.is_over
+    sieve = let_through(proxy().client_sent(asked)).sieve
+    assert refused(sieve.client_sent(b"GET /a HTTP/1.1\r\nHost: other.example\r\n\r\n")).host == "other.example"
 
 
 def test_a_plain_request_goes_on_without_what_is_the_proxys():
@@ -97,12 +97,12 @@ def test_a_plain_request_goes_on_without_what_is_the_proxys():
     kept = f"Host: {HOST}\r\nCookie: a=b\r\n"
     asked = f"POST http://{HOST}/a?b=c HTTP/1.1\r\n{own}{kept}Content-Length: 4\r\n\r\nab".encode()
     passage = let_through(proxy().client_sent(asked))
-    sent = passage.guard.begin().decode()
+    sent = passage.sieve.begin().decode()
     expected = f"POST /a?b=c HTTP/1.1\r\n{kept}Content-Length: 4\r\nConnection: close\r\n\r\nab"
     assert sent.lower() == expected.lower()
-    assert passage.guard.client_sent(b"cd") == b"cd"
-    assert passage.guard.is_over
-    assert passage.guard.client_sent(f"GET http://{HOST}/second HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()) == b""
+    assert passage.sieve.client_sent(b"cd") == b"cd"
+    assert passage.sieve.is_over
+    assert passage.sieve.client_sent(f"GET http://{HOST}/second HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()) == b""
 
 
 @pytest.mark.parametrize(
@@ -168,25 +168,25 @@ def test_a_plain_request_to_the_address_of_an_allowed_host_goes_on_and_is_the_on
     first = f"GET /a HTTP/1.1\r\nHost: {host}\r\nConnection: keep-alive\r\n\r\n".encode()
     smuggled = b"GET /b HTTP/1.1\r\nHost: other.example\r\n\r\n"
     passage = let_through(plain().client_sent(first + smuggled))
-    sent = passage.guard.begin()
+    sent = passage.sieve.begin()
     assert sent.startswith(b"GET /a HTTP/1.1\r\n")
     assert sent.lower().endswith(b"connection: close\r\n\r\n")
     assert b"/b" not in sent
-    assert passage.guard.is_over
+    assert passage.sieve.is_over
 
 
 def test_a_body_in_chunks_is_framed_anew():
     head = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-    guard = let_through(plain().client_sent(head + b"2;x=y\r\nab\r\n")).guard
-    assert guard.begin().endswith(b"\r\n\r\n2\r\nab\r\n")
-    assert guard.client_sent(b"0\r\nTrailer: x\r\n\r\nGET /b HTTP/1.1\r\n\r\n") == b"0\r\n\r\n"
+    sieve = let_through(plain().client_sent(head + b"2;x=y\r\nab\r\n")).sieve
+    assert sieve.begin().endswith(b"\r\n\r\n2\r\nab\r\n")
+    assert sieve.client_sent(b"0\r\nTrailer: x\r\n\r\nGET /b HTTP/1.1\r\n\r\n") == b"0\r\n\r\n"
 
 
 def test_a_body_that_breaks_off_ends_the_connection():
     head = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 9\r\n\r\nab".encode()
-    guard = let_through(plain().client_sent(head)).guard
-    guard.begin()
-    refused(guard.client_sent(b""))
+    sieve = let_through(plain().client_sent(head)).sieve
+    sieve.begin()
+    refused(sieve.client_sent(b""))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_tls_to_the_address_of_an_allowed_host_goes_on_from_its_first_byte():
     assert opening.client_sent(whole[:50]) is None
     passage = let_through(opening.client_sent(whole[50:]))
     assert (passage.host, passage.port, passage.greeting) == (HOST, 443, b"")
-    assert passage.guard.begin() == whole
+    assert passage.sieve.begin() == whole
 
 
 @pytest.mark.parametrize(
