@@ -103,7 +103,8 @@ async def read_logs(
     task = await asked.tasks.status(task_id)
     media_type, form = _form(request) if query.follow else (_TEXT, _line)
     view = LogView(query.stream, _moment(query.since), form, query.follow)
-    resumed = _last_event_id(request) if query.follow else None
+    last_event_id = _last_event_id(request)
+    resumed = last_event_id if query.follow else None
     if task.state.is_terminal and resumed is not None and resumed > task.last_seq:
         return Response(status_code=204)
     position = query.after if query.after is not None else resumed
