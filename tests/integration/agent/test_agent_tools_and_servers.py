@@ -120,6 +120,15 @@ def test_a_rule_allows_what_it_says_and_the_run_goes_on_after_a_denial(tmp_path)
     assert play.outcome.result["result"] == "All done."
 
 
+def test_where_permissions_are_checked_git_works_but_its_directory_is_left_alone(tmp_path):
+    turns = (bash("git init -q . && git tag -l"), write(".git/hooks/pre-commit"), bash("echo x > .git/hooks/x"))
+    play = Play(tmp_path, *turns, allowed_tools=("Bash", "Write"), skip_permissions=False)
+    assert (play.failure, play.outcome.failure) == (None, None)
+    assert play.denied == ["Write", "Bash"]
+    assert play.has(".git/HEAD")
+    assert not play.has(".git/hooks/pre-commit")
+
+
 def test_a_rule_about_paths_holds_for_writing(tmp_path):
     play = Play(tmp_path, write("src/(a)/b"), write("c"), allowed_tools=("Write(src/(a)/**)",))
     assert (play.failure, play.outcome.failure) == (None, None)
