@@ -17,6 +17,12 @@ GRACE_SECONDS = round(SHUTDOWN_SECONDS / 2)
 CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
 """A message of a WebSocket client, which is ignored; over it: the connection is closed."""
 
+PING_SECONDS = 20.0
+"""Between pings to a WebSocket client."""
+
+PONG_SECONDS = 20.0
+"""A client that has not answered a ping by then is gone."""
+
 
 async def serve(
     app: ASGIApp,
@@ -68,6 +74,8 @@ class _Door(uvicorn.Server):
                 ws="websockets-sansio",
                 ws_max_size=CLIENT_MESSAGE_BYTES_MAX,
                 ws_per_message_deflate=False,
+                ws_ping_interval=PING_SECONDS,
+                ws_ping_timeout=PONG_SECONDS,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -9,6 +9,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from sandbox.api import serve
 from sandbox.model import event as e
 
 
@@ -142,5 +143,43 @@ def test_another_address_of_the_stream_port_is_not_found(open_doors):
             with pytest.raises(InvalidStatus) as refused:
                 await connect(f"ws://localhost:{doors.stream_port}/elsewhere")
             assert refused.value.response.status_code == 404
+
+    asyncio.run(scene())
+
+
+def test_a_gap_in_the_story_of_all_tasks_passes_every_filter(open_doors, until):
+    gap = {"type": "gap", "task_id": "task-001", "seq": 9, "first_seq": 7, "last_seq": 9, "reason": "slow_client"}
+
+    async def scene():
+        async with open_doors() as doors, connect(doors.ws("?filter=output")) as socket:
+            await until(lambda: len(doors.tasks.subscribers) == 1)
+            doors.tasks.add("task-001", *TO_RUNNING)
+            doors.tasks.subscribers[0].put_nowait(gap)
+            assert json.loads(await asyncio.wait_for(socket.recv(), 5)) == gap
+
+    asyncio.run(scene())
+
+
+def test_who_answers_no_ping_is_gone_and_who_answers_stays(open_doors, until, monkeypatch):
+    monkeypatch.setattr(serve, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(serve, "PONG_SECONDS", 0.1)
+
+    async def scene():
+        async with open_doors() as doors:
+            doors.tasks.add("task-001")
+            async with connect(doors.ws("?task_id=task-001")) as answering:
+                reader, writer = await asyncio.open_connection("127.0.0.1", doors.stream_port)
+                writer.write(
+                    b"GET /api/v1/tasks/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
+                    b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+                    b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+                )
+                assert b"101" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
+                await asyncio.wait_for(reader.read(), 5)
+                await until(lambda: not doors.tasks.subscribers)
+                doors.tasks.tell("task-001", e.Trouble("slow", "Slow."))
+                assert json.loads(await answering.recv())["type"] == "state_change"
+                assert json.loads(await asyncio.wait_for(answering.recv(), 5))["type"] == "error"
+            writer.close()
 
     asyncio.run(scene())
