@@ -34,12 +34,13 @@ def ending(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
     task_id = visible(str(status.get("id") or status.get("task_id")))
     sentence = f"Task {task_id} {_ENDED.get(str(status.get('state')), 'ended')}{visible(reason)}"
     is_preserved = status.get("state") == "failed_preserved"
-    return f"{sentence}\n  Remove the sandbox: sandbox task release {task_id}" if is_preserved else sentence
+    kept = f"\n  Its sandbox was preserved. Remove it: sandbox task release {task_id}"
+    return sentence + kept if is_preserved else sentence
 
 
 _ENDED = {
     "completed": "completed",
     "cancelled": "was cancelled",
     "failed": "failed",
-    "failed_preserved": "failed; its sandbox is preserved",
+    "failed_preserved": "failed",
 }

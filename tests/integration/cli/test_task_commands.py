@@ -80,6 +80,17 @@ def test_a_script_learns_from_the_exit_code_how_the_task_went(sandbox, task, man
     assert result.stdout == f"{TASK}\n".encode()
 
 
+def test_a_failure_says_why_and_how_to_let_a_preserved_sandbox_go(sandbox, task, api, manifest):
+    error = {"code": "timeout", "message": "It took \x1b[31m too long."}
+    api.on("GET", f"/tasks/{TASK}", of_json(status("failed_preserved", error=error)))
+    result = sandbox("task", "wait", TASK)
+    assert (result.returncode, result.stdout) == (1, b"failed_preserved\n")
+    assert result.stderr.decode().splitlines() == [
+        r"Task fix-42 failed: It took \x1b[31m too long. (timeout)",
+        "  Its sandbox was preserved. Remove it: sandbox task release fix-42",
+    ]
+
+
 def test_follow_tells_the_story_without_colour_off_a_terminal(sandbox, task, manifest):
     result = sandbox("task", "submit", manifest, "--follow")
     assert b"running       Claude Code is working\n" in result.stderr
@@ -150,6 +161,34 @@ def test_watching_a_task_tells_its_story_and_ends_with_it(sandbox, task):
     result = sandbox("task", "status", TASK, "--watch")
     assert result.returncode == 0
     assert b"completed     Claude Code finished its work\n" in result.stdout
+
+
+def test_a_watch_that_begins_late_tells_all_states_and_nothing_twice(sandbox, api):
+    story = frames()
+    now = next(at for at, frame in enumerate(story) if frame["type"] == "usage") + 1
+    past = [frame for frame in story[:now] if frame["type"] != "output"]
+    lines = [f"[t] [EVENT] {json.dumps(frame)}\n".encode() for frame in past]
+    asked_after = []
+
+    def logs(asked):
+        if "follow" not in asked.query:
+            return Answer(200, lines)
+        asked_after.append(int(asked.query["after"][0]))
+        return of_frames([frame for frame in story if frame["seq"] > asked_after[0]])
+
+    api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
+    api.on("GET", f"/tasks/{TASK}/logs", logs)
+    told = sandbox("task", "status", TASK, "--watch").stdout.decode()
+    states = [line.split()[1] for line in told.splitlines() if line[:2].isdecimal()]
+    assert states == [
+        *[f["new_state"] for f in story if f["type"] == "state_change"][:5],
+        "Refused:",
+        "completing",
+        "completed",
+        "27",
+    ]
+    assert "4 tool calls · 26,911 tokens in, 590 out" in told
+    assert asked_after == [5]  # so that a call which began before the last event is known
 
 
 def test_watching_a_task_that_has_ended_shows_how(sandbox, api):

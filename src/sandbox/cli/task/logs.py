@@ -28,7 +28,12 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
 @task_argument
 @click.option("--follow", "-f", "follows", is_flag=True, help="Go on until the task's end.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="LINES", help="Only the last lines; 0 for all.")
-@click.option("--stream", type=click.Choice(["all", "stdout", "stderr", "events"]), default="all", show_default=True)
+@click.option(
+    "--stream",
+    type=click.Choice(["all", "stdout", "stderr", "events"]),
+    default="all",
+    help="Only this one [default: all]",
+)
 @click.option("--since", callback=past_time, metavar="TIME", help="Only what came since: 2026-01-29T10:10:15Z, or 10m.")
 @click.option("--timestamps", "has_times", is_flag=True, help="Put the time before each line; raw.")
 @click.option("--raw", "is_raw", is_flag=True, help="The lines as they came, also on a terminal.")
@@ -38,7 +43,7 @@ def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **wanted: A
     """Print a task's output and events.
 
     On a terminal for people: what the agent says and does. Elsewhere as lines with the stream that they belong to;
-    with --stream stdout or stderr they are bare.
+    with --stream stdout or stderr they are bare. With --format json one event a line; output has its seq with --follow.
     """
     options, stream = chosen(), wanted["stream"]
     with options.connect() as client, watching(task_id):

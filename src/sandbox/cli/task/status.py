@@ -59,12 +59,15 @@ def _watch(client: Client, task_id: str, options: Chosen) -> None:
 
 
 def _story(client: Client, task_id: str) -> Iterator[dict[str, Any]]:
-    """Until now the events alone, which are few; then everything, for the tool that is at work."""
-    after = None
+    """Until now the events alone, which are few; then everything, from where the tool that is at work began."""
+    told = begin = 0
     for frame in frames_of(client.logs(task_id, stream="events"), task_id):
-        after = frame.get("seq", after)
+        told = int(frame.get("seq") or told)
+        begin = told if frame.get("type") in {"state_change", "tool_call"} else begin
         yield frame
-    yield from client.events(task_id, after=after)
+    for frame in client.events(task_id, after=begin or None):
+        if frame["type"] == "output" or frame["seq"] > told:
+            yield frame
 
 
 def _show(task: TaskStatus, options: Chosen) -> None:
