@@ -27,6 +27,7 @@ class Feed:
         self.writing = asyncio.Lock()
         self.finishers_launched = 0
         self.note = ""
+        self._logged = ""
         self._bell = asyncio.Event()
         self._stirred = asyncio.Event()
 
@@ -48,18 +49,15 @@ class Feed:
     def complain(self, error: Exception) -> None:
         """Something keeps the task from going on: tell its users, and operators once."""
         note = f"Held up, and tried again every second: {error}"
-        if note != self.note:
-            _log.error(
-                "Task %s: %s",
-                self.task.id,
-                note,
-                exc_info=None if isinstance(error, OSError | StoreError) else error,
-            )
+        if note != self._logged:
+            is_expected = isinstance(error, OSError | StoreError)
+            _log.error("Task %s: %s", self.task.id, note, exc_info=None if is_expected else error)
+        self._logged = note
         self.note = note
 
     def advance(self, task: Task, offset: int) -> None:
         """Take what was read, and wake everybody who waits."""
-        self.task, self.offset, self.note = task, offset, ""
+        self.task, self.offset, self.note, self._logged = task, offset, "", ""
         bell, self._bell = self._bell, asyncio.Event()
         bell.set()
 
