@@ -37,7 +37,9 @@ class HealthReport:
             reasons.append("The server is shutting down.")
         if counts is None:
             reasons.append("The index of tasks cannot be read.")
-        if free_bytes < DISK_FREE_BYTES_MIN:
+        if disk.f_flag & os.ST_RDONLY:
+            reasons.append(f"The disk of {self._data_dir} is read-only.")
+        elif free_bytes < DISK_FREE_BYTES_MIN:
             reasons.append(f"The disk of {self._data_dir} is full.")
         return Health(
             version=__version__,

@@ -22,15 +22,26 @@ class ServerSecrets:
         self._sources: dict[str, SecretSource] = {}
         if settings.directory is not None:
             self._sources["file"] = FileSource(settings.directory)
-        token = environment.get("VAULT_TOKEN")
-        if settings.vault.address is not None and token:
-            address = settings.vault.address.removesuffix("/")
-            self._sources["vault"] = VaultSource(
-                VaultSettings(address=address, token=token, mount=settings.vault.mount)
-            )
+        vault = _vault(settings, environment)
+        if vault is not None:
+            self._sources["vault"] = VaultSource(vault)
 
     async def resolve(self, secrets: Sequence[Secret]) -> Mapping[str, str]:
         """The values by name. Raises SecretUnavailableError."""
         allowed = self._settings.environment if self._access.has_tokens else None
         variables = EnvironmentSource(self._environment, allowed)
         return await Secrets({**self._sources, "env": variables}).resolve(secrets)
+
+
+def _vault(settings: SecretsSection, environment: Mapping[str, str]) -> VaultSettings | None:
+    """The address is configured, the rest are the variables that Vault's own command line takes."""
+    address, token = settings.vault.address, environment.get("VAULT_TOKEN")
+    if address is None or not token:
+        return None
+    return VaultSettings(
+        address=address.removesuffix("/"),
+        token=token,
+        mount=settings.vault.mount,
+        namespace=environment.get("VAULT_NAMESPACE"),
+        ca_file=environment.get("VAULT_CACERT"),
+    )

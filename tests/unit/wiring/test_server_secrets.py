@@ -52,5 +52,17 @@ def test_files_and_vault_are_there_where_they_are_configured(tmp_path):
         resolve(ServerSecrets(SecretsSection(), {}, FakeAccess()), ("file", "token"))
 
 
+def test_vault_is_reached_as_its_own_command_line_would(monkeypatch):
+    made = []
+    monkeypatch.setattr("sandbox.wiring.server_secrets.VaultSource", made.append)
+    section = SecretsSection(vault=VaultSection(address="https://vault.example/", mount="kv"))
+    ServerSecrets(section, {"VAULT_TOKEN": "t", "VAULT_NAMESPACE": "n", "VAULT_CACERT": "/ca.pem"}, FakeAccess())
+    ServerSecrets(section, {"VAULT_TOKEN": "t"}, FakeAccess())
+    full, plain = made
+    assert (full.address, full.token, full.mount) == ("https://vault.example", "t", "kv")
+    assert (full.namespace, full.ca_file) == ("n", "/ca.pem")
+    assert (plain.namespace, plain.ca_file) == (None, None)
+
+
 def test_this_machine_tells_its_memory():
     assert 2**20 < read_memory_available_bytes() < 2**50
