@@ -1,5 +1,6 @@
 """How the command line behaves on a terminal, in a pipe that closes, and when it is interrupted."""
 
+import json
 import signal
 import subprocess
 import threading
@@ -34,6 +35,19 @@ def test_control_sequences_of_a_task_are_written_out_on_a_terminal(api, on_termi
     assert process.wait(30) == 0
     assert rb"\x1b]0;owned\x07\x1b[31m" in shown
     assert b"\x1b]0" not in shown
+
+
+def test_logs_are_told_to_people_on_a_terminal_and_shown_as_they_came_on_request(api, on_terminal, terminal):
+    block = {"type": "text", "text": "Hello there."}
+    line = json.dumps({"type": "assistant", "message": {"content": [block]}})
+    api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [f"[t] [STDOUT] {line}\n[t] [STDERR] last\n".encode()]))
+    on_terminal("task", "logs", TASK).wait(30)
+    assert b"assistant" not in terminal.read_until(b"last")
+    assert b"Hello there." in terminal.seen
+    for option, first in (("--raw", b"[STDOUT] "), ("--timestamps", b"[t] [STDOUT] ")):
+        terminal.seen = b""
+        on_terminal("task", "logs", TASK, option).wait(30)
+        assert terminal.read_until(b"last").startswith(first + line.encode()[:20])
 
 
 def test_names_and_errors_of_a_task_are_written_out_too(api, on_terminal, terminal):
