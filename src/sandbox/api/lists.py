@@ -1,6 +1,6 @@
 """Lists of tasks: which, in what order, and from where on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
@@ -51,15 +51,6 @@ class ListQuery(BaseModel):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Wish:
-    """`query` is None when no task can be meant, because one label is asked to have two values."""
-
-    query: TaskQuery | None
-    limit: int
-    offset: int
-
-
 def add_list_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
     app.get(paths.TASKS, response_model=TaskListBody, responses=problems(503), openapi_extra=parameters(_LABELS))(
@@ -69,32 +60,23 @@ def add_list_routes(app: FastAPI) -> None:
 
 async def list_tasks(request: Request, asked: Asked, query: Annotated[ListQuery, Query()]) -> Json:
     """List tasks. `label.KEY=VALUE`, which may be repeated, keeps those that have all these labels."""
-    wish = _wish(query, request.query_params)
-    page = await asked.tasks.query(wish.query) if wish.query is not None else TaskPage((), 0)
+    labels = _labels(request.query_params)
+    wanted = _wanted(query, labels or {}, request.query_params)
+    page = await asked.tasks.query(wanted) if labels is not None else TaskPage((), 0)
     answer = {
         "tasks": [item_body(task) for task in page.tasks],
         "total_count": page.total_count,
-        "limit": wish.limit,
-        "offset": wish.offset,
+        "limit": wanted.limit,
+        "offset": wanted.offset,
         "has_more": page.next_cursor is not None,
-        "next_cursor": write_cursor(page.next_cursor, wish.query) if wish.query is not None else None,
+        "next_cursor": write_cursor(page.next_cursor, wanted),
     }
     return Json(answer)
 
 
-def _wish(asked: ListQuery, given: QueryParams) -> _Wish:
-    labels = _labels(given)
-    query = TaskQuery(
-        states=_states(asked.state),
-        labels=labels or {},
-        sort=asked.sort,
-        order=asked.order,
-        limit=asked.limit,
-        offset=asked.offset,
-    )
-    if asked.cursor is not None:
-        query = _resumed(query, asked.cursor, given)
-    return _Wish(query if labels is not None else None, asked.limit, asked.offset)
+def _wanted(asked: ListQuery, labels: dict[str, str], given: QueryParams) -> TaskQuery:
+    query = TaskQuery(_states(asked.state), labels, asked.sort, asked.order, asked.limit, asked.offset)
+    return query if asked.cursor is None else _resumed(query, asked.cursor, given)
 
 
 def _resumed(query: TaskQuery, text: str, given: QueryParams) -> TaskQuery:
