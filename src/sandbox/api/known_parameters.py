@@ -34,16 +34,19 @@ def refuse_unknown(given: Iterable[str], *, known: Collection[str], patterns: Co
     """Raises InvalidParameterError for the first name that is neither known nor fits a pattern."""
     for name in given:
         if name not in known and not any(re.search(pattern, name) for pattern in patterns):
-            raise InvalidParameterError(name[:NAME_SHOWN_LENGTH_MAX], _advice(name, known), rule="unknown_field")
+            raise InvalidParameterError(
+                name[:NAME_SHOWN_LENGTH_MAX], _advice(name, known, patterns), rule="unknown_field"
+            )
 
 
 def _patterns(parameter: dict[str, Any]) -> list[str]:
     return list(parameter["schema"].get("patternProperties", {}))
 
 
-def _advice(name: str, known: Collection[str]) -> str:
+def _advice(name: str, known: Collection[str], patterns: Collection[str]) -> str:
     if not known:
         return "is not known; this address takes no parameters"
     close = get_close_matches(name[:NAME_SHOWN_LENGTH_MAX], known, n=1)
     meant = f", perhaps {close[0]} was meant" if close else ""
-    return f"is not known{meant}; this address takes {', '.join(sorted(known))}"
+    families = [pattern.strip("^").replace("\\", "") + "*" for pattern in patterns]
+    return f"is not known{meant}; this address takes {', '.join(sorted([*known, *families]))}"

@@ -7,7 +7,7 @@ import pytest
     ("path", "field", "advice"),
     [
         ("/api/v1/tasks?states=running", "states", "perhaps state was meant"),
-        ("/api/v1/tasks?label=team%3Da", "label", "this address takes cursor, limit, offset, order, sort, state"),
+        ("/api/v1/tasks?label=team%3Da", "label", "takes cursor, label.*, limit, offset, order, sort, state"),
         ("/api/v1/tasks?labels.team=a", "labels.team", "is not known"),
         ("/api/v1/tasks/task-001?follow=true", "follow", "takes no parameters"),
         ("/api/v1/tasks/task-001/wait?time_out=5", "time_out", "perhaps timeout was meant"),
