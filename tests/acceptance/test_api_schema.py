@@ -25,7 +25,7 @@ def test_no_answer_is_other_than_the_schema_says(empty_world, tmp_path):
         [
             str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(SETTINGS),
             "run", f"{address}/openapi.json", "--max-examples", "20", "--seed", "1",
-            "--no-shrink", "--continue-on-failure", "--request-timeout", "15",
+            "--no-shrink", "--continue-on-failure", "--request-timeout", "60",
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
