@@ -96,7 +96,7 @@ def _commands() -> Iterator[str]:
         yield f"```\n{name} {' '.join(_usage(command, context))}\n```\n"
         yield f"{_prose(command.help)}\n"
         options = [one for one in command.get_params(context) if isinstance(one, click.Option) and not one.hidden]
-        own = [option for option in options if option.opts[0] not in COMMON]
+        own = [option for option in options if not {*option.opts} & {*COMMON}]
         if own:
             yield "| option | what it does |\n| --- | --- |"
             yield from (f"| {_names(option, context)} | {_cell(option.help or '')} |" for option in own)

@@ -102,4 +102,6 @@ def _finish(client: Client, task_id: str, options: Chosen, *, follows: bool) -> 
         fail(ending(status, has_reason=not follows), code)
     if options.format != "json":
         # On a line of its own a command can be copied, also in a narrow window.
-        click.echo(f"{ending(status)}\n  See what it made: sandbox task artifacts {visible(task_id)}", err=True)
+        shown = visible(task_id)
+        click.echo(f"{ending(status)}\n  See what it changed: sandbox task diff {shown}", err=True)
+        click.echo(f"  See what it made:    sandbox task artifacts {shown}", err=True)
