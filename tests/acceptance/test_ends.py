@@ -75,15 +75,33 @@ def test_a_missing_repository_is_told_apart(watched):
     ended(machine, "failed", "clone_failed")
 
 
-def test_exit_zero_without_a_result_is_a_failure(watched):
+def test_exit_zero_is_no_success_when_the_agent_was_interrupted(watched):
+    """Interrupted twice, Claude Code exits with 0: mostly without a result, else with one that says so."""
+    interrupt = "sleep 3; kill -INT $agent; sleep 0.01; kill -INT $agent"
     machine = watched(
-        bash('agent=$PPID; (setsid sh -c "sleep 4; kill -INT $agent" >/dev/null 2>&1 &); echo bye > bye.txt'),
+        bash(f'agent=$PPID; (setsid sh -c "{interrupt}" >/dev/null 2>&1 &); echo bye > bye.txt'),
         Turn(faults=(Fault("hang", times=99),)),
     )
     machine.submit()
-    status = ended(machine, "failed", "agent_no_result")
+    results = [event for event in transcript(machine) if event["type"] == "result"]
+    status = ended(machine, "failed", "agent_failed" if results else "agent_no_result")
     assert status["exit_code"] == 0
     assert b"+bye" in machine.artifact("task-1.patch")
+
+
+def test_exit_zero_without_a_whole_result_is_a_failure(watched):
+    """A line over its bound is kept in parts, and no part of one is a result."""
+    machine = watched(says("y" * 1_200_000))
+    machine.submit()
+    status = ended(machine, "failed", "agent_no_result")
+    assert status["exit_code"] == 0
+    assert machine.artifact_names() >= ALWAYS
+
+
+def transcript(machine):
+    """Claude Code's own events of the task, once it has ended."""
+    machine.wait()
+    return [json.loads(line) for line in machine.artifact("transcript.ndjson").splitlines()]
 
 
 def test_an_agent_that_exits_non_zero_fails_with_the_reason(watched):

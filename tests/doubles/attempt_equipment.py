@@ -46,7 +46,7 @@ class Script:
     patch_seconds: float = 0.0
     rules: object = None
     start_failure: Failure | None = None
-    collected: bytes = b"# report\n"
+    collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
     seen: list[str] = field(default_factory=list)
 
 
@@ -182,8 +182,9 @@ class ScriptedWorkspaces:
         await asyncio.sleep(self._script.patch_seconds)
 
     async def collect(self, workspace, patterns, target, taken_names):
-        (target / "report.md").write_bytes(self._script.collected)
-        yield Artifact("report.md", "report.md", 9, "text/markdown", "sha256:0")
+        for name, content in self._script.collected.items():
+            (target / name).write_bytes(content)
+            yield Artifact(name, name, len(content), "text/markdown", "sha256:0")
 
 
 def scripted_equipment(script, journals):

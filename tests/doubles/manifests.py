@@ -1,6 +1,6 @@
 """Manifests for tests."""
 
-from sandbox.model.manifest import Claude, Lifecycle, Manifest, Metadata, Repository, Vm
+from sandbox.model.manifest import Claude, Lifecycle, Manifest, Metadata, Repository, Secret, Vm
 
 
 def manifest(task_id="task-1", *, name="A task", **parts):
@@ -12,5 +12,6 @@ def manifest(task_id="task-1", *, name="A task", **parts):
         repository=Repository(url="https://example.org/r.git", branch="main"),
         claude=Claude(prompt="Do it.", **parts.get("claude", {})),
         vm=Vm(**parts.get("vm", {})),
+        secrets=tuple(Secret(name=name, source="env", key=name) for name in parts.get("manifest_secrets", ())),
         lifecycle=Lifecycle(**parts.get("lifecycle", {})),
     )

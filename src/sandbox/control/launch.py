@@ -127,19 +127,21 @@ class Launcher:
             lost = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
             await asyncio.to_thread(_end, recorder, lost)
             return
-        await self._start(recorder, attempt.id, finish=True)
+        answer = await self._secrets(recorder.task)
+        secrets = {} if isinstance(answer, Failure) else dict(answer)
+        await self._start(recorder, attempt.id, secrets=secrets, finish=True)
         feed.finishers_launched += 1
 
     async def _start(
-        self, recorder: Recorder, attempt_id: str, *, secrets: dict[str, str] | None = None, finish: bool = False
+        self, recorder: Recorder, attempt_id: str, *, secrets: dict[str, str], finish: bool = False
     ) -> None:
-        """A finisher reaches no model and gets no secrets."""
+        """A finisher reaches no model; it has the secrets to know them in what it collects."""
         order = msgspec.structs.replace(
             self._template,
             task_id=recorder.task.id,
             attempt_id=attempt_id,
             upstream=None if finish else self._template.upstream,
-            secrets=secrets or {},
+            secrets=secrets,
             finish=finish,
         )
         await self._placement.launch(order, recorder.writer.lock_fd)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from sandbox.model.manifest import Secret
 from sandbox.secrets.unavailable import unavailable
 
-OWN_PREFIXES = ("SANDBOX_", "ANTHROPIC_")
+OWN_PREFIXES = ("SANDBOX_", "ANTHROPIC_", "VAULT_TOKEN")
 """The server's own variables. They never enter a sandbox, whatever the configuration says."""
 
 

@@ -1,6 +1,7 @@
 """Secrets from HashiCorp Vault, version 2 of its key-value engine."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,10 @@ class VaultSettings:
     timeout_seconds: int = VAULT_SECONDS
 
 
+_threads = ThreadPoolExecutor(8, thread_name_prefix="vault")
+"""Of their own: a Vault that hangs must not take the threads that everything else needs."""
+
+
 class VaultSource:
     """`key` is `path#field`, the path without the mount."""
 
@@ -44,7 +49,7 @@ class VaultSource:
             raise unavailable(secret, "the key must be path#field, without . and .. in the path.")
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                value = await asyncio.to_thread(self._ask, secret, path, name)
+                value = await asyncio.get_running_loop().run_in_executor(_threads, self._ask, secret, path, name)
         except TimeoutError:
             raise unavailable(secret, f"Vault at {self._settings.address} did not answer in time.") from None
         if value is None:

@@ -56,7 +56,7 @@ def test_the_runner_gets_the_values_and_no_file_does(world, caplog):
     assert VALUE not in told + caplog.text + repr(world.runners.orders)
 
 
-def test_a_finisher_gets_none(world):
+def test_a_finisher_knows_them_too_to_keep_them_out_of_what_it_collects(world):
     world.secrets = {"TOKEN": VALUE}
 
     async def play():
@@ -67,8 +67,24 @@ def test_a_finisher_gets_none(world):
             await world.launched("task-1", 2)
 
     asyncio.run(play())
+    assert [order.secrets for order in world.runners.orders] == [{"TOKEN": VALUE}, {"TOKEN": VALUE}]
+    assert [order.upstream for order in world.runners.orders][1] is None
+    assert world.secrets_asked == ["TOKEN", "TOKEN"]
+
+
+def test_a_finisher_is_started_also_when_they_cannot_be_had_any_more(world):
+    world.secrets = {"TOKEN": VALUE}
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(with_secret())
+            await world.launched("task-1")
+            world.secrets = {}
+            world.runners.die("task-1")
+            await world.launched("task-1", 2)
+
+    asyncio.run(play())
     assert [order.secrets for order in world.runners.orders] == [{"TOKEN": VALUE}, {}]
-    assert world.secrets_asked == ["TOKEN"]
 
 
 def test_a_secret_that_cannot_be_had_fails_the_task_before_anything_is_made(world):

@@ -62,7 +62,9 @@ def test_without_secrets_nothing_is_changed(stage):
 
 
 def test_an_artifact_that_holds_a_secret_is_delivered_and_flagged(stage):
-    scene = stage(Script(collected=VALUE.encode()), secrets=SECRETS, lifecycle={"artifact_patterns": ("*.md",)})
+    scene = stage(
+        Script(collected={"report.md": VALUE.encode()}), secrets=SECRETS, lifecycle={"artifact_patterns": ("*.md",)}
+    )
     asyncio.run(scene.life.carry_out())
     flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
     assert flags == {
@@ -161,3 +163,22 @@ def test_what_the_sandbox_uses_is_sampled(stage):
     samples = scene.events(Metrics)
     assert samples
     assert (samples[0].memory_used_bytes, samples[0].memory_total_bytes) == (4096, 2 * 1024**3)
+
+
+def test_artifacts_whose_names_hold_a_secret_get_names_of_their_own(stage):
+    """Two of them never become one file, and what is recorded is what is there."""
+    script = Script(collected={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"})
+    scene = stage(script, secrets=SECRETS, lifecycle={"artifact_patterns": ("*",)})
+    asyncio.run(scene.life.carry_out())
+    directory = scene.attempt.task_files.artifacts
+    contents = {artifact.name: (directory / artifact.name).read_bytes() for artifact in scene.task.artifacts}
+    assert sorted(contents[name] for name in contents if "redacted" in name) == [b"one", b"three", b"two"]
+    assert not [path for path in directory.iterdir() if VALUE in path.name]
+
+
+def test_a_finisher_that_does_not_know_the_secrets_flags_everything(stage):
+    scene = stage(Script(), manifest_secrets=("TOKEN",), lifecycle={"artifact_patterns": ("*.md",)})
+    scene.attempt.files.workspace.mkdir(parents=True)
+    asyncio.run(scene.life.finish())
+    assert scene.task.artifacts
+    assert all(artifact.contains_secret for artifact in scene.task.artifacts)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,11 +54,30 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
     if not patterns or not attempt.files.workspace.is_dir():
         return
     own = frozenset({f"{attempt.task.id}.patch", "transcript.ndjson", "metadata.json"})
+    telling: list[Artifact] = []
     async for found in attempt.equipment.workspaces.collect(attempt.files.workspace, patterns, directory, own):
         if isinstance(found, LeftOut):
             attempt.recorder.record(Trouble("artifact_left_out", f"{found.path}: {found.reason}"))
+        elif _tells(attempt, found):
+            telling.append(found)
         else:
             attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, found)))
+    for found in telling:
+        attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, _renamed(directory, found))))
+
+
+def _tells(attempt: Attempt, artifact: Artifact) -> bool:
+    """Whether the name holds the value of a secret."""
+    redaction = attempt.redaction
+    return redaction is not None and redaction.redact_text(artifact.name) != artifact.name
+
+
+def _renamed(directory: Path, artifact: Artifact) -> Artifact:
+    """Under a name that tells nothing; given when every other artifact has its name."""
+    name = next(name for number in itertools.count(1) if not (directory / (name := f"redacted-{number}")).exists())
+    (directory / artifact.name).rename(directory / name)
+    flush(directory)
+    return msgspec.structs.replace(artifact, name=name)
 
 
 async def _keep(
@@ -84,16 +104,15 @@ async def _record(attempt: Attempt, directory: Path, name: str, content_type: st
 
 
 async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Artifact:
-    """Flagged when it holds the value of a secret; where its name holds one, under a name that does not."""
+    """Flagged when it holds the value of a secret.
+
+    A finisher may not know the values any more; then everything is flagged.
+    """
     redaction = attempt.redaction
     if redaction is None:
-        return artifact
-    name = redaction.redact_text(artifact.name)
-    if name != artifact.name:
-        (directory / artifact.name).rename(directory / name)
-        flush(directory)
-    contains_secret = await asyncio.to_thread(lambda: redaction.contains(_chunks(directory / name)))
-    return msgspec.structs.replace(artifact, name=name, contains_secret=contains_secret)
+        return msgspec.structs.replace(artifact, contains_secret=bool(attempt.task.manifest.secrets))
+    chunks = _chunks(directory / artifact.name)
+    return msgspec.structs.replace(artifact, contains_secret=await asyncio.to_thread(redaction.contains, chunks))
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
