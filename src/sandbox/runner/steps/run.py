@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 
 from sandbox.contracts.agent import AgentBegan, Conversation
 from sandbox.contracts.gateway import Budget, BudgetReached, Gateway, GatewayRules
@@ -59,20 +60,20 @@ class _Run:
 
     async def carry_out(self) -> None:
         async with _helpers() as helpers:
-            helpers.append(self._guard(self._serve_gateway()))
+            helpers.append(self._guard(self._serve_gateway))
             try:
                 stdout, stderr = await self._sandbox.start(self._start.command)
                 self._record(AgentStarted(self._start.session_id))
                 pumps = [
-                    self._guard(self._output.take_stdout(stdout)),
-                    self._guard(self._output.take_stderr(stderr)),
+                    self._guard(partial(self._output.take_stdout, stdout)),
+                    self._guard(partial(self._output.take_stderr, stderr)),
                 ]
                 for helper in (
-                    self._tell_progress(),
-                    self._tell_metrics(),
-                    self._watch_clock(),
-                    self._watch_reports(),
-                    self._end_on_wish(),
+                    self._tell_progress,
+                    self._tell_metrics,
+                    self._watch_clock,
+                    self._watch_reports,
+                    self._end_on_wish,
                 ):
                     helpers.append(self._guard(helper))
                 ended = await self._await_end()
@@ -82,12 +83,12 @@ class _Run:
         self._meter.close()
         await self._conclude(ended)
 
-    def _guard(self, helper: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+    def _guard(self, helper: Callable[[], Coroutine[None, None, None]]) -> "asyncio.Task[None]":
         """A helper that breaks takes everything inside with it: no agent goes on without its bounds."""
 
         async def guarded() -> None:
             try:
-                await helper
+                await helper()
             except Exception:
                 await self._kill()
                 raise
