@@ -10,11 +10,11 @@ settings.register_profile("sandbox", deadline=None, print_blob=True)
 settings.load_profile("sandbox")
 
 _TESTS = Path(__file__).parent
-_MACHINE_WIDE = ("acceptance", "contract/test_runtime", "integration/runtimes")
+_MACHINE_WIDE = ("acceptance", "contract/test_runtime", "integration")
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that make sandboxes look at the whole machine for what is left: one after the other, in one worker."""
+    """Some tests look at the whole machine for what a sandbox left: all that start processes run in one worker."""
     for item in items:
         if item.path.relative_to(_TESTS).as_posix().startswith(_MACHINE_WIDE):
             item.add_marker(pytest.mark.xdist_group("machine"))
