@@ -107,7 +107,9 @@ def test_waiting_tasks_start_after_a_restart_in_their_order(world):
     assert "behind" in machine.status("task-4")["state_message"]
     machine.server.stop(signal.SIGKILL)
     machine.start_server()
-    started = [machine.wait(f"task-{number}", 90)["started_at"] for number in range(1, 5)]
+    ended = [machine.wait(f"task-{number}", 90) for number in range(1, 5)]
+    assert [status["state"] for status in ended] == ["completed"] * 4, [status["error"] for status in ended]
+    started = [status["started_at"] for status in ended]
     assert started == sorted(started)
 
 

@@ -15,7 +15,7 @@ from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.control.feed import Feed
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, AttemptFailed, AttemptStarted, CancelRequested, TaskFinished
-from sandbox.model.limits import FINISHERS_MAX
+from sandbox.model.limits import ATTEMPTS_MAX, FINISHERS_MAX
 from sandbox.model.manifest import Secret
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
@@ -86,12 +86,15 @@ class Launcher:
         if isinstance(answer, Failure):
             await asyncio.to_thread(_end, recorder, answer)
             return
+        await self._attempt(recorder, answer)
+
+    async def _attempt(self, recorder: Recorder, secrets: Mapping[str, str]) -> None:
         attempt_id = new_attempt_id()
         await asyncio.to_thread(
             recorder.record, AttemptStarted(attempt_id, self._template.runtime, self._host, self._boot_id)
         )
         try:
-            await self._start(recorder, attempt_id, secrets=dict(answer))
+            await self._start(recorder, attempt_id, secrets=dict(secrets))
         except OSError as error:
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
             await asyncio.to_thread(_end, recorder, failure)
@@ -100,7 +103,9 @@ class Launcher:
         """A runner is dead: let a finisher end what it left, or, when finishers die too, end the books here.
 
         A wish to cancel that the dead runner can no longer take is written down first. A task that is still pending
-        (its journal could not be taken when the server started) is launched. Raises OSError, JournalDamagedError.
+        (its journal could not be taken when the server started) is launched; one whose runner had no workspace yet,
+        perhaps since the server died while it started it, is attempted again, ATTEMPTS_MAX times in all.
+        Raises OSError, JournalDamagedError.
         """
         async with feed.writing:
             try:
@@ -128,6 +133,9 @@ class Launcher:
             await asyncio.to_thread(_end, recorder, lost)
             return
         answer = await self._secrets(recorder.task)
+        if not isinstance(answer, Failure) and _may_be_attempted_again(recorder.task):
+            await self._attempt(recorder, answer)
+            return
         secrets = {} if isinstance(answer, Failure) else dict(answer)
         await self._start(recorder, attempt.id, secrets=secrets, finish=True)
         feed.finishers_launched += 1
@@ -150,6 +158,10 @@ class Launcher:
 def new_attempt_id() -> str:
     """Twelve base32 characters, random."""
     return base64.b32encode(os.urandom(8)).decode().lower()[:12]
+
+
+def _may_be_attempted_again(task: Task) -> bool:
+    return task.may_be_attempted_again and task.attempts < ATTEMPTS_MAX
 
 
 def _end(recorder: Recorder, failure: Failure) -> None:

@@ -89,6 +89,9 @@ LOSS_CHECK_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 """Between two tries of the server at what the machine refused: a full disk, a broken index, no more processes."""
 
+ATTEMPTS_MAX = 3
+"""Attempts begun for one task, each because the last one's runner died before it had a workspace; then it fails."""
+
 FINISHERS_MAX = 3
 """Finishers started for one task; when they all die, the server ends the task's books itself."""
 

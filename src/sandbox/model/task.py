@@ -35,7 +35,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The fold of a task's events. `last_seq` is the number of the last one."""
+    """The fold of a task's events. `last_seq` is the number of the last one; `attempts` counts those begun."""
 
     id: str
     manifest: Manifest
@@ -44,6 +44,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     history: tuple[StateEntry, ...]
     last_seq: int
     attempt: Attempt | None = None
+    attempts: int = 0
     cancel: CancelRequested | None = None
     failure: Failure | None = None
     agent_has_exited: bool = False
@@ -72,6 +73,11 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     def finished_at(self) -> datetime | None:
         """When the task reached its final state."""
         return self.state_changed_at if self.state.is_terminal else None
+
+    @property
+    def may_be_attempted_again(self) -> bool:
+        """Its attempt has made nothing that another one could not make again, and nothing speaks against one."""
+        return self.state is TaskState.STAGING and self.cancel is None and self.failure is None
 
     @property
     def is_preserved(self) -> bool:

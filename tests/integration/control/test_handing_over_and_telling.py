@@ -9,7 +9,8 @@ from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.store import Indexed
-from sandbox.model.event import AgentExited, CancelRequested, Output, TaskFinished
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.event import AgentExited, AttemptFailed, CancelRequested, Output, TaskFinished
 from sandbox.model.state import TaskState
 from sandbox.stores.memory import MemoryStore
 
@@ -40,6 +41,60 @@ def test_a_finisher_is_not_given_the_models_key(world):
 
     asyncio.run(play())
     assert [(order.finish, order.upstream) for order in world.runners.orders] == [(False, UPSTREAM), (True, None)]
+
+
+def test_a_task_whose_runner_never_came_to_life_is_started_by_the_next_server(world):
+    """The server dies between the intent and the runner's first breath: nothing was made, so nothing is lost."""
+
+    async def before():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+
+    async def after():
+        async with world.server() as service:
+            await world.launched("task-1", 2)
+            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            return await service.wait("task-1", 10)
+
+    asyncio.run(before())
+    world.runners.die("task-1")
+    task = asyncio.run(after())
+    assert (task.state, task.attempts) == (TaskState.COMPLETED, 2)
+    first, second = world.runners.orders
+    assert (first.finish, second.finish, second.upstream) == (False, False, UPSTREAM)
+    assert task.attempt.id == second.attempt_id != first.attempt_id
+
+
+def test_a_task_whose_runners_all_die_at_once_fails_after_a_few(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            for count in range(1, 8):
+                await world.launched("task-1", count)
+                world.runners.die("task-1")
+                if world.runners.orders[-1].finish:
+                    break
+            await world.launched("task-1", count + 1)
+            world.runners.play("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "")), TaskFinished())
+            return await service.wait("task-1", 10)
+
+    task = asyncio.run(play())
+    assert (task.state, task.attempts) == (TaskState.FAILED, 3)
+    assert [order.finish for order in world.runners.orders] == [False, False, False, True, True]
+
+
+def test_a_task_that_was_cancelled_before_its_runner_died_is_not_attempted_again(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", CancelRequested("enough"))
+            world.runners.die("task-1")
+            await world.launched("task-1", 2)
+
+    asyncio.run(play())
+    assert [order.finish for order in world.runners.orders] == [False, True]
 
 
 def test_a_wish_that_a_dead_runner_cannot_take_is_written_before_a_finisher_begins(world, monkeypatch):

@@ -79,6 +79,7 @@ def test_a_finisher_is_started_also_when_they_cannot_be_had_any_more(world):
         async with world.server() as service:
             await service.submit(with_secret())
             await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING[:1])
             world.secrets = {}
             world.runners.die("task-1")
             await world.launched("task-1", 2)

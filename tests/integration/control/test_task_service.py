@@ -215,6 +215,8 @@ def test_when_finishers_die_too_the_task_still_ends(world):
     async def play():
         async with world.server() as service:
             await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING[:1])
             for count in range(1, 5):
                 await world.launched("task-1", count)
                 world.runners.die("task-1")

@@ -46,6 +46,16 @@ def test_a_task_walks_through_all_its_states(stage):
     assert (scene.task.attempt.runtime, scene.task.attempt.tier) == ("scripted", "none")
 
 
+def test_what_an_earlier_attempt_left_is_gone_before_the_clone_begins(stage):
+    scene = stage(Script())
+    earlier = scene.attempt.task_files.attempt("bcdefghijklm")
+    (earlier.disk / "workspace").mkdir(parents=True)
+    earlier.runner_log.write_text("killed\n")
+    asyncio.run(scene.life.carry_out())
+    assert scene.states[-1] == "completed"
+    assert list(earlier.root.iterdir()) == [earlier.runner_log]
+
+
 def test_what_is_told_is_on_disk_and_nothing_else_is_left(stage):
     scene = stage(Script(stdout=b"one\ntwo\n", stderr=b"warn\n"))
     asyncio.run(scene.life.carry_out())

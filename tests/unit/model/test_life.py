@@ -102,6 +102,19 @@ def test_a_running_task_passes_completing_whatever_ends_it(wish):
     assert states(*TO_RUNNING, wish, exited, FINISHED)[-2:] == [TaskState.COMPLETING, last]
 
 
+def test_an_attempt_without_a_workspace_yet_may_be_followed_by_another():
+    again = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here")
+    assert states(SUBMITTED, ATTEMPT, again, PREPARED) == ["pending", "staging", "provisioning"]
+    task = end(SUBMITTED, ATTEMPT, again)
+    assert (task.attempts, task.attempt.id) == (2, again.attempt_id)
+
+
+@pytest.mark.parametrize("before", [(PREPARED,), (PREPARED, CREATED, STARTED), (failed(),), (e.CancelRequested(),)])
+def test_no_attempt_follows_one_that_has_something_to_lose_or_is_to_end(before):
+    with pytest.raises(IllegalEventError):
+        life(SUBMITTED, ATTEMPT, *before, ATTEMPT)
+
+
 def test_a_cancellation_before_the_outcome_wins_over_a_success():
     assert end(*TO_RUNNING, e.CancelRequested(), SUCCESS, FINISHED).state is TaskState.CANCELLED
 
@@ -183,7 +196,6 @@ def test_an_artifact_collected_again_replaces_the_first_one():
         (SUBMITTED, PREPARED),
         (SUBMITTED, FINISHED),
         (SUBMITTED, STARTED),
-        (SUBMITTED, ATTEMPT, ATTEMPT),
         (SUBMITTED, ATTEMPT, FINISHED),
         (SUBMITTED, ATTEMPT, SUCCESS),
         (*TO_RUNNING, FINISHED),

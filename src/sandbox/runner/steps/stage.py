@@ -2,10 +2,12 @@
 
 from sandbox.model.event import WorkspacePrepared
 from sandbox.runner.equipment import Attempt
+from sandbox.runner.removal import left_by_earlier_attempts, remove
 
 
 async def stage(attempt: Attempt) -> None:
-    """Clone into the attempt's directory. Raises AttemptError (clone_failed)."""
+    """Clone into the attempt's directory. Raises AttemptError (clone_failed), OSError."""
+    await remove(left_by_earlier_attempts(attempt))
     repository = attempt.task.manifest.repository
     for directory in (attempt.files.home, attempt.files.tmp):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

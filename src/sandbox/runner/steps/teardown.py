@@ -9,6 +9,7 @@ from sandbox.model.life import final_state
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
+from sandbox.runner.removal import left_by_earlier_attempts, remove
 
 
 async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
@@ -20,7 +21,7 @@ async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
             if handle is not None:
                 await attempt.equipment.runtime.destroy(handle, attempt.files.disk)
-            await _remove(*_paths_to_remove(attempt))
+            await remove([*_paths_to_remove(attempt), *left_by_earlier_attempts(attempt)])
             attempt.files.handle.unlink(missing_ok=True)
     except Exception as error:
         attempt.recorder.record(Trouble("teardown_failed", f"Something of the sandbox is left: {error}"))
@@ -32,19 +33,3 @@ def _paths_to_remove(attempt: Attempt) -> list[Path]:
     if final_state(attempt.task)[0] is TaskState.FAILED_PRESERVED:
         kept.add(attempt.files.disk)
     return [path for path in attempt.files.root.iterdir() if path not in kept]
-
-
-async def _remove(*paths: Path) -> None:
-    """By rm(1), which no depth of directories exhausts, follows no link and can be stopped."""
-    command = ("rm", "-rf", "--one-file-system", "--", *map(str, paths))
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env={"PATH": "/usr/bin:/bin"}
-    )
-    try:
-        _, complaint = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode != 0:
-        raise OSError(complaint.decode(errors="replace").strip()[-500:])
