@@ -47,7 +47,7 @@ class SandboxSpec:
     disk: directory of the attempt that holds `workspace`, `home` and `tmp`, which become WORKSPACE, HOME (of
         `inside`) and /tmp; the runtime gives it to the sandbox's kernel uid and on destroy back to the caller's.
     programs: host file to absolute path inside, executable and not readable where the runtime can.
-    files: absolute path inside (below /etc or /run/sandbox) to content, read-only.
+    image: host directory that becomes / (read-only), as a profile's build left it; None: the host's own /usr.
     """
 
     attempt_id: str
@@ -56,7 +56,7 @@ class SandboxSpec:
     memory_bytes: int
     processes_max: int
     programs: Mapping[Path, str] = field(default_factory=dict)
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    image: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,39 @@ class Listeners:
     transparent: Mapping[int, socket]
 
 
+@dataclass(frozen=True, slots=True)
+class TerminalSize:
+    """In characters, each 1 to 1000."""
+
+    rows: int
+    columns: int
+
+
+class Terminal(Protocol):
+    """A process inside that has a pseudo-terminal of its own, made inside: no terminal of the host's."""
+
+    @property
+    def output(self) -> StreamReader:
+        """What it shows; at its end when nobody holds the terminal any more."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Type; returns when there is room for more. Nothing happens once it has ended."""
+        ...
+
+    async def resize(self, size: TerminalSize) -> None:
+        """Tell it a new size (SIGWINCH)."""
+        ...
+
+    async def hang_up(self) -> None:
+        """Take the terminal away (SIGHUP); what does not mind is killed with the sandbox."""
+        ...
+
+    async def wait(self) -> Exit:
+        """How the process ended. May be called many times."""
+        ...
+
+
 class Sandbox(Protocol):
     """One sandbox. It never outlives the process that created it."""
 
@@ -116,6 +149,13 @@ class Sandbox(Protocol):
 
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
         """Run the sandbox's one command; gives its stdout and stderr. Raises AttemptError (provision_failed)."""
+        ...
+
+    async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
+        """Run a further process inside, confined as the sandbox's command is and counted with it; `stdin` is unused.
+
+        Only after `start` and before its end. Raises AttemptError (sandbox_lost).
+        """
         ...
 
     async def signal(self, signal_number: int) -> None:

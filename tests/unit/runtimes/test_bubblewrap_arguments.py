@@ -59,9 +59,3 @@ def test_nul_characters_cannot_smuggle_arguments_in(command: Command):
     with pytest.raises(AttemptError, match="NUL"):
         build_payload("/usr/bin/bwrap", SPEC, command, os.open("/dev/null", os.O_WRONLY))
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
-
-
-def test_too_many_files_are_refused():
-    many = SandboxSpec("a", Path("/data"), 1, 1, 1, files={f"/etc/file-{number}": b"" for number in range(65)})
-    with pytest.raises(AttemptError, match="64"):
-        _arguments(Command(["/bin/true"], {}, "/workspace"), many)

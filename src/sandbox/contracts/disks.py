@@ -1,0 +1,35 @@
+"""The disk of an attempt: workspace, home and /tmp together, with a size."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sandbox.contracts.layout import AttemptLayout
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """Of one disk, in bytes."""
+
+    used_bytes: int
+    total_bytes: int
+
+
+class Disks(Protocol):
+    """Makes `AttemptLayout.disk` a directory that holds no more than it may, as long as this process lives."""
+
+    @property
+    def tells_when_full(self) -> bool:
+        """Whether a write past the bound fails inside (ENOSPC). Where not, somebody must look at `use`."""
+        ...
+
+    async def open(self, files: AttemptLayout, size_bytes: int) -> None:
+        """Make the disk, or find the one that an earlier process of the attempt made. Raises AttemptError."""
+        ...
+
+    async def use(self, files: AttemptLayout) -> DiskUse:
+        """How full an open disk is. Raises OSError."""
+        ...
+
+    async def close(self, files: AttemptLayout) -> None:
+        """Let go of it; what is in it is kept. Again is fine. Raises AttemptError (sandbox_lost)."""
+        ...
