@@ -1,0 +1,1 @@
+"""The disk of an attempt: workspace, home and /tmp together, bounded."""
