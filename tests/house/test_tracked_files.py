@@ -66,9 +66,10 @@ def test_every_requirement_is_pinned_by_hash(root: Path):
         ] == []
 
 
-def test_every_npm_package_is_pinned_by_hash_and_names_no_place(root: Path):
-    lock = json.loads((root / "requirements" / "npm" / "package-lock.json").read_text())
-    asked = json.loads((root / "requirements" / "npm" / "package.json").read_text())["dependencies"]
+@pytest.mark.parametrize("folder", ["npm", "npm-dev"])
+def test_every_npm_package_is_pinned_by_hash_and_names_no_place(root: Path, folder: str):
+    lock = json.loads((root / "requirements" / folder / "package-lock.json").read_text())
+    asked = json.loads((root / "requirements" / folder / "package.json").read_text())["dependencies"]
     packages = {place: package for place, package in lock["packages"].items() if place}
     assert asked == {name: packages[f"node_modules/{name}"]["version"] for name in asked}
     for place, package in packages.items():
