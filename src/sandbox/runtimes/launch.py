@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,6 +63,11 @@ class Launch:
             os.close(words)
             os.close(given)
 
+    @property
+    def code(self) -> int | None:
+        """What the process ended with, minus n after signal n; None as long as it has not been seen to end."""
+        return self._process.returncode
+
     def kill(self) -> None:
         """KILL the process."""
         self._process.kill()
@@ -88,17 +93,29 @@ class Launch:
         return b""
 
 
-def start_launcher(attempt_id: str, kernel_uid: int | None, paths: Mapping[str, Path]) -> Launch:
-    """Start it. The sandbox dies with the thread that calls this. Raises OSError."""
+def start_launcher(
+    attempt_id: str,
+    kernel_uid: int | None,
+    paths: Mapping[str, Path],
+    *,
+    agent_uid: int | None = None,
+    tree: Iterable[tuple[str, str, str]] = (),
+) -> Launch:
+    """Start it. The sandbox dies with the thread that calls this. Raises OSError.
+
+    paths: of the host, by their names below STAGE. agent_uid: the kernel uid of what is 1000's inside, for a sandbox
+    that has users of its own. tree: what else is laid, in the threes that `launcher.lay` takes.
+    """
     control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output, output_inside = socket.socketpair()
     errors, errors_inside = socket.socketpair()
     folder = Path(__file__).parent
-    pairs = [f"{name}={path}" for name, path in paths.items()]
-    numbers = [str(control_inside.fileno()), str(os.getpid()), "-" if kernel_uid is None else str(kernel_uid)]
+    laid = [word for entry in (*(("bind", name, str(path)) for name, path in paths.items()), *tree) for word in entry]
+    uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, agent_uid)]
+    numbers = [str(control_inside.fileno()), str(os.getpid()), *uids]
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, str(folder), *numbers, *pairs, mark_attempt(attempt_id)],
+            [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, str(folder), *numbers, *laid, mark_attempt(attempt_id)],
             stdin=subprocess.DEVNULL,
             stdout=output_inside.fileno(),
             stderr=errors_inside.fileno(),

@@ -1,15 +1,16 @@
 """The process that turns into a sandbox: a program of its own, run by file and not as part of the package.
 
-It makes the network namespace, opens the gateway's listeners inside, lays the host paths that the sandbox may see
-onto fixed paths of a private mount namespace, becomes the sandbox's kernel uid, and reports `ready` with the
-listeners. Then it waits for one message with the command, and execs it. It is generic: what it execs (bubblewrap,
-runsc, QEMU) comes with the message.
+It makes the network namespace, opens the gateway's listeners inside, lays what the sandbox may see of the host below
+one path of a private mount namespace, becomes the sandbox's kernel uid, and reports `ready` with the listeners. Then
+it waits for one message with the command, and execs it. It is generic: what it execs (bubblewrap, runsc, QEMU) comes
+with the message.
 
 Only built-in and C modules are imported (`socket`, `signal` and `json` would double the start), and all of them
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.
 
-Arguments: control descriptor, parent's pid, kernel uid (or `-` as an ordinary user), then `NAME=PATH` pairs to lay
-below STAGE. The last argument is a marker to be found by; it means nothing here.
+Arguments: control descriptor, parent's pid, kernel uid (or `-` as an ordinary user), kernel uid of the agent's files
+where that is another one (else `-`), then threes of KIND, NAME and VALUE to lay at STAGE/NAME, see `lay`. The last
+argument is a marker to be found by; it means nothing here.
 """
 
 import _socket
@@ -27,7 +28,7 @@ FIRST_DESCRIPTOR = 100
 """Descriptors of the command, from the third one of the message on, get the numbers from here on."""
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 8, 0x1000, 0x4000, 0x80000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4, 8, 32, 0x1000, 0x4000, 0x80000
 PR_SET_PDEATHSIG = 1
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4, 0x400
@@ -122,25 +123,84 @@ def _open_listener(kind: int, address: str, port: int) -> _socket.socket:
     return listener
 
 
-def lay_paths(paths: list[str]) -> None:
-    """Bind each NAME=PATH at STAGE/NAME, where a kernel uid that cannot walk the host's directories reaches it."""
-    sources = [(name, os.open(path, os.O_PATH)) for name, _, path in (pair.partition("=") for pair in paths)]
-    _mount("tmpfs", STAGE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64k")
-    for name, source in sources:
+def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
+    """Lay each at STAGE/NAME, where a kernel uid that cannot walk the host's directories reaches it.
+
+    Kinds, and what their value is: `bind`, `image` (the same, read-only): a path of the host · `link`: its target ·
+    `file`: its text · `directory` · `own` (a directory of the kernel uid's) · `terminals` (of nobody's but the sandbox's).
+    """
+    # Before anything is laid, because STAGE hides what the host has there.
+    sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in ("bind", "image")}
+    _mount("tmpfs", STAGE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
+    for kind, name, value in entries:
         target = f"{STAGE}/{name}"
-        if os.path.isdir(f"/proc/self/fd/{source}"):  # noqa: PTH112
-            os.mkdir(target)  # noqa: PTH102
+        os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
+        if value in sources and kind in ("bind", "image"):
+            _bind(sources[value], target, is_read_only=kind == "image")
+        elif kind == "link":
+            os.symlink(value, target)  # noqa: PTH211
+        elif kind == "file":
+            with open(target, "w", errors="surrogateescape") as file:  # noqa: PTH123
+                file.write(value)
         else:
-            os.close(os.open(target, os.O_WRONLY | os.O_CREAT))
-        _mount(f"/proc/self/fd/{source}", target, None, MS_BIND | MS_REC)
+            os.makedirs(target, exist_ok=True)  # noqa: PTH103
+        if kind == "own" and kernel_uid is not None:
+            os.chown(target, kernel_uid, kernel_uid)
+        if kind == "terminals":
+            lay_terminals(target)
+    for source in sources.values():
         os.close(source)
 
 
-def drop_to(kernel_uid: int) -> None:
-    """Become the sandbox's own uid and group, with no other groups."""
+def _bind(source: int, target: str, *, is_read_only: bool) -> None:
+    path = f"/proc/self/fd/{source}"
+    if os.path.isdir(path):  # noqa: PTH112
+        os.makedirs(target, exist_ok=True)  # noqa: PTH103
+    else:
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT))
+    _mount(path, target, None, MS_BIND | MS_REC)
+    if is_read_only:
+        _mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def lay_terminals(target: str) -> None:
+    """A file system of terminals that has none of the host's, there and in the place where programs look for it."""
+    _mount("devpts", target, "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0600")
+    _mount(target, "/dev/pts", None, MS_BIND)
+    _mount(f"{target}/ptmx", "/dev/ptmx", None, MS_BIND)
+
+
+def own_users(kernel_uid: int, agent_uid: int) -> None:
+    """Become root of a user namespace: the kernel uid is its root, and files of `agent_uid` are files of 1000 there.
+
+    A child makes it, because whoever is in it already may not map two uids. 1000 is the uid of contracts/inside.py.
+    """
+    ours, childs = _socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        childs.send(b"made" if _libc.unshare(CLONE_NEWUSER) == 0 else b"not")
+        childs.recv(1)
+        os._exit(0)
+    childs.close()
+    if ours.recv(4) != b"made":
+        raise OSError("a user namespace could not be made")
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/{child}/{name}", "w") as file:  # noqa: PTH123
+            file.write(f"0 {kernel_uid} 1\n1000 {agent_uid} 1\n")
+    made = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
+    _check(_libc.setns(made, CLONE_NEWUSER), "setns")
+    os.close(made)
+    ours.close()
+    os.waitpid(child, 0)
+    drop_to(0)
+
+
+def drop_to(uid: int) -> None:
+    """Become this uid and the group of the same number, with no other groups."""
     os.setgroups([])
-    os.setresgid(kernel_uid, kernel_uid, kernel_uid)
-    os.setresuid(kernel_uid, kernel_uid, kernel_uid)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
 
 
 def settle() -> None:
@@ -183,7 +243,7 @@ def run_command(control: _socket.socket) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run to the exec; a failure on the way is told over the control socket."""
-    control_number, parent, kernel_uid, *paths = arguments[:-1]
+    control_number, parent, kernel_uid, agent_uid, *words = arguments[:-1]
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)
     try:
@@ -194,9 +254,11 @@ def main(arguments: list[str]) -> None:
         enter_namespaces(as_root)
         raise_loopback()
         listeners = open_listeners()
-        lay_paths(paths)
+        lay(list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None)
         settle()
-        if as_root:
+        if agent_uid != "-":
+            own_users(int(kernel_uid), int(agent_uid))
+        elif as_root:
             drop_to(int(kernel_uid))
         die_with(int(parent))
         report_ready(control, listeners)
