@@ -21,6 +21,7 @@ from sandbox.api.streamed import Streamed
 from sandbox.api.view import Messages, seen_alone
 from sandbox.contracts.tasks import Tasks
 from sandbox.model.frame import Frame, LogStream, log_stream, timestamp
+from sandbox.model.task import Task
 
 TAIL_MAX = 1_000_000
 SEQ_MAX = 2**63 - 1
@@ -29,6 +30,9 @@ _NDJSON = "application/x-ndjson"
 _SSE = "text/event-stream"
 _TEXT = "text/plain; charset=utf-8"
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
+
+_TAIL_STRIDE = 4
+"""Records looked at for each line of a tail, and that many times more until there are enough."""
 
 _KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -110,7 +114,7 @@ async def read_logs(
     position = query.after if query.after is not None else resumed
     start = position or 0
     if query.tail and not (query.follow and position is not None):
-        start = await _start_of_tail(asked.tasks, task_id, start, query.tail, view)
+        start = await _start_of_tail(asked.tasks, task, start, query.tail, view)
     if not query.follow:
         return Streamed(seen_alone(asked.tasks.frames(task_id, after=start), view), _TEXT)
     return Streamed(
@@ -145,13 +149,20 @@ def _last_event_id(request: Request) -> int | None:
     return int(text)
 
 
-async def _start_of_tail(tasks: Tasks, task_id: str, after: int, lines: int, view: LogView) -> int:
-    """The `after` that leaves the last `lines` lines of what is there now."""
-    last: deque[int] = deque(maxlen=lines + 1)
-    async for frame in tasks.frames(task_id, after=after):
-        if frame["type"] != "end" and view.wants(frame):
-            last.append(frame["seq"])
-    return last[0] if len(last) > lines else after
+async def _start_of_tail(tasks: Tasks, task: Task, after: int, lines: int, view: LogView) -> int:
+    """The `after` that leaves the last `lines` lines of what is there now: read from as near to the end as will do."""
+    reach = lines
+    while True:
+        reach *= _TAIL_STRIDE
+        begin = max(after, task.last_seq - reach)
+        last: deque[int] = deque(maxlen=lines + 1)
+        async for frame in tasks.frames(task.id, after=begin):
+            if frame["type"] != "end" and view.wants(frame):
+                last.append(frame["seq"])
+        if len(last) > lines:
+            return last[0]
+        if begin == after:
+            return after
 
 
 def _form(request: Request) -> tuple[str, _Form]:

@@ -85,6 +85,13 @@ class Journals(Protocol):
         """
         ...
 
+    def find(self, task_id: str, seq: int) -> int:
+        """The byte offset at which record `seq` begins, or after the last record when there is none so far on.
+
+        Costs little however long the journal is. Raises JournalDamagedError, FileNotFoundError.
+        """
+        ...
+
     def is_held(self, task_id: str) -> bool:
         """Somebody holds the lock at this moment."""
         ...

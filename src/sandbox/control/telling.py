@@ -27,7 +27,7 @@ class Telling:
     async def frames(self, task_id: str, *, after: int) -> AsyncIterator[Frame]:
         """What is there now; `end` too if the task is finished."""
         feed = self._feed(task_id)
-        for shown in self._between(task_id, 0, feed.offset, after):
+        for shown in self._between(task_id, self._journals.find(task_id, after + 1), feed.offset, after):
             yield shown
         if feed.task.state.is_terminal:
             yield end_frame(feed.task)
@@ -35,10 +35,11 @@ class Telling:
     async def follow(self, task_id: str, *, after: int | None) -> AsyncIterator[Frame]:
         """What is there past `after`, then what comes, then `end`."""
         feed = self._feed(task_id)
-        offset = 0
         if after is None:
             offset, after = feed.offset, feed.task.last_seq
             yield present_state_frame(feed.shown)
+        else:
+            offset = self._journals.find(task_id, after + 1)
         while True:
             reached, is_over = feed.offset, feed.task.state.is_terminal
             for shown in self._between(task_id, offset, reached, after):

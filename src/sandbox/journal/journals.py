@@ -10,6 +10,7 @@ from sandbox.contracts.journal import Batch, JournalBusyError, JournalDamagedErr
 from sandbox.contracts.layout import TaskLayout, tasks_root
 from sandbox.journal import lock
 from sandbox.journal.extent import Extent, measure
+from sandbox.journal.place import find_record
 from sandbox.journal.reader import begins_with_record, read_batch
 from sandbox.journal.writer import FileJournalWriter
 
@@ -59,6 +60,10 @@ class FileJournals:
     def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> Batch:
         """Whole records from `offset` on; the contract's `Journals.read`."""
         return read_batch(self._directory(task_id) / "records", offset, bytes_max)
+
+    def find(self, task_id: str, seq: int) -> int:
+        """Where record `seq` begins; the contract's `Journals.find`."""
+        return find_record(self._directory(task_id) / "records", seq)
 
     def is_held(self, task_id: str) -> bool:
         """Somebody holds the lock at this moment."""

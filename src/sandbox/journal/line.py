@@ -16,6 +16,7 @@ VERSION = 1
 
 _CHECKSUM_BYTES = 9
 _BEGINNING = re.compile(rb'[0-9a-f]{8} \{"seq":')
+_SEQ = re.compile(rb'\{"seq":(\d{1,18}),')
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
@@ -43,6 +44,17 @@ def hides_record(text: bytes) -> bool:
 def has_seq(text: bytes, seq: int) -> bool:
     """A whole line carries this number; looks at its beginning only, because every line of a journal is asked."""
     return text.startswith(b'{"seq":%d,' % seq, _CHECKSUM_BYTES)
+
+
+def seq_of(text: bytes) -> int:
+    """The number that a whole line carries, by a look at its beginning.
+
+    Raises JournalDamagedError when it has none.
+    """
+    found = _SEQ.match(text, _CHECKSUM_BYTES)
+    if found is None:
+        raise JournalDamagedError("A record has no number where it should; is it of a newer Sandbox?")
+    return int(found[1])
 
 
 def decode(text: bytes) -> Record:

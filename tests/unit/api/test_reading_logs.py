@@ -66,6 +66,36 @@ def test_tail_counts_lines_after_filtering(api):
     assert lines(api.get(f"{LOGS}?tail=1000")) == lines(api.get(f"{LOGS}?tail=0")) == lines(api.get(LOGS))
 
 
+@pytest.fixture
+def long_story(api, tasks):
+    """A task that printed a lot, little of it to stderr; gives its lines of stderr, and what was read to answer."""
+    outputs = [e.Output.of("stderr" if n % 97 == 0 else "stdout", b"%d\n" % n) for n in range(2000)]
+    tasks.add("task-003", *TO_RUNNING, *outputs)
+    begun_at, frames = [], tasks.frames
+
+    def watched(task_id, *, after=0):
+        begun_at.append(after)
+        return frames(task_id, after=after)
+
+    tasks.frames = watched
+    return begun_at
+
+
+@pytest.mark.parametrize("stream", ["all", "stdout", "stderr", "events"])
+@pytest.mark.parametrize("tail", [1, 2, 5, 20, 21, 22, 500, 2004, 2005, 2006, 1_000_000])
+def test_a_tail_is_the_end_of_the_whole(api, long_story, stream, tail):
+    path = f"/api/v1/tasks/task-003/logs?stream={stream}"
+    whole = lines(api.get(path))
+    assert lines(api.get(f"{path}&tail={tail}")) == whole[-tail:]
+    resumed = lines(api.get(f"{path}&after=1000"))
+    assert lines(api.get(f"{path}&tail={tail}&after=1000")) == resumed[-tail:]
+
+
+def test_the_end_of_a_long_story_is_not_looked_for_from_its_beginning(api, long_story):
+    lines(api.get("/api/v1/tasks/task-003/logs?tail=10"))
+    assert min(long_story) > 1900
+
+
 def test_since_is_inclusive(api):
     assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T10:10:15.133Z"))) == 1
     assert len(lines(api.get(f"{LOGS}?stream=stdout&since=2026-01-29T10:10:15.134Z"))) == 0

@@ -1,0 +1,143 @@
+"""Whoever comes back after any record is told exactly the rest, from wherever in the journal that begins."""
+
+import asyncio
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from doubles.manifests import manifest
+from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.store import Indexed
+from sandbox.control.broadcast import Broadcast
+from sandbox.control.feed import Feed
+from sandbox.control.follower import Follower
+from sandbox.control.telling import Telling
+from sandbox.journal.journals import FileJournals
+from sandbox.model import event as e
+from sandbox.stores.memory import MemoryStore
+from sandbox.wiring.clock import SystemClock
+
+TO_RUNNING = (
+    e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
+    e.WorkspacePrepared("c" * 40),
+    e.SandboxCreated("vm", "bubblewrap", "host"),
+    e.AgentStarted("s"),
+)
+TO_END = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
+
+UNSEEN = e.Output.of("transcript", b"what no client is shown\n")
+
+happenings = st.lists(
+    st.integers(0, 30_000).map(lambda size: e.Output.of("stdout", b"x" * size + b"\n"))
+    | st.sampled_from([UNSEEN, e.Progress(turns=1), e.Gap(0, 0, "full")]),
+    max_size=30,
+)
+
+
+class Story:
+    """A task's journal, and the servers that told of it, one after the other."""
+
+    def __init__(self, data_dir):
+        self.journals, self.store = FileJournals(data_dir), MemoryStore()
+        self.recorder = Recorder(self.journals.create("task-1"), None, SystemClock().now)
+        self.feeds = []
+        self.play(e.TaskSubmitted("task-1", manifest()), *TO_RUNNING)
+        self.start_server()
+
+    def start_server(self):
+        """It knows the task as far as the journal reaches now."""
+        reading = read_task(self.journals, "task-1")
+        follower = Follower(self.journals, self.store, SystemClock(), Broadcast())
+        self.feeds.append(Feed(Indexed(reading.task, reading.offset)))
+        follower.feeds["task-1"] = self.feeds[-1]
+        self.telling = Telling(self.journals, self.store, follower, Broadcast())
+
+    def play(self, *events):
+        for event in events:
+            self.recorder.record(event)
+
+    def learn(self):
+        for feed in self.feeds:
+            reading = read_task(self.journals, "task-1", feed.reading)
+            feed.advance(reading.task, reading.offset)
+
+    async def told(self, after):
+        return [frame async for frame in self.telling.frames("task-1", after=after)]
+
+    async def followed(self, after):
+        return [frame async for frame in self.telling.follow("task-1", after=after)]
+
+
+@contextmanager
+def a_story():
+    with tempfile.TemporaryDirectory() as directory:
+        story = Story(Path(directory))
+        yield story
+        story.recorder.writer.close()
+
+
+def rest(frames, after):
+    return [frame for frame in frames if frame["seq"] > after]
+
+
+@given(happenings)
+def test_what_is_there_now_is_told_past_any_record(events):
+    async def come_back_after_everything(story):
+        whole = await story.told(0)
+        for after in (*range(story.recorder.writer.last_seq + 2), 2**62):
+            assert await story.told(after) == rest(whole, after)
+        return len(whole)
+
+    with a_story() as story:
+        story.play(*events)
+        # What the journal has and the index does not know yet is told to nobody.
+        assert asyncio.run(come_back_after_everything(story)) == 5
+        story.learn()
+        assert asyncio.run(come_back_after_everything(story)) == 5 + len(events) - events.count(UNSEEN)
+
+
+comings = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 70)), min_size=1, max_size=8)
+
+
+@given(happenings, happenings, comings, st.integers(0, 30))
+def test_who_comes_back_while_the_task_works_is_told_the_rest_to_the_end(before, during, comings, restart_at):
+    """comings: after which of the events somebody comes, and the last record that it has seen."""
+
+    async def play(story):
+        followers = {}
+        for step, event in enumerate([*during, *TO_END]):
+            if step == restart_at:
+                story.start_server()
+            for coming in comings:
+                if coming[0] == step:
+                    followers[coming] = asyncio.create_task(story.followed(coming[1]))
+            story.play(event)
+            await asyncio.sleep(0)
+            story.learn()
+            await asyncio.sleep(0)
+        whole = await story.told(0)
+        for (_, after), told in followers.items():
+            # A place past the end is told the end all the same.
+            assert await asyncio.wait_for(told, 10) == (rest(whole, after) or whole[-1:])
+
+    with a_story() as story:
+        story.play(*before)
+        story.learn()
+        asyncio.run(play(story))
+
+
+def test_who_has_nearly_everything_has_nearly_nothing_read_for_it(monkeypatch):
+    with a_story() as story:
+        story.play(*[e.Output.of("stdout", b"x" * 200 + b"\n")] * 3000)
+        story.learn()
+        read, offsets = story.journals.read, []
+        monkeypatch.setattr(
+            story.journals,
+            "read",
+            lambda task_id, offset, bytes_max: offsets.append(offset) or read(task_id, offset, bytes_max=bytes_max),
+        )
+        assert len(asyncio.run(story.told(3000))) == 5
+        assert story.feeds[0].offset - offsets[0] < 5 * 1000
