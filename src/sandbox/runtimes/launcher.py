@@ -28,7 +28,8 @@ FIRST_DESCRIPTOR = 100
 """Descriptors of the command, from the third one of the message on, get the numbers from here on."""
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4, 8, 32, 0x1000, 0x4000, 0x80000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
 PR_SET_PDEATHSIG = 1
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4, 0x400
@@ -127,7 +128,7 @@ def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
     """Lay each at STAGE/NAME, where a kernel uid that cannot walk the host's directories reaches it.
 
     Kinds, and what their value is: `bind`, `image` (the same, read-only): a path of the host · `link`: its target ·
-    `file`: its text · `directory` · `own` (a directory of the kernel uid's) · `terminals` (of nobody's but the sandbox's).
+    `file`: its text · `directory` · `own` (a directory of the kernel uid's) · `terminals` (none of the host's).
     """
     # Before anything is laid, because STAGE hides what the host has there.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in ("bind", "image")}

@@ -5,35 +5,14 @@ an argument list.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from sandbox.contracts.inside import HOME, UID, WORKSPACE
+from sandbox.contracts.inside import UID
 from sandbox.contracts.runtime import Command, SandboxSpec
-from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import image, launch, launcher, node, seccomp
-
-PLACES = {"workspace": WORKSPACE, "home": HOME, "tmp": "/tmp"}  # noqa: S108
-"""Directories of an attempt's disk and what they are inside."""
-
-
-@dataclass(slots=True)
-class Payload:
-    """What the launcher needs to become bubblewrap: an argv, and files in memory by their numbers there."""
-
-    argv: list[str] = field(default_factory=list)
-    descriptors: list[int] = field(default_factory=list)
-
-    def place(self, descriptor: int) -> str:
-        """Take a descriptor over; gives its number in the launcher."""
-        self.descriptors.append(descriptor)
-        return str(launcher.FIRST_DESCRIPTOR + len(self.descriptors) - 1)
-
-    def close(self) -> None:
-        """Close them once they are sent."""
-        while self.descriptors:
-            os.close(self.descriptors.pop())
+from sandbox.runtimes.payload import Payload, refuse_nul
+from sandbox.runtimes.places import PLACES
 
 
 def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
@@ -55,7 +34,7 @@ def build_payload(program: str, spec: SandboxSpec, command: Command, status: int
     payload = Payload()
     try:
         words = list(_arguments(payload, spec, command, payload.place(status)))
-        _refuse_nul([*words, *command.argv])
+        refuse_nul([*words, *command.argv])
         text = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
         number = payload.place(launch.write_memory("arguments", text))
     except BaseException:
@@ -106,8 +85,3 @@ def _files(payload: Payload, files: Mapping[str, bytes]) -> Iterator[str]:
     for path, content in files.items():
         number = payload.place(launch.write_memory(PurePosixPath(path).name, content))
         yield from ("--perms", "0644", "--file", number, path)
-
-
-def _refuse_nul(words: Sequence[str]) -> None:
-    if any("\0" in word for word in words):
-        raise AttemptError(FailureCode.PROVISION_FAILED, "A NUL character cannot be in an argument or the environment.")

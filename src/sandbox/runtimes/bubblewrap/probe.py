@@ -1,20 +1,17 @@
 """What bubblewrap can do on this machine, found out by making a sandbox."""
 
-import asyncio
-import base64
 import os
 from pathlib import Path
 
-from sandbox.contracts.inside import WORKSPACE
-from sandbox.contracts.runtime import Command, Probe, Runtime, SandboxHandle, SandboxSpec
+from sandbox.contracts.runtime import Probe, Runtime
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes import cgroups, seccomp
+from sandbox.runtimes.trying import missing_limits, try_once
 
 NAME = "bubblewrap"
 TIER = "namespaces"
 _STRENGTH = 10
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
-_PROBE_SECONDS = 8.0
 _MEMORY_BYTES = 64 * 1024 * 1024
 
 _ISOLATES = (
@@ -25,7 +22,6 @@ _ISOLATES = (
 )
 _GAPS = (
     "the host's kernel is shared: a hole in it is a hole in the sandbox",
-    "disk space is not limited",
     "the host's path of the workspace can be read inside (/proc/self/mountinfo)",
     "32-bit programs do not run",
 )
@@ -50,49 +46,15 @@ async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.
     if find_program() is None:
         return _failing("bubblewrap is missing; install it: apt-get install bubblewrap")
     try:
-        async with asyncio.timeout(_PROBE_SECONDS):
-            limits = await _try_once(runtime, run_dir, hierarchies)
+        limits = await try_once(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:
         return _failing(_explain(str(error) or "It took too long."))
-    gaps = (*_GAPS, *(() if os.getuid() == 0 else (_GAP_ONE_UID,)), *_missing_limits(limits))
+    gaps = (*_GAPS, *(() if os.getuid() == 0 else (_GAP_ONE_UID,)), *missing_limits(limits))
     return Probe(NAME, works=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits)
-
-
-async def _try_once(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> frozenset[str]:
-    attempt_id = base64.b32encode(os.urandom(10)).decode().lower()[:12]
-    disk = run_dir / f"probe-{attempt_id}"
-    handle = runtime.plan(attempt_id)
-    try:
-        disk.mkdir(parents=True, mode=0o700)
-        return await _run_true(runtime, handle, disk, hierarchies)
-    finally:
-        import shutil
-
-        await runtime.destroy(handle, disk)
-        shutil.rmtree(disk, ignore_errors=True)
-
-
-async def _run_true(
-    runtime: Runtime, handle: SandboxHandle, disk: Path, hierarchies: cgroups.Hierarchies
-) -> frozenset[str]:
-    spec = SandboxSpec(handle.attempt_id, disk, cpus=1, memory_bytes=_MEMORY_BYTES, processes_max=16)
-    sandbox = await runtime.create(handle, spec)
-    limits = hierarchies.group(handle.attempt_id).limits()
-    _, errors = await sandbox.start(Command(["/usr/bin/true"], {}, WORKSPACE))
-    exit_ = await sandbox.wait()
-    if exit_.code != 0:
-        said = (await errors.read(4096)).decode(errors="replace").strip()
-        raise SandboxError(f"'true' ended with {exit_.code} in a sandbox: {said}")
-    return limits
 
 
 def _failing(mend: str) -> Probe:
     return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend)
-
-
-def _missing_limits(limits: frozenset[str]) -> tuple[str, ...]:
-    missing = [name for name in ("memory", "cpus", "processes") if name not in limits]
-    return (f"no control group limits {', '.join(missing)}",) if missing else ()
 
 
 def _explain(reason: str) -> str:

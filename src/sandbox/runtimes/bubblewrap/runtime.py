@@ -1,197 +1,62 @@
 """The `Runtime` that makes sandboxes with bubblewrap."""
 
-import asyncio
-import os
-import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
-from sandbox.contracts.runtime import Probe, Sandbox, SandboxHandle, SandboxSpec
+from sandbox.contracts.runtime import Listeners, Probe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes import cgroups, ownership, processes
-from sandbox.runtimes.bubblewrap.arguments import PLACES, staged_paths
+from sandbox.runtimes.bubblewrap.arguments import staged_paths
 from sandbox.runtimes.bubblewrap.probe import NAME, TIER, find_program, probe_by_trying
 from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox
 from sandbox.runtimes.cgroups import ControlGroup
-from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUids
-from sandbox.runtimes.launch import Launch, mark_attempt, start_launcher
-from sandbox.runtimes.orphans import OrphanAdoption
-
-_POLL_SECONDS = 0.001
-_MARKER_PREFIX = mark_attempt("")
+from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
+from sandbox.runtimes.launch import Launch, start_launcher
+from sandbox.runtimes.launching import LaunchedSandboxes
 
 
-class BubblewrapRuntime:
-    """Sandboxes on the host's own kernel. As root each has a kernel uid of its own, as a user all have the user's.
+class BubblewrapKind:
+    """The launcher becomes bubblewrap, and everything is of the one kernel uid."""
 
-    run_dir: a short private directory, for what the probe makes. uid_range: kernel uids set aside for sandboxes.
-    A sandbox ends with the thread that created it, so create from one that lives as long as the process.
+    name = NAME
+
+    def find_program(self) -> str:
+        """bubblewrap's path."""
+        program = find_program()
+        if program is None:
+            raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing; install it (package bubblewrap).")
+        return program
+
+    def files_uid(self, kernel_uid: int) -> int:
+        """The same."""
+        return kernel_uid
+
+    def count_tasks(self, processes_max: int) -> int:
+        """As many."""
+        return processes_max
+
+    def launch(self, spec: SandboxSpec, kernel_uid: int | None) -> Launch:
+        """Lay the disk's places and the programs for bubblewrap to bind."""
+        return start_launcher(spec.attempt_id, kernel_uid, staged_paths(spec))
+
+    def make_sandbox(
+        self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners
+    ) -> BubblewrapSandbox:
+        """Of a launcher that is ready."""
+        return BubblewrapSandbox(handle, spec, self.find_program(), group, launch, listeners)
+
+
+class BubblewrapRuntime(LaunchedSandboxes):
+    """Sandboxes on the host's own kernel.
+
+    run_dir: a short private directory, for what the probe makes.
     """
 
     name = NAME
     tier = TIER
 
     def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS) -> None:
+        super().__init__(BubblewrapKind(), uid_range)
         self._run_dir = run_dir
-        self._uids = KernelUids(uid_range) if os.getuid() == 0 else None
-        self._hierarchies = cgroups.find_hierarchies()
-        self._sandboxes: dict[str, BubblewrapSandbox] = {}
-        self._orphans = OrphanAdoption()
 
     async def probe(self) -> Probe:
         """Make a sandbox, run `true` in it, end it."""
-        return await probe_by_trying(self, self._run_dir, self._hierarchies)
-
-    def plan(self, attempt_id: str) -> SandboxHandle:
-        """Claim a kernel uid. Raises AttemptError (provision_failed)."""
-        if not (attempt_id.isascii() and attempt_id.isalnum() and len(attempt_id) <= 32):
-            raise AttemptError(FailureCode.PROVISION_FAILED, "An attempt id is at most 32 letters and digits.")
-        details = {"cgroups": cgroups.format_directories(self._hierarchies.group(attempt_id))}
-        if self._uids is not None:
-            details["kernel_uid"] = str(self._uids.claim(attempt_id))
-        return SandboxHandle(runtime=self.name, attempt_id=attempt_id, details=details)
-
-    async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
-        """Start the launcher; while it works, give the disk to the kernel uid and move the launcher into its group."""
-        group, uid = _group_of(handle), _uid_of(handle)
-        program = find_program()
-        if program is None:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing; install it (package bubblewrap).")
-        if self._uids is not None and not self._uids.holds(uid, handle.attempt_id):
-            raise AttemptError(FailureCode.PROVISION_FAILED, "This process has not planned the sandbox; plan it first.")
-        launch: Launch | None = None
-        try:
-            self._orphans.begin(handle.attempt_id)
-            _make_places(spec.disk)
-            group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=spec.processes_max)
-            launch = start_launcher(spec.attempt_id, uid, staged_paths(spec))
-            await _finish(partial(_hand_over, group, launch.pid, spec.disk, uid))
-            listeners = await launch.ready()
-        except BaseException as error:
-            await self._undo(handle, spec.disk, launch)
-            if isinstance(error, OSError):
-                reason = f"The sandbox could not be made: {error}. 'sandbox doctor' tells what to do."
-                raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
-            raise
-        made = BubblewrapSandbox(handle, spec, program, group, launch, listeners)
-        self._sandboxes[handle.attempt_id] = made
-        return made
-
-    async def destroy(self, handle: SandboxHandle, disk: Path) -> None:
-        """End it by its own means where this process made it, by control group, by kernel uid, by marker."""
-        made = self._sandboxes.get(handle.attempt_id)
-        if made is not None:
-            await made.close()
-        await self._sweep(handle)
-        uid = _uid_of(handle)
-        if uid is not None and disk.is_dir():
-            await _finish(partial(_take_back, disk))
-        if self._uids is not None:
-            self._uids.release(handle.attempt_id)
-        self._sandboxes.pop(handle.attempt_id, None)
-        self._orphans.end(handle.attempt_id)
-
-    def leftovers(self) -> Sequence[str]:
-        """Attempts with a control group; where there are none, with a process that says so."""
-        if self._hierarchies.roots:
-            return sorted(self._hierarchies.attempt_ids())
-        marked = (
-            marker.removeprefix(_MARKER_PREFIX) for marker in processes.list_markers(_MARKER_PREFIX, self._is_sandboxs)
-        )
-        return sorted(marked)
-
-    def _is_sandboxs(self, uid: int) -> bool:
-        return uid == os.getuid() if self._uids is None else uid in self._uids
-
-    async def _undo(self, handle: SandboxHandle, disk: Path, launch: Launch | None) -> None:
-        if launch is not None:
-            launch.kill()
-            await launch.ended()
-            launch.close()
-        await self._sweep(handle)
-        if _uid_of(handle) is not None:
-            await _finish(partial(_take_back, disk))
-        self._orphans.end(handle.attempt_id)
-
-    async def _sweep(self, handle: SandboxHandle) -> None:
-        """KILL until nothing is left, then remove the control group. Raises AttemptError (sandbox_lost) after 10 s."""
-        group = _group_of(handle)
-        deadline = asyncio.get_running_loop().time() + KILL_SECONDS
-        while self._kill_rest(handle, group) or not group.remove():
-            if asyncio.get_running_loop().time() > deadline:
-                raise AttemptError(
-                    FailureCode.SANDBOX_LOST, "Processes of the sandbox do not end on KILL; restart the machine."
-                )
-            await asyncio.sleep(_POLL_SECONDS)
-        processes.reap_inits()
-
-    def _kill_rest(self, handle: SandboxHandle, group: ControlGroup) -> bool:
-        """KILL what is found of it; True when anything was."""
-        if group.process_ids():
-            group.kill()
-            return True
-        uid = _uid_of(handle)
-        if uid is not None:
-            return self._kill_by_uid(uid, handle.attempt_id)
-        return not group.directories and _kill_by_marker(mark_attempt(handle.attempt_id))
-
-    def _kill_by_uid(self, uid: int, attempt_id: str) -> bool:
-        """The uid may be another attempt's by now; then this one had no process left when that one claimed it."""
-        if self._uids is None or uid not in self._uids:
-            return False
-        with self._uids.owned(uid, attempt_id) as is_ours:
-            found = processes.find_by_uid(uid) if is_ours() else []
-            for pid in found:
-                processes.send_signal(pid, signal.SIGKILL, lambda one: is_ours() and uid in processes.read_uids(one))
-        return bool(found)
-
-
-def _group_of(handle: SandboxHandle) -> ControlGroup:
-    return cgroups.parse_directories(handle.details.get("cgroups", ""))
-
-
-def _uid_of(handle: SandboxHandle) -> int | None:
-    uid = handle.details.get("kernel_uid")
-    return None if uid is None else int(uid)
-
-
-def _kill_by_marker(marker: str) -> bool:
-    own = os.getuid()
-    found = [pid for pid in processes.find_by_marker(marker) if own in processes.read_uids(pid)]
-    for pid in found:
-        processes.send_signal(pid, signal.SIGKILL, lambda one: one in processes.find_by_marker(marker))
-    return bool(found)
-
-
-def _make_places(disk: Path) -> None:
-    for name in PLACES:
-        (disk / name).mkdir(exist_ok=True)
-    (disk / "tmp").chmod(0o1777)
-
-
-def _hand_over(group: ControlGroup, launcher_pid: int, disk: Path, uid: int | None) -> None:
-    """Into the group from here and not by the launcher itself: the kernel takes 10 ms, and it starts up meanwhile."""
-    with suppress(ProcessLookupError):
-        group.add(launcher_pid)
-    if uid is not None:
-        for name in PLACES:
-            ownership.give_tree(str(disk / name), uid)
-
-
-def _take_back(disk: Path) -> None:
-    for name in PLACES:
-        with suppress(FileNotFoundError):
-            ownership.take_tree(str(disk / name))
-
-
-async def _finish(work: Callable[[], None]) -> None:
-    """Do it in a thread and wait for its end even when cancelled: nothing may change owners after a destroy."""
-    task = asyncio.create_task(asyncio.to_thread(work))
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+        return await probe_by_trying(self, self._run_dir, self.hierarchies)

@@ -1,0 +1,215 @@
+"""What the runtimes share that start their sandboxes by the launcher: all of a sandbox's life but its own program."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from sandbox.contracts.runtime import Listeners, Sandbox, SandboxHandle, SandboxSpec
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.limits import KILL_SECONDS
+from sandbox.runtimes import cgroups, processes
+from sandbox.runtimes.cgroups import ControlGroup
+from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUids
+from sandbox.runtimes.launch import Launch, mark_attempt
+from sandbox.runtimes.orphans import OrphanAdoption
+from sandbox.runtimes.places import give_places, make_places, take_places
+
+_POLL_SECONDS = 0.001
+_MARKER_PREFIX = mark_attempt("")
+
+
+class LaunchedSandbox(Sandbox, Protocol):
+    """A sandbox that its runtime can close."""
+
+    async def close(self) -> None:
+        """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""
+        ...
+
+
+class Kind(Protocol):
+    """What differs from one of these runtimes to the other."""
+
+    @property
+    def name(self) -> str:
+        """The runtime's."""
+        ...
+
+    def find_program(self) -> str:
+        """What the launcher becomes. Raises AttemptError (provision_failed)."""
+        ...
+
+    def files_uid(self, kernel_uid: int) -> int:
+        """Whose the disk is while the sandbox lives."""
+        ...
+
+    def count_tasks(self, processes_max: int) -> int:
+        """How many processes and threads of the host it takes for so many of the sandbox."""
+        ...
+
+    def launch(self, spec: SandboxSpec, kernel_uid: int | None) -> Launch:
+        """Start the launcher. Raises OSError."""
+        ...
+
+    def make_sandbox(
+        self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners
+    ) -> LaunchedSandbox:
+        """The sandbox of a launcher that is ready."""
+        ...
+
+
+class LaunchedSandboxes:
+    """Makes and ends sandboxes of one kind: a runtime but for its probe.
+
+    uid_range: kernel uids set aside for sandboxes; as root each sandbox has one of its own, as a user all have the
+    user's. A sandbox ends with the thread that created it, so create from one that lives as long as the process.
+    """
+
+    def __init__(self, kind: Kind, uid_range: range = SANDBOX_UIDS) -> None:
+        self.hierarchies = cgroups.find_hierarchies()
+        self._kind = kind
+        self._uids = KernelUids(uid_range) if os.getuid() == 0 else None
+        self._sandboxes: dict[str, LaunchedSandbox] = {}
+        self._orphans = OrphanAdoption()
+
+    def plan(self, attempt_id: str) -> SandboxHandle:
+        """Claim a kernel uid. Raises AttemptError (provision_failed)."""
+        if not (attempt_id.isascii() and attempt_id.isalnum() and len(attempt_id) <= 32):
+            raise AttemptError(FailureCode.PROVISION_FAILED, "An attempt id is at most 32 letters and digits.")
+        details = {"cgroups": cgroups.format_directories(self.hierarchies.group(attempt_id))}
+        if self._uids is not None:
+            details["kernel_uid"] = str(self._uids.claim(attempt_id))
+        return SandboxHandle(runtime=self._kind.name, attempt_id=attempt_id, details=details)
+
+    async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
+        """Start the launcher; while it works, give the disk to the kernel uid and move the launcher into its group."""
+        group, uid = _group_of(handle), _uid_of(handle)
+        self._kind.find_program()
+        if self._uids is not None and not self._uids.holds(uid, handle.attempt_id):
+            raise AttemptError(FailureCode.PROVISION_FAILED, "This process has not planned the sandbox; plan it first.")
+        launch: Launch | None = None
+        try:
+            self._orphans.begin(handle.attempt_id)
+            make_places(spec.disk)
+            tasks_max = self._kind.count_tasks(spec.processes_max)
+            group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=tasks_max)
+            launch = self._kind.launch(spec, uid)
+            files_uid = None if uid is None else self._kind.files_uid(uid)
+            await _finish(partial(_hand_over, group, launch.pid, spec.disk, files_uid))
+            listeners = await launch.ready()
+        except BaseException as error:
+            await self._undo(handle, spec.disk, launch)
+            if isinstance(error, OSError):
+                reason = f"The sandbox could not be made: {error}. 'sandbox doctor' tells what to do."
+                raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
+            raise
+        made = self._kind.make_sandbox(handle, spec, group, launch, listeners)
+        self._sandboxes[handle.attempt_id] = made
+        return made
+
+    async def destroy(self, handle: SandboxHandle, disk: Path) -> None:
+        """End it by its own means where this process made it, by control group, by kernel uid, by marker."""
+        made = self._sandboxes.get(handle.attempt_id)
+        if made is not None:
+            await made.close()
+        await self._sweep(handle)
+        uid = _uid_of(handle)
+        if uid is not None and disk.is_dir():
+            await _finish(partial(take_places, disk))
+        if self._uids is not None:
+            self._uids.release(handle.attempt_id)
+        self._sandboxes.pop(handle.attempt_id, None)
+        self._orphans.end(handle.attempt_id)
+
+    def leftovers(self) -> Sequence[str]:
+        """Attempts with a control group; where there are none, with a process that says so."""
+        if self.hierarchies.roots:
+            return sorted(self.hierarchies.attempt_ids())
+        marked = (
+            marker.removeprefix(_MARKER_PREFIX) for marker in processes.list_markers(_MARKER_PREFIX, self._is_sandboxs)
+        )
+        return sorted(marked)
+
+    def _is_sandboxs(self, uid: int) -> bool:
+        return uid == os.getuid() if self._uids is None else uid in self._uids
+
+    async def _undo(self, handle: SandboxHandle, disk: Path, launch: Launch | None) -> None:
+        if launch is not None:
+            launch.kill()
+            await launch.ended()
+            launch.close()
+        await self._sweep(handle)
+        if _uid_of(handle) is not None:
+            await _finish(partial(take_places, disk))
+        self._orphans.end(handle.attempt_id)
+
+    async def _sweep(self, handle: SandboxHandle) -> None:
+        """KILL until nothing is left, then remove the control group. Raises AttemptError (sandbox_lost) after 10 s."""
+        group = _group_of(handle)
+        deadline = asyncio.get_running_loop().time() + KILL_SECONDS
+        while self._kill_rest(handle, group) or not group.remove():
+            if asyncio.get_running_loop().time() > deadline:
+                raise AttemptError(
+                    FailureCode.SANDBOX_LOST, "Processes of the sandbox do not end on KILL; restart the machine."
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+        processes.reap_inits()
+
+    def _kill_rest(self, handle: SandboxHandle, group: ControlGroup) -> bool:
+        """KILL what is found of it; True when anything was."""
+        if group.process_ids():
+            group.kill()
+            return True
+        uid = _uid_of(handle)
+        if uid is not None:
+            return self._kill_by_uid(uid, handle.attempt_id)
+        return not group.directories and _kill_by_marker(mark_attempt(handle.attempt_id))
+
+    def _kill_by_uid(self, uid: int, attempt_id: str) -> bool:
+        """The uid may be another attempt's by now; then this one had no process left when that one claimed it."""
+        if self._uids is None or uid not in self._uids:
+            return False
+        with self._uids.owned(uid, attempt_id) as is_ours:
+            found = processes.find_by_uid(uid) if is_ours() else []
+            for pid in found:
+                processes.send_signal(pid, signal.SIGKILL, lambda one: is_ours() and uid in processes.read_uids(one))
+        return bool(found)
+
+
+def _group_of(handle: SandboxHandle) -> ControlGroup:
+    return cgroups.parse_directories(handle.details.get("cgroups", ""))
+
+
+def _uid_of(handle: SandboxHandle) -> int | None:
+    uid = handle.details.get("kernel_uid")
+    return None if uid is None else int(uid)
+
+
+def _kill_by_marker(marker: str) -> bool:
+    own = os.getuid()
+    found = [pid for pid in processes.find_by_marker(marker) if own in processes.read_uids(pid)]
+    for pid in found:
+        processes.send_signal(pid, signal.SIGKILL, lambda one: one in processes.find_by_marker(marker))
+    return bool(found)
+
+
+def _hand_over(group: ControlGroup, launcher_pid: int, disk: Path, uid: int | None) -> None:
+    """Into the group from here and not by the launcher itself: the kernel takes 10 ms, and it starts up meanwhile."""
+    with suppress(ProcessLookupError):
+        group.add(launcher_pid)
+    if uid is not None:
+        give_places(disk, uid)
+
+
+async def _finish(work: Callable[[], None]) -> None:
+    """Do it in a thread and wait for its end even when cancelled: nothing may change owners after a destroy."""
+    task = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

@@ -1,0 +1,54 @@
+"""Finding out what a runtime can do here, by making a sandbox."""
+
+import asyncio
+import base64
+import os
+from pathlib import Path
+
+from sandbox.contracts.inside import WORKSPACE
+from sandbox.contracts.runtime import Command, Runtime, SandboxHandle, SandboxSpec
+from sandbox.model.errors import SandboxError
+from sandbox.runtimes import cgroups
+
+_SECONDS = 8.0
+
+
+async def try_once(
+    runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies, *, memory_bytes: int
+) -> frozenset[str]:
+    """Create, run `true`, destroy, within 10 s; gives the limits that hold.
+
+    Raises SandboxError, OSError, TimeoutError.
+    """
+    attempt_id = base64.b32encode(os.urandom(10)).decode().lower()[:12]
+    disk = run_dir / f"probe-{attempt_id}"
+    async with asyncio.timeout(_SECONDS):
+        handle = runtime.plan(attempt_id)
+        try:
+            disk.mkdir(parents=True, mode=0o700)
+            return await _run_true(runtime, handle, disk, hierarchies, memory_bytes)
+        finally:
+            import shutil
+
+            await runtime.destroy(handle, disk)
+            shutil.rmtree(disk, ignore_errors=True)
+
+
+def missing_limits(limits: frozenset[str]) -> tuple[str, ...]:
+    """The gap, where not all limits hold."""
+    missing = [name for name in ("memory", "cpus", "processes") if name not in limits]
+    return (f"no control group limits {', '.join(missing)}",) if missing else ()
+
+
+async def _run_true(
+    runtime: Runtime, handle: SandboxHandle, disk: Path, hierarchies: cgroups.Hierarchies, memory_bytes: int
+) -> frozenset[str]:
+    spec = SandboxSpec(handle.attempt_id, disk, cpus=1, memory_bytes=memory_bytes, processes_max=16)
+    sandbox = await runtime.create(handle, spec)
+    limits = hierarchies.group(handle.attempt_id).limits()
+    _, errors = await sandbox.start(Command(["/usr/bin/true"], {}, WORKSPACE))
+    exit_ = await sandbox.wait()
+    if exit_.code != 0:
+        said = (await errors.read(4096)).decode(errors="replace").strip()
+        raise SandboxError(f"'true' ended with {exit_.code} in a sandbox: {said}")
+    return limits
