@@ -2,7 +2,9 @@
 
 import pytest
 
-from doubles.live import World, make_repository
+from doubles.browser import open_browser
+from doubles.live import World, make_repository, until
+from doubles.traces import leaked, traces
 
 README = "# A repository\n\nHello.\n"
 
@@ -29,3 +31,25 @@ def world(empty_world):
         return empty_world
 
     return make
+
+
+@pytest.fixture
+def watched(world):
+    """A world whose machine is as it was before, 5 seconds after its task has ended."""
+    before = []
+
+    def make(*turns, **script):
+        machine = world(*turns, **script)
+        before.append((machine, traces(machine.data_dir)))
+        return machine
+
+    yield make
+    machine, traces_before = before[0]
+    until(lambda: not leaked(traces_before, machine.data_dir), 5, "the sandbox to be gone without a trace")
+
+
+@pytest.fixture
+def browser():
+    """A browser without a window."""
+    with open_browser() as browser:
+        yield browser

@@ -141,8 +141,10 @@ class World:
         command += ["--host", self.address, "--record", str(self.model_requests_file)]
         self.model_url = self._start("model", command, {}, prefix).said["url"]
 
-    def start_server(self, **environment):
-        command = [sys.executable, "-m", "sandbox", "serve", "--port", "0", "--ws-port", "0"]
+    def start_server(self, *, ports=(0, 0), **environment):
+        """ports: of the REST API and of the stream; 0 for any."""
+        port, ws_port = map(str, ports)
+        command = [sys.executable, "-m", "sandbox", "serve", "--port", port, "--ws-port", ws_port]
         command += ["--data-dir", str(self.data_dir), "--format", "json"]
         model = {"ANTHROPIC_BASE_URL": self.model_url, "ANTHROPIC_API_KEY": SERVER_KEY}
         self.server = self._start("server", command, {**model, **environment}, self.prefix)
@@ -150,6 +152,12 @@ class World:
             self.http.close()
         self.http = self._client()
         return self.server.said
+
+    def restart_server(self, signal_number):
+        """End it by the signal; another one answers at the same addresses."""
+        ports = [self.server.said[name].rpartition(":")[2] for name in ("http", "ws")]
+        self.server.stop(signal_number)
+        return self.start_server(ports=ports)
 
     def _start(self, name, command, environment, prefix):
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8", **environment}

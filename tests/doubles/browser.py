@@ -1,0 +1,69 @@
+"""A real browser without a window: the machine's Chromium, whose pages reach loopback and nothing else."""
+
+import contextlib
+import os
+import shutil
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+PROGRAMS = ("chromium-headless-shell", "chromium")
+HEIGHT = 900
+PATIENCE_SECONDS = 60
+_LOOPBACK_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
+
+
+@contextlib.contextmanager
+def open_browser():
+    """A browser that nobody has used before; skips the test where the machine has none.
+
+    It has an event loop of its own in this thread, so `asyncio.run` has to wait until it is closed.
+    """
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        pytest.skip(f"no {' or '.join(PROGRAMS)} on this machine; script/setup --dev installs it where it may")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=program,
+            args=[_LOOPBACK_ONLY],
+            chromium_sandbox=os.geteuid() != 0,  # which root cannot have
+            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": "/nonexistent"},
+        )
+        try:
+            yield Browser(chromium)
+        finally:
+            chromium.close()
+
+
+class Browser:
+    """What its pages asked for and complained of, all together.
+
+    requests: each `playwright` request, answered or not. complaints: errors and warnings of the console, exceptions.
+    """
+
+    def __init__(self, chromium):
+        self.requests = []
+        self.complaints = []
+        self._chromium = chromium
+
+    def open(self, url, *, width=1280):
+        """A page of this address, loaded; width in CSS pixels."""
+        page = self._chromium.new_page(viewport={"width": width, "height": HEIGHT})
+        page.set_default_timeout(PATIENCE_SECONDS * 1000)
+        page.on("request", self._note)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", self._listen)
+        answer = page.goto(url)
+        assert answer.ok, answer.status
+        return page
+
+    def asked(self, path):
+        """The requests for this path, in their order."""
+        return [request for request in self.requests if request.url.partition("?")[0].endswith(path)]
+
+    def _note(self, request):
+        self.requests.append(request)
+
+    def _listen(self, message):
+        if message.type in {"error", "warning"}:
+            self.complaints.append(message.text)

