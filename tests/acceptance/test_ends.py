@@ -2,29 +2,11 @@
 
 import json
 
-import pytest
-
 from doubles.live import bash, python, says, until
-from doubles.traces import leaked, traces
 from sandbox.demo.model_script import Fault, Turn
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 ALWAYS = {"task-1.patch", "metadata.json", "transcript.ndjson"}
-
-
-@pytest.fixture
-def watched(world):
-    """A world whose machine is as it was before, 5 seconds after its task has ended."""
-    before = []
-
-    def make(*turns, **script):
-        machine = world(*turns, **script)
-        before.append((machine, traces(machine.data_dir)))
-        return machine
-
-    yield make
-    machine, traces_before = before[0]
-    until(lambda: not leaked(traces_before, machine.data_dir), 5, "the sandbox to be gone without a trace")
 
 
 def ended(machine, state, code):

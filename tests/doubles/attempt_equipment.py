@@ -10,6 +10,7 @@ from sandbox.contracts.agent import AgentBegan, AgentStart, Outcome, ToolEnded, 
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.recorder import Recorder, read_records, read_task
 from sandbox.contracts.runtime import Command, Exit, SandboxHandle, Stats
+from sandbox.disks.plain import PlainDisks
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError, Failure, FailureCode
@@ -189,6 +190,7 @@ class ScriptedWorkspaces:
 
 def scripted_equipment(script, journals):
     return Equipment(
+        disks=PlainDisks(),
         journals=journals,
         runtime=ScriptedRuntime(script),
         gateways=SilentGateway(script),

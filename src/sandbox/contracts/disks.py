@@ -8,10 +8,11 @@ from sandbox.contracts.layout import AttemptLayout
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """Of one disk, in bytes."""
+    """Of one disk, in bytes. is_full: there is no room, or no more files can be made."""
 
     used_bytes: int
     total_bytes: int
+    is_full: bool
 
 
 class Disks(Protocol):
@@ -23,7 +24,10 @@ class Disks(Protocol):
         ...
 
     async def open(self, files: AttemptLayout, size_bytes: int) -> None:
-        """Make the disk, or find the one that an earlier process of the attempt made. Raises AttemptError."""
+        """Make the disk, or find the one that an earlier process of the attempt made: it must be dead by now.
+
+        Raises AttemptError (provision_failed).
+        """
         ...
 
     async def use(self, files: AttemptLayout) -> DiskUse:

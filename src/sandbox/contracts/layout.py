@@ -53,6 +53,11 @@ class AttemptLayout:
         return self.root / "disk"
 
     @property
+    def disk_image(self) -> Path:
+        """The file system that is mounted at `disk` while the attempt goes on, where one can be mounted."""
+        return self.root / "disk.img"
+
+    @property
     def workspace(self) -> Path:
         """The clone, /workspace inside."""
         return self.disk / "workspace"

@@ -1,6 +1,6 @@
 """Where attempts are carried out, and how their runners are spoken to."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -13,7 +13,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
 
     finish: only end and collect what a dead runner left (the finisher).
     agent_program: host path of the agent's executable. follow_redirects: git may be sent to another host than the
-    manifest's when it begins to clone.
+    manifest's when it begins to clone. disks: what kind this machine can make.
     """
 
     task_id: str
@@ -24,6 +24,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     upstream: ModelUpstream | None = None
     finish: bool = False
     agent_program: str = ""
+    disks: Literal["loop", "plain"] = "plain"
     secrets: dict[str, str] = {}
     follow_redirects: bool = True
     version: int = 1

@@ -79,11 +79,17 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the sandbox uses now; None where the machine does not tell."""
+    """What the sandbox uses now; None where the machine does not tell.
+
+    memory_kills, forks_refused: how often, until now, a process was ended for want of memory or could not be born
+    for the limit of processes.
+    """
 
     cpu_seconds: float | None
     memory_bytes: int | None
     processes: int | None
+    memory_kills: int = 0
+    forks_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,15 @@ OPEN_TOOL_CALLS_MAX = 1000
 SANDBOX_TEARDOWN_SECONDS = 60.0
 """For ending a sandbox and removing its files; past it an event says what is left."""
 
+DISK_COMMAND_SECONDS = 60.0
+"""For one command that makes, checks, mounts, unmounts or measures a disk; past it it counts as failed."""
+
+DISK_RELEASE_SECONDS = 10.0
+"""Until nobody holds a task's disk any more; past it the attempt ends with `sandbox_lost`, or is not provisioned."""
+
+DISK_CHECK_SECONDS = 2.0
+"""How often it is looked at how full a disk is; less often where looking takes long."""
+
 OUTPUT_DRAIN_SECONDS = 5.0
 """For reading what is left in the pipes after everything inside is dead."""
 

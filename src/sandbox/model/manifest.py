@@ -191,7 +191,6 @@ class Unbuilt(NamedTuple):
 
 NOT_SUPPORTED_YET: dict[str, Unbuilt] = {
     "claude.headless": Unbuilt(lambda value: value is True, "leave it out or say true"),
-    "vm.disk": Unbuilt(lambda value: value == "40G", "leave it out or say 40G"),
     "vm.network_mode": Unbuilt(lambda value: value in ("isolated", "outbound"), "say isolated or outbound"),
     "vm.allowed_hosts": Unbuilt(
         lambda hosts: not (isinstance(hosts, list) and any("*" in str(host) or ":" in str(host) for host in hosts)),

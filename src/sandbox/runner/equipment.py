@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sandbox.contracts.agent import Agent
 from sandbox.contracts.clock import Clock
+from sandbox.contracts.disks import Disks
 from sandbox.contracts.gateway import Gateways, ModelUpstream
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.layout import AttemptLayout, TaskLayout
@@ -21,6 +22,7 @@ class Equipment:
     """The rooms of floor 3, behind their contracts."""
 
     journals: Journals
+    disks: Disks
     runtime: Runtime
     gateways: Gateways
     agent: Agent

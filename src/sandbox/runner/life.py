@@ -68,6 +68,7 @@ class AttemptLife:
         handle = read_handle(self._attempt.files.handle)
         if handle is not None:
             await self._attempt.equipment.runtime.destroy(handle, self._attempt.files.disk)
+        await self._find_disk()
         task = self._attempt.task
         lost = Failure(
             FailureCode.RUNNER_LOST,
@@ -78,6 +79,15 @@ class AttemptLife:
         elif not task.agent_has_exited:
             self._attempt.recorder.record(AttemptFailed(lost))
         await self._conclude()
+
+    async def _find_disk(self) -> None:
+        """What was on the disk is collected; where there is none that can be read, that is told."""
+        files = self._attempt.files
+        if files.disk.exists():
+            try:
+                await self._attempt.equipment.disks.open(files, self._attempt.task.manifest.vm.disk_bytes)
+            except AttemptError as error:
+                self._attempt.recorder.record(Trouble(error.failure.code, error.message))
 
     async def _work(self) -> None:
         lifecycle = self._attempt.task.manifest.lifecycle

@@ -2,6 +2,7 @@
 
 import os
 
+from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.runtime import Stats
 from sandbox.model.event import Metrics
 
@@ -13,12 +14,14 @@ class MetricsSampler:
         self._memory_total_bytes = memory_total_bytes
         self._last: tuple[float, float] | None = None
 
-    def sample(self, stats: Stats, monotonic: float) -> Metrics:
+    def sample(self, stats: Stats, disk: DiskUse | None, monotonic: float) -> Metrics:
         """The figures at a moment."""
         return Metrics(
             cpu_percent=self._cpu_percent(stats.cpu_seconds, monotonic),
             memory_used_bytes=stats.memory_bytes,
             memory_total_bytes=self._memory_total_bytes,
+            disk_used_bytes=disk.used_bytes if disk else None,
+            disk_total_bytes=disk.total_bytes if disk else None,
             load_avg=round(os.getloadavg()[0], 2),
         )
 

@@ -77,8 +77,10 @@ class ControlGroup:
 
     def has_killed_for_memory(self) -> bool:
         """The kernel ended a process of it because the memory was used up."""
-        events = self._number("memory.events", "oom_kill") or self._number("memory.oom_control", "oom_kill")
-        return bool(events)
+        return bool(self._memory_kills())
+
+    def _memory_kills(self) -> int:
+        return self._number("memory.events", "oom_kill") or self._number("memory.oom_control", "oom_kill") or 0
 
     def stats(self) -> Stats:
         """What it uses now. Memory is without file pages that can be dropped at once."""
@@ -87,7 +89,13 @@ class ControlGroup:
         nanoseconds, microseconds = self._number("cpuacct.usage"), self._number("cpu.stat", "usage_usec")
         cpu = nanoseconds / 1e9 if nanoseconds is not None else microseconds / 1e6 if microseconds is not None else None
         count = _first(self._number("pids.current"), len(self.process_ids()) if self.directories else None)
-        return Stats(cpu_seconds=cpu, memory_bytes=None if used is None else max(0, used - cached), processes=count)
+        return Stats(
+            cpu_seconds=cpu,
+            memory_bytes=None if used is None else max(0, used - cached),
+            processes=count,
+            memory_kills=self._memory_kills(),
+            forks_refused=self._number("pids.events", "max") or 0,
+        )
 
     def remove(self) -> bool:
         """Remove what is there of it; False while the kernel still holds some."""

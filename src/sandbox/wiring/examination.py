@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from sandbox.agent.binary import binary_version, find_binary
 from sandbox.contracts.runtime import Probe
+from sandbox.disks.probe import why_no_loop
 from sandbox.model.errors import SandboxError
-from sandbox.model.limits import DISK_FREE_BYTES_MIN
+from sandbox.model.limits import DISK_CHECK_SECONDS, DISK_FREE_BYTES_MIN
 from sandbox.runtimes.node import node_version, pinned_packages
 from sandbox.wiring.finding import Finding
 from sandbox.wiring.machine import choose_run_dir
@@ -35,6 +36,7 @@ def examine(settings: ServerSettings) -> list[Finding]:
         ("ssh", _ssh),
         ("Claude Code", _claude_code),
         ("sandbox", _sandbox),
+        ("disks", _disks),
         ("agentic-dev", _programs),
         ("node", _node),
         ("model", _model),
@@ -98,6 +100,15 @@ def _limits(probe: Probe) -> list[Finding]:
         message = f"on {', '.join(missing)} do not hold: no cgroup can be written to"
         findings.append(Finding("limits", False, message, mend, is_needed=False))
     return findings
+
+
+def _disks(settings: ServerSettings) -> list[Finding]:
+    reason = asyncio.run(why_no_loop(choose_run_dir(settings.server.data_dir.absolute())))
+    if reason is None:
+        return [Finding("disks", True, "each task has a file system of its own, of the size vm.disk")]
+    message = f"vm.disk is looked at every {DISK_CHECK_SECONDS:.0f} s, and a task that is past it ends: {reason}"
+    mend = "Run as root on a machine with loop devices and e2fsprogs, to have full disks tell the agent."
+    return [Finding("disks", False, message, mend, is_needed=False)]
 
 
 def _programs(_: ServerSettings) -> list[Finding]:

@@ -17,6 +17,9 @@ from sandbox.contracts.layout import runner_socket
 from sandbox.contracts.placement import LaunchOrder
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.contracts.redaction import Redaction
+from sandbox.disks.loop import LoopDisks
+from sandbox.disks.mounts import hide_mounts
+from sandbox.disks.plain import PlainDisks
 from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import LAUNCH_SECONDS
@@ -37,6 +40,8 @@ def main() -> None:
     os.umask(0o077)
     lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchOrder)
+    if order.disks == "loop":
+        hide_mounts()
     asyncio.run(_live(order, lock_fd))
 
 
@@ -62,6 +67,7 @@ def wire_attempt(order: LaunchOrder, lock_fd: int) -> Attempt:
     recorder = Recorder(writer, read_task(journals, order.task_id).task, clock.now)
     equipment = Equipment(
         journals=journals,
+        disks=LoopDisks() if order.disks == "loop" else PlainDisks(),
         runtime=make_runtime(order.runtime, Path(order.run_dir)),
         gateways=SocketGateways(),
         agent=ClaudeCode(Path(order.agent_program)),

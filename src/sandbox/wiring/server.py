@@ -35,6 +35,7 @@ from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
+from sandbox.disks.probe import why_no_loop
 from sandbox.gateway.prices import is_priced
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
@@ -145,6 +146,7 @@ def _api_settings(settings: ServerSettings, ports: set[int], *, needs_token: boo
 async def _start_service(settings: ServerSettings, places: Places, access: Access) -> TaskService:
     agent_program = await asyncio.to_thread(install_binary, places.data_dir)
     probe = await make_runtime(choose_runtime_name(settings.server.runtime), places.run_dir).probe()
+    no_loop = await why_no_loop(places.run_dir)
     upstream = read_upstream(os.environ)
     template = LaunchOrder(
         task_id="",
@@ -154,6 +156,7 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
         runtime=probe.runtime,
         agent_program=str(agent_program),
         upstream=upstream,
+        disks="plain" if no_loop else "loop",
     )
     capacity = measure_capacity(places.data_dir, settings.capacity)
     placement = GuardedPlacement(_placement(places), access)

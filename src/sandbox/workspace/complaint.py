@@ -52,7 +52,10 @@ _MEANINGS = (
         "it redirects to somewhere else; use the final URL",
     ),
     (r"returned error: 5\d\d", "its host answers with a server error; try again later"),
-    (r"no space left on device|disk quota", "the server's disk is full; make room in its data directory"),
+    (
+        r"no space left on device|disk quota",
+        "there is no room for it; raise vm.disk, or make room in the server's data directory",
+    ),
     (r"file too large|died of signal 25", "it is larger than a clone may be"),
     (r"out of memory", "it holds objects so large that git has not enough memory for them"),
     (r"fsck error|invalid path|badtree|refusing to create", "it holds objects that git refuses as malformed"),

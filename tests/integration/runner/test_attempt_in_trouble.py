@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from doubles.attempt_equipment import ATTEMPT_ID, Script, Stage
+from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.placement import CancelOrder
 from sandbox.model.event import (
     AgentExited,
@@ -159,3 +160,17 @@ def test_an_attempt_leaves_no_unfinished_file_when_collecting_takes_too_long(sta
     assert scene.task.failure.code == "collect_failed"
     assert [path.name for path in scene.attempt.files.root.iterdir()] == ["runner.log"]
     assert scene.attempt.id == ATTEMPT_ID
+
+
+def test_a_disk_that_cannot_tell_the_agent_that_it_is_full_ends_it_at_once(stage, monkeypatch):
+    """The twin is every other test: a disk with room ends nobody."""
+
+    async def use(self, files):
+        return DiskUse(2, 1, is_full=True)
+
+    monkeypatch.setattr("sandbox.disks.plain.PlainDisks.use", use)
+    scene = stage(Script(stays=True, deaf=True))
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    assert (scene.states[-1], scene.task.failure.code) == ("failed", "disk_full")
+    assert "kill" in scene.script.seen
+    assert "task-1.patch" in scene.artifacts

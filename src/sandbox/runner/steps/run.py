@@ -18,6 +18,7 @@ from sandbox.runner.equipment import Attempt
 from sandbox.runner.metrics import MetricsSampler
 from sandbox.runner.output import AgentOutput
 from sandbox.runner.progress import EAGER_INTERVAL_SECONDS, ProgressMeter
+from sandbox.runner.shortages import Shortages
 from sandbox.runner.steps.provision import Provisioned
 from sandbox.runner.wish import EndWish
 
@@ -41,6 +42,7 @@ class _Run:
         self._meter = ProgressMeter(self._record, self._clock.now)
         self._active_at = self._clock.monotonic()
         manifest = attempt.task.manifest
+        self._shortages = Shortages(manifest.vm, equipment.disks, attempt.files, self._record)
         self._output = AgentOutput(
             self._record,
             self._heard,
@@ -72,6 +74,7 @@ class _Run:
                     self._tell_progress,
                     self._tell_metrics,
                     self._watch_clock,
+                    self._watch_disk,
                     self._watch_reports,
                     self._end_on_wish,
                 ):
@@ -113,9 +116,11 @@ class _Run:
         )
 
     async def _conclude(self, ended: Exit) -> None:
+        self._shortages.see(await self._sandbox.stats())
+        await self._shortages.look_at_disk()
         outcome = self._conversation.outcome(ended, self._output.stderr_tail)
         await self._output.show(self._attempt.equipment.agent.render(self._attempt.task.manifest, outcome.result))
-        self._record(AgentExited(ended.code, outcome.result, outcome.failure))
+        self._record(AgentExited(ended.code, outcome.result, self._shortages.explain(outcome.failure)))
 
     def _heard(self, byte_count: int) -> None:
         self._active_at = self._clock.monotonic()
@@ -167,7 +172,8 @@ class _Run:
         sampler = MetricsSampler(self._attempt.task.manifest.vm.memory_bytes)
         while True:
             stats = await self._sandbox.stats()
-            self._record(sampler.sample(stats, self._clock.monotonic()))
+            self._shortages.see(stats)
+            self._record(sampler.sample(stats, self._shortages.disk, self._clock.monotonic()))
             await asyncio.sleep(METRICS_INTERVAL_SECONDS)
 
     async def _watch_clock(self) -> None:
@@ -191,6 +197,12 @@ class _Run:
                 )
                 return
             await asyncio.sleep(min(deadline - now, silence_end - now, 1.0))
+
+    async def _watch_disk(self) -> None:
+        """A disk that does not tell the agent when it is full ends the agent, and gives it no time to write more."""
+        await self._shortages.watch_disk(self._clock)
+        self._fail(FailureCode.DISK_FULL, self._shortages.disk_full_message)
+        await self._kill()
 
     async def _end_on_wish(self) -> None:
         await self._wish.made.wait()

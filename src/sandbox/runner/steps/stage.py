@@ -6,10 +6,11 @@ from sandbox.runner.removal import left_by_earlier_attempts, remove
 
 
 async def stage(attempt: Attempt) -> None:
-    """Clone into the attempt's directory. Raises AttemptError (clone_failed), OSError."""
+    """Clone onto the attempt's disk. Raises AttemptError (clone_failed, provision_failed), OSError."""
     await remove(left_by_earlier_attempts(attempt))
-    repository = attempt.task.manifest.repository
+    manifest = attempt.task.manifest
+    await attempt.equipment.disks.open(attempt.files, manifest.vm.disk_bytes)
     for directory in (attempt.files.home, attempt.files.tmp):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    base_commit = await attempt.equipment.workspaces.stage(repository, attempt.files.root)
+    base_commit = await attempt.equipment.workspaces.stage(manifest.repository, attempt.files.root)
     attempt.recorder.record(WorkspacePrepared(base_commit))

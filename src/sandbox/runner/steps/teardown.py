@@ -21,6 +21,7 @@ async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
             if handle is not None:
                 await attempt.equipment.runtime.destroy(handle, attempt.files.disk)
+            await attempt.equipment.disks.close(attempt.files)
             await remove([*_paths_to_remove(attempt), *left_by_earlier_attempts(attempt)])
             attempt.files.handle.unlink(missing_ok=True)
     except Exception as error:
@@ -31,5 +32,5 @@ def _paths_to_remove(attempt: Attempt) -> list[Path]:
     """A preserved sandbox keeps its file systems; who releases it removes them."""
     kept = {attempt.files.handle, attempt.files.runner_log}
     if final_state(attempt.task)[0] is TaskState.FAILED_PRESERVED:
-        kept.add(attempt.files.disk)
+        kept |= {attempt.files.disk, attempt.files.disk_image}
     return [path for path in attempt.files.root.iterdir() if path not in kept]

@@ -1,0 +1,31 @@
+"""Disks that are plain directories, where nothing can be mounted: somebody has to look how full they are."""
+
+from sandbox.contracts.disks import DiskUse
+from sandbox.contracts.layout import AttemptLayout
+from sandbox.disks.command import CommandFailedError, run_command
+
+
+class PlainDisks:
+    """Implements `contracts.disks.Disks`."""
+
+    tells_when_full = False
+
+    def __init__(self) -> None:
+        self._size_bytes = 0
+
+    async def open(self, files: AttemptLayout, size_bytes: int) -> None:
+        """Make the directory."""
+        files.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._size_bytes = size_bytes
+
+    async def use(self, files: AttemptLayout) -> DiskUse:
+        """What du(1) counts, which no depth of directories exhausts; what it may not read counts nothing."""
+        try:
+            told = await run_command("du", "-s", "-x", "--block-size=1", "--", str(files.disk), good_codes=(0, 1))
+            used_bytes = int(told.split()[0])
+        except (CommandFailedError, ValueError, IndexError) as error:
+            raise OSError(f"It cannot be told how full the disk is: {error}") from error
+        return DiskUse(used_bytes, self._size_bytes, used_bytes >= self._size_bytes)
+
+    async def close(self, files: AttemptLayout) -> None:
+        """Nothing is to be let go of."""

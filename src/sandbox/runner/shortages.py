@@ -1,0 +1,76 @@
+"""What a sandbox ran out of, told once each as it happens and as the reason when the agent did not survive it."""
+
+import asyncio
+from collections.abc import Callable
+
+from sandbox.contracts.clock import Clock
+from sandbox.contracts.disks import Disks, DiskUse
+from sandbox.contracts.layout import AttemptLayout
+from sandbox.contracts.runtime import Stats
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.event import Event, Trouble
+from sandbox.model.limits import DISK_CHECK_SECONDS, SANDBOX_PROCESSES_MAX
+from sandbox.model.manifest import Vm
+
+_UNEXPLAINED = frozenset({FailureCode.AGENT_FAILED, FailureCode.AGENT_NO_RESULT})
+_IDLE_FACTOR = 10
+
+
+class Shortages:
+    """Looks at disk, memory and processes of one sandbox. disk: its latest figures, None before the first."""
+
+    def __init__(self, vm: Vm, disks: Disks, files: AttemptLayout, record: Callable[[Event], object]) -> None:
+        self.disk: DiskUse | None = None
+        self._vm = vm
+        self._disks = disks
+        self._files = files
+        self._record = record
+        self._told: dict[FailureCode, str] = {}
+
+    def see(self, stats: Stats) -> None:
+        """Take the counters of a moment."""
+        if stats.memory_kills:
+            self._tell(FailureCode.OUT_OF_MEMORY, f"A process was ended at vm.memory {self._vm.memory}; raise it.")
+        if stats.forks_refused:
+            self._tell(
+                FailureCode.PROCESS_LIMIT,
+                f"No more processes could be started: a sandbox has {SANDBOX_PROCESSES_MAX} at once.",
+            )
+
+    async def watch_disk(self, clock: Clock) -> None:
+        """Look again and again; returns when the disk is full and nothing but an end of the agent keeps it so."""
+        while True:
+            began = clock.monotonic()
+            await self.look_at_disk()
+            if self.disk is not None and self.disk.is_full and not self._disks.tells_when_full:
+                return
+            await asyncio.sleep(max(DISK_CHECK_SECONDS, _IDLE_FACTOR * (clock.monotonic() - began)))
+
+    async def look_at_disk(self) -> None:
+        """Take the figures of the disk now; those that cannot be had stay as they were."""
+        try:
+            self.disk = await self._disks.use(self._files)
+        except OSError as error:
+            self._tell(FailureCode.INTERNAL, f"{error}.")
+            return
+        if self.disk.is_full:
+            self._tell(FailureCode.DISK_FULL, self.disk_full_message)
+
+    @property
+    def disk_full_message(self) -> str:
+        """For people."""
+        return f"The sandbox's disk is full: vm.disk is {self._vm.disk}; raise it."
+
+    def explain(self, failure: Failure | None) -> Failure | None:
+        """A failure that the agent does not explain itself, by what it ran out of."""
+        if failure is None or failure.code not in _UNEXPLAINED:
+            return failure
+        for code in (FailureCode.DISK_FULL, FailureCode.PROCESS_LIMIT):
+            if code in self._told:
+                return Failure(code, f"{self._told[code]} What Claude Code said at last: {failure.message}")
+        return failure
+
+    def _tell(self, code: FailureCode, message: str) -> None:
+        if code not in self._told:
+            self._told[code] = message
+            self._record(Trouble(code, message))

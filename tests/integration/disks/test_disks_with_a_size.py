@@ -1,0 +1,188 @@
+"""An attempt's disk: what is on it stays, what is past its size does not fit, and no mount outlives its process."""
+
+import asyncio
+import ctypes
+import errno
+import os
+import signal
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from sandbox.contracts.layout import AttemptLayout
+from sandbox.disks.loop import LoopDisks
+from sandbox.disks.mounts import hide_mounts
+from sandbox.disks.plain import PlainDisks
+from sandbox.disks.probe import why_no_loop
+from sandbox.model.errors import AttemptError
+
+MIB = 1024 * 1024
+CHILD_SECONDS = 60
+
+
+@pytest.fixture
+def files(tmp_path):
+    layout = AttemptLayout(tmp_path / "attempt")
+    layout.root.mkdir()
+    return layout
+
+
+@pytest.fixture
+def loop_works(tmp_path):
+    reason = asyncio.run(why_no_loop(tmp_path))
+    if reason is not None:
+        pytest.skip(f"no file system can be mounted here: {reason}")
+
+
+def in_a_process_of_its_own(story, *arguments, ends_by=0):
+    """As a runner is: with mounts of its own. The story's assertions count."""
+    child = get_context("spawn").Process(target=_with_hidden_mounts, args=(story, *arguments))
+    child.start()
+    child.join(CHILD_SECONDS)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+    assert child.exitcode == ends_by
+
+
+def _with_hidden_mounts(story, *arguments):
+    hide_mounts()
+    asyncio.run(story(LoopDisks(), *arguments))
+
+
+def mount_points():
+    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+
+
+def loop_files():
+    found = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            found.append(backing.read_text().strip())
+        except OSError:
+            continue
+    return found
+
+
+async def fills_up(disks, files):
+    await disks.open(files, 32 * MIB)
+    use = await disks.use(files)
+    assert not use.is_full
+    assert use.total_bytes <= 32 * MIB
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        (files.disk / "large").write_bytes(b"x" * 33 * MIB)
+    assert (await disks.use(files)).is_full
+    (files.disk / "large").unlink()
+    assert not (await disks.use(files)).is_full
+    (files.disk / "small").write_bytes(b"kept")
+    await disks.close(files)
+    await disks.close(files)
+    assert not list(files.disk.iterdir())
+
+
+async def finds_what_was_kept(disks, files):
+    await disks.open(files, 32 * MIB)
+    assert (files.disk / "small").read_bytes() == b"kept"
+    await disks.close(files)
+
+
+def test_a_full_disk_is_full_and_what_fits_is_kept(loop_works, files):
+    in_a_process_of_its_own(fills_up, files)
+    in_a_process_of_its_own(finds_what_was_kept, files)
+    assert str(files.disk_image) not in loop_files()
+
+
+def make_files(directory, count):
+    for number in range(count):
+        (directory / f"file-{number}").touch()
+
+
+async def runs_out_of_names(disks, files):
+    await disks.open(files, 4 * MIB)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        make_files(files.disk, 100_000)
+    assert (await disks.use(files)).is_full
+
+
+def test_a_disk_without_names_left_is_full_too(loop_works, files):
+    in_a_process_of_its_own(runs_out_of_names, files)
+
+
+async def dies_with_it_open(disks, files):
+    await disks.open(files, 32 * MIB)
+    (files.disk / "small").write_bytes(b"kept")
+    with (files.disk / "held").open("wb"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_next_process_finds_the_disk_of_one_that_was_killed(loop_works, files):
+    in_a_process_of_its_own(dies_with_it_open, files, ends_by=-signal.SIGKILL)
+    assert str(files.disk) not in mount_points()
+    in_a_process_of_its_own(finds_what_was_kept, files)
+
+
+async def is_not_shown_to_others(disks, files):
+    await disks.open(files, 32 * MIB)
+    host = Path(f"/proc/{os.getppid()}/mountinfo").read_text()
+    assert str(files.disk) not in host
+    assert str(files.disk) in Path("/proc/self/mountinfo").read_text()
+
+
+def test_nobody_else_on_the_machine_sees_the_mount(loop_works, files):
+    in_a_process_of_its_own(is_not_shown_to_others, files)
+
+
+async def refuses_what_is_no_file_system(disks, files):
+    with pytest.raises(AttemptError, match="disk could not be made"):
+        await disks.open(files, 32 * MIB)
+
+
+def test_a_broken_disk_is_told_and_never_taken_for_an_empty_one(loop_works, files):
+    files.disk_image.write_bytes(b"no file system" * MIB)
+    in_a_process_of_its_own(refuses_what_is_no_file_system, files)
+
+
+def test_a_file_system_that_was_not_finished_is_made_anew(loop_works, files):
+    files.disk_image.with_suffix(".part").write_bytes(b"half")
+    in_a_process_of_its_own(fills_up, files)
+
+
+def test_a_plain_disk_is_measured_with_everything_in_it(files):
+    async def story():
+        disks = PlainDisks()
+        await disks.open(files, 2 * MIB)
+        deep = files.disk / "workspace" / "a" / "b"
+        deep.mkdir(parents=True)
+        assert not (await disks.use(files)).is_full
+        (deep / "large").write_bytes(b"x" * 3 * MIB)
+        use = await disks.use(files)
+        assert use.is_full
+        assert use.used_bytes >= 3 * MIB
+        assert use.total_bytes == 2 * MIB
+        await disks.close(files)
+        assert (deep / "large").exists()
+
+    asyncio.run(story())
+
+
+def test_a_plain_disk_that_is_gone_is_an_error_and_not_an_empty_one(files):
+    async def story():
+        disks = PlainDisks()
+        await disks.open(files, 2 * MIB)
+        files.disk.rmdir()
+        await disks.use(files)
+
+    with pytest.raises(OSError, match="cannot be told how full"):
+        asyncio.run(story())
+
+
+def test_a_process_that_may_not_hide_its_mounts_says_so(monkeypatch):
+    class Refusing:
+        def unshare(self, _):
+            ctypes.set_errno(errno.EPERM)
+            return -1
+
+    monkeypatch.setattr("sandbox.disks.mounts.ctypes.CDLL", lambda *_, **__: Refusing())
+    with pytest.raises(PermissionError):
+        hide_mounts()

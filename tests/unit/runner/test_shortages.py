@@ -1,0 +1,98 @@
+"""What a sandbox ran out of is told once, and explains an end that the agent does not explain itself."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from sandbox.contracts.disks import DiskUse
+from sandbox.contracts.layout import AttemptLayout
+from sandbox.contracts.runtime import Stats
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.manifest import Vm
+from sandbox.runner.shortages import Shortages
+
+DIED = Failure(FailureCode.AGENT_FAILED, "Claude Code was ended by signal 9.")
+CALM = Stats(1.0, 1, 1)
+
+
+class ToldDisks:
+    """Disks as full as they are told to be."""
+
+    tells_when_full = True
+
+    def __init__(self):
+        self.is_full, self.is_lost = False, False
+
+    async def use(self, files):
+        if self.is_lost:
+            raise OSError("gone")
+        return DiskUse(100 if self.is_full else 50, 100, self.is_full)
+
+
+class Scene:
+    def __init__(self):
+        self.disks, self.told = ToldDisks(), []
+        files = AttemptLayout(Path("/nowhere"))
+        self.shortages = Shortages(Vm(disk="1G", memory="2G"), self.disks, files, self.told.append)
+
+    def look(self):
+        asyncio.run(self.shortages.look_at_disk())
+
+    @property
+    def codes(self):
+        return [event.error for event in self.told]
+
+
+@pytest.fixture
+def scene():
+    return Scene()
+
+
+def test_a_sandbox_with_room_for_everything_is_told_nothing_of(scene):
+    scene.shortages.see(CALM)
+    scene.look()
+    assert scene.told == []
+    assert scene.shortages.disk == DiskUse(50, 100, False)
+    assert scene.shortages.explain(DIED) is DIED
+    assert scene.shortages.explain(None) is None
+
+
+def test_a_full_disk_is_told_once_and_explains_the_agents_death(scene):
+    scene.disks.is_full = True
+    scene.look()
+    scene.look()
+    assert scene.codes == ["disk_full"]
+    why = scene.shortages.explain(DIED)
+    assert why.code == "disk_full"
+    assert "vm.disk is 1G" in why.message
+    assert DIED.message in why.message
+
+
+@pytest.mark.parametrize("code", [FailureCode.TIMEOUT, FailureCode.OUT_OF_MEMORY, FailureCode.BUDGET_EXCEEDED])
+def test_what_has_a_reason_of_its_own_keeps_it(scene, code):
+    scene.disks.is_full = True
+    scene.look()
+    assert scene.shortages.explain(Failure(code, "known")).code == code
+    assert scene.shortages.explain(None) is None
+
+
+def test_processes_that_could_not_be_born_are_told(scene):
+    scene.shortages.see(Stats(1.0, 1, 512, forks_refused=9))
+    scene.shortages.see(Stats(1.0, 1, 512, forks_refused=10))
+    assert scene.codes == ["process_limit"]
+    assert scene.shortages.explain(DIED).code == "process_limit"
+
+
+def test_a_process_that_died_for_memory_is_told_though_the_agent_lives_on(scene):
+    scene.shortages.see(Stats(1.0, 1, 1, memory_kills=1))
+    assert scene.codes == ["out_of_memory"]
+    assert "vm.memory" in scene.told[0].message
+
+
+def test_a_disk_that_cannot_be_looked_at_is_told_and_the_last_figures_stay(scene):
+    scene.look()
+    scene.disks.is_lost = True
+    scene.look()
+    assert scene.codes == ["internal_error"]
+    assert scene.shortages.disk.used_bytes == 50
