@@ -1,8 +1,12 @@
-"""The `host` image: the host's own /usr, and an /etc that tells nothing of the host."""
+"""What a sandbox's / is made of: an image or the host's own /usr, and an /etc that tells nothing of the host."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from sandbox.contracts.inside import HOME, UID, USER, WORKSPACE
+from sandbox.contracts.profiles import IMAGE_FILES
+from sandbox.contracts.runtime import SandboxSpec
 from sandbox.runtimes import node
 
 DIRECTORIES = ("/etc", "/etc/ssl", "/home", "/run", "/run/sandbox", "/var")
@@ -12,6 +16,51 @@ HOST_PATHS = ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache")
 
 _ETC_LINKS = {"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "/etc/os-release": "../usr/lib/os-release"}
 LINKS = {**HOST_LINKS, **_ETC_LINKS}
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What / is made of, all of it read-only; a runtime lays it in the order of the fields.
+
+    image: the host directory that becomes /; it has every place that a runtime mounts over (`IMAGE_DIRECTORIES`,
+        `IMAGE_FILES` of contracts/profiles). None: / begins empty, and places are made as they are needed.
+    covered: directories of the image that an empty one in memory is laid over, to make things in.
+    directories: made, readable by everybody. links: path to target. host_paths: of the host, laid at the same path
+        where there is one. files: path to content, readable by everybody. parts: host path to where it is laid.
+    """
+
+    image: Path | None
+    covered: Sequence[str]
+    directories: Sequence[str]
+    links: Mapping[str, str]
+    host_paths: Sequence[str]
+    files: Mapping[str, bytes]
+    parts: Mapping[Path, str] = field(default_factory=dict)
+
+
+def describe_root(spec: SandboxSpec) -> Root:
+    """What the / of this sandbox is made of. With an image, programs must be laid below /run."""
+    files = etc_files(spec.attempt_id)
+    if spec.image is None:
+        return Root(
+            image=None,
+            covered=(),
+            directories=(*DIRECTORIES, *node.DIRECTORIES),
+            links={**LINKS, **node.LINKS},
+            host_paths=("/usr", *HOST_PATHS),
+            files=files,
+            parts={**spec.programs, **node.find_parts()},
+        )
+    parents = {str(one) for inside in spec.programs.values() for one in PurePosixPath(inside).parents}
+    return Root(
+        image=spec.image,
+        covered=("/run",),
+        directories=sorted(parents - {"/", "/run"}),
+        links={},
+        host_paths=(),
+        files={path: files[path] for path in IMAGE_FILES},
+        parts=spec.programs,
+    )
 
 
 def etc_files(host_name: str) -> Mapping[str, bytes]:

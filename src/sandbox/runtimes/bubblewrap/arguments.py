@@ -5,12 +5,13 @@ an argument list.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from sandbox.contracts.inside import UID
 from sandbox.contracts.runtime import Command, SandboxSpec
-from sandbox.runtimes import image, launch, launcher, node, seccomp
+from sandbox.runtimes import launch, launcher, seccomp
+from sandbox.runtimes.image import Root, describe_root
 from sandbox.runtimes.payload import Payload, refuse_nul
 from sandbox.runtimes.places import PLACES
 
@@ -18,12 +19,8 @@ from sandbox.runtimes.places import PLACES
 def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
     """Names below the launcher's stage, and the host paths that are laid there."""
     paths: dict[str, Path] = {name: spec.disk / name for name in PLACES}
-    paths.update({f"program-{index}": path for index, path in enumerate(_laid(spec))})
-    return paths
-
-
-def _laid(spec: SandboxSpec) -> Mapping[Path, str]:
-    return {**spec.programs, **node.find_parts()}
+    paths.update({f"program-{index}": path for index, path in enumerate(describe_root(spec).parts)})
+    return paths if spec.image is None else {**paths, "image": spec.image}
 
 
 def build_payload(program: str, spec: SandboxSpec, command: Command, status: int) -> Payload:
@@ -51,24 +48,34 @@ def _arguments(payload: Payload, spec: SandboxSpec, command: Command, status: st
     yield from ("--disable-userns", "--uid", str(UID), "--gid", str(UID), "--hostname", spec.attempt_id)
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
     yield from ("--json-status-fd", status, "--seccomp", filter_number)
+    root = describe_root(spec)
+    yield from _root(root)
     yield from _system(spec)
     yield from _writable_places()
-    yield from _files(payload, image.etc_files(spec.attempt_id))
-    for index, inside in enumerate(_laid(spec).values()):
+    yield from _files(payload, root)
+    for index, inside in enumerate(root.parts.values()):
         yield from ("--ro-bind", f"{launcher.STAGE}/program-{index}", inside)
-    yield from ("--remount-ro", "/", "--chdir", command.directory, "--clearenv")
+    for place in ("/", *root.covered):
+        yield from ("--remount-ro", place)
+    yield from ("--chdir", command.directory, "--clearenv")
     for name, value in command.environment.items():
         yield from ("--setenv", name, value)
 
 
-def _system(spec: SandboxSpec) -> Iterator[str]:
-    yield from ("--ro-bind", "/usr", "/usr")
-    for directory in (*image.DIRECTORIES, *node.DIRECTORIES):
+def _root(root: Root) -> Iterator[str]:
+    if root.image is not None:
+        yield from ("--ro-bind", f"{launcher.STAGE}/image", "/")
+    for place in root.covered:
+        yield from ("--perms", "0755", "--tmpfs", place)
+    for directory in root.directories:
         yield from ("--perms", "0755", "--dir", directory)
-    for link, target in {**image.LINKS, **node.LINKS}.items():
+    for link, target in root.links.items():
         yield from ("--symlink", target, link)
-    for path in image.HOST_PATHS:
+    for path in root.host_paths:
         yield from ("--ro-bind-try", path, path)
+
+
+def _system(spec: SandboxSpec) -> Iterator[str]:
     # A uid of 0 could write /proc/sys even without capabilities; ours is never 0, so this is the second lock.
     yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
     # pid 1 is bubblewrap, of the agent's uid: whoever can write its memory can forge the command's exit code.
@@ -81,7 +88,9 @@ def _writable_places() -> Iterator[str]:
         yield from ("--bind", f"{launcher.STAGE}/{name}", inside)
 
 
-def _files(payload: Payload, files: Mapping[str, bytes]) -> Iterator[str]:
-    for path, content in files.items():
+def _files(payload: Payload, root: Root) -> Iterator[str]:
+    """An image is read-only, so a file is mounted over the one that it has there."""
+    how = "--file" if root.image is None else "--ro-bind-data"
+    for path, content in root.files.items():
         number = payload.place(launch.write_memory(PurePosixPath(path).name, content))
-        yield from ("--perms", "0644", "--file", number, path)
+        yield from ("--perms", "0644", how, number, path)
