@@ -164,6 +164,7 @@ class EventSource:
 
     def statuses(self, task_id):
         """What the requests for the task's events were answered, those by nobody left out."""
+        self.page.evaluate("null")  # requests become known while the page is spoken to
         asked = [request.existing_response for request in self.browser.asked(f"/{task_id}/logs")]
         return [answer.status for answer in asked if answer is not None]
 
