@@ -28,14 +28,17 @@ def print_json_lines(frames: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def ending(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
-    """One sentence for how a task ended, with its reason unless that was told before, and what to do with the rest."""
-    error = status.get("error")
-    reason = f": {error.get('message')} ({error.get('code')})" if has_reason and isinstance(error, Mapping) else "."
-    task_id = visible(str(status.get("id") or status.get("task_id")))
-    sentence = f"Task {task_id} {_ENDED.get(str(status.get('state')), 'ended')}{visible(reason)}"
-    is_preserved = status.get("state") == "failed_preserved"
-    kept = f"\n  Its sandbox was preserved. Remove it: sandbox task release {task_id}"
-    return sentence + kept if is_preserved else sentence
+    """How a task ended, with its reason unless that was told before, and what to do with the rest."""
+    task_id, error = visible(str(status.get("id") or status.get("task_id"))), status.get("error")
+    lines = [f"Task {task_id} {_ENDED.get(str(status.get('state')), 'ended')}."]
+    if isinstance(error, Mapping):
+        if has_reason:
+            reason = visible(f"{error.get('message')} ({error.get('code')})")
+            lines = [f"{lines[0].removesuffix('.')}: {reason}"]
+        lines.append(f"  See what happened: sandbox task logs {task_id}")
+    if status.get("state") == "failed_preserved":
+        lines += ["  Its sandbox is kept.", f"  Remove it:         sandbox task release {task_id}"]
+    return "\n".join(lines)
 
 
 _ENDED = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from sandbox.cli.failures import fail
 from sandbox.cli.options import chosen, output_options
 from sandbox.cli.server_settings import load_configuration, settings_options
 from sandbox.cli.visible import visible
+from sandbox.cli.wrapping import wrapped
 
 if TYPE_CHECKING:
     from sandbox.wiring.finding import Finding
@@ -40,6 +40,8 @@ def doctor(**given: Any) -> None:
         _print(findings, has_color=options.has_color)
     if not can_run:
         fail("No task can run here yet. Mend what is marked with ✗ and look again.", ExitCode.TASK_FAILED)
+    is_perfect = all(finding.ok for finding in findings)
+    click.echo(f"Tasks can run here{'' if is_perfect else '; what is marked with ! is good to know'}.", err=True)
 
 
 def _print(findings: Sequence[Finding], *, has_color: bool) -> None:
@@ -47,22 +49,14 @@ def _print(findings: Sequence[Finding], *, has_color: bool) -> None:
 
     console = output_console(has_color=has_color)
     width = max((len(finding.name) for finding in findings), default=0)
-    room = max(console.width - width - 5, 20) if console.is_terminal else None
+    room = console.width - width - 5 if console.is_terminal else None
     above = None
     for finding in findings:
         name = visible(finding.name) if finding.name != above else ""
         above = finding.name
         mark = ("✓", "green") if finding.ok else ("✗", "bold red") if finding.is_needed else ("!", "yellow")
-        first, *others = _wrapped(finding.message, room)
+        first, *others = wrapped(finding.message, room)
         console.print(Text.assemble(mark, " ", (f"{name:<{width}}", "bold"), "  ", first), soft_wrap=True)
-        mend = _wrapped(f"→ {finding.mend}", room) if finding.mend else []
+        mend = wrapped(f"→ {finding.mend}", room) if finding.mend else []
         for line in (*others, *mend):
             console.print(Text(" " * (width + 4) + line), soft_wrap=True)
-
-
-def _wrapped(text: str, room: int | None) -> list[str]:
-    """Whole off a terminal; commands and paths are never broken, so that they can be copied."""
-    shown = visible(text)
-    if room is None:
-        return [shown]
-    return textwrap.wrap(shown, room, break_long_words=False, break_on_hyphens=False) or [""]

@@ -12,10 +12,15 @@ import click
 
 from sandbox.cli.exit_code import ExitCode, of_client_error
 from sandbox.cli.lazy import LazyGroup
+from sandbox.cli.options import chosen
 from sandbox.cli.visible import visible
+from sandbox.cli.wrapping import window_cells, wrapped
 
 if TYPE_CHECKING:
     from sandbox.model.errors import SandboxError
+
+
+_ERROR = "Error:"
 
 
 class RootGroup(LazyGroup):
@@ -43,8 +48,10 @@ class RootGroup(LazyGroup):
 
 
 def fail(message: str, code: ExitCode) -> NoReturn:
-    """Say why, and end with `code`."""
-    click.echo(message, err=True)
+    """Say why, and end with `code`. An indented line stays whole: it ends in a command to be copied."""
+    width = window_cells(sys.stderr)
+    lines = [part for line in message.split("\n") for part in (_fitted(line, width) if line[:1] != " " else [line])]
+    click.echo("\n".join(lines), err=True)
     raise click.exceptions.Exit(code)
 
 
@@ -71,6 +78,13 @@ def _code(error: SandboxError) -> ExitCode:
     from sandbox.client import ClientError
 
     return of_client_error(error) if isinstance(error, ClientError) else ExitCode.SERVER_ERROR
+
+
+def _fitted(line: str, width_cells: int | None) -> list[str]:
+    lines = wrapped(line, width_cells, "  ")
+    if width_cells is not None and lines[0].startswith(_ERROR) and chosen().has_color:
+        lines[0] = click.style(_ERROR, fg="red", bold=True) + lines[0].removeprefix(_ERROR)
+    return lines
 
 
 def _sentence(error: OSError) -> str:

@@ -20,6 +20,12 @@ def clock(timestamp: str | None) -> str:
     return at.astimezone().strftime("%H:%M:%S") if at else "--:--:--"
 
 
+def day(timestamp: str | None) -> str:
+    """The date here, `2026-01-29`; empty for no time."""
+    at = moment(timestamp)
+    return at.astimezone().strftime("%Y-%m-%d") if at else ""
+
+
 def date(timestamp: str | None) -> str:
     """Date and time here, `2026-01-29 12:00:01`."""
     at = moment(timestamp)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
+from sandbox.cli.figures import counted
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def mistake_lines(file_name: str, mistakes: object) -> list[str]:
 def fail_with_mistakes(file_name: str, message: str, mistakes: object) -> NoReturn:
     """Say what is wrong with a manifest that was to be submitted, and end."""
     lines = mistake_lines(file_name, mistakes)
-    fail("\n".join([*lines, f"Error: {visible(message)}"]), ExitCode.INVALID_MANIFEST)
+    summary = f"{visible(file_name)} has {counted(len(lines), 'mistake')}." if lines else visible(message)
+    fail("\n".join([*lines, f"Error: {summary}"]), ExitCode.INVALID_MANIFEST)
 
 
 def details(mistakes: Iterable[Mistake]) -> list[dict[str, Any]]:

@@ -34,10 +34,16 @@ class NowLine:
         seconds = time.monotonic() - self._since
         spinner = _SPINNER[int(time.monotonic() * REFRESHES_PER_SECOND) % len(_SPINNER)]
         took = duration(seconds) if seconds >= 10 else f"{int(seconds)} s"
-        tail = "  " + " · ".join(part for part in (took, self._story.figures) if part)
         what = Text(now)
-        what.truncate(max(self._console.width - len(tail) - 4, 10), overflow="ellipsis")
+        tail = self._tail(took, what.cell_len)
+        what.truncate(max(self._console.width - len(tail) - 3, 10), overflow="ellipsis")
         return Text.assemble((f"{spinner} ", "cyan"), what, (tail, "dim"), no_wrap=True, overflow="ellipsis")
+
+    def _tail(self, took: str, wanted_cells: int) -> str:
+        """Time and figures; where they would leave what goes on less than half of the window, the price is enough."""
+        tails = ["  " + " · ".join([took, *figures]) for figures in (self._story.figures, self._story.figures[-1:])]
+        room = min(wanted_cells, self._console.width // 2)
+        return next((tail for tail in tails if len(tail) + 3 + room <= self._console.width), tails[-1])
 
 
 def now_line(story: Story, console: Console) -> Live:

@@ -18,6 +18,7 @@ __all__ = ["FULL", "SHORT", "STATES", "STATE_STYLES", "STDOUT", "Detail", "Story
 
 TEXT_LINES_MAX = 6
 ERROR_LINES_MAX = 4
+NOTICE_LINES_MAX = 3
 UNFINISHED_TOOLS_MAX = 100
 """Calls whose end is awaited; of more, the oldest are told without what they were about."""
 
@@ -81,14 +82,14 @@ class Story:
         return one_line(f"{use.tool}  {use.summary}" if use else self.state)
 
     @property
-    def figures(self) -> str:
-        """Tool calls, tokens and dollars until now."""
+    def figures(self) -> list[str]:
+        """Tool calls, tokens and dollars until now, as far as there were any."""
         told = [counted(self.tool_calls, "tool call")] if self.tool_calls else []
         if self.input_tokens or self.output_tokens:
             told.append(f"{self.input_tokens:,} tokens in, {self.output_tokens:,} out")
         if self.cost_usd:
             told.append(money(self.cost_usd))
-        return " · ".join(told)
+        return told
 
     def add(self, frame: dict[str, Any]) -> None:
         """Take one frame; types that are not known are passed over."""
@@ -118,7 +119,7 @@ class Story:
                     self._hear_answer(frame, saying)
                 case Retried(attempt, attempts_max, reason):
                     again = f"The model did not answer ({reason}); trying again, {attempt} of {attempts_max}"
-                    self._page.print_lines(frame, again, "yellow")
+                    self._page.print_lines(frame, again, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _begin_tool(self, use: ToolUsed) -> None:
         _remember(self._unfinished, use.id, use)
@@ -142,7 +143,7 @@ class Story:
         took = duration(float(frame["duration_ms"]) / 1000) if frame.get("duration_ms") is not None else ""
         self._page.print_tool(frame, use.summary if use else "", took, is_error=is_error)
         if is_error and answer:
-            self._page.print_lines(frame, _telling(answer), "red", lines_max=ERROR_LINES_MAX, mark="  ")
+            self._page.print_complaint(frame, _telling(answer), lines_max=ERROR_LINES_MAX)
         elif self._detail.result_lines_max:
             self._page.print_folded(frame, answer, lines_max=self._detail.result_lines_max)
 
@@ -153,23 +154,24 @@ class Story:
         self.cost_usd += float(frame.get("cost_usd") or 0)
 
     def _tell_egress_denied(self, frame: dict[str, Any]) -> None:
-        denied = f"Refused: {frame.get('host')}:{frame.get('port')} ({frame.get('reason')})"
-        self._page.print_lines(frame, denied, "yellow")
+        denied = f"Refused {frame.get('host')}:{frame.get('port')}: {frame.get('reason')}"
+        self._page.print_lines(frame, denied, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _tell_error(self, frame: dict[str, Any]) -> None:
         self._last_error = str(frame.get("message"))
         self._page.print_lines(frame, self._last_error, "red", lines_max=TEXT_LINES_MAX)
 
     def _tell_gap(self, frame: dict[str, Any]) -> None:
-        self._page.print_lines(frame, f"Some events are missing: {frame.get('reason')}", "yellow")
+        missing = f"Some events are missing: {frame.get('reason')}"
+        self._page.print_lines(frame, missing, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _tell_end(self, frame: dict[str, Any]) -> None:
         self.final_state = str(frame.get("state"))
         self._unfinished.clear()
         took = span(self._first_at, frame.get("timestamp"))
-        summary = " · ".join(part for part in (took, self.figures) if part)
+        summary = " · ".join(part for part in (took, *self.figures) if part)
         if summary:
-            self._page.print_lines(frame, summary, "dim")
+            self._page.print_lines(frame, summary, "dim", lines_max=NOTICE_LINES_MAX)
 
 
 def _remember(known: dict[str, Any], key: str, value: Any) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
-from sandbox.cli.figures import clock, counted
+from sandbox.cli.figures import clock, counted, day
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -21,17 +22,19 @@ STATE_STYLES = {
 
 
 class StoryPage:
-    """Prints each kind of line. `frame` is what a line is about; its time stands before it."""
+    """Prints each kind of line. `frame` is what a line is about; its time stands before it, and its day where it is
+    not the day of the line above; a story of today begins without."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, today: date | None = None) -> None:
         self._console = console
+        self._day = str(today or datetime.now().astimezone().date())
 
     def print_state(self, frame: dict[str, Any], state: str, message: str) -> None:
         """A new state and what it means, wrapped in a column of its own."""
         from rich.text import Text
 
         style = STATE_STYLES.get(state, "bold")
-        line = Text.assemble((_time(frame), "dim"), (f"{visible(state):<13} ", style))
+        line = Text.assemble((self._time(frame), "dim"), (f"{visible(state):<13} ", style))
         indent, told = line.cell_len, Text(one_line(message))
         wraps = self._console.is_terminal and bool(message)
         first, *others = told.wrap(self._console, max(self._console.width - indent - 1, 20)) if wraps else [told]
@@ -44,7 +47,7 @@ class StoryPage:
         from rich.text import Text
 
         mark = ("  ✗ ", "red") if is_error else ("  ▸ ", "cyan")
-        line = Text.assemble((_time(frame), "dim"), mark, (one_line(str(frame.get("tool"))), "bold"), "  ")
+        line = Text.assemble((self._time(frame), "dim"), mark, (one_line(str(frame.get("tool"))), "bold"), "  ")
         room = self._console.width - line.cell_len - len(took) - 2
         what = Text(one_line(summary))
         what.truncate(max(room, 0), overflow="ellipsis")
@@ -56,27 +59,47 @@ class StoryPage:
         """`text` beside the time, wrapped, at most so many lines of it (None: all)."""
         from rich.text import Text
 
-        time, indent = _time(frame), "  " + mark
-        room = max(self._console.width - len(time) - len(indent) - 1, 20)
-        written = Text("\n".join(visible(line) for line in text.strip().splitlines() if line.strip()))
-        wrapped = written.wrap(self._console, room)
-        for number, line in enumerate(wrapped[:lines_max]):
-            more = "…" if lines_max is not None and number == lines_max - 1 and len(wrapped) > lines_max else ""
-            shown = line.plain.rstrip() + more
-            self._print(Text.assemble((time if number == 0 else " " * len(time), "dim"), indent, (shown, style)))
+        time, indent = self._time(frame), "  " + mark
+        for number, line in enumerate(self._wrapped(text, len(time) + len(indent), lines_max)):
+            self._print(Text.assemble((time if number == 0 else " " * len(time), "dim"), indent, (line, style)))
+
+    def print_complaint(self, frame: dict[str, Any], text: str, *, lines_max: int) -> None:
+        """Why a tool call failed: at most so many lines below the call."""
+        from rich.text import Text
+
+        indent = " " * (len(self._time(frame)) + 4)
+        for line in self._wrapped(text, len(indent), lines_max):
+            self._print(Text.assemble(indent, (line, "red")))
 
     def print_folded(self, frame: dict[str, Any], text: str, *, lines_max: int) -> None:
         """What a tool answered: its first lines, each on one line, and how many more there are."""
         from rich.text import Text
 
         lines = [line for line in text.splitlines() if line.strip()]
-        indent = " " * (len(_time(frame)) + 4)
+        indent = " " * (len(self._time(frame)) + 4)
         for line in lines[:lines_max]:
             shown = Text(visible(line.rstrip()).expandtabs(4))
             shown.truncate(max(self._console.width - len(indent) - 1, 20), overflow="ellipsis")
             self._print(Text.assemble(indent, (shown.plain, "dim")))
         if len(lines) > lines_max:
             self._print(Text.assemble(indent, (f"… {counted(len(lines) - lines_max, 'more line')}", "dim italic")))
+
+    def _wrapped(self, text: str, indent_cells: int, lines_max: int | None) -> list[str]:
+        from rich.text import Text
+
+        written = Text("\n".join(visible(line) for line in text.strip().splitlines() if line.strip()))
+        room = max(self._console.width - indent_cells - 1, 20)
+        lines = [line.plain.rstrip() for line in written.wrap(self._console, room)]
+        return [*lines[: lines_max - 1], lines[lines_max - 1] + "…"] if lines_max and len(lines) > lines_max else lines
+
+    def _time(self, frame: dict[str, Any]) -> str:
+        timestamp = frame.get("timestamp")
+        if (today := day(timestamp)) and today != self._day:
+            self._day = today
+            from rich.text import Text
+
+            self._print(Text(today, "dim"))
+        return f"{clock(timestamp)}  "
 
     def _print(self, line: Text) -> None:
         self._console.print(line, soft_wrap=True)
@@ -85,7 +108,3 @@ class StoryPage:
 def one_line(text: str) -> str:
     """Without breaks, and harmless."""
     return visible(" ".join(text.split()))
-
-
-def _time(frame: dict[str, Any]) -> str:
-    return f"{clock(frame.get('timestamp'))}  "

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import click
+
+from sandbox.cli.visible import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -23,17 +27,30 @@ def print_table(
 ) -> None:
     """Print rows under their headings.
 
-    has_lines: draw a frame. shrinkable: the columns that may be cut on a terminal that is too narrow, the first one
-    first; off a terminal nothing is cut.
+    has_lines: draw a frame. shrinkable: the columns that may be cut on a terminal that is too narrow, and then be left
+    out, the first one first; off a terminal nothing is missing.
     """
-    frame_cells = 3 * len(columns) + 1 if has_lines else 2 * (len(columns) - 1)
+    left_out = []
     if console.is_terminal:
-        _shrink(columns, rows, shrinkable, console.width - frame_cells)
+        kept = _fitting(columns, rows, shrinkable, console.width, has_lines=has_lines)
+        left_out = [name for name in columns if name not in kept]
+        rows = [[cell for name, cell in zip(columns, row, strict=True) if name in kept] for row in rows]
+        columns = kept
+        _shrink(columns, rows, shrinkable, console.width - _frame_cells(columns, has_lines=has_lines))
     console.width = UNBOUNDED_CELLS  # in its own width Rich would cut every column, ids as well
     if has_lines:
         _print_framed(console, columns, rows)
     else:
         _print_plain(console, columns, rows)
+    if left_out:
+        click.echo(f"The window is too narrow for {' and '.join(left_out)}.", err=True)
+
+
+def cell(text: str, style: str = "") -> Text:
+    """Something that others chose, in one line and harmless."""
+    from rich.text import Text
+
+    return Text(visible(text).replace("\t", " "), style)
 
 
 def _print_framed(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
@@ -55,18 +72,42 @@ def _print_plain(console: Console, columns: Sequence[str], rows: Sequence[Sequen
     for row in (headings, *rows):
         for cell, width in zip(row[:-1], widths[:-1], strict=True):
             cell.pad_right(width - cell.cell_len)
-        console.print(Text("  ").join(row), soft_wrap=True)
+        line = Text("  ").join(row)
+        line.rstrip()
+        console.print(line, soft_wrap=True)
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[int]:
     return [max([len(name), *(row[at].cell_len for row in rows)]) for at, name in enumerate(columns)]
 
 
+def _frame_cells(columns: Sequence[str], *, has_lines: bool) -> int:
+    return 3 * len(columns) + 1 if has_lines else 2 * (len(columns) - 1)
+
+
+def _fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int, *, has_lines: bool
+) -> list[str]:
+    """The columns that there is room for, once those that can be cut have been cut."""
+    least = {
+        name: min(cells, SHRUNK_CELLS_MIN) if name in shrinkable else cells
+        for name, cells in zip(columns, _widths(columns, rows), strict=True)
+    }
+    kept = list(columns)
+    for name in shrinkable:
+        if sum(least[column] for column in kept) + _frame_cells(kept, has_lines=has_lines) > width:
+            kept.remove(name)
+    return kept
+
+
 def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:
+    """Cut the widest first, so that what is short stays whole."""
     widths = _widths(columns, rows)
+    cuttable = [at for at, name in enumerate(columns) if name in shrinkable]
     excess = sum(widths) - width
-    for at in map(columns.index, shrinkable):
-        cut = max(min(excess, widths[at] - SHRUNK_CELLS_MIN), 0)
-        excess -= cut
-        for row in rows if cut else ():
-            row[at].truncate(widths[at] - cut, overflow="ellipsis")
+    most = max((widths[at] for at in cuttable), default=0)
+    while most > SHRUNK_CELLS_MIN and sum(max(widths[at] - most, 0) for at in cuttable) < excess:
+        most -= 1
+    for at in cuttable if excess > 0 else ():
+        for row in rows:
+            row[at].truncate(most, overflow="ellipsis")

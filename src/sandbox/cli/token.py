@@ -124,12 +124,10 @@ def _shown(record: TokenRecord) -> dict[str, Any]:
 
 
 def _print(records: Any) -> None:
-    from rich.text import Text
-
-    from sandbox.cli.table import print_table
+    from sandbox.cli.table import cell, print_table
 
     now = datetime.now(UTC)
-    rows = [[Text(visible(cell)) for cell in _cells(record, now)] for record in records]
+    rows = [[cell(text) for text in _cells(record, now)] for record in records]
     options = chosen()
     columns = ("ID", "ROLE", "NAME", "CREATED", "EXPIRES")
     console = output_console(has_color=options.has_color)

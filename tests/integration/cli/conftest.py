@@ -5,6 +5,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -83,6 +84,21 @@ class Terminal:
             assert readable, f"{wanted!r} was not shown; shown was {self.seen!r}"
             self.seen += os.read(self.ours, 65536)
         return self.seen
+
+    def read_to_end(self, process: subprocess.Popen[bytes], seconds: float = 60) -> bytes:
+        """Everything that a process shows from now on until it has ended."""
+        deadline, begin = time.monotonic() + seconds, len(self.seen)
+        while True:
+            has_ended = process.poll() is not None  # looked at first: what it wrote before is there by then
+            readable, _, _ = select.select([self.ours], [], [], 0 if has_ended else 0.02)
+            if readable:
+                self.seen += os.read(self.ours, 65536)
+            elif has_ended:
+                return self.seen[begin:]
+            assert time.monotonic() < deadline, f"it has not ended; shown was {self.seen!r}"
+
+    def resize(self, columns: int, lines: int = 45) -> None:
+        termios.tcsetwinsize(self.ours, (lines, columns))
 
     def type(self, keys: bytes) -> None:
         os.write(self.ours, keys)

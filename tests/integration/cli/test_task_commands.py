@@ -87,7 +87,9 @@ def test_a_failure_says_why_and_how_to_let_a_preserved_sandbox_go(sandbox, task,
     assert (result.returncode, result.stdout) == (1, b"failed_preserved\n")
     assert result.stderr.decode().splitlines() == [
         r"Task fix-42 failed: It took \x1b[31m too long. (timeout)",
-        "  Its sandbox was preserved. Remove it: sandbox task release fix-42",
+        "  See what happened: sandbox task logs fix-42",
+        "  Its sandbox is kept.",
+        "  Remove it:         sandbox task release fix-42",
     ]
 
 
@@ -106,7 +108,7 @@ def test_mistakes_of_the_manifest_are_told_with_their_places(sandbox, api, manif
     api.on("POST", "/tasks", of_error(400, "invalid_manifest", "The manifest has 1 mistake.", [MISTAKE]))
     result = sandbox("task", "submit", manifest)
     assert result.returncode == 9
-    assert result.stderr == b"task.yaml:12:3: vm.memory: must be a size\nError: The manifest has 1 mistake.\n"
+    assert result.stderr == b"task.yaml:12:3: vm.memory: must be a size\nError: task.yaml has 1 mistake.\n"
 
 
 def test_validate_works_without_a_server(sandbox, api, manifest, tmp_path):
@@ -152,8 +154,8 @@ def test_status_shows_the_task(sandbox, api):
     result = sandbox("task", "status", TASK)
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
-    assert lines[:3] == ["Task      fix-42", "Name      Fix bug #42", "State     failed  Claude Code is working"]
-    assert lines[-1] == "Error     agent_failed: Claude Code exited with 1."
+    assert lines[:3] == ["Task        fix-42", "Name        Fix bug #42", "State       failed  Claude Code is working"]
+    assert lines[-1] == "Error       Claude Code exited with 1. (agent_failed)"
     assert json.loads(sandbox("task", "status", TASK, "--format", "json").stdout) == status("failed")
 
 
@@ -179,10 +181,10 @@ def test_a_watch_that_begins_late_tells_all_states_and_nothing_twice(sandbox, ap
     api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
     api.on("GET", f"/tasks/{TASK}/logs", logs)
     told = sandbox("task", "status", TASK, "--watch").stdout.decode()
-    states = [line.split()[1] for line in told.splitlines() if line[:2].isdecimal()]
+    states = [line.split()[1] for line in told.splitlines() if line[2:3] == ":"]
     assert states == [
         *[f["new_state"] for f in story if f["type"] == "state_change"][:5],
-        "Refused:",
+        "Refused",
         "completing",
         "completed",
         "27",
@@ -193,7 +195,7 @@ def test_a_watch_that_begins_late_tells_all_states_and_nothing_twice(sandbox, ap
 
 def test_watching_a_task_that_has_ended_shows_how(sandbox, api):
     api.on("GET", f"/tasks/{TASK}", of_json(status("completed")))
-    assert b"State     completed" in sandbox("task", "status", TASK, "-w").stdout
+    assert b"State       completed" in sandbox("task", "status", TASK, "-w").stdout
 
 
 @pytest.mark.parametrize(("state", "code"), [("completed", 0), ("failed", 1), ("cancelled", 8), ("running", 7)])

@@ -2,6 +2,7 @@
 
 import io
 import json
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ def told(frames, *, width: int = 80, detail: Detail = SHORT) -> str:
 
 
 def without_times(text: str) -> list[str]:
-    return [line[10:] for line in text.splitlines()]
+    return [line[10:] for line in text.splitlines() if line != "2026-01-29"]
 
 
 def output(text: str, stream: str = "stdout") -> dict:
@@ -46,12 +47,35 @@ def test_a_bug_fix_reads_from_top_to_bottom():
         "  any.",
         "  I'll return early instead.",
         "  ▸ Edit  src/app/parser.py  25 ms",
-        "  Refused: telemetry.example.com:443 (not in allowed_hosts)",
+        "  Refused telemetry.example.com:443: not in allowed_hosts",
         "  ▸ Bash  python3 -m pytest -q && git add -A && git commit -q -…  14 s",
         "  Fixed: an empty input now gives an empty list. All 128 tests pass.",
         "completing    Collecting artifacts",
         "completed     Claude Code finished its work",
         "  27 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895",
+    ]
+
+
+def test_the_day_is_told_where_it_is_another():
+    states = [
+        {"type": "state_change", "new_state": "pending", "timestamp": f"2026-01-{day}T12:00:00Z"}
+        for day in (29, 29, 30)
+    ]
+    assert [line for line in told(states).splitlines() if line.startswith("2026")] == ["2026-01-29", "2026-01-30"]
+    now = {"type": "state_change", "new_state": "pending", "timestamp": datetime.now(UTC).isoformat()}
+    assert len(told([now]).splitlines()) == 1
+
+
+def test_a_long_reason_for_a_refusal_is_wrapped():
+    refused = {
+        "type": "egress_denied",
+        "host": "example.com",
+        "port": 443,
+        "reason": "nothing but the model is reached",
+    }
+    assert without_times(told([refused], width=50)) == [
+        "  Refused example.com:443: nothing but",
+        "  the model is reached",
     ]
 
 
@@ -118,7 +142,7 @@ def test_a_long_reason_stays_in_its_column_on_a_terminal_and_whole_elsewhere():
 
 
 def test_a_long_speech_is_cut():
-    lines = told([saying("\n".join(f"line {number}" for number in range(100)))]).splitlines()
+    lines = without_times(told([saying("\n".join(f"line {number}" for number in range(100)))]))
     assert len(lines) == 6
     assert lines[-1].endswith("line 5…")
 
@@ -162,7 +186,7 @@ def test_logs_fold_what_a_tool_answered():
 
 def test_logs_tell_all_that_the_agent_says():
     speech = saying("\n".join(f"line {number}" for number in range(100)))
-    assert len(told([speech], detail=FULL).splitlines()) == 100
+    assert len(without_times(told([speech], detail=FULL))) == 100
 
 
 def test_stdout_alone_tells_of_calls_without_their_events():
@@ -172,7 +196,7 @@ def test_stdout_alone_tells_of_calls_without_their_events():
 def test_a_watch_tells_states_and_adds_up_the_rest():
     lines = without_times(told(recorded_story.frames(), detail=STATES))
     assert [line.split()[0] for line in lines[:-2]] == [
-        "pending", "staging", "provisioning", "ready", "running", "Refused:", "completing",
+        "pending", "staging", "provisioning", "ready", "running", "Refused", "completing",
     ]  # fmt: skip
     assert lines[-1].strip() == "27 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895"
 

@@ -22,7 +22,7 @@ def test_columns_stand_below_their_headings():
     assert printed("日本", width=80) == [
         f"ID{' ' * 34}  NAME  LABELS",
         f"{ID}  日本  team=platform",
-        f"b{' ' * 35}  c     ",
+        f"b{' ' * 35}  c",
     ]
 
 
@@ -31,6 +31,19 @@ def test_in_a_narrow_window_names_give_way_and_ids_do_not(has_lines):
     lines = printed("n" * 100, width=70, has_lines=has_lines)
     assert max(map(len, lines)) <= 70
     assert any(ID in line and "n…" in line for line in lines)
+
+
+def test_the_widest_column_gives_way_first():
+    assert printed("n" * 100, width=90)[1] == f"{ID}  {'n' * 36}…  team=platform"
+
+
+@pytest.mark.parametrize("has_lines", [False, True])
+def test_where_there_is_no_room_even_for_shortened_names_columns_are_left_out(has_lines, capsys):
+    lines = printed("n" * 100, width=52, has_lines=has_lines)
+    assert max(map(len, lines)) <= 52
+    assert any("NAME" in line for line in lines)
+    assert not any("LABELS" in line for line in lines)
+    assert capsys.readouterr().err == "The window is too narrow for LABELS.\n"
 
 
 def test_an_id_is_whole_even_where_the_window_is_too_narrow_for_it():

@@ -10,9 +10,8 @@ from sandbox.cli.answer import print_json
 from sandbox.cli.console import output_console
 from sandbox.cli.figures import size
 from sandbox.cli.options import chosen, common_options
-from sandbox.cli.table import print_table
+from sandbox.cli.table import cell, print_table
 from sandbox.cli.task_argument import task_argument
-from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -43,8 +42,5 @@ def artifacts(task_id: str) -> None:
 
 
 def _row(artifact: ArtifactEntry) -> list[Text]:
-    from rich.text import Text
-
     path = artifact["path"] + ("  (contains a secret)" if artifact["contains_secret"] else "")
-    cells = (artifact["name"], size(artifact["size_bytes"]), artifact["content_type"], path)
-    return [Text(visible(cell)) for cell in cells]
+    return [cell(text) for text in (artifact["name"], size(artifact["size_bytes"]), artifact["content_type"], path)]

@@ -12,8 +12,7 @@ from sandbox.cli.console import output_console
 from sandbox.cli.figures import age, counted
 from sandbox.cli.options import chosen, common_options
 from sandbox.cli.story import STATE_STYLES
-from sandbox.cli.table import print_table
-from sandbox.cli.visible import visible
+from sandbox.cli.table import cell, print_table
 from sandbox.model.state import TaskState
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, tak
             ("ID", "STATE", "AGE", "NAME", "LABELS"),
             [_row(task) for task in page["tasks"]],
             has_lines=options.format == "table",
-            shrinkable=("LABELS", "NAME"),
+            shrinkable=("LABELS", "NAME", "AGE"),
         )
     _say_what_is_missing(page)
 
@@ -101,12 +100,10 @@ def _all_pages(client: Client, wanted: dict[str, Any]) -> TaskPage:
 
 
 def _row(task: TaskSummary) -> list[Text]:
-    from rich.text import Text
-
     labels = ",".join(f"{key}={value}" for key, value in task["labels"].items())
-    state = Text(visible(task["state"]), STATE_STYLES.get(task["state"], ""))
+    state = cell(task["state"], STATE_STYLES.get(task["state"], ""))
     after = (age(task["created_at"], datetime.now(UTC)), task["name"], labels)
-    return [Text(visible(task["id"])), state, *(Text(visible(cell)) for cell in after)]
+    return [cell(task["id"]), state, *map(cell, after)]
 
 
 def _say_what_is_missing(page: TaskPage) -> None:

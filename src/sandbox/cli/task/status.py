@@ -15,7 +15,7 @@ from sandbox.cli.log_line import frames_of
 from sandbox.cli.options import Chosen, chosen, common_options
 from sandbox.cli.story import STATE_STYLES, STATES, tell
 from sandbox.cli.task_argument import task_argument
-from sandbox.cli.visible import visible
+from sandbox.cli.wrapping import wrapped
 from sandbox.model.state import TERMINAL_STATES
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from sandbox.client.answers import TaskStatus
 
 
-_LASTING = frozenset({"Task", "Name", "Labels", "Created"})
+_LASTING = frozenset({"Task", "Name", "Labels", "Repository", "Created"})
 """What stays as it is while a task is watched."""
+
+_LABEL_CELLS = 12
 
 
 @click.command()
@@ -80,9 +82,12 @@ def _show(task: TaskStatus, options: Chosen) -> None:
 def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: str = "") -> None:
     from rich.text import Text
 
+    room = console.width - _LABEL_CELLS if console.is_terminal else None
     for label, value in rows:
         style = state_style if label == "State" else ""
-        console.print(Text.assemble((f"{label:<10}", "dim"), (visible(value), style)), soft_wrap=True)
+        for number, line in enumerate(wrapped(value, room)):
+            shown = label if number == 0 else ""
+            console.print(Text.assemble((f"{shown:<{_LABEL_CELLS}}", "dim"), (line, style)), soft_wrap=True)
 
 
 def _rows(task: TaskStatus) -> Iterator[tuple[str, str]]:
@@ -93,15 +98,26 @@ def _rows(task: TaskStatus) -> Iterator[tuple[str, str]]:
     yield "State", f"{task['state']}  {message or ''}".rstrip()
     if task["labels"]:
         yield "Labels", ", ".join(f"{key}={value}" for key, value in task["labels"].items())
+    yield from _repository(task)
     yield "Created", date(task["created_at"])
     if task["started_at"]:
         yield "Started", date(task["started_at"])
     if task["finished_at"]:
         took = span(task["started_at"], task["finished_at"])
         yield "Finished", date(task["finished_at"]) + (f"  after {took}" if took else "")
-    if task["vm"]:
-        yield "Sandbox", "  ".join(str(task["vm"][key]) for key in ("runtime", "tier", "image") if task["vm"].get(key))
+    if task["vm_name"] and task["vm"]:
+        yield (
+            "Sandbox",
+            " · ".join(str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)),
+        )
     yield from _work(task)
+
+
+def _repository(task: TaskStatus) -> Iterator[tuple[str, str]]:
+    match task["definition"]:
+        case {"repository": {"url": url, "branch": branch, **more}}:
+            commit = f" at {more['commit']}" if more.get("commit") else ""
+            yield "Repository", f"{url} ({branch}{commit})"
 
 
 def _work(task: TaskStatus) -> Iterator[tuple[str, str]]:
@@ -118,4 +134,6 @@ def _work(task: TaskStatus) -> Iterator[tuple[str, str]]:
     if task["exit_code"] is not None:
         yield "Exit code", str(task["exit_code"])
     if task["error"]:
-        yield "Error", f"{task['error'].get('code')}: {task['error'].get('message')}"
+        yield "Error", f"{task['error'].get('message')} ({task['error'].get('code')})"
+    if task["state"] == "failed_preserved":
+        yield "Release it", f"sandbox task release {task['id']}"

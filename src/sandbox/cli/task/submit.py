@@ -103,5 +103,5 @@ def _finish(client: Client, task_id: str, options: Chosen, *, follows: bool) -> 
     if options.format != "json":
         # On a line of its own a command can be copied, also in a narrow window.
         shown = visible(task_id)
-        click.echo(f"{ending(status)}\n  See what it changed: sandbox task diff {shown}", err=True)
-        click.echo(f"  See what it made:    sandbox task artifacts {shown}", err=True)
+        click.echo(f"{ending(status)}\n  What it changed: sandbox task diff {shown}", err=True)
+        click.echo(f"  What it made:    sandbox task artifacts {shown}", err=True)

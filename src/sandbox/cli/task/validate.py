@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import BinaryIO
 
 import click
@@ -14,6 +15,7 @@ from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.mistakes import details, mistake_lines
 from sandbox.cli.options import chosen, output_options
 from sandbox.cli.visible import visible
+from sandbox.cli.wrapping import window_cells, wrapped
 
 
 @click.command()
@@ -36,7 +38,7 @@ def validate(file: BinaryIO) -> None:
     if chosen().format == "json":
         print_json({"valid": not mistakes, "details": mistakes})
     for line in mistake_lines(manifest.name, mistakes) if chosen().format != "json" else ():
-        click.echo(line)
+        click.echo("\n".join(wrapped(line, window_cells(sys.stdout), "  ")))
     if mistakes:
-        fail(f"{visible(manifest.name)} has {counted(len(mistakes), 'mistake')}.", ExitCode.INVALID_MANIFEST)
+        fail(f"Error: {visible(manifest.name)} has {counted(len(mistakes), 'mistake')}.", ExitCode.INVALID_MANIFEST)
     click.echo(f"{visible(manifest.name)} is a valid manifest.", err=True)

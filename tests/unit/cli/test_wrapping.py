@@ -1,0 +1,59 @@
+"""Prose in a window: broken between words, and what is to be copied in one piece."""
+
+import io
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from sandbox.cli.now_line import NowLine
+from sandbox.cli.wrapping import wrapped
+
+PROSE = "The server could not be reached, so nothing was done."
+
+
+def test_words_stay_whole_and_the_rest_hangs():
+    assert wrapped(PROSE, 31, "  ") == ["The server could not be", "  reached, so nothing was done."]
+
+
+def test_off_a_terminal_nothing_is_broken():
+    assert wrapped(PROSE * 10, None) == [PROSE * 10]
+
+
+def test_no_text_is_one_empty_line():
+    assert wrapped("", 40) == [""]
+
+
+def test_what_is_wider_than_the_window_is_not_broken_for_it_could_not_be_copied():
+    path = "/" + "p" * 60
+    assert wrapped(f"See {path} and mend it.", 40) == ["See", path, "and mend it."]
+
+
+def test_a_command_stays_together():
+    assert wrapped("It does not run. Start it with: sandbox serve", 40)[1] == "sandbox serve"
+
+
+@pytest.mark.parametrize("width", [40, 41])
+def test_characters_of_double_width_are_counted_and_may_be_parted(width):
+    lines = wrapped("日本語" * 30, width)
+    assert [cell_len(line) for line in lines[:-1]] == [40] * 4
+    assert "".join(lines) == "日本語" * 30
+
+
+def test_what_steers_a_terminal_is_written_out_before_it_is_measured():
+    assert wrapped("\x1b[2J" * 8, 40) == [r"\x1b[2J" * 8]
+    assert wrapped("a\tb", 40) == ["a b"]
+
+
+class Busy:
+    """A story in the middle of a long command."""
+
+    now = "Bash  python3 -m pytest -q tests/integration/test_the_parser.py"
+    figures = ("2 tool calls", "3,000 tokens in, 150 out", "$0.0112")
+
+
+def test_in_a_narrow_window_what_goes_on_has_half_of_the_line_and_the_price_stays():
+    narrow, wide = (NowLine(Busy(), Console(file=io.StringIO(), width=width)).__rich__().plain for width in (80, 140))
+    assert narrow.endswith("…  0 s · $0.0112") or narrow.endswith(".py  0 s · $0.0112")
+    assert wide.endswith("test_the_parser.py  0 s · 2 tool calls · 3,000 tokens in, 150 out · $0.0112")
+    assert max(cell_len(narrow), 40) <= 80
