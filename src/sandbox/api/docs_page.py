@@ -23,6 +23,7 @@ _PAGE = """<!doctype html>
 <title>Sandbox API</title>
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="stylesheet" href="/docs/page.css">
 </head>
 <body>
 <div id="page"><noscript>This page needs JavaScript; <a href="/openapi.json">the schema</a> does not.</noscript></div>
@@ -35,11 +36,29 @@ _START = """SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#page",
   deepLinking: true,
+  defaultModelsExpandDepth: 0,
   validatorUrl: null,
   presets: [SwaggerUIBundle.presets.apis],
 });
 """
+_STYLE = """body { margin: 0; }
+.swagger-ui .info { margin: 1.5rem 0; }
+.swagger-ui .scheme-container { margin: 0 0 1rem; padding: 0 0 1rem; box-shadow: none; }
+.swagger-ui .response-col_links { display: none; }
+.swagger-ui .parameters textarea { min-height: 5rem; }
+.swagger-ui .curl { overflow-x: auto; }
+@media (max-width: 640px) {
+  .swagger-ui .wrapper { padding: 0 0.75rem; }
+  .swagger-ui .opblock .opblock-section-header { padding: 0.5rem 0.75rem; }
+  .swagger-ui .opblock-description-wrapper, .swagger-ui .responses-inner { padding: 0.75rem; }
+  .swagger-ui .opblock-summary-method { min-width: 4rem; padding: 0.375rem 0; }
+  .swagger-ui table.headers :is(tbody, tr, td) { display: block; padding: 0.125rem 0; }
+  .swagger-ui table.headers thead { display: none; }
+}
+"""
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript; charset=utf-8", "swagger-ui.css": "text/css; charset=utf-8"}
+
+_OWN = {"start.js": (_START, "text/javascript"), "page.css": (_STYLE, "text/css")}
 
 
 def add_docs_routes(app: FastAPI) -> None:
@@ -61,8 +80,9 @@ async def read_docs() -> HTMLResponse:
 
 async def read_asset(name: str) -> Response:
     """What the page loads."""
-    if name == "start.js":
-        return Response(_START, headers=_HEADERS, media_type="text/javascript")
+    if name in _OWN:
+        text, media_type = _OWN[name]
+        return Response(text, headers=_HEADERS, media_type=media_type)
     if name not in _ASSETS:
         raise HTTPException(404)
     return FileResponse(_asset_directory() / name, headers=_HEADERS, media_type=_ASSETS[name])

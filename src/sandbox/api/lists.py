@@ -25,7 +25,8 @@ _LABELS = {
     "name": "labels",
     "in": "query",
     "required": False,
-    "description": "`label.KEY=VALUE`, as often as there are labels to ask for; a task has to have all of them",
+    "description": "`label.KEY=VALUE`, as often as there are labels to ask for; a task has to have all of them. "
+    'As an object: `{"label.KEY": "VALUE"}`',
     "style": "form",
     "explode": True,
     "schema": {"type": "object", "patternProperties": {"^label\\.": {"type": "string"}}, "additionalProperties": False},

@@ -8,8 +8,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
+from sandbox.api import paths
 from sandbox.api.bodies import ProblemBody
-from sandbox.api.paths import OPEN_PATHS
 from sandbox.api.sessions import COOKIE
 from sandbox.model.manifest import Manifest
 
@@ -20,6 +20,15 @@ _EXAMPLE = {
     "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
     "claude": {"prompt": "Your instructions here"},
 }
+
+_GROUPS = {
+    "Tasks": "Hand one in, look at it, wait for it, cancel it.",
+    "Logs": "What the agent prints and what happens, once or live.",
+    "Artifacts": "What a task leaves: its patch, its story, its files.",
+    "Health": "For probes, balancers and Prometheus.",
+    "Sessions": "A cookie in exchange for a token, for browsers.",
+}
+"""Of operations, in the order in which people need them."""
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -72,6 +81,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         _, definitions = models_json_schema([(ProblemBody, "serialization")], ref_template=_COMPONENT)
         schema["components"]["schemas"].update(definitions["$defs"] | _manifest_schemas())
         _leave_out_unused(schema)
+        _add_groups(schema)
         _add_security(schema)
         app.openapi_schema = schema
     return app.openapi_schema
@@ -91,14 +101,31 @@ def _manifest_schemas() -> dict[str, Any]:
     return schemas
 
 
+def _add_groups(schema: dict[str, Any]) -> None:
+    schema["tags"] = [{"name": name, "description": description} for name, description in _GROUPS.items()]
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            operation["tags"] = [_group(path)]
+
+
+def _group(path: str) -> str:
+    places = {paths.ARTIFACTS: "Artifacts", paths.LOGS: "Logs", paths.TASKS: "Tasks", paths.SESSION: "Sessions"}
+    return next((group for place, group in places.items() if path.startswith(place)), "Health")
+
+
 def _add_security(schema: dict[str, Any]) -> None:
     """A token or a session, neither on a server without tokens; health answers everybody."""
     schema["components"]["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer", "description": "A token of `sandbox token create`."},
-        "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+        "session": {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": COOKIE,
+            "description": "Set by opening a session; browsers send it by themselves.",
+        },
     }
     schema["security"] = [{"token": []}, {"session": []}, {}]
-    for path in OPEN_PATHS & schema["paths"].keys():
+    for path in paths.OPEN_PATHS & schema["paths"].keys():
         for operation in schema["paths"][path].values():
             operation["security"] = []
             operation["responses"].pop("401", None)

@@ -17,7 +17,7 @@ def test_the_page_loads_only_what_the_server_has(api):
 
 
 def test_the_page_may_talk_to_nobody_else(api):
-    for path in ("/docs", "/docs/start.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"):
+    for path in ("/docs", "/docs/start.js", "/docs/page.css", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"):
         policy = api.get(path).headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "script-src 'self';" in policy
@@ -29,6 +29,7 @@ def test_assets_are_of_their_kind(api):
     assert api.get("/docs/swagger-ui-bundle.js").headers["content-type"].startswith("text/javascript")
     assert "SwaggerUIBundle" in api.get("/docs/swagger-ui-bundle.js").text
     assert api.get("/docs/swagger-ui.css").headers["content-type"].startswith("text/css")
+    assert api.get("/docs/page.css").headers["content-type"].startswith("text/css")
     assert "/openapi.json" in api.get("/docs/start.js").text
 
 
