@@ -45,6 +45,7 @@ class Script:
     destroy_error: AttemptError | None = None
     stage_seconds: float = 0.0
     patch_seconds: float = 0.0
+    patch_lacks: str | None = None
     rules: object = None
     start_failure: Failure | None = None
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
@@ -118,7 +119,7 @@ class SilentGateway:
     def __init__(self, script):
         self._script = script
 
-    def open(self, upstream, task_key, report, rules):
+    def open(self, upstream, task_key, report, rules, redact=str):
         self._script.report = report
         self._script.rules = rules
         return self
@@ -181,6 +182,10 @@ class ScriptedWorkspaces:
             raise self._script.patch_error
         target.write_bytes(b"diff --git a/a b/a\n")
         await asyncio.sleep(self._script.patch_seconds)
+        return self._script.patch_lacks
+
+    async def changed_files(self, attempt_dir, base_commit, target):
+        target.write_bytes(b"tar")
 
     async def collect(self, workspace, patterns, target, taken_names):
         for name, content in self._script.collected.items():

@@ -134,9 +134,15 @@ class House:
 
     def patch(self, base_commit: str) -> bytes:
         """The patch of what is in the workspace now."""
+        made, reason = self.patch_and_reason(base_commit)
+        assert reason is None
+        return made
+
+    def patch_and_reason(self, base_commit: str) -> tuple[bytes, str | None]:
+        """The same where not everything fits, and why."""
         target = self.root / "task.patch"
-        asyncio.run(self.workspaces.patch(self.attempt, base_commit, target))
-        return target.read_bytes()
+        reason = asyncio.run(self.workspaces.patch(self.attempt, base_commit, target))
+        return target.read_bytes(), reason
 
     def apply(self, base_commit: str, patch: bytes) -> Path:
         """What somebody gets who applies the patch to a clone of their own."""

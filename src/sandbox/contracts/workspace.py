@@ -27,8 +27,18 @@ class Workspaces(Protocol):
         """
         ...
 
-    async def patch(self, attempt_dir: Path, base_commit: str, target: Path) -> None:
-        """Write to `target` what the agent changed. Raises AttemptError (collect_failed)."""
+    async def patch(self, attempt_dir: Path, base_commit: str, target: Path) -> str | None:
+        """Write to `target` what the agent changed.
+
+        Gives why not everything is in it, for people, None when it is. Raises AttemptError (collect_failed).
+        """
+        ...
+
+    async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path) -> str | None:
+        """Write to `target` a tar of the files that the agent made or changed, for a patch that does not hold them.
+
+        Gives why not all are in it, for people, None when they are. Raises AttemptError (collect_failed).
+        """
         ...
 
     def collect(

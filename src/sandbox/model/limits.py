@@ -75,7 +75,7 @@ IDEMPOTENCY_SECONDS = 24 * 3600.0
 """How long the key of a submission is known; later it makes a new task."""
 
 PATCH_BYTES_MAX = 256 * 1024 * 1024
-"""A patch; over it collecting fails with `collect_failed`."""
+"""A patch; what is over it is left out, and kept as files: `patch_truncated`."""
 
 ARTIFACT_BYTES_MAX = 2 * 1024**3
 """All artifacts of a task together; what would go over it is left out, and an event says so."""

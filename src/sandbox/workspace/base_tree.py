@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from sandbox.workspace.files import Entry
 from sandbox.workspace.git import Git
 from sandbox.workspace.pipes import pipe, run_with_thread
 from sandbox.workspace.stoppable import Stop
@@ -11,7 +12,20 @@ from sandbox.workspace.stoppable import Stop
 GITLINK = b"160000"
 LINK = b"120000"
 EXECUTABLE = b"100755"
+_FILE = b"100644"
 _CHUNK_BYTES = 256 * 1024
+
+
+def mode_of(entry: Entry) -> bytes:
+    """What git would record of a file or link in the workspace."""
+    if entry.is_link:
+        return LINK
+    return EXECUTABLE if entry.stat.st_mode & 0o100 else _FILE
+
+
+def canonical_mode(mode: bytes) -> bytes:
+    """Old repositories have 100664, which git reads as 100644."""
+    return mode if mode in (LINK, EXECUTABLE) else _FILE
 
 
 class BaseEntry(NamedTuple):

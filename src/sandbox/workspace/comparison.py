@@ -1,11 +1,26 @@
 """Finds what the agent changed: the workspace, walked beside the tree of the base commit."""
 
-from sandbox.workspace.base_tree import GITLINK, BaseTree
-from sandbox.workspace.files import Entry, Files
+import hashlib
+from collections.abc import Iterable
+from typing import Protocol
+
+from sandbox.workspace.base_tree import GITLINK, BaseEntry, BaseTree, canonical_mode, mode_of
+from sandbox.workspace.files import Entry, Files, read_chunks
 from sandbox.workspace.ignore_rules import IgnoreRules
-from sandbox.workspace.new_tree import NewTree
 from sandbox.workspace.refused_names import is_refused
 from sandbox.workspace.stoppable import Stop
+
+
+class Changes(Protocol):
+    """Takes every difference, in the order of the walk. Calls raise OSError, StoppedError."""
+
+    def delete(self, path: bytes) -> None:
+        """The file, link or gitlink of the base commit is gone."""
+        ...
+
+    def put(self, entry: Entry) -> None:
+        """A file or symbolic link is new, or has another content or mode."""
+        ...
 
 
 class Comparison:
@@ -17,22 +32,22 @@ class Comparison:
     are nothing to git. `left_out` are the paths of files that no patch can carry.
     """
 
-    def __init__(self, files: Files, base: BaseTree, rules: IgnoreRules, tree: NewTree, stop: Stop) -> None:
+    def __init__(self, files: Files, base: BaseTree, rules: IgnoreRules, changes: Changes, stop: Stop) -> None:
         self._files = files
         self._base = base
         self._rules = rules
-        self._tree = tree
+        self._changes = changes
         self._stop = stop
         self._gone = dict.fromkeys(base.entries)
         self.left_out: list[bytes] = []
 
     def run(self) -> None:
-        """Tell the new tree every difference. Raises OSError, AttemptError, TooManyEntriesError, StoppedError."""
+        """Tell every difference. Raises OSError, TooManyEntriesError, StoppedError."""
         pending = [b""]
         while pending:
             pending += self._visit(pending.pop())
         for path in self._gone:
-            self._tree.delete(path)
+            self._changes.delete(path)
 
     def _visit(self, directory: bytes) -> list[bytes]:
         """Compare one directory; gives the directories in it that are to be visited."""
@@ -67,13 +82,33 @@ class Comparison:
                 self._replace_by_directory(entry)
         elif entry.is_file or entry.is_link:
             self._gone.pop(entry.path, None)
-            if base is None or base.mode == GITLINK:
-                self._tree.put(entry)
-            else:
-                self._tree.put_if_changed(entry, base)
+            if base is None or base.mode == GITLINK or not self._is_same(entry, base):
+                self._changes.put(entry)
 
     def _replace_by_directory(self, entry: Entry) -> None:
         del self._gone[entry.path]
         if not self._is_gitlink(entry):
             # Said before what is in the directory: a deletion said later would take that along.
-            self._tree.delete(entry.path)
+            self._changes.delete(entry.path)
+
+    def _is_same(self, entry: Entry, base: BaseEntry) -> bool:
+        if mode_of(entry) != canonical_mode(base.mode):
+            return False
+        if entry.is_link:
+            target = self._files.read_link(entry.path)
+            return _blob_name(base, len(target), [target]) == base.object_id
+        with self._files.open_file(entry.path) as (file, size):
+            # Sizes first: what is of another size, such as a huge sparse file, is not read at all.
+            return (
+                size == base.size_bytes
+                and _blob_name(base, size, read_chunks(file, size, self._stop)) == base.object_id
+            )
+
+
+def _blob_name(base: BaseEntry, size: int, chunks: Iterable[bytes]) -> bytes:
+    """Git's name of a blob, in the hash function of the base commit's repository."""
+    algorithm = hashlib.sha1 if len(base.object_id) == 40 else hashlib.sha256
+    digest = algorithm(b"blob %d\0" % size, usedforsecurity=False)
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest().encode()

@@ -5,87 +5,86 @@ and git compares the two trees. So no configuration, attribute, hook or filter o
 bytes in the patch are the bytes in the files.
 """
 
-import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.workspace.base_tree import BaseTree, read_base_tree
-from sandbox.workspace.comparison import Comparison
+from sandbox.workspace.comparing import compare
 from sandbox.workspace.complaint import last_line
 from sandbox.workspace.files import ENTRIES_MAX, Files, TooManyEntriesError
 from sandbox.workspace.git import MEMORY_BYTES_MAX, Git, GitError
-from sandbox.workspace.ignore_rules import IgnoreRules, lay_out_ignore_files
 from sandbox.workspace.new_file import create, flush
 from sandbox.workspace.new_tree import NEW_TREE_REF, NewTree
-from sandbox.workspace.pipes import pipe, run_with_thread
+from sandbox.workspace.pipes import pipe
 from sandbox.workspace.stoppable import Stop, run_in_thread
 from sandbox.workspace.visible_path import show
 
 _LEFT_OUT_SHOWN_MAX = 20
 
 
-async def write_patch(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> None:
-    """Write the patch to `target`, flushed; an empty file when nothing was changed. Raises AttemptError."""
+async def write_patch(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
+    """Write the patch to `target`, flushed; an empty file when nothing was changed. Raises AttemptError.
+
+    Gives why not every change is in it; then it is a patch of the others, or of none.
+    """
     try:
-        base = await read_base_tree(git, attempt.repository, base_commit)
-        left_out = await _build_new_tree(git, attempt, base, base_commit)
-        await _write_difference(git, attempt.repository, base_commit, target, left_out)
+        return await _write(git, attempt, base_commit, target)
     except TooManyEntriesError:
-        raise _failed(f"there are more than {ENTRIES_MAX} files that are not ignored") from None
+        reason: str | None = f"there are more than {ENTRIES_MAX} files that are not ignored"
     except GitError as error:
-        raise _failed(_reason(error)) from error
+        reason = _bound_of(error)
+        if reason is None:
+            raise _failed(f"git said: {last_line(error.complaint)}") from error
     except OSError as error:
         raise _failed(error.strerror or str(error)) from error
+    with create(target) as file:
+        file.write(f"# truncated: {reason}\n".encode())
+    await run_in_thread(lambda _: _flush(target))
+    return reason
 
 
-async def _build_new_tree(git: Git, attempt: AttemptLayout, base: BaseTree, base_commit: str) -> Sequence[bytes]:
-    """Put the agent's tree into the host's repository; gives the paths that could not be put there."""
+async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
+    base = await read_base_tree(git, attempt.repository, base_commit)
+    left_out, too_large = await _build_new_tree(git, attempt, base, base_commit)
+    await _write_difference(git, attempt.repository, base_commit, target, _preamble(left_out, too_large))
+    if not too_large:
+        return None
+    return (
+        f"{len(too_large)} files of what the agent changed, {show(too_large[0])} the first, are over what a patch may "
+        f"be ({PATCH_BYTES_MAX // 1024**2} MiB)"
+    )
+
+
+async def _build_new_tree(
+    git: Git, attempt: AttemptLayout, base: BaseTree, base_commit: str
+) -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """Put the agent's tree into the host's repository; gives the paths that git takes not, and those too large."""
     repository = attempt.repository
-    rules_directory = repository / "ignore-rules"
-    await lay_out_ignore_files(git, repository, base.ignore_files, rules_directory)
-    with pipe() as (told, telling), pipe() as (asked, asking), pipe() as (answers, answering):
+    with pipe() as (told, telling):
 
-        def work(stop: Stop) -> Sequence[bytes]:
-            with Files(attempt.workspace) as files, asking:
-                rules = IgnoreRules(rules_directory, asking, answers)
-                tree = NewTree(files, telling, stop)
-                tree.begin(base_commit)
-                comparison = Comparison(files, base, rules, tree, stop)
-                comparison.run()
-                tree.end()
-                return comparison.left_out
+        def begin(files: Files, stop: Stop) -> NewTree:
+            tree = NewTree(files, telling, stop)
+            tree.begin(base_commit)
+            return tree
 
-        left_out = await run_with_thread(
-            work,
-            git.run(
-                *(f"--git-dir={repository}", "-c", "fastimport.unpackLimit=0", "-c", "core.compression=1"),
-                *("fast-import", "--quiet", "--force"),
-                directory=repository,
-                stdin=told,
-            ),
-            git.run(
-                *(f"--git-dir={repository}", "--work-tree=."),
-                *("check-ignore", "--no-index", "--stdin", "-z", "--verbose", "--non-matching"),
-                directory=rules_directory,
-                stdin=asked,
-                stdout=answering,
-                good_codes=(0, 1),
-            ),
+        importing = git.run(
+            *(f"--git-dir={repository}", "-c", "fastimport.unpackLimit=0", "-c", "core.compression=1"),
+            *("fast-import", "--quiet", "--force"),
+            directory=repository,
+            stdin=told,
         )
-    await run_in_thread(lambda _: shutil.rmtree(rules_directory))
-    return sorted(left_out)
+        tree, left_out = await compare(git, attempt, base, begin, NewTree.end, importing)
+    return left_out, sorted(tree.too_large)
 
 
-async def _write_difference(
-    git: Git, repository: Path, base_commit: str, target: Path, left_out: Sequence[bytes]
-) -> None:
+async def _write_difference(git: Git, repository: Path, base_commit: str, target: Path, preamble: bytes) -> None:
     try:
         with create(target) as file:
-            file.write(_preamble(left_out))
+            file.write(preamble)
             file.flush()
             await git.run(
                 *(f"--git-dir={repository}", "diff-tree", "-r", "--patch", "--binary", "--full-index"),
@@ -101,12 +100,17 @@ async def _write_difference(
         raise
 
 
-def _preamble(left_out: Sequence[bytes]) -> bytes:
-    """What no patch can carry, said where `git apply` does not look: before the first difference."""
-    lines = [f"# left out, git takes no such path: {show(path)}\n" for path in left_out[:_LEFT_OUT_SHOWN_MAX]]
-    if len(left_out) > _LEFT_OUT_SHOWN_MAX:
-        lines.append(f"# left out as well: {len(left_out) - _LEFT_OUT_SHOWN_MAX} more\n")
+def _preamble(left_out: Sequence[bytes], too_large: Sequence[bytes]) -> bytes:
+    """What the patch does not carry, said where `git apply` does not look: before the first difference."""
+    lines = [*_listed("git takes no such path", left_out), *_listed("too large for a patch", too_large)]
     return "".join(lines).encode()
+
+
+def _listed(reason: str, paths: Sequence[bytes]) -> Iterator[str]:
+    for path in paths[:_LEFT_OUT_SHOWN_MAX]:
+        yield f"# left out, {reason}: {show(path)}\n"
+    if len(paths) > _LEFT_OUT_SHOWN_MAX:
+        yield f"# left out as well: {len(paths) - _LEFT_OUT_SHOWN_MAX} more\n"
 
 
 def _flush(target: Path) -> None:
@@ -114,7 +118,8 @@ def _flush(target: Path) -> None:
     flush(target.parent)
 
 
-def _reason(error: GitError) -> str:
+def _bound_of(error: GitError) -> str | None:
+    """Which bound git met, for people; None when it is no bound that stopped it."""
     if error.returncode == -signal.SIGXFSZ:
         return f"it is larger than a patch may be ({PATCH_BYTES_MAX // 1024**2} MiB)"
     if error.is_out_of_memory:
@@ -122,7 +127,7 @@ def _reason(error: GitError) -> str:
             f"comparing the files takes git more than {MEMORY_BYTES_MAX // 1024**3} GiB of memory; have large files "
             "that are built or downloaded ignored in .gitignore"
         )
-    return f"git said: {last_line(error.complaint)}"
+    return None
 
 
 def _failed(reason: str) -> AttemptError:

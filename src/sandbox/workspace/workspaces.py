@@ -8,6 +8,7 @@ from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.workspace import LeftOut
 from sandbox.model.artifact import Artifact
 from sandbox.model.manifest import Repository
+from sandbox.workspace.changed_files import write_changed_files
 from sandbox.workspace.collection import collect
 from sandbox.workspace.git import Git
 from sandbox.workspace.patch import write_patch
@@ -30,10 +31,18 @@ class GitWorkspaces:
         layout = AttemptLayout(attempt_dir)
         return await Staging(self._environment, repository, layout, follow_redirects=self._follow_redirects).run()
 
-    async def patch(self, attempt_dir: Path, base_commit: str, target: Path) -> None:
+    async def patch(self, attempt_dir: Path, base_commit: str, target: Path) -> str | None:
         """Write what the agent changed, an empty file when nothing was. Raises AttemptError (collect_failed)."""
-        git = Git(self._environment.get("PATH", os.defpath))
-        await write_patch(git, AttemptLayout(attempt_dir), base_commit, target)
+        return await write_patch(self._git, AttemptLayout(attempt_dir), base_commit, target)
+
+    async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path) -> str | None:
+        """Write a tar of what the agent made or changed. Raises AttemptError (collect_failed)."""
+        return await write_changed_files(self._git, AttemptLayout(attempt_dir), base_commit, target)
+
+    @property
+    def _git(self) -> Git:
+        """Without the settings of the server's user."""
+        return Git(self._environment.get("PATH", os.defpath))
 
     def collect(
         self, workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]

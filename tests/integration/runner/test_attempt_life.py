@@ -8,9 +8,10 @@ import pytest
 
 from doubles.attempt_equipment import ATTEMPT_ID, Script, Stage
 from sandbox.contracts.placement import CancelOrder
+from sandbox.contracts.recorder import read_records
 from sandbox.contracts.runtime import Exit
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import AgentStarted, Output, SandboxCreated, WorkspacePrepared
+from sandbox.model.event import AgentStarted, Output, SandboxCreated, Trouble, WorkspacePrepared
 from sandbox.model.state import TaskState
 
 
@@ -44,6 +45,24 @@ def test_a_task_walks_through_all_its_states(stage):
     assert scene.task.progress.tool_calls == 1
     assert scene.task.exit_code == 0
     assert (scene.task.attempt.runtime, scene.task.attempt.tier) == ("scripted", "none")
+
+
+def test_a_patch_that_does_not_hold_everything_comes_with_the_files_and_fails_nobody(stage):
+    scene = stage(Script(patch_lacks="it is too large"))
+    asyncio.run(scene.life.carry_out())
+    assert scene.states[-1] == "completed"
+    assert scene.artifacts >= {"task-1.patch", "task-1.changes.tar"}
+    [told] = [record.event for record in read_records(scene.journals, "task-1") if isinstance(record.event, Trouble)]
+    assert told.error == "patch_truncated"
+    assert "it is too large" in told.message
+
+
+def test_a_patch_that_takes_too_long_is_given_up_and_the_files_are_kept(stage):
+    scene = stage(Script(patch_seconds=60), lifecycle={"collect_timeout": "2s"})
+    asyncio.run(scene.life.carry_out())
+    assert scene.states[-1] == "completed"
+    assert scene.artifacts >= {"task-1.patch", "task-1.changes.tar"}
+    assert b"truncated" in (scene.attempt.task_files.artifacts / "task-1.patch").read_bytes()
 
 
 def test_what_an_earlier_attempt_left_is_gone_before_the_clone_begins(stage):

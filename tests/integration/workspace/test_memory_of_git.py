@@ -1,5 +1,7 @@
 """Neither a hostile repository nor a hostile agent can make git on the host eat the host's memory."""
 
+import re
+
 import pytest
 
 from sandbox.model.errors import AttemptError
@@ -23,9 +25,9 @@ def test_an_object_of_a_repository_that_takes_too_much(house, small):
 def test_lines_of_the_agents_that_take_too_much(house, small):
     base = house.stage()
     (house.workspace / "lines").write_bytes(b"\n" * (MEMORY_BYTES_MAX // 16))
-    with pytest.raises(AttemptError, match=r"comparing the files takes git more.*\.gitignore") as raised:
-        house.patch(base)
-    assert raised.value.code == "collect_failed"
+    made, reason = house.patch_and_reason(base)
+    assert re.search(r"comparing the files takes git more.*\.gitignore", reason)
+    assert made == f"# truncated: {reason}\n".encode()
 
 
 def test_large_files_without_so_many_lines_are_in_the_patch(house, small):

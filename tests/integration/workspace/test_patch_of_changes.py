@@ -1,14 +1,16 @@
 """The patch is what the agent changed: it applies to the base commit and gives the same tree."""
 
+import asyncio
 import os
 import shutil
+import tarfile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.workspace_house import run_git, snapshot
-from sandbox.model.errors import AttemptError
+from sandbox.workspace import changed_files as changed_files_module
 from sandbox.workspace import new_tree, patch
 
 BINARY = bytes(range(256)) * 8
@@ -240,33 +242,84 @@ def test_the_patch_can_be_made_again(house):
     house.patch_applies_whole(base)
 
 
-def test_changes_over_the_bound_fail_and_name_the_file(house, monkeypatch):
+def test_what_is_over_the_bound_is_left_out_and_named_and_the_rest_applies(house, monkeypatch):
     monkeypatch.setattr(new_tree, "PATCH_BYTES_MAX", 1000)
     base = house.stage()
     (house.workspace / "huge").touch()
     os.truncate(house.workspace / "huge", 2**40)
+    (house.workspace / "small").write_bytes(b"x\n" * 400)
 
-    with pytest.raises(
-        AttemptError, match=r"larger than a patch may be .* with huge \(1099511627776 bytes\)"
-    ) as raised:
-        house.patch(base)
+    made, reason = house.patch_and_reason(base)
 
-    assert raised.value.code == "collect_failed"
+    assert "1 files of what the agent changed, huge the first" in reason
+    assert made.startswith(b"# left out, too large for a patch: huge\n")
+    assert b"b/small" in made
+    assert b"b/huge" not in made
     (house.workspace / "huge").unlink()
-    (house.workspace / "small").write_bytes(b"x" * 999)
     house.patch_applies_whole(base)
 
 
-def test_a_patch_over_the_bound_fails_and_leaves_no_half_of_it(house, monkeypatch):
+def test_a_patch_over_the_bound_is_no_half_of_one(house, monkeypatch):
     monkeypatch.setattr(patch, "PATCH_BYTES_MAX", 2000)
     base = house.upstream.commit({"big": os.urandom(20_000)})
     house.stage()
     (house.workspace / "big").unlink()
 
-    with pytest.raises(AttemptError, match="larger than a patch may be"):
-        house.patch(base)
+    made, reason = house.patch_and_reason(base)
 
-    assert not (house.root / "task.patch").exists()
+    assert "larger than a patch may be" in reason
+    assert made == f"# truncated: {reason}\n".encode()
+
+
+def changed_files(house, base):
+    target = house.root / "changes.tar"
+    reason = asyncio.run(house.workspaces.changed_files(house.attempt, base, target))
+    with tarfile.open(target, errors="surrogateescape") as tar:
+        members = {member.name: member for member in tar}
+        contents = {name: tar.extractfile(name).read() for name, member in members.items() if member.isreg()}
+    return members, contents, reason
+
+
+def test_the_changed_files_are_kept_as_they_are(house):
+    long_name = "/".join(["deep" * 20] * 5)
+    base = house.upstream.commit({"same": b"same\n", "edited": b"1\n", "gone": b"1\n", ".gitignore": b"*.log\n"})
+    house.stage()
+    root = house.workspace
+    (root / "edited").write_bytes(b"2\n")
+    (root / "gone").unlink()
+    (root / "new.bin").write_bytes(BINARY)
+    (root / "new.bin").chmod(0o755)
+    (root / "build.log").write_bytes(b"ignored")
+    (root / "link").symlink_to("/etc/passwd")
+    (root / long_name).mkdir(parents=True)
+    (root / long_name / "file").write_bytes(b"deep")
+    os.mkfifo(root / "fifo")
+    with open(os.fsencode(root) + b"/\xff", "wb") as file:  # noqa: PTH123
+        file.write(b"no text")
+
+    members, contents, reason = changed_files(house, base)
+
+    assert reason is None
+    assert contents == {
+        "edited": b"2\n", "new.bin": BINARY, f"{long_name}/file": b"deep", "\udcff": b"no text",
+    }  # fmt: skip
+    assert members["new.bin"].mode == 0o755
+    assert (members["link"].type, members["link"].linkname) == (tarfile.SYMTYPE, "/etc/passwd")
+    assert {(member.uid, member.gid, member.mtime) for member in members.values()} == {(0, 0, 0)}
+
+
+def test_changed_files_past_the_bound_are_counted(house, monkeypatch):
+    monkeypatch.setattr(changed_files_module, "ARTIFACT_BYTES_MAX", 20_000)
+    base = house.stage()
+    (house.workspace / "huge").touch()
+    os.truncate(house.workspace / "huge", 2**40)
+    (house.workspace / "small").write_bytes(b"fits")
+
+    _, contents, reason = changed_files(house, base)
+
+    assert contents == {"small": b"fits"}
+    assert "1 files would have made it larger" in reason
+    assert (house.root / "changes.tar").stat().st_size <= 10_000
 
 
 NAMES = st.sampled_from(["a", "b", "a/b", "a/b/c", "d/e", "d/e/f", "ü", 'q"x', "z z", "n\nl"])

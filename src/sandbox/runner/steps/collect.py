@@ -45,15 +45,34 @@ async def _collect_patch(attempt: Attempt, directory: Path) -> None:
         return
     name = f"{attempt.task.id}.patch"
     part = attempt.files.root / name
-    await attempt.equipment.workspaces.patch(attempt.files.root, base_commit, part)
+    seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _PATCH_SHARE
+    try:
+        async with asyncio.timeout(seconds):
+            reason = await attempt.equipment.workspaces.patch(attempt.files.root, base_commit, part)
+    except TimeoutError:
+        reason = f"making it took longer than {seconds:.0f} s"
+        part.write_text(f"# truncated: {reason}\n")
     await _record(attempt, directory, name, "text/x-diff", part)
+    if reason is not None:
+        await _collect_changed_files(attempt, directory, base_commit, reason)
+
+
+async def _collect_changed_files(attempt: Attempt, directory: Path, base_commit: str, reason: str) -> None:
+    """What the patch does not hold is kept as it is; no success becomes a failure for it."""
+    name = _tar_name(attempt)
+    part = attempt.files.root / name
+    missing = await attempt.equipment.workspaces.changed_files(attempt.files.root, base_commit, part)
+    await _record(attempt, directory, name, "application/x-tar", part)
+    but = f" but for some: {missing}" if missing else ""
+    message = f"The patch does not hold everything: {reason}. The new and changed files are in {name}{but}."
+    attempt.recorder.record(Trouble("patch_truncated", message))
 
 
 async def _collect_matches(attempt: Attempt, directory: Path) -> None:
     patterns = attempt.task.manifest.lifecycle.artifact_patterns
     if not patterns or not attempt.files.workspace.is_dir():
         return
-    own = frozenset({f"{attempt.task.id}.patch", "transcript.ndjson", "metadata.json"})
+    own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), "transcript.ndjson", "metadata.json"})
     telling: list[Artifact] = []
     async for found in attempt.equipment.workspaces.collect(attempt.files.workspace, patterns, directory, own):
         if isinstance(found, LeftOut):
@@ -64,6 +83,10 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
             attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, found)))
     for found in telling:
         attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, _renamed(directory, found))))
+
+
+def _tar_name(attempt: Attempt) -> str:
+    return f"{attempt.task.id}.changes.tar"
 
 
 def _tells(attempt: Attempt, artifact: Artifact) -> bool:
@@ -147,6 +170,7 @@ def _metadata(attempt: Attempt) -> Callable[[BinaryIO], None]:
 
 
 _REFUSALS_MAX = 1000
+_PATCH_SHARE = 0.5  # of the time for collecting
 _CHUNK_BYTES = 256 * 1024
 
 

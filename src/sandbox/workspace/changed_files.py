@@ -1,0 +1,48 @@
+"""The changed files themselves, written for a patch that does not hold them."""
+
+from pathlib import Path
+
+from sandbox.contracts.layout import AttemptLayout
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.limits import ARTIFACT_BYTES_MAX
+from sandbox.workspace.base_tree import read_base_tree
+from sandbox.workspace.changes_tar import ChangesTar
+from sandbox.workspace.comparing import compare
+from sandbox.workspace.complaint import last_line
+from sandbox.workspace.files import ENTRIES_MAX, Files, TooManyEntriesError
+from sandbox.workspace.git import Git, GitError
+from sandbox.workspace.new_file import create, flush
+from sandbox.workspace.stoppable import Stop, run_in_thread
+
+
+async def write_changed_files(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
+    """Write the tar, flushed and whole, up to half of what all artifacts may be. Raises AttemptError.
+
+    Gives why not every changed file is in it.
+    """
+    try:
+        base = await read_base_tree(git, attempt.repository, base_commit)
+        with create(target) as file:
+            tar = ChangesTar(file, ARTIFACT_BYTES_MAX // 2)
+
+            def begin(files: Files, stop: Stop) -> ChangesTar:
+                return tar.read_from(files, stop)
+
+            reason = None
+            try:
+                await compare(git, attempt, base, begin, lambda _: None)
+            except TooManyEntriesError:
+                reason = f"only the first {ENTRIES_MAX} files were looked at"
+            await run_in_thread(lambda _: tar.close())
+        await run_in_thread(lambda _: flush(target))
+    except GitError as error:
+        raise _failed(f"git said: {last_line(error.complaint)}") from error
+    except OSError as error:
+        raise _failed(error.strerror or str(error)) from error
+    if tar.left_out:
+        reason = f"{tar.left_out} files would have made it larger than {ARTIFACT_BYTES_MAX // 2 // 1024**2} MiB"
+    return reason
+
+
+def _failed(reason: str) -> AttemptError:
+    return AttemptError(FailureCode.COLLECT_FAILED, f"The changed files could not be kept: {reason}.")

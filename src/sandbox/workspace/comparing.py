@@ -1,0 +1,58 @@
+"""A comparison with git beside it, which judges the ignore rules and may take the changes."""
+
+import shutil
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from sandbox.contracts.layout import AttemptLayout
+from sandbox.workspace.base_tree import BaseTree
+from sandbox.workspace.comparison import Changes, Comparison
+from sandbox.workspace.files import Files
+from sandbox.workspace.git import Git
+from sandbox.workspace.ignore_rules import IgnoreRules, lay_out_ignore_files
+from sandbox.workspace.pipes import pipe, run_with_thread
+from sandbox.workspace.stoppable import Stop, run_in_thread
+
+C = TypeVar("C", bound=Changes)
+
+
+async def compare(
+    git: Git,
+    attempt: AttemptLayout,
+    base: BaseTree,
+    begin: Callable[[Files, Stop], C],
+    end: Callable[[C], None],
+    *beside: Coroutine[Any, Any, bytes],
+) -> tuple[C, Sequence[bytes]]:
+    """Walk the workspace in a thread and tell every change to what `begin` gives; `beside` runs meanwhile.
+
+    Gives it and the paths that git takes not, sorted. Raises GitError, OSError, TooManyEntriesError.
+    """
+    rules_directory = attempt.repository / "ignore-rules"
+    try:
+        await lay_out_ignore_files(git, attempt.repository, base.ignore_files, rules_directory)
+    except BaseException:
+        for waiting in beside:
+            waiting.close()
+        raise
+    with pipe() as (asked, asking), pipe() as (answers, answering):
+
+        def work(stop: Stop) -> tuple[C, list[bytes]]:
+            with Files(attempt.workspace) as files, asking:
+                changes = begin(files, stop)
+                comparison = Comparison(files, base, IgnoreRules(rules_directory, asking, answers), changes, stop)
+                comparison.run()
+                end(changes)
+                return changes, comparison.left_out
+
+        judging = git.run(
+            *(f"--git-dir={attempt.repository}", "--work-tree=."),
+            *("check-ignore", "--no-index", "--stdin", "-z", "--verbose", "--non-matching"),
+            directory=rules_directory,
+            stdin=asked,
+            stdout=answering,
+            good_codes=(0, 1),
+        )
+        changes, left_out = await run_with_thread(work, *beside, judging)
+    await run_in_thread(lambda _: shutil.rmtree(rules_directory))
+    return changes, sorted(left_out)
