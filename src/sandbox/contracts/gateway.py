@@ -46,7 +46,13 @@ class BudgetReached(msgspec.Struct, frozen=True):
     message: str
 
 
-Report = Callable[[Usage | EgressDenied | Trouble | BudgetReached], None]
+class KeyRefused(msgspec.Struct, frozen=True):
+    """The model does not take the server's key: no further model request is forwarded. `message` is for people."""
+
+    message: str
+
+
+Report = Callable[[Usage | EgressDenied | Trouble | BudgetReached | KeyRefused], None]
 """Told of what passes and what is refused; called on the event loop's thread, must not block."""
 
 
@@ -71,7 +77,15 @@ class Gateways(Protocol):
     """Makes gateways."""
 
     def open(
-        self, upstream: ModelUpstream, task_key: str, report: Report, rules: GatewayRules = GatewayRules()
+        self,
+        upstream: ModelUpstream,
+        task_key: str,
+        report: Report,
+        rules: GatewayRules = GatewayRules(),
+        redact: Callable[[str], str] = str,
     ) -> Gateway:
-        """A gateway that knows the agent by `task_key` and the model by `upstream`."""
+        """A gateway that knows the agent by `task_key` and the model by `upstream`.
+
+        redact: takes the values of secrets out of names from inside, before they are cut to be reported.
+        """
         ...

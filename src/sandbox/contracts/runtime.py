@@ -40,6 +40,10 @@ class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int = 1
 
 
+TRANSPARENT_PORTS = (443, 80)
+"""At which programs that know no proxy reach hosts, in every sandbox."""
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """What to make.
@@ -48,6 +52,7 @@ class SandboxSpec:
         `inside`) and /tmp; the runtime gives it to the sandbox's kernel uid and on destroy back to the caller's.
     programs: host file to absolute path inside, executable and not readable where the runtime can.
     image: host directory that becomes / (read-only), as a profile's build left it; None: the host's own /usr.
+    transparent_ports: where the gateway listens for programs that know no proxy, at most 100, each of them once.
     """
 
     attempt_id: str
@@ -57,6 +62,7 @@ class SandboxSpec:
     processes_max: int
     programs: Mapping[Path, str] = field(default_factory=dict)
     image: Path | None = None
+    transparent_ports: Sequence[int] = TRANSPARENT_PORTS
 
 
 @dataclass(frozen=True, slots=True)

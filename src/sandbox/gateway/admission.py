@@ -1,27 +1,28 @@
-"""When a model request may go on: not while the agent is held back, and not once the budget is spent."""
+"""When a model request may go on: not while the agent is held back, not once the budget is spent or the server's key
+was refused, and not when it reaches beyond the model."""
+
+from typing import Any
 
 import msgspec
 
 from sandbox.contracts.gateway import Budget, GatewayRules
 from sandbox.gateway.limits import HELD_BYTES_MAX
 from sandbox.gateway.meter import Meter
+from sandbox.gateway.model_body import reach_objection, read_document
 from sandbox.gateway.policy import Refused
 from sandbox.gateway.prices import price
-from sandbox.gateway.reports import Reports, printable
+from sandbox.gateway.reports import Reports
 from sandbox.model.event import Usage
-
-
-class _Asked(msgspec.Struct):
-    model: str
-
-
-_asked_decoder = msgspec.json.Decoder(_Asked)
 
 
 class Admission:
     """Shared by all conversations of a gateway. `is_holding` ends by `release`, once and for all."""
 
     def __init__(self, rules: GatewayRules, reports: Reports) -> None:
+        self._reports = reports
+        self._reaches_beyond = rules.egress.is_full
+        self._has_been_answered = False
+        self._key_refusal: Refused | None = None
         self._budget = rules.budget
         self._spending = Spending(rules.budget, reports)
         self._held_bytes = 0
@@ -30,7 +31,7 @@ class Admission:
     @property
     def needs_body(self) -> bool:
         """Whether a request can be judged only when its body is there too."""
-        return self.is_holding or self._budget.usd is not None
+        return self.is_holding or self._budget.usd is not None or not self._reaches_beyond
 
     def release(self) -> None:
         """Requests are held back no longer."""
@@ -49,14 +50,37 @@ class Admission:
         """These bytes wait no longer."""
         self._held_bytes -= byte_count
 
-    def judge(self, body: bytes | bytearray | None) -> Refused | None:
-        """Whether the next request is forwarded; `body` is that of a request whose answer spends tokens."""
+    def judge(self) -> Refused | None:
+        """Whether the next request is forwarded, as far as that does not depend on its body."""
+        if self._key_refusal is not None:
+            return self._key_refusal
         reached = self._spending.reached()
-        if reached is not None:
-            return Refused(403, "permission_error", reached)
-        if self._budget.usd is None or body is None:
-            return None
-        return _unpriced(body)
+        return None if reached is None else Refused(403, "permission_error", reached)
+
+    def judge_body(self, body: bytes | bytearray, *, is_metered: bool) -> Refused | bytes:
+        """The body to forward. is_metered: its answer spends tokens."""
+        document = read_document(body)
+        if isinstance(document, Refused):
+            return document
+        refused = None if self._reaches_beyond else _reach_refusal(document)
+        if refused is None and self._budget.usd is not None and is_metered:
+            refused = self._price_refusal(document)
+        return refused or msgspec.json.encode(document)
+
+    def hear(self, status: int, model_address: str) -> Refused | None:
+        """The upstream answered with this status: what to say instead when that means that it refused our key.
+
+        403 may be about what was asked for, so it means that only while the key was never good for anything.
+        """
+        self._has_been_answered |= status < 300
+        if status == 401 or (status == 403 and not self._has_been_answered):
+            message = f"The model at {model_address} refused the server's key ({status}); check the key that it has."
+            if self._key_refusal is None:
+                self._reports.key_refused(message)
+            # 403, because Claude Code asks again for minutes after a 401.
+            self._key_refusal = Refused(403, "permission_error", message)
+            return self._key_refusal
+        return None
 
     def watch(self, spender: object, meter: Meter) -> None:
         """An answer to `spender` goes on."""
@@ -66,6 +90,16 @@ class Admission:
     def settle(self, spender: object, usage: Usage | None) -> None:
         """The answer to `spender` is over."""
         self._spending.finished(spender, usage)
+
+    def _price_refusal(self, document: dict[str, Any]) -> Refused | None:
+        model = document.get("model", "")
+        if price(model) is not None:
+            return None
+        message = (
+            f"The model {self._reports.shown(model)} has no price in Sandbox's table, so lifecycle.budget_usd cannot "
+            "bound it; ask for a model that has one, or set lifecycle.budget_tokens instead."
+        )
+        return Refused(403, "permission_error", message)
 
 
 class Spending:
@@ -117,7 +151,7 @@ class Spending:
         usd = round(sum(cost[1] for cost in costs), 6)
         end = "no further model request is forwarded"
         if self._budget.usd is not None and self._unpriced is not None:
-            model = printable(self._unpriced)
+            model = self._reports.shown(self._unpriced)
             return f"The model {model} answered, which has no price, so that lifecycle.budget_usd cannot hold; {end}."
         if self._budget.usd is not None and usd >= self._budget.usd:
             return f"lifecycle.budget_usd is spent ({usd:.6g} of {self._budget.usd:.6g} USD); {end}. Raise it."
@@ -126,15 +160,12 @@ class Spending:
         return None
 
 
-def _unpriced(body: bytes | bytearray) -> Refused | None:
-    try:
-        model = _asked_decoder.decode(body).model
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return Refused(400, "invalid_request_error", "The request's body must be JSON that names a model.")
-    if price(model) is not None:
+def _reach_refusal(document: dict[str, Any]) -> Refused | None:
+    objection = reach_objection(document)
+    if objection is None:
         return None
     message = (
-        f"The model {printable(model)} has no price in Sandbox's table, so lifecycle.budget_usd cannot bound it; "
-        "ask for a model that has one, or set lifecycle.budget_tokens instead."
+        f"{objection} makes the model's servers reach elsewhere for the agent, "
+        "which Sandbox lets through with vm.network_mode full only."
     )
     return Refused(403, "permission_error", message)

@@ -7,41 +7,59 @@ from ipaddress import ip_address
 from typing import Protocol
 
 from sandbox.gateway.reports import printable
-from sandbox.model.egress import EgressRules
+from sandbox.model.egress import EgressRules, ends_in_number
 
 HTTP_PORT, HTTPS_PORT = 80, 443
 ISOLATED = "network_mode is isolated, or allowed_hosts is empty: nothing but the model is reached."
+NOT_PUBLIC = "it is no name of the public internet."
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 
 class EgressPolicy:
-    """The task's rules, and that the model's host is never reached in another way than through the model's door."""
+    """The task's rules, and that the model's host is never reached in another way than through the model's door.
 
-    def __init__(self, rules: EgressRules, model_host: str) -> None:
+    takes_addresses: where every public host is allowed, so is an address instead of its name.
+    """
+
+    def __init__(self, rules: EgressRules, model_host: str, *, takes_addresses: bool = False) -> None:
         self._rules = rules
         self._model_host = normal(model_host)
+        self._takes_addresses = takes_addresses and rules.is_full
+
+    @property
+    def takes_hidden_names(self) -> bool:
+        """Whether a TLS ClientHello may have a second name that is encrypted."""
+        return self._rules.is_full
 
     def knows(self, host: str) -> bool:
         """Whether the host may be reached at any port, so that its name resolves inside."""
-        return _is_host_name(host) and normal(host) != self._model_host and self._rules.knows(host)
+        return is_host_name(host) and normal(host) != self._model_host and self._rules.knows(host)
 
     def name_objection(self, host: str) -> str:
         """Why a name is not resolved."""
-        return self.objection(host, HTTPS_PORT) or self.objection(host, HTTP_PORT) or "too many names were resolved."
+        if self.knows(host):
+            return "too many names were resolved."
+        return self.objection(host, HTTPS_PORT) or "it cannot be resolved."
 
     def objection(self, host: str, port: int) -> str | None:
         """Why this may not be reached; None when it may."""
-        if not self._rules.rules:
+        if self._rules.allow_nothing:
             return ISOLATED
         if normal(host) == self._model_host:
             return "the model is reached through the gateway's own address only."
-        if _is_address(host):
-            return "only names that vm.allowed_hosts lists are reached, no addresses."
+        if not 1 <= port <= 65535:
+            return "there is no such port."
+        if ends_in_number(host) or ":" in host:
+            return self._address_objection(host)
         if not self.knows(host):
-            return "vm.allowed_hosts does not list it."
-        if port not in (HTTP_PORT, HTTPS_PORT) or not self._rules.allows(host, port):
-            return "vm.allowed_hosts does not list it at this port."
-        return None
+            return NOT_PUBLIC if self._rules.is_full else "vm.allowed_hosts does not list it."
+        return None if self._rules.allows(host, port) else "vm.allowed_hosts does not list it at this port."
+
+    def _address_objection(self, host: str) -> str | None:
+        if not self._takes_addresses:
+            told = "with network_mode full, by the proxy" if self._rules.is_full else "only with network_mode full"
+            return f"hosts are reached by their names; addresses {told}."
+        return None if is_address(host) else "an address is written as four decimal numbers, or as IPv6."
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +163,15 @@ def sentence(host: str, port: int, reason: str) -> str:
     return f"Sandbox refused {printable(host)}:{port}: {reason}"
 
 
-def _is_host_name(host: str) -> bool:
-    return len(host) <= 253 and _HOST.fullmatch(normal(host)) is not None and not _is_address(host)
+def is_host_name(host: str) -> bool:
+    """Whether a name is well-formed ASCII, and none that resolvers may take for an address."""
+    return len(host) <= 254 and _HOST.fullmatch(normal(host)) is not None and not ends_in_number(host)
 
 
-def _is_address(host: str) -> bool:
-    if re.fullmatch(r"[0-9.]+|0x[0-9a-f.x]*", host.lower()):
-        return True  # in all the spellings that resolvers take for an address
+def is_address(host: str) -> bool:
+    """Whether this is an IP address in its one proper spelling."""
     try:
         ip_address(host)
     except ValueError:
         return False
-    return True
+    return "%" not in host

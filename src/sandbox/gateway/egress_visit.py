@@ -10,19 +10,28 @@ from sandbox.gateway.reports import Reports
 
 
 class EgressVisit:
-    """One of them. Judging takes turns with all other connections of the sandbox, as in `Visit`."""
+    """One of them; `opening` may be judged already. Judging takes turns with the sandbox's others, as in `Visit`."""
 
-    def __init__(self, opening: Opening, client: Line, reports: Reports, outward: Outward, turns: asyncio.Lock) -> None:
+    def __init__(
+        self,
+        opening: Opening | Passage | Refusal,
+        client: Line,
+        reports: Reports,
+        outward: Outward,
+        turns: asyncio.Lock,
+    ) -> None:
         self._opening = opening
         self._client = client
         self._reports = reports
         self._outward = outward
         self._turns = turns
+        self._has_half_ended = False
 
     async def run(self) -> None:
         """Until both sides have ended, or one is silent for too long."""
         try:
-            outcome = await self._open()
+            opening = self._opening
+            outcome = opening if isinstance(opening, Passage | Refusal) else await self._open(opening)
             host = await self._dial(outcome) if isinstance(outcome, Passage) else outcome
             if isinstance(host, Refusal):
                 await self._refuse(host)
@@ -31,13 +40,13 @@ class EgressVisit:
         finally:
             self._client.cut()
 
-    async def _open(self) -> Passage | Refusal:
+    async def _open(self, opening: Opening) -> Passage | Refusal:
         self._client.renew(limits.HEAD_SECONDS)
         while True:
             data = await self._client.read()
             async with self._turns:
                 await asyncio.sleep(0)
-                outcome = self._opening.client_sent(data)
+                outcome = opening.client_sent(data)
             if outcome is not None:
                 return outcome
 
@@ -88,6 +97,8 @@ class EgressVisit:
             await host.drain()
             if not data:
                 host.end()
+                self._has_half_ended = True
+                self._renew(host)
                 return
             data = await self._client.read()
             async with self._turns:
@@ -100,11 +111,14 @@ class EgressVisit:
             self._client.write(data)
             await self._client.drain()
         self._client.end()
+        self._has_half_ended = True
+        self._renew(host)
         if sieve.is_over:
             self._client.renew(limits.LINGER_SECONDS)
         if self._client.is_gone:
             host.cut()
 
     def _renew(self, host: Line) -> None:
-        self._client.renew(limits.TUNNEL_IDLE_SECONDS)
-        host.renew(limits.TUNNEL_IDLE_SECONDS)
+        seconds = limits.HALF_OPEN_SECONDS if self._has_half_ended else limits.TUNNEL_IDLE_SECONDS
+        self._client.renew(seconds)
+        host.renew(seconds)

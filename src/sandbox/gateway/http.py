@@ -18,6 +18,7 @@ _HOP_BY_HOP = frozenset(
 _CREDENTIALS = frozenset({b"x-api-key", b"authorization", b"cookie", b"cookie2"})
 _ABOUT_THE_WAY = frozenset({b"host", b"expect", b"forwarded", b"via", b"x-real-ip", b"http2-settings"})
 _REQUEST_DROPPED = _HOP_BY_HOP | _CREDENTIALS | _ABOUT_THE_WAY | {b"accept-encoding", b"content-length"}
+_ABOUT_THE_BODY = frozenset({b"content-type", b"content-encoding"})
 _RESPONSE_DROPPED = _HOP_BY_HOP | {b"set-cookie", b"set-cookie2", b"alt-svc", b"content-length"}
 _DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
 
@@ -32,11 +33,20 @@ def upstream_side() -> h11.Connection:
     return h11.Connection(h11.CLIENT)
 
 
-def forwarded_request(request: h11.Request, target: bytes, upstream: Upstream) -> h11.Request:
-    """The request as the upstream gets it: the server's key for the task's, and an answer that can be read."""
+def forwarded_request(
+    request: h11.Request, target: bytes, upstream: Upstream, body: bytes | None = None
+) -> h11.Request:
+    """The request as the upstream gets it: the server's key for the task's, and an answer that can be read.
+
+    body: its whole body where that is known and JSON; None: it comes as the client frames it.
+    """
     headers = [(b"host", upstream.authority), upstream.credential, (b"accept-encoding", b"identity")]
-    headers += _passed(request, _REQUEST_DROPPED)
-    framing = _framing(request.headers) or [(b"content-length", b"0")]
+    if body is None:
+        headers += _passed(request, _REQUEST_DROPPED)
+        framing = _framing(request.headers) or [(b"content-length", b"0")]
+    else:
+        headers += [*_passed(request, _REQUEST_DROPPED | _ABOUT_THE_BODY), (b"content-type", b"application/json")]
+        framing = [(b"content-length", b"%d" % len(body))]
     return h11.Request(method=request.method, target=upstream.prefix + target, headers=headers + framing)
 
 

@@ -39,6 +39,9 @@ UPSTREAM_IDLE_SECONDS = 30.0
 HOLD_SECONDS = 120.0
 """A model request waits so long for the agent to be judged; over it: 503. Silence counts as a hang meanwhile."""
 
+REQUEST_VALUES_MAX = 500_000
+"""Commas, colons and brackets in a model request that is read, so that reading takes little memory; over it: 413."""
+
 HELD_BYTES_MAX = 64 * 1024 * 1024
 """Bodies of all model requests that wait to be judged, together; over it: 429."""
 
@@ -54,6 +57,9 @@ CLIENT_HELLO_BYTES_MAX = 8 * 1024
 TUNNEL_IDLE_SECONDS = 300.0
 """Without a byte either way between the sandbox and a host; over it the connection ends."""
 
+HALF_OPEN_SECONDS = 60.0
+"""Without a byte between the sandbox and a host of which one has ended its side; over it the connection ends."""
+
 LOOKUP_SECONDS = 5.0
 """To resolve the name of a host; over it: 504."""
 
@@ -62,6 +68,9 @@ LOOKUPS_MAX = 8
 
 ADDRESSES_MAX = 4
 """Addresses of one host that are tried, in the time of CONNECT_SECONDS together."""
+
+MODEL_LOOKUP_SECONDS = 30.0
+"""The model's addresses, which no other host may have, are looked up again after so long."""
 
 NAMES_MAX = 4096
 """Names of one sandbox that addresses stand for; further ones do not resolve."""
@@ -76,4 +85,4 @@ TROUBLE_SECONDS = 10.0
 """Least time between two reports of the same trouble."""
 
 REPORTED_HOST_CHARACTERS_MAX = 255
-"""A host's name in a report; longer ones are cut."""
+"""A host's name in a report; longer ones are cut, once no secret is in them any more."""

@@ -166,32 +166,35 @@ class ModelConversation:
         refused = None
         if self._admission.needs_body:
             self._waiting = _Waiting(request, verdict)
-        elif (refused := self._admission.judge(None)) is None:
+        elif (refused := self._admission.judge()) is None:
             self._forward(reaction, request, verdict)
         if refused is not None:
             self._refuse(reaction, refused, request.method)
         elif self._client_side.they_are_waiting_for_100_continue:
             self._to_client(reaction, h11.InformationalResponse(status_code=100, headers=[]))
 
-    def _forward(self, reaction: Reaction, request: h11.Request, allowed: Allowed) -> None:
+    def _forward(self, reaction: Reaction, request: h11.Request, allowed: Allowed, body: bytes | None = None) -> None:
         self._exchange = _Exchange(allowed.is_metered, KeyScreen(self._upstream.key))
         if self._upstream_side is None:
             self._upstream_side = http.upstream_side()
             reaction.dial = True
-        self._to_upstream(reaction, http.forwarded_request(request, allowed.target, self._upstream))
+        self._to_upstream(reaction, http.forwarded_request(request, allowed.target, self._upstream, body))
 
     def _admit(self, reaction: Reaction) -> None:
         waiting = self._forget_waiting()
         if waiting is None:
             return
-        refused = self._admission.judge(waiting.body if waiting.allowed.is_metered else None)
-        if refused is not None:
-            self._refuse(reaction, refused)
+        verdict = self._admission.judge() or self._admission.judge_body(
+            waiting.body, is_metered=waiting.allowed.is_metered
+        )
+        waiting.body.clear()
+        if isinstance(verdict, Refused):
+            self._refuse(reaction, verdict)
             if not self._is_over:
                 self._end_cycle(reaction)
             return
-        self._forward(reaction, waiting.request, waiting.allowed)
-        self._to_upstream(reaction, h11.Data(data=bytes(waiting.body)))
+        self._forward(reaction, waiting.request, waiting.allowed, verdict)
+        self._to_upstream(reaction, h11.Data(data=verdict))
         self._to_upstream(reaction, h11.EndOfMessage())
 
     def _forget_waiting(self) -> _Waiting | None:
@@ -276,6 +279,10 @@ class ModelConversation:
             address = self._upstream.address
             self._break(reaction, 502, f"The model at {address} redirects elsewhere; set ANTHROPIC_BASE_URL to there.")
             return
+        refused = self._admission.hear(response.status_code, self._upstream.address)
+        if refused is not None:
+            self._answer_instead(reaction, refused)
+            return
         exchange.is_answered = True
         if exchange.is_metered and response.status_code < 300:
             exchange.meter = meter_for(http.header(response.headers, b"content-type"))
@@ -296,14 +303,16 @@ class ModelConversation:
     def _break(self, reaction: Reaction, status: int, message: str) -> None:
         """The upstream failed: an error if the answer has not begun, else an end that the client sees as a break."""
         self._reports.trouble("upstream_unreachable", message)
-        is_answered = self._exchange is not None and self._exchange.is_answered
+        if self._exchange is not None and self._exchange.is_answered:
+            self._end(reaction)
+        else:
+            self._answer_instead(reaction, Refused(status, "timeout_error" if status == 504 else "api_error", message))
+
+    def _answer_instead(self, reaction: Reaction, told: Refused) -> None:
+        """The upstream's answer has not begun for the client, and never will."""
         self._settle(is_whole=False)
         self._drop_upstream(reaction)
-        if is_answered:
-            self._end(reaction)
-            return
-        kind = "timeout_error" if status == 504 else "api_error"
-        reaction.to_client += http.api_error(status, kind, message).send(self._client_side)
+        reaction.to_client += http.api_error(told.status, told.kind, told.message).send(self._client_side)
         self._has_answered = True
         if self._client_side.their_state is not h11.SEND_BODY:
             self._end_cycle(reaction)

@@ -1,9 +1,11 @@
 """Connections to the model: dialled directly, with the system's resolver, without HTTPS_PROXY or a redirect."""
 
 import asyncio
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from sandbox.gateway import limits
+from sandbox.gateway.address_table import Address, unwrapped
 from sandbox.gateway.line import Line
 from sandbox.gateway.upstream import Upstream
 
@@ -21,10 +23,11 @@ class UnreachableError(Exception):
 
 
 class ModelDialler:
-    """Opens connections to the upstream."""
+    """Opens connections to the upstream, and remembers at which addresses it was."""
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
+        self.addresses: set[Address] = set()
         self._tls: SSLContext | None = None
 
     async def dial(self) -> Line:
@@ -43,6 +46,7 @@ class ModelDialler:
             reason = error.strerror or type(error).__name__
             message = f"The model at {upstream.address} cannot be reached ({reason}); check ANTHROPIC_BASE_URL."
             raise UnreachableError(502, message) from None
+        self.addresses.add(unwrapped(ip_address(writer.get_extra_info("peername")[0])))
         return Line(reader, writer)
 
     def _context(self) -> "SSLContext":

@@ -33,25 +33,45 @@ def may_be_dialled(address: Address) -> bool:
 
 
 class Outward:
-    """Dials hosts by name, by the system's resolver (/etc/hosts included), but never the model's."""
+    """Dials hosts by name, by the system's resolver (/etc/hosts included), but never the model's.
 
-    def __init__(self, model_host: str, address_policy: AddressPolicy) -> None:
+    model_addresses: where the model has been found; it grows here and where the model is dialled.
+    """
+
+    def __init__(self, model_host: str, address_policy: AddressPolicy, model_addresses: set[Address]) -> None:
         self._model_host = model_host
+        self._model_addresses = model_addresses
+        self._model_looked_up_at = float("-inf")
         self._may_be_dialled = address_policy
         self._lookups = asyncio.Semaphore(limits.LOOKUPS_MAX)
 
     async def dial(self, host: str, port: int) -> Line:
         """Raises NotDialledError, NotReachedError."""
         addresses = await self._look_up(host)
-        with suppress(NotReachedError):
-            if not set(addresses).isdisjoint(await self._look_up(self._model_host)):
-                raise NotDialledError("its address is the model's, which is reached through the gateway only.")
+        await self._look_for_model()
+        if not self._model_addresses.isdisjoint(addresses):
+            raise NotDialledError("its address is the model's, which is reached through the gateway only.")
         allowed = [address for address in addresses if self._may_be_dialled(address)]
         if not allowed:
             raise NotDialledError("its name resolves to no public address of another host.")
         return await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
 
+    async def _look_for_model(self) -> None:
+        """Every address that it ever had counts. As long as none is known, no host can be told from the model."""
+        now = asyncio.get_running_loop().time()
+        if now - self._model_looked_up_at < limits.MODEL_LOOKUP_SECONDS:
+            return
+        try:
+            self._model_addresses.update(await self._look_up(self._model_host))
+            self._model_looked_up_at = now
+        except NotReachedError:
+            if not self._model_addresses:
+                message = "The model's host does not resolve, and unless it does no other host is reached."
+                raise NotReachedError(502, message) from None
+
     async def _look_up(self, host: str) -> list[Address]:
+        with suppress(ValueError):
+            return [unwrapped(ip_address(host))]
         try:
             async with asyncio.timeout(limits.LOOKUP_SECONDS):
                 await self._lookups.acquire()

@@ -5,6 +5,7 @@ from typing import Any
 import h11
 
 from sandbox.gateway import http
+from sandbox.gateway.any_opening import AnyOpening
 from sandbox.gateway.egress import (
     HTTP_PORT,
     HTTPS_PORT,
@@ -60,6 +61,8 @@ class ProxyOpening:
         )
 
     def _inside(self, wanted: Authority) -> Opening:
+        if wanted.port not in (HTTP_PORT, HTTPS_PORT):
+            return AnyOpening(self._policy, wanted.host, wanted.port)
         kind = HttpOpening if wanted.port == HTTP_PORT else TlsOpening
         return kind(self._policy, wanted.host, wanted.host, wanted.port)
 

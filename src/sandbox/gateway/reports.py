@@ -2,20 +2,28 @@
 
 from collections.abc import Callable
 
-from sandbox.contracts.gateway import BudgetReached, Report
+from sandbox.contracts.gateway import BudgetReached, KeyRefused, Report
 from sandbox.gateway.limits import DENIALS_PER_SECOND_MAX, REPORTED_HOST_CHARACTERS_MAX, TROUBLE_SECONDS
 from sandbox.model.event import EgressDenied, Trouble, Usage
 
 
 class Reports:
-    """Passes on every usage, and denials and troubles as far as their rate allows. `monotonic` gives seconds."""
+    """Passes on every usage, and denials and troubles as far as their rate allows.
 
-    def __init__(self, report: Report, monotonic: Callable[[], float]) -> None:
+    monotonic: gives seconds; redact: takes the values of secrets out of a text.
+    """
+
+    def __init__(self, report: Report, monotonic: Callable[[], float], redact: Callable[[str], str] = str) -> None:
         self._report = report
+        self._redact = redact
         self._monotonic = monotonic
         self._second_began = float("-inf")
         self._denials = 0
         self._troubles: dict[str, float] = {}
+
+    def shown(self, text: str) -> str:
+        """A name from inside as it may stand in a journal: redacted while it is whole, then cut."""
+        return printable(self._redact(text))
 
     def used(self, usage: Usage) -> None:
         """Tokens were spent."""
@@ -25,6 +33,10 @@ class Reports:
         """No further model request is forwarded."""
         self._report(BudgetReached(message))
 
+    def key_refused(self, message: str) -> None:
+        """The same, because the model does not take the server's key."""
+        self._report(KeyRefused(message))
+
     def denied(self, host: str, port: int, reason: str) -> None:
         """Something was refused; `host` may come from inside."""
         now = self._monotonic()
@@ -33,7 +45,7 @@ class Reports:
             self._second_began = now
         self._denials += 1
         if self._denials <= DENIALS_PER_SECOND_MAX:
-            self._report(EgressDenied(printable(host), port, reason))
+            self._report(EgressDenied(self.shown(host), port, reason))
 
     def trouble(self, error: str, message: str) -> None:
         """Something went wrong; told at once, then for a while not again."""

@@ -16,7 +16,8 @@ from sandbox.contracts.gateway import Gateway, GatewayRules, ModelUpstream, Repo
 from sandbox.contracts.runtime import Listeners
 from sandbox.gateway import limits
 from sandbox.gateway.admission import Admission
-from sandbox.gateway.egress import HTTP_PORT, EgressPolicy, Opening
+from sandbox.gateway.any_opening import open_at_once
+from sandbox.gateway.egress import HTTP_PORT, HTTPS_PORT, EgressPolicy, Opening, Passage, Refusal
 from sandbox.gateway.egress_visit import EgressVisit
 from sandbox.gateway.http_opening import HttpOpening
 from sandbox.gateway.line import Line
@@ -40,25 +41,32 @@ class SocketGateways:
         self._address_policy = address_policy
 
     def open(
-        self, upstream: ModelUpstream, task_key: str, report: Report, rules: GatewayRules = GatewayRules()
+        self,
+        upstream: ModelUpstream,
+        task_key: str,
+        report: Report,
+        rules: GatewayRules = GatewayRules(),
+        redact: Callable[[str], str] = str,
     ) -> Gateway:
         """Raises ValueError, with a sentence, for an upstream or a key that cannot be used."""
-        return SocketGateway(parse_upstream(upstream), task_key, report, rules, self._address_policy)
+        reports = Reports(report, time.monotonic, redact)
+        return SocketGateway(parse_upstream(upstream), task_key, reports, rules, self._address_policy)
 
 
 class SocketGateway:
     """Serves one sandbox."""
 
     def __init__(
-        self, upstream: Upstream, task_key: str, report: Report, rules: GatewayRules, address_policy: AddressPolicy
+        self, upstream: Upstream, task_key: str, reports: Reports, rules: GatewayRules, address_policy: AddressPolicy
     ) -> None:
         self._dialler = ModelDialler(upstream)
         self._task_key = task_key
-        self._reports = Reports(report, time.monotonic)
+        self._reports = reports
         self._policy = EgressPolicy(rules.egress, upstream.host)
+        self._proxy_policy = EgressPolicy(rules.egress, upstream.host, takes_addresses=True)
         self._addresses = NameAddresses(self._policy.knows)
         self._names = NameService(self._policy, self._addresses, self._reports)
-        self._outward = Outward(upstream.host, address_policy)
+        self._outward = Outward(upstream.host, address_policy, self._dialler.addresses)
         self._admission = Admission(rules, self._reports)
         self._released = asyncio.Event()
         self._model_conversations: set[ModelConversation] = set()
@@ -143,14 +151,18 @@ class SocketGateway:
         return attend
 
     async def _attend_proxy(self, accepted: socket) -> None:
-        await self._attend_egress(ProxyOpening(self._policy, accepted.getsockname()[1]), accepted)
+        await self._attend_egress(ProxyOpening(self._proxy_policy, accepted.getsockname()[1]), accepted)
 
     async def _attend_transparent(self, port: int, accepted: socket) -> None:
         address = accepted.getsockname()[0]
+        name = self._addresses.name_of(address)
+        if port not in (HTTP_PORT, HTTPS_PORT):
+            await self._attend_egress(open_at_once(self._policy, name, address, port), accepted)
+            return
         kind = HttpOpening if port == HTTP_PORT else TlsOpening
-        await self._attend_egress(kind(self._policy, self._addresses.name_of(address), address, port), accepted)
+        await self._attend_egress(kind(self._policy, name, address, port), accepted)
 
-    async def _attend_egress(self, opening: Opening, accepted: socket) -> None:
+    async def _attend_egress(self, opening: Opening | Passage | Refusal, accepted: socket) -> None:
         line = await Line.over(accepted)
         await EgressVisit(opening, line, self._reports, self._outward, self._turns).run()
 

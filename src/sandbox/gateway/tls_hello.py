@@ -1,20 +1,26 @@
 """Reads the server's name out of a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3), whoever sent it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _HANDSHAKE_RECORD = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME_EXTENSION = 0
+_ENCRYPTED_HELLO_EXTENSION = 0xFE0D
 _HOST_NAME = 0
 _RECORD_BYTES_MAX = 16384 + 256
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What the bytes so far tell. `server_name` is None in a whole hello without one, and in what is no hello."""
+    """What the bytes so far tell. `server_name` is None in a whole hello without one, and in what is no hello.
+
+    hides_name: another hello is in it, encrypted (ECH), which may name another server; browsers put random bytes there.
+    """
 
     is_whole: bool
     server_name: str | None = None
+    hides_name: bool = False
 
 
 class _CutShortError(Exception):
@@ -33,29 +39,34 @@ def read_hello(data: bytes) -> Hello:
         if message and message[0] != _CLIENT_HELLO:
             return Hello(is_whole=True)
         if len(message) >= 4 and len(message) >= 4 + int.from_bytes(message[1:4]):
-            return Hello(True, _server_name(bytes(message[4 : 4 + int.from_bytes(message[1:4])])))
+            return _told_by(bytes(message[4 : 4 + int.from_bytes(message[1:4])]))
         offset += 5 + length
     could_begin = data[:1] in (b"", b"\x16") and data[1:2] in (b"", b"\x03")
     return Hello(is_whole=not could_begin)
 
 
-def _server_name(body: bytes) -> str | None:
+def _told_by(body: bytes) -> Hello:
+    names, hides_name = [], False
     try:
-        reader = _Reader(body)
-        reader.take(2 + 32)
-        reader.vector(1)
-        reader.vector(2)
-        reader.vector(1)
-        extensions = _Reader(reader.vector(2))
-        names = []
-        while extensions.left:
-            kind, content = extensions.number(2), extensions.vector(2)
+        for kind, content in _extensions(body):
             if kind == _SERVER_NAME_EXTENSION:
                 names += _host_names(content)
+            hides_name |= kind == _ENCRYPTED_HELLO_EXTENSION
     except _CutShortError:
-        return None
+        return Hello(is_whole=True)
     # Several names are against the rules, and the server might take another one than we.
-    return names[0] if len(names) == 1 else None
+    return Hello(True, names[0] if len(names) == 1 else None, hides_name)
+
+
+def _extensions(body: bytes) -> Iterator[tuple[int, bytes]]:
+    reader = _Reader(body)
+    reader.take(2 + 32)
+    reader.vector(1)
+    reader.vector(2)
+    reader.vector(1)
+    extensions = _Reader(reader.vector(2))
+    while extensions.left:
+        yield extensions.number(2), extensions.vector(2)
 
 
 def _host_names(content: bytes) -> list[str]:

@@ -1,8 +1,8 @@
 """A TLS connection to a host: the server's name in its ClientHello must be that host's."""
 
-from sandbox.gateway.egress import EgressPolicy, Free, Passage, Refusal, normal
+from sandbox.gateway.egress import EgressPolicy, Free, Passage, Refusal, is_address, normal
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
-from sandbox.gateway.tls_hello import read_hello
+from sandbox.gateway.tls_hello import Hello, read_hello
 
 
 class TlsOpening:
@@ -25,16 +25,21 @@ class TlsOpening:
         wanted = self._name or asked or self._shown
         objection = self._policy.objection(wanted, self._port)
         if objection is None:
-            objection = self._mismatch(asked)
+            objection = self._mismatch(hello)
         if objection is not None:
             return Refusal(asked or wanted, self._port, objection)
         return Passage(wanted, self._port, Free(self._received))
 
-    def _mismatch(self, asked: str | None) -> str | None:
+    def _mismatch(self, hello: Hello) -> str | None:
+        asked = hello.server_name
         if self._name is None:
             return f"{self._shown} is no address that its name resolved to."
-        if asked is None:
+        if not hello.is_whole:
+            return f"the connection to {self._name} opens with TLS that does not come to its end."
+        if asked is None and not is_address(self._name):
             return f"the connection to {self._name} does not open with TLS that names its server (SNI)."
-        if normal(asked) != normal(self._name):
+        if asked is not None and normal(asked) != normal(self._name):
             return f"the connection is to {self._name}, but its TLS asks for another server."
+        if hello.hides_name and not self._policy.takes_hidden_names:
+            return "its TLS has a second server name that is encrypted (ECH); turn that off in the program."
         return None

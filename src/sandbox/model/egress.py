@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from sandbox.model.manifest import Vm
 
 DEFAULT_PORTS = (443, 80)
+TRANSPARENT_PORTS_MAX = 64
+"""Ports at which programs without proxy support reach hosts; the rest of the ports is reached by the proxy only."""
+
+_SSH_PORT = 22
+_OWN_PORTS = frozenset({53, 3128, 8123})
+"""What the gateway itself listens on for something else: names, its proxy, the model."""
+
+_NOT_PUBLIC = ("alt", "home.arpa", "internal", "invalid", "local", "localhost", "onion", "test")
+"""Domains that are nobody's on the public internet (RFC 6761, 6762, 7686, 8375, 9476; ICANN for `internal`)."""
 
 
 class EgressRule(msgspec.Struct, frozen=True):
@@ -17,38 +28,67 @@ class EgressRule(msgspec.Struct, frozen=True):
 
     def allows(self, host: str, port: int) -> bool:
         """Whether `host` (any case, a final dot is fine) may be reached at `port`."""
-        wanted = host.rstrip(".").lower()
-        if port not in self.ports:
-            return False
+        return port in self.ports and self.means(host)
+
+    def means(self, host: str) -> bool:
+        """Whether it is about this host, at whatever port."""
+        wanted = host.removesuffix(".").lower()
         if self.name.startswith("*."):
             return wanted.endswith(self.name[1:]) and len(wanted) > len(self.name) - 1
         return wanted == self.name
 
 
-class EgressRules(msgspec.Struct, frozen=True):
-    """All of a task's. Without rules nothing is allowed."""
+class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All of a task's. Without rules nothing is allowed; `is_full`: every public name is, at every port."""
 
     rules: tuple[EgressRule, ...] = ()
+    is_full: bool = False
+
+    @property
+    def allow_nothing(self) -> bool:
+        """Whether the model alone is reached."""
+        return not (self.rules or self.is_full)
 
     def allows(self, host: str, port: int) -> bool:
         """Whether any rule allows it."""
+        if self.is_full:
+            return is_public_name(host)
         return any(rule.allows(host, port) for rule in self.rules)
 
     def knows(self, host: str) -> bool:
         """Whether any rule allows the host at any port: only then does its name resolve."""
-        return any(rule.allows(host, port) for rule in self.rules for port in rule.ports)
-
-    @property
-    def ports(self) -> frozenset[int]:
-        """Every port that some rule allows."""
-        return frozenset(port for rule in self.rules for port in rule.ports)
+        if self.is_full:
+            return is_public_name(host)
+        return any(rule.means(host) for rule in self.rules)
 
 
 def egress_rules(vm: Vm) -> EgressRules:
-    """The rules that a manifest asks for; none unless `network_mode` is `outbound`."""
+    """The rules that a manifest asks for; none with `network_mode: isolated`."""
+    if vm.network_mode == "full":
+        return EgressRules(is_full=True)
     if vm.network_mode != "outbound":
         return EgressRules()
     return EgressRules(tuple(_rule(entry) for entry in vm.allowed_hosts))
+
+
+def transparent_ports(rules: EgressRules) -> tuple[int, ...]:
+    """At which ports the gateway listens for programs that know no proxy: 80, 443 and what the rules name."""
+    asked = {_SSH_PORT} if rules.is_full else {port for rule in rules.rules for port in rule.ports}
+    further = sorted(asked - _OWN_PORTS - set(DEFAULT_PORTS))
+    return (*DEFAULT_PORTS, *further)[:TRANSPARENT_PORTS_MAX]
+
+
+def is_public_name(host: str) -> bool:
+    """Whether a name can be one of the public internet: not of one label, no number at its end, in no local domain."""
+    name = host.removesuffix(".").lower()
+    is_local = any(name == domain or name.endswith(f".{domain}") for domain in _NOT_PUBLIC)
+    return "." in name and not is_local and not ends_in_number(name)
+
+
+def ends_in_number(host: str) -> bool:
+    """Whether resolvers may take this for an IP address, in whatever spelling (`127.1`, `0x7f000001`)."""
+    last = host.removesuffix(".").rpartition(".")[2]
+    return re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", last) is not None
 
 
 def _rule(entry: str) -> EgressRule:

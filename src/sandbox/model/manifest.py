@@ -191,11 +191,6 @@ class Unbuilt(NamedTuple):
 
 NOT_SUPPORTED_YET: dict[str, Unbuilt] = {
     "claude.headless": Unbuilt(lambda value: value is True, "leave it out or say true"),
-    "vm.network_mode": Unbuilt(lambda value: value in ("isolated", "outbound"), "say isolated or outbound"),
-    "vm.allowed_hosts": Unbuilt(
-        lambda hosts: not (isinstance(hosts, list) and any("*" in str(host) or ":" in str(host) for host in hosts)),
-        "name each host, without '*.' and without a port",
-    ),
     "lifecycle.retries": Unbuilt(lambda value: value == 0, "leave it out or say 0"),
     "lifecycle.resume": Unbuilt(lambda value: value is False, "leave it out or say false"),
 }

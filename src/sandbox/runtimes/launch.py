@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.contracts.runtime import Listeners
+from sandbox.contracts.runtime import TRANSPARENT_PORTS, Listeners
 from sandbox.model.errors import AttemptError, FailureCode
 
 _READY_SECONDS = 30.0
-_TRANSPARENT_PORTS = (80, 443)
+_LISTENERS_MAX = 250
+"""Fewer than the kernel lets one message carry (SCM_MAX_FD)."""
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
 """By import and not by file, because only then the compiled launcher is cached."""
 
@@ -27,13 +28,19 @@ class Launch:
     """One launcher process, and after its exec the process that it became."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], control: socket.socket, output: socket.socket, errors: socket.socket
+        self,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        output: socket.socket,
+        errors: socket.socket,
+        transparent_ports: Sequence[int],
     ) -> None:
         self.pid = process.pid
         self.output = output
         self.errors = errors
         self._process = process
         self._control = control
+        self._transparent_ports = transparent_ports
         self._descriptor = os.pidfd_open(process.pid)
 
     async def ready(self) -> Listeners:
@@ -43,14 +50,14 @@ class Launch:
                 await wait_readable(self._control.fileno())
         except TimeoutError:
             raise AttemptError(FailureCode.PROVISION_FAILED, "The sandbox was not ready in time.") from None
-        message, descriptors, _, _ = socket.recv_fds(self._control, 4096, 16)
+        message, descriptors, _, _ = socket.recv_fds(self._control, 4096, _LISTENERS_MAX)
         if message != b"ready":
             reason = message.removeprefix(b"error ") or self._read_errors() or b"it ended without a word"
             raise AttemptError(
                 FailureCode.PROVISION_FAILED,
                 f"The sandbox could not be made: {reason.decode(errors='replace')}. 'sandbox doctor' tells what to do.",
             )
-        return _as_listeners([socket.socket(fileno=descriptor) for descriptor in descriptors])
+        return self._as_listeners([socket.socket(fileno=descriptor) for descriptor in descriptors])
 
     def execute(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
         """Have it become `argv`: path, then its arguments from number 0 on. `descriptors` are numbered from
@@ -86,6 +93,13 @@ class Launch:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def _as_listeners(self, sockets: list[socket.socket]) -> Listeners:
+        for one in sockets:
+            one.setblocking(False)
+        model, proxy, names_udp, names_tcp, *transparent = sockets
+        by_port = dict(zip(self._transparent_ports, transparent, strict=True))
+        return Listeners(model, proxy, names_udp, names_tcp, by_port)
+
     def _read_errors(self) -> bytes:
         self.errors.setblocking(False)
         with suppress(BlockingIOError):
@@ -100,6 +114,7 @@ def start_launcher(
     *,
     agent_uid: int | None = None,
     tree: Iterable[tuple[str, str, str]] = (),
+    transparent_ports: Sequence[int] = TRANSPARENT_PORTS,
 ) -> Launch:
     """Start it. The sandbox dies with the thread that calls this. Raises OSError.
 
@@ -109,13 +124,13 @@ def start_launcher(
     control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output, output_inside = socket.socketpair()
     errors, errors_inside = socket.socketpair()
-    folder = Path(__file__).parent
-    laid = [word for entry in (*(("bind", name, str(path)) for name, path in paths.items()), *tree) for word in entry]
-    uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, agent_uid)]
-    numbers = [str(control_inside.fileno()), str(os.getpid()), *uids]
+    uids = ["-" if uid is None else uid for uid in (kernel_uid, agent_uid)]
+    numbers = [control_inside.fileno(), os.getpid(), *uids, ",".join(map(str, transparent_ports))]
+    laid = (*(("bind", name, str(path)) for name, path in paths.items()), *tree)
+    told = [*map(str, numbers), *(word for entry in laid for word in entry), mark_attempt(attempt_id)]
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, str(folder), *numbers, *laid, mark_attempt(attempt_id)],
+            [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, str(Path(__file__).parent), *told],
             stdin=subprocess.DEVNULL,
             stdout=output_inside.fileno(),
             stderr=errors_inside.fileno(),
@@ -131,7 +146,7 @@ def start_launcher(
     finally:
         for one in (control_inside, output_inside, errors_inside):
             one.close()
-    return Launch(process, control, output, errors)
+    return Launch(process, control, output, errors, transparent_ports)
 
 
 async def wait_readable(descriptor: int) -> None:
@@ -157,10 +172,3 @@ def write_memory(name: str, content: bytes) -> int:
         file.write(content)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
-
-
-def _as_listeners(sockets: list[socket.socket]) -> Listeners:
-    for one in sockets:
-        one.setblocking(False)
-    model, proxy, names_udp, names_tcp, *transparent = sockets
-    return Listeners(model, proxy, names_udp, names_tcp, dict(zip(_TRANSPARENT_PORTS, transparent, strict=True)))

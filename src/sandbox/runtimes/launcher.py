@@ -9,8 +9,8 @@ Only built-in and C modules are imported (`socket`, `signal` and `json` would do
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.
 
 Arguments: control descriptor, parent's pid, kernel uid (or `-` as an ordinary user), kernel uid of the agent's files
-where that is another one (else `-`), then threes of KIND, NAME and VALUE to lay at STAGE/NAME, see `lay`. The last
-argument is a marker to be found by; it means nothing here.
+where that is another one (else `-`), transparent ports with commas between, then threes of KIND, NAME and VALUE to lay
+at STAGE/NAME, see `lay`. The last argument is a marker to be found by; it means nothing here.
 """
 
 import _socket
@@ -24,6 +24,7 @@ import sys
 _signal = __import__("_signal")  # built in, and unknown to type checkers
 
 STAGE = "/run"
+OF_THE_HOST = ("bind", "image", "program")
 FIRST_DESCRIPTOR = 100
 """Descriptors of the command, from the third one of the message on, get the numbers from here on."""
 
@@ -99,8 +100,8 @@ def raise_loopback() -> None:
         raise OSError(-error, f"route to 198.18.0.0/15: {os.strerror(-error)}")
 
 
-def open_listeners() -> list[_socket.socket]:
-    """In the order that the runner expects: model, proxy, names by UDP and TCP, transparent 80 and 443.
+def open_listeners(transparent_ports: list[int]) -> list[_socket.socket]:
+    """In the order that the runner expects: model, proxy, names by UDP and TCP, the transparent ones as they come.
 
     The first two ports are those of contracts/inside.py, which this program cannot import.
     """
@@ -110,8 +111,7 @@ def open_listeners() -> list[_socket.socket]:
         (stream, "127.0.0.1", 3128),
         (datagram, "0.0.0.0", 53),  # noqa: S104  (every address of a namespace that nothing else is in)
         (stream, "0.0.0.0", 53),  # noqa: S104
-        (stream, "0.0.0.0", 80),  # noqa: S104
-        (stream, "0.0.0.0", 443),  # noqa: S104
+        *((stream, "0.0.0.0", port) for port in transparent_ports),  # noqa: S104
     ]
     return [_open_listener(*one) for one in wanted]
 
@@ -127,17 +127,23 @@ def _open_listener(kind: int, address: str, port: int) -> _socket.socket:
 def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
     """Lay each at STAGE/NAME, where a kernel uid that cannot walk the host's directories reaches it.
 
-    Kinds, and what their value is: `bind`, `image` (the same, read-only): a path of the host · `link`: its target ·
-    `file`: its text · `directory` · `own` (a directory of the kernel uid's) · `terminals` (none of the host's).
+    Kinds, and what their value is: `bind`, `image` (the same, read-only), `program` (the same, readable by everybody):
+    a path of the host · `link`: its target · `file`: its text · `directory` · `own` (a directory of the kernel uid's) ·
+    `terminals` (none of the host's).
     """
     # Before anything is laid, because STAGE hides what the host has there.
-    sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in ("bind", "image")}
+    sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in OF_THE_HOST}
+    programs = [path for kind, _, path in entries if kind == "program"]
+    folders = {path: os.open(os.path.dirname(path), os.O_PATH) for path in programs}  # noqa: PTH120
     _mount("tmpfs", STAGE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     for kind, name, value in entries:
         target = f"{STAGE}/{name}"
         os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
-        if value in sources and kind in ("bind", "image"):
-            _bind(sources[value], target, is_read_only=kind == "image")
+        if kind in OF_THE_HOST:
+            source = f"/proc/self/fd/{sources[value]}"
+            if kind == "program" and not os.stat(source).st_mode & 0o004:  # noqa: PTH116
+                source = uncover_program(folders[value], os.path.basename(value), f"{STAGE}/readable/{name}")  # noqa: PTH119
+            _bind(source, target, is_read_only=kind != "bind")
         elif kind == "link":
             os.symlink(value, target)  # noqa: PTH211
         elif kind == "file":
@@ -149,12 +155,21 @@ def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
             os.chown(target, kernel_uid, kernel_uid)
         if kind == "terminals":
             lay_terminals(target)
-    for source in sources.values():
-        os.close(source)
+    for descriptor in (*sources.values(), *folders.values()):
+        os.close(descriptor)
 
 
-def _bind(source: int, target: str, *, is_read_only: bool) -> None:
-    path = f"/proc/self/fd/{source}"
+def uncover_program(folder: int, program: str, place: str) -> str:
+    """A view of an execute-only program that can be read; gives its path. Only the mode is copied, not the program."""
+    for name in ("upper", "work", "view"):
+        os.makedirs(f"{place}/{name}")  # noqa: PTH103
+    places = f"lowerdir=/proc/self/fd/{folder},upperdir={place}/upper,workdir={place}/work"
+    _mount("overlay", f"{place}/view", "overlay", MS_NOSUID | MS_NODEV, f"{places},metacopy=on,xino=off")
+    os.chmod(f"{place}/view/{program}", 0o555)  # noqa: PTH101, S103
+    return f"{place}/view/{program}"
+
+
+def _bind(path: str, target: str, *, is_read_only: bool) -> None:
     if os.path.isdir(path):  # noqa: PTH112
         os.makedirs(target, exist_ok=True)  # noqa: PTH103
     else:
@@ -244,7 +259,7 @@ def run_command(control: _socket.socket) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run to the exec; a failure on the way is told over the control socket."""
-    control_number, parent, kernel_uid, agent_uid, *words = arguments[:-1]
+    control_number, parent, kernel_uid, agent_uid, ports, *words = arguments[:-1]
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)
     try:
@@ -254,7 +269,7 @@ def main(arguments: list[str]) -> None:
             raise ValueError("a sandbox of root's must have a kernel uid of its own")
         enter_namespaces(as_root)
         raise_loopback()
-        listeners = open_listeners()
+        listeners = open_listeners([int(port) for port in ports.split(",")])
         lay(list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None)
         settle()
         if agent_uid != "-":

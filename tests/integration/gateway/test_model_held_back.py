@@ -47,12 +47,12 @@ def test_a_body_that_ends_after_the_release_goes_on_too():
             head = (
                 f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Api-Key: task-key-of-this-task\r\n"
             )
-            late.writer.write(head.encode() + b"Content-Length: 4\r\n\r\nab")
-            await until_true(lambda: served.gateway._admission._held_bytes == 4)
+            late.writer.write(head.encode() + b'Content-Length: 7\r\n\r\n{"a"')
+            await until_true(lambda: served.gateway._admission._held_bytes == 6)
             served.gateway.release_model()
-            late.writer.write(b"cd")
+            late.writer.write(b":1}")
             assert (await late.answer())[0] == 200
-            assert {request.body for request in upstream.requests} == {b"{}", b"abcd"}
+            assert {request.body for request in upstream.requests} == {b"{}", b'{"a":1}'}
 
     run(story)
 

@@ -12,7 +12,9 @@ import pytest
 
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, run, served_gateway, until_true
+from sandbox.contracts.gateway import GatewayRules
 from sandbox.gateway import limits, visit
+from sandbox.model.egress import EgressRules
 from sandbox.model.event import EgressDenied, Trouble, Usage
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -52,12 +54,12 @@ def test_an_answer_arrives_byte_for_byte_with_the_keys_swapped():
     async def story():
         async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url + "/prefix") as served:
             client = await served.connect()
-            client.ask(b'{"any": "bytes \xff"}')
+            client.ask(b'{"any":"text \xc3\xa9"}')
             status, headers, body = await client.answer()
             assert (status, headers["content-type"], body) == (200, "text/event-stream", BODY)
             asked = upstream.requests[0]
             assert asked.target == "/prefix/v1/messages?beta=true"
-            assert asked.body == b'{"any": "bytes \xff"}'
+            assert asked.body == b'{"any":"text \xc3\xa9"}'
             assert asked.headers["x-api-key"] == SERVER_KEY
             assert asked.headers["host"] == f"127.0.0.1:{upstream.port}"
             assert TASK_KEY.encode() not in asked.head + asked.body
@@ -274,7 +276,8 @@ def test_large_bodies_pass_in_both_directions_in_bounded_memory():
             await writer.drain()
 
     async def story():
-        async with scripted_upstream(plenty) as upstream, served_gateway(upstream.base_url) as served:
+        unread = GatewayRules(egress=EgressRules(is_full=True))
+        async with scripted_upstream(plenty) as upstream, served_gateway(upstream.base_url, unread) as served:
             client = await served.connect()
             client.ask(bytes(size))
             assert (await client.answer())[2] == bytes(size)

@@ -2,79 +2,15 @@
 
 import asyncio
 import os
-import socket
 import threading
-from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 
 import pytest
 
-from doubles.served_gateway import run, served_gateway, until_true
-from sandbox.contracts.gateway import GatewayRules
+from doubles.far_host import HOST, client_hello, played, tunnel
+from doubles.served_gateway import run, until_true
 from sandbox.gateway import limits, outward
-from sandbox.gateway.line import Line
-from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.event import EgressDenied, Trouble
-
-HOST = "files.example.org"
-RULES = GatewayRules(egress=EgressRules((EgressRule(HOST),)))
-MODEL = "http://127.0.0.9:9"
-
-
-def client_hello(name: str) -> bytes:
-    """The least that is a ClientHello."""
-    names = b"\0" + len(name).to_bytes(2) + name.encode()
-    extension = b"\0\0" + (len(names) + 2).to_bytes(2) + len(names).to_bytes(2) + names
-    body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\1" + b"\1\0" + len(extension).to_bytes(2) + extension
-    message = b"\1" + len(body).to_bytes(3) + body
-    return b"\x16\3\1" + len(message).to_bytes(2) + message
-
-
-@asynccontextmanager
-async def played(attend, monkeypatch, addresses=("8.8.4.4",), names=None):
-    """A gateway whose names resolve to `addresses`, and whose connections there are to `attend` on loopback."""
-    writers, attending = [], set()
-
-    async def remember(reader, writer):
-        writers.append(writer)
-        attending.add(asyncio.current_task())
-        with suppress(ConnectionError):
-            await attend(reader, writer)
-
-    server = await asyncio.start_server(remember, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-
-    def resolve(host, *_, **__):
-        found = {HOST: addresses, **(names or {})}.get(host, ())
-        if not found:
-            raise socket.gaierror(socket.EAI_NONAME, "no such name")
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in found]
-
-    dialled = []
-
-    async def connect(host, _, allowed):
-        dialled.extend(map(str, allowed))
-        return Line(*await asyncio.open_connection("127.0.0.1", port))
-
-    monkeypatch.setattr(outward.socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(outward, "_connect", connect)
-    async with served_gateway(MODEL, RULES) as served:
-        served.dialled = dialled
-        try:
-            yield served
-        finally:
-            server.close()
-            for writer in writers:
-                writer.transport.abort()
-            for task in attending:
-                task.cancel()
-            await asyncio.gather(*attending, return_exceptions=True)
-
-
-async def tunnel(served, first=b""):
-    client = await served.connect(served.listeners.proxy.getsockname()[1])
-    client.writer.write(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() + first)
-    return client
 
 
 async def echo_reversed_order(reader, writer):
@@ -185,8 +121,8 @@ def test_only_addresses_that_are_public_are_dialled(monkeypatch, addresses, dial
 
 def test_a_name_behind_which_the_model_is_is_not_dialled(monkeypatch):
     async def story():
-        names = {"127.0.0.9": ("8.8.4.4",)}
-        async with played(echo_reversed_order, monkeypatch, names=names) as served:
+        names, model = {"model.example": ("8.8.4.4",)}, "http://model.example"
+        async with played(echo_reversed_order, monkeypatch, names=names, model=model) as served:
             client = await tunnel(served)
             assert b" 403 " in await client.until(b"\r\n\r\n")
             assert "the model's" in served.of(EgressDenied)[0].reason

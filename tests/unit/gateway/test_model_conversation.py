@@ -15,6 +15,7 @@ from sandbox.gateway.model import ModelConversation
 from sandbox.gateway.policy import ModelPolicy
 from sandbox.gateway.reports import Reports
 from sandbox.gateway.upstream import parse_upstream
+from sandbox.model.egress import EgressRules
 from sandbox.model.event import EgressDenied, Trouble, Usage
 
 TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
@@ -65,12 +66,13 @@ class Told(list):
 
 
 def opened(
-    base_url: str = "https://up.example/base", *, token: bool = False, key: str = SERVER_KEY
+    base_url: str = "https://up.example/base", *, token: bool = False, key: str = SERVER_KEY, is_full: bool = False
 ) -> tuple[ModelConversation, Told]:
+    """is_full: the bodies of requests pass unread, as they come."""
     told = Told()
     upstream = ModelUpstream(base_url, auth_token=key) if token else ModelUpstream(base_url, api_key=key)
     policy, reports = ModelPolicy(TASK_KEY, 8123), Reports(told.append, lambda: 0.0)
-    admission = Admission(GatewayRules(), reports)
+    admission = Admission(GatewayRules(egress=EgressRules(is_full=is_full)), reports)
     return ModelConversation(policy, admission, parse_upstream(upstream), reports, 8123), told
 
 
@@ -91,9 +93,11 @@ def error_of(reaction: Reaction) -> tuple[int, str, str]:
 # What is let through
 
 
-def test_a_request_goes_on_with_the_servers_key_and_its_body_byte_for_byte():
-    conversation, told = opened()
-    reaction = conversation.client_sent(request("/v1/messages?beta=true", "anthropic-beta: a,b", "X-App: cli"))
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_request_goes_on_with_the_servers_key_and_its_body(is_full):
+    conversation, told = opened(is_full=is_full)
+    asked = request("/v1/messages?beta=true", "anthropic-beta: a,b", "X-App: cli", "Content-Type: application/json")
+    reaction = conversation.client_sent(asked)
     assert reaction.dial
     assert not reaction.to_client
     first, headers = head_of(reaction.to_upstream)
@@ -104,6 +108,7 @@ def test_a_request_goes_on_with_the_servers_key_and_its_body_byte_for_byte():
         "accept-encoding": "identity",
         "anthropic-beta": "a,b",
         "x-app": "cli",
+        "content-type": "application/json",
         "content-length": str(len(BODY)),
     }
     assert reaction.to_upstream.endswith(b"\r\n\r\n" + BODY)
@@ -125,12 +130,13 @@ def test_nothing_about_the_sandbox_or_the_way_goes_on():
     private = ("Cookie: a=b", "Proxy-Authorization: x", "X-Forwarded-For: 1.2.3.4", "Forwarded: for=x", "Via: 1.1 x")
     hops = ("Connection: keep-alive, X-Hop", "X-Hop: 1", "Keep-Alive: 5", "TE: trailers", "Accept-Encoding: gzip, br")
     sent = conversation.client_sent(request("/v1/messages", *private, *hops))
-    assert set(head_of(sent.to_upstream)[1]) == {"host", "x-api-key", "accept-encoding", "content-length"}
+    kept = {"host", "x-api-key", "accept-encoding", "content-type", "content-length"}
+    assert set(head_of(sent.to_upstream)[1]) == kept
     assert TASK_KEY.encode() not in sent.to_upstream
 
 
 def test_a_body_in_chunks_stays_in_chunks_and_loses_its_trailers():
-    conversation, _ = opened()
+    conversation, _ = opened(is_full=True)
     sent = conversation.client_sent(
         request(
             "/v1/messages", "Transfer-Encoding: chunked", body=chunk(b"abc") + chunk(b"de") + b"0\r\nX-T: 1\r\n\r\n"
@@ -141,7 +147,7 @@ def test_a_body_in_chunks_stays_in_chunks_and_loses_its_trailers():
 
 
 def test_a_client_that_asks_before_it_sends_is_told_to_go_on():
-    conversation, _ = opened()
+    conversation, _ = opened(is_full=True)
     asked = conversation.client_sent(request("/v1/messages", "Expect: 100-continue", "Content-Length: 5", body=b""))
     assert asked.to_client.startswith(b"HTTP/1.1 100 ")
     assert "expect" not in head_of(asked.to_upstream)[1]
@@ -297,7 +303,7 @@ def test_a_body_that_says_it_is_over_the_bound_is_refused_unseen():
 
 
 def test_a_body_that_grows_over_the_bound_is_cut_off_upstream():
-    conversation, _ = opened()
+    conversation, _ = opened(is_full=True)
     conversation.client_sent(request("/v1/messages", "Transfer-Encoding: chunked", body=b""))
     piece = chunk(bytes(1024 * 1024))
     for _ in range(limits.REQUEST_BODY_BYTES_MAX // (1024 * 1024)):
@@ -386,7 +392,7 @@ def test_an_upstream_that_echoes_the_servers_key_tells_it_to_nobody():
     conversation, _ = opened()
     conversation.client_sent(request())
     body = b'{"error":"invalid x-api-key: %b"}' % SERVER_KEY.encode()
-    head = b"HTTP/1.1 401 No\r\nX-Seen: %b\r\ncontent-length: %d\r\n\r\n" % (SERVER_KEY.encode(), len(body))
+    head = b"HTTP/1.1 400 No\r\nX-Seen: %b\r\ncontent-length: %d\r\n\r\n" % (SERVER_KEY.encode(), len(body))
     answer = b"".join(conversation.upstream_sent(part).to_client for part in (head, body[:30], body[30:]))
     assert SERVER_KEY.encode() not in answer
     assert answer == (head + body).replace(SERVER_KEY.encode(), b"*" * len(SERVER_KEY))
@@ -451,7 +457,7 @@ def test_an_upstream_that_fails_before_its_answer_is_an_error_and_the_connection
 
 
 def test_an_upstream_that_fails_while_the_request_is_still_coming_lets_it_come():
-    conversation, _ = opened()
+    conversation, _ = opened(is_full=True)
     conversation.client_sent(request("/v1/messages", "Content-Length: 10", body=b"12345"))
     assert error_of(conversation.upstream_failed(502, "Gone."))[0] == 502
     assert conversation.phase is Phase.BODY
@@ -495,7 +501,7 @@ def test_a_client_that_leaves_ends_its_request_upstream_and_is_counted():
 
 
 def test_an_early_answer_ends_the_request_upstream():
-    conversation, _ = opened()
+    conversation, _ = opened(is_full=True)
     conversation.client_sent(request("/v1/messages", "Content-Length: 10", body=b"12345"))
     answered = conversation.upstream_sent(b"HTTP/1.1 429 Slow\r\nContent-Length: 0\r\n\r\n")
     assert answered.to_client.startswith(b"HTTP/1.1 429 ")

@@ -10,6 +10,7 @@ import msgspec
 
 from sandbox.contracts.agent import AgentStart
 from sandbox.contracts.runtime import Sandbox, SandboxHandle, SandboxSpec
+from sandbox.model.egress import egress_rules, transparent_ports
 from sandbox.model.event import SandboxCreated
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
 from sandbox.runner.durability import give_name
@@ -43,6 +44,7 @@ async def provision(attempt: Attempt) -> Provisioned:
         memory_bytes=manifest.vm.memory_bytes,
         processes_max=SANDBOX_PROCESSES_MAX,
         programs=start.programs,
+        transparent_ports=transparent_ports(egress_rules(manifest.vm)),
     )
     sandbox = await runtime.create(handle, spec)
     attempt.recorder.record(SandboxCreated(vm_name=attempt.id, tier=runtime.tier, image="host"))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 
 from sandbox.contracts.agent import AgentBegan, Conversation
-from sandbox.contracts.gateway import Budget, BudgetReached, Gateway, GatewayRules
+from sandbox.contracts.gateway import Budget, BudgetReached, Gateway, GatewayRules, KeyRefused
 from sandbox.contracts.runtime import Exit, Sandbox
 from sandbox.model.egress import egress_rules
 from sandbox.model.errors import AttemptError, Failure, FailureCode
@@ -57,7 +57,11 @@ class _Run:
                 FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
             )
         self._gateway: Gateway = equipment.gateways.open(
-            attempt.upstream, provisioned.task_key, self._report, _gateway_rules(manifest)
+            attempt.upstream,
+            provisioned.task_key,
+            self._report,
+            _gateway_rules(manifest),
+            redact=attempt.redaction.redact_text if attempt.redaction is not None else str,
         )
 
     async def carry_out(self) -> None:
@@ -141,11 +145,13 @@ class _Run:
         else:
             self._gateway.release_model()
 
-    def _report(self, event: Usage | EgressDenied | Trouble | BudgetReached) -> None:
+    def _report(self, event: Usage | EgressDenied | Trouble | BudgetReached | KeyRefused) -> None:
         """Called by the gateway, which has nobody to tell when this fails."""
         try:
             if isinstance(event, BudgetReached):
                 self._fail(FailureCode.BUDGET_EXCEEDED, event.message)
+            elif isinstance(event, KeyRefused):
+                self._fail(FailureCode.AGENT_FAILED, event.message)
             else:
                 self._record(event)
         except Exception as error:

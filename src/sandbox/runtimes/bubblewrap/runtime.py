@@ -35,7 +35,7 @@ class BubblewrapKind:
 
     def launch(self, spec: SandboxSpec, kernel_uid: int | None) -> Launch:
         """Lay the disk's places and the programs for bubblewrap to bind."""
-        return start_launcher(spec.attempt_id, kernel_uid, staged_paths(spec))
+        return start_launcher(spec.attempt_id, kernel_uid, staged_paths(spec), transparent_ports=spec.transparent_ports)
 
     def make_sandbox(
         self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners

@@ -1,0 +1,59 @@
+"""A connection at another port than 80 and 443: what HTTP or TLS says of its host must agree, all else passes."""
+
+import re
+
+from sandbox.gateway.egress import Checked, EgressPolicy, Free, Opening, Passage, Refusal
+from sandbox.gateway.http_opening import HttpOpening
+from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
+from sandbox.gateway.tls_opening import TlsOpening
+
+_TLS = re.compile(rb"\x16(\x03|\Z)")
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_FIRST_LINE_BEGUN = re.compile(rb"[\r\n]*(%s+([ \t][^\n]*)?)?" % _TOKEN)
+_REQUEST_LINE = re.compile(rb"[\r\n]*%s+[ \t][^\n]*[ \t\v\f\r]HTTP/" % _TOKEN, re.IGNORECASE)
+_HTTP_2 = b"PRI * HTTP/2"
+
+
+class AnyOpening:
+    """To `name`. Looks at what the client says first; where the host speaks first it has spoken by then."""
+
+    def __init__(self, policy: EgressPolicy, name: str, port: int) -> None:
+        self._policy = policy
+        self._name = name
+        self._port = port
+        self._received = b""
+        self._proper: Opening | None = None
+
+    def client_sent(self, data: bytes) -> Passage | Refusal | None:
+        """Wait until it is clear which protocol this is, then for what that one's opening waits for."""
+        if self._proper is not None:
+            return self._proper.client_sent(data)
+        self._received += data
+        if _REQUEST_LINE.match(self._received):
+            if self._received.startswith(_HTTP_2):
+                return self._refuse("HTTP/2 without TLS is not looked into; use HTTP/1.1 or TLS.")
+            return self._go_on(HttpOpening(self._policy, self._name, self._name, self._port), data)
+        if _TLS.match(self._received):
+            return self._go_on(TlsOpening(self._policy, self._name, self._name, self._port), data)
+        if data and _FIRST_LINE_BEGUN.fullmatch(self._received):
+            too_long = len(self._received) > CLIENT_HELLO_BYTES_MAX
+            return self._refuse("its first line does not come to an end.") if too_long else None
+        return Passage(self._name, self._port, Free(self._received))
+
+    def _go_on(self, proper: Opening, data: bytes) -> Passage | Refusal | None:
+        self._proper = proper
+        outcome = proper.client_sent(self._received)
+        return outcome if outcome is not None or data else proper.client_sent(b"")
+
+    def _refuse(self, reason: str) -> Refusal:
+        return Refusal(self._name, self._port, reason)
+
+
+def open_at_once(policy: EgressPolicy, name: str | None, shown: str, port: int) -> Passage | Refusal:
+    """Let a transparent connection through to `name` before it has said anything, and look at it as it speaks."""
+    if name is None:
+        return Refusal(shown, port, policy.objection(shown, port) or "it is no address that its name resolved to.")
+    objection = policy.objection(name, port)
+    if objection is not None:
+        return Refusal(name, port, objection)
+    return Passage(name, port, Checked(AnyOpening(policy, name, port), b""))

@@ -1,0 +1,73 @@
+"""A host beside the model, as a gateway reaches it: its name resolves by a table, and a script on loopback plays it."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager, suppress
+
+from doubles.served_gateway import served_gateway
+from sandbox.contracts.gateway import GatewayRules
+from sandbox.gateway import outward
+from sandbox.gateway.line import Line
+from sandbox.model.egress import EgressRule, EgressRules
+
+HOST = "files.example.org"
+RULES = GatewayRules(egress=EgressRules((EgressRule(HOST),)))
+MODEL = "http://127.0.0.9:9"
+
+
+def client_hello(name: str) -> bytes:
+    """The least that is a ClientHello."""
+    names = b"\0" + len(name).to_bytes(2) + name.encode()
+    extension = b"\0\0" + (len(names) + 2).to_bytes(2) + len(names).to_bytes(2) + names
+    body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\1" + b"\1\0" + len(extension).to_bytes(2) + extension
+    message = b"\1" + len(body).to_bytes(3) + body
+    return b"\x16\3\1" + len(message).to_bytes(2) + message
+
+
+@asynccontextmanager
+async def played(attend, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
+    """A gateway for which HOST is at `addresses` and others at `names`, and which finds `attend` wherever it dials."""
+    writers, attending = [], set()
+
+    async def remember(reader, writer):
+        writers.append(writer)
+        attending.add(asyncio.current_task())
+        with suppress(ConnectionError):
+            await attend(reader, writer)
+
+    server = await asyncio.start_server(remember, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+
+    table = {HOST: addresses, **(names or {})}
+
+    def resolve(host, *_, **__):
+        found = table.get(host, ())
+        if not found:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in found]
+
+    dialled = []
+
+    async def connect(host, _, allowed):
+        dialled.extend(map(str, allowed))
+        return Line(*await asyncio.open_connection("127.0.0.1", port))
+
+    monkeypatch.setattr(outward.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(outward, "_connect", connect)
+    async with served_gateway(model, rules) as served:
+        served.dialled, served.table = dialled, table
+        try:
+            yield served
+        finally:
+            server.close()
+            for writer in writers:
+                writer.transport.abort()
+            for task in attending:
+                task.cancel()
+            await asyncio.gather(*attending, return_exceptions=True)
+
+
+async def tunnel(served, first=b"", host=HOST, port=443):
+    client = await served.connect(served.listeners.proxy.getsockname()[1])
+    client.writer.write(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode() + first)
+    return client
