@@ -64,5 +64,5 @@ class Images(Protocol):
     """Keeps images from being removed while something uses them."""
 
     def hold(self, image: Image) -> None:
-        """Until this process ends. Raises ImageUnusableError."""
+        """Until this process ends. Raises AttemptError (provision_failed)."""
         ...

@@ -1,0 +1,85 @@
+"""The file that an OCI image comes in: a plain tar whose members are read by name."""
+
+import hashlib
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO, TypeVar, cast
+
+import msgspec
+
+from sandbox.profiles.layer import refusing_damage
+from sandbox.profiles.limits import ARCHIVE_MEMBERS_MAX, IMAGE_METADATA_BYTES_MAX
+from sandbox.profiles.mistakes import ImageRefusedError
+from sandbox.profiles.tar_stream import GuardedFile
+
+DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+_CHUNK_BYTES = 1024 * 1024
+_Kind = TypeVar("_Kind")
+
+
+class Archive:
+    """An open one. Nothing of it is unpacked but what is asked for, and no name in it is a path on the host."""
+
+    def __init__(self, tar: tarfile.TarFile) -> None:
+        self._tar = tar
+        self._members: dict[str, tarfile.TarInfo] = {}
+        while (member := tar.next()) is not None:
+            self._members[member.name.removeprefix("./")] = member
+            if len(self._members) > ARCHIVE_MEMBERS_MAX:
+                raise ImageRefusedError(f"The archive has more than {ARCHIVE_MEMBERS_MAX} members.")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def open(self, name: str, digest: str = "") -> BinaryIO:
+        """A member's bytes, after they were held against the digest, where there is one. Raises ImageRefusedError."""
+        file: Any = self._tar.extractfile(self._find(name))
+        if digest:
+            self._verify(name, file, digest)
+            file.seek(0)
+        return cast("BinaryIO", file)
+
+    def decode(self, name: str, kind: type[_Kind], digest: str = "") -> _Kind:
+        """A JSON member. Raises ImageRefusedError."""
+        if self._find(name).size > IMAGE_METADATA_BYTES_MAX:
+            raise ImageRefusedError(f"{name[:200]} in the archive is too large.")
+        try:
+            return msgspec.json.decode(self.open(name, digest).read(), type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ImageRefusedError(f"{name[:200]} in the archive is not as it should be: {error}.") from error
+
+    def _find(self, name: str) -> tarfile.TarInfo:
+        member = self._members.get(name)
+        if member is not None and member.issym():
+            # `docker save` writes a layer once and links to it from then on, as in ../<id>/layer.tar.
+            member = self._members.get(member.linkname.removeprefix("../"))
+        if member is None or not member.isreg() or member.issparse():
+            raise ImageRefusedError(f"The archive lacks the file {name[:200]}.")
+        return member
+
+    def _verify(self, name: str, file: BinaryIO, digest: str) -> None:
+        hashed = hashlib.sha256()
+        while chunk := file.read(_CHUNK_BYTES):
+            hashed.update(chunk)
+        if digest != f"sha256:{hashed.hexdigest()}":
+            raise ImageRefusedError(f"{name[:200]} in the archive is not what its digest says.")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Archive]:
+    """Open one. Raises ImageRefusedError, also for what goes wrong inside, and OSError."""
+    with refusing_damage(), path.open("rb") as file:
+        if not tarfile.is_tarfile(file) or not _is_plain(file):
+            raise ImageRefusedError(f"{path} is no plain tar; uncompress it first, or save it as oci-archive.")
+        with tarfile.open(fileobj=cast("IO[bytes]", GuardedFile(file)), mode="r:") as tar:
+            yield Archive(tar)
+
+
+def _is_plain(file: BinaryIO) -> bool:
+    file.seek(257)
+    magic = file.read(5)
+    file.seek(0)
+    return magic == b"ustar"

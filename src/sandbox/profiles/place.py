@@ -1,0 +1,171 @@
+"""Where a profile's images lie, and who holds them.
+
+An image is a directory named after its digest that is never changed; the file `current` says which one the profile
+stands for. Who uses an image holds a shared lock of its directory, who removes it an exclusive one.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from sandbox.contracts.profiles import ImageUnusableError
+from sandbox.profiles.limits import SYNC_SECONDS
+from sandbox.profiles.mistakes import ProfileBusyError, ProfileNotFoundError
+from sandbox.profiles.record import ImageRecord
+
+_IMAGE = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_PART = "part"
+
+
+def profiles_root(data_dir: Path) -> Path:
+    """One directory a profile, by its name."""
+    return data_dir / "profiles"
+
+
+class ProfilePlace:
+    """The directory of one profile; its name was checked."""
+
+    def __init__(self, data_dir: Path, name: str) -> None:
+        self.name = name
+        self._root = profiles_root(data_dir) / name
+
+    def tree(self, digest: str) -> Path:
+        """What becomes / of a sandbox."""
+        return self._image(digest) / "root"
+
+    def read_current(self) -> ImageRecord | None:
+        """The record of the image that the profile stands for. Raises ImageUnusableError when it is damaged."""
+        try:
+            name = (self._root / "current").read_text().strip()
+        except FileNotFoundError:
+            return None
+        if not _IMAGE.fullmatch(name):
+            raise self._unusable("is damaged")
+        try:
+            record = msgspec.json.decode((self._root / name / "record.json").read_bytes(), type=ImageRecord)
+        except (OSError, ValueError) as error:
+            raise self._unusable(f"cannot be read: {error}") from error
+        if record.digest != f"sha256:{name}" or not self.tree(record.digest).is_dir():
+            raise self._unusable("is damaged")
+        return record
+
+    @contextmanager
+    def building(self) -> Iterator[Path]:
+        """A private directory to make an image in, gone at the end; what a killed build left goes as well.
+
+        Images that are no longer current and that nobody holds go too, and not at the end of the build that replaced
+        them: a task may have been told of one just before. Raises ProfileBusyError.
+        """
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked():
+            self._prune()
+            part = self._root / _PART
+            part.mkdir(mode=0o700)
+            try:
+                yield part
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+
+    def install(self, part: Path, record: ImageRecord) -> ImageRecord:
+        """Give what was made its name, then make it the current one; gives the record that holds from here on."""
+        final = self._image(record.digest)
+        if final.exists():
+            record = msgspec.json.decode((final / "record.json").read_bytes(), type=ImageRecord)
+        else:
+            made = part / "made"
+            made.mkdir(mode=0o700)
+            (part / "root").rename(made / "root")
+            (made / "record.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)))
+            _flush(made)
+            made.rename(final)
+        pointer = part / "current"
+        pointer.write_text(f"{final.name}\n")
+        _flush(pointer)
+        pointer.rename(self._root / "current")
+        _flush(self._root)
+        return record
+
+    def remove(self) -> None:
+        """Take all images away. Raises ProfileNotFoundError, ProfileBusyError: then nothing was taken away."""
+        if not self._root.is_dir():
+            raise ProfileNotFoundError(f"The profile {self.name} has no image here.")
+        with self._locked(), ExitStack() as held:
+            images = list(self._images())
+            for image in images:
+                if not held.enter_context(_held(image, fcntl.LOCK_EX)):
+                    raise ProfileBusyError(f"A task uses the image of {self.name}; wait for its end, or cancel it.")
+            (self._root / "current").unlink(missing_ok=True)
+            _flush(self._root)
+            shutil.rmtree(self._root)
+
+    def hold(self, digest: str) -> int:
+        """A descriptor that keeps an image from being removed. Raises ImageUnusableError."""
+        image = self._image(digest)
+        try:
+            descriptor = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._unusable("is gone") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(descriptor), image.stat()):
+                raise FileNotFoundError
+        except OSError as error:
+            os.close(descriptor)
+            raise self._unusable("is being removed") from error
+        return descriptor
+
+    def _image(self, digest: str) -> Path:
+        return self._root / digest.removeprefix("sha256:")
+
+    def _images(self) -> Iterator[Path]:
+        yield from (path for path in self._root.iterdir() if _IMAGE.fullmatch(path.name))
+
+    def _prune(self) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._root / _PART)
+        current = None
+        with suppress(FileNotFoundError):
+            current = (self._root / "current").read_text().strip()
+        for image in list(self._images()):
+            with _held(image, fcntl.LOCK_EX) as is_free:
+                if is_free and image.name != current:
+                    image.rename(self._root / _PART)
+                    shutil.rmtree(self._root / _PART)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with _held(self._root, fcntl.LOCK_EX) as is_free:
+            if not is_free:
+                raise ProfileBusyError(f"An image of {self.name} is built or removed at this moment; wait for that.")
+            yield
+
+    def _unusable(self, why: str) -> ImageUnusableError:
+        mend = f"build it again (sandbox profile build {self.name}) or remove it (sandbox profile remove {self.name})"
+        return ImageUnusableError(f"The image of the profile {self.name} {why}; {mend}.")
+
+
+@contextmanager
+def _held(directory: Path, kind: int) -> Iterator[bool]:
+    """Lock a directory meanwhile, without waiting; whether that was possible."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _flush(path: Path) -> None:
+    """Everything of the file system that it is on: a tree has too many files to do it one by one."""
+    subprocess.run(["/usr/bin/sync", "-f", "--", str(path)], timeout=SYNC_SECONDS, check=True, env={})
