@@ -8,8 +8,9 @@ import pytest
 
 from sandbox.contracts.runtime import Probe, Runtime
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+from sandbox.runtimes.gvisor import GvisorRuntime
 
-RUNTIMES: dict[str, Callable[[Path], Runtime]] = {"bubblewrap": BubblewrapRuntime}
+RUNTIMES: dict[str, Callable[[Path], Runtime]] = {"bubblewrap": BubblewrapRuntime, "gvisor": GvisorRuntime}
 _found: dict[str, Probe] = {}
 
 

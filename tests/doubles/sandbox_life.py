@@ -29,6 +29,11 @@ def new_attempt_id() -> str:
     return base64.b32encode(os.urandom(10)).decode().lower()[:12]
 
 
+def has_own_kernel(runtime: Runtime) -> bool:
+    """System calls are not answered by the host: what they may do is that kernel's, and what counts is the host."""
+    return runtime.tier != "namespaces"
+
+
 def describe(disk: Path, attempt_id: str, **changes: object) -> SandboxSpec:
     """A small sandbox."""
     numbers: dict[str, object] = {"cpus": 2, "memory_bytes": 512 * MEBIBYTE, "processes_max": 128}

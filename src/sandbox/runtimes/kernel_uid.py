@@ -19,6 +19,9 @@ SANDBOX_UIDS = range(1_900_000_000, 1_900_065_000)
 """Uids that nobody else hands out: past the subordinate ones of login.defs (up to 600,100,000), which the containers of
 the machine's users run with, and past those of systemd's containers (up to 1,879,048,191)."""
 
+FILES_UIDS_OFFSET = 100_000
+"""From a kernel uid to that of its sandbox's files, in runtimes whose sandboxes have two: the claim holds both."""
+
 _SPREAD = 2_654_435_761
 """A prime near 2**32 divided by the golden ratio: neighbouring directories land far apart."""
 

@@ -128,8 +128,8 @@ def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
     """Lay each at STAGE/NAME, where a kernel uid that cannot walk the host's directories reaches it.
 
     Kinds, and what their value is: `bind`, `image` (the same, read-only), `program` (the same, readable by everybody):
-    a path of the host · `link`: its target · `file`: its text · `directory` · `own` (a directory of the kernel uid's) ·
-    `terminals` (none of the host's).
+    a path of the host · `link`: its target · `file`: its text, over a file that may be there · `directory` · `own` (one
+    of the kernel uid's) · `memory` (an empty one, over what is there) · `terminals` (none of the host's).
     """
     # Before anything is laid, because STAGE hides what the host has there.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in OF_THE_HOST}
@@ -147,12 +147,13 @@ def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
         elif kind == "link":
             os.symlink(value, target)  # noqa: PTH211
         elif kind == "file":
-            with open(target, "w", errors="surrogateescape") as file:  # noqa: PTH123
-                file.write(value)
+            _lay_file(target, f"{STAGE}/files/{name}", value)
         else:
             os.makedirs(target, exist_ok=True)  # noqa: PTH103
         if kind == "own" and kernel_uid is not None:
             os.chown(target, kernel_uid, kernel_uid)
+        if kind == "memory":
+            _mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
         if kind == "terminals":
             lay_terminals(target)
     for descriptor in (*sources.values(), *folders.values()):
@@ -173,10 +174,20 @@ def _bind(path: str, target: str, *, is_read_only: bool) -> None:
     if os.path.isdir(path):  # noqa: PTH112
         os.makedirs(target, exist_ok=True)  # noqa: PTH103
     else:
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT))
+        os.close(os.open(target, os.O_RDONLY | os.O_CREAT))
     _mount(path, target, None, MS_BIND | MS_REC)
     if is_read_only:
         _mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def _lay_file(target: str, spare: str, text: str) -> None:
+    """What is there may be of an image, which is never written to."""
+    path = spare if os.path.exists(target) else target  # noqa: PTH110
+    os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+    with open(path, "w", errors="surrogateescape") as file:  # noqa: PTH123
+        file.write(text)
+    if path != target:
+        _bind(path, target, is_read_only=True)
 
 
 def lay_terminals(target: str) -> None:

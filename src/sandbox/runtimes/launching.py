@@ -157,7 +157,7 @@ class LaunchedSandboxes:
                     FailureCode.SANDBOX_LOST, "Processes of the sandbox do not end on KILL; restart the machine."
                 )
             await asyncio.sleep(_POLL_SECONDS)
-        processes.reap_inits()
+        processes.reap_adopted(_uid_of(handle))
 
     def _kill_rest(self, handle: SandboxHandle, group: ControlGroup) -> bool:
         """KILL what is found of it; True when anything was."""

@@ -1,7 +1,7 @@
-"""Who collects a sandbox's init when bubblewrap, its parent, has ended before it.
+"""Who collects a sandbox's processes when bubblewrap or runsc, their parent, has ended before them.
 
 The host's first process should, and in many containers does not. So a process that has sandboxes adopts orphaned
-descendants as long as it has any, and `processes.reap_inits` collects them.
+descendants as long as it has any, and `processes.reap_adopted` collects them.
 """
 
 import ctypes

@@ -73,13 +73,18 @@ def send_signal(pid: int, number: int, is_still_it: Callable[[int], bool]) -> No
                 signal.pidfd_send_signal(descriptor, number)
 
 
-def reap_inits() -> None:
-    """Collect ended children that were the first of a process namespace: sandboxes' that this process adopted."""
+def reap_adopted(uid: int | None) -> None:
+    """Collect ended children that were sandboxes': the first of a process namespace, and those of this uid."""
     for task in os.listdir("/proc/self/task"):  # noqa: PTH208
         for pid in map(int, _read(os.getpid(), f"task/{task}/children").split()):
-            if read_inner_id(pid) == 1:
+            if read_inner_id(pid) == 1 or _is_ended_of(pid, uid):
                 with suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
+
+
+def _is_ended_of(pid: int, uid: int | None) -> bool:
+    status = _read(pid, "status")
+    return uid is not None and b"\nState:\tZ" in status and b"\nUid:\t%d\t" % uid in status
 
 
 def _every_id() -> list[int]:

@@ -1,4 +1,4 @@
-"""Finding out what a runtime can do here, by making a sandbox."""
+"""Finding out what a runtime can do here, by making a sandbox with an execute-only program, as agents are."""
 
 import asyncio
 import base64
@@ -16,20 +16,22 @@ _SECONDS = 8.0
 async def try_once(
     runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies, *, memory_bytes: int
 ) -> frozenset[str]:
-    """Create, run `true`, destroy, within 10 s; gives the limits that hold.
+    """Create, run a copy of `true`, destroy, within 10 s; gives the limits that hold.
 
     Raises SandboxError, OSError, TimeoutError.
     """
+    import shutil
+
     attempt_id = base64.b32encode(os.urandom(10)).decode().lower()[:12]
     disk = run_dir / f"probe-{attempt_id}"
     async with asyncio.timeout(_SECONDS):
         handle = runtime.plan(attempt_id)
         try:
             disk.mkdir(parents=True, mode=0o700)
+            shutil.copyfile("/usr/bin/true", disk / "true")
+            (disk / "true").chmod(0o111)
             return await _run_true(runtime, handle, disk, hierarchies, memory_bytes)
         finally:
-            import shutil
-
             await runtime.destroy(handle, disk)
             shutil.rmtree(disk, ignore_errors=True)
 
@@ -43,10 +45,11 @@ def missing_limits(limits: frozenset[str]) -> tuple[str, ...]:
 async def _run_true(
     runtime: Runtime, handle: SandboxHandle, disk: Path, hierarchies: cgroups.Hierarchies, memory_bytes: int
 ) -> frozenset[str]:
-    spec = SandboxSpec(handle.attempt_id, disk, cpus=1, memory_bytes=memory_bytes, processes_max=16)
+    program = "/opt/agent/true"
+    spec = SandboxSpec(handle.attempt_id, disk, 1, memory_bytes, processes_max=16, programs={disk / "true": program})
     sandbox = await runtime.create(handle, spec)
     limits = hierarchies.group(handle.attempt_id).limits()
-    _, errors = await sandbox.start(Command(["/usr/bin/true"], {}, WORKSPACE))
+    _, errors = await sandbox.start(Command([program], {}, WORKSPACE))
     exit_ = await sandbox.wait()
     if exit_.code != 0:
         said = (await errors.read(4096)).decode(errors="replace").strip()

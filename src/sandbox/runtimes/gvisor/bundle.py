@@ -1,0 +1,110 @@
+"""What runsc is given: a root file system below the launcher's stage, and config.json.
+
+config.json is a file in memory, because it holds the environment. Nothing of a bundle is on the host's disk.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sandbox.contracts.inside import UID
+from sandbox.contracts.runtime import Command, SandboxSpec
+from sandbox.runtimes import launcher
+from sandbox.runtimes.image import Root, describe_root
+from sandbox.runtimes.payload import refuse_nul
+from sandbox.runtimes.places import PLACES
+
+STATE = f"{launcher.STAGE}/state"
+BUNDLE = f"{launcher.STAGE}/bundle"
+_ROOT = "root"
+_MOUNT_POINTS = (*PLACES.values(), "/dev", "/proc", "/sys")
+_NAMESPACES = ("pid", "ipc", "uts", "mount")
+Entry = tuple[str, str, str]
+
+
+def lay_out(spec: SandboxSpec) -> Iterator[Entry]:
+    """What the launcher lays beside the disk's places: runsc's own directories, and the sandbox's /."""
+    yield ("own", "state", "")
+    yield ("terminals", "terminals", "")
+    yield ("link", "bundle/config.json", f"/proc/self/fd/{launcher.FIRST_DESCRIPTOR}")
+    yield from _root(describe_root(spec))
+
+
+def _root(root: Root) -> Iterator[Entry]:
+    if root.image is not None:
+        yield ("image", _ROOT, str(root.image))
+    for place in root.covered:
+        yield ("memory", _ROOT + place, "")
+    for directory in (*root.directories, *(_MOUNT_POINTS if root.image is None else ())):
+        yield ("directory", _ROOT + directory, "")
+    for link, target in root.links.items():
+        yield ("link", _ROOT + link, target)
+    for path in filter(_is_there, root.host_paths):
+        yield ("image", _ROOT + path, path)
+    for path, content in root.files.items():
+        yield ("file", _ROOT + path, content.decode())
+    # gVisor runs no program that the agent cannot read.
+    for source, inside in root.parts.items():
+        yield ("program", _ROOT + inside, str(source))
+
+
+def _is_there(path: str) -> bool:
+    return Path(path).exists()
+
+
+def encode_config(spec: SandboxSpec, command: Command) -> bytes:
+    """config.json of the sandbox's one command. Raises AttemptError (provision_failed) for NUL characters."""
+    config = {
+        "ociVersion": "1.0.2",
+        "hostname": spec.attempt_id,
+        "root": {"path": f"{launcher.STAGE}/{_ROOT}", "readonly": True},
+        "process": {**_process(command), "rlimits": [_limit("NPROC", spec.processes_max), _limit("CORE", 0)]},
+        "mounts": [*_kernels_mounts(spec), *_places()],
+        "linux": {"namespaces": [{"type": name} for name in _NAMESPACES]},
+    }
+    return msgspec.json.encode(config)
+
+
+def encode_process(command: Command) -> bytes:
+    """process.json of a further command on a terminal. Raises AttemptError (provision_failed) for NUL characters."""
+    return msgspec.json.encode({**_process(command), "terminal": True})
+
+
+def _process(command: Command) -> Mapping[str, Any]:
+    variables = {"PWD": command.directory, **command.environment}
+    words = [f"{name}={value}" for name, value in variables.items()]
+    refuse_nul([*words, *command.argv])
+    return {
+        "user": {"uid": UID, "gid": UID},
+        "args": [_as_text(word) for word in command.argv],
+        "env": [_as_text(word) for word in words],
+        "cwd": command.directory,
+        "capabilities": {},
+        "noNewPrivileges": True,
+    }
+
+
+def _as_text(word: str) -> str:
+    """JSON holds text only; bytes that are none become question marks."""
+    return word.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _limit(name: str, number: int) -> Mapping[str, Any]:
+    return {"type": f"RLIMIT_{name}", "soft": number, "hard": number}
+
+
+def _kernels_mounts(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
+    """Of gVisor's own kernel: nothing of the host is in them."""
+    yield {"destination": "/proc", "type": "proc", "source": "proc"}
+    yield {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]}
+    yield {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
+    size = f"size={spec.memory_bytes // 2}"
+    yield {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", size]}  # noqa: S108
+
+
+def _places() -> Iterator[Mapping[str, Any]]:
+    for name, inside in PLACES.items():
+        options = ["rbind", "rw", "nosuid", "nodev"]
+        yield {"destination": inside, "type": "bind", "source": f"{launcher.STAGE}/{name}", "options": options}

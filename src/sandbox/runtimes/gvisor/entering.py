@@ -1,0 +1,105 @@
+"""The runner's side of the entrant: runsc called upon a sandbox that is there already."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from sandbox.contracts.runtime import TerminalSize
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.runtimes import launch, launcher
+from sandbox.runtimes.join import Joiner
+
+_SIGNAL_SECONDS = 10.0
+_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import entrant; entrant.main(sys.argv[1:])"
+PROCESS_NUMBER, MESSAGES_NUMBER = launcher.FIRST_DESCRIPTOR, launcher.FIRST_DESCRIPTOR + 1
+"""Descriptors of a runsc on a terminal."""
+
+_NO_TERMINAL = TerminalSize(0, 0)
+
+
+async def call(attempt_id: str, runsc_fd: int, words: Sequence[str]) -> bool:
+    """Run runsc to its end, within 10 s; whether it did what it was asked to. Raises OSError."""
+    process, control = _start(attempt_id, _NO_TERMINAL)
+    ended_fd = os.pidfd_open(process.pid)
+    try:
+        with control, suppress(OSError):
+            _send(control, runsc_fd, words)
+            async with asyncio.timeout(_SIGNAL_SECONDS):
+                await launch.wait_readable(ended_fd)
+    finally:
+        # Without a wait that blocks: it has ended or is killed now.
+        process.kill()
+        os.close(ended_fd)
+        code = process.wait()
+    return code == 0
+
+
+async def call_on_terminal(
+    attempt_id: str,
+    runsc_fd: int,
+    add_to_group: Callable[[int], None],
+    words: Sequence[str],
+    process: bytes,
+    size: TerminalSize,
+) -> tuple[Joiner, int, int]:
+    """Start runsc on a terminal; gives its entrant, the terminal's outer end and a descriptor of runsc's process.
+
+    `process` is process.json, which runsc reads as PROCESS_NUMBER. Raises AttemptError (sandbox_lost).
+    """
+    try:
+        started, control = _start(attempt_id, size)
+    except OSError as error:
+        raise AttemptError(FailureCode.SANDBOX_LOST, f"No process could be started: {error}; try again.") from error
+    entrant = Joiner(started, control)
+    try:
+        await asyncio.to_thread(add_to_group, entrant.pid)
+        _send(control, runsc_fd, words, launch.write_memory("process", process), launch.write_memory("messages", b""))
+        return entrant, *await entrant.opened()
+    except BaseException as error:
+        await entrant.end()
+        if isinstance(error, OSError):
+            reason = f"The sandbox could not be entered: {error}; it may be over."
+            raise AttemptError(FailureCode.SANDBOX_LOST, reason) from error
+        raise
+
+
+def _start(attempt_id: str, size: TerminalSize) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    """It dies with the thread that calls this. Raises OSError."""
+    control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    numbers = map(str, (control_inside.fileno(), os.getpid(), size.rows, size.columns))
+    folder = Path(__file__).parent.parent
+    try:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, str(folder)),
+                *(*numbers, launch.mark_attempt(attempt_id)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[control_inside.fileno()],
+            env={"PATH": "/usr/bin:/bin"},
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError:
+        control.close()
+        raise
+    finally:
+        control_inside.close()
+    return process, control
+
+
+def _send(control: socket.socket, runsc_fd: int, words: Sequence[str], *files: int) -> None:
+    """Takes the files over. Raises OSError when the entrant is gone."""
+    words_file = launch.write_memory("words", "\0".join(words).encode(errors="surrogateescape"))
+    try:
+        socket.send_fds(control, [b"join"], [runsc_fd, words_file, *files])
+    finally:
+        for file in (words_file, *files):
+            os.close(file)

@@ -1,0 +1,50 @@
+"""What runsc writes about a sandbox: its state file, seen through the launcher's private mounts, and its log."""
+
+from pathlib import Path
+
+import msgspec
+
+from sandbox.runtimes.gvisor.bundle import STATE
+
+
+class _Kernel(msgspec.Struct):
+    pid: int = 0
+
+
+class State(msgspec.Struct):
+    """Of runsc's state file; `sandbox` is the process that is the sandbox's kernel."""
+
+    status: str = ""
+    sandbox: _Kernel = msgspec.field(default_factory=_Kernel)
+
+    @property
+    def is_running(self) -> bool:
+        """The command has begun."""
+        return self.status == "running" and self.sandbox.pid > 0
+
+
+class _Message(msgspec.Struct):
+    msg: str = ""
+    level: str = ""
+
+
+def read_state(runsc_pid: int, attempt_id: str) -> State:
+    """As it is now; empty as long as there is none, or it is being written, or runsc has gone."""
+    path = Path(f"/proc/{runsc_pid}/root{STATE}/{attempt_id}_sandbox:{attempt_id}.state")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=State)
+    except (OSError, msgspec.MsgspecError):
+        return State()
+
+
+def last_error(log: bytes) -> str:
+    """The last error in a log of JSON lines; empty when there is none."""
+    found = ""
+    for line in log.splitlines():
+        try:
+            message = msgspec.json.decode(line, type=_Message)
+        except msgspec.MsgspecError:
+            continue
+        if message.level == "error":
+            found = message.msg
+    return found
