@@ -119,7 +119,7 @@ class Rooms:
                 telling=Telling(self.journals, self.store, follower, broadcast),
                 shelf=Shelf(self.data_dir),
                 health=HealthReport(
-                    self.store, clock, self.data_dir, Probe("bubblewrap", True, "bubblewrap", 1), self.blockers
+                    self.store, clock, self.data_dir, [Probe("bubblewrap", True, "namespaces", 1)], self.blockers
                 ),
                 preservation=Preservation(self.data_dir),
                 read_memory_available_bytes=lambda: self.memory_available_bytes,

@@ -16,6 +16,7 @@ class Probe:
 
     strength: more is stronger; isolates, gaps: sentences for people; mend: what to do when it does not work.
     limits: of memory, cpus, processes, disk: those that really hold here.
+    only_by_name: it works but so slowly that `auto` does not take it, however strong it is.
     """
 
     runtime: str
@@ -26,6 +27,7 @@ class Probe:
     gaps: Sequence[str] = ()
     limits: frozenset[str] = frozenset()
     mend: str = ""
+    only_by_name: bool = False
 
 
 class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -16,15 +16,17 @@ from sandbox.model.state import TaskState
 class HealthReport:
     """Looks afresh each time it is asked.
 
-    blockers: sentences, found at start, that say why no task can run for as long as this server lives.
+    probes: of the runtimes, made at start. blockers: sentences, found at start, that say why no task can run for as long as this server lives.
     """
 
-    def __init__(self, store: Store, clock: Clock, data_dir: Path, probe: Probe, blockers: Sequence[str]) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, data_dir: Path, probes: Sequence[Probe], blockers: Sequence[str]
+    ) -> None:
         self.blockers = blockers
         self._store = store
         self._clock = clock
         self._data_dir = data_dir
-        self._probe = probe
+        self._probes = probes
         self._started_at = clock.monotonic()
 
     def make(self, *, drains: bool) -> Health:
@@ -45,7 +47,7 @@ class HealthReport:
             version=__version__,
             uptime_seconds=self._clock.monotonic() - self._started_at,
             tasks_by_state=counts or {},
-            runtimes=[self._probe],
+            runtimes=self._probes,
             store_ok=counts is not None,
             disk_free_bytes=free_bytes,
             disk_total_bytes=disk.f_blocks * disk.f_frsize,

@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Callable
 
 from sandbox.agent.binary import binary_version, find_binary
-from sandbox.contracts.runtime import Probe
 from sandbox.disks.probe import why_no_loop
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_CHECK_SECONDS, DISK_FREE_BYTES_MIN
@@ -15,17 +14,12 @@ from sandbox.runtimes.node import node_version, pinned_packages
 from sandbox.wiring.finding import Finding
 from sandbox.wiring.machine import choose_run_dir
 from sandbox.wiring.private_directory import make_private
-from sandbox.wiring.runtime import choose_runtime_name, make_runtime
+from sandbox.wiring.runtime_findings import find_runtimes
 from sandbox.wiring.settings import ServerSettings
 from sandbox.wiring.upstream import read_upstream
 
 _PROGRAMS = ("bash", "git", "curl", "python3")
 _PROGRAMS_PATH = "/usr/local/bin:/usr/bin:/bin"
-_LIMITS = {
-    "memory": "memory",
-    "cpus": "CPUs",
-    "processes": "processes",
-}
 
 
 def examine(settings: ServerSettings) -> list[Finding]:
@@ -80,26 +74,7 @@ def _claude_code(_: ServerSettings) -> list[Finding]:
 
 
 def _sandbox(settings: ServerSettings) -> list[Finding]:
-    data_dir = settings.server.data_dir.absolute()
-    runtime = make_runtime(choose_runtime_name(settings.server.runtime), choose_run_dir(data_dir))
-    probe = asyncio.run(runtime.probe())
-    if not probe.works:
-        return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.mend)]
-    isolates = [Finding("isolates", True, sentence) for sentence in probe.isolates]
-    gaps = [Finding("gap", False, sentence, is_needed=False) for sentence in probe.gaps]
-    return [Finding("sandbox", True, f"{probe.runtime} works"), *isolates, *gaps, *_limits(probe)]
-
-
-def _limits(probe: Probe) -> list[Finding]:
-    held = [name for limit, name in _LIMITS.items() if limit in probe.limits]
-    missing = [name for limit, name in _LIMITS.items() if limit not in probe.limits]
-    findings = [Finding("limits", True, f"on {', '.join(held)} hold")] if held else []
-    if missing:
-        is_root = os.getuid() == 0
-        mend = "Mount cgroups writable." if is_root else "Run as root, or delegate a cgroup to this user."
-        message = f"on {', '.join(missing)} do not hold: no cgroup can be written to"
-        findings.append(Finding("limits", False, message, mend, is_needed=False))
-    return findings
+    return find_runtimes(settings.server.runtime, choose_run_dir(settings.server.data_dir.absolute()))
 
 
 def _disks(settings: ServerSettings) -> list[Finding]:

@@ -1,11 +1,14 @@
-"""The runtimes there are, by name."""
+"""The runtimes there are, by name, and the one that a server works with."""
 
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.contracts.runtime import Runtime
+from sandbox.contracts.runtime import Probe, Runtime
 from sandbox.model.errors import SandboxError
-from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.runtimes.gvisor import GvisorRuntime
+
+AUTO = "auto"
 
 
 class UnknownRuntimeError(SandboxError):
@@ -16,13 +19,61 @@ class UnknownRuntimeError(SandboxError):
 
 def make_runtime(name: str, run_dir: Path) -> Runtime:
     """The runtime of this name. Raises UnknownRuntimeError."""
-    if name == "bubblewrap":
-        return BubblewrapRuntime(run_dir)
-    if name == "gvisor":
-        return GvisorRuntime(run_dir)
-    raise UnknownRuntimeError(f"There is no runtime {name!r}; choose auto or bubblewrap.")
+    maker = _MAKERS.get(name)
+    if maker is None:
+        names = ", ".join((AUTO, *_MAKERS))
+        raise UnknownRuntimeError(f"There is no runtime {name!r}; choose one of {names}.")
+    return maker(run_dir)
 
 
-def choose_runtime_name(wish: str) -> str:
-    """`auto` is the strongest that there is."""
-    return "bubblewrap" if wish == "auto" else wish
+# A runner needs one of them only, and starts faster without the others.
+
+
+def _make_bubblewrap(run_dir: Path) -> Runtime:
+    from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+
+    return BubblewrapRuntime(run_dir)
+
+
+def _make_gvisor(run_dir: Path) -> Runtime:
+    from sandbox.runtimes.gvisor import GvisorRuntime
+
+    return GvisorRuntime(run_dir)
+
+
+_MAKERS: Mapping[str, Callable[[Path], Runtime]] = {"bubblewrap": _make_bubblewrap, "gvisor": _make_gvisor}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The runtime that was chosen, and what all that were looked at can do here, strongest first."""
+
+    chosen: Probe
+    probes: Sequence[Probe]
+
+
+async def choose_runtime(wish: str, run_dir: Path) -> Choice:
+    """`auto` is the strongest that works, but for those that must be asked for by name. Raises UnknownRuntimeError.
+
+    A name is that runtime, working or not; then no other is looked at, because looking makes sandboxes.
+    """
+    names = tuple(_MAKERS) if wish == AUTO else (wish,)
+    found = await asyncio.gather(*(make_runtime(name, run_dir).probe() for name in names))
+    return choose(found)
+
+
+def choose(probes: Sequence[Probe]) -> Choice:
+    """Where none works it is the weakest, which asks the least of a machine."""
+    by_strength = sorted(probes, key=lambda probe: probe.strength, reverse=True)
+    candidates = [probe for probe in by_strength if probe.works and not (probe.only_by_name and len(probes) > 1)]
+    return Choice((*candidates, by_strength[-1])[0], by_strength)
+
+
+def explain_failure(choice: Choice) -> str | None:
+    """Why no sandbox can be made, and what to mend; None where one can be."""
+    if choice.chosen.works:
+        return None
+    if len(choice.probes) == 1:
+        return f"The runtime {choice.chosen.runtime} does not work here. {choice.chosen.mend}"
+    mends = " ".join(f"{probe.runtime}: {probe.mend}" for probe in reversed(choice.probes) if not probe.works)
+    return f"No runtime works, and nothing runs without one. {mends}"

@@ -23,7 +23,6 @@ from sandbox.contracts.access import Access
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.layout import TaskLayout
 from sandbox.contracts.placement import LaunchOrder, Placement
-from sandbox.contracts.runtime import Probe
 from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.follower import Follower
@@ -52,7 +51,7 @@ from sandbox.wiring.machine import (
     read_memory_available_bytes,
 )
 from sandbox.wiring.private_directory import make_private
-from sandbox.wiring.runtime import choose_runtime_name, make_runtime
+from sandbox.wiring.runtime import Choice, choose_runtime, explain_failure
 from sandbox.wiring.server_secrets import ServerSecrets
 from sandbox.wiring.settings import ServerSettings
 from sandbox.wiring.upstream import read_upstream
@@ -145,7 +144,7 @@ def _api_settings(settings: ServerSettings, ports: set[int], *, needs_token: boo
 
 async def _start_service(settings: ServerSettings, places: Places, access: Access) -> TaskService:
     agent_program = await asyncio.to_thread(install_binary, places.data_dir)
-    probe = await make_runtime(choose_runtime_name(settings.server.runtime), places.run_dir).probe()
+    choice = await choose_runtime(settings.server.runtime, places.run_dir)
     no_loop = await why_no_loop(places.run_dir)
     upstream = read_upstream(os.environ)
     template = LaunchOrder(
@@ -153,7 +152,7 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
         attempt_id="",
         data_dir=str(places.data_dir),
         run_dir=str(places.run_dir),
-        runtime=probe.runtime,
+        runtime=choice.chosen.runtime,
         agent_program=str(agent_program),
         upstream=upstream,
         disks="plain" if no_loop else "loop",
@@ -161,7 +160,7 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
     capacity = measure_capacity(places.data_dir, settings.capacity)
     placement = GuardedPlacement(_placement(places), access)
     secrets = ServerSecrets(settings.secrets, os.environ, access)
-    service = _wire_service(places, probe, template, placement, capacity, secrets)
+    service = _wire_service(places, choice, template, placement, capacity, secrets)
     rooms = service.equipment
     for feed in await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock):
         service.take_in(feed)
@@ -175,7 +174,7 @@ def _janitor(service: TaskService, settings: ServerSettings) -> Janitor:
 
 def _wire_service(
     places: Places,
-    probe: Probe,
+    choice: Choice,
     template: LaunchOrder,
     placement: Placement,
     capacity: Capacity,
@@ -201,18 +200,17 @@ def _wire_service(
             launcher=launcher,
             telling=Telling(journals, store, follower, broadcast),
             shelf=Shelf(places.data_dir),
-            health=HealthReport(store, clock, places.data_dir, probe, _blockers(probe, template.upstream)),
+            health=HealthReport(store, clock, places.data_dir, choice.probes, _blockers(choice, template.upstream)),
             preservation=Preservation(places.data_dir),
             read_memory_available_bytes=read_memory_available_bytes,
         )
     )
 
 
-def _blockers(probe: Probe, upstream: ModelUpstream | None) -> list[str]:
+def _blockers(choice: Choice, upstream: ModelUpstream | None) -> list[str]:
     """What keeps every task from running for as long as this server lives."""
-    blockers = []
-    if not probe.works:
-        blockers.append(f"No runtime works, and nothing runs without one. {probe.mend}")
+    reason = explain_failure(choice)
+    blockers = [] if reason is None else [reason]
     if upstream is None:
         blockers.append("There is no key for the model: set ANTHROPIC_API_KEY and start the server again.")
     return blockers

@@ -13,7 +13,7 @@ from sandbox.wiring.clock import SystemClock
 
 @pytest.fixture
 def report(tmp_path):
-    return HealthReport(MemoryStore(), SystemClock(), tmp_path, Probe("bubblewrap", True, "namespaces", 1), ())
+    return HealthReport(MemoryStore(), SystemClock(), tmp_path, [Probe("bubblewrap", True, "namespaces", 1)], ())
 
 
 def with_disk(monkeypatch, **fields):

@@ -1,0 +1,57 @@
+"""What `sandbox doctor` says of the runtimes."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from sandbox.contracts.runtime import Probe
+from sandbox.wiring.finding import Finding
+from sandbox.wiring.runtime import AUTO, choose_runtime, make_runtime
+
+_LIMITS = {
+    "memory": "memory",
+    "cpus": "CPUs",
+    "processes": "processes",
+}
+
+
+def find_runtimes(wish: str, run_dir: Path) -> list[Finding]:
+    """The one that a server started now would take, then the others. Raises UnknownRuntimeError."""
+    make_runtime("bubblewrap" if wish == AUTO else wish, run_dir)
+    choice = asyncio.run(choose_runtime(AUTO, run_dir))
+    chosen = next((probe for probe in choice.probes if probe.runtime == wish), choice.chosen)
+    others = [probe for probe in choice.probes if probe is not chosen]
+    return [*_chosen(chosen), *(finding for probe in others for finding in _other(probe)), *_limits(chosen)]
+
+
+def _chosen(probe: Probe) -> list[Finding]:
+    if not probe.works:
+        return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.mend)]
+    isolates = [Finding("isolates", True, sentence) for sentence in probe.isolates]
+    return [Finding("sandbox", True, f"{probe.runtime} makes the sandboxes"), *isolates, *_gaps(probe)]
+
+
+def _other(probe: Probe) -> list[Finding]:
+    if not probe.works:
+        message = f"{probe.runtime} does not work here"
+        return [Finding("runtime", False, message, probe.mend, is_needed=False)]
+    how = "works, and is taken only by its name" if probe.only_by_name else "works too"
+    return [Finding("runtime", True, f"{probe.runtime} {how}"), *_gaps(probe)]
+
+
+def _gaps(probe: Probe) -> list[Finding]:
+    return [Finding("gap", False, f"{probe.runtime}: {sentence}", is_needed=False) for sentence in probe.gaps]
+
+
+def _limits(probe: Probe) -> list[Finding]:
+    if not probe.works:
+        return []
+    held = [name for limit, name in _LIMITS.items() if limit in probe.limits]
+    missing = [name for limit, name in _LIMITS.items() if limit not in probe.limits]
+    findings = [Finding("limits", True, f"on {', '.join(held)} hold")] if held else []
+    if missing:
+        is_root = os.getuid() == 0
+        mend = "Mount cgroups writable." if is_root else "Run as root, or delegate a cgroup to this user."
+        message = f"on {', '.join(missing)} do not hold: no cgroup can be written to"
+        findings.append(Finding("limits", False, message, mend, is_needed=False))
+    return findings

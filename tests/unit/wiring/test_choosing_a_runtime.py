@@ -1,0 +1,55 @@
+"""Which runtime a server takes."""
+
+import asyncio
+
+import pytest
+
+from sandbox.contracts.runtime import Probe
+from sandbox.wiring.runtime import UnknownRuntimeError, choose, choose_runtime, explain_failure, make_runtime
+
+
+def probe(name, strength, *, works=True, only_by_name=False):
+    return Probe(name, works, name, strength, mend=f"Mend {name}.", only_by_name=only_by_name)
+
+
+WEAK, MIDDLE, STRONG = probe("weak", 1), probe("middle", 2), probe("strong", 3)
+
+
+@pytest.mark.parametrize(
+    ("probes", "chosen"),
+    [
+        ([WEAK, STRONG, MIDDLE], "strong"),
+        ([WEAK, MIDDLE, probe("strong", 3, works=False)], "middle"),
+        ([WEAK, MIDDLE, probe("strong", 3, only_by_name=True)], "middle"),
+        ([probe("strong", 3, only_by_name=True)], "strong"),
+        ([probe("weak", 1, works=False), probe("strong", 3, works=False)], "weak"),
+    ],
+)
+def test_the_strongest_that_works_is_taken_and_a_slow_one_only_by_its_name(probes, chosen):
+    choice = choose(probes)
+    assert choice.chosen.runtime == chosen
+    assert [one.strength for one in choice.probes] == sorted((one.strength for one in probes), reverse=True)
+
+
+def test_where_something_works_there_is_nothing_to_explain():
+    assert explain_failure(choose([WEAK, probe("strong", 3, works=False)])) is None
+
+
+def test_where_nothing_works_every_mend_is_told():
+    told = explain_failure(choose([probe("weak", 1, works=False), probe("strong", 3, works=False)]))
+    assert told == "No runtime works, and nothing runs without one. weak: Mend weak. strong: Mend strong."
+
+
+def test_a_runtime_asked_for_by_name_that_does_not_work_is_named():
+    told = explain_failure(choose([probe("strong", 3, works=False)]))
+    assert told == "The runtime strong does not work here. Mend strong."
+
+
+def test_an_unknown_name_is_told_with_those_that_there_are(tmp_path):
+    with pytest.raises(UnknownRuntimeError, match=r"no runtime 'docker'; choose one of auto, bubblewrap, gvisor"):
+        asyncio.run(choose_runtime("docker", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["bubblewrap", "gvisor"])
+def test_each_name_is_a_runtime_of_that_name(name, tmp_path):
+    assert make_runtime(name, tmp_path).name == name
