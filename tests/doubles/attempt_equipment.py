@@ -193,9 +193,18 @@ class ScriptedWorkspaces:
             yield Artifact(name, name, len(content), "text/markdown", "sha256:0")
 
 
+class ScriptedImages:
+    def __init__(self, script):
+        self._script = script
+
+    def hold(self, image):
+        self._script.seen.append(f"hold {image.name}")
+
+
 def scripted_equipment(script, journals):
     return Equipment(
         disks=PlainDisks(),
+        images=ScriptedImages(script),
         journals=journals,
         runtime=ScriptedRuntime(script),
         gateways=SilentGateway(script),

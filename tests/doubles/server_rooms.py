@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from sandbox.contracts.placement import LaunchOrder, Receipt, RunnerUnreachableError
+from sandbox.contracts.profiles import ImageUnusableError
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.contracts.runtime import Probe
 from sandbox.contracts.secret_source import SecretUnavailableError
@@ -13,7 +14,7 @@ from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
-from sandbox.control.launch import Launcher
+from sandbox.control.launch import Host, Launcher
 from sandbox.control.preservation import Preservation
 from sandbox.control.recovery import recover
 from sandbox.control.register import Register
@@ -91,6 +92,12 @@ class Rooms:
         self.runners = HandedRunners(self.journals, self.clock)
         self.memory_available_bytes = 100 * GIB
         self.secrets, self.secrets_asked = {}, []
+        self.images, self.image_trouble = {}, ""
+
+    def find_image(self, profile):
+        if self.image_trouble:
+            raise ImageUnusableError(self.image_trouble)
+        return self.images.get(profile)
 
     async def resolve(self, secrets):
         self.secrets_asked += [secret.name for secret in secrets]
@@ -114,7 +121,13 @@ class Rooms:
                 room=WaitingRoom(self.capacity),
                 follower=follower,
                 launcher=Launcher(
-                    self.journals, self.runners, clock, self.resolve, template=template, host="here", boot_id="b"
+                    self.journals,
+                    self.runners,
+                    clock,
+                    self.resolve,
+                    self.find_image,
+                    template=template,
+                    host=Host("here", "b"),
                 ),
                 telling=Telling(self.journals, self.store, follower, broadcast),
                 shelf=Shelf(self.data_dir),

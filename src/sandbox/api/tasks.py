@@ -16,6 +16,7 @@ from sandbox.api.status import status_body
 from sandbox.api.streamed import disconnected
 from sandbox.contracts.tasks import Tasks
 from sandbox.model.frame import timestamp
+from sandbox.model.manifest import Manifest
 from sandbox.model.manifest_parsing import parse_manifest
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
@@ -79,13 +80,7 @@ async def submit_task(request: Request, asked: Asked) -> Json:
     """Submit a task. It is durable once the answer is sent."""
     body = await read_body(request)
     idempotency = read_idempotency(request, body)
-    manifest = await asyncio.to_thread(
-        parse_manifest,
-        body,
-        is_json=is_json(request),
-        clone_hosts=asked.guard.clone_hosts(),
-        priced=asked.settings.priced,
-    )
+    manifest = await asyncio.to_thread(_parse, body, request, asked)
     submission = await asked.tasks.submit(manifest, idempotency)
     task = submission.task
     here = paths.task_path(task.id)
@@ -97,6 +92,17 @@ async def submit_task(request: Request, asked: Asked) -> Json:
         "links": {"self": here, "logs": f"{here}/logs", "artifacts": f"{here}/artifacts"},
     }
     return Json(answer, 202, {"location": here} | ({REPLAYED: "true"} if submission.is_replayed else {}))
+
+
+def _parse(body: bytes, request: Request, asked: Asked) -> Manifest:
+    profiles = asked.settings.profiles
+    return parse_manifest(
+        body,
+        is_json=is_json(request),
+        profiles=None if profiles is None else profiles(),
+        clone_hosts=asked.guard.clone_hosts(),
+        priced=asked.settings.priced,
+    )
 
 
 async def read_task(asked: Asked, task_id: paths.TaskId) -> Json:

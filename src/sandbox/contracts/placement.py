@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from sandbox.contracts.gateway import ModelUpstream
+from sandbox.contracts.profiles import Image
 from sandbox.model.errors import SandboxError
 
 
@@ -13,7 +14,8 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
 
     finish: only end and collect what a dead runner left (the finisher).
     agent_program: host path of the agent's executable. follow_redirects: git may be sent to another host than the
-    manifest's when it begins to clone. disks: what kind this machine can make.
+    manifest's when it begins to clone. disks: what kind this machine can make. image: what the
+    manifest's profile stands for, None for the host's own /usr.
     """
 
     task_id: str
@@ -25,6 +27,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     finish: bool = False
     agent_program: str = ""
     disks: Literal["loop", "plain"] = "plain"
+    image: Image | None = None
     secrets: dict[str, str] = {}
     follow_redirects: bool = True
     version: int = 1

@@ -4,12 +4,14 @@ import asyncio
 import base64
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import JournalBusyError, Journals
 from sandbox.contracts.placement import LaunchOrder, Placement
+from sandbox.contracts.profiles import Image, ImageUnusableError
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.control.feed import Feed
@@ -23,6 +25,16 @@ from sandbox.model.task import Task
 ResolveSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
 """The values of secrets by name. Raises SecretUnavailableError."""
 
+FindImage = Callable[[str], Image | None]
+"""What a profile stands for now, None for the host's own /usr. Raises ImageUnusableError."""
+
+
+class Host(NamedTuple):
+    """The machine that runners are started on, and since which boot it is up."""
+
+    name: str
+    boot_id: str
+
 
 class Launcher:
     """Writes the intent down, starts the runner, and lets go of the journal: its lock goes with the runner."""
@@ -33,18 +45,18 @@ class Launcher:
         placement: Placement,
         clock: Clock,
         resolve: ResolveSecrets,
+        find_image: FindImage,
         *,
         template: LaunchOrder,
-        host: str,
-        boot_id: str,
+        host: Host,
     ) -> None:
         self._journals = journals
         self._placement = placement
         self._clock = clock
         self._resolve = resolve
+        self._find_image = find_image
         self._template = template
         self._host = host
-        self._boot_id = boot_id
 
     async def launch(self, feed: Feed) -> None:
         """Start the first attempt of a pending task; one that was cancelled meanwhile is left alone.
@@ -89,12 +101,17 @@ class Launcher:
         await self._attempt(recorder, answer)
 
     async def _attempt(self, recorder: Recorder, secrets: Mapping[str, str]) -> None:
+        try:
+            image = await asyncio.to_thread(self._find_image, recorder.task.manifest.vm.profile)
+        except ImageUnusableError as error:
+            await asyncio.to_thread(_end, recorder, Failure(FailureCode.PROVISION_FAILED, error.message))
+            return
         attempt_id = new_attempt_id()
         await asyncio.to_thread(
-            recorder.record, AttemptStarted(attempt_id, self._template.runtime, self._host, self._boot_id)
+            recorder.record, AttemptStarted(attempt_id, self._template.runtime, self._host.name, self._host.boot_id)
         )
         try:
-            await self._start(recorder, attempt_id, secrets=dict(secrets))
+            await self._start(recorder, attempt_id, secrets=dict(secrets), image=image)
         except OSError as error:
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
             await asyncio.to_thread(_end, recorder, failure)
@@ -141,7 +158,13 @@ class Launcher:
         feed.finishers_launched += 1
 
     async def _start(
-        self, recorder: Recorder, attempt_id: str, *, secrets: dict[str, str], finish: bool = False
+        self,
+        recorder: Recorder,
+        attempt_id: str,
+        *,
+        secrets: dict[str, str],
+        image: Image | None = None,
+        finish: bool = False,
     ) -> None:
         """A finisher reaches no model; it has the secrets to know them in what it collects."""
         order = msgspec.structs.replace(
@@ -150,6 +173,7 @@ class Launcher:
             attempt_id=attempt_id,
             upstream=None if finish else self._template.upstream,
             secrets=secrets,
+            image=image,
             finish=finish,
         )
         await self._placement.launch(order, recorder.writer.lock_fd)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -17,7 +17,9 @@ from sandbox.model.mistake import InvalidManifestError, Mark, Mistake
 
 __all__ = ["InvalidManifestError", "Mistake", "parse_manifest", "read_document"]
 
-OFFERED_PROFILES = ("agentic-dev",)
+OFFERED_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
+"""The profiles that come with Sandbox; nothing is in their way."""
+
 _WRAPPERS = ("manifest", "manifest_yaml")
 
 
@@ -25,12 +27,13 @@ def parse_manifest(
     body: bytes,
     *,
     is_json: bool,
-    profiles: Collection[str] = OFFERED_PROFILES,
+    profiles: Mapping[str, str] | None = OFFERED_PROFILES,
     clone_hosts: Collection[str] | None = None,
     priced: Callable[[str], bool] | None = None,
 ) -> Manifest:
     """The manifest in a request's body, with all defaults filled in.
 
+    profiles: names with what is in the way of each, nothing where it can be used; None takes any name on trust.
     clone_hosts: the hosts that repositories may come from; None for any. priced: whether a model's price is known,
     which `budget_usd` needs; None takes it on trust.
     JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from sandbox.model.clone_hosts import clone_place, may_clone
@@ -37,14 +37,14 @@ class Breach(NamedTuple):
 
 def breaches(
     data: dict[str, Any],
-    profiles: Collection[str],
+    profiles: Mapping[str, str] | None,
     clone_hosts: Collection[str] | None = None,
     priced: Callable[[str], bool] | None = None,
 ) -> Iterator[Breach]:
     """Every broken rule of plain data whose types need not be right (that is told by the schema)."""
     yield from _unknown_clone_host(data, clone_hosts)
     yield from _hosts_without_outbound(data)
-    yield from _unknown_profile(data, profiles)
+    yield from _unusable_profile(data, profiles)
     yield from _repeated_secrets(data)
     yield from _reserved_secrets(data)
     yield from _misspelt_tools(data)
@@ -59,11 +59,15 @@ def _hosts_without_outbound(data: dict[str, Any]) -> Iterator[Breach]:
         yield Breach(("vm", "allowed_hosts"), "format", "can only be given with network_mode: outbound")
 
 
-def _unknown_profile(data: dict[str, Any], profiles: Collection[str]) -> Iterator[Breach]:
-    profile = _mapping(data.get("vm")).get("profile")
-    if isinstance(profile, str) and profile not in profiles:
-        offered = ", ".join(sorted(profiles))
+def _unusable_profile(data: dict[str, Any], profiles: Mapping[str, str] | None) -> Iterator[Breach]:
+    profile = _mapping(data.get("vm")).get("profile", Vm.profile)
+    if profiles is None or not isinstance(profile, str):
+        return
+    if profile not in profiles:
+        offered = ", ".join(name for name in sorted(profiles) if not profiles[name])
         yield Breach(("vm", "profile"), "not_offered", f"must be a profile that this server offers: {offered}")
+    elif profiles[profile]:
+        yield Breach(("vm", "profile"), "not_offered", profiles[profile])
 
 
 def _unknown_clone_host(data: dict[str, Any], clone_hosts: Collection[str] | None) -> Iterator[Breach]:

@@ -20,7 +20,7 @@ _PRIVATE = ("passwd-", "group-", "shadow", "shadow-", "gshadow", "gshadow-", "ma
 _LOADERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}
 _STATUS = "/var/lib/dpkg/status"
 _STATUS_BYTES_MAX = 64 * 1024**2
-_PACKAGE = re.compile(r"^Package: (.+)$.*?^Version: (.+)$", re.MULTILINE | re.DOTALL)
+_PACKAGE = re.compile(r"^Package: ([^\n]+)$.*?^Version: ([^\n]+)$", re.MULTILINE | re.DOTALL)
 _CHUNK_BYTES = 1024 * 1024
 
 

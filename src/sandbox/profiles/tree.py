@@ -209,7 +209,7 @@ def _chunks(content: BinaryIO, size: int) -> Iterator[bytes]:
 
 def _make_directory(path: str) -> None:
     os.mkdir(path)  # noqa: PTH102
-    os.chmod(path, 0o755)  # noqa: PTH101  (whatever the mask is)
+    os.chmod(path, 0o755)  # noqa: PTH101, S103  (whatever the mask is)
 
 
 def _is_directory(path: str) -> bool:

@@ -10,6 +10,7 @@ from sandbox.contracts.disks import Disks
 from sandbox.contracts.gateway import Gateways, ModelUpstream
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.layout import AttemptLayout, TaskLayout
+from sandbox.contracts.profiles import Image, Images
 from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.redaction import Redaction
 from sandbox.contracts.runtime import Runtime
@@ -23,6 +24,7 @@ class Equipment:
 
     journals: Journals
     disks: Disks
+    images: Images
     runtime: Runtime
     gateways: Gateways
     agent: Agent
@@ -35,6 +37,7 @@ class Attempt:
     """The attempt under way: who it is, where its files lie, and what it writes with.
 
     secrets: name to value; redaction: keeps those values out of everything that is written, None without secrets.
+    image: what becomes the sandbox's /, None for the host's own /usr.
     """
 
     id: str
@@ -44,6 +47,7 @@ class Attempt:
     equipment: Equipment
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     redaction: Redaction | None = None
+    image: Image | None = None
 
     @property
     def task(self) -> Task:

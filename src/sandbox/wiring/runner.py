@@ -23,6 +23,7 @@ from sandbox.disks.plain import PlainDisks
 from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import LAUNCH_SECONDS
+from sandbox.profiles.catalog import HeldImages
 from sandbox.runner.control_socket import listening
 from sandbox.runner.equipment import Attempt, Equipment
 from sandbox.runner.life import AttemptLife
@@ -68,6 +69,7 @@ def wire_attempt(order: LaunchOrder, lock_fd: int) -> Attempt:
     equipment = Equipment(
         journals=journals,
         disks=LoopDisks() if order.disks == "loop" else PlainDisks(),
+        images=HeldImages(data_dir),
         runtime=make_runtime(order.runtime, Path(order.run_dir)),
         gateways=SocketGateways(),
         agent=ClaudeCode(Path(order.agent_program)),
@@ -77,7 +79,9 @@ def wire_attempt(order: LaunchOrder, lock_fd: int) -> Attempt:
     redaction = _redaction(order.secrets)
     if redaction is not None:
         recorder.revise = lambda event: redact_event(event, redaction)
-    return Attempt(order.attempt_id, data_dir, order.upstream, recorder, equipment, order.secrets, redaction)
+    return Attempt(
+        order.attempt_id, data_dir, order.upstream, recorder, equipment, order.secrets, redaction, order.image
+    )
 
 
 def _redaction(secrets: Mapping[str, str]) -> Redaction | None:

@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
-from sandbox.control.launch import Launcher
+from sandbox.control.launch import Host, Launcher
 from sandbox.control.preservation import Janitor, Preservation
 from sandbox.control.recovery import recover
 from sandbox.control.register import Register
@@ -40,6 +40,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.placement.control import UnixRunnerControl
 from sandbox.placement.local import LocalPlacement
+from sandbox.profiles.catalog import Catalog
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.guarded_placement import GuardedPlacement
@@ -51,6 +52,7 @@ from sandbox.wiring.machine import (
     read_memory_available_bytes,
 )
 from sandbox.wiring.private_directory import make_private
+from sandbox.wiring.profiles import tell_offered
 from sandbox.wiring.runtime import Choice, choose_runtime, explain_failure
 from sandbox.wiring.server_secrets import ServerSecrets
 from sandbox.wiring.settings import ServerSettings
@@ -109,7 +111,8 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
     guard = Guard(access, api_settings)
     shutting_down = asyncio.Event()
     with set_by_signals(shutting_down):
-        service = await _start_service(settings, places, access)
+        service, tier = await _start_service(settings, places, access)
+        api_settings = replace(api_settings, profiles=tell_offered(Catalog(places.data_dir), tier))
         janitor = asyncio.create_task(_janitor(service, settings).run(), name="janitor")
         try:
             app = create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard)
@@ -142,7 +145,8 @@ def _api_settings(settings: ServerSettings, ports: set[int], *, needs_token: boo
     )
 
 
-async def _start_service(settings: ServerSettings, places: Places, access: Access) -> TaskService:
+async def _start_service(settings: ServerSettings, places: Places, access: Access) -> tuple[TaskService, str]:
+    """The service, and the tier that its sandboxes have."""
     agent_program = await asyncio.to_thread(install_binary, places.data_dir)
     choice = await choose_runtime(settings.server.runtime, places.run_dir)
     no_loop = await why_no_loop(places.run_dir)
@@ -164,7 +168,7 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
     rooms = service.equipment
     for feed in await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock):
         service.take_in(feed)
-    return service
+    return service, probe.tier
 
 
 def _janitor(service: TaskService, settings: ServerSettings) -> Janitor:
@@ -186,7 +190,13 @@ def _wire_service(
     broadcast = Broadcast()
     follower = Follower(journals, store, clock, broadcast)
     launcher = Launcher(
-        journals, placement, clock, secrets.resolve, template=template, host=name_host(), boot_id=read_boot_id()
+        journals,
+        placement,
+        clock,
+        secrets.resolve,
+        lambda profile: Catalog(places.data_dir).find_image(profile, probe.tier),
+        template=template,
+        host=Host(name_host(), read_boot_id()),
     )
     return TaskService(
         Equipment(

@@ -378,7 +378,7 @@ def test_all_mistakes_come_at_once():
 
 def test_a_server_that_offers_a_profile_takes_it():
     body = json.dumps(with_value("vm", {"profile": "basic"})).encode()
-    assert parse_manifest(body, is_json=True, profiles=("agentic-dev", "basic")).vm.profile == "basic"
+    assert parse_manifest(body, is_json=True, profiles={"agentic-dev": "", "basic": ""}).vm.profile == "basic"
 
 
 def test_a_hundred_mistakes_are_listed_and_the_others_counted():

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.contracts.agent import AgentStart
+from sandbox.contracts.profiles import HOST_IMAGE
 from sandbox.contracts.runtime import Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.egress import egress_rules, transparent_ports
 from sandbox.model.event import SandboxCreated
@@ -28,7 +29,9 @@ class Provisioned:
 
 async def provision(attempt: Attempt) -> Provisioned:
     """Write the handle down, then make what it names. Raises AttemptError (provision_failed)."""
-    runtime = attempt.equipment.runtime
+    runtime, image = attempt.equipment.runtime, attempt.image
+    if image is not None:
+        attempt.equipment.images.hold(image)
     manifest = attempt.task.manifest
     task_key = f"sk-ant-sandbox-{secrets.token_urlsafe(32)}"
     start = attempt.equipment.agent.prepare(
@@ -44,10 +47,13 @@ async def provision(attempt: Attempt) -> Provisioned:
         memory_bytes=manifest.vm.memory_bytes,
         processes_max=SANDBOX_PROCESSES_MAX,
         programs=start.programs,
+        image=None if image is None else Path(image.directory),
         transparent_ports=transparent_ports(egress_rules(manifest.vm)),
     )
     sandbox = await runtime.create(handle, spec)
-    attempt.recorder.record(SandboxCreated(vm_name=attempt.id, tier=runtime.tier, image="host"))
+    attempt.recorder.record(
+        SandboxCreated(vm_name=attempt.id, tier=runtime.tier, image=HOST_IMAGE if image is None else image.name)
+    )
     return Provisioned(sandbox, start, task_key)
 
 
