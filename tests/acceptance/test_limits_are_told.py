@@ -1,7 +1,10 @@
 """What a sandbox runs out of is a bound of its own, which the agent feels and its user reads."""
 
 import asyncio
+import contextlib
 import json
+import threading
+import time
 
 import pytest
 from websockets.sync.client import connect
@@ -10,6 +13,21 @@ from doubles.live import bash, python, says
 from sandbox.disks.probe import why_no_loop
 
 FILL = "dd if=/dev/zero of=$HOME/filler bs=1M count=400 2>&1; echo made > small.txt"
+FLOOD = """
+import glob, os
+line = b"x" * 1023 + b"\\n"
+with open("flood.log", "wb") as file:
+    for _ in range(40_000):
+        file.write(line)
+"""
+FILES = """
+import os
+for directory in range(100):
+    os.makedirs(f"many/{directory}")
+    for number in range(1000):
+        open(f"many/{directory}/{number}", "w").close()
+"""
+HOG = "x = [bytearray(64 * 1024 * 1024) for _ in range(64)]"
 FORK = """
 import subprocess
 started = []
@@ -82,3 +100,48 @@ def test_a_fork_bomb_ends_at_the_bound_and_is_told(watched):
     assert "Resource temporarily unavailable" in machine.tool_results()[0]
     assert "512" in told(machine)["process_limit"]
     assert json.loads(machine.artifact("metadata.json"))["state"] == "completed"
+
+
+@pytest.fixture
+def answers_meanwhile():
+    """Whether the server answers, again and again, while a task does its worst; gives the longest wait in seconds."""
+
+    @contextlib.contextmanager
+    def watch(machine):
+        waits, over = [], threading.Event()
+
+        def ask():
+            while not over.wait(0.1):
+                began = time.monotonic()
+                assert machine.http.get("/api/v1/tasks/task-1").status_code == 200
+                waits.append(time.monotonic() - began)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            yield waits
+        finally:
+            over.set()
+            asking.join(30)
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("attack", "vm", "code"),
+    [
+        pytest.param(bash("cat /dev/zero | tr '\\0' 'x' | head -c 41943040"), {}, None, id="40 MB of output"),
+        pytest.param(python(FLOOD), {}, None, id="a file of 40 MB"),
+        pytest.param(python(FILES), {}, None, id="100,000 files"),
+        pytest.param(python(HOG), {"memory": "1G"}, "out_of_memory", id="a memory hog"),
+    ],
+)
+def test_the_server_answers_while_an_agent_does_its_worst(watched, answers_meanwhile, attack, vm, code):
+    machine = watched(attack, bash("echo lives > lives.txt"), says())
+    machine.submit(vm=vm)
+    with answers_meanwhile(machine) as waits:
+        status = machine.wait(seconds=110)
+    # An agent whose own process is the victim does not survive; one whose tool is goes on.
+    assert status["state"] == "completed" or status["error"]["code"] == code, machine.tell()
+    assert max(waits) < 1.0
+    assert code is None or code in told(machine)

@@ -18,6 +18,13 @@ MANIFEST_MISTAKES_MAX = 100
 OUTPUT_LINE_BYTES_MAX = 1024 * 1024
 """A line of output kept whole; longer ones are split and marked."""
 
+OUTPUT_BYTES_MAX = 1024**3
+"""Output of an attempt that is written down; what comes later is left out, and a `gap` says so."""
+
+OUTPUT_BYTES_PER_SECOND = 8 * 1024 * 1024
+OUTPUT_BURST_BYTES = 64 * 1024 * 1024
+"""Output is taken this fast on and on, and so much at once; the agent's writes wait for it, and nothing is lost."""
+
 OUTPUT_SYNC_SECONDS = 0.2
 """Output is flushed to disk at most this much later."""
 

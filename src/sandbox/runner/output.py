@@ -5,10 +5,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from sandbox.contracts.redaction import Redaction, StreamRedaction
-from sandbox.model.event import Event, Output, Stream
-from sandbox.model.limits import OUTPUT_PAUSE_SECONDS
+from sandbox.model.event import Event, Gap, Output, Stream
+from sandbox.model.limits import OUTPUT_BYTES_MAX, OUTPUT_PAUSE_SECONDS
+from sandbox.runner.allowance import OutputAllowance
 from sandbox.runner.lines import LineSplitter
 
+_CUT = f"Output over {OUTPUT_BYTES_MAX // 1024**2} MiB is not kept; have the agent write it to a file."
 _CHUNK_BYTES = 64 * 1024
 _STDERR_TAIL_BYTES = 8 * 1024
 _TURN_LINES = 100
@@ -19,7 +21,7 @@ class AgentOutput:
     """Takes stdout and stderr; everything behind it sees redacted lines only.
 
     record: writes an event down. heard: told of the size of every chunk. listen: given each whole line of stdout.
-    stdout_as: the stream that the lines of stdout are written down as.
+    stdout_as: the stream that the lines of stdout are written down as. What the allowance leaves out is listened to.
     """
 
     def __init__(
@@ -30,7 +32,9 @@ class AgentOutput:
         *,
         redaction: Redaction | None,
         stdout_as: Stream,
+        allowance: OutputAllowance,
     ) -> None:
+        self._allowance = allowance
         self._record = record
         self._heard = heard
         self._listen = listen
@@ -39,6 +43,7 @@ class AgentOutput:
         self._stderr_tail: deque[bytes] = deque()
         self._stderr_tail_bytes = 0
         self._in_long_line = False
+        self._is_cut = False
 
     @property
     def stderr_tail(self) -> bytes:
@@ -60,6 +65,11 @@ class AgentOutput:
         splitter = LineSplitter()
         await self._write([*splitter.feed(text), *splitter.end()], "stdout", lambda *_: None)
 
+    def close(self) -> None:
+        """Say how much is missing in the end."""
+        if self._allowance.left_out_bytes:
+            self._record(Gap(0, 0, f"{self._allowance.left_out_bytes} bytes of output were left out at last."))
+
     async def _pieces(self, reader: asyncio.StreamReader) -> AsyncIterator[Iterable[tuple[bytes, bool]]]:
         splitter = LineSplitter()
         stream = self._redaction.stream() if self._redaction is not None else None
@@ -79,7 +89,11 @@ class AgentOutput:
         for number, (piece, continued) in enumerate(pieces):
             if number % _TURN_LINES == 0:
                 await asyncio.sleep(0)
-            self._record(Output.of(stream, piece, continued=continued))
+            if await self._allowance.admits(len(piece)):
+                self._record(Output.of(stream, piece, continued=continued))
+            elif not self._is_cut:
+                self._is_cut = True
+                self._record(Gap(0, 0, _CUT))
             then(piece, continued)
 
     def _hear(self, piece: bytes, continued: bool) -> None:

@@ -4,7 +4,8 @@ import asyncio
 from collections import Counter
 
 from doubles.attempt_equipment import Script, Stage
-from sandbox.model.event import Output
+from sandbox.contracts.recorder import read_records
+from sandbox.model.event import Gap, Output
 
 LINES = 5000
 LINES_IN_A_TURN_MAX = 250
@@ -38,3 +39,19 @@ def test_a_flood_of_lines_leaves_everybody_else_their_turn(tmp_path):
     scene.writer.close()
     assert lines.total() == 2 * LINES
     assert max(lines.values()) <= LINES_IN_A_TURN_MAX
+
+
+def test_output_past_the_total_is_told_and_the_result_is_heard_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.runner.allowance.OUTPUT_BYTES_MAX", 1000)
+    scene = Stage(tmp_path, Script(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
+    asyncio.run(scene.life.carry_out())
+    scene.writer.close()
+    events = [record.event for record in read_records(scene.journals, "task-1")]
+    kept = [event for event in events if isinstance(event, Output)]
+    first, last = [event for event in events if isinstance(event, Gap)]
+    assert scene.states[-1] == "completed"
+    assert 0 < len(kept) < 10
+    assert "not kept" in first.reason
+    left_out_bytes = 6 + 500 + 6 - sum(len(event.data) for event in kept)
+    assert last.reason.startswith(f"{left_out_bytes} bytes")
+    assert scene.task.progress.tool_calls == 1

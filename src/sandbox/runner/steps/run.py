@@ -14,6 +14,7 @@ from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Trouble, Usage
 from sandbox.model.limits import KILL_SECONDS, METRICS_INTERVAL_SECONDS, OUTPUT_DRAIN_SECONDS, TERM_GRACE_SECONDS
 from sandbox.model.manifest import Manifest
+from sandbox.runner.allowance import OutputAllowance
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.metrics import MetricsSampler
 from sandbox.runner.output import AgentOutput
@@ -48,6 +49,7 @@ class _Run:
             self._heard,
             self._listen,
             redaction=attempt.redaction,
+            allowance=OutputAllowance(equipment.clock),
             stdout_as="stdout" if manifest.claude.output_format == "stream-json" else "transcript",
         )
         self._killed = asyncio.Event()
@@ -124,6 +126,7 @@ class _Run:
         await self._shortages.look_at_disk()
         outcome = self._conversation.outcome(ended, self._output.stderr_tail)
         await self._output.show(self._attempt.equipment.agent.render(self._attempt.task.manifest, outcome.result))
+        self._output.close()
         self._record(AgentExited(ended.code, outcome.result, self._shortages.explain(outcome.failure)))
 
     def _heard(self, byte_count: int) -> None:
