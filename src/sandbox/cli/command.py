@@ -14,6 +14,7 @@ ENTRIES = {
     "serve": ("sandbox.cli.serve:serve", "Run the server."),
     "doctor": ("sandbox.cli.doctor:doctor", "Say what works on this machine and what to mend."),
     "config": ("sandbox.cli.config:config", "Say how the server is configured, and why."),
+    "profile": ("sandbox.cli.profile:profile", "Say what is in the sandboxes."),
     "token": ("sandbox.cli.token:token", "Say who may use the server."),
     "completion": ("sandbox.cli.completion:completion", "Print the script with which a shell completes."),
     "demo": ("sandbox.cli.demo:demo", "Watch an example task from manifest to patch."),

@@ -28,11 +28,11 @@ class ManifestFile:
         return "application/json" if self.is_json else "application/yaml"
 
     def parse(self) -> Manifest:
-        """Check it as the server does. Raises the model's InvalidManifestError."""
+        """Check it as the server does, which alone knows what it offers. Raises the model's InvalidManifestError."""
         from sandbox.gateway.prices import is_priced
         from sandbox.model.manifest_parsing import parse_manifest
 
-        return parse_manifest(self.body, is_json=self.is_json, priced=is_priced)
+        return parse_manifest(self.body, is_json=self.is_json, profiles=None, priced=is_priced)
 
     def change(self, assignments: Sequence[Assignment]) -> ChangedManifest:
         """The manifest with some fields set. Raises the model's InvalidManifestError where it cannot be read."""

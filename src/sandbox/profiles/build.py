@@ -39,7 +39,7 @@ def build_image(
             content = text.encode()
             tree.add_file(path, BytesIO(content), len(content), is_executable=content[:2] == b"#!", mtime=mtime)
         versions = {key: value for name in declaration.parts for key, value in parts[name].versions.items()}
-        return _finish(place, part, tree, f"packages of {day.isoformat()}", declaration.minimum_tier, versions)
+        return _finish(place, part, tree, "packages of this machine's apt", declaration.minimum_tier, versions)
 
 
 def import_image(place: ProfilePlace, file: Path, minimum_tier: str = "") -> ImageRecord:

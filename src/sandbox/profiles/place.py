@@ -77,12 +77,18 @@ class ProfilePlace:
         """Give what was made its name, then make it the current one; gives the record that holds from here on."""
         final = self._image(record.digest)
         if final.exists():
-            record = msgspec.json.decode((final / "record.json").read_bytes(), type=ImageRecord)
+            old = msgspec.json.decode((final / "record.json").read_bytes(), type=ImageRecord)
+            record = msgspec.structs.replace(record, created_at=old.created_at)
+        written = part / "record.json"
+        written.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
+        if final.exists():
+            _flush(written)
+            written.rename(final / "record.json")
         else:
             made = part / "made"
             made.mkdir(mode=0o700)
             (part / "root").rename(made / "root")
-            (made / "record.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)))
+            written.rename(made / "record.json")
             _flush(made)
             made.rename(final)
         pointer = part / "current"

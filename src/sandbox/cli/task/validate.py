@@ -27,12 +27,14 @@ def validate(file: BinaryIO) -> None:
     FILE is YAML or JSON; '-' stands for stdin. Prints every mistake with its place.
     Exit code: 0 without mistakes, 9 with some.
     """
+    from sandbox.model.manifest_parsing import OFFERED_PROFILES
     from sandbox.model.mistake import InvalidManifestError
 
     manifest = ManifestFile(file)
     mistakes = []
+    profile = ""
     try:
-        manifest.parse()
+        profile = manifest.parse().vm.profile
     except InvalidManifestError as error:
         mistakes = details(error.mistakes)
     if chosen().format == "json":
@@ -42,3 +44,5 @@ def validate(file: BinaryIO) -> None:
     if mistakes:
         fail(f"Error: {visible(manifest.name)} has {counted(len(mistakes), 'mistake')}.", ExitCode.INVALID_MANIFEST)
     click.echo(f"{visible(manifest.name)} is a valid manifest.", err=True)
+    if profile not in OFFERED_PROFILES:
+        click.echo(f"Only the server can say whether it offers the profile {visible(profile)}.", err=True)
