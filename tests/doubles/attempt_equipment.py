@@ -115,6 +115,7 @@ class ScriptedRuntime:
 
 class SilentGateway:
     requests_in_flight = 0
+    denials = 0
 
     def __init__(self, script):
         self._script = script

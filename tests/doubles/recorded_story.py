@@ -99,6 +99,7 @@ def status(state: str, task_id: str = TASK, **changes: Any) -> dict[str, Any]:
             "input_tokens": 26911,
             "output_tokens": 590,
             "cost_usd": 0.0895,
+            "egress_denied": 0,
         },
         "result": None,
         "definition": {},

@@ -53,7 +53,7 @@ class VmBody(Body):
 
 
 class ProgressBody(Body):
-    """Counters of the work so far; tokens and cost as counted at the gateway."""
+    """Counters of the work so far; tokens, cost and refusals as counted at the gateway."""
 
     output_bytes: int
     tool_calls: int
@@ -63,6 +63,7 @@ class ProgressBody(Body):
     input_tokens: int
     output_tokens: int
     cost_usd: float
+    egress_denied: int
 
 
 class SecretBody(Body):

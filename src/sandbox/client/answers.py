@@ -29,6 +29,7 @@ class Progress(TypedDict):
     input_tokens: int
     output_tokens: int
     cost_usd: float
+    egress_denied: int
 
 
 class TaskSummary(TypedDict):

@@ -64,6 +64,11 @@ class Gateway(Protocol):
         """Model requests that were forwarded and are not answered to their end."""
         ...
 
+    @property
+    def denials(self) -> int:
+        """Connections, requests and names that were refused so far, reported or not."""
+        ...
+
     def release_model(self) -> None:
         """Let model requests pass that `holds_model` held back."""
         ...

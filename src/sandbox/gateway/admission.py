@@ -62,7 +62,7 @@ class Admission:
         document = read_document(body)
         if isinstance(document, Refused):
             return document
-        refused = None if self._reaches_beyond else _reach_refusal(document)
+        refused = None if self._reaches_beyond else self._reach_refusal(document)
         if refused is None and self._budget.usd is not None and is_metered:
             refused = self._price_refusal(document)
         return refused or msgspec.json.encode(document)
@@ -90,6 +90,16 @@ class Admission:
     def settle(self, spender: object, usage: Usage | None) -> None:
         """The answer to `spender` is over."""
         self._spending.finished(spender, usage)
+
+    def _reach_refusal(self, document: dict[str, Any]) -> Refused | None:
+        objection = reach_objection(document, self._reports.shown)
+        if objection is None:
+            return None
+        message = (
+            f"{objection} makes the model's servers reach elsewhere for the agent, "
+            "which Sandbox lets through with vm.network_mode full only."
+        )
+        return Refused(403, "permission_error", message)
 
     def _price_refusal(self, document: dict[str, Any]) -> Refused | None:
         model = document.get("model", "")
@@ -158,14 +168,3 @@ class Spending:
         if self._budget.tokens is not None and tokens >= self._budget.tokens:
             return f"lifecycle.budget_tokens is spent ({tokens} of {self._budget.tokens} tokens); {end}. Raise it."
         return None
-
-
-def _reach_refusal(document: dict[str, Any]) -> Refused | None:
-    objection = reach_objection(document)
-    if objection is None:
-        return None
-    message = (
-        f"{objection} makes the model's servers reach elsewhere for the agent, "
-        "which Sandbox lets through with vm.network_mode full only."
-    )
-    return Refused(403, "permission_error", message)

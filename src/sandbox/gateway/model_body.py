@@ -5,7 +5,7 @@ of a sandbox that has no network of its own. What is judged is written anew, so 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -33,15 +33,18 @@ def read_document(body: bytes | bytearray) -> dict[str, Any] | Refused:
     return document
 
 
-def reach_objection(document: dict[str, Any]) -> str | None:
-    """What in the request reaches elsewhere, as a sentence begins; None when nothing does."""
+def reach_objection(document: dict[str, Any], shown: Callable[[str], str]) -> str | None:
+    """What in the request reaches elsewhere, as a sentence begins; None when nothing does.
+
+    shown: makes a text from inside fit to be told.
+    """
     for key, value in document.items():
         if key in ("mcp_servers", "container") and value:
             return f"'{key}'"
     objections = (
         _misspelling(document),
-        *map(_tool_objection, _items(document.get("tools"))),
-        *map(_block_objection, _blocks(document)),
+        *(_tool_objection(tool, shown) for tool in _items(document.get("tools"))),
+        *(_block_objection(block, shown) for block in _blocks(document)),
     )
     return next((objection for objection in objections if objection is not None), None)
 
@@ -51,23 +54,26 @@ def _misspelling(record: dict[str, Any]) -> str | None:
     return "A name in capital letters" if any(key != key.casefold() for key in record) else None
 
 
-def _tool_objection(tool: Any) -> str | None:
+def _tool_objection(tool: Any, shown: Callable[[str], str]) -> str | None:
     if not isinstance(tool, dict):
         return "A tool of unknown shape"
     kind = tool.get("type") or "custom"
-    if isinstance(kind, str) and _RUN_INSIDE.fullmatch(kind):
-        return _misspelling(tool)
-    return f"The tool {str(kind)[:64]}"
+    if not isinstance(kind, str):
+        return "A tool of unknown type"
+    return _misspelling(tool) if _RUN_INSIDE.fullmatch(kind) else f"The tool {shown(kind)}"
 
 
-def _block_objection(block: dict[str, Any]) -> str | None:
+def _block_objection(block: dict[str, Any], shown: Callable[[str], str]) -> str | None:
     if block.get("type") == "container_upload":
         return "A file of the model's servers"
     source = block.get("source")
     if not isinstance(source, dict):
         return _misspelling(block)
-    if source.get("type") not in _SOURCES_IN_PLACE:
-        return f"A source of type {str(source.get('type'))[:64]}"
+    kind = source.get("type")
+    if not isinstance(kind, str):
+        return "A source of unknown type"
+    if kind not in _SOURCES_IN_PLACE:
+        return f"A source of type {shown(kind)}"
     return _misspelling(block) or _misspelling(source)
 
 

@@ -18,7 +18,8 @@ class Reports:
         self._redact = redact
         self._monotonic = monotonic
         self._second_began = float("-inf")
-        self._denials = 0
+        self._denials_in_second = 0
+        self.denials = 0
         self._troubles: dict[str, float] = {}
 
     def shown(self, text: str) -> str:
@@ -43,8 +44,9 @@ class Reports:
         if now - self._second_began >= 1.0:
             self.flush()
             self._second_began = now
-        self._denials += 1
-        if self._denials <= DENIALS_PER_SECOND_MAX:
+        self.denials += 1
+        self._denials_in_second += 1
+        if self._denials_in_second <= DENIALS_PER_SECOND_MAX:
             self._report(EgressDenied(self.shown(host), port, reason))
 
     def trouble(self, error: str, message: str) -> None:
@@ -56,8 +58,8 @@ class Reports:
 
     def flush(self) -> None:
         """Tell how many refusals were not told one by one."""
-        dropped = self._denials - DENIALS_PER_SECOND_MAX
-        self._denials = 0
+        dropped = self._denials_in_second - DENIALS_PER_SECOND_MAX
+        self._denials_in_second = 0
         if dropped > 0:
             message = f"{dropped} more refusals within one second are not listed one by one."
             self._report(Trouble("egress_denials_dropped", message))

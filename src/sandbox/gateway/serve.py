@@ -77,6 +77,11 @@ class SocketGateway:
         """Model requests that were forwarded and are not answered to their end; those held back are not among them."""
         return sum(conversation.is_in_flight for conversation in self._model_conversations)
 
+    @property
+    def denials(self) -> int:
+        """What was refused so far, reported or not."""
+        return self._reports.denials
+
     def release_model(self) -> None:
         """Let model requests pass that were held back. Does nothing the second time."""
         self._admission.release()

@@ -118,7 +118,8 @@ class Usage(_Fact, frozen=True, tag="usage"):
 class Progress(_Fact, frozen=True, tag="progress"):
     """A snapshot of the counters of a task. The runner makes it; everybody else reads the latest.
 
-    `input_tokens` counts cached tokens too; `cost_usd` sums the requests that have a price.
+    `input_tokens` counts cached tokens too; `cost_usd` sums the requests that have a price; `egress_denied` counts what
+    the gateway refused, whether it was told one by one or not.
     """
 
     output_bytes: int = 0
@@ -129,6 +130,7 @@ class Progress(_Fact, frozen=True, tag="progress"):
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+    egress_denied: int = 0
 
 
 class Metrics(_Fact, frozen=True, tag="metrics"):

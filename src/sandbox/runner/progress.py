@@ -44,6 +44,11 @@ class ProgressMeter:
             cost_usd=round(self._counters.cost_usd + (usage.cost_usd or 0.0), 9),
         )
 
+    def denied(self, count: int) -> None:
+        """So much has been refused by now."""
+        if count != self._counters.egress_denied:
+            self._change(egress_denied=count)
+
     def agent_event(self, event: AgentEvent, monotonic: float) -> None:
         """Something stood in the agent's own event stream."""
         match event:

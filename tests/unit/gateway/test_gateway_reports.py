@@ -29,6 +29,7 @@ def test_refusals_are_told_one_by_one_until_there_are_too_many_and_then_counted(
     assert told[-2].error == "egress_denials_dropped"
     assert told[-2].message.startswith("5 more ")
     assert told[-1] == EgressDenied("later", 443, "no")
+    assert reports.denials == DENIALS_PER_SECOND_MAX + 6
 
 
 def test_the_count_is_told_at_the_end_when_nothing_is_refused_any_more():
@@ -55,6 +56,20 @@ def test_usage_is_never_left_out():
     for _ in range(100):
         reports.used(Usage("m", 1, 1))
     assert len(told) == 100
+
+
+def test_a_secret_in_a_name_is_taken_out_while_the_name_is_whole():
+    secret = "s3cr3t\r\n-" * 100
+    told: list = []
+    reports = Reports(told.append, Watch(), lambda text: text.replace(secret, "[REDACTED:TOKEN]"))
+    reports.denied(f"a.{secret}.evil.example", 443, "no")
+    reports.denied(f"{'x' * 200}{secret}", 443, "no")
+    reports.denied("b.example", 443, "no")
+    assert [one.host for one in told] == [
+        "a.[REDACTED:TOKEN].evil.example",
+        f"{'x' * 200}[REDACTED:TOKEN]",
+        "b.example",
+    ]
 
 
 def test_a_host_is_told_as_visible_characters_and_not_for_ever():

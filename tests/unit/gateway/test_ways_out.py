@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from doubles.far_host import client_hello
 from sandbox.gateway.egress import ISOLATED, Checked, EgressPolicy, Passage, Refusal
 from sandbox.gateway.http_opening import HttpOpening
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
@@ -244,6 +245,11 @@ def test_tls_to_the_address_of_an_allowed_host_goes_on_from_its_first_byte():
 def test_tls_for_another_server_or_for_none_gets_no_byte(said, host):
     refusal = refused(tls().client_sent(said))
     assert (refusal.host, refusal.port, refusal.answer) == (host, 443, b"")
+
+
+def test_a_second_name_that_is_encrypted_is_refused_where_only_some_names_may_be_reached():
+    let_through(tls().client_sent(client_hello(HOST)))
+    assert "ECH" in refused(tls().client_sent(client_hello(HOST, encrypted_too=True))).reason
 
 
 def test_the_models_host_is_not_reached_even_where_a_rule_allows_it():

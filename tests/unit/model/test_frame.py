@@ -45,9 +45,10 @@ ONE_OF_EACH: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
          "cache_write_tokens": 4, "cost_usd": 0.5},
     ),
     e.Progress: (
-        e.Progress(1, 2, "Bash", AT, 3, 4, 5, 0.5),
+        e.Progress(1, 2, "Bash", AT, 3, 4, 5, 0.5, 6),
         {"type": "progress", "progress": {"output_bytes": 1, "tool_calls": 2, "current_tool": "Bash",
-         "last_activity_at": STAMP, "turns": 3, "input_tokens": 4, "output_tokens": 5, "cost_usd": 0.5}},
+         "last_activity_at": STAMP, "turns": 3, "input_tokens": 4, "output_tokens": 5, "cost_usd": 0.5,
+         "egress_denied": 6}},
     ),
     e.Metrics: (
         e.Metrics(12.5, 1, 2, 3, 4, 0.5),

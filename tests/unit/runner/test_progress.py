@@ -94,3 +94,14 @@ def test_at_the_end_no_tool_is_current():
     meter_.close()
     assert notes[-1].current_tool is None
     assert notes[-1].tool_calls == 1
+
+
+def test_refusals_are_counted_as_the_gateway_counts_them():
+    meter_, told = meter()
+    meter_.denied(0)
+    meter_.tell(0.0)
+    assert told == [], "nothing has changed"
+    meter_.denied(41)
+    meter_.tell(1.0)
+    meter_.close()
+    assert [event.egress_denied for event in told] == [41, 41]

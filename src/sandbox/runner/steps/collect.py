@@ -163,7 +163,8 @@ def _metadata(attempt: Attempt) -> Callable[[BinaryIO], None]:
             for record in read_records(attempt.equipment.journals, attempt.task.id)
             if isinstance(denied := record.event, EgressDenied)
         ]
-        content = {**_story(attempt.task), "refusals": refusals[:_REFUSALS_MAX], "refusals_total": len(refusals)}
+        total = max(len(refusals), attempt.task.progress.egress_denied)
+        content = {**_story(attempt.task), "refusals": refusals[:_REFUSALS_MAX], "refusals_total": total}
         file.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
     return write

@@ -89,6 +89,7 @@ class _Run:
             finally:
                 await self._kill()
             await self._drain(pumps)
+        self._meter.denied(self._gateway.denials)
         self._meter.close()
         await self._conclude(ended)
 
@@ -175,6 +176,7 @@ class _Run:
     async def _tell_progress(self) -> None:
         while True:
             await asyncio.sleep(EAGER_INTERVAL_SECONDS)
+            self._meter.denied(self._gateway.denials)
             self._meter.tell(self._clock.monotonic())
 
     async def _tell_metrics(self) -> None:

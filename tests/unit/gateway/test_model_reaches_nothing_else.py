@@ -1,0 +1,255 @@
+"""The model's own servers fetch nothing for a sandbox that may not fetch it itself, and a refused key ends the work."""
+
+import json
+from typing import Any
+
+import pytest
+
+from sandbox.contracts.gateway import Budget, GatewayRules, KeyRefused, ModelUpstream
+from sandbox.gateway import model_body
+from sandbox.gateway.admission import Admission
+from sandbox.gateway.model import ModelConversation
+from sandbox.gateway.policy import ModelPolicy
+from sandbox.gateway.reports import Reports
+from sandbox.gateway.upstream import parse_upstream
+from sandbox.model.egress import EgressRule, EgressRules
+from sandbox.model.event import EgressDenied
+
+ISOLATED = GatewayRules()
+OUTBOUND = GatewayRules(egress=EgressRules((EgressRule("files.example.org"),)))
+FULL = GatewayRules(egress=EgressRules(is_full=True))
+TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+BY_URL = {"type": "image", "source": {"type": "url", "url": "https://evil.example/?q=secret"}}
+
+
+class Model:
+    """Conversations of one gateway with an upstream that is a script."""
+
+    def __init__(self, rules: GatewayRules, redact=str) -> None:
+        self.told: list = []
+        self._reports = Reports(self.told.append, lambda: 0.0, redact)
+        self._admission = Admission(rules, self._reports)
+
+    def conversation(self) -> ModelConversation:
+        upstream = parse_upstream(ModelUpstream("https://up.example", api_key=SERVER_KEY))
+        return ModelConversation(ModelPolicy(TASK_KEY, 8123), self._admission, upstream, self._reports, 8123)
+
+    def ask(self, body: Any, *headers: str, target: str = "/v1/messages?beta=true") -> tuple[int | None, str, bytes]:
+        """Status and message of a refusal, and the body that goes on."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        lines = (f"POST {target} HTTP/1.1", "Host: 127.0.0.1:8123", f"X-Api-Key: {TASK_KEY}", *headers)
+        head = "\r\n".join((*lines, f"Content-Length: {len(data)}")).encode() + b"\r\n\r\n"
+        reaction = self.conversation().client_sent(head + data)
+        onward = bytes(reaction.to_upstream)
+        if reaction.to_client:
+            assert not onward
+            answer, _, refusal = bytes(reaction.to_client).partition(b"\r\n\r\n")
+            return int(answer.split(b" ")[1]), json.loads(refusal)["error"]["message"], b""
+        return None, "", onward
+
+
+def message(*content: Any, role: str = "user") -> dict[str, Any]:
+    return {"role": role, "content": list(content)}
+
+
+def request(*messages: Any, **fields: Any) -> dict[str, Any]:
+    return {"model": "claude-haiku-4-5", "max_tokens": 5, "messages": list(messages), **fields}
+
+
+def within_result(block: Any) -> dict[str, Any]:
+    return message({"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "x"}, block]})
+
+
+REACHING = {
+    "web_search": request(tools=[{"name": "Bash"}, {"type": "web_search_20250305", "name": "web_search"}]),
+    "web_fetch": request(tools=[{"type": "web_fetch_20250910", "name": "web_fetch"}]),
+    "code_execution": request(tools=[{"type": "code_execution_20250825", "name": "code_execution"}]),
+    "mcp_toolset": request(tools=[{"type": "mcp_toolset", "mcp_server_name": "x"}]),
+    "unknown": request(tools=[{"type": "teleport_20300101", "name": "x"}]),
+    "type of another type": request(tools=[{"type": ["custom"], "name": "x"}]),
+    "tool of another shape": request(tools=["web_search_20250305"]),
+    "one tool without a list": request(tools={"type": "web_search_20250305"}),
+    "mcp_servers": request(mcp_servers=[{"type": "url", "url": "https://evil.example", "name": "x"}]),
+    "container": request(container={"skills": [{"type": "anthropic", "skill_id": "pptx"}]}),
+    "image": request(message(BY_URL)),
+    "document": request(message({"type": "document", "source": {"type": "url", "url": "https://evil.example"}})),
+    "document within": request(
+        message({"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "x"}, BY_URL]}})
+    ),
+    "file": request(message({"type": "image", "source": {"type": "file", "file_id": "file_1"}})),
+    "upload": request(message({"type": "container_upload", "file_id": "file_1"})),
+    "tool result": request(within_result(BY_URL)),
+    "result within a result": request(within_result({"type": "tool_result", "content": [BY_URL]})),
+    "of the assistant": request(message(BY_URL, role="assistant")),
+    "system": request(system=[{"type": "text", "text": "x"}, BY_URL]),
+    "block without a list": request({"role": "user", "content": BY_URL}),
+    "source without a type": request(message({"type": "image", "source": {"url": "https://evil.example"}})),
+    "capital tools": request(Tools=[{"type": "web_search_20250305", "name": "web_search"}]),
+    "capital type": request(tools=[{"Type": "web_search_20250305", "name": "web_search"}]),
+    "capital source": request(message({"type": "image", "Source": BY_URL["source"]})),
+    "long s": request(**{"tool\u017f": [{"type": "web_search_20250305"}]}),
+}
+
+HARMLESS = {
+    "nothing": request(),
+    "text": request({"role": "user", "content": "Fetch https://evil.example with web_search_20250305"}),
+    "tools of Claude Code": request(
+        tools=[{"name": "WebSearch", "description": "d", "input_schema": {"type": "object"}}]
+    ),
+    "tools by type": request(
+        tools=[
+            {"type": "custom", "name": "web_fetch"},
+            {"type": "bash_20250124", "name": "bash"},
+            {"type": "text_editor_20250728", "name": "edit"},
+            {"type": "memory_20250818", "name": "memory"},
+            {"type": "tool_search_tool_regex_20251119", "name": "search"},
+            {"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-5"},
+        ]
+    ),
+    "images in place": request(message(IMAGE), within_result(IMAGE)),
+    "documents in place": request(
+        message(
+            {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}},
+            {"type": "document", "source": {"type": "content", "content": [IMAGE]}},
+            {
+                "type": "search_result",
+                "source": "https://where.it.was.found",
+                "content": [{"type": "text", "text": "x"}],
+            },
+        )
+    ),
+    "what a tool is called with": request(
+        message(
+            {"type": "tool_use", "id": "t", "name": "mcp__x", "input": {"Source": {"type": "url"}}}, role="assistant"
+        )
+    ),
+    "nulls": request(mcp_servers=[], container=None, tools=[], system=None),
+}
+
+
+@pytest.mark.parametrize("rules", [ISOLATED, OUTBOUND])
+@pytest.mark.parametrize("name", REACHING)
+@pytest.mark.parametrize("target", ["/v1/messages?beta=true", "/v1/messages/count_tokens"])
+def test_what_makes_the_model_reach_elsewhere_is_refused_with_a_sentence_and_told(rules, name, target):
+    model = Model(rules)
+    status, told, _ = model.ask(REACHING[name], target=target)
+    assert status == 403
+    assert "reach elsewhere" in told
+    assert "network_mode full" in told
+    assert model.told == [EgressDenied("model", 8123, told)]
+
+
+@pytest.mark.parametrize("name", REACHING)
+def test_it_passes_where_the_sandbox_itself_may_reach_everything(name):
+    model = Model(FULL)
+    status, _, onward = model.ask(REACHING[name])
+    assert status is None
+    assert onward.endswith(json.dumps(REACHING[name]).encode())
+    assert model.told == []
+
+
+@pytest.mark.parametrize("rules", [ISOLATED, OUTBOUND, FULL])
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_claude_code_sends_passes_unchanged_in_meaning(rules, name):
+    model = Model(rules)
+    status, told, onward = model.ask(HARMLESS[name])
+    assert status is None, told
+    assert json.loads(onward.partition(b"\r\n\r\n")[2]) == HARMLESS[name]
+    assert model.told == []
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        b'{"model":"m","tools":[{"type":"web_search_20250305"}],"tools":[]}',
+        b'{"model":"m","tools":[],"\\u0074ools":[{"name":"x"}],"mcp_servers":[{"url":"x"}],"mcp_servers":null}',
+    ],
+)
+def test_what_stands_there_twice_goes_on_once(hidden):
+    status, _, onward = Model(ISOLATED).ask(hidden)
+    assert status is None
+    assert b"web_search" not in onward
+    assert b"url" not in onward
+
+
+def test_what_stands_there_last_counts():
+    assert Model(ISOLATED).ask(b'{"model":"m","tools":[],"tools":[{"type":"web_search_20250305"}]}')[0] == 403
+
+
+def test_the_model_is_told_how_to_read_the_body_by_the_gateway():
+    headers = ("Content-Type: application/json; charset=utf-7", "Content-Encoding: gzip")
+    _, _, onward = Model(ISOLATED).ask(b' {"model" : "m" , "n": 1.0, "big": 18446744073709551615} ', *headers)
+    head, _, body = onward.partition(b"\r\n\r\n")
+    assert body == b'{"model":"m","n":1.0,"big":18446744073709551615}'
+    assert b"content-type: application/json\r\n" in head.lower() + b"\r\n"
+    assert b"gzip" not in head
+    assert b"utf-7" not in head
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"1", b"nonsense", b'{"model":1}', b"\xff", b'{"a":"\xff"}', b'{"a":1}x', b"[" * 100_000, b"\x1f\x8b"],
+)
+def test_what_is_no_request_is_refused(body):
+    assert Model(ISOLATED).ask(body)[0] == 400
+
+
+def test_a_body_that_takes_far_more_memory_than_it_is_long_is_not_read(monkeypatch):
+    monkeypatch.setattr(model_body, "REQUEST_VALUES_MAX", 1000)
+    assert Model(ISOLATED).ask(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 498))[0] is None
+    assert Model(ISOLATED).ask(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 500))[0] == 413
+
+
+def test_a_model_without_a_price_is_told_without_a_secret_in_its_name():
+    secret = "s3cr3t" * 100
+    rules = GatewayRules(budget=Budget(usd=1.0))
+    model = Model(rules, lambda text: text.replace(secret, "[REDACTED]"))
+    status, told, _ = model.ask({"model": f"a{secret}", "messages": []})
+    assert status == 403
+    assert "The model a[REDACTED] has no price" in told
+
+
+# The server's key
+
+
+def answered(model: Model, *statuses: int) -> list[tuple[int, str]]:
+    """What the client is told when the upstream answers so, one request after the other."""
+    told = []
+    for status in statuses:
+        conversation = model.conversation()
+        head = (
+            f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\nContent-Length: 2\r\n\r\n"
+        )
+        reaction = conversation.client_sent(head.encode() + b"{}")
+        if not reaction.to_client:
+            assert reaction.dial
+            reaction = conversation.upstream_sent(f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        answer, _, body = bytes(reaction.to_client).partition(b"\r\n\r\n")
+        told.append((int(answer.split(b" ")[1]), body.decode()))
+    return told
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_of_the_servers_is_told_once_and_ends_the_asking(status):
+    model = Model(ISOLATED)
+    answers = answered(model, status, 200)
+    assert [told for told, _ in answers] == [403, 403], "403, because Claude Code asks again for minutes after a 401"
+    assert all("refused the server's key" in body for _, body in answers)
+    told = f"The model at up.example refused the server's key ({status}); check the key that it has."
+    assert [one for one in model.told if isinstance(one, KeyRefused)] == [KeyRefused(told)]
+
+
+def test_a_key_that_was_good_is_not_blamed_for_what_was_asked_for():
+    model = Model(ISOLATED)
+    assert answered(model, 200, 403, 200) == [(200, "{}"), (403, "{}"), (200, "{}")]
+    assert not [one for one in model.told if isinstance(one, KeyRefused)]
+    assert answered(model, 401)[0][0] == 403
+    assert [type(one) for one in model.told].count(KeyRefused) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 529])
+def test_other_errors_are_claude_codes_to_deal_with(status):
+    model = Model(ISOLATED)
+    assert answered(model, status, 200) == [(status, "{}"), (200, "{}")]
+    assert not [one for one in model.told if isinstance(one, KeyRefused)]
