@@ -7,6 +7,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sandbox.contracts.subject import REQUEST_ID
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _STARTS = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
@@ -39,6 +41,8 @@ class Envelope:
         if _REQUEST_ID.fullmatch(given):
             state["request_id"] = given
         identity = request_id(HTTPConnection(scope))
+        # Never taken back: a server gives each request a context of its own, and logs there what went wrong.
+        REQUEST_ID.set(identity)
         if scope.get("method") == "HEAD":
             state["wants_head_only"] = True
             scope = {**scope, "method": "GET"}

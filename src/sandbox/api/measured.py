@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from http import HTTPStatus
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sandbox.api import paths
 from sandbox.api.server_metrics import NO_ROUTE, ServerMetrics
+from sandbox.contracts.subject import TASK_ID
 
 _STARTS = {"http.response.start", "websocket.http.response.start"}
 _SWITCHING = 101
+_PROBED = paths.OPEN_PATHS | {paths.METRICS}
+_log = logging.getLogger(__name__)
 
 
 async def note_api_route(connection: HTTPConnection) -> None:
     """The address that this request is for, for whoever counts it."""
     note_route(connection, connection.scope["route"].path_format)
+    if (task_id := connection.path_params.get("task_id")) is not None:
+        TASK_ID.set(task_id)
 
 
 def note_route(connection: HTTPConnection, template: str) -> None:
@@ -35,16 +43,48 @@ class Measured:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        began = time.monotonic()
-        state = scope.setdefault("state", {})
-        method = scope.get("method", "GET")
+        began, has_begun = time.monotonic(), False
+
+        def note(status: int) -> None:
+            nonlocal has_begun
+            has_begun = True
+            seconds = time.monotonic() - began
+            route = scope.setdefault("state", {}).get("route", NO_ROUTE)
+            self._metrics.note_answer(route, scope.get("method", "GET"), status, seconds)
+            _log_answer(scope, status, seconds)
 
         async def send_measured(message: Message) -> None:
             if (status := _status(message)) is not None:
-                self._metrics.note_answer(state.get("route", NO_ROUTE), method, status, time.monotonic() - began)
+                note(status)
             await send(message)
 
-        await self._app(scope, receive, send_measured)
+        try:
+            await self._app(scope, receive, send_measured)
+        except Exception:
+            # The answer to it is made by Starlette's own middleware, around all others.
+            if not has_begun:
+                note(HTTPStatus.INTERNAL_SERVER_ERROR.value)
+            raise
+
+
+def _log_answer(scope: Scope, status: int, seconds: float) -> None:
+    """Probes ask again and again: they are told of when something is wrong."""
+    path, client = scope["path"], scope.get("client")
+    is_dull = status < 400 and path in _PROBED
+    _log.log(
+        logging.DEBUG if is_dull else logging.INFO,
+        "%s %s is answered with %d" if scope["type"] == "http" else "%s %s begins with %d",
+        method := scope.get("method", "GET"),
+        path,
+        status,
+        extra={
+            "method": method,
+            "path": path,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            "client": client and client[0],
+        },
+    )
 
 
 def _status(message: Message) -> int | None:

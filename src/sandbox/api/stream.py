@@ -16,6 +16,7 @@ from sandbox.api.known_parameters import refuse_unknown
 from sandbox.api.measured import note_route
 from sandbox.api.streamed import disconnected
 from sandbox.api.view import Messages, seen_alone
+from sandbox.contracts.subject import TASK_ID
 from sandbox.model.frame import Frame
 
 TYPES = frozenset(
@@ -63,6 +64,7 @@ async def stream(websocket: WebSocket) -> None:
     note_route(websocket, paths.STREAM)
     asked = await context(websocket)
     wish = Wish.of(websocket.query_params)
+    TASK_ID.set(wish.task_id)
     with asked.metrics.streaming("websocket"):
         await _tell(websocket, asked, wish)
 

@@ -14,6 +14,7 @@ from sandbox.api.openapi import MANIFEST_REF, header, parameters, problems, requ
 from sandbox.api.request_body import CancelWish, is_json, read_body, read_cancel_wish
 from sandbox.api.status import status_body
 from sandbox.api.streamed import disconnected
+from sandbox.contracts.subject import TASK_ID
 from sandbox.contracts.tasks import Tasks
 from sandbox.model.frame import timestamp
 from sandbox.model.manifest import Manifest
@@ -83,6 +84,7 @@ async def submit_task(request: Request, asked: Asked) -> Json:
     manifest = await asyncio.to_thread(_parse, body, request, asked)
     submission = await asked.tasks.submit(manifest, idempotency)
     task = submission.task
+    TASK_ID.set(task.id)
     here = paths.task_path(task.id)
     answer = {
         "task_id": task.id,

@@ -1,20 +1,24 @@
 """Reads the journals of living tasks into the store and tells subscribers."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Batch, JournalDamagedError, Journals
 from sandbox.contracts.recorder import read_task
 from sandbox.contracts.store import Indexed, Store
+from sandbox.contracts.subject import work_on
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.feed import Feed
 from sandbox.model import event as e
 from sandbox.model.frame import end_frame, frame
 from sandbox.model.life import advance
 from sandbox.model.limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECONDS, LOSS_CHECK_SECONDS, RETRY_SECONDS
+from sandbox.model.task import Task
 
 _IDLE_FACTOR = 10
+_log = logging.getLogger(__name__)
 _INDEXED_AT_ONCE = (e.Progress, e.ArtifactCollected, e.CancelRequested, e.AttemptFailed)
 
 
@@ -47,6 +51,7 @@ class Follower:
 
     async def _follow(self, feed: Feed) -> None:
         """Whatever goes wrong is tried again: a task that nobody follows would never end for its users."""
+        work_on(feed.task.id)
         while not feed.task.state.is_terminal:
             try:
                 await self._read_on(feed)
@@ -102,6 +107,8 @@ class Follower:
             await asyncio.to_thread(self._store.save, Indexed(task, batch.next_offset))
         for record in batch.records:
             self._tell(task.id, record)
+            if record.transition is not None:
+                _log_transition(task, record.transition)
         feed.advance(task, batch.next_offset)
         if task.state.is_terminal and self._broadcast.has_subscribers:
             self._broadcast.send(end_frame(task))
@@ -119,6 +126,11 @@ class Follower:
             return
         if not (await self._read(feed)).records:
             await self.on_lost(feed)
+
+
+def _log_transition(task: Task, transition: e.Transition) -> None:
+    error = task.failure.code if task.failure is not None and transition.new_state.is_terminal else None
+    _log.info("Task %s is %s", task.id, transition.new_state, extra={"state": transition.new_state, "error": error})
 
 
 def _matters(batch: Batch) -> bool:

@@ -94,7 +94,7 @@ class Janitor:
         except SandboxNotPreservedError:
             return True
         except UnavailableError as error:
-            _log.error("Task %s: %s", task.id, error)
+            _log.error("Task %s: %s", task.id, error, extra={"task_id": task.id})
             return False
         return True
 

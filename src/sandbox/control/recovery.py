@@ -32,7 +32,7 @@ def _index(journals: Journals, store: Store, task_id: str) -> None:
     try:
         reading = read_task(journals, task_id)
     except (SandboxError, OSError) as error:
-        _log.error("Task %s cannot be taken into the index: %s", task_id, error)
+        _log.error("Task %s cannot be taken into the index: %s", task_id, error, extra={"task_id": task_id})
         return
     if reading.task is not None:
         store.save(Indexed(reading.task, reading.offset))

@@ -68,7 +68,7 @@ class Register:
             indexed = Indexed(task, read_task(self._journals, task.id).offset)
             self._store.insert(indexed)
         except (OSError, StoreError) as error:
-            _log.error("Task %s is not in the index yet: %s", task.id, error)
+            _log.error("Task %s is not in the index yet: %s", task.id, error, extra={"task_id": task.id})
         return indexed
 
     def _duplicate(self, task_id: str) -> Exception:

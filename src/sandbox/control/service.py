@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from sandbox.contracts.journal import Journals
 from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError
 from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.store import Store, StoreError, TaskPage, TaskQuery
+from sandbox.contracts.subject import work_on
 from sandbox.contracts.tasks import (
     Cancellation,
     Health,
@@ -39,6 +41,7 @@ from sandbox.model.manifest import Manifest
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 
+_log = logging.getLogger(__name__)
 _STARTING = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
@@ -127,6 +130,7 @@ class TaskService:
         except (OSError, StoreError) as error:
             raise UnavailableError(f"The task could not be written down: {error}; submit it again.") from error
         submitted = feed.task
+        _log.info("Task %s was accepted", submitted.id, extra={"task_id": submitted.id, "state": submitted.state})
         self.take_in(feed, submission)
         return submitted
 
@@ -266,6 +270,7 @@ class TaskService:
 
     async def _launch(self, feed: Feed) -> None:
         """Until it has worked, or the server ends; the next one goes on then."""
+        work_on(feed.task.id)
         while not self._draining.is_set():
             try:
                 await self.equipment.launcher.launch(feed)

@@ -21,7 +21,8 @@ STOP_SECONDS = 5.0
 @contextlib.contextmanager
 def start_server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """A server on free ports; `model` are the variables that tell it where the model is."""
-    model = {"SANDBOX_CONFIG": os.devnull, **model}  # how this user's own server is configured is no matter here
+    # How this user's own server is configured is no matter here, and its log would stand amid the story.
+    model = {"SANDBOX_CONFIG": os.devnull, "SANDBOX_LOG_LEVEL": "warning", "SANDBOX_LOG_FORMAT": "text", **model}
     arguments = (
         "serve",
         "--host",

@@ -1,8 +1,7 @@
 """One attempt from its first step to the task's final record."""
 
 import asyncio
-import sys
-import traceback
+import logging
 from collections.abc import Coroutine
 from typing import TypeVar
 
@@ -21,6 +20,7 @@ from sandbox.runner.steps.teardown import teardown
 from sandbox.runner.wish import EndWish
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class EndedError(Exception):
@@ -108,7 +108,7 @@ class AttemptLife:
         except AttemptError as error:
             self._fail(error.failure)
         except Exception as error:
-            self._log(error)
+            _log.error("A step failed", exc_info=error)
             self._fail(Failure(FailureCode.INTERNAL, f"The runner failed ({_described(error)}); please report this."))
 
     async def _bounded(self, step: Coroutine[None, None, T], timeout_seconds: float, late: Failure) -> T:
@@ -138,7 +138,7 @@ class AttemptLife:
                 Failure(FailureCode.COLLECT_FAILED, "Collecting took too long; raise lifecycle.collect_timeout.")
             )
         except Exception as error:
-            self._log(error)
+            _log.error("Collecting failed", exc_info=error)
             self._fail(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_described(error)})."))
         await teardown(self._attempt, read_handle(self._attempt.files.handle))
         self._attempt.recorder.record(TaskFinished())
@@ -150,12 +150,6 @@ class AttemptLife:
         else:
             self._attempt.recorder.record(AttemptFailed(failure))
 
-    def _log(self, error: Exception) -> None:
-        """For operators, in the runner's own log."""
-        text = "".join(traceback.format_exception(error))
-        redaction = self._attempt.redaction
-        print(text if redaction is None else redaction.redact_text(text), file=sys.stderr)
-
     async def _sync_output(self) -> None:
         while True:
             await asyncio.sleep(OUTPUT_SYNC_SECONDS)
@@ -163,7 +157,7 @@ class AttemptLife:
                 await asyncio.to_thread(self._attempt.recorder.writer.sync)
             except OSError as error:
                 # The next round tries again; a disk that is really broken shows when a record is written.
-                print(f"Output could not be flushed: {error}", file=sys.stderr)
+                _log.error("Output could not be flushed: %s", error)
 
 
 def _described(error: Exception) -> str:

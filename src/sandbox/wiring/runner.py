@@ -4,6 +4,7 @@ Imports nothing of the server's, so that a runner starts fast and stays small.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from sandbox.contracts.layout import runner_socket
 from sandbox.contracts.placement import LaunchOrder
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.contracts.redaction import Redaction
+from sandbox.contracts.subject import ATTEMPT_ID, TASK_ID
 from sandbox.disks.loop import LoopDisks
 from sandbox.disks.mounts import hide_mounts
 from sandbox.disks.plain import PlainDisks
@@ -29,9 +31,12 @@ from sandbox.runner.equipment import Attempt, Equipment
 from sandbox.runner.life import AttemptLife
 from sandbox.runner.redacted import redact_event
 from sandbox.wiring.clock import SystemClock
+from sandbox.wiring.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
 from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.runtime import make_runtime
 from sandbox.workspace.workspaces import GitWorkspaces
+
+_log = logging.getLogger("sandbox.runner")  # this module is called __main__
 
 
 def main() -> None:
@@ -39,15 +44,20 @@ def main() -> None:
     # Its default action ends the process, which frees the journal's lock, whatever the process is stuck in.
     signal.alarm(int(LAUNCH_SECONDS))
     os.umask(0o077)
+    log = begin_log(os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info"))
     lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchOrder)
+    TASK_ID.set(order.task_id)
+    ATTEMPT_ID.set(order.attempt_id)
+    if (redaction := _redaction(order.secrets)) is not None:
+        log.redact = redaction.redact_text
     if order.disks == "loop":
         hide_mounts()
-    asyncio.run(_live(order, lock_fd))
+    asyncio.run(_live(order, lock_fd, redaction))
 
 
-async def _live(order: LaunchOrder, lock_fd: int) -> None:
-    attempt = wire_attempt(order, lock_fd)
+async def _live(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -> None:
+    attempt = wire_attempt(order, lock_fd, redaction)
     signal.alarm(0)
     # A cleaner of temporary files may have been there since the server began.
     run_dir = Path(order.run_dir)
@@ -55,11 +65,13 @@ async def _live(order: LaunchOrder, lock_fd: int) -> None:
     make_private(run_dir)
     life = AttemptLife(attempt)
     async with listening(runner_socket(run_dir, order.attempt_id), life.cancel):
+        _log.info("A dead runner's attempt is finished" if order.finish else "The attempt begins")
         await (life.finish() if order.finish else life.carry_out())
+    _log.info("The attempt has ended", extra={"state": attempt.task.state})
     attempt.recorder.writer.close()
 
 
-def wire_attempt(order: LaunchOrder, lock_fd: int) -> Attempt:
+def wire_attempt(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -> Attempt:
     """Take the journal over and gather the equipment."""
     data_dir = Path(order.data_dir)
     clock = SystemClock()
@@ -76,7 +88,6 @@ def wire_attempt(order: LaunchOrder, lock_fd: int) -> Attempt:
         workspaces=GitWorkspaces(os.environ, follow_redirects=order.follow_redirects),
         clock=clock,
     )
-    redaction = _redaction(order.secrets)
     if redaction is not None:
         recorder.revise = lambda event: redact_event(event, redaction)
     return Attempt(

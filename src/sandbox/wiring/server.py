@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import resource
 import sys
@@ -44,6 +45,7 @@ from sandbox.profiles.catalog import Catalog
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.guarded_placement import GuardedPlacement
+from sandbox.wiring.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
 from sandbox.wiring.machine import (
     choose_run_dir,
     measure_capacity,
@@ -55,10 +57,11 @@ from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.profiles import tell_offered
 from sandbox.wiring.runtime import Choice, choose_runtime, explain_failure
 from sandbox.wiring.server_secrets import ServerSecrets
-from sandbox.wiring.settings import ServerSettings
+from sandbox.wiring.settings import LogSection, ServerSettings
 from sandbox.wiring.upstream import read_upstream
 
 Announce = Literal["text", "json"]
+_log = logging.getLogger(__name__)
 
 DESCRIPTORS_MAX = 65_536
 """Open files of the server, where the machine allows so many; past it tasks are refused with 503."""
@@ -90,6 +93,7 @@ def run(settings: ServerSettings, *, announce: Announce = "text") -> None:
     announce: how the addresses are printed once the server answers: for people, or as one JSON line.
     """
     os.umask(0o077)
+    begin_log(settings.log.format, settings.log.level)
     _allow_descriptors()
     data_dir = make_private(settings.server.data_dir.absolute())
     lock_fd = _lock(data_dir)
@@ -162,13 +166,13 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
         disks="plain" if no_loop else "loop",
     )
     capacity = measure_capacity(places.data_dir, settings.capacity)
-    placement = GuardedPlacement(_placement(places), access)
+    placement = GuardedPlacement(_placement(places, settings.log), access)
     secrets = ServerSecrets(settings.secrets, os.environ, access)
     service = _wire_service(places, choice, template, placement, capacity, secrets)
     rooms = service.equipment
     for feed in await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock):
         service.take_in(feed)
-    return service, probe.tier
+    return service, choice.chosen.tier
 
 
 def _janitor(service: TaskService, settings: ServerSettings) -> Janitor:
@@ -194,7 +198,7 @@ def _wire_service(
         placement,
         clock,
         secrets.resolve,
-        lambda profile: Catalog(places.data_dir).find_image(profile, probe.tier),
+        lambda profile: Catalog(places.data_dir).find_image(profile, choice.chosen.tier),
         template=template,
         host=Host(name_host(), read_boot_id()),
     )
@@ -226,8 +230,9 @@ def _blockers(choice: Choice, upstream: ModelUpstream | None) -> list[str]:
     return blockers
 
 
-def _placement(places: Places) -> LocalPlacement:
+def _placement(places: Places, log: LogSection) -> LocalPlacement:
     environment = {name: os.environ[name] for name in _RUNNER_VARIABLES if name in os.environ}
+    environment |= {FORMAT_VARIABLE: log.format, LEVEL_VARIABLE: log.level}
 
     def log_path(order: LaunchOrder) -> Path:
         path = TaskLayout(places.data_dir, order.task_id).attempt(order.attempt_id).runner_log
@@ -246,15 +251,16 @@ def _announce(
         print(json.dumps({"http": http, "ws": ws, "pid": os.getpid(), "data_dir": str(places.data_dir)}), flush=True)
     else:
         print(f"Sandbox answers at {http}\n  WebSocket: {ws}\n  Data:      {places.data_dir}", flush=True)
+    _log.info("The server answers", extra={"http": http, "ws": ws, "pid": os.getpid(), "data_dir": places.data_dir})
     for reason in blockers:
-        print(f"It takes no tasks. {reason}", file=sys.stderr, flush=True)
+        _log.warning("It takes no tasks. %s", reason)
 
 
 def _tell_unfinished(count: int) -> None:
     """Whoever stops a server may take its tasks for stopped, and they cost money."""
     if count:
         tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
-        print(f"{tasks} the server; the next one on this data directory takes over.", file=sys.stderr)
+        _log.warning("%s the server; the next one on this data directory takes over.", tasks)
 
 
 def _allow_descriptors() -> None:

@@ -44,6 +44,8 @@ _SERVER_ADDRESS = Format(
     "server_address",
     _written_as(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
 )
+_LOG_FORMAT = Format("log_format", _written_as("text|json", "must be text or json"))
+_LOG_LEVEL = Format("log_level", _written_as("debug|info|warning|error", "must be debug, info, warning or error"))
 Port = Annotated[int, Ge(0), Le(65535)]
 Factor = Annotated[float, Ge(0.1), Le(1000)]
 
@@ -155,6 +157,15 @@ class AccessSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogSection:
+    """What the server and its runners write to their logs."""
+
+    __pydantic_config__ = _CLOSED
+    format: Annotated[str, _LOG_FORMAT, Purpose("How the lines of the log are written: text or json.")] = "text"
+    level: Annotated[str, _LOG_LEVEL, Purpose("The least that is written: debug, info, warning or error.")] = "info"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """All sections. Pure values."""
 
@@ -165,3 +176,4 @@ class ServerSettings:
     secrets: SecretsSection = field(default_factory=SecretsSection)
     preserve: PreserveSection = field(default_factory=PreserveSection)
     access: AccessSection = field(default_factory=AccessSection)
+    log: LogSection = field(default_factory=LogSection)

@@ -109,7 +109,7 @@ def test_a_task_that_is_cancelled_before_its_runner_begins_never_runs(stage):
     assert "start" not in script.seen
 
 
-def test_output_is_flushed_again_after_a_flush_that_failed(stage, monkeypatch, capsys):
+def test_output_is_flushed_again_after_a_flush_that_failed(stage, monkeypatch, caplog):
     scene = stage(Script(stays=True, stdout=b"hello\n"))
     sync, calls = scene.writer.sync, []
 
@@ -133,7 +133,7 @@ def test_output_is_flushed_again_after_a_flush_that_failed(stage, monkeypatch, c
 
     asyncio.run(play())
     assert scene.task.state is TaskState.CANCELLED
-    assert "Input/output error" in capsys.readouterr().err
+    assert "Input/output error" in caplog.text
 
 
 def test_what_a_dead_runner_left_half_collected_is_collected_again_and_once(stage):

@@ -251,10 +251,10 @@ def test_the_finisher_keeps_an_outcome_that_was_written(stage):
     assert scene.task.state is TaskState.COMPLETED
 
 
-def test_a_broken_step_is_an_internal_error_and_the_task_still_ends(stage, capsys):
+def test_a_broken_step_is_an_internal_error_and_the_task_still_ends(stage, caplog):
     scene = stage(Script(create_error=ZeroDivisionError("bug")))
     asyncio.run(scene.life.carry_out())
     assert scene.task.failure == Failure(
         FailureCode.INTERNAL, "The runner failed (ZeroDivisionError); please report this."
     )
-    assert "ZeroDivisionError: bug" in capsys.readouterr().err
+    assert "ZeroDivisionError: bug" in caplog.text

@@ -43,6 +43,13 @@ def test_requests_are_counted_by_route_and_not_by_address(api, tasks):
     assert figures["sandbox_http_answer_seconds_count", route, "GET"] == 3
 
 
+def test_failures_inside_are_counted_too(api):
+    api.tasks.add("task-001")
+    api.tasks.failure = RuntimeError("a bug")
+    assert api("DELETE", "/api/v1/tasks/task-001").status_code == 500
+    assert told(api)["sandbox_http_requests_total", "/api/v1/tasks/{task_id}", "500", "DELETE"] == 1
+
+
 def test_a_shutting_down_server_is_not_ready(api):
     api.shutting_down.set()
     assert told(api)[("sandbox_ready",)] == 0

@@ -32,6 +32,9 @@ mount = "kv"
 time_to_live = "90m"
 [access]
 requests_per_minute = 0
+[log]
+format = "json"
+level = "debug"
 """
 
 
@@ -128,8 +131,8 @@ def test_a_relative_path_in_a_file_is_meant_from_there(home, monkeypatch):
         ("[server]\nprot = 1", "server.prot ({file}) is unknown (known here: host, port, ws_port, data_dir, runtime, "
                                "host_names); did you mean 'port'?"),
         ("[capcity]\ncpus = 1", "capcity ({file}) is unknown (known here: server, capacity, git, secrets, preserve, "
-                                "access); did you mean 'capacity'?"),
-        ("port = 1", "port ({file}) is unknown (known here: server, capacity, git, secrets, preserve, access)"),
+                                "access, log); did you mean 'capacity'?"),
+        ("port = 1", "port ({file}) is unknown (known here: server, capacity, git, secrets, preserve, access, log)"),
         ("[secrets.vault]\ntoken = 'hvs.x'", "secrets.vault.token ({file}) must not stand in a file; give it to the "
                                              "server as VAULT_TOKEN in its environment"),
         ("[access]\ntoken = 'sbx_x'", "access.token ({file}) is unknown (known here: requests_per_minute); "

@@ -1,0 +1,44 @@
+"""An answer 500 names a request id, and under this id the server's log tells what happened."""
+
+import asyncio
+import logging
+
+import httpx
+import pytest
+
+from sandbox.contracts.subject import REQUEST_ID, TASK_ID
+
+
+@pytest.fixture
+def logged():
+    """What was logged, with the ids of the work that it is about."""
+    lines = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            lines.append((record, REQUEST_ID.get(), TASK_ID.get()))
+
+    handler, levels = Handler(), {name: logging.getLogger(name).level for name in ("", "sandbox")}
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("sandbox").setLevel(logging.INFO)
+    yield lines
+    logging.getLogger().removeHandler(handler)
+    logging.getLogger("sandbox").setLevel(levels["sandbox"])
+
+
+def test_a_failure_inside_is_found_by_the_id_of_its_answer(open_doors, logged):
+    async def scene():
+        async with open_doors() as doors, httpx.AsyncClient(base_url=doors.http, timeout=10) as client:
+            doors.tasks.add("task-001")
+            doors.tasks.failure = RuntimeError("a bug")
+            broken = await client.delete("/api/v1/tasks/task-001", headers={"x-request-id": "mine"})
+            fine = await client.get("/api/v1/tasks/task-001")
+            return broken, fine
+
+    broken, fine = asyncio.run(scene())
+    assert (broken.status_code, fine.status_code) == (500, 200)
+    told = [(record, task_id) for record, request_id, task_id in logged if request_id == "mine"]
+    assert [task_id for record, task_id in told if record.exc_info] == ["task-001"]
+    assert [record.status for record, _ in told if hasattr(record, "status")] == [500]
+    others = [record for record, request_id, _ in logged if request_id == fine.headers["x-request-id"]]
+    assert [record.status for record in others] == [200]
