@@ -1,0 +1,160 @@
+"""The command line of a guest's cage: bubblewrap around QEMU and virtiofsd.
+
+What breaks out of the guest stands in a sandbox like those of the bubblewrap runtime: without privileges, without a
+network but the gateway's, with the files that the guest has anyway. The guest sees SHARE, which has the tools that its
+agent runs with, and in INSIDE what the command sees.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from sandbox.contracts.inside import MODEL_PORT, PROXY_PORT, UID
+from sandbox.contracts.runtime import SandboxSpec
+from sandbox.runtimes import image, launch, launcher, seccomp
+from sandbox.runtimes.payload import Payload, refuse_nul
+from sandbox.runtimes.places import PLACES
+from sandbox.runtimes.qemu import machine
+from sandbox.runtimes.qemu.parts import Parts
+
+SHARE = "/share"
+_INSIDE = f"{SHARE}/inside"
+_START = "#!{interpreter} -ISE\nimport sys\nsys.path.append('/agent')\nfrom guest import agent\nagent.main()\n"
+_PAIR = """
+import os, sys
+listener, files, channel, count = map(int, sys.argv[1:5])
+if os.fork() == 0:
+    os.close(listener)
+    os.execv(sys.argv[5], sys.argv[5:5 + count])
+os.close(files)
+os.close(channel)
+os.execv(sys.argv[5 + count], sys.argv[5 + count:])
+"""
+"""Two programs, each with its own ends only: virtiofsd ends when QEMU does, and the cage ends with virtiofsd."""
+
+_TOOL_DIRECTORIES = ("/agent", "/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One guest. hidden: those of its programs that may be executed and not read, by host files that can be read."""
+
+    spec: SandboxSpec
+    parts: Parts
+    hidden: Mapping[Path, str]
+    accelerator: machine.Accelerator
+
+
+def staged_paths(plan: Plan) -> dict[str, Path]:
+    """Names below the launcher's stage, and the host paths that are laid there."""
+    paths: dict[str, Path] = {name: plan.spec.disk / name for name in PLACES}
+    parts = image.describe_root(plan.spec).parts
+    paths.update({f"part-{index}": path for index, path in enumerate(parts) if path not in plan.hidden})
+    paths.update({f"hidden-{index}": path for index, path in enumerate(plan.hidden)})
+    paths.update({f"module-{index}": path for index, path in enumerate(plan.parts.modules)})
+    if plan.spec.image is not None:
+        paths["image"] = plan.spec.image
+    return {**paths, "kernel": plan.parts.kernel, "python": plan.parts.python, "guest": Path(__file__).parent / "guest"}
+
+
+def build_payload(program: str, plan: Plan, ends: machine.Ends, status: int) -> Payload:
+    """For one boot. `ends` and `status`, the descriptor of bubblewrap's reports, are taken over."""
+    payload = Payload()
+    try:
+        numbers = machine.Ends(*(int(payload.place(one)) for one in ends))
+        words = list(_arguments(payload, plan, payload.place(status)))
+        refuse_nul(words)
+        text = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
+        number = payload.place(launch.write_memory("arguments", text))
+    except BaseException:
+        payload.close()
+        raise
+    qemu = machine.qemu_words(plan.spec, plan.accelerator, numbers)
+    virtiofsd = machine.virtiofsd_words(plan.parts.virtiofsd, SHARE, numbers)
+    pair = (str(plan.parts.interpreter), "-ISE", "-c", _PAIR, *map(str, (*numbers, len(qemu))), *qemu, *virtiofsd)
+    payload.argv = [program, launch.mark_attempt(plan.spec.attempt_id), "--args", number, "--", *pair]
+    return payload
+
+
+def _arguments(payload: Payload, plan: Plan, status: str) -> Iterator[str]:
+    filter_ = seccomp.assemble_filter(os.uname().machine)
+    yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
+    yield from ("--disable-userns", "--uid", str(UID), "--gid", str(UID), "--hostname", plan.spec.attempt_id)
+    yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
+    yield from ("--json-status-fd", status, "--seccomp", payload.place(launch.write_memory("filter", filter_)))
+    yield from _host_programs(plan, "")
+    yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev")
+    yield from ("--ro-bind", f"{launcher.STAGE}/kernel", machine.KERNEL)
+    yield from _tools(payload, plan, filter_)
+    yield from _inside(payload, plan)
+    yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
+
+
+def _host_programs(plan: Plan, root: str) -> Iterator[str]:
+    yield from _usr(root)
+    if not plan.parts.python.is_relative_to("/usr"):
+        yield from ("--ro-bind", f"{launcher.STAGE}/python", f"{root}{plan.parts.python}")
+
+
+def _usr(root: str) -> Iterator[str]:
+    yield from ("--ro-bind", "/usr", f"{root}/usr")
+    for link, target in image.HOST_LINKS.items():
+        yield from ("--symlink", target, f"{root}{link}")
+    for path in image.HOST_PATHS:
+        yield from ("--ro-bind-try", path, f"{root}{path}")
+
+
+def _tools(payload: Payload, plan: Plan, filter_: bytes) -> Iterator[str]:
+    yield from ("--dir", SHARE)
+    yield from _host_programs(plan, SHARE)
+    for directory in _TOOL_DIRECTORIES:
+        yield from ("--perms", "0755", "--dir", f"{SHARE}{directory}")
+    yield from ("--ro-bind", f"{launcher.STAGE}/guest", f"{SHARE}/agent/guest")
+    for index, path in enumerate(plan.parts.modules):
+        suffix = "".join(path.suffixes[-2:] if path.suffix == ".xz" else path.suffixes[-1:])
+        yield from ("--ro-bind", f"{launcher.STAGE}/module-{index}", f"{SHARE}/modules/{index}{suffix}")
+    for index in range(len(plan.hidden)):
+        yield from ("--ro-bind", f"{launcher.STAGE}/hidden-{index}", f"{SHARE}/programs/{index}")
+    start = _START.format(interpreter=plan.parts.interpreter).encode()
+    for name, content in (("start", start), ("filter", filter_), ("settings", _settings(plan))):
+        yield from ("--perms", "0755", "--file", payload.place(launch.write_memory(name, content)), f"{SHARE}/{name}")
+
+
+def _settings(plan: Plan) -> bytes:
+    spec = plan.spec
+    numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
+    words = (spec.attempt_id, *map(str, numbers), f"{MODEL_PORT},{PROXY_PORT}", *plan.hidden.values())
+    return "\0".join(words).encode(errors="surrogateescape")
+
+
+def _inside(payload: Payload, plan: Plan) -> Iterator[str]:
+    root = image.describe_root(plan.spec)
+    if root.image is not None:
+        yield from ("--ro-bind", f"{launcher.STAGE}/image", _INSIDE)
+    for place in root.covered:
+        yield from ("--perms", "0755", "--tmpfs", f"{_INSIDE}{place}")
+    for directory in (*root.directories, *(() if root.image else ("", "/dev", "/proc"))):
+        yield from ("--perms", "0755", "--dir", f"{_INSIDE}{directory}")
+    for link, target in root.links.items():
+        yield from ("--symlink", target, f"{_INSIDE}{link}")
+    for path in root.host_paths:
+        yield from ("--ro-bind-try", path, f"{_INSIDE}{path}")
+    for name, inside in PLACES.items():
+        yield from ("--bind", f"{launcher.STAGE}/{name}", f"{_INSIDE}{inside}")
+    yield from _files(payload, plan, root)
+    for place in root.covered:
+        yield from ("--remount-ro", f"{_INSIDE}{place}")
+
+
+def _files(payload: Payload, plan: Plan, root: image.Root) -> Iterator[str]:
+    option = "--file" if root.image is None else "--ro-bind-data"
+    for path, content in root.files.items():
+        number = payload.place(launch.write_memory(PurePosixPath(path).name, content))
+        yield from ("--perms", "0644", option, number, f"{_INSIDE}{path}")
+    for index, (part, inside) in enumerate(root.parts.items()):
+        if part in plan.hidden:
+            # Only a place: the guest lays the program there, so that it cannot be read.
+            yield from ("--perms", "0755", "--file", payload.place(launch.write_memory("place", b"")), _INSIDE + inside)
+        else:
+            yield from ("--ro-bind", f"{launcher.STAGE}/part-{index}", f"{_INSIDE}{inside}")

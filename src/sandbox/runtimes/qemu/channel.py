@@ -1,0 +1,126 @@
+"""The host's end of the serial port. What comes out of it is the guest's word and nothing more."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from sandbox.runtimes.qemu.guest import frames
+
+_BUFFER_BYTES = 256 * 1024
+
+Hear = Callable[[bytes, int, bytes], None]
+"""Told of a frame: its kind, number and body."""
+
+
+class Channel(asyncio.Protocol):
+    """Frames in both directions. A guest that says no frame is not listened to any more."""
+
+    def __init__(self, hear: Hear) -> None:
+        self.ended = asyncio.get_running_loop().create_future()
+        self._hear = hear
+        self._inbox = b""
+        self._transport: asyncio.Transport | None = None
+
+    async def open(self, source: socket.socket) -> None:
+        """Take the socket over."""
+        await asyncio.get_running_loop().create_connection(lambda: self, sock=source)
+
+    def send(self, kind: bytes, number: int, body: bytes = b"") -> None:
+        """Nothing happens once it has ended."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frames.pack(kind, number, body))
+
+    def abort(self) -> None:
+        """Close it at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio's."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio's."""
+        self._inbox += data
+        position = 0
+        while len(self._inbox) - position >= frames.HEADER.size:
+            kind, number, length = frames.HEADER.unpack_from(self._inbox, position)
+            if length > frames.BODY_BYTES_MAX:
+                self.abort()
+                return
+            end = position + frames.HEADER.size + length
+            if len(self._inbox) < end:
+                break
+            self._hear(kind, number[0], self._inbox[position + frames.HEADER.size : end])
+            position = end
+        self._inbox = self._inbox[position:]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio's."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+class Stream(asyncio.ReadTransport):
+    """What a stream of the guest's looks like to its reader, who has the guest wait when it is slow."""
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        super().__init__()
+        self.reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
+        self._channel = channel
+        self._number = number
+        self._has_ended = False
+        self.reader.set_transport(self)
+
+    def hear(self, data: bytes) -> None:
+        """The guest said this."""
+        if not self._has_ended:
+            self.reader.feed_data(data)
+
+    def end(self) -> None:
+        """It will say no more."""
+        if not self._has_ended:
+            self._has_ended = True
+            self.reader.feed_eof()
+
+    def is_reading(self) -> bool:
+        """asyncio's."""
+        return not self._has_ended
+
+    def pause_reading(self) -> None:
+        """For the reader, whose buffer is full."""
+        self._channel.send(frames.PAUSE, self._number)
+
+    def resume_reading(self) -> None:
+        """For the reader, which has room again."""
+        self._channel.send(frames.RESUME, self._number)
+
+    def close(self) -> None:
+        """asyncio's; the stream ends with the guest."""
+
+
+class Tail(asyncio.Protocol):
+    """The end of what a process of the host said, for telling why it failed."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self._transport: asyncio.Transport | None = None
+
+    async def open(self, source: socket.socket) -> None:
+        """Take the socket over."""
+        await asyncio.get_running_loop().create_connection(lambda: self, sock=source)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio's."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio's."""
+        self.text = (self.text + data)[-2048:]
+
+    def abort(self) -> None:
+        """Close it at once."""
+        if self._transport is not None:
+            self._transport.abort()

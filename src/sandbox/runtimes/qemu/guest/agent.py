@@ -1,0 +1,203 @@
+"""The guest's first process: does what the host asks for over the serial port, and tells what becomes of it."""
+
+import fcntl
+import os
+import select
+import struct
+import termios
+from collections.abc import Callable
+from contextlib import suppress
+
+from . import confinement, frames, machine
+from .streams import Streams, make_pairs
+
+_signal = __import__("_signal")  # built in, and unknown to type checkers
+
+_PORT_NAME = "agent"
+_PORTS = "/sys/class/virtio-ports"
+_SETTINGS = "/settings"
+_READ_BYTES = 32 * 1024
+_WAITING_BYTES_MAX = 256 * 1024
+_POWER_OFF = 0x4321FEDC
+_TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
+
+
+class Agent:
+    """Waits for one of: the port, an output, a terminal's input, an end of a process."""
+
+    def __init__(self, port: int, first: int) -> None:
+        self._port = port
+        self._first = first
+        self._inbox = b""
+        self._outbox = bytearray()
+        self._streams = Streams(self._send)
+        self._processes: dict[int, int] = {}
+        self._watched: dict[int, tuple[int, int]] = {os.pidfd_open(first): (-1, first)}
+        self._command_code: int | None = None
+        self._answers: dict[bytes, Callable[[int, bytes], None]] = {
+            frames.START: self._start,
+            frames.TYPE: self._streams.type,
+            frames.RESIZE: self._resize,
+            frames.HANG_UP: lambda number, _: self._streams.close(number),
+            frames.SIGNAL: self._signal,
+            frames.PAUSE: lambda number, _: self._streams.pause(number),
+            frames.RESUME: lambda number, _: self._streams.resume(number),
+            frames.ASK: lambda _, __: self._send(frames.FIGURES, 0, _figures()),
+        }
+
+    def run(self) -> None:
+        """For ever; the host ends the guest."""
+        self._send(frames.READY, 0)
+        while True:
+            poll = select.poll()
+            poll.register(self._port, select.POLLIN | (select.POLLOUT if self._outbox else 0))
+            for descriptor in self._watched:
+                poll.register(descriptor, select.POLLIN)
+            for descriptor, events in self._streams.wanted(has_room=len(self._outbox) < _WAITING_BYTES_MAX):
+                poll.register(descriptor, events)
+            for descriptor, events in poll.poll():
+                self._serve(descriptor, events)
+            self._end_if_over()
+
+    def _serve(self, descriptor: int, events: int) -> None:
+        if descriptor in self._watched:
+            self._collect(descriptor)
+        elif descriptor != self._port:
+            self._streams.serve(descriptor, events)
+        else:
+            if events & select.POLLOUT:
+                self._flush()
+            if events & select.POLLIN:
+                self._hear()
+
+    def _hear(self) -> None:
+        self._inbox += os.read(self._port, _READ_BYTES)
+        while len(self._inbox) >= frames.HEADER.size:
+            kind, number, length = frames.HEADER.unpack_from(self._inbox)
+            end = frames.HEADER.size + length
+            if len(self._inbox) < end:
+                return
+            body, self._inbox = self._inbox[frames.HEADER.size : end], self._inbox[end:]
+            self._answers[kind](number[0], body)
+
+    def _send(self, kind: bytes, number: int, body: bytes = b"") -> None:
+        self._outbox += frames.pack(kind, number, body)
+
+    def _flush(self) -> None:
+        with suppress(BlockingIOError):
+            del self._outbox[: os.write(self._port, self._outbox[:_READ_BYTES])]
+
+    def _start(self, number: int, body: bytes) -> None:
+        words, rest = frames.unpack_words(body)
+        try:
+            if number == frames.COMMAND:
+                self._start_command(words, rest)
+            else:
+                self._start_terminal(number, words, rest)
+        except OSError as error:
+            self._send(frames.FAILED, number, str(error).encode())
+
+    def _start_command(self, words: list[list[bytes]], stdin: bytes) -> None:
+        given = os.memfd_create("stdin")
+        os.write(given, stdin)
+        os.lseek(given, 0, os.SEEK_SET)
+        (output, output_inside), (errors, errors_inside) = make_pairs()
+        self._watch(frames.COMMAND, confinement.start(words, (given, output_inside, errors_inside), None))
+        for descriptor in (given, output_inside, errors_inside):
+            os.close(descriptor)
+        self._streams.add(frames.OUTPUT, output)
+        self._streams.add(frames.ERRORS, errors)
+
+    def _start_terminal(self, number: int, words: list[list[bytes]], size: bytes) -> None:
+        outer = os.open(f"{machine.INSIDE}/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        fcntl.ioctl(outer, _TIOCSPTLCK, struct.pack("i", 0))
+        (name,) = struct.unpack("i", fcntl.ioctl(outer, _TIOCGPTN, bytes(4)))
+        inner = f"{machine.INSIDE}/dev/pts/{name}"
+        os.chown(inner, confinement.UID, confinement.UID)
+        self._streams.add(number, outer)
+        self._resize(number, size)
+        # Held until the command has it, because a terminal that nobody holds is at its end.
+        held = os.open(inner, os.O_RDWR | os.O_NOCTTY)
+        self._watch(number, confinement.start(words, (held, held, held), inner))
+        os.close(held)
+
+    def _watch(self, number: int, started: tuple[int, str]) -> None:
+        pid, reason = started
+        self._processes[number] = pid
+        self._watched[os.pidfd_open(pid)] = (number, pid)
+        self._send(frames.FAILED if reason else frames.READY, number, reason.encode()[:4096])
+
+    def _resize(self, number: int, size: bytes) -> None:
+        outer = self._streams.descriptor(number)
+        if outer is not None:
+            rows, columns = frames.SIZE_BODY.unpack(size)
+            fcntl.ioctl(outer, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def _signal(self, number: int, body: bytes) -> None:
+        if number in self._processes:
+            os.kill(self._processes[number], body[0])
+
+    def _collect(self, descriptor: int) -> None:
+        number, pid = self._watched.pop(descriptor)
+        os.close(descriptor)
+        _, status = os.waitpid(pid, 0)
+        if number < 0:
+            return
+        del self._processes[number]
+        code = os.waitstatus_to_exitcode(status)
+        code = code if code >= 0 else 128 - code
+        if number == frames.COMMAND:
+            self._command_code = code
+            os.kill(self._first, _signal.SIGKILL)
+        else:
+            self._send(frames.EXIT, number, _ending(code))
+
+    def _end_if_over(self) -> None:
+        """When the command has ended, everything else inside is dead, and all that it said is on its way."""
+        if self._command_code is not None and not self._watched and self._streams.are_closed():
+            self._send(frames.EXIT, frames.COMMAND, _ending(self._command_code))
+            self._command_code = None
+
+
+def _ending(code: int) -> bytes:
+    return frames.EXIT_BODY.pack(code, code != 0 and _number("memory.events", "oom_kill ") > 0)
+
+
+def _figures() -> bytes:
+    used = max(0, _number("memory.current") - _number("memory.stat", "inactive_file "))
+    counts = _number("pids.current"), _number("memory.events", "oom_kill "), _number("pids.events", "max ")
+    return frames.FIGURES_BODY.pack(used, *counts)
+
+
+def _number(name: str, key: str = "") -> int:
+    file = os.open(f"{machine.GROUP}/{name}", os.O_RDONLY)
+    text = os.read(file, 65536).decode()
+    os.close(file)
+    line = next((line for line in text.splitlines() if line.startswith(key)), "")
+    return int(line.removeprefix(key) or 0)
+
+
+def _open_port() -> int:
+    for name in os.listdir(_PORTS):  # noqa: PTH208
+        file = os.open(f"{_PORTS}/{name}/name", os.O_RDONLY)
+        is_ours = os.read(file, 64).strip() == _PORT_NAME.encode()
+        os.close(file)
+        if is_ours:
+            return os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    raise OSError(0, "the host has no port for the agent")
+
+
+def main() -> None:
+    """Prepare the guest and serve. What goes wrong is said on the console, and the guest ends."""
+    try:
+        file = os.open(_SETTINGS, os.O_RDONLY)
+        settings = os.read(file, 65536).decode(errors="surrogateescape").split("\0")
+        os.close(file)
+        machine.prepare(settings)
+        first = confinement.start_first()
+        Agent(_open_port(), first).run()
+    except BaseException as error:
+        console = os.open("/dev/console", os.O_WRONLY)
+        os.write(console, f"agent: {error!r}\n".encode())
+    finally:
+        machine.libc.reboot(_POWER_OFF)

@@ -1,0 +1,120 @@
+"""The processes of the guest that are the sandbox's: its first one, and commands, confined as on the host."""
+
+import ctypes
+import os
+import resource
+
+from . import machine
+
+_signal = __import__("_signal")  # built in, and unknown to type checkers
+
+_CLONE_NEWIPC, _CLONE_NEWPID = 0x08000000, 0x20000000
+_PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _FILTER_MODE = 22, 24, 38, 2
+_OPEN_FILES = (4096, 16384)
+_FILTER = "/filter"
+UID = 1000
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def start_first() -> int:
+    """A process namespace for commands, with a first process that collects orphans; killing it ends them all.
+
+    Every later child of this process is in the namespace. Gives its pid. Raises OSError.
+    """
+    machine.check(machine.libc.unshare(_CLONE_NEWPID | _CLONE_NEWIPC), "unshare")
+    done, done_inside = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _collect_orphans(done_inside)
+    os.close(done_inside)
+    said = os.read(done, 4096)
+    os.close(done)
+    if said != b"ready":
+        raise OSError(0, said.decode(errors="replace"))
+    return pid
+
+
+def _collect_orphans(done: int) -> None:
+    try:
+        machine.cover_processes()
+        os.write(done, b"ready")
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGCHLD])
+        while True:
+            _signal.sigwait([_signal.SIGCHLD])
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
+    except BaseException as error:
+        os.write(done, str(error).encode())
+    finally:
+        os._exit(1)
+
+
+def start(words: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None) -> tuple[int, str]:
+    """Fork a command: directory, argv and environment; its first three descriptors, or the path of its terminal.
+
+    Gives its pid, and why it could not be run, empty when it could.
+    """
+    told, told_inside = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _run(words, standard, terminal, told_inside)
+    os.close(told_inside)
+    reason = os.read(told, 4096).decode(errors="replace")
+    os.close(told)
+    return pid, reason
+
+
+def _run(words: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None, told: int) -> None:
+    try:
+        told = os.dup2(told, 1023, inheritable=False)
+        os.setsid()
+        machine.write(f"{machine.GROUP}/cgroup.procs", str(os.getpid()))
+        opened = None if terminal is None else os.open(terminal, os.O_RDWR)
+        for number, descriptor in enumerate(standard if opened is None else (opened,) * 3):
+            os.dup2(descriptor, number)
+        os.closerange(3, told)
+        _become(words)
+    except BaseException as error:
+        os.write(told, str(error).encode())
+    finally:
+        os._exit(127)
+
+
+def _become(words: list[list[bytes]]) -> None:
+    (directory,), argv, environment = words
+    file = os.open(_FILTER, os.O_RDONLY)
+    program = os.read(file, 65536)
+    os.close(file)
+    for number in range(1, _signal.NSIG):
+        if number not in (_signal.SIGKILL, _signal.SIGSTOP) and not 32 <= number < 34:
+            _signal.signal(number, _signal.SIG_DFL)
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    os.chroot(machine.INSIDE)
+    _drop()
+    os.chdir(directory)
+    _filter(program)
+    os.execve(argv[0], argv, dict(word.split(b"=", 1) for word in environment))  # noqa: S606
+
+
+def _drop() -> None:
+    number = 0
+    while machine.libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+        number += 1
+    os.setgroups([])
+    os.setresgid(UID, UID, UID)
+    os.setresuid(UID, UID, UID)
+
+
+def _filter(program: bytes) -> None:
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = _Program(len(program) // 8, ctypes.addressof(buffer))
+    machine.check(machine.libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    machine.check(machine.libc.prctl(_PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(header), 0, 0), "seccomp")

@@ -1,0 +1,151 @@
+"""The guest as the agent finds it, and what becomes of it before a command may run: mounts, network, control group.
+
+The root is the host's tree of tools, over virtiofs. INSIDE in it is what the command will see as its root.
+"""
+
+import _socket
+import ctypes
+import fcntl
+import os
+import struct
+
+from . import redirection
+
+INSIDE = "/inside"
+GROUP = "/sys/fs/cgroup/command"
+_MODULES, _PROGRAMS, _HIDDEN = "/modules", "/programs", "/run/hidden"
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 0x1000
+_FINIT_MODULE, _COMPRESSED = 313, 4
+_SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C
+_IFF_UP, _RTF_UP, _RTF_GATEWAY = 1, 1, 2
+_OWN, _HOST = "10.0.2.15", "10.0.2.2"
+_EXECUTE_ONLY = 0o111
+_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "core": "/proc/kcore",
+    "ptmx": "pts/ptmx",
+}
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result: int, what: str) -> int:
+    """The result of a C function; raises OSError when it is -1."""
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str | None = None) -> None:
+    """mount(2)."""
+    texts = [None if text is None else text.encode() for text in (source, target, kind, data)]
+    check(libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
+
+
+def prepare(settings: list[str]) -> None:
+    """Everything but what needs the command's process namespace. Raises OSError.
+
+    settings: host name, bytes of memory, processes, bytes of /dev/shm, ports of the gateway parted by commas, and for
+    each hidden program its path.
+    """
+    host_name, memory, processes, shm_bytes, ports, *hidden = settings
+    # What is mounted below from here on, the host's submounts included, inherits it.
+    mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)
+    mount("proc", "/proc", "proc")
+    mount("sysfs", "/sys", "sysfs")
+    mount("devtmpfs", "/dev", "devtmpfs")
+    mount("tmpfs", "/run", "tmpfs")
+    check(libc.sethostname(host_name.encode(), len(host_name)), "sethostname")
+    for name in sorted(os.listdir(_MODULES)):  # noqa: PTH208
+        _load_module(f"{_MODULES}/{name}")
+    _connect()
+    _limit(memory, processes)
+    redirection.attach(GROUP, [int(port) for port in ports.split(",")], _HOST)
+    _lay_devices(shm_bytes)
+    _hide(hidden)
+
+
+def cover_processes() -> None:
+    """The command's /proc; for the first process of the command's process namespace."""
+    target = f"{INSIDE}/proc"
+    mount("proc", target, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount(f"{target}/sys", f"{target}/sys", None, MS_BIND)
+    mount("none", f"{target}/sys", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("tmpfs", f"{target}/1", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "mode=0555")
+
+
+def _load_module(path: str) -> None:
+    file = os.open(path, os.O_RDONLY)
+    flags = 0 if path.endswith(".ko") else _COMPRESSED
+    check(libc.syscall(_FINIT_MODULE, file, b"", flags), f"module {path}")
+    os.close(file)
+
+
+def _connect() -> None:
+    """Bring both interfaces up. The host's side of the network, and with it the gateway, is _HOST."""
+    card = next(name for name in os.listdir("/sys/class/net") if name != "lo").encode()  # noqa: PTH208
+    network, mask = _address("198.18.0.0"), _address("255.254.0.0")
+    any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    fcntl.ioctl(any_socket, _SIOCSIFADDR, struct.pack("16s16s8x", card, _address(_OWN)))
+    fcntl.ioctl(any_socket, _SIOCSIFNETMASK, struct.pack("16s16s8x", card, _address("255.255.255.0")))
+    for name in (b"lo", card):
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", name, _IFF_UP))
+    route = (0, network, _address(_HOST), mask, _RTF_UP | _RTF_GATEWAY, 0, 0, 0, 0, 0, 0, 0, 0)
+    fcntl.ioctl(any_socket, _SIOCADDRT, struct.pack("@L16s16s16sHhLPhPLLH", *route))
+    any_socket.close()
+
+
+def _address(text: str) -> bytes:
+    return struct.pack("HH4s8x", _socket.AF_INET, 0, _socket.inet_aton(text))
+
+
+def _limit(memory: str, processes: str) -> None:
+    """The command's memory is counted without the kernel's and the agent's, which the guest has besides."""
+    parent = os.path.dirname(GROUP)  # noqa: PTH120
+    mount("cgroup2", parent, "cgroup2")
+    write(f"{parent}/cgroup.subtree_control", "+memory +pids")
+    os.mkdir(GROUP)  # noqa: PTH102
+    write(f"{GROUP}/memory.max", memory)
+    write(f"{GROUP}/pids.max", processes)
+
+
+def write(path: str, text: str) -> None:
+    """One write, as files of the kernel want it."""
+    file = os.open(path, os.O_WRONLY)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+def _lay_devices(shm_bytes: str) -> None:
+    root = f"{INSIDE}/dev"
+    os.umask(0)
+    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755")
+    for name, (major, minor) in _DEVICES.items():
+        os.mknod(f"{root}/{name}", 0o20666, os.makedev(major, minor))
+    for name, target in _LINKS.items():
+        os.symlink(target, f"{root}/{name}")  # noqa: PTH211
+    for name in ("pts", "shm"):
+        os.mkdir(f"{root}/{name}")  # noqa: PTH102
+    mount("devpts", f"{root}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=1000")
+    mount("tmpfs", f"{root}/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={shm_bytes}")
+
+
+def _hide(paths: list[str]) -> None:
+    """Programs that may be executed and not read: what is laid over them has their content and another mode."""
+    if not paths:
+        return
+    for name in ("", "/upper", "/work", "/merged"):
+        os.mkdir(_HIDDEN + name)  # noqa: PTH102
+    layers = f"metacopy=on,lowerdir={_PROGRAMS},upperdir={_HIDDEN}/upper,workdir={_HIDDEN}/work"
+    mount("overlay", f"{_HIDDEN}/merged", "overlay", MS_NOSUID | MS_NODEV, layers)
+    for index, path in enumerate(paths):
+        os.chmod(f"{_HIDDEN}/merged/{index}", _EXECUTE_ONLY)  # noqa: PTH101
+        mount(f"{_HIDDEN}/merged/{index}", INSIDE + path, None, MS_BIND)

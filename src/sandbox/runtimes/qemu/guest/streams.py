@@ -1,0 +1,110 @@
+"""What commands say and what is typed to them: descriptors that are read as long as the host has room."""
+
+import _socket
+import os
+import select
+from collections.abc import Callable, Iterator
+
+from . import frames
+
+_CHUNK_BYTES = 32 * 1024
+
+
+class Streams:
+    """By number. `send` takes a frame."""
+
+    def __init__(self, send: Callable[[bytes, int, bytes], None]) -> None:
+        self._send = send
+        self._descriptors: dict[int, int] = {}
+        self._paused: set[int] = set()
+        self._typed: dict[int, bytes] = {}
+
+    def add(self, number: int, descriptor: int) -> None:
+        """Take a descriptor over."""
+        os.set_blocking(descriptor, False)
+        self._descriptors[number] = descriptor
+
+    def descriptor(self, number: int) -> int | None:
+        """Of an open stream."""
+        return self._descriptors.get(number)
+
+    def are_closed(self) -> bool:
+        """All of them."""
+        return not self._descriptors
+
+    def pause(self, number: int) -> None:
+        """Do not read it."""
+        self._paused.add(number)
+
+    def resume(self, number: int) -> None:
+        """Read it again."""
+        self._paused.discard(number)
+
+    def type(self, number: int, data: bytes) -> None:
+        """Write into a terminal; told when all is written."""
+        if number in self._descriptors:
+            self._typed[number] = self._typed.get(number, b"") + data
+        else:
+            self._send(frames.TYPED, number, b"")
+
+    def close(self, number: int) -> None:
+        """Let go of it; for a terminal that is hanging up."""
+        descriptor = self._descriptors.pop(number, None)
+        if descriptor is not None:
+            os.close(descriptor)
+            self._send(frames.CLOSED, number, b"")
+        if self._typed.pop(number, None) is not None:
+            self._send(frames.TYPED, number, b"")
+
+    def wanted(self, *, has_room: bool) -> Iterator[tuple[int, int]]:
+        """Descriptors, and what to wait for."""
+        for number, descriptor in self._descriptors.items():
+            events = select.POLLIN if has_room and number not in self._paused else 0
+            events |= select.POLLOUT if number in self._typed else 0
+            if events:
+                yield descriptor, events
+
+    def serve(self, descriptor: int, events: int) -> None:
+        """Read and write what can be."""
+        number = next((one for one, other in self._descriptors.items() if other == descriptor), None)
+        if number is None:
+            return
+        if events & select.POLLOUT and number in self._typed:
+            self._write(number, descriptor)
+        if events & ~select.POLLOUT and number not in self._paused:
+            self._read(number, descriptor)
+
+    def _read(self, number: int, descriptor: int) -> None:
+        try:
+            data = os.read(descriptor, _CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:  # of a terminal that nobody holds any more
+            data = b""
+        if data:
+            self._send(frames.SAID, number, data)
+        else:
+            self.close(number)
+
+    def _write(self, number: int, descriptor: int) -> None:
+        try:
+            left = self._typed[number][os.write(descriptor, self._typed[number]) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            left = b""
+        if left:
+            self._typed[number] = left
+        else:
+            del self._typed[number]
+            self._send(frames.TYPED, number, b"")
+
+
+def make_pairs() -> tuple[tuple[int, int], tuple[int, int]]:
+    """For output and errors, ours first. Sockets, because nothing that has the path of one in /proc can open it."""
+    return _pair(), _pair()
+
+
+def _pair() -> tuple[int, int]:
+    ours, inside = _socket.socketpair()
+    return ours.detach(), inside.detach()

@@ -1,0 +1,81 @@
+"""QEMU's and virtiofsd's command lines."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from sandbox.contracts.runtime import SandboxSpec
+from sandbox.runtimes.qemu.parts import QEMU
+
+KERNEL = "/boot/vmlinuz"
+"""In the cage."""
+
+_MEBIBYTE = 1024 * 1024
+GUEST_BYTES = 160 * _MEBIBYTE
+"""Memory of the guest beside the command's: its kernel, its agent, what tmpfs holds."""
+
+CAGE_BYTES = GUEST_BYTES + 384 * _MEBIBYTE
+"""Memory of the host beside the command's: the same, and QEMU with its cache of translations, and virtiofsd."""
+
+CAGE_TASKS = 160
+"""Threads of QEMU and virtiofsd."""
+
+_TRANSLATIONS_MEBIBYTES = 128
+_NAMES = "root=share rootfstype=virtiofs rw init=/start console=ttyS0 loglevel=4 reboot=t panic=-1"
+
+
+class Accelerator(StrEnum):
+    """How the guest's instructions are carried out."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Ends(NamedTuple):
+    """Descriptors: the listening socket of virtiofsd, QEMU's connection to it, QEMU's end of the channel."""
+
+    files_listener: int
+    files: int
+    channel: int
+
+
+def qemu_words(spec: SandboxSpec, accelerator: Accelerator, ends: Ends) -> Sequence[str]:
+    """For the one machine that every guest is."""
+    mebibytes = -(-(spec.memory_bytes + GUEST_BYTES) // _MEBIBYTE)
+    return [
+        *(QEMU, "-M", "microvm,pcie=on,acpi=on,rtc=on,memory-backend=mem", *_accelerator(accelerator)),
+        *("-cpu", "max", "-smp", str(spec.cpus), "-m", str(mebibytes)),
+        *("-object", f"memory-backend-memfd,id=mem,size={mebibytes}M,share=on"),
+        *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-monitor", "none", "-serial", "stdio"),
+        *("-kernel", KERNEL, "-append", _kernel_line(accelerator)),
+        *("-chardev", f"socket,id=files,fd={ends.files}", "-device", "vhost-user-fs-pci,chardev=files,tag=share"),
+        *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={ends.channel}"),
+        *("-device", "virtserialport,chardev=agent,name=agent"),
+        # Its user network dials from the network namespace that QEMU is in, where nothing but the gateway is.
+        *("-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile="),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+    ]
+
+
+def virtiofsd_words(program: str, directory: str, ends: Ends) -> Sequence[str]:
+    """Nothing but the guest changes the files as long as it lives, so that it may keep what it knows of them.
+
+    virtiofsd is confined by the cage: it has one uid and no capability, so it need not make a sandbox of its own.
+    """
+    return [
+        *(program, f"--fd={ends.files_listener}", f"--shared-dir={directory}", "--sandbox=none", "--cache=always"),
+        *("--inode-file-handles=never", "--log-level=error"),
+    ]
+
+
+def _accelerator(accelerator: Accelerator) -> Sequence[str]:
+    if accelerator is Accelerator.KVM:
+        return ("-accel", "kvm")
+    return ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATIONS_MEBIBYTES}")
+
+
+def _kernel_line(accelerator: Accelerator) -> str:
+    """The kernel cannot find out how fast an emulated processor counts, and often waits for ever when it tries."""
+    from sandbox.runtimes.qemu.ticks import ticks_per_millisecond
+
+    return _NAMES if accelerator is Accelerator.KVM else f"{_NAMES} tsc_early_khz={ticks_per_millisecond()}"

@@ -1,0 +1,75 @@
+"""What a guest is made of, found on this machine."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.model.errors import AttemptError, FailureCode
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+_VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd")
+_MODULES = (
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
+    "fs/overlayfs/overlay.ko",
+)
+"""In the order in which they need each other."""
+
+MEND = "install them: script/setup --with-qemu (or apt-get install qemu-system-x86 virtiofsd linux-image-cloud-amd64)"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Host paths. python: the directory of an installation, with `interpreter` in it."""
+
+    virtiofsd: str
+    kernel: Path
+    modules: Sequence[Path]
+    python: Path
+    interpreter: Path
+
+
+def find_parts() -> Parts:
+    """All of them. Raises AttemptError (provision_failed) that names what is missing."""
+    virtiofsd = next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), None)
+    kernel = next((found for root in _kernels() if (found := _complete(*root)) is not None), None)
+    missing = [
+        name
+        for name, is_there in (
+            ("QEMU", os.access(QEMU, os.X_OK)),
+            ("virtiofsd", virtiofsd),
+            ("a guest's kernel", kernel),
+        )
+        if not is_there
+    ]
+    if kernel is None or virtiofsd is None or missing:
+        raise AttemptError(FailureCode.PROVISION_FAILED, f"Not found: {', '.join(missing)}; {MEND}.")
+    python = Path(sys.base_prefix)
+    interpreter = python / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return Parts(virtiofsd, *kernel, python, interpreter)
+
+
+def _kernels() -> list[tuple[Path, Path]]:
+    """Kernels and the directories of their modules: script/setup's first, then the newest that apt has installed.
+
+    Only Debian's cloud kernel is known to have all that a guest needs before there are modules.
+    """
+    own = Path(sys.prefix, "share", "sandbox", "kernel")
+    installed = sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"), key=_version, reverse=True)
+    return [
+        (own / "vmlinuz", own),
+        *((path, Path("/usr/lib/modules", path.name.removeprefix("vmlinuz-"), "kernel")) for path in installed),
+    ]
+
+
+def _version(path: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", path.name)]
+
+
+def _complete(kernel: Path, directory: Path) -> tuple[Path, list[Path]] | None:
+    found = [path for name in _MODULES for suffix in ("", ".xz") if (path := directory / f"{name}{suffix}").is_file()]
+    return (kernel, found) if kernel.is_file() and len(found) == len(_MODULES) else None

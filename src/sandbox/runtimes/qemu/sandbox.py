@@ -1,0 +1,272 @@
+"""One sandbox in a guest, from its boot to its end."""
+
+import asyncio
+import os
+import signal
+import socket
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sandbox.contracts.runtime import Command, Exit, Listeners, SandboxHandle, Stats, Terminal, TerminalSize
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.limits import KILL_SECONDS
+from sandbox.runtimes.cgroups import ControlGroup
+from sandbox.runtimes.launch import Launch, wait_readable
+from sandbox.runtimes.output import read_from
+from sandbox.runtimes.payload import refuse_nul
+from sandbox.runtimes.qemu.cage import Plan, build_payload
+from sandbox.runtimes.qemu.channel import Channel, Stream, Tail
+from sandbox.runtimes.qemu.guest import frames
+from sandbox.runtimes.qemu.machine import Ends
+from sandbox.runtimes.qemu.terminal import QemuTerminal
+
+_START_SECONDS = 60.0
+_ASK_SECONDS = 1.0
+_TERMINALS_MAX = 200
+_FORCED = 128 + signal.SIGKILL
+
+
+class BootError(Exception):
+    """The guest did not come to its agent; the text says how far it came."""
+
+
+class QemuSandbox:
+    """Made by QemuRuntime.create. What its frames say is hostile until it is understood."""
+
+    def __init__(
+        self, handle: SandboxHandle, plan: Plan, program: str, group: ControlGroup, launch: Launch, listeners: Listeners
+    ) -> None:
+        self.handle = handle
+        self.listeners = listeners
+        self._plan = plan
+        self._program = program
+        self._group = group
+        self._launch = launch
+        self._channel = Channel(self._hear)
+        self._console, self._complaints = Tail(), Tail()
+        self._streams = {number: Stream(self._channel, number) for number in (frames.OUTPUT, frames.ERRORS)}
+        self._terminals: dict[int, QemuTerminal] = {}
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._started: asyncio.Future[str] | None = None
+        self._told: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._figures: asyncio.Future[tuple[int, ...]] | None = None
+        self._init_descriptor: int | None = None
+        self._status: asyncio.Transport | None = None
+        self._was_killed = False
+        self._exit: asyncio.Task[Exit] | None = None
+
+    async def boot(self, within_seconds: float) -> None:
+        """Until the agent answers. Raises BootError, and AttemptError (provision_failed) when nothing begins."""
+        try:
+            async with asyncio.timeout(within_seconds):
+                reports = await self._execute()
+                await self._console.open(self._launch.output)
+                await self._complaints.open(self._launch.errors)
+                await self._hold_first(reports)
+                await _first_of(self._ready, self._channel.ended)
+        except TimeoutError:
+            raise BootError(f"not within {within_seconds:.0f} s; {self._last_words()}") from None
+        if not self._ready.done():
+            raise BootError(self._last_words())
+
+    async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
+        """Run the one command. Raises AttemptError (provision_failed)."""
+        if self._started is not None:
+            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; make another one.")
+        self._started = asyncio.get_running_loop().create_future()
+        self._channel.send(frames.START, frames.COMMAND, _describe(command) + command.stdin)
+        self._watch()
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await _first_of(self._started, self._channel.ended)
+        except TimeoutError:
+            raise AttemptError(FailureCode.PROVISION_FAILED, "The guest did not start the command in time.") from None
+        if not self._started.done():
+            raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest is gone: {self._last_words()}")
+        if self._started.result():
+            self._streams[frames.ERRORS].hear(f"sandbox: {self._started.result()}\n".encode())
+        return self._streams[frames.OUTPUT].reader, self._streams[frames.ERRORS].reader
+
+    async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
+        """By the agent. Raises AttemptError (sandbox_lost)."""
+        if self._started is None or not self._is_running() or len(self._terminals) >= _TERMINALS_MAX:
+            raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox, or too many terminals.")
+        number = next(one for one in range(frames.TERMINALS, 256) if one not in self._terminals)
+        terminal = self._terminals[number] = QemuTerminal(self._channel, number)
+        self._channel.send(frames.START, number, _describe(command) + frames.SIZE_BODY.pack(size.rows, size.columns))
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await _first_of(terminal.started, self._channel.ended)
+        except TimeoutError:
+            raise AttemptError(FailureCode.SANDBOX_LOST, "The terminal was not there in time; try again.") from None
+        reason = terminal.started.result() if terminal.started.done() else "the guest is gone"
+        if reason:
+            raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox could not be entered: {reason}.")
+        return terminal
+
+    async def signal(self, signal_number: int) -> None:
+        """To the command's own process."""
+        self._channel.send(frames.SIGNAL, frames.COMMAND, bytes([signal_number]))
+
+    async def kill(self) -> None:
+        """The whole guest at once."""
+        if self._is_running():
+            self._was_killed = True
+            self._end_cage()
+
+    async def wait(self) -> Exit:
+        """How the command ended, once nothing is left of the guest."""
+        return await asyncio.shield(self._watch())
+
+    async def stats(self) -> Stats:
+        """The machine tells of the CPU, which QEMU uses for the guest; the guest of what is inside."""
+        used = self._group.stats()
+        figures = await self._ask()
+        if figures is None:
+            return used
+        memory, processes, memory_kills, forks_refused = figures
+        return Stats(
+            cpu_seconds=used.cpu_seconds,
+            memory_bytes=memory,
+            processes=processes,
+            memory_kills=memory_kills + used.memory_kills,
+            forks_refused=forks_refused,
+        )
+
+    async def close(self) -> None:
+        """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""
+        await self.kill()
+        try:
+            async with asyncio.timeout(KILL_SECONDS):
+                await self.wait()
+        except TimeoutError:
+            raise AttemptError(
+                FailureCode.SANDBOX_LOST, "The guest's processes do not end; restart the machine."
+            ) from None
+        for one in (self._channel, self._console, self._complaints, self._status):
+            if one is not None:
+                one.abort()
+        self._launch.close()
+        doors = self.listeners
+        for door in (doors.model, doors.proxy, doors.names_udp, doors.names_tcp, *doors.transparent.values()):
+            door.close()
+
+    def _is_running(self) -> bool:
+        return self._exit is None or not self._exit.done()
+
+    def _watch(self) -> asyncio.Task[Exit]:
+        if self._exit is None:
+            self._exit = asyncio.create_task(self._await_end())
+        return self._exit
+
+    async def _execute(self) -> asyncio.StreamReader:
+        """Have the launcher become the cage; gives bubblewrap's reports."""
+        status, status_inside = socket.socketpair()
+        ours, guests = socket.socketpair()
+        reports, self._status = await read_from(status)
+        await self._channel.open(ours)
+        ends = Ends(*_join_files(), guests.detach())
+        payload = build_payload(self._program, self._plan, ends, status_inside.detach())
+        try:
+            self._launch.execute(payload.argv, b"", payload.descriptors)
+        except OSError as error:
+            raise BootError(f"the sandbox is gone: {error.strerror}") from error
+        finally:
+            payload.close()
+        return reports
+
+    async def _hold_first(self, reports: asyncio.StreamReader) -> None:
+        """Hold the cage's first process by a descriptor: it ends only when nothing else is left in the cage."""
+        with suppress(msgspec.DecodeError, KeyError, ProcessLookupError):
+            self._init_descriptor = os.pidfd_open(msgspec.json.decode(await reports.readline())["child-pid"])
+
+    async def _await_end(self) -> Exit:
+        ended = asyncio.create_task(self._launch.ended())
+        await _first_of(ended, self._told)
+        self._end_cage()
+        await ended
+        if self._init_descriptor is not None:
+            await wait_readable(self._init_descriptor)
+            os.close(self._init_descriptor)
+            self._init_descriptor = None
+        await self._channel.ended
+        told = self._told.result() if self._told.done() else Exit(_FORCED if self._was_killed else None)
+        for stream in self._streams.values():
+            stream.end()
+        for terminal in self._terminals.values():
+            terminal.end(Exit(_FORCED if self._was_killed else None))
+        return told if told.code == 0 or not self._group.has_killed_for_memory() else Exit(told.code, True)
+
+    def _end_cage(self) -> None:
+        if self._init_descriptor is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._init_descriptor, signal.SIGKILL)
+        self._launch.kill()
+        self._group.kill()
+
+    def _hear(self, kind: bytes, number: int, body: bytes) -> None:
+        """A frame of the guest's. What makes no sense is left alone."""
+        terminal = self._terminals.get(number)
+        if terminal is not None:
+            terminal.hear(kind, body)
+        elif kind == frames.SAID and number in self._streams:
+            self._streams[number].hear(body)
+        elif kind == frames.READY and number == frames.COMMAND:
+            _resolve(self._ready if self._started is None else self._started, "")
+        elif kind == frames.FAILED and number == frames.COMMAND:
+            self._fail(body)
+        elif kind == frames.EXIT and len(body) == frames.EXIT_BODY.size:
+            code, was_out_of_memory = frames.EXIT_BODY.unpack(body)
+            _resolve(self._told, Exit(code if 0 <= code < 256 else None, was_out_of_memory))
+        elif kind == frames.FIGURES and len(body) == frames.FIGURES_BODY.size:
+            _resolve(self._figures, frames.FIGURES_BODY.unpack(body))
+
+    def _fail(self, reason: bytes) -> None:
+        """The command could not be run; then nothing is said of its end that counts."""
+        _resolve(self._told, Exit(None))
+        _resolve(self._started, reason.decode(errors="replace"))
+
+    async def _ask(self) -> tuple[int, ...] | None:
+        if self._figures is None:
+            self._figures = asyncio.get_running_loop().create_future()
+            self._channel.send(frames.ASK, 0)
+        asked = self._figures
+        await asyncio.wait({asked}, timeout=_ASK_SECONDS)
+        if asked is self._figures:
+            self._figures = None
+        return asked.result() if asked.done() else None
+
+    def _last_words(self) -> str:
+        text = (self._complaints.text.strip() or self._console.text.strip()).decode(errors="replace")
+        return text.splitlines()[-1][-300:] if text else "it ended without a word"
+
+
+def _resolve(future: "asyncio.Future[Any] | None", value: object) -> None:
+    if future is not None and not future.done():
+        future.set_result(value)
+
+
+async def _first_of(*futures: "asyncio.Future[Any]") -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _describe(command: Command) -> bytes:
+    variables = {"PWD": command.directory, **command.environment}
+    lists = [[command.directory], command.argv, [f"{name}={value}" for name, value in variables.items()]]
+    refuse_nul(word for words in lists for word in words)
+    return frames.pack_words(*([word.encode(errors="surrogateescape") for word in words] for words in lists))
+
+
+def _join_files() -> tuple[int, int]:
+    """virtiofsd's listening socket and QEMU's connection to it, which waits there already. No path of it is left."""
+    with tempfile.TemporaryDirectory(prefix="sandbox-") as directory:
+        path = str(Path(directory, "files"))
+        listener, connection = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(1)
+        connection.connect(path)
+    return listener.detach(), connection.detach()
