@@ -1,88 +1,92 @@
-"""What followers of one hot task cost the server, and how late they hear: `python bench/followers.py [N] [SECONDS]`.
+"""What followers of a busy task cost, and how late they hear: `python bench/followers.py [N] [SECONDS] [SEED]`.
 
-The task prints 1,000 lines a second into a real journal; N followers (20 without) read them by SSE. Printed: the
-server's CPU time with none and with N of them, whether each had every event exactly once, and p50 and p99 of the time
-from a record to its reader.
+The task prints 1,000 lines a second (for 30 s without SECONDS) into a real journal; N followers (200 without) read them
+by SSE, lose their connections at random and come back. Printed: the server's CPU time with none and with N of them,
+whether each had every event exactly once and in order, p50 and p99 of the time from a record to a reader that was
+connected when it was made, and the load of the machine before and after.
 """
 
 import asyncio
-import json
 import multiprocessing
-import re
+import os
+import random
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from doubles.restless_followers import Follower, restless
+
 LINES_PER_SECOND = 1000
 TICKS_PER_SECOND = 40
 SAMPLED_EVERY = 20
-EVENT = re.compile(rb"^id: (\d+)\nevent: \w+\ndata: (.*)\n\n", re.MULTILINE)
+LOGARITHMS = (4.0, 7.0)
+"""A connection is good for 10 kB to 10 MB: one in five seconds is lost."""
 TEXT = "a line of output as agents print it, with some words and a number: %d\n"
 
 
-def main(followers: int = 20, seconds: int = 10) -> None:
+def main(followers: int = 200, seconds: int = 30, seed: int | None = None) -> None:
     """Measure without followers, then with them."""
-    alone, _ = measure(0, seconds)
-    cost, readers = measure(followers, seconds)
-    delays = sorted(delay for _, found in readers for delay in found)
-    longest = max((seqs for seqs, _ in readers), key=len)
-    whole = sum(seqs == longest and seqs == sorted(set(seqs)) for seqs, _ in readers)
-    print(f"{followers} followers, {LINES_PER_SECOND} lines/s for {seconds} s, {len(longest)} events each")
+    seed = random.randrange(2**32) if seed is None else seed
+    print(f"seed {seed}, load average before: {os.getloadavg()[0]:.2f}", flush=True)
+    alone, _, _ = measure(0, seconds, seed)
+    cost, readers, delays = measure(followers, seconds, seed)
+    last = max(reader.seqs[-1] for reader in readers)
+    whole = sum(reader.seqs == list(range(1, last + 1)) for reader in readers)
+    same = len({reader.digest for reader in readers}) == 1
+    print(f"{followers} followers, {LINES_PER_SECOND} lines/s for {seconds} s, {last} events each")
+    print(f"connections lost and resumed: {sum(reader.resumed for reader in readers)}")
+    print(
+        f"whole, in order, exactly once: {whole} of {followers}, {'the same' if same else 'NOT the same'} to the byte"
+    )
     print(f"server CPU: {alone / seconds:.1%} of a core alone, {cost / seconds:.1%} with them")
     print(f"a follower: {(cost - alone) / followers / seconds:.2%} of a core")
-    print(f"whole, in order, exactly once: {whole} of {followers}")
     print(f"delay: p50 {delays[len(delays) // 2]:.0f} ms, p99 {delays[len(delays) * 99 // 100]:.0f} ms")
+    print(f"load average after: {os.getloadavg()[0]:.2f}")
+    if whole < followers or not same:
+        sys.exit(1)
 
 
-def measure(followers: int, seconds: int) -> tuple[float, list[tuple[list[int], list[float]]]]:
-    """CPU seconds of the server, and of each follower the seqs and delays in milliseconds."""
+def measure(followers: int, seconds: int, seed: int) -> tuple[float, list[Follower], list[float]]:
+    """CPU seconds of the server, each follower, and the sorted delays of a sample of all events in milliseconds."""
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve_one_task, args=(there, seconds))
     server.start()
-    readers = asyncio.run(read_all(here, followers))
+    readers, delays = asyncio.run(read_all(here, followers, seed))
     cpu_seconds: float = here.recv()
     server.join(10)
-    return cpu_seconds, readers
+    return cpu_seconds, readers, sorted(delays)
 
 
-async def read_all(server: Connection, followers: int) -> list[tuple[list[int], list[float]]]:
-    """Follow until the end."""
-    port = await asyncio.to_thread(server.recv)
-    began = [asyncio.Event() for _ in range(followers)]
-    tasks = [asyncio.create_task(read(port, event)) for event in began]
-    for event in began:
-        await event.wait()
-    server.send("go")
-    return await asyncio.gather(*tasks)
-
-
-async def read(port: int, began: asyncio.Event) -> tuple[list[int], list[float]]:
-    """One follower, as lean as Python allows."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
-    writer.write(b"GET /api/v1/tasks/task-001/logs?follow=true HTTP/1.0\r\nHost: localhost\r\n\r\n")
-    seqs: list[int] = []
+async def read_all(server: Connection, followers: int, seed: int) -> tuple[list[Follower], list[float]]:
+    """Follow until the end; the server's clock starts when each has begun."""
     delays: list[float] = []
-    rest = b""
-    while chunk := await reader.read(2**18):
-        now = datetime.now(UTC)
-        text = rest + chunk
-        end = 0
-        for match in EVENT.finditer(text):
-            seqs.append(int(match[1]))
-            end = match.end()
-            if len(seqs) % SAMPLED_EVERY == 0:
-                at = datetime.fromisoformat(json.loads(match[2])["timestamp"])
-                delays.append((now - at).total_seconds() * 1000)
-        rest = text[end:]
-        if seqs:
-            began.set()
-    writer.close()
-    return seqs, delays
+
+    def heard(seqs: list[int], text: bytes, connected_at: float) -> None:
+        now = time.time()
+        for seq in seqs:
+            if seq % SAMPLED_EVERY == 0 and (at := recorded_at(seq, text)) >= connected_at:
+                delays.append((now - at) * 1000)
+
+    port = await asyncio.to_thread(server.recv)
+    readers = restless(followers, port, "task-001", seed=seed, logarithms=LOGARITHMS, heard=heard)
+    tasks = [asyncio.create_task(reader.follow()) for reader in readers]
+    for reader in readers:
+        await reader.began.wait()
+    server.send("go")
+    await asyncio.gather(*tasks)
+    server.send("gone")
+    return readers, delays
+
+
+def recorded_at(seq: int, text: bytes) -> float:
+    """When the event was written down, in seconds since 1970."""
+    begin = text.index(b'"timestamp":"', text.index(b"id: %d\n" % seq)) + len(b'"timestamp":"')
+    return datetime.fromisoformat(text[begin : text.index(b'"', begin)].decode()).timestamp()
 
 
 def serve_one_task(parent: Connection, seconds: int) -> None:
@@ -128,7 +132,7 @@ async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> No
             await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
         cpu_seconds = time.process_time() - cpu_before
         rooms.runners.play("task-001", *TO_END)
-        await asyncio.sleep(1)
+        await asyncio.to_thread(parent.recv)
         shutting_down.set()
         await serving
     parent.send(cpu_seconds)

@@ -8,7 +8,7 @@ import httpx
 from websockets.asyncio.client import connect
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api import tail
+from sandbox.api import logs, streamed, tail
 from sandbox.model import event as e
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
@@ -57,6 +57,42 @@ def test_each_has_everything_once_however_often_they_leave(open_doors, monkeypat
                 for seqs in await asyncio.gather(*steady, *restless):
                     assert seqs == list(range(1, last + 1))
             assert doors.tasks.open_followers == 0
+
+    asyncio.run(scene())
+
+
+def test_what_happens_is_encoded_once_and_goes_out_in_batches(open_doors, monkeypatch):
+    encoded, sent, encode, take = [], [], logs._sse, streamed.Feed.batch
+
+    def counted(frame):
+        encoded.append(frame["seq"])
+        return encode(frame)
+
+    async def batch(feed, idle_seconds):
+        sent.append(found := await take(feed, idle_seconds))
+        return found
+
+    monkeypatch.setattr(logs, "_sse", counted)
+    monkeypatch.setattr(streamed.Feed, "batch", batch)
+
+    async def scene():
+        async with open_doors() as doors:
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(base_url=doors.http, limits=limits, timeout=20) as client:
+                doors.tasks.add("task-001", *TO_RUNNING)
+                followers = [asyncio.create_task(follow(client, 0)) for _ in range(12)]
+                async with asyncio.timeout(5):
+                    while len(encoded) < 12 * 5:
+                        await asyncio.sleep(0.005)
+                caught_up = len(encoded), len(sent)
+                for number in range(50):
+                    doors.tasks.tell("task-001", *lines(number * 20, 20))
+                    await asyncio.sleep(0.001)
+                doors.tasks.tell("task-001", *TO_COMPLETED)
+                last = 5 + 1000 + len(TO_COMPLETED) + 1
+                assert await asyncio.gather(*followers) == [list(range(1, last + 1))] * 12
+                assert encoded[caught_up[0] :] == list(range(6, last + 1))
+                assert len(sent) - caught_up[1] < 12 * 100
 
     asyncio.run(scene())
 
