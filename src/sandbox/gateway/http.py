@@ -70,6 +70,12 @@ def header(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bytes:
     return next((value for name, value in headers if name == wanted), b"")
 
 
+def named_by_connection(message: h11.Request | h11.Response) -> set[bytes]:
+    """The headers that the sender wants to go no further than this."""
+    connection = b",".join(value for name, value in message.headers if name == b"connection")
+    return {token.strip().lower() for token in connection.split(b",")}
+
+
 def has_body(request: h11.Request) -> bool:
     """Whether the request says that a body follows."""
     return bool(_framing(request.headers))
@@ -107,8 +113,7 @@ def plain_refusal(status: int, sentence: str) -> Answer:
 
 def _passed(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> Headers:
     """What is left, each name spelt as it came."""
-    connection = b",".join(value for name, value in message.headers if name == b"connection")
-    named = {token.strip().lower() for token in connection.split(b",")}
+    named = named_by_connection(message)
     return [
         (spelt, value)
         for spelt, value in message.headers.raw_items()

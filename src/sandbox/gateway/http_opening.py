@@ -103,9 +103,8 @@ class LoneRequest:
 
 def lone_passage(side: h11.Connection, request: h11.Request, target: bytes, to: Authority) -> Passage | Refusal:
     """Let a request that was found good through to `to`."""
-    names = {name for name, _ in request.headers}
-    if {b"transfer-encoding", b"content-length"} <= names:
-        reason = "a request has either Content-Length or Transfer-Encoding, not both."
+    reason = _ambiguity(request)
+    if reason is not None:
         answer = http.plain_refusal(400, sentence(to.host, to.port, reason)).send(side, request.method)
         return Refusal(to.host, to.port, reason, answer)
 
@@ -113,3 +112,13 @@ def lone_passage(side: h11.Connection, request: h11.Request, target: bytes, to: 
         return http.plain_refusal(status, told).send(side, request.method)
 
     return Passage(to.host, to.port, LoneRequest(side, http.lone_request(request, target), to), unreached=unreached)
+
+
+def _ambiguity(request: h11.Request) -> str | None:
+    """What two readers of the request may understand differently."""
+    names = {name for name, _ in request.headers}
+    if {b"transfer-encoding", b"content-length"} <= names:
+        return "a request has either Content-Length or Transfer-Encoding, not both."
+    if b"host" in http.named_by_connection(request):
+        return "Connection must not name Host, without which nobody knows what is asked for."
+    return None

@@ -207,6 +207,17 @@ def test_port_80_refuses_everything_else_with_a_sentence(head):
     )
 
 
+@pytest.mark.parametrize("token", ["host", "Host", "close, HOST"])
+def test_a_request_that_wants_its_host_left_out_on_the_way_is_told_why_it_goes_nowhere(token):
+    head = f"Host: {HOST}\r\nConnection: {token}\r\n\r\n"
+    direct = refused(plain().client_sent(f"GET / HTTP/1.1\r\n{head}".encode()))
+    by_proxy = refused(proxy().client_sent(f"GET http://{HOST}/ HTTP/1.1\r\n{head}".encode()))
+    for refusal in (direct, by_proxy):
+        assert refusal.answer.startswith(b"HTTP/1.1 400 ")
+        assert b"Connection" in refusal.answer
+        assert (refusal.host, refusal.port) == (HOST, 80)
+
+
 def test_an_endless_head_is_refused():
     opening = plain()
     pieces = [f"GET / HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode(), *[b"a" * 16_384] * 2]
