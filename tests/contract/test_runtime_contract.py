@@ -76,6 +76,17 @@ def test_environment_is_what_was_given_and_nothing_of_the_host(
     assert found == {**given, "PWD": "/workspace"}
 
 
+def test_it_runs_for_a_creator_who_shows_new_files_to_nobody(runtime: Runtime, disk: Path):
+    before = os.umask(0o077)
+    try:
+        ended = run_story(
+            runtime, disk, "umask; touch file; stat -c %a file; cat /etc/hostname > /dev/null && echo read"
+        )
+    finally:
+        os.umask(before)
+    assert ended.output.split() == ["0022", "644", "read"]
+
+
 def test_megabytes_of_output_come_through(runtime: Runtime, disk: Path):
     assert len(run_story(runtime, disk, "head -c 5000000 /dev/zero | tr '\\0' x").output) == 5_000_000
 

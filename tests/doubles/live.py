@@ -124,6 +124,7 @@ class World:
         self.transport = NamespaceTransport(namespace) if namespace else None
         self.processes = []
         self.server = None
+        self.runtime = "bubblewrap"  # the fastest, unless a test is about another
         self.bearer = None
         self.http = None
 
@@ -142,12 +143,12 @@ class World:
         self.model_url = self._start("model", command, {}, prefix).said["url"]
 
     def start_server(self, *, ports=(0, 0), **environment):
-        """ports: of the REST API and of the stream; 0 for any. The fastest runtime, unless a test is about another."""
+        """ports: of the REST API and of the stream; 0 for any."""
         port, ws_port = map(str, ports)
         command = [sys.executable, "-m", "sandbox", "serve", "--port", port, "--ws-port", ws_port]
         command += ["--data-dir", str(self.data_dir), "--format", "json"]
         model = {"ANTHROPIC_BASE_URL": self.model_url, "ANTHROPIC_API_KEY": SERVER_KEY}
-        environment = {"SANDBOX_RUNTIME": "bubblewrap", **environment}
+        environment = {"SANDBOX_RUNTIME": self.runtime, **environment}
         self.server = self._start("server", command, {**model, **environment}, self.prefix)
         if self.http is not None:
             self.http.close()

@@ -241,7 +241,6 @@ def settle() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)
-    os.umask(0o022)
 
 
 def report_ready(control: _socket.socket, listeners: list[_socket.socket]) -> None:
@@ -275,6 +274,7 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(control.fileno(), False)
     try:
         die_with(int(parent))
+        os.umask(0o022)
         as_root = kernel_uid != "-"
         if as_root != (os.getuid() == 0) or kernel_uid == "0":
             raise ValueError("a sandbox of root's must have a kernel uid of its own")
