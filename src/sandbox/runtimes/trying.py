@@ -14,7 +14,12 @@ _SECONDS = 8.0
 
 
 async def try_once(
-    runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies, *, memory_bytes: int
+    runtime: Runtime,
+    run_dir: Path,
+    hierarchies: cgroups.Hierarchies,
+    *,
+    memory_bytes: int,
+    within_seconds: float = _SECONDS,
 ) -> frozenset[str]:
     """Create, run a copy of `true`, destroy, within 10 s; gives the limits that hold.
 
@@ -24,7 +29,7 @@ async def try_once(
 
     attempt_id = base64.b32encode(os.urandom(10)).decode().lower()[:12]
     disk = run_dir / f"probe-{attempt_id}"
-    async with asyncio.timeout(_SECONDS):
+    async with asyncio.timeout(within_seconds):
         handle = runtime.plan(attempt_id)
         try:
             disk.mkdir(parents=True, mode=0o700)

@@ -23,13 +23,14 @@ _INSIDE = f"{SHARE}/inside"
 _START = "#!{interpreter} -ISE\nimport sys\nsys.path.append('/agent')\nfrom guest import agent\nagent.main()\n"
 _PAIR = """
 import os, sys
-listener, files, channel, count = map(int, sys.argv[1:5])
+listener, files, channel, accelerator, count = map(int, sys.argv[1:6])
+qemu, virtiofsd = sys.argv[6:6 + count], sys.argv[6 + count:]
 if os.fork() == 0:
     os.close(listener)
-    os.execv(sys.argv[5], sys.argv[5:5 + count])
-os.close(files)
-os.close(channel)
-os.execv(sys.argv[5 + count], sys.argv[5 + count:])
+    os.execv(qemu[0], qemu)
+for one in (files, channel, accelerator):
+    os.close(one)
+os.execv(virtiofsd[0], virtiofsd)
 """
 """Two programs, each with its own ends only: virtiofsd ends when QEMU does, and the cage ends with virtiofsd."""
 

@@ -1,5 +1,6 @@
 """QEMU's and virtiofsd's command lines."""
 
+import os
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -25,26 +26,35 @@ _NAMES = "root=share rootfstype=virtiofs rw init=/start console=ttyS0 loglevel=4
 
 
 class Accelerator(StrEnum):
-    """How the guest's instructions are carried out."""
+    """How the guest's instructions are carried out: by the processor, or by emulating it."""
 
     KVM = "kvm"
     TCG = "tcg"
 
+    @property
+    def device(self) -> str:
+        """What QEMU must be given of it."""
+        return "/dev/kvm" if self is Accelerator.KVM else "/dev/null"
+
 
 class Ends(NamedTuple):
-    """Descriptors: the listening socket of virtiofsd, QEMU's connection to it, QEMU's end of the channel."""
+    """Descriptors: the listening socket of virtiofsd, QEMU's connection to it, QEMU's end of the channel, KVM's device.
+
+    The last is there in any case, opened or not, so that the numbers are always the same.
+    """
 
     files_listener: int
     files: int
     channel: int
+    accelerator: int
 
 
 def qemu_words(spec: SandboxSpec, accelerator: Accelerator, ends: Ends) -> Sequence[str]:
     """For the one machine that every guest is."""
     mebibytes = -(-(spec.memory_bytes + GUEST_BYTES) // _MEBIBYTE)
     return [
-        *(QEMU, "-M", "microvm,pcie=on,acpi=on,rtc=on,memory-backend=mem", *_accelerator(accelerator)),
-        *("-cpu", "max", "-smp", str(spec.cpus), "-m", str(mebibytes)),
+        *(QEMU, "-M", "microvm,pcie=on,acpi=on,rtc=on,memory-backend=mem", *_accelerator(accelerator, ends)),
+        *("-smp", str(min(spec.cpus, os.cpu_count() or 1)), "-m", str(mebibytes)),
         *("-object", f"memory-backend-memfd,id=mem,size={mebibytes}M,share=on"),
         *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-monitor", "none", "-serial", "stdio"),
         *("-kernel", KERNEL, "-append", _kernel_line(accelerator)),
@@ -68,10 +78,11 @@ def virtiofsd_words(program: str, directory: str, ends: Ends) -> Sequence[str]:
     ]
 
 
-def _accelerator(accelerator: Accelerator) -> Sequence[str]:
+def _accelerator(accelerator: Accelerator, ends: Ends) -> Sequence[str]:
     if accelerator is Accelerator.KVM:
-        return ("-accel", "kvm")
-    return ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATIONS_MEBIBYTES}")
+        # Opened by root, because the uid that QEMU has must not be able to.
+        return ("-add-fd", f"fd={ends.accelerator},set=1", "-accel", "kvm,device=/dev/fdset/1", "-cpu", "host")
+    return ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATIONS_MEBIBYTES}", "-cpu", "max")
 
 
 def _kernel_line(accelerator: Accelerator) -> str:

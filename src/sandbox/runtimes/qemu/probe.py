@@ -2,16 +2,21 @@
 
 import os
 from pathlib import Path
+from typing import Protocol
 
 from sandbox.contracts.runtime import Probe, Runtime
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes import cgroups
+from sandbox.runtimes.qemu.kvm import KvmFinding
+from sandbox.runtimes.qemu.parts import find_parts
 from sandbox.runtimes.trying import missing_limits, try_once
 
 NAME = "qemu"
 TIER = "virtual machine"
 _STRENGTH = 30
 _MEMORY_BYTES = 128 * 1024 * 1024
+_SECONDS = 60.0
+_NEEDS_KVM = "KVM does not work here, so every instruction would be emulated: ask for the runtime by its name, qemu."
 
 _ISOLATES = (
     "kernel: one of its own; the host's is reached only through QEMU and virtiofsd",
@@ -26,26 +31,38 @@ _GAPS = (
 _GAP_EMULATED = "no KVM: every instruction is emulated, five to twenty times slower"
 
 
-async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> Probe:
-    """Create, run `true`, destroy; within 10 s."""
+class Guests(Runtime, Protocol):
+    """What is probed: a runtime that knows its control groups."""
+
+    hierarchies: cgroups.Hierarchies
+
+
+async def probe_by_trying(runtime: Guests, run_dir: Path, kvm: KvmFinding, *, only_kvm: bool) -> Probe:
+    """Create, run `true`, destroy."""
     if os.uname().machine != "x86_64":
         return _failing("The qemu runtime is for x86_64; use another runtime.")
     if os.getuid() != 0:
         return _failing("Only root can read the agent's program for a guest; use another runtime, or run as root.")
     try:
-        limits = await try_once(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
+        find_parts()
+        kvm.forget()
+        if only_kvm and not kvm.may_work():
+            return _failing(_NEEDS_KVM)
+        limits = await try_once(
+            runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, within_seconds=_SECONDS
+        )
     except (SandboxError, OSError, TimeoutError) as error:
-        return _failing(str(error) or "A guest did not boot in time.")
-    gaps = (*_GAPS, _GAP_EMULATED, *missing_limits(limits))
+        return _failing(_NEEDS_KVM if only_kvm and not kvm.may_work() else str(error) or "No guest booted in time.")
+    has_kvm = kvm.may_work()
     return Probe(
         NAME,
         works=True,
         tier=TIER,
         strength=_STRENGTH,
         isolates=_ISOLATES,
-        gaps=gaps,
+        gaps=(*_GAPS, *(() if has_kvm else (_GAP_EMULATED,)), *missing_limits(limits)),
         limits=limits,
-        only_by_name=True,
+        only_by_name=not has_kvm,
     )
 
 

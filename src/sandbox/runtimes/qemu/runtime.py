@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sandbox.runtimes.launch import Launch, start_launcher
 from sandbox.runtimes.launching import LaunchedSandboxes
 from sandbox.runtimes.places import take_places
 from sandbox.runtimes.qemu import cage, machine
+from sandbox.runtimes.qemu.kvm import KvmFinding
 from sandbox.runtimes.qemu.machine import Accelerator
 from sandbox.runtimes.qemu.parts import find_parts
 from sandbox.runtimes.qemu.probe import NAME, TIER, probe_by_trying
@@ -61,21 +63,23 @@ class QemuKind:
 class QemuRuntime(LaunchedSandboxes):
     """Sandboxes with a kernel of their own, emulated where KVM does not work.
 
-    run_dir: a short private directory, for what the probe makes.
+    run_dir: a short private directory, for what the probe makes and finds out. only_kvm: nothing is emulated.
     """
 
     name = NAME
     tier = TIER
 
-    def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS) -> None:
+    def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS, *, only_kvm: bool = False) -> None:
         kind = QemuKind()
         super().__init__(kind, uid_range)
         self._plans = kind.plans
         self._run_dir = run_dir
+        self._kvm = KvmFinding(run_dir)
+        self._only_kvm = only_kvm
 
     async def probe(self) -> Probe:
-        """Boot a guest, run `true` in it, end it."""
-        return await probe_by_trying(self, self._run_dir, self.hierarchies)
+        """Boot a guest, run `true` in it, end it; within 4 s by KVM, and where that does not work within 60 s."""
+        return await probe_by_trying(self, self._run_dir, self._kvm, only_kvm=self._only_kvm)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> QemuSandbox:
         """Boot a guest. An emulated one may stop on the way for no reason of ours, so it is tried again."""
@@ -83,28 +87,34 @@ class QemuRuntime(LaunchedSandboxes):
             laid, hidden = await asyncio.to_thread(split_programs, spec.programs)
         except OSError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"A program cannot be laid in: {error}.") from error
-        plan = cage.Plan(replace(spec, programs={**laid, **hidden}), find_parts(), hidden, Accelerator.TCG)
-        self._plans[handle.attempt_id] = plan
+        parts, whole = find_parts(), replace(spec, programs={**laid, **hidden})
+        reason = "there is no way to try"
         try:
-            return await self._boot(handle, replace(spec, memory_bytes=spec.memory_bytes + machine.CAGE_BYTES))
+            for accelerator in self._tries():
+                self._plans[handle.attempt_id] = cage.Plan(whole, parts, hidden, accelerator)
+                try:
+                    return await self._boot(handle, spec, _BOOT_SECONDS[accelerator])
+                except BootError as error:
+                    reason = str(error)
+                    if accelerator is Accelerator.KVM:
+                        self._kvm.note_failure()
         finally:
-            del self._plans[handle.attempt_id]
+            self._plans.pop(handle.attempt_id, None)
+        raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest did not boot: {reason}")
 
-    async def _boot(self, handle: SandboxHandle, widened: SandboxSpec) -> QemuSandbox:
-        reasons = []
-        for _ in range(_BOOTS_MAX):
-            made = await super().create(handle, widened)
-            assert isinstance(made, QemuSandbox)
-            try:
-                await made.boot(_BOOT_SECONDS[Accelerator.TCG])
-                return made
-            except BootError as error:
-                reasons.append(str(error))
-                await self._end(handle, widened.disk)
-            except BaseException:
-                await self._end(handle, widened.disk)
-                raise
-        raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest did not boot, {_BOOTS_MAX} times: {reasons[-1]}")
+    def _tries(self) -> Sequence[Accelerator]:
+        kvm = (Accelerator.KVM,) if self._kvm.may_work() else ()
+        return kvm if self._only_kvm else (*kvm, *(Accelerator.TCG,) * _BOOTS_MAX)
+
+    async def _boot(self, handle: SandboxHandle, spec: SandboxSpec, within_seconds: float) -> QemuSandbox:
+        made = await super().create(handle, replace(spec, memory_bytes=spec.memory_bytes + machine.CAGE_BYTES))
+        assert isinstance(made, QemuSandbox)
+        try:
+            await made.boot(within_seconds)
+        except BaseException:
+            await self._end(handle, spec.disk)
+            raise
+        return made
 
     async def _end(self, handle: SandboxHandle, disk: Path) -> None:
         """As `destroy`, but the kernel uid stays the attempt's."""

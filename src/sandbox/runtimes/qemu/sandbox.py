@@ -169,7 +169,8 @@ class QemuSandbox:
         ours, guests = socket.socketpair()
         reports, self._status = await read_from(status)
         await self._channel.open(ours)
-        ends = Ends(*_join_files(), guests.detach())
+        accelerator = os.open(self._plan.accelerator.device, os.O_RDWR | os.O_CLOEXEC)
+        ends = Ends(*_join_files(), guests.detach(), accelerator)
         payload = build_payload(self._program, self._plan, ends, status_inside.detach())
         try:
             self._launch.execute(payload.argv, b"", payload.descriptors)

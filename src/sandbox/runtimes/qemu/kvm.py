@@ -1,0 +1,34 @@
+"""Whether KVM works here. That its device is there says little, so it is tried, and a failure is kept in mind."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_NAME = "kvm-does-not-work"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class KvmFinding:
+    """Shared by all processes that have the run directory, until the machine boots again or it is probed."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = run_dir / _NAME
+
+    def may_work(self) -> bool:
+        """There is a device, and it has not failed since the machine was booted."""
+        if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            return False
+        try:
+            return self._file.read_text() != _BOOT_ID.read_text()
+        except OSError:
+            return True
+
+    def note_failure(self) -> None:
+        """A guest did not boot with it."""
+        with suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text(_BOOT_ID.read_text())
+
+    def forget(self) -> None:
+        """Try again."""
+        self._file.unlink(missing_ok=True)
