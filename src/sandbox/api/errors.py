@@ -38,6 +38,17 @@ class InvalidParameterError(SandboxError):
         self.details = [_detail(field, rule, message)]
 
 
+class SecretArtifactError(SandboxError):
+    """Who only looks on is not shown what the values of secrets are in."""
+
+    code = "artifact_contains_secret"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The value of one of the task's secrets is in {name!r}; only a token with the role operator may have it."
+        )
+
+
 class PayloadTooLargeError(SandboxError):
     """The body has more bytes than any body may have."""
 
@@ -116,6 +127,7 @@ _ANSWERS: dict[type[SandboxError], tuple[int, _Fields]] = {
     InvalidManifestError: (400, lambda error: {"details": error.mistakes}),
     InvalidParameterError: (400, lambda error: {"details": error.details}),
     InvalidCursorError: (400, lambda error: {"details": [_detail("cursor", "format", error.message)]}),
+    SecretArtifactError: (403, _nothing),
     TaskNotFoundError: (404, _nothing),
     ArtifactNotFoundError: (404, _nothing),
     SandboxNotPreservedError: (404, _nothing),

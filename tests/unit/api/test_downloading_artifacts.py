@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import BEGINNING
 from sandbox.api.artifacts import content_disposition
 from sandbox.model.artifact import Artifact
@@ -18,15 +19,33 @@ def keep(tasks, tmp_path):
     """Keeps artifacts; one `report.bin` is kept already."""
     tasks.add("task-001")
 
-    def keep_one(name, path=None, data=DATA, kind="application/octet-stream"):
+    def keep_one(name, path=None, data=DATA, kind="application/octet-stream", *, contains_secret=False):
         file = tmp_path / f"{len(tasks.stories['task-001'].artifacts)}"
         file.write_bytes(data)
         checksum = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        tasks.keep("task-001", Artifact(name, path or name, len(data), kind, checksum), file)
+        tasks.keep("task-001", Artifact(name, path or name, len(data), kind, checksum, contains_secret), file)
         return file
 
     keep_one("report.bin", "out/report.bin")
     return keep_one
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}, {"if-none-match": "*"}])
+@pytest.mark.parametrize("by", ["leaky.bin", "out%2Fleaky.bin"])
+def test_what_contains_a_secret_is_for_operators(guarded_api, keep, method, headers, by):
+    keep("leaky.bin", "out/leaky.bin", contains_secret=True)
+    api = guarded_api(FakeAccess(olga="operator", vera="viewer"))
+    viewer, operator = ({"authorization": f"Bearer {name}"} for name in ("vera", "olga"))
+    refused = api(method, f"{ARTIFACTS}/{by}", headers=headers | viewer)
+    assert refused.status_code == 403
+    assert "x-checksum-sha256" not in refused.headers
+    if method == "GET":
+        assert refused.json()["error"] == "artifact_contains_secret"
+        assert DATA not in refused.content
+    assert api(method, f"{ARTIFACTS}/{by}", headers=headers | operator).status_code in {200, 206, 304}
+    assert api(method, f"{ARTIFACTS}/report.bin", headers=headers | viewer).status_code in {200, 206, 304}
+    assert api.get(ARTIFACTS, headers=viewer).json()["artifacts"][1]["contains_secret"] is True
 
 
 def test_the_list_says_what_there_is_and_where(api, keep):
