@@ -1,6 +1,6 @@
-"""How long a sandbox takes: planned, created, `true` run in it, destroyed; against a bare `true` in the same run.
+"""How long a sandbox takes in each runtime: planned, created, `true` run in it, destroyed; beside a bare `true`.
 
-Usage: python bench/sandbox_latency.py [RUNS]
+Usage: python bench/sandbox_latency.py [RUNS] [RUNTIME ...]
 """
 
 import asyncio
@@ -12,10 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from sandbox.contracts.runtime import Command, SandboxSpec
-from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+from sandbox.contracts.runtime import Command, Runtime, SandboxSpec
+from sandbox.wiring.runtime import make_runtime
 
 MEMORY_BYTES = 512 * 1024 * 1024
+RUNTIMES = ("bubblewrap", "gvisor")
 
 
 def time_bare() -> float:
@@ -25,33 +26,43 @@ def time_bare() -> float:
     return (time.perf_counter() - began) * 1000
 
 
-async def time_sandbox(runtime: BubblewrapRuntime, disk: Path, number: int) -> float:
-    """Milliseconds of a sandbox's whole life around a `true`."""
+async def time_sandbox(runtime: Runtime, disk: Path, number: int) -> tuple[float, float]:
+    """Milliseconds to the first byte of a command, and of the sandbox's whole life."""
     attempt_id = f"bench{os.getpid() % 1000:03}{number:04}"
     disk.mkdir()
     began = time.perf_counter()
     handle = runtime.plan(attempt_id)
     try:
         sandbox = await runtime.create(handle, SandboxSpec(attempt_id, disk, 2, MEMORY_BYTES, 64))
-        output, _ = await sandbox.start(Command(["/usr/bin/true"], {}, "/workspace"))
-        await output.read()
+        output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo; exec true"], {}, "/workspace"))
+        await output.readexactly(1)
+        said = time.perf_counter()
         assert (await sandbox.wait()).code == 0
     finally:
         await runtime.destroy(handle, disk)
-    return (time.perf_counter() - began) * 1000
+    return (said - began) * 1000, (time.perf_counter() - began) * 1000
 
 
-async def measure(runs: int) -> None:
-    """Print both medians and their ratio."""
-    with tempfile.TemporaryDirectory() as folder:
-        runtime = BubblewrapRuntime(Path(folder))
-        bare, sandboxed = [], []
-        for number in range(runs):
-            bare.append(time_bare())
-            sandboxed.append(await time_sandbox(runtime, Path(folder, str(number)), number))
-    one, other = statistics.median(bare), statistics.median(sandboxed)
-    print(f"bare true {one:.2f} ms, in a sandbox {other:.2f} ms (medians of {runs}), ratio {other / one:.1f}")
+def describe(times: list[float]) -> str:
+    """Median and 99th percentile."""
+    return f"{statistics.median(times):.0f} ms (p99 {statistics.quantiles(times, n=100, method='inclusive')[98]:.0f})"
+
+
+async def measure(runs: int, names: list[str]) -> None:
+    """Print a line a runtime."""
+    bare = [time_bare() for _ in range(runs)]
+    print(f"bare true: {statistics.median(bare):.2f} ms (median of {runs})")
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            runtime = make_runtime(name, Path(folder))
+            probe = await runtime.probe()
+            if not probe.works:
+                print(f"{name}: does not work here. {probe.mend}")
+                continue
+            times = [await time_sandbox(runtime, Path(folder, str(number)), number) for number in range(runs)]
+        first, whole = zip(*times, strict=True)
+        print(f"{name}: first byte {describe(list(first))}, with its end {describe(list(whole))}")
 
 
 if __name__ == "__main__":
-    asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 50))
+    asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 50, sys.argv[2:] or list(RUNTIMES)))

@@ -50,6 +50,7 @@ def test_the_agent_works_in_a_kernel_of_its_own_and_its_changes_come_back(machin
     status = here.wait()
     assert status["state"] == "completed", here.tell()
     assert (status["vm"]["runtime"], status["vm"]["tier"], status["exit_code"]) == ("gvisor", "gvisor", 0)
+    assert "kernel of its own" in status["vm"]["isolates"]
     patch = here.artifact("task-1.patch").decode()
     assert "+more" in patch
     assert f"+{os.uname().release}\n" not in patch

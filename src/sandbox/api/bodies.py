@@ -40,10 +40,11 @@ class FailureBody(Body):
 
 
 class VmBody(Body):
-    """The sandbox. `runtime`, `tier` and `image` are null until it is known."""
+    """The sandbox. `runtime`, `tier`, `image`, and `isolates` (what the tier is) are null until it is known."""
 
     runtime: str | None
     tier: str | None
+    isolates: str | None
     image: str | None
     profile: str
     cpus: int

@@ -8,6 +8,7 @@ import msgspec
 from sandbox.model.frame import error, progress_fields, timestamp
 from sandbox.model.manifest import Manifest
 from sandbox.model.task import Task
+from sandbox.model.tier import ISOLATION
 
 
 def status_body(task: Task) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def _vm(task: Task) -> dict[str, Any]:
     return {
         "runtime": attempt.runtime if attempt else None,
         "tier": attempt.tier if attempt else None,
+        "isolates": ISOLATION.get(attempt.tier or "") if attempt else None,
         "image": attempt.image if attempt else None,
         "profile": vm.profile,
         "cpus": vm.cpus,
