@@ -40,6 +40,7 @@ def read_alive(machine, task_id, frames):
     for frame in frames:
         if frame["type"] == "output" and not any(one["type"] == "output" for one in told):
             assert machine.status(task_id)["state"] not in TERMINAL
+        assert not told or frame["seq"] > told[-1]["seq"], "told twice"
         told.append(frame)
     return told
 
