@@ -16,8 +16,8 @@ from sandbox.api import paths
 from sandbox.api.answer import Json
 from sandbox.api.bodies import ArtifactListBody
 from sandbox.api.context import Asked
-from sandbox.api.envelope import wants_head_only
 from sandbox.api.doorkeeper import visitor_of
+from sandbox.api.envelope import wants_head_only
 from sandbox.api.errors import RangeNotSatisfiableError, SecretArtifactError
 from sandbox.api.openapi import Responses, content, header, parameters, problems
 from sandbox.contracts.access import Role
