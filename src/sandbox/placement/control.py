@@ -1,6 +1,11 @@
 """Speaks to a runner on its control socket."""
 
 import asyncio
+import contextlib
+import re
+import socket
+import stat
+import time
 from pathlib import Path
 
 import msgspec
@@ -8,6 +13,11 @@ import msgspec
 from sandbox.contracts.layout import runner_socket
 from sandbox.contracts.placement import CancelOrder, Receipt, RunnerUnreachableError
 from sandbox.model.limits import CONTROL_SECONDS
+
+LISTEN_SECONDS = 10.0
+"""For a runner to listen at the socket that it has made; later one at which nobody listens is a dead one's."""
+
+_OF_AN_ATTEMPT = re.compile(r"[a-z2-7]{12}\.sock")
 
 
 class UnixRunnerControl:
@@ -24,6 +34,29 @@ class UnixRunnerControl:
             return msgspec.json.decode(answer, type=Receipt)
         except (OSError, TimeoutError, ValueError) as error:
             raise RunnerUnreachableError(f"The runner of attempt {attempt_id} does not answer.") from error
+
+    def forget_dead(self) -> None:
+        """Remove the sockets that killed runners left behind. Blocks on the disk; what cannot be removed stays."""
+        with contextlib.suppress(OSError):
+            for path in self._run_dir.iterdir():
+                if _OF_AN_ATTEMPT.fullmatch(path.name) and _is_dead(path):
+                    path.unlink(missing_ok=True)
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether it is a socket at which nobody listens any more; a runner that has just begun may not listen yet."""
+    found = path.lstat()
+    if not stat.S_ISSOCK(found.st_mode) or time.time() - found.st_mtime < LISTEN_SECONDS:
+        return False
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.setblocking(False)
+        try:
+            caller.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
 
 
 async def _exchange(path: Path, line: bytes) -> bytes:

@@ -208,7 +208,7 @@ def _wire_service(
             store=store,
             register=Register(journals, store, clock),
             clock=clock,
-            runners=UnixRunnerControl(places.run_dir),
+            runners=_runners(places),
             room=WaitingRoom(capacity),
             follower=follower,
             launcher=launcher,
@@ -219,6 +219,12 @@ def _wire_service(
             read_memory_available_bytes=read_memory_available_bytes,
         )
     )
+
+
+def _runners(places: Places) -> UnixRunnerControl:
+    runners = UnixRunnerControl(places.run_dir)
+    runners.forget_dead()
+    return runners
 
 
 def _blockers(choice: Choice, upstream: ModelUpstream | None) -> list[str]:
