@@ -34,6 +34,9 @@ PROGRESS_INTERVAL_SECONDS = 1.0
 OPEN_TOOL_CALLS_MAX = 1000
 """Tool calls of one agent that are timed at once; further ones are counted, not timed."""
 
+SANDBOX_START_SECONDS = 60.0
+"""Until the agent has begun in its sandbox; past it the attempt ends with `provision_failed`."""
+
 SANDBOX_TEARDOWN_SECONDS = 60.0
 """For ending a sandbox and removing its files; past it an event says what is left."""
 

@@ -12,7 +12,13 @@ from sandbox.contracts.runtime import Exit, Sandbox
 from sandbox.model.egress import egress_rules
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Trouble, Usage
-from sandbox.model.limits import KILL_SECONDS, METRICS_INTERVAL_SECONDS, OUTPUT_DRAIN_SECONDS, TERM_GRACE_SECONDS
+from sandbox.model.limits import (
+    KILL_SECONDS,
+    METRICS_INTERVAL_SECONDS,
+    OUTPUT_DRAIN_SECONDS,
+    SANDBOX_START_SECONDS,
+    TERM_GRACE_SECONDS,
+)
 from sandbox.model.manifest import Manifest
 from sandbox.runner.allowance import OutputAllowance
 from sandbox.runner.equipment import Attempt
@@ -70,7 +76,7 @@ class _Run:
         async with _helpers() as helpers:
             helpers.append(self._guard(self._serve_gateway))
             try:
-                stdout, stderr = await self._sandbox.start(self._start.command)
+                stdout, stderr = await self._begin()
                 self._record(AgentStarted(self._start.session_id))
                 pumps = [
                     self._guard(partial(self._output.take_stdout, stdout)),
@@ -92,6 +98,15 @@ class _Run:
         self._meter.denied(self._gateway.denials)
         self._meter.close()
         await self._conclude(ended)
+
+    async def _begin(self) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
+        """Runtimes bound their starts themselves; this one is for those that do not keep their word."""
+        try:
+            async with asyncio.timeout(SANDBOX_START_SECONDS):
+                return await self._sandbox.start(self._start.command)
+        except TimeoutError:
+            message = "The agent did not begin in its sandbox in time; submit the task again."
+            raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
 
     def _guard(self, helper: Callable[[], Coroutine[None, None, None]]) -> "asyncio.Task[None]":
         """A helper that breaks takes everything inside with it: no agent goes on without its bounds."""

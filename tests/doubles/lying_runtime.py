@@ -1,0 +1,115 @@
+"""A runtime that fails on demand, in the ways that real ones do: nothing of it is on the machine."""
+
+import asyncio
+import signal
+from asyncio import StreamReader
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from sandbox.contracts.runtime import (
+    Command,
+    Exit,
+    Listeners,
+    Probe,
+    SandboxHandle,
+    SandboxSpec,
+    Stats,
+    Terminal,
+    TerminalSize,
+)
+from sandbox.model.errors import AttemptError, FailureCode
+
+
+@dataclass
+class Lies:
+    """What it does otherwise than it says.
+
+    start_error: the command does not begin, for this reason. dies_silently: the sandbox goes without an exit code soon
+    after its command began. never_ready: `create` does not come to an end. never_begins: nor does `start`.
+    slow_stop_seconds: TERM does nothing, and everything inside dies so long after KILL. slow_destroy_seconds: likewise.
+    """
+
+    start_error: str = ""
+    dies_silently: bool = False
+    never_ready: bool = False
+    never_begins: bool = False
+    slow_stop_seconds: float = 0.0
+    slow_destroy_seconds: float = 0.0
+    seen: list[str] = field(default_factory=list)
+
+
+class LyingSandbox:
+    """Its command runs until it is ended."""
+
+    def __init__(self, handle: SandboxHandle, lies: Lies) -> None:
+        self.handle = handle
+        self.listeners = cast("Listeners", None)  # for gateways that are doubles too
+        self._lies = lies
+        self._readers = (StreamReader(), StreamReader())
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
+        self._lies.seen.append("start")
+        if self._lies.never_begins:
+            await asyncio.Event().wait()
+        if self._lies.start_error:
+            raise AttemptError(FailureCode.PROVISION_FAILED, self._lies.start_error)
+        self._readers[0].feed_data(b"half a line")
+        if self._lies.dies_silently:
+            asyncio.get_running_loop().call_later(0.05, self._end, None)
+        return self._readers
+
+    async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
+        raise AttemptError(FailureCode.SANDBOX_LOST, "It has no terminals.")
+
+    async def signal(self, signal_number: int) -> None:
+        self._lies.seen.append(signal.Signals(signal_number).name)
+        if not self._lies.slow_stop_seconds:
+            self._end(128 + signal_number)
+
+    async def kill(self) -> None:
+        self._lies.seen.append("kill")
+        asyncio.get_running_loop().call_later(self._lies.slow_stop_seconds, self._end, 128 + signal.SIGKILL)
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self._exit)
+
+    async def stats(self) -> Stats:
+        return Stats(None, None, None)
+
+    def _end(self, code: int | None) -> None:
+        if not self._exit.done():
+            self._exit.set_result(Exit(code))
+            for reader in self._readers:
+                reader.feed_eof()
+
+
+class LyingRuntime:
+    """Works by its own words."""
+
+    name = "lying"
+    tier = "namespaces"
+
+    def __init__(self, lies: Lies) -> None:
+        self._lies = lies
+
+    async def probe(self) -> Probe:
+        return Probe(self.name, works=True, tier=self.tier, strength=0)
+
+    def plan(self, attempt_id: str) -> SandboxHandle:
+        return SandboxHandle(self.name, attempt_id)
+
+    async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> LyingSandbox:
+        self._lies.seen.append("create")
+        if self._lies.never_ready:
+            await asyncio.Event().wait()
+        return LyingSandbox(handle, self._lies)
+
+    async def destroy(self, handle: SandboxHandle, disk: Path) -> None:
+        self._lies.seen.append("destroy")
+        await asyncio.sleep(self._lies.slow_destroy_seconds)
+
+    def leftovers(self) -> Sequence[str]:
+        return ()
