@@ -75,11 +75,25 @@ def send_signal(pid: int, number: int, is_still_it: Callable[[int], bool]) -> No
 
 def reap_adopted(uid: int | None) -> None:
     """Collect ended children that were sandboxes': the first of a process namespace, and those of this uid."""
-    for task in os.listdir("/proc/self/task"):  # noqa: PTH208
-        for pid in map(int, _read(os.getpid(), f"task/{task}/children").split()):
-            if read_inner_id(pid) == 1 or _is_ended_of(pid, uid):
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
+    for pid in _own_children():
+        if read_inner_id(pid) == 1 or _is_ended_of(pid, uid):
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def reap_joined() -> bool:
+    """Collect ended children that had joined a process namespace; False while one of them has not ended."""
+    joined = [pid for pid in _own_children() if read_inner_id(pid) not in {None, 1, pid}]
+    ended = [pid for pid in joined if not read_uids(pid)]
+    for pid in ended:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return len(ended) == len(joined)
+
+
+def _own_children() -> list[int]:
+    tasks = os.listdir("/proc/self/task")  # noqa: PTH208
+    return [int(pid) for task in tasks for pid in _read(os.getpid(), f"task/{task}/children").split()]
 
 
 def _is_ended_of(pid: int, uid: int | None) -> bool:

@@ -8,12 +8,22 @@ from contextlib import suppress
 
 import msgspec
 
-from sandbox.contracts.runtime import Command, Exit, Listeners, SandboxHandle, SandboxSpec, Stats
+from sandbox.contracts.runtime import (
+    Command,
+    Exit,
+    Listeners,
+    SandboxHandle,
+    SandboxSpec,
+    Stats,
+    Terminal,
+    TerminalSize,
+)
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import processes
 from sandbox.runtimes.bubblewrap.arguments import build_payload
 from sandbox.runtimes.cgroups import ControlGroup
+from sandbox.runtimes.join import JoinedTerminal, join
 from sandbox.runtimes.launch import Launch, wait_readable
 from sandbox.runtimes.output import read_from
 
@@ -49,6 +59,7 @@ class BubblewrapSandbox:
         self._init_descriptor: int | None = None
         self._was_killed = False
         self._exit: asyncio.Task[Exit] | None = None
+        self._terminals: list[JoinedTerminal] = []
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
         """Run the one command. Raises AttemptError (provision_failed) when bubblewrap does not begin."""
@@ -72,18 +83,41 @@ class BubblewrapSandbox:
         finally:
             payload.close()
 
+    async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
+        """By a process that joins the sandbox's namespaces. Raises AttemptError (sandbox_lost)."""
+        init_pid = self._reports.get(_CHILD)
+        # Before the command has begun the sandbox is half made, and the host's files may still be in sight.
+        if init_pid is None or await self._find_command(init_pid) is None or self._init_descriptor is None:
+            raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox any more.")
+        # A copy, because this one is closed as soon as the sandbox ends.
+        init_descriptor = os.dup(self._init_descriptor)
+        try:
+            opened = await join(self.handle.attempt_id, init_descriptor, self._add_to_group, command, size)
+        finally:
+            os.close(init_descriptor)
+        terminal = JoinedTerminal(*opened, self._group.has_killed_for_memory)
+        self._terminals = [one for one in self._terminals if not one.has_ended] + [terminal]
+        return terminal
+
+    def _add_to_group(self, pid: int) -> None:
+        with suppress(ProcessLookupError):
+            self._group.add(pid)
+
     async def signal(self, signal_number: int) -> None:
         """To the command's own process. A command that is being born is waited for."""
         init_pid = self._reports.get(_CHILD)
-        if init_pid is None:
-            return
+        pid = None if init_pid is None else await self._find_command(init_pid)
+        if init_pid is not None and pid is not None:
+            processes.send_signal(pid, signal_number, lambda one: processes.find_first_command(init_pid) == one)
+
+    async def _find_command(self, init_pid: int) -> int | None:
+        """The command's own process; None when it does not begin, or has ended."""
         deadline = asyncio.get_running_loop().time() + _BIRTH_SECONDS
         while (pid := processes.find_first_command(init_pid)) is None and self._is_running():
             if asyncio.get_running_loop().time() > deadline:
-                return
+                return None
             await asyncio.sleep(_POLL_SECONDS)
-        if pid is not None:
-            processes.send_signal(pid, signal_number, lambda one: processes.find_first_command(init_pid) == one)
+        return pid
 
     async def kill(self) -> None:
         """Everything inside at once: with init its process namespace dies, with the group whatever there is beside."""
@@ -113,6 +147,9 @@ class BubblewrapSandbox:
             raise AttemptError(
                 FailureCode.SANDBOX_LOST, "The sandbox's processes do not end; restart the machine."
             ) from None
+        for terminal in self._terminals:
+            await terminal.hang_up()
+            await terminal.wait()
         for transport in self._transports:
             transport.abort()
         self._launch.close()

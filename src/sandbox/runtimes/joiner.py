@@ -1,0 +1,169 @@
+"""The process that brings a further command into a sandbox of namespaces: a program of its own, like the launcher.
+
+It enters the namespaces of the sandbox's first process, which comes as a process descriptor, so that no path and no
+process id that somebody inside could have changed hands on is trusted. Then it becomes the sandbox's user without
+any privilege, opens a terminal of the sandbox's own, and starts the command with it. It stays outside of the
+sandbox's process namespace as the command's parent: whoever is inside does not see it, and cannot read its memory.
+
+Arguments: control descriptor, parent's pid, user id inside, rows, columns, directory. The last argument is a marker
+to be found by; it means nothing here. One message then brings the process descriptor, and in files the command's
+words, its environment and the filter on system calls.
+"""
+
+import _socket
+import ctypes
+import fcntl
+import os
+import stat
+import struct
+import sys
+
+_signal = __import__("_signal")  # built in, and unknown to type checkers
+launcher = __import__("launcher")  # from the folder of this file, and not as part of the package
+
+TERMINAL_MAKER = "/dev/pts/ptmx"
+"""Below a mount point, which nobody inside can move away; `/dev/ptmx` itself may be anything."""
+
+NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+"""Mounts, control groups, host name, IPC, users, processes, network: all at once, or not at all."""
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+SECCOMP_MODE_FILTER = 2
+CAPABILITY_VERSION, CAPABILITIES_MAX = 0x20080522, 64
+TIOCSCTTY, TIOCSWINSZ, TIOCSPTLCK, TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
+NOT_STARTED = 127
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, *values: int) -> int:
+    numbers = [ctypes.c_ulong(value) for value in (*values, *(0,) * (4 - len(values)))]
+    return int(_libc.prctl(option, *numbers))
+
+
+def receive(control: _socket.socket) -> list[int]:
+    """The descriptors of the one message. Ends quietly when the runner hangs up instead."""
+    message, ancillary, _, _ = control.recvmsg(16, _socket.CMSG_SPACE(4 * 4), _socket.MSG_CMSG_CLOEXEC)
+    if message != b"join":
+        os._exit(0)
+    return [number for _, _, data in ancillary for (number,) in struct.iter_unpack("i", data)]
+
+
+def read_whole(descriptor: int) -> bytes:
+    """A file in memory, from its beginning."""
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def enter(first_process: int, uid: int) -> None:
+    """Into the namespaces, then down to a user without privileges who cannot get any."""
+    if os.getuid() == 0:
+        os.setgroups([])
+    launcher._check(_libc.setns(first_process, NAMESPACES), "setns")
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    for capability in range(CAPABILITIES_MAX):
+        if _prctl(PR_CAPBSET_DROP, capability) != 0:
+            break
+    header, none = struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24)
+    launcher._check(_libc.capset(header, none), "capset")
+    launcher._check(_prctl(PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
+
+
+def open_terminal(rows: int, columns: int) -> tuple[int, int]:
+    """Both ends of a terminal of the sandbox's own."""
+    ours = os.open(TERMINAL_MAKER, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    status = os.fstat(ours)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(5, 2):
+        raise OSError(f"{TERMINAL_MAKER} makes no terminals")
+    fcntl.ioctl(ours, TIOCSPTLCK, struct.pack("i", 0))
+    fcntl.ioctl(ours, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    # By the end that is open and not by its name, which could be another's by now.
+    theirs = fcntl.ioctl(ours, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    return ours, theirs
+
+
+def become(words: list[bytes], variables: list[bytes], directory: str, rules: bytes, terminal: int) -> None:
+    """In the child: a session of its own on the terminal, then the command. Never returns."""
+    try:
+        os.setsid()
+        fcntl.ioctl(terminal, TIOCSCTTY, 0)
+        for number in range(3):
+            os.dup2(terminal, number)
+        os.chdir(directory)
+        environment = dict(variable.split(b"=", 1) for variable in variables)
+        program = struct.pack("H", len(rules) // 8) + bytes(6) + struct.pack("P", _address(rules))
+        launcher._check(_prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _address(program)), "seccomp")
+        os.execvpe(words[0], words, environment)  # noqa: S606
+    except OSError as error:
+        os.write(2, f"{os.fsdecode(words[0])} could not be started: {error.strerror}\r\n".encode(errors="replace"))
+    finally:
+        os._exit(NOT_STARTED)
+
+
+def _address(data: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+
+
+def wait_for_parent(line: _socket.socket) -> None:
+    """In the child: end with the parent, also if that has ended already (its id is not known inside)."""
+    launcher._check(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
+    line.send(b"ready")
+    if line.recv(2) != b"go":
+        os._exit(NOT_STARTED)
+
+
+def find_arguments() -> tuple[int, int]:
+    """Where this process's arguments are in its memory, and how many bytes they have."""
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123  (pathlib doubles the start)
+        numbers = file.read().rpartition(b")")[2].split()
+    begin, end = int(numbers[45]), int(numbers[46])
+    return begin, end - begin
+
+
+def start(first_process: int, files: list[int], uid: int, size: tuple[int, int], directory: str) -> tuple[int, int]:
+    """Enter, and start the command; gives its process id and the outer end of its terminal."""
+    words, variables = (read_whole(file).split(b"\0")[:-1] for file in files[:2])
+    rules = read_whole(files[2])
+    parent, place = os.getppid(), find_arguments()
+    enter(first_process, uid)
+    launcher.die_with(parent)
+    ours, theirs = open_terminal(*size)
+    line, line_of_child = _socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        # They are a copy of the parent's, and tell paths of the host to whoever looks from inside.
+        ctypes.memset(place[0], 0, place[1])
+        line.close()
+        wait_for_parent(line_of_child)
+        become(words, variables, directory, rules, theirs)
+    line_of_child.close()
+    os.close(theirs)
+    if line.recv(5) != b"ready":
+        raise OSError("the command's process ended before it began")
+    line.send(b"go")
+    return child, ours
+
+
+def main(arguments: list[str]) -> None:
+    """Run to the command's end, and say how it ended; a failure on the way is told over the control socket."""
+    control_number, parent, uid, rows, columns, directory = arguments[:-1]
+    control = _socket.socket(fileno=int(control_number))
+    os.set_inheritable(control.fileno(), False)
+    try:
+        launcher.die_with(int(parent))
+        launcher.settle()
+        launcher._check(_prctl(PR_SET_DUMPABLE, 0), "prctl")
+        first_process, *files = receive(control)
+        child, terminal = start(first_process, files, int(uid), (int(rows), int(columns)), directory)
+        numbers = struct.pack("ii", terminal, os.pidfd_open(child))
+        control.sendmsg([b"open"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
+        os.close(terminal)
+        control.send(b"exit %d" % _exit_code(os.waitpid(child, 0)[1]))
+    except Exception as error:
+        control.send(f"error {error}".encode(errors="replace")[:4096])
+        sys.exit(1)
+
+
+def _exit_code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
