@@ -8,7 +8,7 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.answer import Json
 from sandbox.api.bodies import AliveBody, HealthBody, ReadyBody
-from sandbox.api.context import Asked
+from sandbox.api.context import Asked, Context
 from sandbox.api.openapi import problems
 from sandbox.api.problem import problem
 from sandbox.contracts.runtime import Probe
@@ -39,7 +39,7 @@ async def read_liveness(asked: Asked) -> Json:
 async def read_health(asked: Asked) -> Json:
     """How the server is, in detail."""
     health = await asked.tasks.health()
-    reasons = _reasons(health, is_draining=asked.shutting_down.is_set())
+    reasons = reasons_against(health, asked)
     answer: dict[str, Any] = {
         "status": "degraded" if reasons else "ok",
         "ready": not reasons,
@@ -57,17 +57,18 @@ async def read_health(asked: Asked) -> Json:
 async def read_readiness(request: Request, asked: Asked) -> Response:
     """Whether the server can take and run tasks; 503 when it cannot."""
     health = await asked.tasks.health()
-    reasons = _reasons(health, is_draining=asked.shutting_down.is_set())
+    reasons = reasons_against(health, asked)
     if not reasons:
         return Json({"status": "ready"})
     return problem(request, 503, "service_unavailable", " ".join(reasons), fields={"reasons": reasons})
 
 
-def _reasons(health: Health, *, is_draining: bool) -> list[str]:
+def reasons_against(health: Health, asked: Context) -> list[str]:
+    """Why the server is not ready; that it shuts down is known here, at its doors, first."""
     reasons = list(health.reasons)
     if not health.ready and not reasons:
         reasons = ["The server is not ready."]
-    return [*reasons, _DRAINS] if is_draining else reasons
+    return [*reasons, _DRAINS] if asked.shutting_down.is_set() else reasons
 
 
 def _runtime(probe: Probe) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.context import Asked
+from sandbox.api.health import reasons_against
 from sandbox.api.openapi import content, problems
 from sandbox.api.server_metrics import CONTENT_TYPE
 
@@ -18,5 +19,5 @@ def add_metrics_route(app: FastAPI) -> None:
 async def read_metrics(asked: Asked) -> Response:
     """How the server is, in figures for Prometheus."""
     health = await asked.tasks.health()
-    is_ready = health.ready and not asked.shutting_down.is_set()
+    is_ready = not reasons_against(health, asked)
     return Response(asked.metrics.text(health, is_ready=is_ready), headers={"content-type": CONTENT_TYPE})

@@ -16,7 +16,8 @@ from sandbox.model.state import TaskState
 class HealthReport:
     """Looks afresh each time it is asked.
 
-    probes: of the runtimes, made at start. blockers: sentences, found at start, that say why no task can run for as long as this server lives.
+    probes: of the runtimes, made at start. blockers: sentences, found at start, that say why no task can run for as
+    long as this server lives.
     """
 
     def __init__(
@@ -29,14 +30,12 @@ class HealthReport:
         self._probes = probes
         self._started_at = clock.monotonic()
 
-    def make(self, *, drains: bool) -> Health:
+    def make(self) -> Health:
         """The report; `reasons` tells what keeps tasks from being taken or run."""
         counts = self._counts()
         disk = os.statvfs(self._data_dir)
         free_bytes = disk.f_bavail * disk.f_frsize
         reasons = list(self.blockers)
-        if drains:
-            reasons.append("The server is shutting down.")
         if counts is None:
             reasons.append("The index of tasks cannot be read.")
         if disk.f_flag & os.ST_RDONLY:

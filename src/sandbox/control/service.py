@@ -196,7 +196,7 @@ class TaskService:
 
     async def health(self) -> Health:
         """See `Tasks.health`."""
-        return await asyncio.to_thread(self.equipment.health.make, drains=self._draining.is_set())
+        return await asyncio.to_thread(self.equipment.health.make)
 
     async def _load(self, task_id: str) -> Task:
         indexed = await asyncio.to_thread(self.equipment.store.load, task_id)

@@ -26,7 +26,7 @@ def with_disk(monkeypatch, **fields):
 
 def test_a_server_with_everything_is_ready(report, monkeypatch):
     with_disk(monkeypatch, f_frsize=4096, f_bavail=10**9, f_flag=0)
-    health = report.make(drains=False)
+    health = report.make()
     assert (health.ready, health.reasons) == (True, [])
 
 
@@ -39,18 +39,17 @@ def test_a_server_with_everything_is_ready(report, monkeypatch):
 )
 def test_a_disk_that_takes_nothing_is_told(report, monkeypatch, disk, reason):
     with_disk(monkeypatch, f_frsize=4096, **disk)
-    health = report.make(drains=False)
+    health = report.make()
     assert not health.ready
     assert [reason in told for told in health.reasons] == [True]
 
 
-def test_a_server_that_shuts_down_or_cannot_read_its_index_is_not_ready(report, monkeypatch):
+def test_a_server_that_cannot_read_its_index_is_not_ready(report, monkeypatch):
     with_disk(monkeypatch, f_frsize=4096, f_bavail=10**9, f_flag=0)
 
     def broken(_):
         raise StoreError("gone")
 
-    assert report.make(drains=True).reasons == ["The server is shutting down."]
     monkeypatch.setattr(MemoryStore, "count_by_state", broken)
-    health = report.make(drains=False)
+    health = report.make()
     assert (health.ready, health.store_ok, len(health.reasons)) == (False, False, 1)
