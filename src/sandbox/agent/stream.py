@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from sandbox.model.printable import printable
+
 TEXT_CHARACTERS_MAX = 256
 """Names, ids and words that the agent gives; longer ones are cut."""
 
@@ -118,8 +120,7 @@ def read_result(line: bytes) -> dict[str, Any] | None:
 
 def clean(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
     """Text for a person's eyes on one line: cut, and every control or format character replaced."""
-    cut = text[:characters_max]
-    return cut if cut.isprintable() else "".join(c if c.isprintable() else " " for c in cut)
+    return printable(text[:characters_max], lambda _: " ")
 
 
 def _decoded(decoder: msgspec.json.Decoder[_Shape], data: bytes | msgspec.Raw) -> _Shape | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import unicodedata
 
+from sandbox.model.printable import escaped
+
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Control, format (direction marks among them), surrogates, and the separators of lines and paragraphs."""
 
@@ -13,7 +15,7 @@ def visible(text: str) -> str:
     r"""`text` with what would steer a terminal, or not show, written out: ESC as `\x1b`. Tabs stay."""
     if text.isprintable():
         return text
-    return "".join(_written_out(c) if unicodedata.category(c) in _HIDDEN and c != "\t" else c for c in text)
+    return "".join(escaped(c) if unicodedata.category(c) in _HIDDEN and c != "\t" else c for c in text)
 
 
 def visible_json(value: object) -> str:
@@ -24,7 +26,3 @@ def visible_json(value: object) -> str:
 
 def _shows(character: str) -> bool:
     return character == "\n" or unicodedata.category(character) not in _HIDDEN
-
-
-def _written_out(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from sandbox.model.errors import SandboxError
+from sandbox.model.printable import printable, replaced
 
 Path = tuple[str | int, ...]
 """The way to a value: field names and list positions."""
@@ -16,7 +16,6 @@ Path = tuple[str | int, ...]
 Rule = Literal["required", "type", "enum", "format", "range", "unknown_field", "not_offered", "not_supported_yet"]
 
 _KEY_LENGTH_SHOWN_MAX = 100
-_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -63,7 +62,7 @@ def field_name(path: Path) -> str:
         if isinstance(part, int):
             name += f"[{part}]"
         else:
-            name += ("." if name else "") + _UNSHOWN.sub("\ufffd", part[:_KEY_LENGTH_SHOWN_MAX])
+            name += ("." if name else "") + printable(part[:_KEY_LENGTH_SHOWN_MAX], replaced)
     return name
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from sandbox.model.printable import printable, replaced
 from sandbox.wiring.configuration_keys import sections
 from sandbox.wiring.settings import ServerSettings
 
@@ -54,7 +55,7 @@ def _mistake(error: ErrorDetails, origins: Mapping[str, str]) -> str:
     names = [part for part in path if not part.isdecimal()]
     place = origins.get(".".join(names))
     where = f" ({place})" if place else ""
-    shown = "".join(character if character.isprintable() else "\ufffd" for character in ".".join(path))
+    shown = printable(".".join(path), replaced)
     return f"{shown}{where} {_tell(error, names)}"
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from sandbox.contracts.subject import ATTEMPT_ID, REQUEST_ID, TASK_ID
+from sandbox.model.printable import escaped, printable
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
@@ -74,21 +75,17 @@ def _as_json(told: Mapping[str, Any]) -> str:
 
 def _as_text(told: Mapping[str, Any]) -> str:
     rest = dict(told)
-    head = f"{rest.pop('time')} {rest.pop('level').upper():<7} {_visible(rest.pop('message'))}"
+    head = f"{rest.pop('time')} {rest.pop('level').upper():<7} {printable(rest.pop('message'), escaped)}"
     del rest["logger"]
     exception = rest.pop("exception", "")
     line = "  ".join([head, " ".join(f"{name}={_value(value)}" for name, value in rest.items())]).rstrip()
-    return "\n    ".join([line, *map(_visible, exception.splitlines())])
+    # No line of the log can be made up by whoever chose a name or a path.
+    return "\n    ".join([line, *(printable(below, escaped) for below in exception.splitlines())])
 
 
 def _value(value: Any) -> str:
     text = str(value)
     return text if text.isascii() and text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
-
-
-def _visible(text: str) -> str:
-    """No line of the log can be made up by whoever chose a name or a path."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _log_last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 
 from sandbox.model.manifest import Repository
+from sandbox.model.printable import printable
 
 _LINE_CHARACTERS_MAX = 300
 _CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
@@ -86,5 +87,4 @@ def last_line(complaint: str) -> str:
     """The last line that begins with `fatal:` or `error:`, else the last one; printable and cut."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
-    shown = "".join(character if character.isprintable() else "?" for character in telling[-1]) if telling else ""
-    return shown[:_LINE_CHARACTERS_MAX]
+    return printable(telling[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if telling else ""

@@ -1,12 +1,11 @@
 """Paths as people and JSON can take them."""
 
+from sandbox.model.printable import printable
+
 
 def show(path: bytes) -> str:
     """Text of a path: what is not UTF-8, and what is no visible character, stands as %XX for each of its bytes."""
-    return "".join(
-        character if character.isprintable() else _escape(character)
-        for character in path.decode(errors="surrogateescape")
-    )
+    return printable(path.decode(errors="surrogateescape"), _escape)
 
 
 def _escape(character: str) -> str:
