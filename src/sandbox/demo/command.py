@@ -99,8 +99,8 @@ def _play(server: str, repository_url: str, console: Console) -> int:
             return 1
         _print_patch(client, console)
     console.print(
-        "\nThe demo's server has ended and its files are gone. For a task of your own, see README.md\n"
-        "or begin with: sandbox serve"
+        "\nThe demo's server has ended and its files are gone. For a task of your own\n"
+        "see README.md, or begin with: sandbox serve"
     )
     return 0
 
@@ -115,18 +115,14 @@ def _end_task(client: Client) -> None:
 
 
 def _print_patch(client: Client, console: Console) -> None:
-    from sandbox.cli.visible import visible
+    import click
+
+    from sandbox.cli.patch import painted
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "demo.patch"
         client.download("demo", "demo.patch", path)
         lines = path.read_text(errors="replace").splitlines()
     console.print("\nThe patch, demo.patch:\n")
-    for line in lines[:_PATCH_LINES_MAX]:
-        console.print(visible(line), style=_patch_style(line), soft_wrap=True)
-
-
-def _patch_style(line: str) -> str:
-    if line.startswith(("diff ", "index ", "--- ", "+++ ", "new file")):
-        return "bold"
-    return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
+    for line in painted(lines[:_PATCH_LINES_MAX], has_color=console.color_system is not None):
+        click.echo(line)
