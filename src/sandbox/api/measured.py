@@ -73,12 +73,9 @@ def _log_answer(scope: Scope, status: int, seconds: float) -> None:
     is_dull = status < 400 and path in _PROBED
     _log.log(
         logging.DEBUG if is_dull else logging.INFO,
-        "%s %s is answered with %d" if scope["type"] == "http" else "%s %s begins with %d",
-        method := scope.get("method", "GET"),
-        path,
-        status,
+        "Answered" if scope["type"] == "http" else "Stream answered",
         extra={
-            "method": method,
+            "method": scope.get("method", "GET"),
             "path": path,
             "status": status,
             "duration_ms": round(seconds * 1000, 1),

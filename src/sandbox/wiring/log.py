@@ -62,8 +62,8 @@ class Lines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        told |= {name: getattr(record, name, None) or subject.get() for name, subject in _SUBJECTS.items()}
         told |= {name: getattr(record, name, None) for name in _FIELDS}
+        told |= {name: getattr(record, name, None) or subject.get() for name, subject in _SUBJECTS.items()}
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
         return told

@@ -55,7 +55,7 @@ def test_a_line_for_people_has_the_same_behind_its_message(log):
     about(lambda: logging.getLogger("sandbox.x").warning("Hm", extra={"path": "a b", "status": 404}), attempt_id="a")
     time, _, rest = written()[0].partition(" ")
     assert time.endswith("Z")
-    assert rest == 'WARNING Hm  attempt_id=a path="a b" status=404'
+    assert rest == 'WARNING Hm  path="a b" status=404 attempt_id=a'
 
 
 def test_what_a_caller_says_of_a_task_wins_over_what_is_under_way(log):
