@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,13 +44,19 @@ STATES = Detail(has_work=False)
 
 
 def tell(
-    frames: Iterable[dict[str, Any]], console: Console, detail: Detail = SHORT, *, is_live: bool = True
+    frames: Iterable[dict[str, Any]],
+    console: Console,
+    detail: Detail = SHORT,
+    *,
+    is_live: bool = True,
+    why_pending: Callable[[], str] = str,
 ) -> str | None:
     """Print the story that `frames` tell, as they come; give the final state, None if they stop before it.
 
-    On a terminal a last line, gone afterwards, shows what is going on at the moment, if the story `is_live`.
+    On a terminal a last line, gone afterwards, shows what is going on at the moment, if the story `is_live`;
+    `why_pending` is asked for it what a pending task waits for.
     """
-    story = Story(console, detail)
+    story = Story(console, detail, why_pending)
     with _live(story, console) if console.is_terminal and is_live else nullcontext():
         for frame in frames:
             story.add(frame)
@@ -60,7 +66,7 @@ def tell(
 class Story:
     """What is known so far; prints what is new."""
 
-    def __init__(self, console: Console, detail: Detail = SHORT) -> None:
+    def __init__(self, console: Console, detail: Detail = SHORT, why_pending: Callable[[], str] = str) -> None:
         self.final_state: str | None = None
         self.tool_calls = 0
         self.input_tokens = 0
@@ -68,6 +74,7 @@ class Story:
         self.cost_usd = 0.0
         self.state = ""
         self._detail = detail
+        self._why_pending = why_pending
         self._page = StoryPage(console)
         self._transcript = Transcript()
         self._unfinished: dict[str, ToolUsed] = {}
@@ -79,7 +86,9 @@ class Story:
     def now(self) -> str:
         """What is going on: the oldest tool call that has no end yet, else the state."""
         use = next(iter(self._unfinished.values()), None)
-        return one_line(f"{use.tool}  {use.summary}" if use else self.state)
+        if use is not None:
+            return one_line(f"{use.tool}  {use.summary}")
+        return one_line(f"{self.state}  {self._why_pending()}" if self.state == "pending" else self.state)
 
     @property
     def figures(self) -> list[str]:

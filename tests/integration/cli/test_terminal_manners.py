@@ -102,3 +102,19 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(api, sandbox_pro
     process.stdout.close()
     assert process.wait(30) == 141
     assert process.stderr.read() == b""
+
+
+def test_who_watches_a_pending_task_is_told_what_it_waits_for(api, endless, on_terminal, terminal):
+    waiting = status("pending", state_message="Waiting for 40 GiB of memory (4 GiB free)")
+    over = threading.Event()
+
+    def story():
+        yield from of_frames(frames()[:1]).chunks
+        over.wait(60)
+
+    api.on("GET", f"/tasks/{TASK}", of_json(waiting))
+    api.on("GET", f"/tasks/{TASK}/logs", lambda asked: Answer(200, story() if "follow" in asked.query else []))
+    terminal.resize(140)
+    on_terminal("task", "status", TASK, "--watch")
+    terminal.read_until(b"pending Waiting for 40 GiB of memory (4 GiB free)")
+    over.set()

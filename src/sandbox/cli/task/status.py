@@ -13,6 +13,7 @@ from sandbox.cli.failures import watching
 from sandbox.cli.figures import counted, date, money, span
 from sandbox.cli.log_line import frames_of
 from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.pending import PendingReason
 from sandbox.cli.story import STATE_STYLES, STATES, tell
 from sandbox.cli.task_argument import task_argument
 from sandbox.cli.wrapping import wrapped
@@ -57,7 +58,7 @@ def _watch(client: Client, task_id: str, options: Chosen) -> None:
     console = output_console(has_color=options.has_color)
     _print_rows(((label, value) for label, value in _rows(task) if label in _LASTING), console)
     console.print()
-    tell(_story(client, task_id), console, STATES)
+    tell(_story(client, task_id), console, STATES, why_pending=PendingReason(options, task_id))
 
 
 def _story(client: Client, task_id: str) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from sandbox.cli.failures import fail, watching
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.mistakes import details, fail_with_mistakes
 from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.pending import PendingReason
 from sandbox.cli.story import tell
 from sandbox.cli.visible import visible
 
@@ -93,7 +94,8 @@ def _finish(client: Client, task_id: str, options: Chosen, *, follows: bool) -> 
         if options.format == "json":
             print_json_lines(frames)
         else:
-            tell(frames, talk_console(has_color=options.has_color))
+            console = talk_console(has_color=options.has_color)
+            tell(frames, console, why_pending=PendingReason(options, task_id))
     status = client.wait(task_id)
     if options.format == "json" and not follows:
         print_json(status)
