@@ -1,6 +1,7 @@
 """What runsc is given: a root file system below the launcher's stage, and config.json.
 
-config.json is a file in memory, because it holds the environment. Nothing of a bundle is on the host's disk.
+config.json holds the environment, and so does the state that runsc writes of it: both are in memory, the one without a
+name, the other in a file system that nothing but the sandbox's own runsc has in sight and that ends with it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -87,8 +88,8 @@ def _process(command: Command) -> Mapping[str, Any]:
 
 
 def _as_text(word: str) -> str:
-    """JSON holds text only; bytes that are none become question marks."""
-    return word.encode(errors="surrogateescape").decode(errors="replace")
+    """JSON holds text only; what is none becomes a question mark."""
+    return word.encode(errors="replace").decode()
 
 
 def _limit(name: str, number: int) -> Mapping[str, Any]:

@@ -1,0 +1,94 @@
+"""What runsc is told of a sandbox."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sandbox.contracts.runtime import Command, SandboxSpec
+from sandbox.model.errors import AttemptError
+from sandbox.runtimes.gvisor.arguments import execute_words, signal_words
+from sandbox.runtimes.gvisor.bundle import encode_config, encode_process, lay_out
+from sandbox.runtimes.gvisor.state import State, last_error, read_state
+
+PROGRAM = Path("/data/tool")
+SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, programs={PROGRAM: "/opt/tool"})
+COMMAND = Command(["/opt/tool", "-x"], {"NAME": "value"}, "/workspace/below")
+
+
+def config(command=COMMAND):
+    return json.loads(encode_config(SPEC, command))
+
+
+def test_the_command_is_uid_1000_without_capabilities_and_cannot_get_any():
+    process = config()["process"]
+    assert (process["user"], process["capabilities"]) == ({"uid": 1000, "gid": 1000}, {})
+    assert process["noNewPrivileges"] is True
+    assert (process["args"], process["cwd"]) == (["/opt/tool", "-x"], "/workspace/below")
+    assert process["env"] == ["PWD=/workspace/below", "NAME=value"]
+    limits = {limit["type"]: (limit["soft"], limit["hard"]) for limit in process["rlimits"]}
+    assert limits == {"RLIMIT_NPROC": (64, 64), "RLIMIT_CORE": (0, 0)}
+
+
+def test_only_the_places_of_work_are_the_hosts_and_can_be_written_to():
+    assert config()["root"]["readonly"] is True
+    binds = {mount["destination"]: mount for mount in config()["mounts"] if mount["type"] == "bind"}
+    assert set(binds) == {"/workspace", "/home/agent", "/tmp"}
+    assert all({"rw", "nosuid", "nodev"} <= set(mount["options"]) for mount in binds.values())
+    others = {mount["destination"]: mount["type"] for mount in config()["mounts"] if mount["type"] != "bind"}
+    assert others == {"/proc": "proc", "/sys": "sysfs", "/dev": "tmpfs", "/dev/shm": "tmpfs"}
+
+
+def test_it_has_no_network_of_its_own_because_it_begins_in_one():
+    assert "network" not in {namespace["type"] for namespace in config()["linux"]["namespaces"]}
+
+
+def test_programs_are_laid_so_that_they_can_be_read_and_the_rest_read_only():
+    entries = list(lay_out(SPEC))
+    assert ("program", "root/opt/tool", str(PROGRAM)) in entries
+    assert ("image", "root/usr", "/usr") in entries
+    assert "bind" not in {kind for kind, _, _ in entries}
+    assert ("link", "bundle/config.json", "/proc/self/fd/100") in entries
+
+
+def test_an_image_is_laid_whole_and_its_files_are_covered():
+    spec = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, image=Path("/images/one"))
+    entries = list(lay_out(spec))
+    kinds = [kind for kind, name, _ in entries if name.startswith("root")]
+    assert kinds[:2] == ["image", "memory"]
+    assert ("image", "root", "/images/one") in entries
+    assert {name for kind, name, _ in entries if kind == "file"} >= {"root/etc/passwd", "root/etc/resolv.conf"}
+    assert "root/usr" not in {name for _, name, _ in entries}
+
+
+@pytest.mark.parametrize("command", [Command(["a\0b"], {}, "/"), Command(["a"], {"NAME": "a\0b"}, "/")])
+@pytest.mark.parametrize("encode", [lambda command: encode_config(SPEC, command), encode_process])
+def test_nul_characters_are_refused(command, encode):
+    with pytest.raises(AttemptError, match="NUL"):
+        encode(command)
+
+
+def test_a_further_command_has_a_terminal_and_no_other_rights():
+    further = json.loads(encode_process(COMMAND))
+    assert further.pop("terminal") is True
+    assert further.items() <= config()["process"].items()
+
+
+def test_a_signal_goes_to_the_command_alone():
+    words = signal_words("/usr/bin/runsc", "attemptattem", 15)
+    assert words[-3:] == ["kill", "attemptattem", "15"]
+    assert "-all" not in words
+    assert execute_words("/usr/bin/runsc", "attemptattem", 100, 101)[-3:] == [
+        "exec", "--process=/proc/self/fd/100", "attemptattem",
+    ]  # fmt: skip
+
+
+def test_the_last_error_of_a_log_counts_and_what_is_no_log_does_not():
+    lines = [b'{"msg":"one","level":"error"}', b'{"msg":"two","level":"warning"}', b"no json", b"[]"]
+    assert last_error(b"\n".join(lines)) == "one"
+    assert last_error(b"\n".join(lines[1:])) == ""
+
+
+def test_the_state_of_what_is_not_there_is_nothing_yet():
+    assert not read_state(2**22 + 1, "attemptattem").is_running
+    assert not State(status="running").is_running
