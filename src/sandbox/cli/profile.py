@@ -28,9 +28,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def profile() -> None:
-    """Say what is in the sandboxes: which profiles there are, and their images.
+    """Say what is in the sandboxes.
 
-    Works on the data directory, on the server's machine; no server has to run, and a running one notices at once.
+    X
     """
 
 

@@ -44,7 +44,7 @@ def test_the_help_says_of_each_command_what_the_command_says_of_itself(entries):
 
 
 def test_the_commands_are_these_and_no_others():
-    assert list(command.ENTRIES) == ["task", "serve", "doctor", "config", "token", "completion", "demo"]
+    assert list(command.ENTRIES) == ["task", "serve", "doctor", "config", "profile", "token", "completion", "demo"]
     assert set(task_command.ENTRIES) == {
         "submit", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",
         "diff", "apply", "release",
