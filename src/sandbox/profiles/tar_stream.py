@@ -54,6 +54,10 @@ class TarStream:
             pass
         return self._position
 
+    def seekable(self) -> bool:
+        """Ahead at least, which is where `tarfile` goes."""
+        return True
+
     def read(self, size: int) -> bytes:
         """Just so many bytes; fewer at the end only."""
         if not 0 <= size <= IMAGE_METADATA_BYTES_MAX:
@@ -84,6 +88,10 @@ class GuardedFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.tell, self.seek = file.tell, file.seek
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
 
     def read(self, size: int) -> bytes:
         """At most so many bytes. Raises ImageRefusedError when too many are asked for."""

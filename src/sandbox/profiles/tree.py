@@ -17,6 +17,7 @@ from sandbox.profiles.limits import IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX, IMAGE_LI
 from sandbox.profiles.mistakes import ImageRefusedError
 
 _CHUNK_BYTES = 1024 * 1024
+_NAME_BYTES_MAX = 255  # what file systems take
 
 
 class Tree:
@@ -192,6 +193,8 @@ def split_name(name: str) -> list[str]:
     if "\0" in name or len(os.fsencode(name)) > IMAGE_PATH_BYTES_MAX:
         raise ImageRefusedError(f"The image has a path that is too long or not one at all: {name[:200]!r}")
     parts = [part for part in name.split("/") if part not in {"", "."}]
+    if any(len(os.fsencode(part)) > _NAME_BYTES_MAX for part in parts):
+        raise ImageRefusedError(f"The image has a name that is too long: {name[:200]!r}")
     if ".." in parts:
         raise ImageRefusedError(f"The image has a path that leads out of it: {name[:200]}")
     return parts

@@ -1,0 +1,320 @@
+"""Images on disk: made whole or not at all, never changed, never taken from a task that uses one."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from datetime import date
+
+import pytest
+
+from doubles.image_archives import directory, entry, layer, oci_archive, small_root, symlink
+from sandbox.contracts.profiles import IMAGE_DIRECTORIES, IMAGE_FILES, Image, ImageUnusableError
+from sandbox.model.errors import AttemptError
+from sandbox.profiles.build import build_image, import_image
+from sandbox.profiles.catalog import Catalog, HeldImages
+from sandbox.profiles.declaration import Declaration
+from sandbox.profiles.mistakes import (
+    BuildFailedError,
+    ImageRefusedError,
+    ProfileBusyError,
+    ProfileNotFoundError,
+)
+from sandbox.profiles.part import Part
+
+LOADER = {"aarch64": "usr/lib/ld-linux-aarch64.so.1"}.get(os.uname().machine, "usr/lib64/ld-linux-x86-64.so.2")
+DECLARED = Declaration("tools", date(2026, 11, 1), files={"/etc/motd": "hello\n"})
+
+
+@pytest.fixture(scope="module")
+def root_layer():
+    """A small root."""
+    return small_root()
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    """The profiles of an empty data directory."""
+    return Catalog(tmp_path / "data")
+
+
+@pytest.fixture
+def brought(root_layer):
+    """What takes mmdebstrap's place: it brings the small root, and further files."""
+
+    def bring(**files):
+        def add(declaration, tree, scratch):
+            from sandbox.profiles.layer import apply_layer
+            from sandbox.profiles.tar_stream import Meter, TarStream
+
+            more = layer(*(entry(name.replace("__", "/"), content) for name, content in files.items()))
+            for one in (root_layer, more):
+                apply_layer(TarStream(io.BytesIO(one), Meter(1 << 30)), tree)
+
+        return add
+
+    return bring
+
+
+def build(catalog, add, name="tools", declaration=DECLARED, parts=None):
+    return build_image(catalog.place(name), declaration, parts or {}, add)
+
+
+def images(catalog, name="tools"):
+    place = catalog.place(name)
+    return sorted(path.name for path in place.tree("").parent.iterdir() if len(path.name) == 64)
+
+
+def image_of(catalog, name="tools", tier="namespaces"):
+    return catalog.find_image(name, tier)
+
+
+def test_a_built_image_is_what_the_profile_stands_for(catalog, brought):
+    record = build(catalog, brought())
+    image = image_of(catalog)
+    assert image == Image("tools", record.digest, str(catalog.place("tools").tree(record.digest)))
+    assert image.name == f"tools@{record.digest}"
+    motd = catalog.place("tools").tree(record.digest) / "etc/motd"
+    assert (motd.read_text(), motd.stat().st_mtime) == ("hello\n", 1793491200)
+
+
+def test_an_image_has_places_to_mount_over_and_no_passwords(catalog, root_layer, tmp_path):
+    odd = layer(
+        symlink("tmp", "/etc"), symlink("etc/resolv.conf", "/run/x"), symlink("home", "/root"), directory("etc/hosts")
+    )
+    record = import_image(catalog.place("tools"), oci_archive(tmp_path / "image.tar", root_layer, odd))
+    root = catalog.place("tools").tree(record.digest)
+    for path in IMAGE_DIRECTORIES:
+        assert (root / path[1:]).is_dir()
+        assert not (root / path[1:]).is_symlink()
+    for path in IMAGE_FILES:
+        assert (root / path[1:]).read_bytes() == b""
+        assert not (root / path[1:]).is_symlink()
+    assert not (root / "etc/shadow").exists()
+    assert (root / "var/tmp").readlink().as_posix() == "../tmp"
+
+
+def test_building_twice_gives_the_same_image(catalog, brought, tmp_path):
+    one = build(catalog, brought())
+    again = build(catalog, brought())
+    elsewhere = build(Catalog(tmp_path / "elsewhere"), brought())
+    assert {again.digest, elsewhere.digest} == {one.digest}
+    assert build(catalog, brought(etc__other=b"x")).digest != one.digest
+
+
+def test_the_same_files_may_be_asked_to_run_in_a_stronger_tier(catalog, brought):
+    build(catalog, brought())
+    assert image_of(catalog)
+    stronger = Declaration("tools", DECLARED.date, files=DECLARED.files, minimum_tier="vm")
+    build(catalog, brought(), declaration=stronger)
+    with pytest.raises(ImageUnusableError, match="vm"):
+        image_of(catalog)
+    assert image_of(catalog, tier="vm")
+    assert catalog.offered()["tools"] == "vm"
+
+
+def test_a_part_of_sandbox_is_copied(catalog, brought, tmp_path):
+    source = tmp_path / "node"
+    (source / "lib").mkdir(parents=True)
+    (source / "lib" / "code.js").write_text("1")
+    (source / "link").symlink_to("lib")
+    part = Part({source: "/opt/node"}, {"/opt/node/bin": "lib"}, {"/opt/node/rc": b"x"}, {"node": "v1"})
+    wanting = Declaration("tools", DECLARED.date, parts=("node",))
+    record = build(catalog, brought(), declaration=wanting, parts={"node": part})
+    root = catalog.place("tools").tree(record.digest) / "opt/node"
+    assert (root / "lib/code.js").read_text() == "1"
+    assert [(root / name).readlink().as_posix() for name in ("link", "bin")] == ["lib", "lib"]
+    assert record.versions["node"] == "v1"
+    with pytest.raises(BuildFailedError, match="node"):
+        build(catalog, brought(), declaration=wanting)
+
+
+def test_a_build_that_fails_changes_nothing(catalog, brought):
+    first = build(catalog, brought())
+
+    def fail(declaration, tree, scratch):
+        tree.add_directory("usr")
+        raise BuildFailedError("no packages")
+
+    with pytest.raises(BuildFailedError):
+        build(catalog, fail)
+    assert image_of(catalog).digest == first.digest
+    assert images(catalog) == [first.digest[7:]]
+
+
+@pytest.mark.parametrize("missing", ["usr/bin/sh", LOADER])
+def test_an_image_in_which_the_agent_cannot_start_is_refused(catalog, root_layer, tmp_path, missing):
+    folder, _, name = missing.rpartition("/")
+    path = oci_archive(tmp_path / "image.tar", root_layer, layer(entry(f"{folder}/.wh.{name}")))
+    with pytest.raises(ImageRefusedError, match="Claude Code"):
+        import_image(catalog.place("tools"), path)
+    assert catalog.names() == ["agentic-dev", "basic"]
+
+
+KILLED = """
+import sys, time
+from datetime import date
+from pathlib import Path
+from sandbox.profiles.build import build_image
+from sandbox.profiles.catalog import Catalog
+from sandbox.profiles.declaration import Declaration
+
+def add(declaration, tree, scratch):
+    tree.add_directory("usr/half")
+    print("half", flush=True)
+    time.sleep(60)
+
+build_image(Catalog(Path(sys.argv[1])).place("tools"), Declaration("x", date(2026, 1, 1)), {}, add)
+"""
+
+
+def test_a_build_that_is_killed_leaves_nothing_that_counts(catalog, brought, tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "data")], stdout=subprocess.PIPE)
+    assert killed.stdout.readline() == b"half\n"
+    with pytest.raises(ProfileBusyError):
+        build(catalog, brought())
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    killed.stdout.close()
+    assert "tools" not in catalog.names()
+    record = build(catalog, brought())
+    root = catalog.place("tools").tree(record.digest)
+    assert not (root / "usr/half").exists()
+    assert sorted(path.name for path in root.parent.parent.iterdir()) == sorted([record.digest[7:], "current"])
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from sandbox.contracts.profiles import Image
+from sandbox.profiles.catalog import HeldImages
+
+HeldImages(Path(sys.argv[1])).hold(Image("tools", sys.argv[2], ""))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def hold(tmp_path):
+    """A process that holds an image, as a runner does, until it is ended."""
+    started = []
+
+    def hold(record):
+        argv = [sys.executable, "-c", HOLDER, str(tmp_path / "data"), record.digest]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_task_keeps_its_image_while_new_ones_replace_it(catalog, brought, hold):
+    used = build(catalog, brought(etc__one=b"1"))
+    holder = hold(used)
+    for number in (b"2", b"3", b"4"):
+        newest = build(catalog, brought(etc__other=number))
+        assert image_of(catalog).digest == newest.digest
+    assert (catalog.place("tools").tree(used.digest) / "etc/one").read_bytes() == b"1"
+    holder.kill()
+    holder.wait()
+    last = build(catalog, brought(etc__other=b"5"))
+    assert images(catalog) == sorted([newest.digest[7:], last.digest[7:]])
+
+
+def test_an_image_that_a_task_was_told_of_outlives_the_build_that_replaces_it(catalog, brought, tmp_path):
+    build(catalog, brought(etc__one=b"1"))
+    told = image_of(catalog)
+    build(catalog, brought(etc__one=b"2"))
+    HeldImages(tmp_path / "data").hold(told)
+
+
+def test_an_image_in_use_is_not_removed(catalog, brought, hold):
+    record = build(catalog, brought())
+    holder = hold(record)
+    with pytest.raises(ProfileBusyError, match="task"):
+        catalog.place("tools").remove()
+    assert image_of(catalog).digest == record.digest
+    holder.kill()
+    holder.wait()
+    catalog.place("tools").remove()
+    assert "tools" not in catalog.names()
+
+
+def test_an_image_that_is_gone_cannot_be_held(catalog, brought, tmp_path):
+    build(catalog, brought())
+    told = image_of(catalog)
+    catalog.place("tools").remove()
+    with pytest.raises(AttemptError, match="tools"):
+        HeldImages(tmp_path / "data").hold(told)
+    with pytest.raises(ImageUnusableError, match="tools"):
+        image_of(catalog)
+    with pytest.raises(ProfileNotFoundError):
+        catalog.place("tools").remove()
+
+
+def test_a_shipped_profile_without_an_image_is_the_hosts_own(catalog, brought):
+    assert catalog.offered() == {"agentic-dev": "", "basic": ""}
+    assert image_of(catalog, "basic") is None
+    record = build(catalog, brought(), name="basic")
+    assert image_of(catalog, "basic").digest == record.digest
+    catalog.place("basic").remove()
+    assert image_of(catalog, "basic") is None
+
+
+@pytest.mark.parametrize("damage", ["record", "pointer", "tree", "another layout", "a pointer that leads away"])
+def test_a_damaged_image_is_never_replaced_by_the_hosts_own(catalog, brought, damage):
+    record = build(catalog, brought(), name="basic")
+    image = catalog.place("basic").tree(record.digest).parent
+    match damage:
+        case "record":
+            (image / "record.json").write_text("{")
+        case "pointer":
+            (image.parent / "current").write_text("0" * 64)
+        case "tree":
+            (image / "root").rename(image / "elsewhere")
+        case "another layout":
+            text = (image / "record.json").read_text()
+            (image / "record.json").write_text(text.replace('"layout": 1', '"layout": 0'))
+        case _:
+            (image.parent / "current").write_text(f"../basic/{image.name}")
+    with pytest.raises(ImageUnusableError, match="build it again"):
+        image_of(catalog, "basic")
+    assert "basic" in catalog.offered()
+
+
+def test_of_two_builds_at_once_one_is_refused(catalog, brought):
+    begun, goes_on = threading.Event(), threading.Event()
+    bring = brought()
+
+    def slow(*arguments):
+        begun.set()
+        assert goes_on.wait(30)
+        bring(*arguments)
+
+    other = threading.Thread(target=build, args=(catalog, slow))
+    other.start()
+    assert begun.wait(30)
+    with pytest.raises(ProfileBusyError):
+        build(catalog, bring)
+    with pytest.raises(ProfileBusyError):
+        catalog.place("tools").remove()
+    goes_on.set()
+    other.join(30)
+    assert image_of(catalog)
+
+
+def test_an_image_can_be_read_whatever_the_mask_is(catalog, brought):
+    before = os.umask(0o077)
+    try:
+        record = build(catalog, brought())
+    finally:
+        os.umask(before)
+    root = catalog.place("tools").tree(record.digest)
+    assert {path.stat().st_mode & 0o777 for path in (root, root / "etc", root / "opt") if path.exists()} == {0o755}

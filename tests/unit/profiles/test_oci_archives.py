@@ -1,0 +1,198 @@
+"""Archives of `skopeo` and `docker save` become trees; damaged, foreign and hostile ones do not."""
+
+import json
+
+import pytest
+
+from doubles.image_archives import (
+    ARCHITECTURE,
+    PACKED,
+    digest,
+    docker_archive,
+    docker_members,
+    entry,
+    layer,
+    oci_archive,
+    oci_members,
+    save,
+    symlink,
+)
+from sandbox.profiles import archive, oci
+from sandbox.profiles.mistakes import ImageRefusedError
+from sandbox.profiles.oci import add_layers
+from sandbox.profiles.tree import Tree
+
+BASE = layer(entry("etc/base", b"base"), entry("etc/gone", b"base"))
+ABOVE = layer(entry("etc/above", b"above"), entry("etc/.wh.gone"))
+
+
+@pytest.fixture
+def unpack(tmp_path):
+    """Lay an archive; gives what files there are, with their content."""
+    root = tmp_path / "root"
+    root.mkdir()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+
+    def unpack(path):
+        add_layers(path, Tree(root), scratch)
+        assert list(scratch.iterdir()) == []
+        return {path.name: path.read_text() for path in root.rglob("*") if path.is_file()}
+
+    return unpack
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_an_archive_of_skopeo_is_laid_layer_over_layer(unpack, tmp_path, packing):
+    path = oci_archive(tmp_path / "image.tar", BASE, ABOVE, packing=packing)
+    assert unpack(path) == {"base": "base", "above": "above"}
+
+
+def test_an_archive_of_docker_save_is_laid_layer_over_layer(unpack, tmp_path):
+    assert unpack(docker_archive(tmp_path / "image.tar", BASE, ABOVE, BASE)) == {
+        "base": "base",
+        "above": "above",
+        "gone": "base",
+    }
+
+
+def test_an_archive_of_a_newer_docker_save_has_both_tables_of_contents(unpack, tmp_path):
+    members = {**docker_members([BASE]), **oci_members([BASE, ABOVE])}
+    assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "above": "above"}
+
+
+@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("which", ["layer", "config", "manifest"])
+def test_a_blob_that_is_not_what_its_digest_says_is_refused(unpack, tmp_path, which, packing):
+    members = oci_members([BASE], packing=packing)
+    manifest = json.loads(members["index.json"])["manifests"][0]["digest"]
+    told = json.loads(members[f"blobs/sha256/{manifest[7:]}"])
+    wanted = {"layer": told["layers"][0]["digest"], "config": told["config"]["digest"], "manifest": manifest}[which]
+    name = f"blobs/sha256/{wanted[7:]}"
+    members[name] = members[name][:-1] + bytes([members[name][-1] ^ 1])
+    with pytest.raises(ImageRefusedError, match="digest"):
+        unpack(save(tmp_path / "image.tar", members))
+
+
+def test_a_layer_that_the_configuration_does_not_know_is_refused(unpack, tmp_path):
+    members = docker_members([BASE])
+    members["layer0/layer.tar"] = ABOVE
+    with pytest.raises(ImageRefusedError, match="digest"):
+        unpack(save(tmp_path / "image.tar", members))
+
+
+@pytest.mark.parametrize("name", ["config.json", "../../etc/passwd", "/etc/passwd"])
+def test_a_configuration_that_is_not_named_by_its_digest_is_refused(unpack, tmp_path, name):
+    members = docker_members([BASE])
+    saved = json.loads(members["manifest.json"])
+    members[name] = members[saved[0]["Config"]]
+    saved[0]["Config"] = name
+    members["manifest.json"] = json.dumps(saved).encode()
+    with pytest.raises(ImageRefusedError, match="digest"):
+        unpack(save(tmp_path / "image.tar", members))
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../../../etc/passwd", "layer0"])
+def test_a_layer_is_never_looked_for_on_the_host(unpack, tmp_path, name):
+    members = docker_members([BASE])
+    members["manifest.json"] = members["manifest.json"].replace(b"layer0/layer.tar", name.encode())
+    with pytest.raises(ImageRefusedError, match="lacks"):
+        unpack(save(tmp_path / "image.tar", members))
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../../../etc/passwd", "../layer0/layer.tar"])
+def test_a_link_in_the_archive_is_never_followed_to_the_host(unpack, tmp_path, target):
+    members = docker_members([BASE])
+    members["layer0/layer.tar"] = target
+    with pytest.raises(ImageRefusedError, match="lacks"):
+        unpack(save(tmp_path / "image.tar", members))
+
+
+def test_an_image_of_another_architecture_is_refused(unpack, tmp_path):
+    with pytest.raises(ImageRefusedError, match="s390x"):
+        unpack(oci_archive(tmp_path / "image.tar", BASE, architecture="s390x"))
+
+
+def test_the_image_of_this_architecture_is_chosen(unpack, tmp_path):
+    mine = oci_members([BASE], platform={"os": "linux", "architecture": ARCHITECTURE})
+    other = oci_members([ABOVE], architecture="s390x", platform={"os": "linux", "architecture": "s390x"})
+    described = [*(json.loads(one["index.json"])["manifests"][0] for one in (other, mine))]
+    members = {**other, **mine, "index.json": json.dumps({"manifests": described}).encode()}
+    assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "gone": "base"}
+
+
+def test_an_index_within_the_index_is_followed(unpack, tmp_path):
+    members = oci_members([BASE])
+    inner = members["index.json"]
+    kind = "application/vnd.oci.image.index.v1+json"
+    members[f"blobs/sha256/{digest(inner)[7:]}"] = inner
+    members["index.json"] = json.dumps({"manifests": [{"digest": digest(inner), "mediaType": kind}]}).encode()
+    assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "gone": "base"}
+
+
+def test_of_several_images_none_is_chosen(unpack, tmp_path):
+    one, two = oci_members([BASE]), oci_members([ABOVE])
+    described = [*(json.loads(image["index.json"])["manifests"][0] for image in (one, two))]
+    members = {**one, **two, "index.json": json.dumps({"manifests": described}).encode()}
+    with pytest.raises(ImageRefusedError, match="just one"):
+        unpack(save(tmp_path / "image.tar", members))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"{", b"[]", b'{"manifests": 1}', b'{"manifests": [{"digest": "sha256:../../etc"}]}', b"[" * 100_000, b"\xff"],
+)
+def test_an_index_that_makes_no_sense_is_refused(unpack, tmp_path, broken):
+    with pytest.raises(ImageRefusedError):
+        unpack(save(tmp_path / "image.tar", {**oci_members([BASE]), "index.json": broken}))
+
+
+def test_an_index_of_many_megabytes_is_refused(unpack, tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "IMAGE_METADATA_BYTES_MAX", 100)
+    with pytest.raises(ImageRefusedError, match="too large"):
+        unpack(save(tmp_path / "image.tar", oci_members([BASE])))
+
+
+def test_an_image_of_too_many_layers_is_refused(unpack, tmp_path, monkeypatch):
+    monkeypatch.setattr(oci, "IMAGE_LAYERS_MAX", 1)
+    assert unpack(oci_archive(tmp_path / "one.tar", BASE))
+    with pytest.raises(ImageRefusedError, match="layers"):
+        unpack(oci_archive(tmp_path / "two.tar", BASE, ABOVE))
+
+
+@pytest.mark.parametrize("packing", ["+gzip", "+zstd"])
+def test_a_layer_that_unpacks_without_end_is_refused(unpack, tmp_path, monkeypatch, packing):
+    monkeypatch.setattr(oci, "IMAGE_BYTES_MAX", 1_000_000)
+    bomb = layer(entry("zeros", bytes(10_000_000)))
+    path = oci_archive(tmp_path / "image.tar", bomb, packing=packing)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ImageRefusedError, match="too large"):
+        unpack(path)
+
+
+@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"])
+def test_a_layer_whose_compression_is_damaged_is_refused(unpack, tmp_path, magic):
+    with pytest.raises(ImageRefusedError):
+        unpack(oci_archive(tmp_path / "image.tar", magic + b"no such thing" * 100))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", PACKED["+gzip"](layer(entry("x")))])
+def test_what_is_no_plain_tar_is_refused(unpack, tmp_path, content):
+    path = tmp_path / "image.tar"
+    path.write_bytes(content)
+    with pytest.raises(ImageRefusedError, match="no plain tar"):
+        unpack(path)
+
+
+def test_a_tar_that_is_no_image_is_refused(unpack, tmp_path):
+    with pytest.raises(ImageRefusedError, match="no image"):
+        unpack(save(tmp_path / "image.tar", {"file": b"content"}))
+
+
+def test_a_hostile_layer_is_refused_in_an_archive_too(unpack, tmp_path):
+    outside = tmp_path / "outside"
+    with pytest.raises(ImageRefusedError, match="leads out"):
+        unpack(oci_archive(tmp_path / "image.tar", layer(entry("../outside", b"evil"))))
+    assert not outside.exists()
+    unpack(oci_archive(tmp_path / "image.tar", layer(symlink("up", "../.."), entry("up/outside", b"harmless"))))
+    assert not outside.exists()
