@@ -30,7 +30,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def profile() -> None:
     """Say what is in the sandboxes.
 
-    X
+    Which profiles there are, and their images. Works on the data directory, on the server's machine; no server has to
+    run, and a running one notices at once.
     """
 
 
