@@ -17,8 +17,9 @@ import os
 import struct
 import sys
 
-import joiner  # type: ignore[import-not-found,unused-ignore]
-import launcher  # type: ignore[import-not-found,unused-ignore]
+# From the folder of this file, and not as parts of the package.
+joiner = __import__("joiner")
+launcher = __import__("launcher")
 
 NAMESPACES = launcher.CLONE_NEWNS | launcher.CLONE_NEWUSER | launcher.CLONE_NEWNET
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
