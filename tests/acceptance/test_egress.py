@@ -6,15 +6,12 @@ global by its number: no other would be dialled.
 
 import hashlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from doubles import played_host
-from doubles.closed_internet import INTERNET_ADDRESS, METADATA_ADDRESS, PRIVATE_ADDRESS, ClosedInternet
-from doubles.live import World, make_repository, python, says
+from doubles.closed_internet import INTERNET_ADDRESS, METADATA_ADDRESS, PRIVATE_ADDRESS
+from doubles.live import make_repository, python, says
+from doubles.played_internet import make_certificate, played_internet, start_host
 
 HOST, OTHER = "files.example.org", "other.example"
 HOST_ADDRESS, SERVERS_OWN_ADDRESS = "8.8.4.4", "8.8.4.5"
@@ -136,36 +133,20 @@ LET_THROUGH = [
 def outcome(tmp_path_factory):
     """What an agent saw that tried everything, what the host saw, what was on the wire and what was told."""
     directory = tmp_path_factory.mktemp("egress")
+    with played_internet(directory, NAMES, addresses=[HOST_ADDRESS], own_addresses=[SERVERS_OWN_ADDRESS]) as (
+        world,
+        internet,
+    ):
+        yield play(world, internet, directory)
+
+
+def play(world, internet, directory):
     certificate, record = directory / "host.pem", directory / "host.ndjson"
-    make_certificate(certificate)
-    hosts = directory / "hosts"
-    hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in NAMES.items()))
-    with ClosedInternet() as internet:
-        add_address(internet.internet_prefix, HOST_ADDRESS)
-        add_address(internet.server_prefix, SERVERS_OWN_ADDRESS)
-        resolver = directory / "resolv.conf"
-        resolver.write_text("nameserver 127.0.0.1\n")  # where nobody answers
-        mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
-        with_hosts = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
-        world = World(
-            directory,
-            prefix=(*internet.server_prefix, *with_hosts),
-            address=INTERNET_ADDRESS,
-            namespace=internet.server_namespace,
-        )
-        try:
-            yield play(world, internet, certificate, record)
-        finally:
-            world.close()
-
-
-def play(world, internet, certificate, record):
-    public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
-    make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n", "ca.pem": "".join(public[1:])})
+    public = make_certificate(certificate, HOST)
+    make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n", "ca.pem": public})
     world.start_git(prefix=internet.internet_prefix)
     world.start_model(python(f"HOST = {HOST!r}\n{PROBE}"), says(), prefix=internet.internet_prefix)
-    program = [sys.executable, played_host.__file__, HOST_ADDRESS, str(certificate), str(record)]
-    world._start("host", program, {}, internet.internet_prefix)
+    start_host(world, internet, HOST_ADDRESS, certificate, record)
     reachable = internet.reach(HOST_ADDRESS, 443)
     world.start_server()
     before = len(internet.packets)
@@ -186,18 +167,6 @@ def play(world, internet, certificate, record):
         "sent": set(internet.packets[before:]),
         "services": {("tcp", INTERNET_ADDRESS, port) for port in ports},
     }
-
-
-def make_certificate(path):
-    subject = ("-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}", "-days", "2")
-    key = ("-newkey", "rsa:2048", "-nodes", "-keyout", str(path), "-out", str(path) + ".cert")
-    subprocess.run(("openssl", "req", "-x509", *key, *subject), check=True, capture_output=True, timeout=60)
-    path.write_text(path.read_text() + Path(str(path) + ".cert").read_text())
-
-
-def add_address(prefix, address):
-    command = (*prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
-    subprocess.run(command, check=True, capture_output=True, timeout=20)
 
 
 @pytest.mark.parametrize("name", LET_THROUGH)

@@ -1,16 +1,21 @@
-"""A host of the public internet, played on ports 80 and 443: answers each request with what it was asked.
+"""A host of the public internet: answers each HTTP request with what it was asked, on ports 80, 443, 8080 and 8443.
 
 Run as a program: `played_host.py ADDRESS CERTIFICATE RECORD`, once it listens it prints a JSON line. Every request's
-line and Host stand in RECORD.
+line and Host stand in RECORD. 443 and 8443 are TLS. A WebSocket hears what it says; on port 22 the host speaks first,
+then does the same. `/refs` begins a git repository, `/away/HOST?PATH` sends elsewhere.
 """
 
 import hashlib
 import http.server
 import json
+import socketserver
 import ssl
 import sys
 import threading
 from pathlib import Path
+
+COMMIT = "1234567890123456789012345678901234567890"
+GREETING = b"SSH-2.0-played\r\n"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -20,27 +25,63 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         with Path(sys.argv[3]).open("a") as record:
             record.write(json.dumps([self.server.server_port, self.requestline, self.headers["Host"]]) + "\n")
-        told = json.dumps({"path": self.path, "sha256": hashlib.sha256(body).hexdigest()}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(told)))
-        self.end_headers()
-        self.wfile.write(told)
+        if self.headers.get("Upgrade") == "websocket":
+            self._echo()
+        elif self.path.startswith("/away/"):
+            host, _, path = self.path.removeprefix("/away/").partition("?")
+            self._answer(302, b"", Location=f"http://{host}/{path or 'x'}")
+        elif self.path.endswith("/info/refs?service=git-upload-pack"):
+            self._answer(200, f"{COMMIT}\trefs/heads/main\n".encode(), **{"Content-Type": "text/plain"})
+        elif self.path.endswith("/HEAD"):
+            self._answer(200, b"ref: refs/heads/main\n")
+        else:
+            told = {"path": self.path, "sha256": hashlib.sha256(body).hexdigest()}
+            self._answer(200, json.dumps(told).encode())
 
     do_POST = do_GET  # noqa: N815
+
+    def _answer(self, status, body, **headers):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _echo(self):
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        self.end_headers()
+        while data := self.connection.recv(1000):
+            self.wfile.write(data)
+        self.close_connection = True
 
     def log_message(self, *_):
         pass
 
 
+class _Greeter(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(GREETING)
+        while data := self.request.recv(1000):
+            self.request.sendall(data)
+
+
 def main():
     address, certificate = sys.argv[1:3]
-    plain, secure = (http.server.ThreadingHTTPServer((address, port), _Handler) for port in (80, 443))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
-    threading.Thread(target=secure.serve_forever, daemon=True).start()
+    socketserver.ThreadingTCPServer.daemon_threads = True
+    servers = [socketserver.ThreadingTCPServer((address, 22), _Greeter)]
+    for port in (80, 8080, 443, 8443):
+        server = http.server.ThreadingHTTPServer((address, port), _Handler)
+        if port in (443, 8443):
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        servers.append(server)
+    for server in servers[1:]:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
     print(json.dumps({"address": address}), flush=True)
-    plain.serve_forever()
+    servers[0].serve_forever()
 
 
 if __name__ == "__main__":

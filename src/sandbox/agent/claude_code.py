@@ -29,6 +29,8 @@ _PROGRAM_PATH = (
 )
 _MCP_FILE = ".sandbox/mcp.json"
 _TEXT_MARK = "Task:\n"
+_SETTINGS = '{"skipWebFetchPreflight":true}'
+"""WebFetch would ask Anthropic's own host about every other one first; here the gateway says what is reached."""
 
 
 class ClaudeCode:
@@ -100,6 +102,7 @@ def _arguments(claude: Claude, session_id: str, directory: str) -> tuple[str, ..
         *("--output-format", "stream-json", "--verbose"),
         *tool_options(claude),
         *("--setting-sources", ""),
+        *("--settings", _SETTINGS),
         "--strict-mcp-config",
         *servers,
         *("--add-dir", *_instruction_directories(directory)),

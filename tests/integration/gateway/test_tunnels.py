@@ -9,7 +9,9 @@ import pytest
 
 from doubles.far_host import HOST, client_hello, played, tunnel
 from doubles.served_gateway import run, until_true
+from sandbox.contracts.gateway import GatewayRules
 from sandbox.gateway import limits, outward
+from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.event import EgressDenied, Trouble
 
 
@@ -187,5 +189,173 @@ def test_clients_that_leave_take_their_connections_with_them(monkeypatch):
             for client in clients:
                 client.leave()
             await until_true(lambda: open_now == 0)
+
+    run(story)
+
+
+OTHER_PORTS = GatewayRules(egress=EgressRules((EgressRule(HOST, (22, 8080)),)))
+
+
+def test_a_host_that_speaks_first_is_heard_before_the_client_says_anything(monkeypatch):
+    async def greet(reader, writer):
+        writer.write(b"SSH-2.0-host\r\n")
+        writer.write(await reader.readline())
+
+    async def story():
+        async with played(greet, monkeypatch, rules=OTHER_PORTS) as served:
+            client = await tunnel(served, port=22)
+            await client.until(b"\r\n\r\n")
+            assert await client.until(b"\n") == b"SSH-2.0-host\r\n"
+            client.writer.write(b"SSH-2.0-me\r\n")
+            assert await client.until(b"\n") == b"SSH-2.0-me\r\n"
+            assert served.told == []
+
+    run(story)
+
+
+def test_a_request_for_another_host_reaches_nobody_at_any_port(monkeypatch):
+    received = b""
+
+    async def listen(reader, _):
+        nonlocal received
+        received += await reader.read()
+
+    async def story():
+        async with played(listen, monkeypatch, rules=OTHER_PORTS) as served:
+            client = await tunnel(served, port=8080)
+            await client.until(b"\r\n\r\n")
+            client.received = b""
+            client.writer.write(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
+            assert await client.rest() == b""
+            await until_true(lambda: served.of(EgressDenied) != [])
+            assert (served.of(EgressDenied)[0].host, received) == ("other.example", b"")
+
+    run(story)
+
+
+@pytest.mark.parametrize("who", ["client", "host"])
+def test_a_connection_that_one_side_has_ended_ends_when_the_other_is_silent(monkeypatch, who):
+    monkeypatch.setattr(limits, "HALF_OPEN_SECONDS", 0.2)
+    never = asyncio.Event()
+
+    async def silent(_, writer):
+        if who == "host":
+            writer.write_eof()
+        await never.wait()
+
+    async def story():
+        async with played(silent, monkeypatch) as served:
+            client = await tunnel(served, client_hello(HOST))
+            await client.until(b"\r\n\r\n")
+            client.received = b""
+            if who == "client":
+                client.writer.write_eof()
+            assert await client.rest() == b""
+
+    run(story)
+
+
+def test_as_long_as_the_model_cannot_be_told_from_others_nobody_is_dialled(monkeypatch):
+    async def story():
+        async with played(echo_reversed_order, monkeypatch, model="http://model.example") as served:
+            client = await tunnel(served)
+            assert b" 502 " in await client.until(b"\r\n\r\n")
+            assert "model's host does not resolve" in (await client.rest()).decode()
+            assert served.dialled == []
+            served.table["model.example"] = ("8.8.4.6",)
+            client = await tunnel(served)
+            assert b" 200 " in await client.until(b"\r\n\r\n")
+            assert served.dialled == ["8.8.4.4"]
+
+    run(story)
+
+
+def test_an_address_that_was_once_the_models_stays_the_models(monkeypatch):
+    monkeypatch.setattr(limits, "MODEL_LOOKUP_SECONDS", 0.0)
+
+    async def story():
+        names = {"model.example": ("8.8.4.4", "8.8.4.6")}
+        async with played(
+            echo_reversed_order, monkeypatch, ("8.8.4.8",), names, model="http://model.example"
+        ) as served:
+            client = await tunnel(served)
+            assert b" 200 " in await client.until(b"\r\n\r\n")
+            del served.table["model.example"]
+            served.table[HOST] = ("8.8.4.6",)
+            client = await tunnel(served)
+            assert b" 403 " in await client.until(b"\r\n\r\n")
+            served.table[HOST] = ("8.8.4.8",)
+            client = await tunnel(served)
+            assert b" 200 " in await client.until(b"\r\n\r\n")
+            assert served.dialled == ["8.8.4.8", "8.8.4.8"]
+
+    run(story)
+
+
+def test_a_name_is_resolved_once_for_each_connection_and_dialled_where_it_was_found(monkeypatch):
+    """Rebinding: the second answer is never asked for."""
+    asked = []
+
+    async def story():
+        async with played(echo_reversed_order, monkeypatch) as served:
+            resolve = outward.socket.getaddrinfo
+
+            def rebinding(host, *rest, **more):
+                asked.append(host)
+                found = resolve(host, *rest, **more)
+                served.table[HOST] = ("169.254.169.254",)
+                return found
+
+            monkeypatch.setattr(outward.socket, "getaddrinfo", rebinding)
+            client = await tunnel(served)
+            assert b" 200 " in await client.until(b"\r\n\r\n")
+            assert (asked, served.dialled) == ([HOST], ["8.8.4.4"])
+            client = await tunnel(served)
+            assert b" 403 " in await client.until(b"\r\n\r\n")
+            assert served.dialled == ["8.8.4.4"]
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_dialled"),
+    [("8.8.4.4", True), ("[2606:4700::1]", True), ("[::ffff:8.8.4.4]", True)]
+    + [
+        (f"[{one}]" if ":" in one else one, False)
+        for one in ("10.0.0.1", "169.254.169.254", "127.0.0.1", "::1", "fd00::1")
+    ]
+    + [
+        (f"[{one}]", False)
+        for one in ("::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "2001::1", "ff02::1")
+    ]
+    + [
+        (one, False)
+        for one in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "198.18.0.1", "203.0.113.9", "224.0.0.1")
+    ],
+)
+def test_addresses_are_dialled_where_everything_is_reached_and_only_global_ones(monkeypatch, address, is_dialled):
+    async def story():
+        full = GatewayRules(egress=EgressRules(is_full=True))
+        async with played(echo_reversed_order, monkeypatch, rules=full) as served:
+            client = await tunnel(served, host=address, port=8443)
+            answer = await client.until(b"\r\n\r\n")
+            assert (b" 200 " in answer, b" 403 " in answer) == (is_dialled, not is_dialled)
+            assert len(served.dialled) == is_dialled
+            assert len(served.of(EgressDenied)) == (not is_dialled)
+
+    run(story)
+
+
+def test_with_the_gateway_every_connection_ends_and_nobody_gets_in_any_more(monkeypatch):
+    async def story():
+        async with played(echo_reversed_order, monkeypatch) as served:
+            client = await tunnel(served, client_hello(HOST))
+            await client.until(b"\r\n\r\n")
+            client.received = b""
+            port = served.listeners.proxy.getsockname()[1]
+            await served.stop()
+            assert await client.rest() == b""
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
 
     run(story)
