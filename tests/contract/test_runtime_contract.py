@@ -16,7 +16,6 @@ from doubles.sandbox_life import (
     MEBIBYTE,
     as_ended,
     describe,
-    has_own_kernel,
     living,
     new_attempt_id,
     read_until,
@@ -404,7 +403,7 @@ def test_figures_tell_what_it_uses(runtime: Runtime, disk: Path, limits: frozens
             assert 80 * MEBIBYTE < stats.memory_bytes < 512 * MEBIBYTE
             assert stats.cpu_seconds is not None
             assert 0.02 < stats.cpu_seconds < 30
-            assert stats.processes is None if has_own_kernel(runtime) else 2 <= (stats.processes or 0) <= 16
+            assert stats.processes is None if runtime.name == "gvisor" else 1 <= (stats.processes or 0) <= 16
 
     asyncio.run(story())
 

@@ -41,7 +41,25 @@ def _make_gvisor(run_dir: Path) -> Runtime:
     return GvisorRuntime(run_dir)
 
 
-_MAKERS: Mapping[str, Callable[[Path], Runtime]] = {"bubblewrap": _make_bubblewrap, "gvisor": _make_gvisor}
+def _make_qemu(run_dir: Path) -> Runtime:
+    from sandbox.runtimes.qemu import QemuRuntime
+
+    return QemuRuntime(run_dir)
+
+
+def _make_qemu_unless_emulated(run_dir: Path) -> Runtime:
+    from sandbox.runtimes.qemu import QemuRuntime
+
+    return QemuRuntime(run_dir, only_kvm=True)
+
+
+_MAKERS: Mapping[str, Callable[[Path], Runtime]] = {
+    "bubblewrap": _make_bubblewrap,
+    "gvisor": _make_gvisor,
+    "qemu": _make_qemu,
+}
+_AUTO_MAKERS = {**_MAKERS, "qemu": _make_qemu_unless_emulated}
+"""An emulated guest is never taken unasked, and to find out that it boots takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +75,8 @@ async def choose_runtime(wish: str, run_dir: Path) -> Choice:
 
     A name is that runtime, working or not; then no other is looked at, because looking makes sandboxes.
     """
-    names = tuple(_MAKERS) if wish == AUTO else (wish,)
-    found = await asyncio.gather(*(make_runtime(name, run_dir).probe() for name in names))
-    return choose(found)
+    runtimes = [make(run_dir) for make in _AUTO_MAKERS.values()] if wish == AUTO else [make_runtime(wish, run_dir)]
+    return choose(await asyncio.gather(*(runtime.probe() for runtime in runtimes)))
 
 
 def choose(probes: Sequence[Probe]) -> Choice:

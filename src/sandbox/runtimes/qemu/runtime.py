@@ -51,7 +51,8 @@ class QemuKind:
 
     def launch(self, spec: SandboxSpec, kernel_uid: int | None) -> Launch:
         """Lay everything for bubblewrap to bind."""
-        return start_launcher(spec.attempt_id, kernel_uid, cage.staged_paths(self.plans[spec.attempt_id]))
+        paths = cage.staged_paths(self.plans[spec.attempt_id])
+        return start_launcher(spec.attempt_id, kernel_uid, paths, transparent_ports=spec.transparent_ports)
 
     def make_sandbox(
         self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners

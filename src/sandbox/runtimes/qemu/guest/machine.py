@@ -109,6 +109,8 @@ def _limit(memory: str, processes: str) -> None:
     """The command's memory is counted without the kernel's and the agent's, which the guest has besides."""
     parent = os.path.dirname(GROUP)  # noqa: PTH120
     mount("cgroup2", parent, "cgroup2")
+    # The kernel would refuse what is more than the whole machine has, before the limit could be reached and told.
+    write("/proc/sys/vm/overcommit_memory", "1")
     write(f"{parent}/cgroup.subtree_control", "+memory +pids")
     os.mkdir(GROUP)  # noqa: PTH102
     write(f"{GROUP}/memory.max", memory)
