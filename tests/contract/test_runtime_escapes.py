@@ -420,3 +420,28 @@ def test_there_is_no_route_out_and_the_gateways_addresses_arrive_as_they_are(run
             connection.close()
 
     asyncio.run(story())
+
+
+_CONNECT_BY_PORT = """
+import errno, socket
+for port in (22, 5432, 443, 23):
+    try:
+        socket.create_connection(("198.18.3.4", port), timeout=5).close()
+        print("open")
+    except OSError as error:
+        print(errno.errorcode.get(error.errno, type(error).__name__))
+"""
+
+
+def test_programs_without_proxy_support_find_the_ports_that_were_asked_for_and_no_others(runtime: Runtime, disk: Path):
+    async def story() -> None:
+        async with living(runtime, disk, transparent_ports=(443, 80, 22, 5432)) as sandbox:
+            ended = await run_in(sandbox, ["/usr/bin/python3", "-c", _CONNECT_BY_PORT])
+            assert ended.output.split()[:3] == ["open"] * 3, ended
+            assert ended.output.split()[3] != "open", ended
+            for port in (22, 5432, 443):
+                connection, _ = sandbox.listeners.transparent[port].accept()
+                assert connection.getsockname() == ("198.18.3.4", port)
+                connection.close()
+
+    asyncio.run(story())
