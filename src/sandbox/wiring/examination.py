@@ -14,6 +14,7 @@ from sandbox.runtimes.node import node_version, pinned_packages
 from sandbox.wiring.finding import Finding
 from sandbox.wiring.machine import choose_run_dir
 from sandbox.wiring.private_directory import make_private
+from sandbox.wiring.profile_findings import find_profiles
 from sandbox.wiring.runtime_findings import find_runtimes
 from sandbox.wiring.settings import ServerSettings
 from sandbox.wiring.upstream import read_upstream
@@ -31,6 +32,7 @@ def examine(settings: ServerSettings) -> list[Finding]:
         ("Claude Code", _claude_code),
         ("sandbox", _sandbox),
         ("disks", _disks),
+        ("profiles", find_profiles),
         ("agentic-dev", _programs),
         ("node", _node),
         ("model", _model),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from datetime import date
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +24,7 @@ from sandbox.profiles.mistakes import (
     ProfileNotFoundError,
 )
 from sandbox.profiles.part import Part
+from sandbox.wiring.profile_findings import find_profiles
 
 LOADER = {"aarch64": "usr/lib/ld-linux-aarch64.so.1"}.get(os.uname().machine, "usr/lib64/ld-linux-x86-64.so.2")
 DECLARED = Declaration("tools", date(2026, 11, 1), files={"/etc/motd": "hello\n"})
@@ -156,6 +158,7 @@ def test_an_image_in_which_the_agent_cannot_start_is_refused(catalog, root_layer
 KILLED = """
 import sys, time
 from datetime import date
+from types import SimpleNamespace
 from pathlib import Path
 from sandbox.profiles.build import build_image
 from sandbox.profiles.catalog import Catalog
@@ -287,6 +290,21 @@ def test_a_damaged_image_is_never_replaced_by_the_hosts_own(catalog, brought, da
     with pytest.raises(ImageUnusableError, match="build it again"):
         image_of(catalog, "basic")
     assert "basic" in catalog.offered()
+
+
+def test_doctor_tells_what_is_in_the_sandboxes(catalog, brought, tmp_path):
+    settings = SimpleNamespace(server=SimpleNamespace(data_dir=tmp_path / "data"))
+    record = build(catalog, brought(), name="basic")
+    host = "agentic-dev: the host's own /usr; no image is built"
+    assert [(one.ok, one.message) for one in find_profiles(settings)] == [
+        (True, host),
+        (True, f"basic: image {record.digest}"),
+    ]
+    (catalog.place("basic").tree(record.digest).parent / "record.json").unlink()
+    assert [(one.ok, one.mend) for one in find_profiles(settings)] == [
+        (True, ""),
+        (False, "sandbox profile build basic"),
+    ]
 
 
 def test_of_two_builds_at_once_one_is_refused(catalog, brought):
