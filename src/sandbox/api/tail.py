@@ -11,7 +11,9 @@ from sandbox.model.frame import Frame
 
 BATCH_SECONDS = 0.05
 TAIL_BYTES_MAX = 1024 * 1024
+PAST_BYTES_MAX = 4 * 1024 * 1024
 _PIECE_BYTES = 64 * 1024
+_PAST_PIECE_BYTES = 256 * 1024
 _FRAME_BYTES = 256
 
 
@@ -36,12 +38,50 @@ class Batch:
         return found
 
 
+class Past:
+    """What was last read for those who are behind the tail; others who come by the same place share it."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[Batch] = deque()
+        self._kept_bytes = 0
+
+    def around(self, position: int) -> Batch | None:
+        """A batch that has what comes next after `position`."""
+        return next((piece for piece in self._pieces if piece.after <= position < piece.last_seq), None)
+
+    async def read(self, frames: AsyncIterator[Frame], after: int) -> Batch | None:
+        """A batch of the first of these frames, which are those past `after`; None when there are none."""
+        found: list[Frame] = []
+        size_bytes = 0
+        try:
+            async for frame in frames:
+                found.append(frame)
+                size_bytes += _size_bytes(frame)
+                if size_bytes > _PAST_PIECE_BYTES:
+                    break
+        finally:
+            await close(frames)
+        return self._keep(Batch(after, found, size_bytes)) if found else None
+
+    def _keep(self, piece: Batch) -> Batch:
+        self._pieces.append(piece)
+        self._kept_bytes += piece.size_bytes
+        while self._kept_bytes > PAST_BYTES_MAX and len(self._pieces) > 1:
+            self._kept_bytes -= self._pieces.popleft().size_bytes
+        return piece
+
+
+def _size_bytes(frame: Frame) -> int:
+    return _FRAME_BYTES + len(frame.get("data", ""))
+
+
 class Tail:
     """The last batches of one task. `frames` begins with the present state, as `Tasks.follow` without `after` does."""
 
     def __init__(self, frames: AsyncIterator[Frame]) -> None:
         self.followers = 0
         self.bell = asyncio.Event()
+        self.before = Past()
         self._batches: deque[Batch] = deque()
         self._kept_bytes = 0
         self._fresh: list[Frame] = []
@@ -86,7 +126,7 @@ class Tail:
                     self._ring()
                     continue
                 self._fresh.append(frame)
-                self._fresh_bytes += _FRAME_BYTES + len(frame.get("data", ""))
+                self._fresh_bytes += _size_bytes(frame)
                 if self._fresh_bytes > _PIECE_BYTES:
                     self._publish()
                     await asyncio.sleep(0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 
-from sandbox.api.tail import Tail
+from sandbox.api.tail import Batch, Tail
 from sandbox.api.view import Messages, View, close, seen_alone
 from sandbox.contracts.tasks import Tasks
 from sandbox.model.task import Task
@@ -24,13 +25,11 @@ class Tails:
         return self._follow(task.id, view, after)
 
     async def _follow(self, task_id: str, view: View, position: int | None) -> AsyncIterator[Messages]:
-        """Who is behind the tail reads alone until it is reached."""
         tail = self._join(task_id)
         try:
             while True:
-                if position is not None:
-                    await tail.started()
-                if position is None or not tail.reaches(position):
+                batches = None if position is None else await self._next(task_id, tail, position)
+                if position is None or batches is None:
                     frames = self._tasks.follow(task_id, after=position)
                     try:
                         async for frame in frames:
@@ -44,16 +43,30 @@ class Tails:
                     finally:
                         await close(frames)
                     continue
-                bell, batches = tail.bell, tail.past(position)
                 for batch in batches:
                     yield batch.messages(view, position)
                     position = batch.last_seq
                     if batch.is_end:
                         return
-                if not batches:
-                    await bell.wait()
         finally:
             await self._leave(task_id, tail)
+
+    async def _next(self, task_id: str, tail: Tail, position: int) -> Sequence[Batch] | None:
+        """What there is past `position`, nothing after a wait; None when it is neither here nor to come.
+
+        Who is behind the tail has a piece of the past read, or shares what others had read, until the tail is reached.
+        """
+        await tail.started()
+        if tail.reaches(position):
+            bell, batches = tail.bell, tail.past(position)
+            if not batches:
+                await bell.wait()
+            return batches
+        await asyncio.sleep(0)
+        piece = tail.before.around(position)
+        if piece is None:
+            piece = await tail.before.read(self._tasks.frames(task_id, after=position), position)
+        return None if piece is None else [piece]
 
     def _join(self, task_id: str) -> Tail:
         tail = self._open.get(task_id)

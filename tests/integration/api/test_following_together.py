@@ -39,7 +39,10 @@ def lines(first, count):
 
 
 def test_each_has_everything_once_however_often_they_leave(open_doors, monkeypatch):
-    monkeypatch.setattr(tail, "TAIL_BYTES_MAX", 20_000)  # so small that who is away has to read alone again
+    # So small that who was away is behind the tail, and has the past read anew.
+    monkeypatch.setattr(tail, "TAIL_BYTES_MAX", 20_000)
+    monkeypatch.setattr(tail, "PAST_BYTES_MAX", 20_000)
+    monkeypatch.setattr(tail, "_PAST_PIECE_BYTES", 7_000)
 
     async def scene():
         async with open_doors() as doors:
@@ -82,17 +85,65 @@ def test_what_happens_is_encoded_once_and_goes_out_in_batches(open_doors, monkey
                 doors.tasks.add("task-001", *TO_RUNNING)
                 followers = [asyncio.create_task(follow(client, 0)) for _ in range(12)]
                 async with asyncio.timeout(5):
-                    while len(encoded) < 12 * 5:
+                    while doors.open_streams("logs") < 12:
                         await asyncio.sleep(0.005)
-                caught_up = len(encoded), len(sent)
                 for number in range(50):
                     doors.tasks.tell("task-001", *lines(number * 20, 20))
                     await asyncio.sleep(0.001)
                 doors.tasks.tell("task-001", *TO_COMPLETED)
                 last = 5 + 1000 + len(TO_COMPLETED) + 1
                 assert await asyncio.gather(*followers) == [list(range(1, last + 1))] * 12
-                assert encoded[caught_up[0] :] == list(range(6, last + 1))
-                assert len(sent) - caught_up[1] < 12 * 100
+                assert encoded == list(range(1, last + 1))
+                assert len(sent) < 12 * 100
+
+    asyncio.run(scene())
+
+
+def test_what_is_kept_of_the_past_has_a_bound(monkeypatch):
+    monkeypatch.setattr(tail, "_PAST_PIECE_BYTES", 1000)
+    monkeypatch.setattr(tail, "PAST_BYTES_MAX", 5000)
+
+    async def frames(after):
+        for seq in range(after + 1, 101):
+            yield {"type": "output", "seq": seq, "data": "x" * 100}
+
+    async def scene():
+        past, position, reads = tail.Past(), 0, 0
+        while position < 100:
+            position, reads = (await past.read(frames(position), position)).last_seq, reads + 1
+        assert reads == 34
+        assert await past.read(frames(100), 100) is None
+        kept = [position for position in range(101) if past.around(position)]
+        assert kept == list(range(87, 100))
+
+    asyncio.run(scene())
+
+
+def test_what_was_missed_is_encoded_once_for_all_who_missed_it(open_doors, monkeypatch):
+    monkeypatch.setattr(tail, "TAIL_BYTES_MAX", 20_000)
+    encoded, encode = [], logs._sse
+
+    def counted(frame):
+        encoded.append(frame["seq"])
+        return encode(frame)
+
+    monkeypatch.setattr(logs, "_sse", counted)
+
+    async def scene():
+        async with open_doors() as doors:
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(base_url=doors.http, limits=limits, timeout=20) as client:
+                doors.tasks.add("task-001", *TO_RUNNING, *lines(0, 3000))
+                followers = [asyncio.create_task(follow(client, after)) for after in [0] * 10 + [1500] * 10]
+                async with asyncio.timeout(5):
+                    while doors.open_streams("logs") < 20:
+                        await asyncio.sleep(0.005)
+                doors.tasks.tell("task-001", *TO_COMPLETED)
+                last = 5 + 3000 + len(TO_COMPLETED) + 1
+                told = await asyncio.gather(*followers)
+                assert told == [list(range(1, last + 1))] * 10 + [list(range(1501, last + 1))] * 10
+                # Who begins within a piece has its rest encoded alone; everything else is shared.
+                assert len(encoded) < last + 10 * 1500
 
     asyncio.run(scene())
 
