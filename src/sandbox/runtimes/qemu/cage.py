@@ -39,7 +39,7 @@ _TOOL_DIRECTORIES = ("/agent", "/dev", "/modules", "/proc", "/programs", "/run",
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One guest. hidden: those of its programs that may be executed and not read, by host files that can be read."""
+    """One guest. hidden: those of its programs that may be executed and not read."""
 
     spec: SandboxSpec
     parts: Parts
@@ -52,11 +52,15 @@ def staged_paths(plan: Plan) -> dict[str, Path]:
     paths: dict[str, Path] = {name: plan.spec.disk / name for name in PLACES}
     parts = image.describe_root(plan.spec).parts
     paths.update({f"part-{index}": path for index, path in enumerate(parts) if path not in plan.hidden})
-    paths.update({f"hidden-{index}": path for index, path in enumerate(plan.hidden)})
     paths.update({f"module-{index}": path for index, path in enumerate(plan.parts.modules)})
     if plan.spec.image is not None:
         paths["image"] = plan.spec.image
     return {**paths, "kernel": plan.parts.kernel, "python": plan.parts.python, "guest": Path(__file__).parent / "guest"}
+
+
+def staged_programs(plan: Plan) -> list[tuple[str, str, str]]:
+    """The hidden ones, laid so that virtiofsd can read them."""
+    return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(plan.hidden)]
 
 
 def build_payload(program: str, plan: Plan, ends: machine.Ends, status: int) -> Payload:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from stat import S_IROTH
 
 from sandbox.contracts.runtime import Listeners, Probe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
@@ -19,11 +20,11 @@ from sandbox.runtimes.qemu.kvm import KvmFinding
 from sandbox.runtimes.qemu.machine import Accelerator
 from sandbox.runtimes.qemu.parts import find_parts
 from sandbox.runtimes.qemu.probe import NAME, TIER, probe_by_trying
-from sandbox.runtimes.qemu.programs import split_programs
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 
-_BOOTS_MAX = 3
-_BOOT_SECONDS = {Accelerator.KVM: 3.0, Accelerator.TCG: 30.0}
+BOOTS_MAX = 3
+BOOT_SECONDS = 30.0
+KVM_BOOT_SECONDS = 3.0
 
 
 class QemuKind:
@@ -51,8 +52,14 @@ class QemuKind:
 
     def launch(self, spec: SandboxSpec, kernel_uid: int | None) -> Launch:
         """Lay everything for bubblewrap to bind."""
-        paths = cage.staged_paths(self.plans[spec.attempt_id])
-        return start_launcher(spec.attempt_id, kernel_uid, paths, transparent_ports=spec.transparent_ports)
+        plan = self.plans[spec.attempt_id]
+        return start_launcher(
+            spec.attempt_id,
+            kernel_uid,
+            cage.staged_paths(plan),
+            tree=cage.staged_programs(plan),
+            transparent_ports=spec.transparent_ports,
+        )
 
     def make_sandbox(
         self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners
@@ -85,16 +92,17 @@ class QemuRuntime(LaunchedSandboxes):
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> QemuSandbox:
         """Boot a guest. An emulated one may stop on the way for no reason of ours, so it is tried again."""
         try:
-            laid, hidden = await asyncio.to_thread(split_programs, spec.programs)
+            hidden = {path: inside for path, inside in spec.programs.items() if not _is_readable(path)}
         except OSError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"A program cannot be laid in: {error}.") from error
-        parts, whole = find_parts(), replace(spec, programs={**laid, **hidden})
+        parts = find_parts()
         reason = "there is no way to try"
         try:
             for accelerator in self._tries():
-                self._plans[handle.attempt_id] = cage.Plan(whole, parts, hidden, accelerator)
+                self._plans[handle.attempt_id] = cage.Plan(spec, parts, hidden, accelerator)
                 try:
-                    return await self._boot(handle, spec, _BOOT_SECONDS[accelerator])
+                    within_seconds = KVM_BOOT_SECONDS if accelerator is Accelerator.KVM else BOOT_SECONDS
+                    return await self._boot(handle, spec, within_seconds)
                 except BootError as error:
                     reason = str(error)
                     if accelerator is Accelerator.KVM:
@@ -105,7 +113,7 @@ class QemuRuntime(LaunchedSandboxes):
 
     def _tries(self) -> Sequence[Accelerator]:
         kvm = (Accelerator.KVM,) if self._kvm.may_work() else ()
-        return kvm if self._only_kvm else (*kvm, *(Accelerator.TCG,) * _BOOTS_MAX)
+        return kvm if self._only_kvm else (*kvm, *(Accelerator.TCG,) * BOOTS_MAX)
 
     async def _boot(self, handle: SandboxHandle, spec: SandboxSpec, within_seconds: float) -> QemuSandbox:
         made = await super().create(handle, replace(spec, memory_bytes=spec.memory_bytes + machine.CAGE_BYTES))
@@ -125,3 +133,7 @@ class QemuRuntime(LaunchedSandboxes):
         if os.getuid() == 0:
             await asyncio.to_thread(take_places, disk)
         self._orphans.end(handle.attempt_id)
+
+
+def _is_readable(path: Path) -> bool:
+    return bool(path.stat().st_mode & S_IROTH)
