@@ -16,11 +16,13 @@ class Hello:
     """What the bytes so far tell. `server_name` is None in a whole hello without one, and in what is no hello.
 
     hides_name: another hello is in it, encrypted (ECH), which may name another server; browsers put random bytes there.
+    byte_count: of the records that it stands in.
     """
 
     is_whole: bool
     server_name: str | None = None
     hides_name: bool = False
+    byte_count: int = 0
 
 
 class _CutShortError(Exception):
@@ -39,13 +41,13 @@ def read_hello(data: bytes) -> Hello:
         if message and message[0] != _CLIENT_HELLO:
             return Hello(is_whole=True)
         if len(message) >= 4 and len(message) >= 4 + int.from_bytes(message[1:4]):
-            return _told_by(bytes(message[4 : 4 + int.from_bytes(message[1:4])]))
+            return _told_by(bytes(message[4 : 4 + int.from_bytes(message[1:4])]), offset + 5 + length)
         offset += 5 + length
     could_begin = data[:1] in (b"", b"\x16") and data[1:2] in (b"", b"\x03")
     return Hello(is_whole=not could_begin)
 
 
-def _told_by(body: bytes) -> Hello:
+def _told_by(body: bytes, byte_count: int) -> Hello:
     names, hides_name = [], False
     try:
         for kind, content in _extensions(body):
@@ -53,9 +55,9 @@ def _told_by(body: bytes) -> Hello:
                 names += _host_names(content)
             hides_name |= kind == _ENCRYPTED_HELLO_EXTENSION
     except _CutShortError:
-        return Hello(is_whole=True)
+        return Hello(True, byte_count=byte_count)
     # Several names are against the rules, and the server might take another one than we.
-    return Hello(True, names[0] if len(names) == 1 else None, hides_name)
+    return Hello(True, names[0] if len(names) == 1 else None, hides_name, byte_count)
 
 
 def _extensions(body: bytes) -> Iterator[tuple[int, bytes]]:

@@ -1,6 +1,8 @@
 """A TLS connection to a host: the server's name in its ClientHello must be that host's."""
 
-from sandbox.gateway.egress import EgressPolicy, Free, Passage, Refusal, is_address, normal
+from collections.abc import Callable
+
+from sandbox.gateway.egress import EgressPolicy, Passage, Refusal, is_address, normal
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.gateway.tls_hello import Hello, read_hello
 
@@ -28,7 +30,11 @@ class TlsOpening:
             objection = self._mismatch(hello)
         if objection is not None:
             return Refusal(asked or wanted, self._port, objection)
-        return Passage(wanted, self._port, Free(self._received))
+        return Passage(wanted, self._port, SecondHello(self._received, hello.byte_count, self._judge_again))
+
+    def _judge_again(self, hello: Hello) -> Refusal | None:
+        objection = self._mismatch(hello)
+        return None if objection is None else Refusal(hello.server_name or self._shown, self._port, objection)
 
     def _mismatch(self, hello: Hello) -> str | None:
         asked = hello.server_name
@@ -43,3 +49,51 @@ class TlsOpening:
         if hello.hides_name and not self._policy.takes_hidden_names:
             return "its TLS has a second server name that is encrypted (ECH); turn that off in the program."
         return None
+
+
+_MEANINGLESS = (20, 21)
+"""Records that may stand between two hellos, as often as somebody likes: changes of the cipher, and alerts."""
+
+
+class SecondHello:
+    """Lets everything through but a second ClientHello that names another server.
+
+    A server of TLS 1.3 may ask for one (RFC 8446 §4.1.4), and might serve whom that names. After it all is encrypted.
+    """
+
+    is_over = False
+
+    def __init__(self, received: bytes, first_bytes: int, judge: Callable[[Hello], Refusal | None]) -> None:
+        self._first = received[:first_bytes]
+        self._waiting = received[first_bytes:]
+        self._judge = judge
+        self._has_passed = not first_bytes
+
+    def begin(self) -> bytes | Refusal:
+        """The first one, and what came behind it."""
+        behind, self._waiting = self._waiting, b""
+        onward = self.client_sent(behind) if behind else b""
+        return onward if isinstance(onward, Refusal) else self._first + onward
+
+    def client_sent(self, data: bytes) -> bytes | Refusal:
+        """All of it, as soon as it is known to be no other hello."""
+        if self._has_passed:
+            return data
+        self._waiting += data
+        hello = read_hello(self._waiting[_meaningless_bytes(self._waiting) :])
+        if data and not hello.is_whole and len(self._waiting) <= CLIENT_HELLO_BYTES_MAX:
+            return b""
+        is_another = hello.byte_count > 0 or not hello.is_whole
+        refusal = self._judge(hello) if is_another and data else None
+        if refusal is not None:
+            return refusal
+        onward, self._waiting, self._has_passed = self._waiting, b"", True
+        return onward
+
+
+def _meaningless_bytes(data: bytes) -> int:
+    """How many at the beginning are such records, the last of which may not be whole."""
+    offset = 0
+    while offset < len(data) and data[offset] in _MEANINGLESS:
+        offset += 5 + int.from_bytes(data[offset + 3 : offset + 5])
+    return min(offset, len(data))

@@ -25,7 +25,7 @@ async def echo_reversed_order(reader, writer):
 def test_bytes_go_both_ways_and_one_side_may_end_before_the_other(monkeypatch):
     async def story():
         async with played(echo_reversed_order, monkeypatch) as served:
-            sent = client_hello(HOST) + os.urandom(2_000_000)
+            sent = client_hello(HOST) + b"\x17\3\3" + os.urandom(2_000_000)
             client = await tunnel(served, sent[:1000])
             assert b" 200 " in await client.until(b"\r\n\r\n")
             client.received = b""
