@@ -1,10 +1,13 @@
 """What the gateway adds to a model request, and what it costs in memory: `python bench/gateway_latency.py`.
 
 The model is a script on loopback that answers at once. Printed: median and 95th percentile of 200 small requests,
-made directly and through the gateway, over kept connections and over fresh ones, with and without a kept upstream.
+made directly and through the gateway, over kept connections and over fresh ones, with and without a kept upstream;
+then of requests as large as those of Claude Code at the beginning of its work (90 KB) and late (1 MB), which the
+gateway reads and writes anew, and as they are where it need not.
 """
 
 import asyncio
+import json
 import statistics
 import sys
 import time
@@ -14,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 REQUESTS = 200
+SMALL = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}'
 ANSWER = b'{"type":"message","model":"claude-haiku-4-5","usage":{"input_tokens":10,"output_tokens":5}}'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(ANSWER)
 
@@ -35,6 +39,9 @@ async def main() -> None:
         await writer.drain()
         writer.close()
 
+    from sandbox.contracts.gateway import GatewayRules
+    from sandbox.model.egress import EgressRules
+
     for script, told in ((answer, "upstream kept"), (answer_and_close, "upstream dialled each time")):
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             if script is answer:
@@ -43,11 +50,29 @@ async def main() -> None:
             tell(f"gateway, kept connection, {told}", await kept(served.port, served.port))
             tell(f"gateway, fresh connection, {told}", await fresh(served.port, served.port))
 
+    for rules, told in ((GatewayRules(), "read"), (GatewayRules(egress=EgressRules(is_full=True)), "unread")):
+        async with scripted_upstream(answer) as upstream, served_gateway(upstream.base_url, rules) as served:
+            for messages in (20, 400):
+                body = conversation(messages)
+                kilobytes = f"{len(body) // 1000} KB"
+                if told == "read":
+                    tell(f"direct, {kilobytes}", await kept(upstream.port, served.port, body))
+                tell(f"gateway, {kilobytes}, {told}", await kept(served.port, served.port, body))
 
-async def kept(port: int, host_port: int) -> list[float]:
+
+def conversation(messages: int) -> bytes:
+    """A request with so many messages, of code as much as of text."""
+    line = "if (value[index] === other) { return {name: 'x', list: [1, 2, 3]}; } // as it was said before, and so on\n"
+    tools = [{"name": f"Tool{n}", "description": line * 15, "input_schema": {"type": "object"}} for n in range(25)]
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": line * 22}]}
+    turns = [{"role": "user", "content": [result]}] * messages
+    return json.dumps({"model": "claude-haiku-4-5", "max_tokens": 1, "tools": tools, "messages": turns}).encode()
+
+
+async def kept(port: int, host_port: int, body: bytes = SMALL) -> list[float]:
     """Milliseconds of requests one after the other on one connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    times = [await timed(lambda: ask(reader, writer, host_port)) for _ in range(REQUESTS)]
+    times = [await timed(lambda: ask(reader, writer, host_port, body)) for _ in range(REQUESTS)]
     writer.close()
     return times
 
@@ -63,9 +88,8 @@ async def fresh(port: int, host_port: int) -> list[float]:
     return [await timed(once) for _ in range(REQUESTS)]
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host_port: int) -> None:
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host_port: int, body: bytes = SMALL) -> None:
     """One request and its whole answer."""
-    body = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}'
     writer.write(
         b"POST /v1/messages?beta=true HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nx-api-key: task-key-of-this-task\r\n"
         b"Content-Length: %d\r\n\r\n%s" % (host_port, len(body), body)
