@@ -46,7 +46,7 @@ class Channel(asyncio.Protocol):
         position = 0
         while len(self._inbox) - position >= frames.HEADER.size:
             kind, number, length = frames.HEADER.unpack_from(self._inbox, position)
-            if length > frames.FRAME_BYTES_MAX:
+            if length > frames.GUEST_FRAME_BYTES_MAX:
                 self.abort()
                 return
             end = position + frames.HEADER.size + length

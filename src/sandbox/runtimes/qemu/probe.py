@@ -12,7 +12,7 @@ from sandbox.runtimes.qemu.parts import find_parts
 from sandbox.runtimes.trying import missing_limits, try_once
 
 NAME = "qemu"
-TIER = "virtual machine"
+TIER = "vm"
 _STRENGTH = 30
 _MEMORY_BYTES = 128 * 1024 * 1024
 _SECONDS = 60.0

@@ -26,7 +26,7 @@ from sandbox.runtimes.qemu.terminal import QemuTerminal
 
 _START_SECONDS = 60.0
 _ASK_SECONDS = 1.0
-TERMINALS_MAX = 200
+GUEST_TERMINALS_MAX = 200
 _FORCED = 128 + signal.SIGKILL
 
 
@@ -93,7 +93,7 @@ class QemuSandbox:
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
         """By the agent. Raises AttemptError (sandbox_lost)."""
-        if self._started is None or not self._is_running() or len(self._terminals) >= TERMINALS_MAX:
+        if self._started is None or not self._is_running() or len(self._terminals) >= GUEST_TERMINALS_MAX:
             raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox, or too many terminals.")
         number = next(one for one in range(frames.TERMINALS, 256) if one not in self._terminals)
         terminal = self._terminals[number] = QemuTerminal(self._channel, number)

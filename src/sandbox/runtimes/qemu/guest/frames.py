@@ -6,7 +6,7 @@ The number is a stream's: `COMMAND` with its `OUTPUT` and `ERRORS`, from `TERMIN
 import struct
 
 HEADER = struct.Struct("<ccI")
-FRAME_BYTES_MAX = 64 * 1024
+GUEST_FRAME_BYTES_MAX = 64 * 1024
 """Of a frame from the guest; what is longer is no frame."""
 
 COMMAND, OUTPUT, ERRORS, TERMINALS = 0, 1, 2, 3

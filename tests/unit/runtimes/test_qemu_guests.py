@@ -1,0 +1,182 @@
+"""What of guests can be known without one: the cage's words, the frames, the redirection."""
+
+import asyncio
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+
+from sandbox.contracts.runtime import Command, SandboxSpec
+from sandbox.model.errors import AttemptError
+from sandbox.runtimes.qemu import cage, parts
+from sandbox.runtimes.qemu.channel import Channel
+from sandbox.runtimes.qemu.guest import frames, redirection
+from sandbox.runtimes.qemu.kvm import KvmFinding
+from sandbox.runtimes.qemu.machine import Accelerator, Ends, qemu_words, virtiofsd_words
+from sandbox.runtimes.qemu.ticks import ticks_per_millisecond
+
+SPEC = SandboxSpec("abcdefghijkl", Path("/disk"), 2, 512 << 20, 64, {Path("/host/claude"): "/run/sandbox/claude"})
+PARTS = parts.Parts("/usr/libexec/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py"), Path("/py/bin/python3"))
+
+
+def plan(**hidden: str) -> cage.Plan:
+    return cage.Plan(SPEC, PARTS, {Path(path): inside for path, inside in hidden.items()}, Accelerator.TCG)
+
+
+# The cage
+
+
+def test_the_guest_has_no_network_but_the_one_that_dials_from_the_cage_and_no_device_of_the_hosts():
+    words = qemu_words(SPEC, Accelerator.TCG, Ends(1, 2, 3, 4))
+    devices = {words[index + 1].partition(",")[0] for index, word in enumerate(words) if word == "-device"}
+    assert devices == {"vhost-user-fs-pci", "virtio-serial-pci", "virtserialport", "virtio-net-pci"}
+    assert words[words.index("-netdev") + 1] == "user,id=net,ipv6=off"
+    assert "spawn=deny" in words[words.index("-sandbox") + 1]
+    assert "kvm" not in " ".join(words)
+
+
+def test_kvm_is_used_by_a_descriptor_that_qemu_could_not_open():
+    words = " ".join(qemu_words(SPEC, Accelerator.KVM, Ends(1, 2, 3, 104)))
+    assert "-add-fd fd=104,set=1 -accel kvm,device=/dev/fdset/1 -cpu host" in words
+    assert "tsc_early_khz" not in words
+
+
+def test_the_guests_memory_is_the_tasks_and_what_it_needs_itself():
+    words = qemu_words(SPEC, Accelerator.TCG, Ends(1, 2, 3, 4))
+    assert words[words.index("-m") + 1] == str(512 + 160)
+
+
+def test_virtiofsd_serves_the_share_and_not_the_cages_root():
+    words = virtiofsd_words("/usr/libexec/virtiofsd", cage.SHARE, Ends(1, 2, 3, 4))
+    assert "--shared-dir=/share" in words
+    assert "--fd=1" in words
+
+
+def test_a_program_that_cannot_be_read_is_laid_for_virtiofsd_and_not_where_the_command_sees_it():
+    hidden = cage.Plan(SPEC, PARTS, SPEC.programs, Accelerator.TCG)
+    assert cage.staged_programs(hidden) == [("program", "hidden-0", "/host/claude")]
+    assert Path("/host/claude") not in cage.staged_paths(hidden).values()
+    assert Path("/host/claude") in cage.staged_paths(plan()).values()
+
+
+def test_what_is_missing_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parts, "QEMU", "/nowhere/qemu")
+    monkeypatch.setattr(parts, "_VIRTIOFSD", ("/nowhere/virtiofsd",))
+    with pytest.raises(AttemptError, match=r"Not found: QEMU, virtiofsd.*script/setup --with-qemu"):
+        parts.find_parts()
+
+
+def test_the_processor_counts_faster_than_a_megahertz_and_slower_than_a_terahertz():
+    assert 10**3 < ticks_per_millisecond() < 10**9
+
+
+# KVM
+
+
+def test_a_failure_of_kvm_is_kept_in_mind_by_every_process_until_it_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
+    finding = KvmFinding(tmp_path / "run")
+    assert finding.may_work()
+    finding.note_failure()
+    assert not KvmFinding(tmp_path / "run").may_work()
+    finding.forget()
+    assert finding.may_work()
+
+
+def test_a_failure_before_the_machine_was_booted_counts_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.access", lambda path, mode: True)
+    finding = KvmFinding(tmp_path)
+    finding.note_failure()
+    (tmp_path / "kvm-does-not-work").write_text("another boot")
+    assert finding.may_work()
+
+
+# Frames
+
+
+def test_words_come_back_as_they_were_with_the_bytes_after_them():
+    lists = [[b"/workspace"], [b"/bin/sh", b"-c", b""], [b"A=1\n", b"B="]]
+    assert frames.unpack_words(frames.pack_words(*lists) + b"in\0put") == (lists, b"in\0put")
+
+
+def heard(*chunks: bytes) -> list[tuple[bytes, int, bytes]]:
+    """What a channel makes of bytes that a guest sends in pieces."""
+    told: list[tuple[bytes, int, bytes]] = []
+
+    async def story() -> None:
+        ours, guests = socket.socketpair()
+        channel = Channel(lambda *frame: told.append(frame))
+        await channel.open(ours)
+        with guests:
+            for chunk in chunks:
+                guests.send(chunk)
+                await asyncio.sleep(0)
+        await asyncio.wait_for(channel.ended, 10)
+
+    asyncio.run(story())
+    return told
+
+
+def test_frames_are_heard_however_they_are_cut():
+    whole = frames.pack(frames.SAID, 1, b"abc") + frames.pack(frames.CLOSED, 1)
+    expected = [(frames.SAID, 1, b"abc"), (frames.CLOSED, 1, b"")]
+    assert heard(*(bytes([one]) for one in whole)) == heard(whole) == expected
+
+
+def test_a_guest_that_says_no_frame_is_not_listened_to_any_more():
+    huge = frames.HEADER.pack(frames.SAID, b"\1", frames.GUEST_FRAME_BYTES_MAX + 1)
+    assert heard(frames.pack(frames.SAID, 1, b"a") + huge + frames.pack(frames.SAID, 1, b"b")) == [
+        (frames.SAID, 1, b"a")
+    ]
+
+
+def test_a_start_has_the_directory_in_the_environment_and_no_nul():
+    from sandbox.runtimes.qemu.sandbox import _describe
+
+    (directory, argv, environment), rest = frames.unpack_words(_describe(Command(["a", "b"], {"X": "y"}, "/workspace")))
+    assert (directory, argv, rest) == ([b"/workspace"], [b"a", b"b"], b"")
+    assert environment == [b"PWD=/workspace", b"X=y"]
+    with pytest.raises(AttemptError, match="NUL"):
+        _describe(Command(["a\0b"], {}, "/workspace"))
+
+
+# Redirection
+
+
+def run_redirection(program: bytes, address: str, port: int) -> str:
+    """The address that the kernel would connect to: what this program does to it, step by step."""
+    memory = {4: int.from_bytes(socket.inet_aton(address), "little"), 24: socket.htons(port)}
+    registers = dict.fromkeys(range(11), 0)
+    here = 0
+    while True:
+        code, names, offset, value = struct.unpack_from("=BBhi", program, here * 8)
+        target, source = names & 15, names >> 4
+        here += 1
+        if code == 0x95:
+            assert registers[0] == 1, "the connection is refused"
+            return socket.inet_ntoa(memory[4].to_bytes(4, "little"))
+        if code == 0x61:
+            registers[target] = memory[offset]
+        elif code == 0x63:
+            memory[offset] = registers[source]
+        elif code == 0xB7:
+            registers[target] = value
+        elif code == 0x05 or (code == 0x15) == (registers[target] == value):
+            here += offset
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "reached"),
+    [
+        ("127.0.0.1", 8123, "10.0.2.2"),
+        ("127.0.0.1", 3128, "10.0.2.2"),
+        ("127.0.0.1", 3000, "127.0.0.1"),
+        ("127.0.0.2", 8123, "127.0.0.2"),
+        ("198.18.3.4", 3128, "198.18.3.4"),
+    ],
+)
+def test_only_the_gateways_ports_of_the_guests_loopback_lead_to_the_gateway(address: str, port: int, reached: str):
+    assert run_redirection(redirection.assemble([8123, 3128], "10.0.2.2"), address, port) == reached
