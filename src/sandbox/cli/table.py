@@ -43,7 +43,7 @@ def print_table(
     else:
         _print_plain(console, columns, rows)
     if left_out:
-        click.echo(f"The window is too narrow for {' and '.join(left_out)}.", err=True)
+        click.echo(f"The window is too narrow for {', '.join(left_out)}.", err=True)
 
 
 def cell(text: str, style: str = "") -> Text:
@@ -93,11 +93,12 @@ def _fitting(
         name: min(cells, SHRUNK_CELLS_MIN) if name in shrinkable else cells
         for name, cells in zip(columns, _widths(columns, rows), strict=True)
     }
-    kept = list(columns)
-    for name in shrinkable:
-        if sum(least[column] for column in kept) + _frame_cells(kept, has_lines=has_lines) > width:
-            kept.remove(name)
-    return kept
+    kept = [name for name in columns if name not in shrinkable]
+    for name in reversed(shrinkable):
+        wanted = [*kept, name]
+        if sum(least[column] for column in wanted) + _frame_cells(wanted, has_lines=has_lines) <= width:
+            kept = wanted
+    return [name for name in columns if name in kept]
 
 
 def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:

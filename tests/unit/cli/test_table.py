@@ -46,6 +46,17 @@ def test_where_there_is_no_room_even_for_shortened_names_columns_are_left_out(ha
     assert capsys.readouterr().err == "The window is too narrow for LABELS.\n"
 
 
+def test_a_column_that_does_not_help_by_going_stays():
+    console = Console(file=io.StringIO(), width=50, force_terminal=True, color_system=None)
+    rows = [[Text(ID), Text("12 min"), Text("n" * 30)]]
+    print_table(console, ("ID", "AGE", "NAME"), rows, has_lines=False, shrinkable=("AGE", "NAME"))
+    assert console.file.getvalue().splitlines()[-1] == f"{ID}  nnnnnnnnnnn…"
+    console = Console(file=io.StringIO(), width=45, force_terminal=True, color_system=None)
+    rows = [[Text(ID), Text("12 min"), Text("n" * 30)]]
+    print_table(console, ("ID", "AGE", "NAME"), rows, has_lines=False, shrinkable=("AGE", "NAME"))
+    assert console.file.getvalue().splitlines()[-1] == f"{ID}  12 min"
+
+
 def test_an_id_is_whole_even_where_the_window_is_too_narrow_for_it():
     assert any(line.startswith(ID) for line in printed("name", width=20))
 

@@ -84,9 +84,9 @@ def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, tak
             ("ID", "STATE", "AGE", "NAME", "LABELS"),
             [_row(task) for task in page["tasks"]],
             has_lines=options.format == "table",
-            shrinkable=("LABELS", "NAME", "AGE"),
+            shrinkable=("LABELS", "AGE", "NAME"),
         )
-    _say_what_is_missing(page)
+    _say_what_is_missing(page, is_filtered=bool(states or labels))
 
 
 def _all_pages(client: Client, wanted: dict[str, Any]) -> TaskPage:
@@ -106,9 +106,9 @@ def _row(task: TaskSummary) -> list[Text]:
     return [cell(task["id"]), state, *map(cell, after)]
 
 
-def _say_what_is_missing(page: TaskPage) -> None:
+def _say_what_is_missing(page: TaskPage, *, is_filtered: bool) -> None:
     shown, total = len(page["tasks"]), page["total_count"]
     if not total:
-        click.echo("No tasks.", err=True)
+        click.echo("No such tasks." if is_filtered else "No tasks yet.", err=True)
     elif shown < total:
         click.echo(f"{shown:,} of {counted(total, 'task')}; see more with --limit, or --all.", err=True)
