@@ -1,0 +1,34 @@
+"""A gateway as a process of its own, as a runner has it: `gateway_process.py DESCRIPTORS RULES`.
+
+DESCRIPTORS: numbers of model, proxy, names by UDP and TCP, then pairs PORT=NUMBER, with commas between. RULES: JSON.
+Prints a line once it serves.
+"""
+
+import asyncio
+import socket
+import sys
+
+import msgspec
+
+from sandbox.contracts.gateway import GatewayRules, ModelUpstream
+from sandbox.contracts.runtime import Listeners
+from sandbox.gateway.serve import SocketGateways
+
+
+async def main() -> None:
+    model, proxy, names_udp, names_tcp, *pairs = sys.argv[1].split(",")
+    transparent = {int(port): adopt(number) for port, _, number in (pair.partition("=") for pair in pairs)}
+    listeners = Listeners(adopt(model), adopt(proxy), adopt(names_udp), adopt(names_tcp), transparent)
+    rules = msgspec.json.decode(sys.argv[2], type=GatewayRules)
+    upstream = ModelUpstream("http://127.0.0.1:9", api_key="sk-the-servers-own")
+    gateway = SocketGateways().open(upstream, "task-key-of-this-task", lambda _: None, rules)
+    print("serves", flush=True)
+    await gateway.serve(listeners)
+
+
+def adopt(number: str) -> socket.socket:
+    return socket.socket(fileno=int(number))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
