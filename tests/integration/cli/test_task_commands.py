@@ -219,7 +219,7 @@ def test_lists_never_shorten_ids(sandbox, api, arguments):
 def test_lists_are_narrowed_down(sandbox, api):
     api.on("GET", "/tasks", of_json({"tasks": [], "total_count": 0}))
     result = sandbox("task", "list", "--state", "running", "--label", "team=platform", "--limit", "5")
-    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"No tasks yet.\n")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"No such tasks.\n")
     expected = {"state": ["running"], "label.team": ["platform"], "limit": ["5"]}
     assert api.asked[0].query == expected
 
