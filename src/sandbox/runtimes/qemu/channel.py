@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sandbox.runtimes.qemu.guest import frames
 
+GUEST_BEHIND_BYTES_MAX = 4 * 1024 * 1024
 _BUFFER_BYTES = 256 * 1024
 
 Hear = Callable[[bytes, int, bytes], None]
@@ -31,9 +32,11 @@ class Channel(asyncio.Protocol):
             self._transport.write(frames.pack(kind, number, body))
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close it at once; one that was never opened has ended then too."""
         if self._transport is not None:
             self._transport.abort()
+        else:
+            self.connection_lost(None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
@@ -71,10 +74,16 @@ class Stream(asyncio.ReadTransport):
         self._channel = channel
         self._number = number
         self._has_ended = False
+        self._behind_bytes: int | None = None
         self.reader.set_transport(self)
 
     def hear(self, data: bytes) -> None:
-        """The guest said this."""
+        """The guest said this. One that goes on and on though it was told to wait is not listened to any more."""
+        if self._behind_bytes is not None:
+            self._behind_bytes += len(data)
+            if self._behind_bytes > GUEST_BEHIND_BYTES_MAX:
+                self._channel.abort()
+                return
         if not self._has_ended:
             self.reader.feed_data(data)
 
@@ -90,10 +99,12 @@ class Stream(asyncio.ReadTransport):
 
     def pause_reading(self) -> None:
         """For the reader, whose buffer is full."""
+        self._behind_bytes = 0
         self._channel.send(frames.PAUSE, self._number)
 
     def resume_reading(self) -> None:
         """For the reader, which has room again."""
+        self._behind_bytes = None
         self._channel.send(frames.RESUME, self._number)
 
     def close(self) -> None:

@@ -158,6 +158,9 @@ class QemuSandbox:
     def _is_running(self) -> bool:
         return self._exit is None or not self._exit.done()
 
+    def _is_booting(self) -> bool:
+        return not self._ready.done()
+
     def _watch(self) -> asyncio.Task[Exit]:
         if self._exit is None:
             self._exit = asyncio.create_task(self._await_end())
@@ -187,13 +190,16 @@ class QemuSandbox:
 
     async def _await_end(self) -> Exit:
         ended = asyncio.create_task(self._launch.ended())
-        await _first_of(ended, self._told)
+        await _first_of(ended, self._told, self._channel.ended)
         self._end_cage()
         await ended
         if self._init_descriptor is not None:
             await wait_readable(self._init_descriptor)
             os.close(self._init_descriptor)
             self._init_descriptor = None
+        # What was said before the end is still read.
+        if self._is_booting():
+            self._channel.abort()
         await self._channel.ended
         told = self._told.result() if self._told.done() else Exit(_FORCED if self._was_killed else None)
         for stream in self._streams.values():

@@ -81,7 +81,11 @@ def _run(words: list[list[bytes]], standard: tuple[int, int, int], terminal: str
         os.closerange(3, told)
         _become(words)
     except BaseException as error:
-        os.write(told, str(error).encode())
+        if terminal is None:
+            os.write(told, str(error).encode())
+        else:
+            name = os.fsdecode(words[1][0])
+            os.write(2, f"{name} could not be started: {error}\r\n".encode(errors="replace"))
     finally:
         os._exit(127)
 
