@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sandbox.contracts.placement import TerminalOrder
 from sandbox.contracts.runtime import Probe
 from sandbox.contracts.store import Cursor, DuplicateTaskError, TaskPage, TaskQuery
 from sandbox.contracts.tasks import (
@@ -21,6 +22,7 @@ from sandbox.contracts.tasks import (
     TaskNotFoundError,
     TaskTerminalError,
 )
+from sandbox.contracts.terminals import TerminalLine, TerminalRefusedError
 from sandbox.model import event as e
 from sandbox.model.artifact import Artifact
 from sandbox.model.frame import Frame, end_frame, frame, present_state_frame, timestamp
@@ -216,6 +218,10 @@ class FakeTasks:
             if stored.artifact.path == name:
                 return stored
         raise ArtifactNotFoundError(task_id, name)
+
+    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
+        self._story(task_id)
+        raise TerminalRefusedError("There is no terminal here.")
 
     async def health(self) -> Health:
         return self.health_now

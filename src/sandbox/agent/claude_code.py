@@ -8,12 +8,14 @@ from typing import Any
 
 from sandbox.agent.beginning import judge_beginning
 from sandbox.agent.conversation import ClaudeConversation
+from sandbox.agent.interactive import interactive_arguments, interactive_files, interactive_variables
 from sandbox.agent.mcp import MCP_CONNECT_SECONDS, mcp_file
 from sandbox.agent.rendering import render_result
 from sandbox.agent.tools import tool_options
+from sandbox.agent.verdict import judge_session
 from sandbox.contracts.agent import AgentBegan, AgentStart
 from sandbox.contracts.inside import HOME, MODEL_PORT, NODE, PROXY_PORT, USER, WORKSPACE
-from sandbox.contracts.runtime import Command
+from sandbox.contracts.runtime import Command, Exit
 from sandbox.model.errors import Failure
 from sandbox.model.manifest import Claude, Manifest
 
@@ -29,8 +31,9 @@ _PROGRAM_PATH = (
 )
 _MCP_FILE = ".sandbox/mcp.json"
 _TEXT_MARK = "Task:\n"
-_SETTINGS = '{"skipWebFetchPreflight":true}'
-"""WebFetch would ask Anthropic's own host about every other one first; here the gateway says what is reached."""
+_SETTINGS = '{"skipWebFetchPreflight":true,"skipDangerousModePermissionPrompt":true}'
+"""WebFetch would ask Anthropic's own host about every other one first; here the gateway says what is reached. And
+nobody is asked whether skipping permissions is meant: the manifest says so."""
 
 
 class ClaudeCode:
@@ -46,14 +49,17 @@ class ClaudeCode:
         """
         claude = manifest.claude
         directory = _directory(manifest.repository.subpath)
-        command = Command(
-            argv=_arguments(claude, session_id, directory),
-            environment={**secrets, **_environment(task_key)},
-            directory=directory,
-            stdin=prompt_bytes(claude.prompt),
-        )
+        options = _options(claude, session_id, directory)
+        environment = {**secrets, **_environment(task_key)}
         # A file: the configuration may be larger than an argument, and arguments are read by everybody on the host.
         files = {_MCP_FILE: mcp_file(claude.mcp_config)} if claude.mcp_config is not None else {}
+        if claude.headless:
+            argv = (PROGRAM, "-p", *_printing(claude), *options)
+            command = Command(argv, environment, directory, prompt_bytes(claude.prompt))
+        else:
+            argv = (PROGRAM, *interactive_arguments(options, claude.prompt))
+            command = Command(argv, {**environment, **interactive_variables()}, directory)
+            files |= interactive_files(claude.prompt, task_key, directory)
         return AgentStart(command, session_id, programs={self._binary: PROGRAM}, home_files=files)
 
     def conversation(self, session_id: str) -> ClaudeConversation:
@@ -63,6 +69,10 @@ class ClaudeCode:
     def judge_start(self, manifest: Manifest, began: AgentBegan) -> Failure | None:
         """Whether the agent has the tools and MCP servers that were asked for; why not, if not."""
         return judge_beginning(manifest.claude, began)
+
+    def judge_session(self, exit_: Exit) -> Failure | None:
+        """Whether a session on a terminal ended well, which its process alone tells; why not, if not."""
+        return judge_session(exit_)
 
     def render(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
         """What the task's stdout is, made from the last result, where `output_format` is not `stream-json`."""
@@ -90,16 +100,18 @@ def _instruction_directories(directory: str) -> Iterator[str]:
         yield str(PurePosixPath(WORKSPACE, *inside[:depth]))
 
 
-def _arguments(claude: Claude, session_id: str, directory: str) -> tuple[str, ...]:
+def _printing(claude: Claude) -> tuple[str, ...]:
+    """What only a run without a person understands."""
+    turns = () if claude.max_turns is None else ("--max-turns", str(claude.max_turns))
+    return ("--output-format", "stream-json", "--verbose", *turns)
+
+
+def _options(claude: Claude, session_id: str, directory: str) -> tuple[str, ...]:
     # No setting source and `--strict-mcp-config` keep the repository's settings, hooks, skills and MCP servers out, and
     # the home's too: they are obeyed as soon as they are written, so any program inside could send the agent to a
     # model of its own. `--add-dir` (with its variable in the environment) brings CLAUDE.md files and rules back.
     servers = () if claude.mcp_config is None else ("--mcp-config", f"{HOME}/{_MCP_FILE}")
-    turns = () if claude.max_turns is None else ("--max-turns", str(claude.max_turns))
     return (
-        PROGRAM,
-        "-p",
-        *("--output-format", "stream-json", "--verbose"),
         *tool_options(claude),
         *("--setting-sources", ""),
         *("--settings", _SETTINGS),
@@ -107,7 +119,6 @@ def _arguments(claude: Claude, session_id: str, directory: str) -> tuple[str, ..
         *servers,
         *("--add-dir", *_instruction_directories(directory)),
         f"--model={claude.model}",
-        *turns,
         *("--session-id", session_id),
     )
 

@@ -11,6 +11,7 @@ from sandbox.model.errors import Failure, FailureCode
 
 _QUOTE_CHARACTERS_MAX = 500
 _CHATTER = ("[claude-code:", "Warning:")
+_LOST = "The sandbox went away before it was known how the agent ended; submit the task again."
 _NO_RESULT = "without a final result; its output in the task's logs may say why."
 
 
@@ -22,15 +23,23 @@ def judge(exit_: Exit, result: dict[str, Any] | None, stderr_tail: bytes) -> Fai
     if exit_.out_of_memory and (result is None or result.get("is_error") is False):
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
     if exit_.code is None:
-        return Failure(
-            FailureCode.SANDBOX_LOST,
-            "The sandbox went away before it was known how the agent ended; submit the task again.",
-        )
+        return Failure(FailureCode.SANDBOX_LOST, _LOST)
     if result is not None and result.get("is_error") is not False:
         return Failure(FailureCode.AGENT_FAILED, _explain(result))
     if exit_.code == 0:
         return Failure(FailureCode.AGENT_NO_RESULT, f"Claude Code exited with code 0 {_NO_RESULT}")
     return Failure(FailureCode.AGENT_FAILED, _exit_sentence(exit_.code, stderr_tail))
+
+
+def judge_session(exit_: Exit) -> Failure | None:
+    """None for success, which is exit 0."""
+    if exit_.code == 0:
+        return None
+    if exit_.out_of_memory:
+        return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
+    if exit_.code is None:
+        return Failure(FailureCode.SANDBOX_LOST, _LOST)
+    return Failure(FailureCode.AGENT_FAILED, f"{_ended(exit_.code)} in the middle of its session.")
 
 
 def _explain(result: dict[str, Any]) -> str:
@@ -71,11 +80,15 @@ def _said(result: dict[str, Any]) -> str:
 def _exit_sentence(code: int, stderr_tail: bytes) -> str:
     said = _last_words(stderr_tail)
     reason = f"; its last words were: {said}" if said else f" {_NO_RESULT}"
-    if code > 128:
-        number = code - 128
-        name = signal.Signals(number).name if number in signal.valid_signals() and number < 32 else "unknown"
-        return f"Claude Code was ended by signal {number} ({name}){reason}"
-    return f"Claude Code exited with code {code}{reason}"
+    return f"{_ended(code)}{reason}"
+
+
+def _ended(code: int) -> str:
+    if code <= 128:
+        return f"Claude Code exited with code {code}"
+    number = code - 128
+    name = signal.Signals(number).name if number in signal.valid_signals() and number < 32 else "unknown"
+    return f"Claude Code was ended by signal {number} ({name})"
 
 
 def _last_words(stderr_tail: bytes) -> str:

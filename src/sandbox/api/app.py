@@ -31,6 +31,7 @@ from sandbox.api.settings import ApiSettings
 from sandbox.api.stream import stream
 from sandbox.api.tails import Tails
 from sandbox.api.tasks import add_task_routes
+from sandbox.api.terminal import terminal
 from sandbox.contracts.tasks import Tasks
 
 
@@ -80,6 +81,7 @@ def describe_api(version: str) -> FastAPI:
 def _furnish(app: Starlette, context: Context) -> None:
     app.state.context = context
     app.router.routes.append(WebSocketRoute(paths.STREAM, stream))
+    app.router.routes.append(WebSocketRoute(paths.TERMINAL, terminal))
     app.router.redirect_slashes = False
     app.router.default = _not_found
     add_error_answers(app)

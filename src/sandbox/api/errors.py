@@ -21,6 +21,7 @@ from sandbox.contracts.tasks import (
     TaskTerminalError,
     UnavailableError,
 )
+from sandbox.contracts.terminals import TerminalRefusedError
 from sandbox.model.errors import SandboxError
 from sandbox.model.frame import timestamp
 from sandbox.model.mistake import InvalidManifestError
@@ -133,6 +134,7 @@ _ANSWERS: dict[type[SandboxError], tuple[int, _Fields]] = {
     SandboxNotPreservedError: (404, _nothing),
     SlowRequestError: (408, _nothing),
     DuplicateTaskError: (409, _existing_task),
+    TerminalRefusedError: (409, _nothing),
     TaskTerminalError: (409, lambda error: {"task_state": error.task.state}),
     PayloadTooLargeError: (413, _nothing),
     IdempotencyKeyReusedError: (422, _nothing),

@@ -98,6 +98,10 @@ class Agent(Protocol):
         """Whether the agent has the tools and MCP servers that were asked for; why not, if not."""
         ...
 
+    def judge_session(self, exit_: Exit) -> Failure | None:
+        """Whether a session on a terminal ended well, which its process alone tells; why not, if not."""
+        ...
+
     def render(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
         """What the task's stdout is, made from the last result, where `output_format` is not `stream-json`."""
         ...

@@ -6,6 +6,7 @@ import msgspec
 
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.profiles import Image
+from sandbox.contracts.terminals import TerminalLine
 from sandbox.model.errors import SandboxError
 
 
@@ -59,6 +60,19 @@ class CancelOrder(msgspec.Struct, frozen=True, tag="cancel"):
     force: bool = False
 
 
+class TerminalOrder(msgspec.Struct, frozen=True, tag="terminal"):
+    """Asks a runner for a terminal; answered with a `Receipt`, then frames go both ways (`contracts.terminals`).
+
+    agent: the agent's own, else a shell. looks_on: never types. term: the client's kind of terminal.
+    """
+
+    rows: int
+    columns: int
+    agent: bool = False
+    looks_on: bool = False
+    term: str = "xterm-256color"
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """A runner's answer on its control socket: one JSON line for one JSON line."""
 
@@ -71,4 +85,8 @@ class RunnerControl(Protocol):
 
     async def cancel(self, attempt_id: str, order: CancelOrder) -> Receipt:
         """Hand the wish over, within 5 s. Raises RunnerUnreachableError."""
+        ...
+
+    async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> TerminalLine:
+        """A terminal of the attempt's sandbox, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
         ...

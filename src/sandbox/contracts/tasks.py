@@ -6,8 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from sandbox.contracts.placement import TerminalOrder
 from sandbox.contracts.runtime import Probe
 from sandbox.contracts.store import TaskPage, TaskQuery
+from sandbox.contracts.terminals import TerminalLine
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import SandboxError
 from sandbox.model.event import Idempotency
@@ -152,6 +154,10 @@ class Tasks(Protocol):
 
     async def release(self, task_id: str) -> None:
         """Remove the files of a preserved sandbox. Raises SandboxNotPreservedError when there is none (any more)."""
+        ...
+
+    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
+        """A terminal in the task's sandbox. Raises TerminalRefusedError, UnavailableError."""
         ...
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Journals
-from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError
+from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError, TerminalOrder
 from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.store import Store, StoreError, TaskPage, TaskQuery
 from sandbox.contracts.subject import work_on
@@ -24,6 +24,7 @@ from sandbox.contracts.tasks import (
     TaskTerminalError,
     UnavailableError,
 )
+from sandbox.contracts.terminals import TerminalLine, TerminalRefusedError
 from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.control.feed import Feed
 from sandbox.control.follower import Follower
@@ -146,6 +147,16 @@ class TaskService:
     async def release(self, task_id: str) -> None:
         """See `Tasks.release`."""
         await self.equipment.preservation.release(await self.status(task_id))
+
+    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
+        """See `Tasks.open_terminal`."""
+        task = await self.status(task_id)
+        if task.state.is_terminal or task.attempt is None:
+            raise TerminalRefusedError(f"Task {task_id} is {task.state}; only a sandbox that runs has terminals.")
+        try:
+            return await self.equipment.runners.open_terminal(task.attempt.id, order)
+        except RunnerUnreachableError as error:
+            raise UnavailableError(f"The runner of task {task_id} does not answer; try again.") from error
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         """See `Tasks.wait`."""

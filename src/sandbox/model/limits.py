@@ -131,3 +131,12 @@ OUTPUT_PAUSE_SECONDS = 0.2
 
 METRICS_INTERVAL_SECONDS = 5.0
 """Between two samples of what a sandbox uses."""
+
+TERMINALS_MAX = 32
+"""Clients of the terminals of one task, shells and lookers-on together; past it: 409."""
+
+TERMINAL_REPLAY_BYTES = 64 * 1024
+"""What is kept of what the agent's terminal showed last, for those who come later."""
+
+TERMINAL_BEHIND_BYTES_MAX = 1024 * 1024
+"""What waits for one looker-on of the agent's terminal; past it the connection ends, and it can come back."""

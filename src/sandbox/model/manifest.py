@@ -190,7 +190,6 @@ class Unbuilt(NamedTuple):
 
 
 NOT_SUPPORTED_YET: dict[str, Unbuilt] = {
-    "claude.headless": Unbuilt(lambda value: value is True, "leave it out or say true"),
     "lifecycle.retries": Unbuilt(lambda value: value == 0, "leave it out or say 0"),
     "lifecycle.resume": Unbuilt(lambda value: value is False, "leave it out or say false"),
 }

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from sandbox.contracts.layout import runner_socket
-from sandbox.contracts.placement import CancelOrder, Receipt, RunnerUnreachableError
+from sandbox.contracts.placement import CancelOrder, Receipt, RunnerUnreachableError, TerminalOrder
 from sandbox.model.limits import CONTROL_SECONDS
+from sandbox.placement.terminal_line import UnixTerminalLine, open_line
 
 LISTEN_SECONDS = 10.0
 """For a runner to listen at the socket that it has made; later one at which nobody listens is a dead one's."""
@@ -34,6 +35,10 @@ class UnixRunnerControl:
             return msgspec.json.decode(answer, type=Receipt)
         except (OSError, TimeoutError, ValueError) as error:
             raise RunnerUnreachableError(f"The runner of attempt {attempt_id} does not answer.") from error
+
+    async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> UnixTerminalLine:
+        """See `RunnerControl.open_terminal`."""
+        return await open_line(runner_socket(self._run_dir, attempt_id), order)
 
     def forget_dead(self) -> None:
         """Remove the sockets that killed runners left behind. Blocks on the disk; what cannot be removed stays."""

@@ -7,23 +7,29 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.contracts.placement import CancelOrder, Receipt
+from sandbox.contracts.placement import CancelOrder, Receipt, TerminalOrder
+from sandbox.contracts.terminals import TerminalRefusedError
 from sandbox.model.limits import CONTROL_SECONDS
+from sandbox.runner.terminals import Terminals
 
 _LINE_BYTES_MAX = 16 * 1024
-_decoder = msgspec.json.Decoder(CancelOrder)
+_decoder: "msgspec.json.Decoder[CancelOrder | TerminalOrder]" = msgspec.json.Decoder(CancelOrder | TerminalOrder)
+
+Cancel = Callable[[CancelOrder], Receipt]
 
 
 @contextlib.asynccontextmanager
-async def listening(path: Path, cancel: Callable[[CancelOrder], Receipt]) -> AsyncIterator[None]:
+async def listening(path: Path, cancel: Cancel, terminals: Terminals) -> AsyncIterator[None]:
     """Answer orders at `path` while the context lasts. The directory is private to the server's user."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
-                receipt = _obey(await reader.readline(), cancel)
-                writer.write(msgspec.json.encode(receipt) + b"\n")
+                order = _read(await reader.readline())
+                writer.write(msgspec.json.encode(_receipt(order, cancel, terminals)) + b"\n")
                 await writer.drain()
+            if isinstance(order, TerminalOrder):
+                await terminals.serve(order, reader, writer)
         except (OSError, ValueError, TimeoutError):
             pass
         finally:
@@ -38,9 +44,21 @@ async def listening(path: Path, cancel: Callable[[CancelOrder], Receipt]) -> Asy
         path.unlink(missing_ok=True)
 
 
-def _obey(line: bytes, cancel: Callable[[CancelOrder], Receipt]) -> Receipt:
+def _read(line: bytes) -> CancelOrder | TerminalOrder | Receipt:
+    """The order, or what to answer to something that is none."""
     try:
-        order = _decoder.decode(line)
+        return _decoder.decode(line)
     except msgspec.DecodeError as error:
         return Receipt(done=False, message=f"Not an order: {error}")
-    return cancel(order)
+
+
+def _receipt(order: CancelOrder | TerminalOrder | Receipt, cancel: Cancel, terminals: Terminals) -> Receipt:
+    if isinstance(order, Receipt):
+        return order
+    if isinstance(order, CancelOrder):
+        return cancel(order)
+    try:
+        terminals.check(order)
+    except TerminalRefusedError as error:
+        return Receipt(done=False, message=error.message)
+    return Receipt(done=True)

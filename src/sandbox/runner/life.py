@@ -17,6 +17,7 @@ from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
 from sandbox.runner.steps.stage import stage
 from sandbox.runner.steps.teardown import teardown
+from sandbox.runner.terminals import Terminals
 from sandbox.runner.wish import EndWish
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class AttemptLife:
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._wish = EndWish()
+        self.terminals = Terminals(attempt.redaction)
         attempt.recorder.on_effect = self._wish.take
         if (cancel := attempt.task.cancel) is not None:
             self._wish.take(EndAttempt(force=cancel.force))
@@ -102,7 +104,7 @@ class AttemptLife:
                 lifecycle.provision_timeout_seconds,
                 Failure(FailureCode.PROVISION_TIMEOUT, "The sandbox took too long; raise lifecycle.provision_timeout."),
             )
-            await run(self._attempt, provisioned, self._wish)
+            await run(self._attempt, provisioned, self._wish, self.terminals)
         except EndedError:
             pass
         except AttemptError as error:

@@ -60,6 +60,16 @@ class AgentOutput:
         async for pieces in self._pieces(reader):
             await self._write(pieces, "stderr", self._keep_tail)
 
+    async def take_terminal(self, chunks: AsyncIterator[bytes], show: Callable[[bytes], None]) -> None:
+        """Write down what a terminal shows, as it comes, and show it to those who look on. Nobody listens to it.
+
+        A terminal has no lines: anything inside may write to it, and a page is drawn anew many times.
+        """
+        async for chunk in chunks:
+            self._heard(len(chunk))
+            show(chunk)
+            await self._write([(chunk, not chunk.endswith(b"\n"))], "stdout", lambda *_: None)
+
     async def show(self, text: bytes) -> None:
         """Write down what stands for stdout where its lines are kept as the transcript only."""
         splitter = LineSplitter()
@@ -118,3 +128,15 @@ async def _read(reader: asyncio.StreamReader, stream: StreamRedaction | None) ->
             return await reader.read(_CHUNK_BYTES)
     except TimeoutError:
         return None
+
+
+async def redacted_chunks(reader: asyncio.StreamReader, redaction: Redaction | None) -> AsyncIterator[bytes]:
+    """What is read without the values of secrets; what may be the beginning of one waits for what follows."""
+    stream = redaction.stream() if redaction is not None else None
+    while (chunk := await _read(reader, stream)) != b"":
+        if stream is None:
+            yield chunk or b""
+        elif shown := stream.pause() if chunk is None else stream.feed(chunk):
+            yield shown
+    if stream is not None and (rest := stream.flush()):
+        yield rest

@@ -134,7 +134,9 @@ class Joiner:
         self._process.kill()
         await self.ended()
         deadline = asyncio.get_running_loop().time() + _COLLECT_SECONDS
-        while not processes.reap_joined() and asyncio.get_running_loop().time() < deadline:
+        while not processes.reap_joined():
+            if asyncio.get_running_loop().time() > deadline:
+                return
             await asyncio.sleep(_POLL_SECONDS)
 
 

@@ -64,7 +64,7 @@ async def _live(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -
     make_private(run_dir.parent)
     make_private(run_dir)
     life = AttemptLife(attempt)
-    async with listening(runner_socket(run_dir, order.attempt_id), life.cancel):
+    async with listening(runner_socket(run_dir, order.attempt_id), life.cancel, life.terminals):
         _log.info("A dead runner's attempt is finished" if order.finish else "The attempt begins")
         await (life.finish() if order.finish else life.carry_out())
     _log.info("The attempt has ended", extra={"state": attempt.task.state})

@@ -15,6 +15,7 @@ from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.state import TaskState
 from sandbox.placement.control import UnixRunnerControl
 from sandbox.runner.control_socket import listening
+from sandbox.runner.terminals import Terminals
 from sandbox.runner.steps.provision import write_handle
 
 
@@ -145,7 +146,7 @@ def test_orders_are_taken_where_a_dead_runner_left_its_socket(tmp_path):
         dead.bind(str(path))
 
     async def play():
-        async with listening(path, lambda order: Receipt(done=True, message=order.reason)):
+        async with listening(path, lambda order: Receipt(done=True, message=order.reason), Terminals(None)):
             return await UnixRunnerControl(tmp_path).cancel(ATTEMPT_ID, CancelOrder("enough"))
 
     assert asyncio.run(play()) == Receipt(done=True, message="enough")

@@ -38,7 +38,8 @@ def test_a_model_name_that_looks_like_an_option_stays_a_name():
 def test_settings_and_servers_of_repository_and_home_are_left_out():
     argv = prepare().command.argv
     assert value_of(argv, "--setting-sources") == ""
-    assert json.loads(value_of(argv, "--settings")) == {"skipWebFetchPreflight": True}
+    chosen = {"skipWebFetchPreflight": True, "skipDangerousModePermissionPrompt": True}
+    assert json.loads(value_of(argv, "--settings")) == chosen
     assert "--strict-mcp-config" in argv
 
 

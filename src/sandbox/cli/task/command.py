@@ -18,6 +18,8 @@ ENTRIES = {
     "download": ("sandbox.cli.task.download:download", "Download artifacts, verified."),
     "diff": ("sandbox.cli.task.diff:diff", "Show what a task changed, as a patch."),
     "apply": ("sandbox.cli.task.apply:apply", "Apply what a task changed to a git checkout."),
+    "shell": ("sandbox.cli.task.shell:shell", "Open a shell in a task's sandbox."),
+    "attach": ("sandbox.cli.task.attach:attach", "Sit down at the terminal of a task's agent."),
     "release": ("sandbox.cli.task.release:release", "Remove the sandbox that was preserved after a failure."),
     "validate": ("sandbox.cli.task.validate:validate", "Check a manifest without a server."),
 }

@@ -6,7 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 
-from sandbox.contracts.agent import AgentBegan, Conversation
+from sandbox.contracts.agent import AgentBegan, Conversation, Outcome
 from sandbox.contracts.gateway import Budget, BudgetReached, Gateway, GatewayRules, KeyRefused
 from sandbox.contracts.runtime import Exit, Sandbox
 from sandbox.model.egress import egress_rules
@@ -23,20 +23,24 @@ from sandbox.model.manifest import Manifest
 from sandbox.runner.allowance import OutputAllowance
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.metrics import MetricsSampler
-from sandbox.runner.output import AgentOutput
+from sandbox.runner.output import AgentOutput, redacted_chunks
 from sandbox.runner.progress import EAGER_INTERVAL_SECONDS, ProgressMeter
+from sandbox.runner.session import AgentSession, begin_session
 from sandbox.runner.shortages import Shortages
 from sandbox.runner.steps.provision import Provisioned
+from sandbox.runner.terminals import SharedTerminal, Terminals
 from sandbox.runner.wish import EndWish
 
+Helper = Callable[[], Coroutine[None, None, None]]
 
-async def run(attempt: Attempt, provisioned: Provisioned, wish: EndWish) -> None:
+
+async def run(attempt: Attempt, provisioned: Provisioned, wish: EndWish, terminals: Terminals) -> None:
     """From the agent's start to its recorded outcome; on return nothing runs inside any more."""
-    await _Run(attempt, provisioned, wish).carry_out()
+    await _Run(attempt, provisioned, wish, terminals).carry_out()
 
 
 class _Run:
-    def __init__(self, attempt: Attempt, provisioned: Provisioned, wish: EndWish) -> None:
+    def __init__(self, attempt: Attempt, provisioned: Provisioned, wish: EndWish, terminals: Terminals) -> None:
         equipment = attempt.equipment
         self._attempt = attempt
         self._clock = equipment.clock
@@ -44,6 +48,8 @@ class _Run:
         self._sandbox: Sandbox = provisioned.sandbox
         self._start = provisioned.start
         self._wish = wish
+        self._terminals = terminals
+        self._session: AgentSession | None = None
         self._lifecycle = attempt.task.manifest.lifecycle
         self._conversation: Conversation = equipment.agent.conversation(provisioned.start.session_id)
         self._meter = ProgressMeter(self._record, self._clock.now)
@@ -56,7 +62,7 @@ class _Run:
             self._listen,
             redaction=attempt.redaction,
             allowance=OutputAllowance(equipment.clock),
-            stdout_as="stdout" if manifest.claude.output_format == "stream-json" else "transcript",
+            stdout_as="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
         )
         self._killed = asyncio.Event()
         self._unreported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -76,12 +82,10 @@ class _Run:
         async with _helpers() as helpers:
             helpers.append(self._guard(self._serve_gateway))
             try:
-                stdout, stderr = await self._begin()
+                pumps = [self._guard(pump) for pump in await self._begin()]
                 self._record(AgentStarted(self._start.session_id))
-                pumps = [
-                    self._guard(partial(self._output.take_stdout, stdout)),
-                    self._guard(partial(self._output.take_stderr, stderr)),
-                ]
+                command = self._start.command
+                self._terminals.begin(self._sandbox, self._shell_variables(), command.directory)
                 for helper in (
                     self._tell_progress,
                     self._tell_metrics,
@@ -93,22 +97,40 @@ class _Run:
                     helpers.append(self._guard(helper))
                 ended = await self._await_end()
             finally:
+                self._terminals.close()
                 await self._kill()
             await self._drain(pumps)
+            self._terminals.end_agent(ended)
         self._meter.denied(self._gateway.denials)
         self._meter.close()
         await self._conclude(ended)
 
-    async def _begin(self) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
-        """Runtimes bound their starts themselves; this one is for those that do not keep their word."""
+    async def _begin(self) -> list[Helper]:
+        """Start the agent; gives what takes its output.
+
+        Runtimes bound their starts themselves; this bound is for those that do not keep their word.
+        """
+        output = self._output
         try:
             async with asyncio.timeout(SANDBOX_START_SECONDS):
-                return await self._sandbox.start(self._start.command)
+                if not self._attempt.task.manifest.claude.headless:
+                    self._session = await begin_session(self._sandbox, self._start.command)
+                    chunks = redacted_chunks(self._session.terminal.output, self._attempt.redaction)
+                    shared = self._terminals.agent = SharedTerminal(self._session.terminal)
+                    return [partial(output.take_terminal, chunks, shared.show)]
+                stdout, stderr = await self._sandbox.start(self._start.command)
+                return [partial(output.take_stdout, stdout), partial(output.take_stderr, stderr)]
         except TimeoutError:
             message = "The agent did not begin in its sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
 
-    def _guard(self, helper: Callable[[], Coroutine[None, None, None]]) -> "asyncio.Task[None]":
+    def _shell_variables(self) -> dict[str, str]:
+        """A shell beside the agent has the agent's variables but for secrets and the way to the model."""
+        variables = self._start.command.environment.items()
+        secrets = self._attempt.secrets
+        return {name: text for name, text in variables if name not in secrets and not name.startswith("ANTHROPIC_")}
+
+    def _guard(self, helper: Helper) -> "asyncio.Task[None]":
         """A helper that breaks takes everything inside with it: no agent goes on without its bounds."""
 
         async def guarded() -> None:
@@ -122,7 +144,7 @@ class _Run:
 
     async def _await_end(self) -> Exit:
         """How the command ended. Raises AttemptError (sandbox_lost) when it does not, KILL_SECONDS after KILL."""
-        ended = asyncio.create_task(self._sandbox.wait())
+        ended = asyncio.create_task((self._session or self._sandbox).wait())
         killed = asyncio.create_task(self._killed.wait())
         try:
             await asyncio.wait({ended, killed}, return_when=asyncio.FIRST_COMPLETED)
@@ -140,8 +162,12 @@ class _Run:
     async def _conclude(self, ended: Exit) -> None:
         self._shortages.see(await self._sandbox.stats())
         await self._shortages.look_at_disk()
-        outcome = self._conversation.outcome(ended, self._output.stderr_tail)
-        await self._output.show(self._attempt.equipment.agent.render(self._attempt.task.manifest, outcome.result))
+        agent = self._attempt.equipment.agent
+        if self._session is not None:
+            outcome = Outcome(None, agent.judge_session(ended))
+        else:
+            outcome = self._conversation.outcome(ended, self._output.stderr_tail)
+            await self._output.show(agent.render(self._attempt.task.manifest, outcome.result))
         self._output.close()
         self._record(AgentExited(ended.code, outcome.result, self._shortages.explain(outcome.failure)))
 
@@ -207,7 +233,7 @@ class _Run:
         deadline = self._clock.monotonic() + self._lifecycle.timeout_seconds
         while True:
             now = self._clock.monotonic()
-            if self._gateway.requests_in_flight:
+            if self._gateway.requests_in_flight or self._terminals.agent_is_attended:
                 self._active_at = now
             silence_end = self._active_at + self._lifecycle.hang_timeout_seconds
             if now >= deadline:
@@ -233,7 +259,7 @@ class _Run:
     async def _end_on_wish(self) -> None:
         await self._wish.made.wait()
         if not self._wish.is_forced:
-            await self._sandbox.signal(signal.SIGTERM)
+            await (self._session.hang_up() if self._session else self._sandbox.signal(signal.SIGTERM))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wish.forced.wait(), TERM_GRACE_SECONDS)
         await self._kill()
@@ -263,8 +289,12 @@ def _gateway_rules(manifest: Manifest) -> GatewayRules:
     return GatewayRules(
         egress=egress_rules(manifest.vm),
         budget=Budget(lifecycle.budget_usd, lifecycle.budget_tokens),
-        holds_model=claude.allowed_tools is not None or claude.mcp_config is not None,
+        holds_model=claude.headless and (claude.allowed_tools is not None or claude.mcp_config is not None),
     )
+
+
+def _is_rendered(manifest: Manifest) -> bool:
+    return manifest.claude.output_format != "stream-json"
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,97 @@
+"""A terminal in a task's sandbox, over a WebSocket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+from sandbox.client.errors import UnreachableError, error_of
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+OPEN_SECONDS = 60.0
+"""Of a preserved task a sandbox is made first."""
+
+_MESSAGE_BYTES_MAX = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The end of a terminal. exit_code: None when its process goes on, or it was never learnt how it ended."""
+
+    exit_code: int | None
+    message: str
+
+
+class Terminal:
+    """An open terminal. Every method may raise UnreachableError."""
+
+    def __init__(self, server: str, socket: ClientConnection) -> None:
+        self._server = server
+        self._socket = socket
+
+    async def frames(self) -> AsyncIterator[bytes | bool | Exit]:
+        """What it shows; whether this client types, each time that changes; last of all its end."""
+        import websockets
+
+        try:
+            async for message in self._socket:
+                if isinstance(message, bytes):
+                    yield message
+                    continue
+                told = json.loads(message)
+                if told.get("type") == "exit":
+                    yield Exit(told.get("exit_code"), str(told.get("message", "")))
+                    return
+                yield bool(told.get("types"))
+        except (websockets.ConnectionClosedError, ValueError) as error:
+            raise UnreachableError(f"The connection to {self._server} broke.") from error
+        raise UnreachableError(f"{self._server} closed the connection; the task goes on.")
+
+    async def write(self, data: bytes) -> None:
+        """Type."""
+        await self._send(data)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell the size of the window."""
+        await self._send(json.dumps({"type": "resize", "rows": rows, "columns": columns}))
+
+    async def _send(self, message: bytes | str) -> None:
+        import websockets
+
+        try:
+            await self._socket.send(message)
+        except websockets.ConnectionClosed as error:
+            raise UnreachableError(f"The connection to {self._server} broke.") from error
+
+
+@asynccontextmanager
+async def open_terminal(server: str, token: str | None, task_id: str, **wanted: Any) -> AsyncIterator[Terminal]:
+    """`wanted`: the parameters of the address, as docs/websocket.md tells them. Raises ClientError in its families."""
+    import websockets
+    from websockets.asyncio.client import connect
+
+    address = f"ws{server.removeprefix('http')}/api/v1/tasks/{quote(task_id, safe='')}/terminal?{urlencode(wanted)}"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        connection = await connect(
+            address,
+            additional_headers=headers,
+            open_timeout=OPEN_SECONDS,
+            close_timeout=2,
+            max_size=_MESSAGE_BYTES_MAX,
+            compression=None,
+            proxy=None,
+        )
+    except websockets.InvalidStatus as error:
+        raise error_of(server, error.response.status_code, bytes(error.response.body or b"")) from error
+    except (OSError, TimeoutError, websockets.InvalidHandshake) as error:
+        message = f"Cannot reach {server}. Is the server running? Start it with: sandbox serve"
+        raise UnreachableError(message) from error
+    async with connection:
+        yield Terminal(server, connection)

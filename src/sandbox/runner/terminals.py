@@ -1,0 +1,231 @@
+"""The terminals of a sandbox: the agent's own, which many may look at and one types into, and shells."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+import msgspec
+
+from sandbox.contracts.inside import HOME
+from sandbox.contracts.placement import TerminalOrder
+from sandbox.contracts.redaction import Redaction
+from sandbox.contracts.runtime import Command, Exit, Sandbox, Terminal, TerminalSize
+from sandbox.contracts.terminals import (
+    Ended,
+    FromClient,
+    FromRunner,
+    Resized,
+    Role,
+    Shown,
+    TerminalRefusedError,
+    Typed,
+    pack,
+    read_frame,
+)
+from sandbox.model.errors import AttemptError
+from sandbox.model.limits import OUTPUT_DRAIN_SECONDS, TERMINAL_BEHIND_BYTES_MAX, TERMINAL_REPLAY_BYTES, TERMINALS_MAX
+from sandbox.runner.output import redacted_chunks
+
+SHELL = ("/bin/bash",)
+_decoder: "msgspec.msgpack.Decoder[FromClient]" = msgspec.msgpack.Decoder(FromClient)
+
+
+class Guest:
+    """One client on the control socket."""
+
+    def __init__(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.size = TerminalSize(order.rows, order.columns)
+        self.looks_on = order.looks_on
+        self._reader = reader
+        self._writer = writer
+
+    def send(self, frame: FromRunner) -> None:
+        """At once, for what may not wait. A client that is too far behind is let go: it can come back."""
+        if self._writer.is_closing():
+            return
+        self._writer.write(pack(frame))
+        if self._writer.transport.get_write_buffer_size() > TERMINAL_BEHIND_BYTES_MAX:
+            self._writer.transport.abort()
+
+    async def send_slowly(self, frame: FromRunner) -> None:
+        """When the client has taken what came before."""
+        self._writer.write(pack(frame))
+        await self._writer.drain()
+
+    async def serve(self, terminal: Terminal, may_type: "asyncio.Event") -> None:
+        """Do what the client wishes until it leaves."""
+        with contextlib.suppress(OSError, ValueError):
+            while (wished := await read_frame(self._reader, _decoder)) is not None:
+                if isinstance(wished, Resized):
+                    self.size = TerminalSize(*(min(max(number, 1), 1000) for number in (wished.rows, wished.columns)))
+                if may_type.is_set() and isinstance(wished, Resized):
+                    await terminal.resize(self.size)
+                elif may_type.is_set() and isinstance(wished, Typed):
+                    await terminal.write(wished.data)
+
+
+class SharedTerminal:
+    """The agent's terminal. The client that came first types; when it leaves, the one after it does."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._guests: dict[Guest, asyncio.Event] = {}
+        self._replay = bytearray()
+        self._over = asyncio.Event()
+
+    @property
+    def has_guests(self) -> bool:
+        """Whether anybody looks at it."""
+        return bool(self._guests)
+
+    def show(self, data: bytes) -> None:
+        """To all who look on now, and to those who come later as far as it is kept."""
+        self._replay += data
+        del self._replay[: max(0, len(self._replay) - TERMINAL_REPLAY_BYTES)]
+        for guest in tuple(self._guests):
+            guest.send(Shown(data))
+
+    def end(self, exit_: Exit) -> None:
+        """Tell everybody that it is over."""
+        for guest in tuple(self._guests):
+            guest.send(Ended(exit_.code))
+        self._over.set()
+
+    async def entertain(self, guest: Guest) -> None:
+        """Serve one client until it leaves or the terminal is over."""
+        may_type = self._guests[guest] = asyncio.Event()
+        try:
+            await self._choose_typist()
+            if not may_type.is_set():
+                guest.send(Role(types=False))
+            guest.send(Shown(bytes(self._replay)))
+            await _first(guest.serve(self._terminal, may_type), self._over.wait())
+        finally:
+            del self._guests[guest]
+            await self._choose_typist()
+
+    async def _choose_typist(self) -> None:
+        if any(may_type.is_set() for may_type in self._guests.values()):
+            return
+        for guest, may_type in self._guests.items():
+            if not guest.looks_on:
+                may_type.set()
+                guest.send(Role(types=True))
+                await self._terminal.resize(guest.size)
+                return
+
+
+class Terminals:
+    """What the control socket reaches of the attempt's sandbox. Nothing before `begin` and after `close`."""
+
+    def __init__(self, redaction: Redaction | None) -> None:
+        self.agent: SharedTerminal | None = None
+        self._redaction = redaction
+        self._sandbox: Sandbox | None = None
+        self._command = Command(SHELL, {}, HOME)
+        self._served: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+
+    @property
+    def count(self) -> int:
+        """How many clients there are."""
+        return len(self._served)
+
+    @property
+    def agent_is_attended(self) -> bool:
+        """Whether somebody looks at the agent's terminal: then nothing is awaited of the agent."""
+        return self.agent is not None and self.agent.has_guests
+
+    def end_agent(self, exit_: Exit) -> None:
+        """Tell those who look at the agent's terminal that it has ended."""
+        if self.agent is not None:
+            self.agent.end(exit_)
+
+    def begin(self, sandbox: Sandbox, environment: Mapping[str, str], directory: str) -> None:
+        """Shells may be opened from now on, with these variables."""
+        self._command = Command(SHELL, environment, directory)
+        self._sandbox = sandbox
+
+    def close(self) -> None:
+        """Open nothing more; what is open ends with the sandbox."""
+        self._sandbox = None
+
+    async def changed(self) -> None:
+        """Return when a client came or left."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def check(self, order: TerminalOrder) -> None:
+        """Raises TerminalRefusedError when there is nothing to open."""
+        if self._sandbox is None:
+            raise TerminalRefusedError("The task's sandbox does not run now; look at the task's status.")
+        if order.agent and self.agent is None:
+            raise TerminalRefusedError(
+                "The task's agent has no terminal (claude.headless is true); open a shell, or follow its logs."
+            )
+        if len(self._served) >= TERMINALS_MAX:
+            raise TerminalRefusedError(f"There are {TERMINALS_MAX} terminals open in this task; close one.")
+
+    async def serve(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One client, from its receipt to its end."""
+        serving = asyncio.create_task(self._serve(order, Guest(order, reader, writer)))
+        self._served.add(serving)
+        self._changed.set()
+        try:
+            await serving
+        finally:
+            self._served.discard(serving)
+            self._changed.set()
+
+    async def _serve(self, order: TerminalOrder, guest: Guest) -> None:
+        with contextlib.suppress(OSError):
+            if order.agent and self.agent is not None:
+                await self.agent.entertain(guest)
+            elif self._sandbox is not None:
+                await self._serve_shell(self._sandbox, order, guest)
+
+    async def _serve_shell(self, sandbox: Sandbox, order: TerminalOrder, guest: Guest) -> None:
+        """A shell of the client's own; it is hung up when the client leaves."""
+        environment = {**self._command.environment, "TERM": order.term}
+        command = Command(self._command.argv, environment, self._command.directory)
+        try:
+            terminal = await sandbox.open_terminal(command, guest.size)
+        except AttemptError as error:
+            await guest.send_slowly(Ended(message=error.message))
+            return
+        may_type = asyncio.Event()
+        may_type.set()
+        try:
+            guest.send(Role(types=True))
+            await _first(guest.serve(terminal, may_type), self._tell_shell(terminal, guest))
+        finally:
+            await terminal.hang_up()
+
+    async def _tell_shell(self, terminal: Terminal, guest: Guest) -> None:
+        """What it shows, no faster than the client takes it, and its end."""
+        telling = asyncio.create_task(self._tell_chunks(terminal, guest))
+        try:
+            exit_ = await terminal.wait()
+            await asyncio.wait({telling}, timeout=OUTPUT_DRAIN_SECONDS)
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+        await guest.send_slowly(Ended(exit_.code))
+
+    async def _tell_chunks(self, terminal: Terminal, guest: Guest) -> None:
+        async for chunk in redacted_chunks(terminal.output, self._redaction):
+            await guest.send_slowly(Shown(chunk))
+
+
+async def _first(*works: Coroutine[Any, Any, object]) -> None:
+    """Until the first of them is done; the others are ended. Raises what that one raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,138 @@
+"""A person in a task's sandbox: a shell beside the agent, the agent's own terminal, a look at what a failure left."""
+
+import json
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from doubles.live import bash, says, until
+from doubles.person import Person
+
+WAITS = "until [ -e /tmp/go-on ]; do sleep 0.05; done"
+
+
+@pytest.fixture
+def person(world):
+    """Makes people at terminals; all leave at the end."""
+    people = []
+
+    def make(server, *arguments, **window):
+        people.append(Person(*arguments, server=server, **window))
+        return people[-1]
+
+    yield make
+    for one in people:
+        one.leave()
+
+
+def working(world):
+    """A world in which an agent waits in its sandbox for somebody to let it go on."""
+    made = world(bash(f"echo of-the-agent > note.txt; {WAITS}; cat answer.txt"), says())
+    made.submit()
+    made.until_state("running")
+    workspace = made.data_dir / "tasks"
+    until(lambda: made.status()["progress"]["current_tool"] == "Bash", what="the agent at work")
+    assert workspace.exists()
+    return made
+
+
+def test_a_shell_beside_the_agent_sees_what_it_does_and_ends_with_its_code(world, person):
+    made = working(world)
+    one = person(made.server.said["http"], "task", "shell", "task-1")
+    one.sees(r"\$ ")
+    one.types("cat note.txt; stty size; echo key=[$ANTHROPIC_API_KEY] uid=$(id -u)\n")
+    one.sees("of-the-agent")
+    one.sees("30 100")
+    one.sees(r"key=\[\] uid=1000")
+    one.resize(50, 120)
+    one.types("until [ \"$(stty size)\" = '50 120' ]; do sleep 0.05; done; echo resi''zed\n")
+    one.sees("resized")
+    one.types("trap 'echo interrupted' INT; echo sle''eping; sleep 300\n")
+    one.sees("sleeping")
+    one.types("\x03")
+    one.sees(r"\^C")
+    one.sees(r"\$ ")
+    one.types("echo from-the-person > answer.txt; touch /tmp/go-on; exit 7\n")
+    assert one.exit_code() == 7
+    assert made.wait()["state"] == "completed", made.tell()
+    assert "from-the-person" in made.tool_results()[0]
+
+
+def test_detach_keys_end_a_shell_and_leave_the_task_alone(world, person):
+    made = working(world)
+    one = person(made.server.said["http"], "task", "shell", "task-1", "--detach-keys", "ctrl-a,d")
+    one.sees(r"\$ ")
+    one.types("sleep 4711\n")
+    one.types("\x01d")
+    one.sees("The shell was left")
+    assert one.exit_code() == 0
+    other = person(made.server.said["http"], "task", "shell", "task-1")
+    other.sees(r"\$ ")
+    other.types(
+        "until ! grep -qa 4711 /proc/[0-9]*/cmdline; do sleep 0.05; done; echo it is go''ne; touch /tmp/go-on\n"
+    )
+    other.sees("it is gone")
+    assert made.wait()["state"] == "completed"
+    assert other.exit_code() in {1, 129, 137, 10}
+
+
+def test_what_cannot_be_opened_is_told(world, person):
+    made = working(world)
+    server = made.server.said["http"]
+    one = person(server, "task", "attach", "task-1")
+    one.sees("headless")
+    assert one.exit_code() == 4
+    nobody = person(server, "task", "shell", "no-such-task")
+    nobody.sees("no task 'no-such-task'")
+    assert nobody.exit_code() == 3
+    made.http.delete("/api/v1/tasks/task-1?force=true")
+    made.wait()
+    late = person(server, "task", "shell", "task-1")
+    late.sees("cancelled")
+    assert late.exit_code() == 4
+
+
+def test_a_page_of_another_site_gets_no_terminal(world):
+    made = working(world)
+    address = f"ws{made.server.said['http'][4:]}/api/v1/tasks/task-1/terminal"
+    with pytest.raises(InvalidStatus) as caught:
+        connect(address, additional_headers={"Origin": "https://evil.example"})
+    assert caught.value.response.status_code == 403
+    with connect(address) as own:
+        assert json.loads(own.recv()) == {"type": "role", "types": True}
+
+
+def test_the_agents_terminal_has_one_who_types_and_many_who_look_on(world, person):
+    made = world(says("GOODDAY"), says("WELLCOME"), says("GOODBYE"))
+    made.submit(claude={"prompt": "Say good day.", "headless": False})
+    made.until_state("running")
+    server = made.server.said["http"]
+    first = person(server, "task", "attach", "task-1")
+    first.sees("GOODDAY")
+    second = person(server, "task", "attach", "task-1")
+    second.sees("look on")
+    second.sees("GOODDAY")
+    second.types("this is not for you\r")
+    first.types("mine?")
+    first.sees("mine")
+    first.types("\r")
+    first.sees("WELLCOME")
+    second.sees("WELLCOME")
+    first.types("\x10\x11")
+    first.sees("The agent goes on")
+    assert first.exit_code() == 0
+    second.types("isee")
+    second.sees("isee")
+    second.types("\r")
+    second.sees("GOODBYE")
+    second.types("/exit")
+    second.types("\r")
+    assert second.exit_code() == 0
+    status = made.wait()
+    assert (status["state"], status["exit_code"], status["error"]) == ("completed", 0, None), made.tell()
+    asked = [request["body"] for request in made.model_requests() if request["method"] == "POST"]
+    assert "Say good day." in asked[0]
+    assert not any("this is not for you" in body for body in asked)
+    assert "GOODDAY" in made.logs(stream="stdout")
+    assert made.status()["progress"]["output_tokens"] > 0

@@ -1,0 +1,82 @@
+"""A person at a terminal of their own: types, reads, makes the window larger."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+
+PATIENCE_SECONDS = 40.0
+
+
+class Person:
+    """Runs the command line on a pseudo-terminal."""
+
+    def __init__(self, *arguments, server, rows=30, columns=100):
+        self.shown = b""
+        environment = {
+            "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "TERM": "xterm", "LANG": "C.UTF-8",
+            "SANDBOX_SERVER": server,
+        }  # fmt: skip
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            os.execve(sys.executable, [sys.executable, "-m", "sandbox", *arguments], environment)
+        self.resize(rows, columns)
+
+    def resize(self, rows, columns):
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def types(self, text):
+        os.write(self._terminal, text.encode() if isinstance(text, str) else text)
+
+    def sees(self, pattern, seconds=PATIENCE_SECONDS):
+        """Wait until it is shown; what was shown before it does not count again. Gives the match."""
+        deadline = time.monotonic() + seconds
+        while (found := re.search(pattern.encode(), self.shown)) is None:
+            assert time.monotonic() < deadline, f"waited for {pattern!r}, saw {self.shown[-3000:]!r}"
+            assert self._read(), f"it ended before it showed {pattern!r}: {self.shown[-3000:]!r}"
+        self.shown = self.shown[found.end() :]
+        return found
+
+    def exit_code(self, seconds=PATIENCE_SECONDS):
+        """Of the command, once it has ended."""
+        deadline = time.monotonic() + seconds
+        while self._pid:
+            assert time.monotonic() < deadline, f"it does not end: {self.shown[-3000:]!r}"
+            self._read(0.1)
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._pid = 0
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+    def leave(self):
+        """Close the window."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+        os.close(self._terminal)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.leave()
+
+    def _read(self, seconds=0.5):
+        """False once nobody holds the other end any more."""
+        ready, _, _ = select.select([self._terminal], [], [], seconds)
+        if not ready:
+            return True
+        try:
+            chunk = os.read(self._terminal, 65536)
+        except OSError:
+            return False
+        self.shown += chunk
+        return bool(chunk)
