@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.001
 _MARKER_PREFIX = mark_attempt("")
 
 
-class LaunchedSandbox(Sandbox, Protocol):
+class ClosableSandbox(Sandbox, Protocol):
     """A sandbox that its runtime can close."""
 
     async def close(self) -> None:
@@ -57,7 +57,7 @@ class Kind(Protocol):
 
     def make_sandbox(
         self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners
-    ) -> LaunchedSandbox:
+    ) -> ClosableSandbox:
         """The sandbox of a launcher that is ready."""
         ...
 
@@ -73,7 +73,7 @@ class LaunchedSandboxes:
         self.hierarchies = cgroups.find_hierarchies()
         self._kind = kind
         self._uids = KernelUids(uid_range) if os.getuid() == 0 else None
-        self._sandboxes: dict[str, LaunchedSandbox] = {}
+        self._sandboxes: dict[str, ClosableSandbox] = {}
         self._orphans = OrphanAdoption()
 
     def plan(self, attempt_id: str) -> SandboxHandle:

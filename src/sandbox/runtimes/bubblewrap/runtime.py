@@ -10,6 +10,7 @@ from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.launch import Launch, start_launcher
+from sandbox.runtimes.launched import Made
 from sandbox.runtimes.launching import LaunchedSandboxes
 
 
@@ -41,7 +42,7 @@ class BubblewrapKind:
         self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners
     ) -> BubblewrapSandbox:
         """Of a launcher that is ready."""
-        return BubblewrapSandbox(handle, spec, self.find_program(), group, launch, listeners)
+        return BubblewrapSandbox(Made(handle, spec, self.find_program(), group, launch, listeners))
 
 
 class BubblewrapRuntime(LaunchedSandboxes):

@@ -3,85 +3,45 @@
 import asyncio
 import os
 import signal
-import socket
 from contextlib import suppress
 
 import msgspec
 
-from sandbox.contracts.runtime import (
-    Command,
-    Exit,
-    Listeners,
-    SandboxHandle,
-    SandboxSpec,
-    Stats,
-    Terminal,
-    TerminalSize,
-)
+from sandbox.contracts.runtime import Command, Exit, Stats, Terminal, TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import processes
 from sandbox.runtimes.bubblewrap.arguments import build_payload
-from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.join import JoinedTerminal, join
-from sandbox.runtimes.launch import Launch, wait_readable
-from sandbox.runtimes.output import read_from
+from sandbox.runtimes.launch import wait_readable
+from sandbox.runtimes.launched import FORCED, LaunchedSandbox, Made
+from sandbox.runtimes.payload import Payload
 
 _START_SECONDS = 30.0
 _BIRTH_SECONDS = 2.0
 _POLL_SECONDS = 0.002
 _CHILD, _EXIT_CODE = "child-pid", "exit-code"  # the names in bubblewrap's reports
-_FORCED = 128 + signal.SIGKILL
 
 
-class BubblewrapSandbox:
+class BubblewrapSandbox(LaunchedSandbox):
     """Made by BubblewrapRuntime.create."""
 
-    def __init__(
-        self,
-        handle: SandboxHandle,
-        spec: SandboxSpec,
-        program: str,
-        group: ControlGroup,
-        launch: Launch,
-        listeners: Listeners,
-    ) -> None:
-        self.handle = handle
-        self.listeners = listeners
-        self._spec = spec
-        self._program = program
-        self._group = group
-        self._launch = launch
-        self._transports: list[asyncio.Transport] = []
+    def __init__(self, made: Made) -> None:
+        super().__init__(made)
         self._status: asyncio.StreamReader | None = None
         self._reading = asyncio.Lock()
         self._reports: dict[str, int] = {}
         self._init_descriptor: int | None = None
-        self._was_killed = False
-        self._exit: asyncio.Task[Exit] | None = None
-        self._terminals: list[JoinedTerminal] = []
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
         """Run the one command. Raises AttemptError (provision_failed) when bubblewrap does not begin."""
-        if self._status is not None:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; make another one.")
-        status, status_inside = socket.socketpair()
-        with status_inside:
-            self._status = await self._read(status)
-            self._execute(command, status_inside)
+        self._status = await self._execute(command)
         output, errors = await self._read(self._launch.output), await self._read(self._launch.errors)
         await self._begin(self._status, errors)
         self._watch()
         return output, errors
 
-    def _execute(self, command: Command, status: socket.socket) -> None:
-        payload = build_payload(self._program, self._spec, command, os.dup(status.fileno()))
-        try:
-            self._launch.execute(payload.argv, command.stdin, payload.descriptors)
-        except OSError as error:
-            raise AttemptError(FailureCode.PROVISION_FAILED, f"The sandbox is gone: {error.strerror}.") from error
-        finally:
-            payload.close()
+    def _build_payload(self, command: Command, reports: int) -> Payload:
+        return build_payload(self._program, self._spec, command, reports)
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
         """By a process that joins the sandbox's namespaces. Raises AttemptError (sandbox_lost)."""
@@ -95,13 +55,7 @@ class BubblewrapSandbox:
             opened = await join(self.handle.attempt_id, init_descriptor, self._add_to_group, command, size)
         finally:
             os.close(init_descriptor)
-        terminal = JoinedTerminal(*opened, self._group.has_killed_for_memory)
-        self._terminals = [one for one in self._terminals if not one.has_ended] + [terminal]
-        return terminal
-
-    def _add_to_group(self, pid: int) -> None:
-        with suppress(ProcessLookupError):
-            self._group.add(pid)
+        return self._keep(JoinedTerminal(*opened, self._group.has_killed_for_memory))
 
     async def signal(self, signal_number: int) -> None:
         """To the command's own process. A command that is being born is waited for."""
@@ -120,55 +74,15 @@ class BubblewrapSandbox:
         return pid
 
     async def kill(self) -> None:
-        """Everything inside at once: with init its process namespace dies, with the group whatever there is beside."""
-        if self._is_running():
-            self._was_killed = True
-            if self._init_descriptor is not None:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._init_descriptor, signal.SIGKILL)
-            self._launch.kill()
-            self._group.kill()
-
-    async def wait(self) -> Exit:
-        """How the command ended, once nothing is left inside."""
-        return await asyncio.shield(self._watch())
+        """With init its process namespace dies."""
+        if self._is_running() and self._init_descriptor is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._init_descriptor, signal.SIGKILL)
+        await super().kill()
 
     async def stats(self) -> Stats:
         """What the control group counts."""
         return self._group.stats()
-
-    async def close(self) -> None:
-        """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""
-        await self.kill()
-        try:
-            async with asyncio.timeout(KILL_SECONDS):
-                await self.wait()
-        except TimeoutError:
-            raise AttemptError(
-                FailureCode.SANDBOX_LOST, "The sandbox's processes do not end; restart the machine."
-            ) from None
-        for terminal in self._terminals:
-            await terminal.hang_up()
-            await terminal.wait()
-        for transport in self._transports:
-            transport.abort()
-        self._launch.close()
-        doors = self.listeners
-        for one in (doors.model, doors.proxy, doors.names_udp, doors.names_tcp, *doors.transparent.values()):
-            one.close()
-
-    def _is_running(self) -> bool:
-        return self._exit is None or not self._exit.done()
-
-    def _watch(self) -> asyncio.Task[Exit]:
-        if self._exit is None:
-            self._exit = asyncio.create_task(self._await_end())
-        return self._exit
-
-    async def _read(self, source: socket.socket) -> asyncio.StreamReader:
-        reader, transport = await read_from(source)
-        self._transports.append(transport)
-        return reader
 
     async def _begin(self, status: asyncio.StreamReader, errors: asyncio.StreamReader) -> None:
         try:
@@ -204,5 +118,5 @@ class BubblewrapSandbox:
             await wait_readable(self._init_descriptor)
             os.close(self._init_descriptor)
             self._init_descriptor = None
-        code = self._reports.get(_EXIT_CODE, _FORCED if self._was_killed else None)
+        code = self._reports.get(_EXIT_CODE, FORCED if self._was_killed else None)
         return Exit(code, out_of_memory=code != 0 and self._group.has_killed_for_memory())

@@ -10,6 +10,7 @@ from sandbox.runtimes.gvisor.probe import NAME, TIER, find_program, probe_by_try
 from sandbox.runtimes.gvisor.sandbox import GvisorSandbox
 from sandbox.runtimes.kernel_uid import FILES_UIDS_OFFSET, SANDBOX_UIDS
 from sandbox.runtimes.launch import Launch, start_launcher
+from sandbox.runtimes.launched import Made
 from sandbox.runtimes.launching import LaunchedSandboxes
 from sandbox.runtimes.places import PLACES
 
@@ -56,7 +57,7 @@ class GvisorKind:
         self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners
     ) -> GvisorSandbox:
         """Of a launcher that is ready."""
-        return GvisorSandbox(handle, spec, self.find_program(), group, launch, listeners)
+        return GvisorSandbox(Made(handle, spec, self.find_program(), group, launch, listeners))
 
 
 class GvisorRuntime(LaunchedSandboxes):

@@ -2,86 +2,44 @@
 
 import asyncio
 import os
-import signal
-import socket
 from contextlib import suppress
 
-from sandbox.contracts.runtime import (
-    Command,
-    Exit,
-    Listeners,
-    SandboxHandle,
-    SandboxSpec,
-    Stats,
-    Terminal,
-    TerminalSize,
-)
+from sandbox.contracts.runtime import Command, Exit, Stats, Terminal, TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import processes
-from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.gvisor import arguments, bundle, entering
 from sandbox.runtimes.gvisor.state import last_error, read_state
 from sandbox.runtimes.join import JoinedTerminal
-from sandbox.runtimes.launch import Launch
-from sandbox.runtimes.output import read_from
+from sandbox.runtimes.launched import FORCED, LaunchedSandbox, Made
+from sandbox.runtimes.payload import Payload
 
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.002
-_FORCED = 128 + signal.SIGKILL
 _FAILED = 128
 """What runsc ends with when it could not do its work. A command can end so too; then no error is in the log."""
 
 
-class GvisorSandbox:
+class GvisorSandbox(LaunchedSandbox):
     """Made by GvisorRuntime.create."""
 
-    def __init__(
-        self,
-        handle: SandboxHandle,
-        spec: SandboxSpec,
-        program: str,
-        group: ControlGroup,
-        launch: Launch,
-        listeners: Listeners,
-    ) -> None:
-        self.handle = handle
-        self.listeners = listeners
-        self._spec = spec
-        self._program = program
-        self._group = group
-        self._launch = launch
-        self._transports: list[asyncio.Transport] = []
+    def __init__(self, made: Made) -> None:
+        super().__init__(made)
         self._log: asyncio.StreamReader | None = None
         self._runsc_fd: int | None = None
         self._has_begun = False
-        self._was_killed = False
         self._failure = "it ended without a word"
-        self._exit: asyncio.Task[Exit] | None = None
-        self._terminals: list[JoinedTerminal] = []
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
         """Run the one command. Raises AttemptError (provision_failed) when it does not begin."""
-        if self._log is not None:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; make another one.")
-        log, log_inside = socket.socketpair()
-        with log_inside:
-            self._log = await self._read(log)
-            self._execute(command, log_inside)
+        self._log = await self._execute(command)
         output, errors = await self._read(self._launch.output), await self._read(self._launch.errors)
         self._watch()
         await self._begin()
         return output, errors
 
-    def _execute(self, command: Command, log: socket.socket) -> None:
-        payload = arguments.build_payload(self._program, self._spec, command, os.dup(log.fileno()))
-        try:
-            self._runsc_fd = os.pidfd_open(self._launch.pid)
-            self._launch.execute(payload.argv, command.stdin, payload.descriptors)
-        except OSError as error:
-            raise AttemptError(FailureCode.PROVISION_FAILED, f"The sandbox is gone: {error.strerror}.") from error
-        finally:
-            payload.close()
+    def _build_payload(self, command: Command, reports: int) -> Payload:
+        self._runsc_fd = os.pidfd_open(self._launch.pid)
+        return arguments.build_payload(self._program, self._spec, command, reports)
 
     async def _begin(self) -> None:
         """runsc writes down that the command runs. One that is over sooner than that is seen has begun too."""
@@ -107,13 +65,7 @@ class GvisorSandbox:
             )
         finally:
             os.close(runsc_fd)
-        terminal = JoinedTerminal(*opened, self._group.has_killed_for_memory)
-        self._terminals = [one for one in self._terminals if not one.has_ended] + [terminal]
-        return terminal
-
-    def _add_to_group(self, pid: int) -> None:
-        with suppress(ProcessLookupError):
-            self._group.add(pid)
+        return self._keep(JoinedTerminal(*opened, self._group.has_killed_for_memory))
 
     async def signal(self, signal_number: int) -> None:
         """To the command's own process, by a further runsc."""
@@ -127,54 +79,10 @@ class GvisorSandbox:
         finally:
             os.close(runsc_fd)
 
-    async def kill(self) -> None:
-        """Everything at once: runsc, with which the sandbox's kernel dies, and whatever else is in the group."""
-        if self._is_running():
-            self._was_killed = True
-            self._launch.kill()
-            self._group.kill()
-
-    async def wait(self) -> Exit:
-        """How the command ended, once nothing is left inside."""
-        return await asyncio.shield(self._watch())
-
     async def stats(self) -> Stats:
         """What the control group counts; not the processes, because it counts those of gVisor's kernel."""
         counted = self._group.stats()
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, memory_kills=counted.memory_kills)
-
-    async def close(self) -> None:
-        """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""
-        await self.kill()
-        try:
-            async with asyncio.timeout(KILL_SECONDS):
-                await self.wait()
-        except TimeoutError:
-            raise AttemptError(
-                FailureCode.SANDBOX_LOST, "The sandbox's processes do not end; restart the machine."
-            ) from None
-        for terminal in self._terminals:
-            await terminal.hang_up()
-            await terminal.wait()
-        for transport in self._transports:
-            transport.abort()
-        self._launch.close()
-        doors = self.listeners
-        for one in (doors.model, doors.proxy, doors.names_udp, doors.names_tcp, *doors.transparent.values()):
-            one.close()
-
-    def _is_running(self) -> bool:
-        return self._exit is None or not self._exit.done()
-
-    def _watch(self) -> asyncio.Task[Exit]:
-        if self._exit is None:
-            self._exit = asyncio.create_task(self._await_end())
-        return self._exit
-
-    async def _read(self, source: socket.socket) -> asyncio.StreamReader:
-        reader, transport = await read_from(source)
-        self._transports.append(transport)
-        return reader
 
     async def _await_end(self) -> Exit:
         """runsc's end, then that of everything that it started."""
@@ -187,7 +95,7 @@ class GvisorSandbox:
             self._runsc_fd = None
         code = await self._command_code()
         is_out_of_memory = code != 0 and self._group.has_killed_for_memory()
-        return Exit(_FORCED if code is None and is_out_of_memory else code, out_of_memory=is_out_of_memory)
+        return Exit(FORCED if code is None and is_out_of_memory else code, out_of_memory=is_out_of_memory)
 
     def _rest(self) -> bool:
         uid = self.handle.details.get("kernel_uid")
@@ -199,6 +107,6 @@ class GvisorSandbox:
         """The command's exit code; none when runsc itself failed or was ended."""
         code = self._launch.code
         if code is None or code < 0 or self._log is None:
-            return _FORCED if self._was_killed else None
+            return FORCED if self._was_killed else None
         self._failure = last_error(await self._log.read()) if code == _FAILED else ""
         return None if self._failure else code
