@@ -91,7 +91,7 @@ def test_version_2_tells_memory_deaths_and_figures(tmp_path: Path):
     (made / "memory.stat").write_text("anon 1\ninactive_file 1000\n")
     (made / "pids.current").write_text("4\n")
     (made / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
-    assert group.stats() == Stats(cpu_seconds=2.5, memory_bytes=4000, processes=4)
+    assert group.stats() == Stats(cpu_seconds=2.5, memory_bytes=4000, processes=4, memory_kills=2)
 
 
 def test_version_2_without_controllers_counts_processes_and_limits_nothing(tmp_path: Path):
@@ -139,7 +139,7 @@ def test_version_1_tells_memory_deaths_and_figures(tmp_path: Path):
     (account / "cpuacct.usage").write_text("1500000000\n")
     group = ControlGroup([memory, account])
     assert group.has_killed_for_memory()
-    assert group.stats() == Stats(cpu_seconds=1.5, memory_bytes=500, processes=0)
+    assert group.stats() == Stats(cpu_seconds=1.5, memory_bytes=500, processes=0, memory_kills=1)
 
 
 def test_removing_is_fine_twice_and_says_when_it_must_be_tried_again(tmp_path: Path):

@@ -25,6 +25,7 @@ _GAPS = (
     "the agent's own programs can read its environment, because gVisor runs only programs that can be read",
     "TCP and UDP are the host kernel's, in the sandbox's own network namespace",
     "out of memory ends the whole sandbox and not one process of it",
+    "that no more processes could be made is felt by the agent, and not told in the task",
     "each start takes about 0.2 s, and calls to files take longer than on the host's kernel",
 )
 
