@@ -72,13 +72,14 @@ class Archive:
 def opened(path: Path) -> Iterator[Archive]:
     """Open one. Raises ImageRefusedError, also for what goes wrong inside, and OSError."""
     with refusing_damage(), path.open("rb") as file:
-        if not tarfile.is_tarfile(file) or not _is_plain(file):
+        if not _is_plain(file):
             raise ImageRefusedError(f"{path} is no plain tar; uncompress it first, or save it as oci-archive.")
         with tarfile.open(fileobj=cast("IO[bytes]", GuardedFile(file)), mode="r:") as tar:
             yield Archive(tar)
 
 
 def _is_plain(file: BinaryIO) -> bool:
+    """Before `tarfile` sees it, which would read a header of any size."""
     file.seek(257)
     magic = file.read(5)
     file.seek(0)

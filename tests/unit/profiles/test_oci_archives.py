@@ -1,6 +1,8 @@
 """Archives of `skopeo` and `docker save` become trees; damaged, foreign and hostile ones do not."""
 
 import json
+import os
+import tarfile
 
 import pytest
 
@@ -181,6 +183,16 @@ def test_what_is_no_plain_tar_is_refused(unpack, tmp_path, content):
     path = tmp_path / "image.tar"
     path.write_bytes(content)
     with pytest.raises(ImageRefusedError, match="no plain tar"):
+        unpack(path)
+
+
+def test_an_archive_that_begins_with_a_header_of_many_gigabytes_is_refused_without_being_read(unpack, tmp_path):
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, (1 << 33) - 1
+    path = tmp_path / "image.tar"
+    path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT))
+    os.truncate(path, 1 << 34)
+    with pytest.raises(ImageRefusedError, match="header"):
         unpack(path)
 
 
