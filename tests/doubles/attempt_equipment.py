@@ -29,7 +29,7 @@ class Script:
     """How an attempt goes.
 
     stays: the agent works until it is ended; deaf: it does not mind TERM; immortal: nor KILL.
-    report: what the gateway tells its runner by, once it is open.
+    report: what the gateway tells its runner by, redact: what it redacts names with, once it is open.
     """
 
     stdout: bytes = b'{"type":"result"}\n'
@@ -47,6 +47,7 @@ class Script:
     patch_seconds: float = 0.0
     patch_lacks: str | None = None
     rules: object = None
+    redact: Callable[[str], str] = str
     start_failure: Failure | None = None
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
     seen: list[str] = field(default_factory=list)
@@ -123,6 +124,7 @@ class SilentGateway:
     def open(self, upstream, task_key, report, rules, redact=str):
         self._script.report = report
         self._script.rules = rules
+        self._script.redact = redact
         return self
 
     def release_model(self):

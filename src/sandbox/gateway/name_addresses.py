@@ -20,15 +20,15 @@ class NameAddresses:
 
     def address_of(self, name: str) -> IPv4Address | None:
         """The address that stands for a name (any case); None for one that is not known, and over the bound."""
-        name = name.lower()
+        spelt, name = name, name.lower()
         if name not in self._addresses:
             if not self._is_known(name) or len(self._addresses) >= NAMES_MAX:
                 return None
             block, host = divmod(len(self._addresses) + 1, _HOSTS)
             address = IPv4Address(_FIRST + block * 256 + host + 1)
-            self._addresses[name], self._names[address] = address, name
+            self._addresses[name], self._names[address] = address, spelt
         return self._addresses[name]
 
     def name_of(self, address: str) -> str | None:
-        """The name that an address was handed out to."""
+        """The name that an address was handed out to, spelt as it was asked for, so that secrets in it are known."""
         return self._names.get(IPv4Address(address))

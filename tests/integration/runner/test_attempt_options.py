@@ -55,9 +55,18 @@ def test_what_a_refusal_names_is_redacted_too(stage):
     assert [event.host for event in scene.events(EgressDenied)] == ["[REDACTED:TOKEN].evil.example"]
 
 
-def test_without_secrets_nothing_is_changed(stage):
-    scene = stage(Script(stdout=f"it is {VALUE}!\n".encode()))
+def test_the_gateway_can_redact_a_name_before_it_cuts_it(stage):
+    script = Script()
+    scene = stage(script, secrets=SECRETS)
     asyncio.run(scene.life.carry_out())
+    assert script.redact(f"{'x' * 250}.{VALUE}") == f"{'x' * 250}.[REDACTED:TOKEN]"
+
+
+def test_without_secrets_nothing_is_changed(stage):
+    script = Script(stdout=f"it is {VALUE}!\n".encode())
+    scene = stage(script)
+    asyncio.run(scene.life.carry_out())
+    assert script.redact(VALUE) == VALUE
     assert f"it is {VALUE}!\n".encode() in scene.outputs()
 
 

@@ -142,6 +142,13 @@ def test_addresses_leave_out_networks_own_and_the_resolvers():
     assert addresses.name_of("198.18.0.1") is None
 
 
+def test_a_name_keeps_its_first_spelling_so_that_a_secret_in_it_is_known():
+    addresses = NameAddresses(lambda _: True)
+    given = addresses.address_of("SeCrEt.example.org")
+    assert addresses.address_of("secret.EXAMPLE.org") == given
+    assert addresses.name_of(str(given)) == "SeCrEt.example.org"
+
+
 def test_names_have_a_bound(monkeypatch):
     monkeypatch.setattr(name_addresses, "NAMES_MAX", 2)
     addresses = NameAddresses(lambda _: True)
