@@ -98,10 +98,9 @@ class QemuRuntime(LaunchedSandboxes):
         parts = find_parts()
         reason = "there is no way to try"
         try:
-            for accelerator in self._tries():
+            for accelerator, within_seconds in self._tries():
                 self._plans[handle.attempt_id] = cage.Plan(spec, parts, hidden, accelerator)
                 try:
-                    within_seconds = KVM_BOOT_SECONDS if accelerator is Accelerator.KVM else BOOT_SECONDS
                     return await self._boot(handle, spec, within_seconds)
                 except BootError as error:
                     reason = str(error)
@@ -111,9 +110,11 @@ class QemuRuntime(LaunchedSandboxes):
             self._plans.pop(handle.attempt_id, None)
         raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest did not boot: {reason}")
 
-    def _tries(self) -> Sequence[Accelerator]:
-        kvm = (Accelerator.KVM,) if self._kvm.may_work() else ()
-        return kvm if self._only_kvm else (*kvm, *(Accelerator.TCG,) * BOOTS_MAX)
+    def _tries(self) -> Sequence[tuple[Accelerator, float]]:
+        """Each emulated boot has twice the time of the one before, should it have been slow and not at a stop."""
+        kvm = ((Accelerator.KVM, KVM_BOOT_SECONDS),) if self._kvm.may_work() else ()
+        emulated = ((Accelerator.TCG, BOOT_SECONDS * 2**number) for number in range(BOOTS_MAX))
+        return kvm if self._only_kvm else (*kvm, *emulated)
 
     async def _boot(self, handle: SandboxHandle, spec: SandboxSpec, within_seconds: float) -> QemuSandbox:
         made = await super().create(handle, replace(spec, memory_bytes=spec.memory_bytes + machine.CAGE_BYTES))

@@ -1,0 +1,101 @@
+"""What guests of QEMU's are on the host: whose their processes are, how they end, and what the probe says."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from doubles.sandbox_life import living, read_until
+from sandbox.contracts.runtime import Command
+from sandbox.runtimes.qemu import QemuRuntime, parts
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> QemuRuntime:
+    """Where its parts are, a guest boots, so that nothing is skipped because it does not."""
+    if os.getuid() != 0 or os.uname().machine != "x86_64":
+        pytest.skip("qemu is for root, on x86_64")
+    try:
+        parts.find_parts()
+    except Exception as error:
+        pytest.skip(str(error))
+    return QemuRuntime(tmp_path / "run")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    return disk
+
+
+def test_a_machine_without_its_parts_is_told_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parts, "QEMU", "/nowhere/qemu")
+    monkeypatch.setattr("os.getuid", lambda: 0)
+    found = asyncio.run(QemuRuntime(tmp_path / "run").probe())
+    assert not found.works
+    assert "script/setup --with-qemu" in found.mend
+
+
+def test_an_ordinary_user_is_told_why_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.getuid", lambda: 1000)
+    found = asyncio.run(QemuRuntime(tmp_path / "run").probe())
+    assert not found.works
+    assert "run as root" in found.mend
+
+
+def test_unasked_nothing_is_emulated(runtime: QemuRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != "/dev/kvm")
+    found = asyncio.run(QemuRuntime(tmp_path / "run", only_kvm=True).probe())
+    assert not found.works
+    assert "by its name" in found.mend
+
+
+def read_status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def find_cage(uid: str) -> dict[str, int]:
+    """The living processes of a sandbox's kernel uid, by their names."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and entry.stat().st_uid == int(uid):
+                fields = read_status(int(entry.name))
+                found.update({fields["Name"]: int(entry.name)} if fields["State"][0] not in "ZX" else {})
+    return found
+
+
+def test_what_a_guest_is_made_by_is_confined_and_its_death_is_told_at_once(runtime: QemuRuntime, disk: Path):
+    async def story() -> None:
+        async with living(runtime, disk) as sandbox:
+            output, _ = await sandbox.start(
+                Command(["/bin/sh", "-c", "touch file; echo up; sleep 300"], {"PATH": "/usr/bin"}, "/workspace")
+            )
+            await read_until(output, b"up")
+            uid = sandbox.handle.details["kernel_uid"]
+            assert (disk / "workspace" / "file").stat().st_uid == int(uid)
+            cage = find_cage(uid)
+            assert {"qemu-system-x86", "virtiofsd"} <= set(cage)
+            networks = set()
+            for name in ("qemu-system-x86", "virtiofsd"):
+                fields = read_status(cage[name])
+                assert {int(fields[key], 16) for key in fields if key.startswith("Cap")} == {0}
+                assert (fields["NoNewPrivs"].strip(), fields["Seccomp"].strip()) == ("1", "2")
+                assert (set(fields["Uid"].split()), fields["Groups"].strip()) == ({uid}, "")
+                root = Path(f"/proc/{cage[name]}/root")
+                assert not any((root / one).exists() for one in ("home", "root/.ssh", "etc/shadow", "mnt"))
+                networks.add(Path(f"/proc/{cage[name]}/ns/net").readlink())
+            assert len(networks) == 1
+            assert Path("/proc/self/ns/net").readlink() not in networks
+            os.kill(cage["qemu-system-x86"], signal.SIGKILL)
+            async with asyncio.timeout(5):
+                assert (await sandbox.wait()).code is None
+                assert await output.read() == b""
+            assert not find_cage(uid)
+
+    asyncio.run(story())
