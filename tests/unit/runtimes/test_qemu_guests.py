@@ -21,7 +21,9 @@ PARTS = parts.Parts("/usr/libexec/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], 
 
 
 def plan(**hidden: str) -> cage.Plan:
-    return cage.Plan(SPEC, PARTS, {Path(path): inside for path, inside in hidden.items()}, Accelerator.TCG)
+    return cage.Plan(
+        SPEC, PARTS, {Path(path): inside for path, inside in hidden.items()}, Accelerator.TCG, Path("/run/s")
+    )
 
 
 # The cage
@@ -54,7 +56,7 @@ def test_virtiofsd_serves_the_share_and_not_the_cages_root():
 
 
 def test_a_program_that_cannot_be_read_is_laid_for_virtiofsd_and_not_where_the_command_sees_it():
-    hidden = cage.Plan(SPEC, PARTS, SPEC.programs, Accelerator.TCG)
+    hidden = cage.Plan(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
     assert cage.staged_programs(hidden) == [("program", "hidden-0", "/host/claude")]
     assert Path("/host/claude") not in cage.staged_paths(hidden).values()
     assert Path("/host/claude") in cage.staged_paths(plan()).values()

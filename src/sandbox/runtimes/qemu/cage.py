@@ -39,12 +39,13 @@ _TOOL_DIRECTORIES = ("/agent", "/dev", "/modules", "/proc", "/programs", "/run",
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One guest. hidden: those of its programs that may be executed and not read."""
+    """One guest. hidden: those of its programs that may be executed and not read. run_dir: a private directory."""
 
     spec: SandboxSpec
     parts: Parts
     hidden: Mapping[Path, str]
     accelerator: machine.Accelerator
+    run_dir: Path
 
 
 def staged_paths(plan: Plan) -> dict[str, Path]:

@@ -99,7 +99,7 @@ class QemuRuntime(LaunchedSandboxes):
         reason = "there is no way to try"
         try:
             for accelerator, within_seconds in self._tries():
-                self._plans[handle.attempt_id] = cage.Plan(spec, parts, hidden, accelerator)
+                self._plans[handle.attempt_id] = cage.Plan(spec, parts, hidden, accelerator, self._run_dir)
                 try:
                     return await self._boot(handle, spec, within_seconds)
                 except BootError as error:

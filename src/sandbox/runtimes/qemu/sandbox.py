@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -173,7 +172,7 @@ class QemuSandbox:
         reports, self._status = await read_from(status)
         await self._channel.open(ours)
         accelerator = os.open(self._plan.accelerator.device, os.O_RDWR | os.O_CLOEXEC)
-        ends = Ends(*_join_files(), guests.detach(), accelerator)
+        ends = Ends(*_join_files(self._plan.run_dir, self.handle.attempt_id), guests.detach(), accelerator)
         payload = build_payload(self._program, self._plan, ends, status_inside.detach())
         try:
             self._launch.execute(payload.argv, b"", payload.descriptors)
@@ -268,12 +267,22 @@ def _describe(command: Command) -> bytes:
     return frames.pack_words(*([word.encode(errors="surrogateescape") for word in words] for words in lists))
 
 
-def _join_files() -> tuple[int, int]:
-    """virtiofsd's listening socket and QEMU's connection to it, which waits there already. No path of it is left."""
-    with tempfile.TemporaryDirectory(prefix="sandbox-") as directory:
-        path = str(Path(directory, "files"))
-        listener, connection = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+def _join_files(run_dir: Path, attempt_id: str) -> tuple[int, int]:
+    """virtiofsd's listening socket and QEMU's connection to it, which waits there already. No path of it is left.
+
+    Nobody else can have connected before, because the directory is private.
+    """
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = f"{attempt_id}.files"
+    path = f"/proc/self/fd/{directory}/{name}"  # the path of a socket has at most 107 bytes
+    listener, connection = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    try:
         listener.bind(path)
         listener.listen(1)
         connection.connect(path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+        os.close(directory)
     return listener.detach(), connection.detach()
