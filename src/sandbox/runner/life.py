@@ -12,7 +12,7 @@ from sandbox.model.life import EndAttempt
 from sandbox.model.limits import OUTPUT_SYNC_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
-from sandbox.runner.steps.collect import collect
+from sandbox.runner.steps.collect import collect, is_collected
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
 from sandbox.runner.steps.stage import stage
@@ -85,7 +85,7 @@ class AttemptLife:
     async def _find_disk(self) -> None:
         """What was on the disk is collected; where there is none that can be read, that is told."""
         files = self._attempt.files
-        if files.disk.exists():
+        if files.disk.exists() and not is_collected(self._attempt.task):
             try:
                 await self._attempt.equipment.disks.open(files, self._attempt.task.manifest.vm.disk_bytes)
             except AttemptError as error:

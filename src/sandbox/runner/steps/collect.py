@@ -26,7 +26,10 @@ async def collect(attempt: Attempt) -> None:
     """Store patch, transcript, what the patterns match, and the metadata.
 
     Whatever can be kept is kept, also when the patch cannot be made; the metadata comes last and tells of it.
+    Once that is there nothing is collected again: of the workspace some may be removed already.
     """
+    if is_collected(attempt.task):
+        return
     directory = attempt.task_files.artifacts
     directory.mkdir(mode=0o700, exist_ok=True)
     flush(directory.parent)
@@ -36,7 +39,12 @@ async def collect(attempt: Attempt) -> None:
         attempt.recorder.record(AttemptFailed(error.failure))
     await _keep(attempt, directory, "transcript.ndjson", "application/x-ndjson", _transcript(attempt))
     await _collect_matches(attempt, directory)
-    await _keep(attempt, directory, "metadata.json", "application/json", _metadata(attempt))
+    await _keep(attempt, directory, _LAST, "application/json", _metadata(attempt))
+
+
+def is_collected(task: Task) -> bool:
+    """Whether collecting came to its end, perhaps in a runner that died later."""
+    return any(artifact.name == _LAST for artifact in task.artifacts)
 
 
 async def _collect_patch(attempt: Attempt, directory: Path) -> None:
@@ -72,7 +80,7 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
     patterns = attempt.task.manifest.lifecycle.artifact_patterns
     if not patterns or not attempt.files.workspace.is_dir():
         return
-    own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), "transcript.ndjson", "metadata.json"})
+    own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), "transcript.ndjson", _LAST})
     telling: list[Artifact] = []
     async for found in attempt.equipment.workspaces.collect(attempt.files.workspace, patterns, directory, own):
         if isinstance(found, LeftOut):
@@ -170,6 +178,7 @@ def _metadata(attempt: Attempt) -> Callable[[BinaryIO], None]:
     return write
 
 
+_LAST = "metadata.json"
 _REFUSALS_MAX = 1000
 _PATCH_SHARE = 0.5  # of the time for collecting
 _CHUNK_BYTES = 256 * 1024
