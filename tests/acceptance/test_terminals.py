@@ -8,6 +8,7 @@ from websockets.sync.client import connect
 
 from doubles.live import bash, says, until
 from doubles.person import Person
+from sandbox.demo.model_script import Fault, Turn
 
 WAITS = "until [ -e /tmp/go-on ]; do sleep 0.05; done"
 
@@ -136,3 +137,34 @@ def test_the_agents_terminal_has_one_who_types_and_many_who_look_on(world, perso
     assert not any("this is not for you" in body for body in asked)
     assert "GOODDAY" in made.logs(stream="stdout")
     assert made.status()["progress"]["output_tokens"] > 0
+
+
+def test_what_a_failure_left_can_be_visited_by_two_and_is_kept_as_it_is_left(world, person):
+    made = world(bash("echo kept > kept.txt"), Turn(faults=(Fault("error", status=400, times=9),)))
+    made.submit(lifecycle={"failure_action": "preserve"})
+    assert made.wait()["state"] == "failed_preserved", made.tell()
+    server = made.server.said["http"]
+    one, other = person(server, "task", "shell", "task-1"), person(server, "task", "shell", "task-1")
+    one.sees(r"\$ ")
+    other.sees(r"\$ ")
+    one.types("cat kept.txt; touch /tmp/met; (: < /dev/tcp/127.0.0.1/8123) || echo no mo''del\n")
+    one.sees("kept")
+    one.sees("no model")
+    other.types("until [ -e /tmp/met ]; do sleep 0.05; done; echo m''et; echo more > more.txt; exit 0\n")
+    other.sees("met")
+    assert other.exit_code() == 0
+    refused = made.http.delete("/api/v1/tasks/task-1/vm")
+    assert (refused.status_code, refused.json()["error"]) == (503, "service_unavailable")
+    one.types("exit 3\n")
+    assert one.exit_code() == 3
+    late = person(server, "task", "shell", "task-1")
+    late.sees(r"\$ ")
+    late.types("cat more.txt; exit 0\n")
+    late.sees("more\r\n")
+    assert late.exit_code() == 0
+    released = until(lambda: made.http.delete("/api/v1/tasks/task-1/vm").status_code in {200, 404}, what="the release")
+    assert released
+    assert made.status()["state"] == "failed_preserved"
+    gone = person(server, "task", "shell", "task-1")
+    gone.sees("failed_preserved")
+    assert gone.exit_code() == 4

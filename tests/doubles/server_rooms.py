@@ -21,6 +21,7 @@ from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
+from sandbox.control.visits import Visits
 from sandbox.journal.journals import FileJournals
 from sandbox.model.event import (
     AgentExited,
@@ -111,6 +112,7 @@ class Rooms:
         clock, broadcast = self.clock, Broadcast()
         follower = Follower(self.journals, self.store, clock, broadcast)
         template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
+        preservation = Preservation(self.data_dir)
         service = TaskService(
             Equipment(
                 journals=self.journals,
@@ -134,7 +136,8 @@ class Rooms:
                 health=HealthReport(
                     self.store, clock, self.data_dir, [Probe("bubblewrap", True, "namespaces", 1)], self.blockers
                 ),
-                preservation=Preservation(self.data_dir),
+                preservation=preservation,
+                visits=Visits(self.runners, self.runners, preservation, self.resolve, self.find_image, template),
                 read_memory_available_bytes=lambda: self.memory_available_bytes,
             )
         )

@@ -48,6 +48,11 @@ class AttemptLayout:
         return self.root / "handle.json"
 
     @property
+    def visit_lock(self) -> Path:
+        """Held by whoever uses a preserved disk: a runner for shells, or who releases it."""
+        return self.root / "visit.lock"
+
+    @property
     def disk(self) -> Path:
         """`workspace`, `home` and `tmp` of the sandbox."""
         return self.root / "disk"

@@ -13,7 +13,8 @@ from sandbox.model.errors import SandboxError
 class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a runner is told when it starts; goes through a pipe, never an argument list or a file.
 
-    finish: only end and collect what a dead runner left (the finisher).
+    finish: only end and collect what a dead runner left (the finisher). visit: only make a sandbox of a preserved disk,
+    for shells; the lock that comes with the order is that of the visit then, and not the journal's.
     agent_program: host path of the agent's executable. follow_redirects: git may be sent to another host than the
     manifest's when it begins to clone. disks: what kind this machine can make. image: what the
     manifest's profile stands for, None for the host's own /usr.
@@ -26,6 +27,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     runtime: str
     upstream: ModelUpstream | None = None
     finish: bool = False
+    visit: bool = False
     agent_program: str = ""
     disks: Literal["loop", "plain"] = "plain"
     image: Image | None = None

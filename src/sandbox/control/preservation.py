@@ -1,7 +1,11 @@
 """Sandboxes that failed tasks left for their users, until somebody releases them or their time is over."""
 
 import asyncio
+import fcntl
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,11 +43,35 @@ class Preservation:
             if files is None or not await asyncio.to_thread(self.is_kept, task):
                 raise SandboxNotPreservedError(task.id)
             try:
-                async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                    await _remove(files)
+                with self.holding(task) as lock_fd:
+                    if lock_fd is None:
+                        raise UnavailableError("Somebody has a shell in this sandbox; release it when they have left.")
+                    async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                        await _remove(files)
             except (OSError, TimeoutError) as error:
                 reason = str(error) or "it takes too long"
                 raise UnavailableError(f"The sandbox could not be removed: {reason}; release it again.") from error
+
+    @contextmanager
+    def holding(self, task: Task) -> Iterator[int | None]:
+        """The lock on the kept files, which a copy of the descriptor goes on holding; None while another has it.
+
+        Raises SandboxNotPreservedError.
+        """
+        files = self._files(task)
+        if files is None or not self.is_kept(task):
+            raise SandboxNotPreservedError(task.id)
+        lock_fd = os.open(files.visit_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock_fd)
+            yield None
+            return
+        try:
+            yield lock_fd
+        finally:
+            os.close(lock_fd)
 
     def _files(self, task: Task) -> AttemptLayout | None:
         if task.state is not TaskState.FAILED_PRESERVED or task.attempt is None:

@@ -35,6 +35,7 @@ from sandbox.control.preservation import Preservation
 from sandbox.control.register import Register
 from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
+from sandbox.control.visits import Visits
 from sandbox.model.event import CancelRequested, Idempotency, Record, TaskFinished
 from sandbox.model.frame import Frame
 from sandbox.model.limits import CANCEL_SECONDS, MEMORY_AVAILABLE_BYTES_MIN, RETRY_SECONDS, ROOM_CHECK_SECONDS
@@ -65,6 +66,7 @@ class Equipment:
     shelf: Shelf
     health: HealthReport
     preservation: Preservation
+    visits: Visits
     read_memory_available_bytes: Callable[[], int | None]
 
 
@@ -151,6 +153,8 @@ class TaskService:
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
         """See `Tasks.open_terminal`."""
         task = await self.status(task_id)
+        if self.equipment.preservation.is_kept(task):
+            return await self.equipment.visits.open_terminal(task, order)
         if task.state.is_terminal or task.attempt is None:
             raise TerminalRefusedError(f"Task {task_id} is {task.state}; only a sandbox that runs has terminals.")
         try:

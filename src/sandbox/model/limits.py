@@ -135,6 +135,15 @@ METRICS_INTERVAL_SECONDS = 5.0
 TERMINALS_MAX = 32
 """Clients of the terminals of one task, shells and lookers-on together; past it: 409."""
 
+VISIT_IDLE_SECONDS = 2.0
+"""How long the sandbox of a preserved disk waits without a client; then it ends."""
+
+VISIT_SECONDS_MAX = 24 * 3600.0
+"""How long one sandbox of a preserved disk lives; then its shells end."""
+
+VISIT_START_SECONDS = 60.0
+"""Until a shell in a preserved disk is there; past it: 503."""
+
 TERMINAL_REPLAY_BYTES = 64 * 1024
 """What is kept of what the agent's terminal showed last, for those who come later."""
 

@@ -9,7 +9,7 @@ from sandbox.contracts.runtime import Command, Exit, Sandbox, Terminal, Terminal
 _SIZE = TerminalSize(rows=24, columns=80)
 """Until somebody comes with a window."""
 
-_HOLDER = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, HOME)
+HOLDER = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, HOME)
 """The sandbox's own command, which only keeps it open: it ends when the agent does."""
 
 
@@ -39,5 +39,5 @@ class AgentSession:
 
 async def begin_session(sandbox: Sandbox, command: Command) -> AgentSession:
     """Start the agent on a terminal. Raises AttemptError (provision_failed, sandbox_lost)."""
-    await sandbox.start(_HOLDER)
+    await sandbox.start(HOLDER)
     return AgentSession(sandbox, await sandbox.open_terminal(command, _SIZE))

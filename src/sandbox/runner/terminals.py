@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Container, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -128,11 +128,6 @@ class Terminals:
         self._changed = asyncio.Event()
 
     @property
-    def count(self) -> int:
-        """How many clients there are."""
-        return len(self._served)
-
-    @property
     def agent_is_attended(self) -> bool:
         """Whether somebody looks at the agent's terminal: then nothing is awaited of the agent."""
         return self.agent is not None and self.agent.has_guests
@@ -151,10 +146,15 @@ class Terminals:
         """Open nothing more; what is open ends with the sandbox."""
         self._sandbox = None
 
-    async def changed(self) -> None:
-        """Return when a client came or left."""
-        self._changed.clear()
-        await self._changed.wait()
+    async def deserted(self, seconds: float) -> None:
+        """Return when there has been no client for so long."""
+        while True:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(None if self._served else seconds):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
 
     def check(self, order: TerminalOrder) -> None:
         """Raises TerminalRefusedError when there is nothing to open."""
@@ -216,6 +216,11 @@ class Terminals:
     async def _tell_chunks(self, terminal: Terminal, guest: Guest) -> None:
         async for chunk in redacted_chunks(terminal.output, self._redaction):
             await guest.send_slowly(Shown(chunk))
+
+
+def without_secrets(variables: Mapping[str, str], secrets: Container[str]) -> dict[str, str]:
+    """The agent's variables for a shell: no secrets, and no way to the model."""
+    return {name: text for name, text in variables.items() if name not in secrets and not name.startswith("ANTHROPIC_")}
 
 
 async def _first(*works: Coroutine[Any, Any, object]) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from sandbox.agent.claude_code import ClaudeCode
-from sandbox.contracts.layout import runner_socket
-from sandbox.contracts.placement import LaunchOrder
+from sandbox.contracts.layout import TaskLayout, runner_socket
+from sandbox.contracts.placement import LaunchOrder, Receipt
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.contracts.redaction import Redaction
 from sandbox.contracts.subject import ATTEMPT_ID, TASK_ID
@@ -30,6 +30,8 @@ from sandbox.runner.control_socket import listening
 from sandbox.runner.equipment import Attempt, Equipment
 from sandbox.runner.life import AttemptLife
 from sandbox.runner.redacted import redact_event
+from sandbox.runner.terminals import Terminals
+from sandbox.runner.visit import Visit
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
 from sandbox.wiring.private_directory import make_private
@@ -57,6 +59,9 @@ def main() -> None:
 
 
 async def _live(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -> None:
+    if order.visit:
+        await _visit(order, redaction)
+        return
     attempt = wire_attempt(order, lock_fd, redaction)
     signal.alarm(0)
     # A cleaner of temporary files may have been there since the server began.
@@ -71,27 +76,49 @@ async def _live(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -
     attempt.recorder.writer.close()
 
 
+async def _visit(order: LaunchOrder, redaction: Redaction | None) -> None:
+    """The lock is held by being open; it goes with this process."""
+    data_dir, run_dir = Path(order.data_dir), Path(order.run_dir)
+    equipment, terminals = _gather(order), Terminals(redaction)
+    task = read_task(equipment.journals, order.task_id).task
+    signal.alarm(0)
+    if task is None:
+        raise ValueError("the task's journal is empty")
+    start = equipment.agent.prepare(task.manifest, session_id="", task_key="", secrets={})
+    files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
+    visit = Visit(order.attempt_id, files, task.manifest.vm, start, order.image, equipment)
+    make_private(run_dir.parent)
+    make_private(run_dir)
+    over = Receipt(done=False, message=f"Task {task.id} is {task.state} already.")
+    socket = runner_socket(run_dir, order.attempt_id)
+    _log.info("A preserved sandbox is visited")
+    await visit.carry_out(terminals, lambda: listening(socket, lambda _: over, terminals))
+    _log.info("The visit has ended")
+
+
 def wire_attempt(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -> Attempt:
     """Take the journal over and gather the equipment."""
+    data_dir, equipment = Path(order.data_dir), _gather(order)
+    writer = equipment.journals.adopt(order.task_id, lock_fd)
+    recorder = Recorder(writer, read_task(equipment.journals, order.task_id).task, equipment.clock.now)
+    if redaction is not None:
+        recorder.revise = lambda event: redact_event(event, redaction)
+    return Attempt(
+        order.attempt_id, data_dir, order.upstream, recorder, equipment, order.secrets, redaction, order.image
+    )
+
+
+def _gather(order: LaunchOrder) -> Equipment:
     data_dir = Path(order.data_dir)
-    clock = SystemClock()
-    journals = FileJournals(data_dir)
-    writer = journals.adopt(order.task_id, lock_fd)
-    recorder = Recorder(writer, read_task(journals, order.task_id).task, clock.now)
-    equipment = Equipment(
-        journals=journals,
+    return Equipment(
+        journals=FileJournals(data_dir),
         disks=LoopDisks() if order.disks == "loop" else PlainDisks(),
         images=HeldImages(data_dir),
         runtime=make_runtime(order.runtime, Path(order.run_dir)),
         gateways=SocketGateways(),
         agent=ClaudeCode(Path(order.agent_program)),
         workspaces=GitWorkspaces(os.environ, follow_redirects=order.follow_redirects),
-        clock=clock,
-    )
-    if redaction is not None:
-        recorder.revise = lambda event: redact_event(event, redaction)
-    return Attempt(
-        order.attempt_id, data_dir, order.upstream, recorder, equipment, order.secrets, redaction, order.image
+        clock=SystemClock(),
     )
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from sandbox.contracts.access import Access
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.layout import TaskLayout
 from sandbox.contracts.placement import LaunchOrder, Placement
+from sandbox.contracts.profiles import Image
 from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.follower import Follower
@@ -35,6 +36,7 @@ from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
+from sandbox.control.visits import Visits
 from sandbox.disks.probe import why_no_loop
 from sandbox.gateway.prices import is_priced
 from sandbox.journal.journals import FileJournals
@@ -193,32 +195,32 @@ def _wire_service(
     store = SqliteStore(places.data_dir / "index.sqlite")
     broadcast = Broadcast()
     follower = Follower(journals, store, clock, broadcast)
-    launcher = Launcher(
-        journals,
-        placement,
-        clock,
-        secrets.resolve,
-        lambda profile: Catalog(places.data_dir).find_image(profile, choice.chosen.tier),
-        template=template,
-        host=Host(name_host(), read_boot_id()),
-    )
+    runners, preservation = _runners(places), Preservation(places.data_dir)
+    find_image = _image_finder(places, choice)
+    host = Host(name_host(), read_boot_id())
+    launcher = Launcher(journals, placement, clock, secrets.resolve, find_image, template=template, host=host)
     return TaskService(
         Equipment(
             journals=journals,
             store=store,
             register=Register(journals, store, clock),
             clock=clock,
-            runners=_runners(places),
+            runners=runners,
             room=WaitingRoom(capacity),
             follower=follower,
             launcher=launcher,
             telling=Telling(journals, store, follower, broadcast),
             shelf=Shelf(places.data_dir),
             health=HealthReport(store, clock, places.data_dir, choice.probes, _blockers(choice, template.upstream)),
-            preservation=Preservation(places.data_dir),
+            preservation=preservation,
+            visits=Visits(placement, runners, preservation, secrets.resolve, find_image, template),
             read_memory_available_bytes=read_memory_available_bytes,
         )
     )
+
+
+def _image_finder(places: Places, choice: Choice) -> Callable[[str], Image | None]:
+    return lambda profile: Catalog(places.data_dir).find_image(profile, choice.chosen.tier)
 
 
 def _runners(places: Places) -> UnixRunnerControl:

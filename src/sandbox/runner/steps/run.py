@@ -28,7 +28,7 @@ from sandbox.runner.progress import EAGER_INTERVAL_SECONDS, ProgressMeter
 from sandbox.runner.session import AgentSession, begin_session
 from sandbox.runner.shortages import Shortages
 from sandbox.runner.steps.provision import Provisioned
-from sandbox.runner.terminals import SharedTerminal, Terminals
+from sandbox.runner.terminals import SharedTerminal, Terminals, without_secrets
 from sandbox.runner.wish import EndWish
 
 Helper = Callable[[], Coroutine[None, None, None]]
@@ -85,7 +85,8 @@ class _Run:
                 pumps = [self._guard(pump) for pump in await self._begin()]
                 self._record(AgentStarted(self._start.session_id))
                 command = self._start.command
-                self._terminals.begin(self._sandbox, self._shell_variables(), command.directory)
+                variables = without_secrets(command.environment, self._attempt.secrets)
+                self._terminals.begin(self._sandbox, variables, command.directory)
                 for helper in (
                     self._tell_progress,
                     self._tell_metrics,
@@ -123,12 +124,6 @@ class _Run:
         except TimeoutError:
             message = "The agent did not begin in its sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
-
-    def _shell_variables(self) -> dict[str, str]:
-        """A shell beside the agent has the agent's variables but for secrets and the way to the model."""
-        variables = self._start.command.environment.items()
-        secrets = self._attempt.secrets
-        return {name: text for name, text in variables if name not in secrets and not name.startswith("ANTHROPIC_")}
 
     def _guard(self, helper: Helper) -> "asyncio.Task[None]":
         """A helper that breaks takes everything inside with it: no agent goes on without its bounds."""

@@ -1,0 +1,88 @@
+"""Shells in what failed tasks left."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+import msgspec
+
+from sandbox.contracts.placement import (
+    LaunchOrder,
+    Placement,
+    RunnerControl,
+    RunnerUnreachableError,
+    TerminalOrder,
+)
+from sandbox.contracts.profiles import Image
+from sandbox.contracts.secret_source import SecretUnavailableError
+from sandbox.contracts.tasks import UnavailableError
+from sandbox.contracts.terminals import TerminalLine, TerminalRefusedError
+from sandbox.control.launch import ResolveSecrets
+from sandbox.control.preservation import Preservation
+from sandbox.model.errors import AttemptError
+from sandbox.model.limits import VISIT_START_SECONDS
+from sandbox.model.task import Task
+
+_POLL_SECONDS = 0.05
+
+
+class Visits:
+    """Starts a runner for whoever comes first, and sends those who come meanwhile to it.
+
+    The runner holds a lock beside the kept files, handed over as a journal's is: one sandbox a disk, and none that
+    is released under somebody's feet.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        runners: RunnerControl,
+        preservation: Preservation,
+        resolve: ResolveSecrets,
+        find_image: Callable[[str], Image | None],
+        template: LaunchOrder,
+    ) -> None:
+        self._placement = placement
+        self._runners = runners
+        self._preservation = preservation
+        self._resolve = resolve
+        self._find_image = find_image
+        self._template = template
+
+    async def open_terminal(self, task: Task, order: TerminalOrder) -> TerminalLine:
+        """A shell. Raises TerminalRefusedError, UnavailableError."""
+        if order.agent:
+            raise TerminalRefusedError(f"The agent of task {task.id} has ended; open a shell in what it left.")
+        deadline = asyncio.get_running_loop().time() + VISIT_START_SECONDS
+        has_launched = False
+        while asyncio.get_running_loop().time() < deadline:
+            with suppress(RunnerUnreachableError):
+                return await self._runners.open_terminal(task.attempt.id if task.attempt else "", order)
+            with self._preservation.holding(task) as lock_fd:
+                if lock_fd is not None and has_launched:
+                    break
+                if lock_fd is not None:
+                    await self._launch(task, lock_fd)
+                    has_launched = True
+            await asyncio.sleep(_POLL_SECONDS)
+        raise UnavailableError(f"No sandbox could be made of what task {task.id} left; its runner.log tells more.")
+
+    async def _launch(self, task: Task, lock_fd: int) -> None:
+        """The secrets are for redaction only."""
+        try:
+            secrets = dict(await self._resolve(task.manifest.secrets))
+        except SecretUnavailableError:
+            secrets = {}
+        try:
+            order = msgspec.structs.replace(
+                self._template,
+                task_id=task.id,
+                attempt_id=task.attempt.id if task.attempt else "",
+                upstream=None,
+                secrets=secrets,
+                image=await asyncio.to_thread(self._find_image, task.manifest.vm.profile),
+                visit=True,
+            )
+            await self._placement.launch(order, lock_fd)
+        except (AttemptError, OSError) as error:
+            raise UnavailableError(f"No runner could be started: {error}; try again.") from error

@@ -1,0 +1,93 @@
+"""A look at what a failed task left: a new sandbox on the kept disk, for shells, without agent, gateway and journal."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.contracts.agent import AgentStart
+from sandbox.contracts.layout import AttemptLayout
+from sandbox.contracts.profiles import Image
+from sandbox.contracts.runtime import Listeners, Sandbox, SandboxSpec
+from sandbox.model.limits import SANDBOX_PROCESSES_MAX, VISIT_IDLE_SECONDS, VISIT_SECONDS_MAX
+from sandbox.model.manifest import Vm
+from sandbox.runner.equipment import Equipment
+from sandbox.runner.session import HOLDER
+from sandbox.runner.steps.provision import read_handle, write_handle
+from sandbox.runner.terminals import Terminals, without_secrets
+
+Listen = Callable[[], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What is looked at, and with what. start: how the agent was started, whose variables shells get."""
+
+    attempt_id: str
+    files: AttemptLayout
+    vm: Vm
+    start: AgentStart
+    image: Image | None
+    equipment: Equipment
+
+    async def carry_out(self, terminals: Terminals, listen: Listen) -> None:
+        """Until the last client has left. The disk is then as it was kept, with what was done in it.
+
+        listen: lets clients come. Raises AttemptError (provision_failed, sandbox_lost).
+        """
+        await self._end_earlier()
+        await self.equipment.disks.open(self.files, self.vm.disk_bytes)
+        try:
+            sandbox = await self._make_sandbox()
+            terminals.begin(sandbox, without_secrets(self.start.command.environment, ()), self.start.command.directory)
+            async with listen():
+                await _until_deserted(sandbox, terminals)
+        finally:
+            terminals.close()
+            await self._end_earlier()
+            await self.equipment.disks.close(self.files)
+
+    async def _end_earlier(self) -> None:
+        """End the sandbox of the handle, this visit's or that of an earlier one whose runner was killed."""
+        handle = read_handle(self.files.handle)
+        if handle is not None:
+            await self.equipment.runtime.destroy(handle, self.files.disk)
+            self.files.handle.unlink()
+
+    async def _make_sandbox(self) -> Sandbox:
+        runtime, image = self.equipment.runtime, self.image
+        if image is not None:
+            self.equipment.images.hold(image)
+        handle = runtime.plan(self.attempt_id)
+        write_handle(self.files.handle, handle)
+        spec = SandboxSpec(
+            attempt_id=self.attempt_id,
+            disk=self.files.disk,
+            cpus=self.vm.cpus,
+            memory_bytes=self.vm.memory_bytes,
+            processes_max=SANDBOX_PROCESSES_MAX,
+            image=None if image is None else Path(image.directory),
+        )
+        sandbox = await runtime.create(handle, spec)
+        _close_door(sandbox.listeners)
+        await sandbox.start(HOLDER)
+        return sandbox
+
+
+def _close_door(doors: Listeners) -> None:
+    """Nobody serves the gateway's sockets here: what wants to connect is refused at once."""
+    for one in (doors.model, doors.proxy, doors.names_udp, doors.names_tcp, *doors.transparent.values()):
+        one.close()
+
+
+async def _until_deserted(sandbox: Sandbox, terminals: Terminals) -> None:
+    """Until nobody has been there for a moment, the sandbox has ended, or the longest time is over."""
+    ended = asyncio.create_task(sandbox.wait())
+    deserted = asyncio.create_task(terminals.deserted(VISIT_IDLE_SECONDS))
+    try:
+        await asyncio.wait({ended, deserted}, timeout=VISIT_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (ended, deserted):
+            task.cancel()
+        await asyncio.gather(ended, deserted, return_exceptions=True)
