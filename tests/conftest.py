@@ -10,7 +10,7 @@ settings.register_profile("sandbox", deadline=None, print_blob=True)
 settings.load_profile("sandbox")
 
 _TESTS = Path(__file__).parent
-_MACHINE_WIDE = ("acceptance", "contract/test_runtime", "integration")
+_MACHINE_WIDE = ("acceptance", "contract/test_runtime", "escape", "integration")
 
 
 def pytest_collection_modifyitems(items):

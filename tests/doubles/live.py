@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 
@@ -196,7 +197,7 @@ class World:
         until(lambda: self.status(task_id)["state"] == state, seconds, f"state {state}")
 
     def artifact(self, name, task_id="task-1"):
-        answer = self.http.get(f"/api/v1/tasks/{task_id}/artifacts/{name}")
+        answer = self.http.get(f"/api/v1/tasks/{task_id}/artifacts/{quote(name, safe='')}")
         assert answer.status_code == 200, answer.text
         return answer.content
 

@@ -15,6 +15,7 @@ from sandbox.runtimes.payload import Payload
 
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.002
+_MEMORY_CHECK_SECONDS = 0.5
 _FAILED = 128
 """What runsc ends with when it could not do its work. A command can end so too; then no error is in the log."""
 
@@ -86,7 +87,7 @@ class GvisorSandbox(LaunchedSandbox):
 
     async def _await_end(self) -> Exit:
         """runsc's end, then that of everything that it started."""
-        await self._launch.ended()
+        await self._ended_or_broken()
         while self._rest():
             self._group.kill()
             await asyncio.sleep(_POLL_SECONDS)
@@ -96,6 +97,18 @@ class GvisorSandbox(LaunchedSandbox):
         code = await self._command_code()
         is_out_of_memory = code != 0 and self._group.has_killed_for_memory()
         return Exit(FORCED if code is None and is_out_of_memory else code, out_of_memory=is_out_of_memory)
+
+    async def _ended_or_broken(self) -> None:
+        """A process of gVisor's own that the host ended for memory leaves the others waiting for it for ever."""
+        ended = asyncio.ensure_future(self._launch.ended())
+        try:
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=_MEMORY_CHECK_SECONDS)
+                if not ended.done() and self._group.has_killed_for_memory():
+                    self._launch.kill()
+                    self._group.kill()
+        finally:
+            ended.cancel()
 
     def _rest(self) -> bool:
         uid = self.handle.details.get("kernel_uid")

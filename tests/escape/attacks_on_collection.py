@@ -1,0 +1,123 @@
+"""What an agent leaves in its workspace for the host to stumble over, each with what the host must do all the same.
+
+The code runs inside, at the end of the task. Afterwards nobody but the tests of test_escape_battery.py says what came of
+it: MARK is a path of the host that only a tool of the host's that obeyed the workspace could have written.
+"""
+
+from typing import NamedTuple
+
+
+class Trap(NamedTuple):
+    """`must` is what the host does all the same; `sign` is by what that is seen, where it is not for all alike."""
+
+    name: str
+    must: str
+    sign: str = ""
+
+
+RUNS_NOTHING = "runs nothing of it"
+KEEPS_BYTES = "makes the patch of the bytes as they are"
+READS_ITS_OWN = "reads its own repository and no other"
+ORDINARY = "takes it for ordinary files"
+LEFT_OUT = "leaves it out and says so"
+SHOWN = "delivers it under a name that shows"
+
+TRAPS = (
+    *(
+        Trap(f"{key} in .git/config", RUNS_NOTHING)
+        for key in (
+            *("core.fsmonitor", "core.sshCommand", "core.pager", "core.editor", "sequence.editor", "credential.helper"),
+            *("gpg.program", "uploadpack.packObjectsHook", "interactive.diffFilter", "diff.external"),
+        )
+    ),
+    Trap("filter.*.clean, smudge and process in .git/config", RUNS_NOTHING),
+    Trap("diff.*.textconv and command in .git/config", RUNS_NOTHING),
+    Trap("alias.diff and alias.status in .git/config", RUNS_NOTHING),
+    Trap("hooks in .git/hooks", RUNS_NOTHING),
+    Trap("hooks in core.hooksPath", RUNS_NOTHING),
+    Trap("a submodule with ext:: and update = !", RUNS_NOTHING),
+    Trap("filters, eol, ident and export-subst in .gitattributes", KEEPS_BYTES),
+    Trap("attributes in core.attributesFile and .git/info", KEEPS_BYTES),
+    Trap("everything ignored in core.excludesFile and .git/info/exclude", KEEPS_BYTES, "out/plain.txt"),
+    Trap("include.path to a file of the host", READS_ITS_OWN),
+    Trap("core.worktree = /", READS_ITS_OWN),
+    Trap("alternates to a repository of the host", READS_ITS_OWN),
+    Trap("a nested repository with a config of its own", ORDINARY, "nested/file.txt"),
+    Trap("a .gitmodules", ORDINARY, ".gitmodules"),
+    Trap("a link to a file of the host", LEFT_OUT, "out/link-to-the-host.txt"),
+    Trap("a link to /etc/shadow", LEFT_OUT, "out/shadow.txt"),
+    Trap("a link to /proc/self/environ", LEFT_OUT, "out/environ.txt"),
+    Trap("a link to its own parent", LEFT_OUT, "out/up"),
+    Trap("a link to /", LEFT_OUT, "out/root"),
+    Trap("a FIFO", LEFT_OUT, "out/fifo.txt"),
+    Trap("a socket", LEFT_OUT, "out/socket.txt"),
+    Trap("a sparse file of 1 TB", LEFT_OUT, "out/sparse.txt"),
+    Trap("400 directories in each other", LEFT_OUT, "out/deep"),
+    Trap("a name with a line end", SHOWN, "out/new%0Aline.txt"),
+    Trap("a name that sets a terminal's title", SHOWN, "out/%1B]0;title%07.txt"),
+    Trap("a name that clears a screen", SHOWN, "out/%1B[2J.txt"),
+    Trap("a name that is written from right to left", SHOWN, "out/%E2%80%AEright-to-left.txt"),
+    Trap("a name that is no text", SHOWN, "out/no-text-%FF.txt"),
+    Trap("a name that looks like an option", SHOWN, "out/-rf.txt"),
+    Trap("a name with quotes", SHOWN, "out/quote'\".txt"),
+    Trap("a name with a backslash", SHOWN, "out/back\\slash.txt"),
+)
+"""By name what LAID lays, for the table in docs/security.md."""
+
+LAID = r"""
+import os, pathlib, socket, subprocess
+os.chdir("/workspace")
+MARK_SHELL = f"touch {MARK}; echo evil"
+
+def git(*arguments): subprocess.run(["git", *arguments], capture_output=True, timeout=20)
+
+# What the host's git would run, were it run here.
+for key in ("core.fsmonitor", "core.sshCommand", "core.pager", "diff.external", "core.editor", "gpg.program", "credential.helper",
+            "filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "diff.evil.textconv", "diff.evil.command",
+            "uploadpack.packObjectsHook", "alias.diff", "alias.status", "sequence.editor", "interactive.diffFilter"):
+    git("config", key, MARK_SHELL)
+git("config", "core.attributesFile", "/workspace/evil-attributes")
+git("config", "core.excludesFile", "/workspace/evil-excludes")
+git("config", "core.hooksPath", "/workspace/hooks")
+git("config", "include.path", "/etc/passwd")
+git("config", "core.worktree", "/")
+os.makedirs("hooks", exist_ok=True)
+for name in ("post-checkout", "pre-commit", "post-index-change", "reference-transaction", "fsmonitor-watchman"):
+    for directory in ("hooks", ".git/hooks"):
+        os.makedirs(directory, exist_ok=True)
+        path = pathlib.Path(directory, name)
+        path.write_text(f"#!/bin/sh\n{MARK_SHELL}\n"); path.chmod(0o755)
+pathlib.Path(".gitattributes").write_text("* filter=evil diff=evil text eol=crlf ident export-subst\n")
+pathlib.Path("evil-attributes").write_text("* filter=evil\n")
+pathlib.Path("evil-excludes").write_text("*\n")
+pathlib.Path(".git/info").mkdir(exist_ok=True)
+pathlib.Path(".git/info/exclude").write_text("*\n")
+pathlib.Path(".git/info/attributes").write_text("* filter=evil\n")
+pathlib.Path(".git/objects/info").mkdir(exist_ok=True)
+pathlib.Path(".git/objects/info/alternates").write_text(HOST_GIT + "\n")
+pathlib.Path(".gitmodules").write_text(f'[submodule "x"]\n\tpath = x\n\turl = "ext::sh -c {MARK_SHELL}"\n\tupdate = !{MARK_SHELL}\n')
+# A nested repository with a life of its own.
+os.makedirs("nested/.git/hooks", exist_ok=True)
+pathlib.Path("nested/.git/config").write_text(f"[core]\n\tfsmonitor = {MARK_SHELL}\n\tworktree = /\n")
+pathlib.Path("nested/file.txt").write_text("ordinary\n")
+# Artifacts that lead out, hang, lie or flood.
+os.makedirs("out", exist_ok=True)
+os.chdir("out")
+os.symlink(CANARY, "link-to-the-host.txt")
+os.symlink("/etc/shadow", "shadow.txt")
+os.symlink("/proc/self/environ", "environ.txt")
+os.symlink("..", "up")
+os.symlink("/", "root")
+os.mkfifo("fifo.txt")
+socket.socket(socket.AF_UNIX).bind("socket.txt")
+with open("sparse.txt", "w") as file: file.truncate(10 ** 12)
+pathlib.Path("plain.txt").write_text("plain\n")
+for name in ("new\nline.txt", "\x1b]0;title\x07.txt", "\x1b[2J.txt", "back\\slash.txt", "\u202eright-to-left.txt", "-rf.txt", "quote'\".txt"):
+    pathlib.Path(name).write_text("named\n")
+with open(b"no-text-\xff.txt", "w") as file: file.write("named\n")
+os.makedirs("/".join(["deep"] * 400), exist_ok=True)
+# A file that was changed in the base commit is changed for the patch as well.
+os.chdir("/workspace")
+pathlib.Path("README.md").write_text("# Hi\n\nchanged\n")
+print("laid")
+"""

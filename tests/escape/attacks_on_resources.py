@@ -1,0 +1,119 @@
+"""Ways to take more than the manifest gives, one after the other, each beside a modest twin."""
+
+from escape.attack import Attack
+
+MEMORY_MIB, DISK_MIB, PROCESSES = 2048, 300, 512
+
+PRELUDE = f"""
+import os, pathlib, subprocess, sys, threading, time, errno, mmap, resource
+MEMORY, DISK, PROCESSES = {MEMORY_MIB} << 20, {DISK_MIB} << 20, {PROCESSES}
+MIB = b"x" * (1 << 20)
+
+def through(): print("THROUGH", flush=True)
+
+def fill(path, size):
+    written = 0
+    try:
+        with open(path, "wb", 0) as file:
+            while written < size: written += file.write(MIB)
+    finally:
+        os.unlink(path)
+    return written
+
+def children(count):
+    started = []
+    try:
+        for _ in range(count): started.append(subprocess.Popen(["sleep", "60"]))
+    finally:
+        for each in started: each.kill()
+        for each in started: each.wait()
+    return len(started)
+
+def touch(directory, count):
+    os.makedirs(directory)
+    try:
+        for number in range(count): os.close(os.open(f"{{directory}}/{{number}}", os.O_CREAT | os.O_WRONLY))
+    finally:
+        subprocess.run(["rm", "-rf", directory])
+    return count
+"""
+
+
+def resource_attacks():
+    """All of them."""
+    yield Attack(
+        "more processes than the bound",
+        "if children(PROCESSES + 50) > PROCESSES: through()",
+        "if children(40) == 40: through()",
+    )
+    yield Attack("more threads than the bound", """
+over = threading.Event()
+started = []
+try:
+    for _ in range(PROCESSES + 50):
+        started.append(threading.Thread(target=over.wait)); started[-1].start()
+    through()
+finally:
+    over.set()""", """
+threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(40)]
+for each in threads: each.start()
+for each in threads: each.join()
+through()""")  # fmt: skip
+    yield Attack("children that are never waited for", """
+count = 0
+while count < PROCESSES + 50:
+    if os.fork() == 0: time.sleep(3); os._exit(0)
+    count += 1
+through()""", "if os.fork() == 0: os._exit(0)\nos.wait(); through()")  # fmt: skip
+    yield Attack("more memory than the bound", "x = bytearray(2 * MEMORY)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()",
+                 "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()")  # fmt: skip
+    yield Attack("memory by many children", """
+source = "x = bytearray(700 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
+started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]
+if sum(each.communicate()[0] == b"up\\n" and each.returncode == 0 for each in started) == 4: through()""", "x = bytearray(100 << 20); through()")  # fmt: skip
+    yield Attack("memory by shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: through()", "if fill('/dev/shm/filler', 20 << 20): through()")  # fmt: skip
+    for name, path in (("workspace", "/workspace/filler"), ("home", "/home/agent/filler"), ("/tmp", "/tmp/filler")):
+        yield Attack(f"more disk than the bound in {name}", f"if fill({path!r}, 2 * DISK) >= 2 * DISK: through()", f"if fill({path!r}, 20 << 20): through()")  # fmt: skip
+    yield Attack("disk over three places together", """
+paths = ["/workspace/a", "/home/agent/a", "/tmp/a"]
+try:
+    for path in paths:
+        with open(path, "wb", 0) as file:
+            for _ in range(DISK * 2 // 3 >> 20): file.write(MIB)
+    through()
+finally:
+    for path in paths:
+        if os.path.exists(path): os.unlink(path)""", "if all(fill(p, 5 << 20) for p in ('/workspace/a', '/home/agent/a', '/tmp/a')): through()")  # fmt: skip
+    yield Attack(
+        "files until names end",
+        "if touch('/tmp/many', 300_000) == 300_000: through()",
+        "if touch('/tmp/few', 2000) == 2000: through()",
+    )
+    yield Attack("more open files than a limit", """
+resource.getrlimit(resource.RLIMIT_NOFILE)[1] <= 1 << 20 or through()
+held = []
+try:
+    while len(held) < 1_100_000: held.append(os.open("/dev/null", os.O_RDONLY))
+    through()
+except OSError as error: print(error)""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(500)]; through()")  # fmt: skip
+    yield Attack(
+        "a higher priority",
+        "os.setpriority(os.PRIO_PROCESS, 0, -10); through() if not OWN_KERNEL else print('in its own kernel')",
+        "os.setpriority(os.PRIO_PROCESS, 0, 5); through()",
+    )
+    yield Attack(
+        "real-time scheduling",
+        "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10)); through()",
+        "os.sched_yield(); through()",
+    )
+    yield Attack("memory that cannot be taken away", """
+import ctypes
+memory = mmap.mmap(-1, 512 << 20)
+libc = ctypes.CDLL(None, use_errno=True)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+if libc.mlock(ctypes.c_void_p(address), 512 << 20) == 0 and MEMORY < 512 << 20: through()""", "mmap.mmap(-1, 1 << 20).write(b'x'); through()")  # fmt: skip
+    yield Attack("a core dump on the host's disk", """
+import signal
+if os.fork() == 0: os.kill(os.getpid(), signal.SIGABRT)
+_, status = os.wait()
+if os.WCOREDUMP(status) and os.path.exists("core"): through()""", "if os.fork() == 0: os._exit(3)\nif os.wait()[1] >> 8 == 3: through()")  # fmt: skip

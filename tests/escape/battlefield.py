@@ -1,0 +1,215 @@
+"""A server in a network of the test's own, with everything around it that an agent might want, for one tier."""
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from doubles import played_host
+from doubles.closed_internet import (
+    INTERNET_ADDRESS,
+    METADATA_ADDRESS,
+    PRIVATE_ADDRESS,
+    PUBLIC_ADDRESS,
+    SERVER_ADDRESS,
+    ClosedInternet,
+)
+from doubles.live import ORGANISATION, SERVER_KEY, World, make_repository, says
+from doubles.network_namespace import in_namespace
+from doubles.traces import leaked, traces
+from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
+from sandbox.demo.model_script import ToolUse, Turn
+
+HOST, HOST_ADDRESS, SERVERS_OWN_ADDRESS = "files.example.org", "8.8.4.4", "8.8.4.5"
+NAMES = {
+    HOST: HOST_ADDRESS,
+    "other.example": HOST_ADDRESS,
+    "inside.example": PRIVATE_ADDRESS,
+    "metadata.example": METADATA_ADDRESS,
+    "own.example": SERVERS_OWN_ADDRESS,
+}
+ALLOWED = [HOST, "inside.example", "metadata.example", "own.example"]
+TOOL_MILLISECONDS = 600_000
+TASK_SECONDS = 900
+STEPS = 3
+
+ATTACKS = {
+    "network": tuple(attacks_on_network.network_attacks()),
+    "credentials": tuple(attacks_on_credentials.credential_attacks()),
+    "resources": tuple(attacks_on_resources.resource_attacks()),
+}
+_PRELUDES = {
+    "network": attacks_on_network.PRELUDE,
+    "credentials": attacks_on_credentials.PRELUDE,
+    "resources": attacks_on_resources.PRELUDE,
+}
+
+
+class Battlefield:
+    """Enter it to have both tasks played; `results` are by attack, everything else is what the host saw.
+
+    sent, allowed: packets on the wire, and those that belong there · asked: requests that the host got.
+    """
+
+    def __init__(self, directory, tier):
+        self.directory, self.tier = Path(directory), tier
+        self.results = {}
+        self.mark, self.canary = self.directory / "mark", self.directory / "canary.txt"
+        self.record = self.directory / "host.ndjson"
+        self._stack = ExitStack()
+
+    def __enter__(self):
+        self._stack.__enter__()
+        try:
+            self._prepare()
+            self._play()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+
+    def _prepare(self):
+        self.canary.write_text("the host's own\n")
+        internet = self.internet = self._stack.enter_context(ClosedInternet())
+        _add_address(internet.internet_prefix, HOST_ADDRESS)
+        _add_address(internet.server_prefix, SERVERS_OWN_ADDRESS)
+        self.world = World(
+            self.directory,
+            prefix=(*internet.server_prefix, *self._with_hosts()),
+            address=INTERNET_ADDRESS,
+            namespace=internet.server_namespace,
+        )
+        self._stack.callback(self.world.close)
+        self.socket_file = self.directory / "host.sock"
+        self.abstract = f"sandbox-battery-{os.getpid()}-{self.tier}"
+        with in_namespace(internet.server_namespace):
+            for name in (str(self.socket_file), f"\0{self.abstract}"):
+                listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
+                listener.bind(name)
+                listener.listen()
+        self.socket_file.chmod(0o777)
+
+    def _with_hosts(self):
+        hosts, resolver = self.directory / "hosts", self.directory / "resolv.conf"
+        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in NAMES.items()))
+        resolver.write_text("nameserver 127.0.0.1\n")  # where nobody answers
+        mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
+        return ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
+
+    def _play(self):
+        world, internet = self.world, self.internet
+        certificate = self.directory / "host.pem"
+        _make_certificate(certificate)
+        world.start_git(prefix=internet.internet_prefix)
+        steps = [_run(f"sh step-{number}.sh") for number in range(STEPS)]
+        world.start_model(*steps, says(), prefix=internet.internet_prefix)
+        program = [sys.executable, played_host.__file__, HOST_ADDRESS, str(certificate), str(self.record)]
+        world._start("host", program, {}, internet.internet_prefix)
+        world.start_server(SANDBOX_RUNTIME=self.tier)
+        public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
+        self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._programs()}
+        _make_repository(world, "repo", self._files, "network .network.json 4", "credentials .credentials.json 2", "")
+        before, packets = traces(world.data_dir), len(internet.packets)
+        self.status = self._task(
+            "task-1", ["out/**", "nested/**", ".network.json", ".credentials.json"], ("network", "credentials"),
+            vm={"network_mode": "outbound", "allowed_hosts": ALLOWED},
+        )  # fmt: skip
+        assert self.status["state"] == "completed", world.tell()
+        self.sent = set(internet.packets[packets:])
+        self._play_resources()
+        self.leaked = lambda: leaked(before, world.data_dir)
+        ports = {int(process.said["url"].rpartition(":")[2]) for process in world.processes if "url" in process.said}
+        services = {("tcp", INTERNET_ADDRESS, port) for port in ports}
+        self.allowed = services | {("tcp", HOST_ADDRESS, 80), ("tcp", HOST_ADDRESS, 443)}
+        self.asked = [json.loads(line) for line in self.record.read_text().splitlines()]
+
+    def _task(self, task_id, patterns, kinds, **parts):
+        world = self.world
+        world.submit(task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_SECONDS}s"}, **parts)
+        status = world.wait(task_id, TASK_SECONDS)
+        for kind in kinds:
+            self.results.setdefault(kind, {}).update(json.loads(world.artifact(f".{kind}.json", task_id)))
+        return status
+
+    def _play_resources(self):
+        """An attack that takes its agent along has failed with it; the next task goes on with the others."""
+        vm = {"memory": f"{attacks_on_resources.MEMORY_MIB}M", "disk": f"{attacks_on_resources.DISK_MIB}M"}
+        given = json.loads(self._files["resources.json"])
+        self.errors = {}
+        for number in itertools.count(2):
+            files = {**self._files, "resources.json": json.dumps(given)}
+            _make_repository(self.world, f"resources-{number}", files, "resources .resources.json 1")
+            repository = {"url": f"{ORGANISATION}resources-{number}.git"}
+            status = self._task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
+            played = self.results["resources"]
+            if status["state"] == "completed":
+                return
+            name = next(one["name"] for one in given["attacks"] if "attack" not in played.get(one["name"], {}))
+            played[name]["attack"] = f"its agent went with it: {status['error']['code']}"
+            self.errors[name] = status["error"]
+            given["attacks"] = [one for one in given["attacks"] if "attack" not in played.get(one["name"], {})]
+            if not given["attacks"]:
+                return
+
+    def _programs(self):
+        settings = {
+            "HOST": HOST,
+            "PUBLIC": PUBLIC_ADDRESS,
+            "METADATA": METADATA_ADDRESS,
+            "PRIVATE": PRIVATE_ADDRESS,
+            "MODEL_HOST": INTERNET_ADDRESS,
+            "MODEL_PORT": int(self.world.model_url.rpartition(":")[2]),
+            "SERVER": SERVER_ADDRESS,
+            "SERVER_PORT": int(self.world.server.said["http"].rpartition(":")[2]),
+            "SERVER_PID": os.getpid(),
+            "ABSTRACT": self.abstract,
+            "SOCKET_FILE": str(self.socket_file),
+            "CANARY": str(self.canary),
+            "DATA_DIR": str(self.world.data_dir),
+            "HOST_GIT": str(self.world.repositories),
+            "MARK": str(self.mark),
+            "OWN_KERNEL": self.tier != "bubblewrap",
+        }
+        header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
+        # The wrong way round, so that nobody finds it where the attack itself brought it.
+        header += f"NEEDLE = bytes(reversed({SERVER_KEY[::-1].encode()!r}))\n"
+        files = {"battery.py": (Path(__file__).parent / "battery.py").read_text()}
+        for kind, attacks in ATTACKS.items():
+            given = [{"name": one.name, "attack": one.attack, "twin": one.twin} for one in attacks]
+            files[f"{kind}.json"] = json.dumps({"prelude": header + _PRELUDES[kind], "attacks": given})
+        return {**files, "laid.py": header + attacks_on_collection.LAID}
+
+
+def _make_repository(world, name, files, *plays):
+    """With a program for each step of the model's; a play without a word lays what collecting stumbles over."""
+    steps = {f"step-{number}.sh": "true\n" for number in range(STEPS)}
+    for number, play in enumerate(plays):
+        kind, *rest = play.split() or ("",)
+        steps[f"step-{number}.sh"] = (
+            f"python3 battery.py {kind}.json {' '.join(rest)}\n" if kind else "python3 laid.py\n"
+        )
+    make_repository(world.repositories / f"{name}.git", {**files, **steps})
+
+
+def _run(command):
+    given = {"command": f"{command} 2>&1 | tail -c 2000", "description": "work", "timeout": TOOL_MILLISECONDS}
+    return Turn((ToolUse("Bash", given),))
+
+
+def _make_certificate(path):
+    subject = ("-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}", "-days", "2")
+    key = ("-newkey", "rsa:2048", "-nodes", "-keyout", str(path), "-out", str(path) + ".cert")
+    subprocess.run(("openssl", "req", "-x509", *key, *subject), check=True, capture_output=True, timeout=60)
+    path.write_text(path.read_text() + Path(str(path) + ".cert").read_text())
+
+
+def _add_address(prefix, address):
+    command = (*prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
+    subprocess.run(command, check=True, capture_output=True, timeout=20)

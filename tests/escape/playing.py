@@ -1,0 +1,64 @@
+"""Plays the battery on tiers and writes what came of it into docs/security.md; `script/escape-battery` runs it."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from escape import table, verdicts
+from escape.battlefield import Battlefield
+from sandbox.runtimes.bubblewrap.probe import find_program as find_bubblewrap
+from sandbox.runtimes.gvisor.probe import find_program as find_runsc
+from sandbox.runtimes.qemu.parts import QEMU
+from sandbox.wiring.runtime import make_runtime
+
+
+def main(wanted):
+    """Exit code: 0 when nothing went through."""
+    unknown = set(wanted) - set(table.TIERS)
+    if unknown:
+        print(f"There is no tier {', '.join(sorted(unknown))}; there are {', '.join(table.TIERS)}.", file=sys.stderr)
+        return 2
+    # Each for itself: what comes later may take long.
+    return max([play(tier, is_asked_for=bool(wanted)) for tier in wanted or table.TIERS])
+
+
+def play(tier, *, is_asked_for):
+    """One tier. What does not work here keeps its column, and is a failure only where it was asked for."""
+    with tempfile.TemporaryDirectory(prefix="escape-") as directory:
+        probe = asyncio.run(make_runtime(tier, Path(directory, "probe")).probe())
+        if not probe.works:
+            print(f"{tier} does not work here: {probe.mend}")
+            return int(is_asked_for)
+        Path(directory, "field").mkdir()
+        with Battlefield(Path(directory, "field"), tier) as field:
+            found = verdicts.judge(field)
+    versions = (
+        f"{version(tier)}{' without KVM' if tier == 'qemu' and probe.only_by_name else ''}, Linux {os.uname().release}"
+    )
+    text = table.DOCUMENT.read_text()
+    whole = table.read(text)
+    whole.put(tier, found, datetime.now(UTC).date(), versions)
+    table.DOCUMENT.write_text(table.written(text, whole))
+    return tell(tier, found)
+
+
+def tell(tier, found):
+    """Print what went through, and count."""
+    outcomes = [(kind, name, *outcome) for kind, rows in found.items() for name, outcome in rows.items()]
+    lost = [(kind, name, why) for kind, name, is_held, why in outcomes if not is_held]
+    for kind, name, why in lost:
+        print(f"{tier} ✗ {kind}: {name}: {why}")
+    print(f"{tier}: {len(outcomes) - len(lost)} of {len(outcomes)} held")
+    return int(bool(lost))
+
+
+def version(tier):
+    """The name and version of what makes the tier's sandboxes."""
+    program = {"bubblewrap": find_bubblewrap(), "gvisor": find_runsc(), "qemu": QEMU}[tier]
+    ran = subprocess.run([program, "--version"], check=True, capture_output=True, text=True, timeout=20)
+    first = ran.stdout.splitlines()[0].partition(" (")[0]
+    return first.replace(" version", "").replace("QEMU emulator", "QEMU")

@@ -1,0 +1,95 @@
+"""One battery of attacks over every tier, each beside its legitimate twin."""
+
+import asyncio
+import re
+import subprocess
+
+import pytest
+
+from doubles.live import until
+from escape.battery import THROUGH
+from escape.battlefield import ATTACKS, HOST, Battlefield
+from sandbox.model.errors import SandboxError
+from sandbox.wiring.runtime import make_runtime
+
+TIERS = ("bubblewrap", "gvisor", "qemu")
+ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks in ATTACKS.items() for one in attacks]
+
+
+@pytest.fixture(scope="session", params=TIERS)
+def field(request, tmp_path_factory):
+    """What came of all attacks on this tier."""
+    tier = request.param
+    try:
+        probe = asyncio.run(make_runtime(tier, tmp_path_factory.mktemp("run")).probe())
+    except SandboxError as error:
+        pytest.skip(error.message)
+    if not probe.works:
+        pytest.skip(f"{tier} does not work here: {probe.mend}")
+    with Battlefield(tmp_path_factory.mktemp(tier), tier) as played:
+        yield played
+
+
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_an_attack_fails_and_its_twin_works(field, kind, name):
+    came_of_it = field.results[kind][name]
+    assert came_of_it["attack"] != THROUGH, came_of_it
+    assert came_of_it["twin"] == THROUGH, came_of_it
+
+
+def test_nothing_was_on_the_wire_but_what_the_manifest_and_the_server_need(field):
+    assert ("tcp", "8.8.4.4", 443) in field.sent
+    assert field.sent <= field.allowed
+
+
+def test_the_allowed_host_was_asked_for_nothing_that_was_refused(field):
+    assert {host.removesuffix(":80").removesuffix(":443") for _, _, host in field.asked} == {HOST}
+    assert not any("other.example" in line for _, line, _ in field.asked)
+
+
+def test_no_tool_of_the_host_obeyed_the_workspace(field):
+    assert not field.mark.exists()
+
+
+def test_the_patch_has_the_bytes_of_the_files_and_applies(field, tmp_path):
+    patch = field.world.artifact("task-1.patch")
+    assert b"+changed\n" in patch
+    assert b"nested/file.txt" in patch
+    assert b"\r" not in patch
+    clone = tmp_path / "clone"
+    repository = str(field.world.repositories / "repo.git")
+    subprocess.run(["git", "clone", "-q", repository, str(clone)], check=True, timeout=60)
+    apply = ["git", "apply", "--index", "-"]
+    applied = subprocess.run(apply, cwd=clone, input=patch, capture_output=True, timeout=60, check=False)
+    assert applied.returncode == 0, applied.stderr
+    assert (clone / "README.md").read_bytes() == b"# Hi\n\nchanged\n"
+
+
+def artifacts(field):
+    return field.world.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
+
+
+def test_artifacts_are_regular_files_of_the_workspace_and_nothing_else(field):
+    paths = {artifact["path"] for artifact in artifacts(field)}
+    assert "out/plain.txt" in paths
+    for name in ("link-to-the-host", "shadow", "environ", "fifo", "socket", "sparse", "root/"):
+        assert not any(name in path for path in paths), name
+    for artifact in artifacts(field):
+        content = field.world.artifact(artifact["name"])
+        assert b"the host's own" not in content or artifact["name"].endswith((".patch", ".ndjson", ".json"))
+
+
+def test_what_is_left_out_is_told(field):
+    told = [frame["message"] for frame in field.world.frames() if frame["type"] == "error"]
+    for name in ("link-to-the-host", "sparse"):
+        assert any(name in message for message in told), name
+
+
+def test_no_name_of_the_agents_moves_a_terminal(field):
+    names = [artifact[key] for artifact in artifacts(field) for key in ("name", "path")]
+    assert any("title" in name for name in names)
+    assert not any(re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", name) for name in names), names
+
+
+def test_nothing_is_left_on_the_machine(field):
+    until(lambda: not field.leaked(), 10, "everything to be gone")
