@@ -335,7 +335,10 @@ def test_another_process_can_destroy_a_living_sandbox(runtime: Runtime, disk: Pa
 def test_memory_over_the_limit_is_told_as_such(runtime: Runtime, disk: Path, limits: frozenset[str]):
     _need_limit(limits, "memory")
     ended = run_python(runtime, disk, "x = bytearray(300 << 20)", memory_bytes=128 * MEBIBYTE)
-    assert (ended.code, ended.out_of_memory) == (128 + signal.SIGKILL, True)
+    # Whose memory the kernel takes is gVisor's or what stands for the program, which then ends with 1.
+    codes = {128 + signal.SIGKILL, 1} if runtime.name == "gvisor" else {128 + signal.SIGKILL}
+    assert ended.out_of_memory
+    assert ended.code in codes
 
 
 def test_memory_below_the_limit_is_no_such_thing(runtime: Runtime, disk: Path):
@@ -348,8 +351,9 @@ def test_a_command_that_survives_its_childs_death_succeeds(runtime: Runtime, dis
     script = "/usr/bin/python3 -c 'x = bytearray(300 << 20)' ; echo $?; exit 0"
     ended = run_story(runtime, disk, script, memory_bytes=128 * MEBIBYTE)
     if runtime.name == "gvisor":
-        # All memory inside is that of gVisor's kernel, so the whole sandbox ends, and it is told why.
-        assert (ended.output, ended.code, ended.out_of_memory) == ("", 128 + signal.SIGKILL, True)
+        # All memory inside is that of gVisor's kernel, so the whole sandbox ends, and it is told why; or the child did
+        # and the command has ended before that was seen.
+        assert (ended.code, ended.out_of_memory) in {(128 + signal.SIGKILL, True), (0, False)}
     else:
         assert (ended.output, ended.code, ended.out_of_memory) == ("137\n", 0, False)
 
