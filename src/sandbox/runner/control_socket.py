@@ -41,6 +41,7 @@ async def listening(path: Path, cancel: Cancel, terminals: Terminals) -> AsyncIt
         yield
     finally:
         server.close()
+        await terminals.end()
         path.unlink(missing_ok=True)
 
 

@@ -173,10 +173,22 @@ class Terminals:
         self._served.add(serving)
         self._changed.set()
         try:
-            await serving
+            # Not awaited itself: what `end` cuts off is no cancellation of whoever waits here.
+            await asyncio.wait({serving})
         finally:
+            serving.cancel()
             self._served.discard(serving)
             self._changed.set()
+        if not serving.cancelled():
+            serving.result()
+
+    async def end(self) -> None:
+        """Cut everybody off."""
+        self.close()
+        served = tuple(self._served)
+        for serving in served:
+            serving.cancel()
+        await asyncio.gather(*served, return_exceptions=True)
 
     async def _serve(self, order: TerminalOrder, guest: Guest) -> None:
         with contextlib.suppress(OSError):

@@ -198,13 +198,13 @@ _AS_ORDINARY_USER = """
 import asyncio, concurrent.futures.thread, ctypes, os, sys
 from pathlib import Path
 import msgspec, shutil
-import sandbox.runtimes.launch, sandbox.runtimes.bubblewrap.probe
+import sandbox.runtimes.join, sandbox.runtimes.launch, sandbox.runtimes.bubblewrap.probe
 from doubles.sandbox_life import living, run_in
-from sandbox.contracts.runtime import Command
+from sandbox.contracts.runtime import Command, TerminalSize
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
 folder, interpreter, launcher = sys.argv[1:]
-sandbox.runtimes.launch.__file__ = launcher
+sandbox.runtimes.launch.__file__ = sandbox.runtimes.join.__file__ = launcher
 sys.executable = interpreter
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
@@ -221,6 +221,10 @@ async def story():
         told["said"] = (await run_in(one, ["/bin/bash", "-c", script])).output
     async with living(runtime, disk) as other:
         await other.start(Command(["/usr/bin/sleep", "60"], {}, "/"))
+        script = "tty; id -u; grep -h -E '^(CapBnd|CapEff|NoNewPrivs|Seccomp):' /proc/self/status | cut -f 2; exit 5"
+        terminal = await other.open_terminal(Command(["/bin/bash", "-c", script], {}, "/"), TerminalSize(24, 80))
+        told["terminal"] = (await terminal.output.read()).decode().split()
+        told["terminal_code"] = (await terminal.wait()).code
         told["listed"] = other.handle.attempt_id in runtime.leftovers() or bool(other.handle.details["cgroups"])
         await BubblewrapRuntime(Path(folder, "run")).destroy(other.handle, disk)
         told["code"] = (await other.wait()).code
@@ -235,6 +239,7 @@ print(msgspec.json.encode(asyncio.run(story())).decode())
 def test_an_ordinary_user_can_make_and_end_sandboxes_too(open_folder: Path):
     # The interpreter and this checkout may lie where another user cannot walk, so the launcher is copied.
     launcher = Path(shutil.copy(importlib.util.find_spec("sandbox.runtimes.launcher").origin, open_folder))
+    shutil.copy(importlib.util.find_spec("sandbox.runtimes.joiner").origin, open_folder)
     os.chown(open_folder, NOBODY, NOBODY)
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     argv = [sys.executable, "-c", _AS_ORDINARY_USER, str(open_folder), "/usr/bin/python3", str(launcher)]
@@ -244,6 +249,9 @@ def test_an_ordinary_user_can_make_and_end_sandboxes_too(open_folder: Path):
     if "skip" in told:
         pytest.skip(told["skip"])
     assert "that user's kernel uid" in told.pop("gaps")
+    nothing = "0" * 16
+    assert told.pop("terminal") == ["/dev/pts/0", "1000", nothing, nothing, "1", "2"]
+    assert told.pop("terminal_code") == 5
     assert told == {"said": "1000\nreached\n", "listed": True, "code": None, "left": False}
     assert (open_folder / "disk" / "workspace" / "file").stat().st_uid == NOBODY
 

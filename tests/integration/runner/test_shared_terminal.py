@@ -1,0 +1,152 @@
+"""The agent's terminal behind a runner's control socket: one types, all look on, nobody holds the others up."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from sandbox.contracts.placement import Receipt, TerminalOrder
+from sandbox.contracts.runtime import Exit, TerminalSize
+from sandbox.contracts.terminals import Ended, Resized, Role, Shown, TerminalRefusedError, Typed
+from sandbox.model.limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
+from sandbox.placement.control import UnixRunnerControl
+from sandbox.runner.control_socket import listening
+from sandbox.runner.terminals import SharedTerminal, Terminals
+
+AGENT = TerminalOrder(30, 100, agent=True)
+LOOK = TerminalOrder(30, 100, agent=True, looks_on=True)
+
+
+class PlayedTerminal:
+    """Remembers."""
+
+    def __init__(self):
+        self.typed, self.sizes, self.changed = b"", [], asyncio.Event()
+
+    async def write(self, data):
+        self.typed += data
+        self.changed.set()
+
+    async def resize(self, size):
+        self.sizes.append(size)
+        self.changed.set()
+
+    async def until(self, condition):
+        async with asyncio.timeout(10):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@asynccontextmanager
+async def attended(tmp_path):
+    """A played terminal that many can come to; `open` brings one more client."""
+    terminals, played = Terminals(None), PlayedTerminal()
+    terminals.begin(object(), {}, "/")
+    terminals.agent = SharedTerminal(played)
+    control, lines = UnixRunnerControl(tmp_path), []
+
+    async def come(order=AGENT):
+        lines.append(await control.open_terminal("abcdefghijkl", order))
+        return lines[-1]
+
+    async with listening(tmp_path / "abcdefghijkl.sock", lambda _: Receipt(done=True), terminals):
+        yield terminals, played, come
+        for line in lines:
+            await line.close()
+        async with asyncio.timeout(10):
+            await terminals.deserted(0.01)
+
+
+async def heard(line):
+    async with asyncio.timeout(10):
+        return await line.read()
+
+
+def test_who_came_first_types_and_the_next_takes_over(tmp_path):
+    async def story():
+        async with attended(tmp_path) as (terminals, played, come):
+            first = await come()
+            assert [await heard(first) for _ in range(2)] == [Role(types=True), Shown(b"")]
+            watching = await come(LOOK)
+            second = await come(TerminalOrder(40, 120, agent=True))
+            for line in (watching, second):
+                assert [await heard(line) for _ in range(2)] == [Role(types=False), Shown(b"")]
+            await second.send(Typed(b"not mine"))
+            await second.send(Resized(11, 22))
+            await first.send(Typed(b"mine"))
+            await played.until(lambda: played.typed == b"mine")
+            await first.close()
+            assert await heard(second) == Role(types=True)
+            await second.send(Typed(b" now"))
+            await played.until(lambda: played.typed == b"mine now")
+            assert played.sizes == [TerminalSize(30, 100), TerminalSize(11, 22)]
+            assert terminals.agent_is_attended
+
+    asyncio.run(story())
+
+
+def test_all_see_the_same_and_who_comes_later_what_was_last(tmp_path):
+    async def story():
+        async with attended(tmp_path) as (terminals, _, come):
+            shared = terminals.agent
+            shared.show(b"x" * TERMINAL_REPLAY_BYTES)
+            shared.show(b"the last")
+            lines = [await come(), await come()]
+            for line in lines:
+                await heard(line)
+                replayed = await heard(line)
+                assert (len(replayed.data), replayed.data[-8:]) == (TERMINAL_REPLAY_BYTES, b"the last")
+            shared.show(b"news")
+            assert [await heard(line) for line in lines] == [Shown(b"news")] * 2
+            terminals.end_agent(Exit(5))
+            assert [await heard(line) for line in lines] == [Ended(5)] * 2
+
+    asyncio.run(story())
+
+
+def test_one_who_does_not_read_is_cut_off_and_the_others_are_not(tmp_path):
+    async def story():
+        async with attended(tmp_path) as (terminals, _, come):
+            slow, quick = await come(), await come()
+            for _ in range(2):
+                await heard(quick)
+            shown, roles = 0, []
+            for _ in range(200):
+                terminals.agent.show(b"x" * 20_000)
+                while not isinstance(told := await heard(quick), Shown):
+                    roles.append(told)
+                shown += len(told.data)
+            assert (shown, roles) == (4_000_000, [Role(types=True)])
+            last = None
+            while not isinstance(last, Ended):
+                last = await heard(slow)
+            assert last.exit_code is None
+            again = await come(LOOK)
+            assert await heard(again) == Role(types=False)
+
+    asyncio.run(story())
+
+
+def test_there_is_a_bound_on_clients(tmp_path):
+    async def story():
+        async with attended(tmp_path) as (_, _, come):
+            for _ in range(TERMINALS_MAX):
+                await heard(await come())
+            with pytest.raises(TerminalRefusedError, match="close one"):
+                await come()
+
+    asyncio.run(story())
+
+
+def test_an_agent_without_a_terminal_and_a_sandbox_that_is_over_are_told(tmp_path):
+    async def story():
+        async with attended(tmp_path) as (terminals, _, come):
+            terminals.agent = None
+            with pytest.raises(TerminalRefusedError, match="headless"):
+                await come()
+            terminals.close()
+            with pytest.raises(TerminalRefusedError, match="does not run"):
+                await come(TerminalOrder(24, 80))
+
+    asyncio.run(story())

@@ -1,0 +1,42 @@
+"""What may stand in the address of a terminal."""
+
+import pytest
+from starlette.datastructures import QueryParams
+
+from sandbox.api.errors import InvalidParameterError
+from sandbox.api.terminal import read_order
+from sandbox.contracts.placement import TerminalOrder
+
+
+@pytest.mark.parametrize(
+    ("query", "order"),
+    [
+        ("", TerminalOrder(24, 80)),
+        ("rows=50&columns=132&term=screen.xterm-256color", TerminalOrder(50, 132, term="screen.xterm-256color")),
+        ("of=agent", TerminalOrder(24, 80, agent=True)),
+        ("of=agent&watch=true", TerminalOrder(24, 80, agent=True, looks_on=True)),
+    ],
+)
+def test_what_is_asked_for_is_ordered(query: str, order: TerminalOrder):
+    assert read_order(QueryParams(query)) == order
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("of=host", "of"),
+        ("of=shell&watch=true", "watch"),
+        ("of=agent&watch=yes", "watch"),
+        ("rows=0", "rows"),
+        ("columns=1001", "columns"),
+        ("rows=-1", "rows"),
+        ("term=", "term"),
+        ("term=x%0ay", "term"),
+        ("term=../../evil", "term"),
+        ("command=id", "command"),
+    ],
+)
+def test_what_means_nothing_is_refused(query: str, field: str):
+    with pytest.raises(InvalidParameterError) as caught:
+        read_order(QueryParams(query))
+    assert caught.value.details[0]["field"] == field
