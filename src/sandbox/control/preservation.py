@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.layout import AttemptLayout, TaskLayout
+from sandbox.contracts.removal import remove
 from sandbox.contracts.store import Cursor, Store, TaskQuery
 from sandbox.contracts.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.control.locks import Locks
@@ -31,7 +32,7 @@ class Preservation:
     def is_kept(self, task: Task) -> bool:
         """Whether files of the task's sandbox are still there for its user."""
         files = self._files(task)
-        return files is not None and (files.handle.exists() or files.disk.exists())
+        return files is not None and any(path.exists() for path in (files.handle, files.disk, files.disk_image))
 
     async def release(self, task: Task) -> None:
         """Remove the files; what is left of a release that was broken off goes as well.
@@ -128,19 +129,8 @@ class Janitor:
 
 
 async def _remove(files: AttemptLayout) -> None:
-    """By rm(1), which no depth of directories exhausts, follows no link and can be stopped. The handle goes last."""
+    """The handle goes last."""
     kept = (files.handle, files.runner_log)
-    paths = [str(path) for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in kept]
-    process = await asyncio.create_subprocess_exec(
-        "rm", "-rf", "--one-file-system", "--", *paths,
-        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env={"PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    try:
-        _, complaint = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode != 0:
-        raise OSError(complaint.decode(errors="replace").strip()[-500:])
+    paths = [path for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in kept]
+    await remove(paths)
     files.handle.unlink(missing_ok=True)

@@ -86,6 +86,19 @@ def test_a_release_that_was_broken_off_can_be_ended(world):
     assert [file.name for file in kept.root.iterdir()] == [kept.runner_log.name]
 
 
+def test_a_release_that_was_broken_off_before_the_image_of_the_disk_was_gone_can_be_ended(world):
+    async def play():
+        async with world.server() as service:
+            kept = await fail(world, service, "task-1")
+            kept.handle.unlink()
+            kept.disk.rename(kept.disk_image)
+            await service.release("task-1")
+            return kept
+
+    kept = asyncio.run(play())
+    assert [file.name for file in kept.root.iterdir()] == [kept.runner_log.name]
+
+
 def test_only_what_is_preserved_can_be_released(world):
     async def play():
         async with world.server() as service:

@@ -1,8 +1,9 @@
 """Stage: the repository becomes a workspace."""
 
+from sandbox.contracts.removal import remove
 from sandbox.model.event import WorkspacePrepared
 from sandbox.runner.equipment import Attempt
-from sandbox.runner.removal import left_by_earlier_attempts, remove
+from sandbox.runner.removal import left_by_earlier_attempts
 
 
 async def stage(attempt: Attempt) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 from pathlib import Path
 
+from sandbox.contracts.removal import remove
 from sandbox.contracts.runtime import SandboxHandle
 from sandbox.model.event import Trouble
 from sandbox.model.life import final_state
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
-from sandbox.runner.removal import left_by_earlier_attempts, remove
+from sandbox.runner.removal import left_by_earlier_attempts
 
 
 async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
