@@ -130,7 +130,8 @@ def _tools(payload: Payload, plan: Plan, filter_: bytes) -> Iterator[str]:
 def _settings(plan: Plan) -> bytes:
     spec = plan.spec
     numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
-    words = (spec.attempt_id, *map(str, numbers), f"{MODEL_PORT},{PROXY_PORT}", *plan.hidden.values())
+    ports = f"{MODEL_PORT},{PROXY_PORT}"
+    words = (spec.attempt_id, *map(str, numbers), ports, str(machine.files_kept()), *plan.hidden.values())
     return "\0".join(words).encode(errors="surrogateescape")
 
 

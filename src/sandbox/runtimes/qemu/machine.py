@@ -1,6 +1,7 @@
 """QEMU's and virtiofsd's command lines."""
 
 import os
+import resource
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -22,6 +23,7 @@ CAGE_TASKS = 160
 """Threads of QEMU and virtiofsd."""
 
 _TRANSLATIONS_MEBIBYTES = 128
+_FILES_KEPT_MAX = 500_000
 _NAMES = "root=share rootfstype=virtiofs rw init=/start console=ttyS0 loglevel=4 reboot=t panic=-1"
 
 
@@ -76,6 +78,13 @@ def virtiofsd_words(program: str, directory: str, ends: Ends) -> Sequence[str]:
         *(program, f"--fd={ends.files_listener}", f"--shared-dir={directory}", "--sandbox=none", "--cache=always"),
         *("--inode-file-handles=never", "--log-level=error"),
     ]
+
+
+def files_kept() -> int:
+    """How many files a guest may keep in mind: virtiofsd holds each of them open, and another half is for what it opens
+    before the guest has looked again."""
+    _, open_files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _FILES_KEPT_MAX if open_files_max == resource.RLIM_INFINITY else min(open_files_max // 2, _FILES_KEPT_MAX)
 
 
 def _accelerator(accelerator: Accelerator, ends: Ends) -> Sequence[str]:

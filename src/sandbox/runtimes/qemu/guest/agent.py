@@ -5,6 +5,7 @@ import os
 import select
 import struct
 import termios
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -19,14 +20,19 @@ _SETTINGS = "/settings"
 _READ_BYTES = 32 * 1024
 _WAITING_BYTES_MAX = 256 * 1024
 _POWER_OFF = 0x4321FEDC
+_LOOK_MILLISECONDS = 1000
+_FILES_KEPT = 5
+"""Its place in the settings."""
+
 _TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
 
 
 class Agent:
     """Waits for one of: the port, an output, a terminal's input, an end of a process."""
 
-    def __init__(self, port: int, first: int) -> None:
+    def __init__(self, port: int, first: int, files_kept: int) -> None:
         self._port = port
+        self._files_kept = files_kept
         self._first = first
         self._inbox = b""
         self._outbox = bytearray()
@@ -48,6 +54,7 @@ class Agent:
     def run(self) -> None:
         """For ever; the host ends the guest."""
         self._send(frames.READY, 0)
+        looked = time.monotonic()
         while True:
             poll = select.poll()
             poll.register(self._port, select.POLLIN | (select.POLLOUT if self._outbox else 0))
@@ -55,9 +62,12 @@ class Agent:
                 poll.register(descriptor, select.POLLIN)
             for descriptor, events in self._streams.wanted(has_room=len(self._outbox) < _WAITING_BYTES_MAX):
                 poll.register(descriptor, events)
-            for descriptor, events in poll.poll():
+            for descriptor, events in poll.poll(_LOOK_MILLISECONDS):
                 self._serve(descriptor, events)
             self._end_if_over()
+            if time.monotonic() > looked + _LOOK_MILLISECONDS / 1000:
+                machine.forget_files(self._files_kept)
+                looked = time.monotonic()
 
     def _serve(self, descriptor: int, events: int) -> None:
         if descriptor in self._watched:
@@ -170,19 +180,14 @@ def _figures() -> bytes:
 
 
 def _number(name: str, key: str = "") -> int:
-    file = os.open(f"{machine.GROUP}/{name}", os.O_RDONLY)
-    text = os.read(file, 65536).decode()
-    os.close(file)
+    text = machine.read(f"{machine.GROUP}/{name}")
     line = next((line for line in text.splitlines() if line.startswith(key)), "")
     return int(line.removeprefix(key) or 0)
 
 
 def _open_port() -> int:
     for name in os.listdir(_PORTS):  # noqa: PTH208
-        file = os.open(f"{_PORTS}/{name}/name", os.O_RDONLY)
-        is_ours = os.read(file, 64).strip() == _PORT_NAME.encode()
-        os.close(file)
-        if is_ours:
+        if machine.read(f"{_PORTS}/{name}/name").strip() == _PORT_NAME:
             return os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     raise OSError(0, "the host has no port for the agent")
 
@@ -190,12 +195,10 @@ def _open_port() -> int:
 def main() -> None:
     """Prepare the guest and serve. What goes wrong is said on the console, and the guest ends."""
     try:
-        file = os.open(_SETTINGS, os.O_RDONLY)
-        settings = os.read(file, 65536).decode(errors="surrogateescape").split("\0")
-        os.close(file)
+        settings = machine.read(_SETTINGS).split("\0")
         machine.prepare(settings)
         first = confinement.start_first()
-        Agent(_open_port(), first).run()
+        Agent(_open_port(), first, int(settings[_FILES_KEPT])).run()
     except BaseException as error:
         console = os.open("/dev/console", os.O_WRONLY)
         os.write(console, f"agent: {error!r}\n".encode())

@@ -51,10 +51,10 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str 
 def prepare(settings: list[str]) -> None:
     """Everything but what needs the command's process namespace. Raises OSError.
 
-    settings: host name, bytes of memory, processes, bytes of /dev/shm, ports of the gateway parted by commas, and for
-    each hidden program its path.
+    settings: host name, bytes of memory, processes, bytes of /dev/shm, ports of the gateway parted by commas, files to
+    keep in mind, and for each hidden program its path.
     """
-    host_name, memory, processes, shm_bytes, ports, *hidden = settings
+    host_name, memory, processes, shm_bytes, ports, _, *hidden = settings
     # What is mounted below from here on, the host's submounts included, inherits it.
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)
     mount("proc", "/proc", "proc")
@@ -78,6 +78,12 @@ def cover_processes() -> None:
     mount(f"{target}/sys", f"{target}/sys", None, MS_BIND)
     mount("none", f"{target}/sys", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("tmpfs", f"{target}/1", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "mode=0555")
+
+
+def forget_files(kept: int) -> None:
+    """Let go of files that nobody uses once there are more than this: the host holds each of them open."""
+    if int(read("/proc/sys/fs/inode-nr").split()[0]) > kept:
+        write("/proc/sys/vm/drop_caches", "3")
 
 
 def _load_module(path: str) -> None:
@@ -122,6 +128,15 @@ def write(path: str, text: str) -> None:
     file = os.open(path, os.O_WRONLY)
     try:
         os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+def read(path: str) -> str:
+    """A file of the kernel's."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, 65536).decode()
     finally:
         os.close(file)
 
