@@ -1,4 +1,4 @@
-"""What a sandbox could leave on the machine: processes, mounts, namespaces, cgroups, files."""
+"""What a sandbox could leave on the machine: processes, mounts, namespaces, cgroups, loop devices, sockets, files."""
 
 from pathlib import Path
 
@@ -51,6 +51,22 @@ def cgroups():
     }
 
 
+def loop_devices():
+    """Files that loop devices stand for."""
+    found = set()
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            found.add(backing.read_text().strip())
+        except OSError:
+            continue
+    return found
+
+
+def sockets():
+    """Of runners, wherever their servers run."""
+    return {str(path) for path in Path("/run/sandbox").glob("*/*.sock")}
+
+
 def files(data_dir):
     """What is left of attempts in a data directory, but for runner logs that tell of nothing unusual."""
     return {
@@ -72,6 +88,8 @@ def traces(data_dir):
         "mounts": mounts(),
         "namespaces": namespaces(),
         "cgroups": cgroups(),
+        "loop devices": loop_devices(),
+        "sockets": sockets(),
         "files": files(data_dir),
     }
 
