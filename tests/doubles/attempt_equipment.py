@@ -46,6 +46,7 @@ class Script:
     stage_seconds: float = 0.0
     patch_seconds: float = 0.0
     patch_lacks: str | None = None
+    tar_seconds: float = 0.0
     rules: object = None
     redact: Callable[[str], str] = str
     start_failure: Failure | None = None
@@ -189,6 +190,7 @@ class ScriptedWorkspaces:
 
     async def changed_files(self, attempt_dir, base_commit, target):
         target.write_bytes(b"tar")
+        await asyncio.sleep(self._script.tar_seconds)
 
     async def collect(self, workspace, patterns, target, taken_names):
         for name, content in self._script.collected.items():

@@ -47,7 +47,11 @@ DISK_RELEASE_SECONDS = 10.0
 """Until nobody holds a task's disk any more; past it the attempt ends with `sandbox_lost`, or is not provisioned."""
 
 DISK_CHECK_SECONDS = 2.0
-"""How often it is looked at how full a disk is; less often where looking takes long."""
+DISK_CHECK_SECONDS_MAX = 60.0
+"""How often it is looked at how full a disk is; less often where looking takes long, but as often as this."""
+
+DISK_CHECKS_MISSED_MAX = 3
+"""Looks in a row that fail at a disk that has no bound of its own; then the attempt ends with `sandbox_lost`."""
 
 OUTPUT_DRAIN_SECONDS = 5.0
 """For reading what is left in the pipes after everything inside is dead."""

@@ -9,7 +9,12 @@ from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.runtime import Stats
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import Event, Trouble
-from sandbox.model.limits import DISK_CHECK_SECONDS, SANDBOX_PROCESSES_MAX
+from sandbox.model.limits import (
+    DISK_CHECK_SECONDS,
+    DISK_CHECK_SECONDS_MAX,
+    DISK_CHECKS_MISSED_MAX,
+    SANDBOX_PROCESSES_MAX,
+)
 from sandbox.model.manifest import Vm
 
 _UNEXPLAINED = frozenset({FailureCode.AGENT_FAILED, FailureCode.AGENT_NO_RESULT})
@@ -37,24 +42,31 @@ class Shortages:
                 f"No more processes could be started: a sandbox has {SANDBOX_PROCESSES_MAX} at once.",
             )
 
-    async def watch_disk(self, clock: Clock) -> None:
-        """Look again and again; returns when the disk is full and nothing but an end of the agent keeps it so."""
+    async def watch_disk(self, clock: Clock) -> Failure:
+        """Look again and again; returns why nothing but an end of the agent keeps its disk within bounds."""
+        misses = 0
         while True:
             began = clock.monotonic()
-            await self.look_at_disk()
-            if self.disk is not None and self.disk.is_full and not self._disks.tells_when_full:
-                return
-            await asyncio.sleep(max(DISK_CHECK_SECONDS, _IDLE_FACTOR * (clock.monotonic() - began)))
+            problem = await self.look_at_disk()
+            pause = min(_IDLE_FACTOR * (clock.monotonic() - began), DISK_CHECK_SECONDS_MAX)
+            misses = misses + 1 if problem else 0
+            if not self._disks.tells_when_full:
+                if misses == DISK_CHECKS_MISSED_MAX:
+                    return Failure(FailureCode.SANDBOX_LOST, f"{problem}; nothing bounded it any more.")
+                if not misses and self.disk is not None and self.disk.is_full:
+                    return Failure(FailureCode.DISK_FULL, self.disk_full_message)
+            await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
 
-    async def look_at_disk(self) -> None:
-        """Take the figures of the disk now; those that cannot be had stay as they were."""
+    async def look_at_disk(self) -> str:
+        """Take the figures of the disk now; those that cannot be had stay as they were, and why is given."""
         try:
             self.disk = await self._disks.use(self._files)
         except OSError as error:
             self._tell(FailureCode.INTERNAL, f"{error}.")
-            return
+            return str(error)
         if self.disk.is_full:
             self._tell(FailureCode.DISK_FULL, self.disk_full_message)
+        return ""
 
     @property
     def disk_full_message(self) -> str:

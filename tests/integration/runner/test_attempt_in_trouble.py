@@ -154,10 +154,13 @@ def test_what_a_dead_runner_left_half_collected_is_collected_again_and_once(stag
 
 
 def test_an_attempt_leaves_no_unfinished_file_when_collecting_takes_too_long(stage):
-    scene = stage(Script(patch_seconds=60), lifecycle={"collect_timeout": "1s"})
+    """Neither patch nor files came to an end: the work is lost, but its story is not."""
+    scene = stage(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "1s"})
     scene.attempt.files.runner_log.write_bytes(b"a log\n")
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
     assert scene.task.failure.code == "collect_failed"
+    assert "raise lifecycle.collect_timeout" in scene.task.failure.message
+    assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
     assert [path.name for path in scene.attempt.files.root.iterdir()] == ["runner.log"]
     assert scene.attempt.id == ATTEMPT_ID
 
@@ -174,3 +177,42 @@ def test_a_disk_that_cannot_tell_the_agent_that_it_is_full_ends_it_at_once(stage
     assert (scene.states[-1], scene.task.failure.code) == ("failed", "disk_full")
     assert "kill" in scene.script.seen
     assert "task-1.patch" in scene.artifacts
+
+
+def test_a_disk_that_nobody_can_measure_any_more_ends_the_agent(stage, monkeypatch):
+    async def use(self, files):
+        raise OSError("It cannot be told how full the disk is")
+
+    monkeypatch.setattr("sandbox.disks.plain.PlainDisks.use", use)
+    monkeypatch.setattr("sandbox.runner.shortages.DISK_CHECK_SECONDS", 0.01)
+    scene = stage(Script(stays=True, deaf=True))
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    assert (scene.states[-1], scene.task.failure.code) == ("failed", "sandbox_lost")
+    assert "cannot be told how full" in scene.task.failure.message
+    assert "kill" in scene.script.seen
+
+
+def test_a_disk_that_could_not_be_measured_now_and_then_ends_nobody(stage, monkeypatch):
+    looks = []
+
+    async def use(self, files):
+        looks.append(files)
+        if len(looks) % 3:
+            raise OSError("It cannot be told how full the disk is")
+        return DiskUse(1, 2, is_full=False)
+
+    monkeypatch.setattr("sandbox.disks.plain.PlainDisks.use", use)
+    monkeypatch.setattr("sandbox.runner.shortages.DISK_CHECK_SECONDS", 0.01)
+    scene = stage(Script(stays=True))
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        async with asyncio.timeout(10):
+            while len(looks) < 10:
+                await asyncio.sleep(0.01)
+        scene.life.cancel(CancelOrder(force=True))
+        await work
+
+    asyncio.run(play())
+    assert scene.states[-1] == "cancelled"
+    assert scene.task.failure.code == "agent_failed"

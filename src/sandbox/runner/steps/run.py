@@ -246,9 +246,9 @@ class _Run:
             await asyncio.sleep(min(deadline - now, silence_end - now, 1.0))
 
     async def _watch_disk(self) -> None:
-        """A disk that does not tell the agent when it is full ends the agent, and gives it no time to write more."""
-        await self._shortages.watch_disk(self._clock)
-        self._fail(FailureCode.DISK_FULL, self._shortages.disk_full_message)
+        """A disk without a bound of its own ends the agent once it is full or past looking at, without any grace."""
+        failure = await self._shortages.watch_disk(self._clock)
+        self._fail(failure.code, failure.message)
         await self._kill()
 
     async def _end_on_wish(self) -> None:
