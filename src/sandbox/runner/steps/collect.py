@@ -13,7 +13,7 @@ import msgspec
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.workspace import LeftOut
 from sandbox.model.artifact import Artifact
-from sandbox.model.errors import AttemptError
+from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
 from sandbox.model.frame import timestamp
 from sandbox.model.life import final_state
@@ -58,7 +58,7 @@ async def _collect_patch(attempt: Attempt, directory: Path) -> None:
         async with asyncio.timeout(seconds):
             reason = await attempt.equipment.workspaces.patch(attempt.files.root, base_commit, part)
     except TimeoutError:
-        reason = f"making it took longer than {seconds:.0f} s"
+        reason = f"making it took longer than {seconds:.1f} s"
         part.write_text(f"# truncated: {reason}\n")
     await _record(attempt, directory, name, "text/x-diff", part)
     if reason is not None:
@@ -69,7 +69,14 @@ async def _collect_changed_files(attempt: Attempt, directory: Path, base_commit:
     """What the patch does not hold is kept as it is; no success becomes a failure for it."""
     name = _tar_name(attempt)
     part = attempt.files.root / name
-    missing = await attempt.equipment.workspaces.changed_files(attempt.files.root, base_commit, part)
+    seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _CHANGED_FILES_SHARE
+    try:
+        async with asyncio.timeout(seconds):
+            missing = await attempt.equipment.workspaces.changed_files(attempt.files.root, base_commit, part)
+    except TimeoutError:
+        problem = f"The patch does not hold everything: {reason}. Keeping the changed files took longer than "
+        limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."
+        raise AttemptError(FailureCode.COLLECT_FAILED, problem + limit) from None
     await _record(attempt, directory, name, "application/x-tar", part)
     but = f" but for some: {missing}" if missing else ""
     message = f"The patch does not hold everything: {reason}. The new and changed files are in {name}{but}."
@@ -180,7 +187,7 @@ def _metadata(attempt: Attempt) -> Callable[[BinaryIO], None]:
 
 _LAST = "metadata.json"
 _REFUSALS_MAX = 1000
-_PATCH_SHARE = 0.5  # of the time for collecting
+_PATCH_SHARE, _CHANGED_FILES_SHARE = 0.5, 0.3  # of the time for collecting: the rest of what is kept needs some too
 _CHUNK_BYTES = 256 * 1024
 
 
