@@ -1,6 +1,10 @@
 """A person in a task's sandbox: a shell beside the agent, the agent's own terminal, a look at what a failure left."""
 
+import contextlib
 import json
+import os
+import signal
+from pathlib import Path
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -49,7 +53,7 @@ def test_a_shell_beside_the_agent_sees_what_it_does_and_ends_with_its_code(world
     one.resize(50, 120)
     one.types("until [ \"$(stty size)\" = '50 120' ]; do sleep 0.05; done; echo resi''zed\n")
     one.sees("resized")
-    one.types("trap 'echo interrupted' INT; echo sle''eping; sleep 300\n")
+    one.types("echo sle''eping; sleep 300\n")
     one.sees("sleeping")
     one.types("\x03")
     one.sees(r"\^C")
@@ -168,3 +172,32 @@ def test_what_a_failure_left_can_be_visited_by_two_and_is_kept_as_it_is_left(wor
     gone = person(server, "task", "shell", "task-1")
     gone.sees("failed_preserved")
     assert gone.exit_code() == 4
+
+
+def test_a_visit_whose_runner_is_killed_can_be_made_again(world, person):
+    made = world(bash("echo kept > kept.txt"), Turn(faults=(Fault("error", status=400, times=9),)))
+    made.submit(lifecycle={"failure_action": "preserve"})
+    assert made.wait()["state"] == "failed_preserved", made.tell()
+    server = made.server.said["http"]
+    one = person(server, "task", "shell", "task-1")
+    one.sees(r"\$ ")
+    [lock] = made.data_dir.glob("tasks/task-1/attempts/*/visit.lock")
+    for runner in holders(lock):
+        os.kill(runner, signal.SIGKILL)
+    assert one.exit_code() == 10
+    again = person(server, "task", "shell", "task-1")
+    again.sees(r"\$ ")
+    again.types("cat kept.txt; exit 0\n")
+    again.sees("kept\r\n")
+    assert again.exit_code() == 0
+
+
+def holders(file):
+    """Processes that have it open, runners of this test's and nobody else's."""
+    found = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if descriptor.readlink() == file:
+                found.add(int(descriptor.parts[2]))
+    assert found
+    return found
