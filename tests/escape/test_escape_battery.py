@@ -12,6 +12,7 @@ from escape.battlefield import ATTACKS, HOST, Battlefield
 from sandbox.model.errors import SandboxError
 from sandbox.wiring.runtime import make_runtime
 
+pytestmark = pytest.mark.timeout(1800)  # the first of a tier plays all of it
 TIERS = ("bubblewrap", "gvisor", "qemu")
 ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks in ATTACKS.items() for one in attacks]
 
