@@ -12,7 +12,7 @@ from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import DISK_RELEASE_SECONDS
 
 _MAKE = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
-"""No journal: what a power loss leaves is only collected from, after a check."""
+"""No journal: what a power loss leaves is only collected from, after a check that mends whatever can be mended."""
 _OPTIONS = "loop,nosuid,nodev,noatime,discard,errors=remount-ro"
 _FULL_BELOW_BYTES = 2 * 1024 * 1024  # a large write that does not fit leaves this much of a full disk
 _POLL_SECONDS = 0.01
@@ -37,7 +37,7 @@ class LoopDisks:
                 await make_file_system(files.disk_image, size_bytes)
             else:
                 await _released(files.disk_image)
-                await run_command("e2fsck", "-p", str(files.disk_image), good_codes=_REPAIRED)
+                await run_command("e2fsck", "-y", str(files.disk_image), good_codes=_REPAIRED)
             await run_command("mount", "-t", "ext4", "-o", _OPTIONS, str(files.disk_image), str(files.disk))
         except (CommandFailedError, OSError) as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The task's disk could not be made: {error}.") from error
@@ -51,13 +51,14 @@ class LoopDisks:
         return DiskUse(total_bytes - free_bytes, total_bytes, is_full)
 
     async def close(self, files: AttemptLayout) -> None:
-        """Unmount it; whoever still holds a file of it is waited for."""
+        """Unmount it; whoever still holds a file of it is waited for, and in the end keeps but the blocks of it."""
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
         while files.disk.is_mount():
             try:
-                await run_command("umount", str(files.disk))
+                is_late = time.monotonic() > deadline
+                await run_command("umount", *(("--lazy",) if is_late else ()), str(files.disk))
             except CommandFailedError as error:
-                if time.monotonic() > deadline:
+                if is_late:
                     raise AttemptError(
                         FailureCode.SANDBOX_LOST, f"The task's disk is still in use: {error}."
                     ) from error
@@ -84,9 +85,10 @@ async def _released(image: Path) -> None:
 
 
 def _is_held(image: Path) -> bool:
+    path = str(image.resolve())  # as the kernel says it
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            if backing.read_text().rstrip("\n") == str(image):
+            if backing.read_text().rstrip("\n") == path:
                 return True
         except OSError:
             continue

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import signal
+import subprocess
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -141,6 +142,74 @@ async def refuses_what_is_no_file_system(disks, files):
 def test_a_broken_disk_is_told_and_never_taken_for_an_empty_one(loop_works, files):
     files.disk_image.write_bytes(b"no file system" * MIB)
     in_a_process_of_its_own(refuses_what_is_no_file_system, files)
+
+
+async def keeps_what_is_below_a_directory(disks, files):
+    await disks.open(files, 32 * MIB)
+    (files.disk / "workspace").mkdir()
+    (files.disk / "workspace" / "small").write_bytes(b"kept")
+    await disks.close(files)
+
+
+async def finds_what_had_lost_its_directory(disks, files):
+    await disks.open(files, 32 * MIB)
+    assert [path.read_bytes() for path in files.disk.rglob("*") if path.is_file()] == [b"kept"]
+    await disks.close(files)
+
+
+def test_what_a_power_loss_left_broken_is_mended_as_far_as_it_goes(loop_works, files):
+    """The twin is the disk that is no file system at all."""
+    in_a_process_of_its_own(keeps_what_is_below_a_directory, files)
+    for wound in ("clri /workspace", "set_super_value state 0"):
+        subprocess.run(["debugfs", "-w", "-R", wound, str(files.disk_image)], check=True, capture_output=True)
+    in_a_process_of_its_own(finds_what_had_lost_its_directory, files)
+
+
+async def holds_it_until_told(disks, files, held, told):
+    await disks.open(files, 32 * MIB)
+    held.set()
+    told.wait(CHILD_SECONDS)
+
+
+async def gets_it_not(disks, files):
+    with pytest.raises(AttemptError, match="still has it"):
+        await disks.open(files, 32 * MIB)
+
+
+async def gets_it_not_within_a_moment(disks, files):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sandbox.disks.loop.DISK_RELEASE_SECONDS", 0.1)
+        await gets_it_not(disks, files)
+
+
+def test_a_disk_is_not_opened_twice_though_it_has_another_name(loop_works, files, tmp_path):
+    context = get_context("spawn")
+    held, told = context.Event(), context.Event()
+    (tmp_path / "elsewhere").symlink_to(files.root)
+    child = context.Process(target=_with_hidden_mounts, args=(holds_it_until_told, files, held, told))
+    child.start()
+    try:
+        assert held.wait(CHILD_SECONDS)
+        in_a_process_of_its_own(gets_it_not_within_a_moment, AttemptLayout(tmp_path / "elsewhere"))
+    finally:
+        told.set()
+        child.join(CHILD_SECONDS)
+    assert child.exitcode == 0
+
+
+async def lets_go_of_what_is_in_use(disks, files):
+    await disks.open(files, 32 * MIB)
+    with (files.disk / "held").open("wb"), pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sandbox.disks.loop.DISK_RELEASE_SECONDS", 0.1)
+        await disks.close(files)
+        files.disk.rmdir()
+        files.disk_image.unlink()
+
+
+def test_a_disk_that_is_in_use_for_too_long_leaves_nothing_on_the_host(loop_works, files):
+    in_a_process_of_its_own(lets_go_of_what_is_in_use, files)
+    assert not list(files.root.iterdir())
+    assert not [backing for backing in loop_files() if str(files.disk_image) in backing]
 
 
 def test_a_file_system_that_was_not_finished_is_made_anew(loop_works, files):
