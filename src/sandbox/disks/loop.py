@@ -47,7 +47,7 @@ class LoopDisks:
         found = os.statvfs(files.disk)
         free_bytes = found.f_bavail * found.f_frsize
         total_bytes = found.f_blocks * found.f_frsize
-        is_full = free_bytes < _FULL_BELOW_BYTES or found.f_favail == 0
+        is_full = free_bytes < min(_FULL_BELOW_BYTES, total_bytes // 2) or found.f_favail == 0
         return DiskUse(total_bytes - free_bytes, total_bytes, is_full)
 
     async def close(self, files: AttemptLayout) -> None:

@@ -94,6 +94,19 @@ def test_a_full_disk_is_full_and_what_fits_is_kept(loop_works, files):
     assert str(files.disk_image) not in loop_files()
 
 
+async def begins_with_room(disks, files):
+    await disks.open(files, MIB)
+    assert not (await disks.use(files)).is_full
+    (files.disk / "small").write_bytes(b"x" * (MIB // 4))
+    assert not (await disks.use(files)).is_full
+    (files.disk / "large").write_bytes(b"x" * (MIB // 4))
+    assert (await disks.use(files)).is_full
+
+
+def test_the_smallest_disk_is_full_only_when_it_is(loop_works, files):
+    in_a_process_of_its_own(begins_with_room, files)
+
+
 def make_files(directory, count):
     for number in range(count):
         (directory / f"file-{number}").touch()
