@@ -1,6 +1,7 @@
 """One attempt from its first step to the task's final record."""
 
 import asyncio
+import errno
 import logging
 from collections.abc import Coroutine
 from typing import TypeVar
@@ -111,7 +112,7 @@ class AttemptLife:
             self._fail(error.failure)
         except Exception as error:
             _log.error("A step failed", exc_info=error)
-            self._fail(Failure(FailureCode.INTERNAL, f"The runner failed ({_described(error)}); please report this."))
+            self._fail(_failure_of(error))
 
     async def _bounded(self, step: Coroutine[None, None, T], timeout_seconds: float, late: Failure) -> T:
         """Run a step until it is done, the attempt is told to end, or its time is over."""
@@ -160,6 +161,14 @@ class AttemptLife:
             except OSError as error:
                 # The next round tries again; a disk that is really broken shows when a record is written.
                 _log.error("Output could not be flushed: %s", error)
+
+
+def _failure_of(error: Exception) -> Failure:
+    what = _described(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        message = f"There was no room left ({what}); raise vm.disk, or make room in the server's data directory."
+        return Failure(FailureCode.DISK_FULL, message)
+    return Failure(FailureCode.INTERNAL, f"The runner failed ({what}); please report this.")
 
 
 def _described(error: Exception) -> str:

@@ -216,3 +216,18 @@ def test_a_disk_that_could_not_be_measured_now_and_then_ends_nobody(stage, monke
     asyncio.run(play())
     assert scene.states[-1] == "cancelled"
     assert scene.task.failure.code == "agent_failed"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "advice"),
+    [(errno.ENOSPC, "disk_full", "raise vm.disk"), (errno.EIO, "internal_error", "please report this")],
+)
+def test_a_clone_that_leaves_no_room_for_the_agents_settings_says_what_to_do(stage, monkeypatch, number, code, advice):
+    def refuse_home(home, files):
+        raise OSError(number, "The disk")
+
+    monkeypatch.setattr("sandbox.runner.steps.provision._write_home", refuse_home)
+    scene = stage(Script())
+    asyncio.run(scene.life.carry_out())
+    assert (scene.states[-1], scene.task.failure.code) == ("failed", code)
+    assert advice in scene.task.failure.message

@@ -120,7 +120,7 @@ def test_no_file_of_the_workspace_takes_the_name_of_what_sandbox_itself_makes(st
 
     monkeypatch.setattr(workspaces, "collect", collect)
     asyncio.run(scene.life.carry_out())
-    assert asked == [{"task-1.patch", "transcript.ndjson", "metadata.json"}]
+    assert asked == [{"task-1.patch", "task-1.changes.tar", "transcript.ndjson", "metadata.json"}]
 
 
 def test_a_finisher_ends_the_sandbox_before_it_says_that_the_agent_is_gone(stage, monkeypatch):
