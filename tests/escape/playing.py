@@ -62,3 +62,7 @@ def version(tier):
     ran = subprocess.run([program, "--version"], check=True, capture_output=True, text=True, timeout=20)
     first = ran.stdout.splitlines()[0].partition(" (")[0]
     return first.replace(" version", "").replace("QEMU emulator", "QEMU")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -44,9 +44,11 @@ def _judge_attacks(attacks, results):
 def _judge_from_outside(field):
     strange = field.sent - field.allowed
     hosts = {host.removesuffix(":80").removesuffix(":443") for _, _, host in field.asked}
+    # Being sent elsewhere begins with a good request, and names where to.
+    refused = [line for _, line, _ in field.asked if "other.example" in line and "/away/" not in line]
     return {
         ON_THE_WIRE: (not strange and ("tcp", HOST_ADDRESS, 443) in field.sent, f"sent: {sorted(strange)}"),
-        ASKED: (hosts == {HOST} and not any("other.example" in line for _, line, _ in field.asked), f"asked: {hosts}"),
+        ASKED: (hosts == {HOST} and not refused, f"asked: {hosts}, {refused}"),
     }
 
 
