@@ -15,8 +15,8 @@ from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.state import TaskState
 from sandbox.placement.control import UnixRunnerControl
 from sandbox.runner.control_socket import listening
-from sandbox.runner.terminals import Terminals
 from sandbox.runner.steps.provision import write_handle
+from sandbox.runner.terminals import Terminals
 
 
 @pytest.fixture

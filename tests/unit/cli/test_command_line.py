@@ -47,7 +47,7 @@ def test_the_commands_are_these_and_no_others():
     assert list(command.ENTRIES) == ["task", "serve", "doctor", "config", "profile", "token", "completion", "demo"]
     assert set(task_command.ENTRIES) == {
         "submit", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",
-        "diff", "apply", "release",
+        "diff", "apply", "release", "shell", "attach",
     }  # fmt: skip
 
 
