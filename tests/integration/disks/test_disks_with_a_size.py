@@ -6,12 +6,14 @@ import errno
 import os
 import signal
 import subprocess
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from sandbox.contracts.layout import AttemptLayout
+from sandbox.disks.command import run_command
 from sandbox.disks.loop import LoopDisks
 from sandbox.disks.mounts import hide_mounts
 from sandbox.disks.plain import PlainDisks
@@ -176,6 +178,36 @@ def test_what_a_power_loss_left_broken_is_mended_as_far_as_it_goes(loop_works, f
     for wound in ("clri /workspace", "set_super_value state 0"):
         subprocess.run(["debugfs", "-w", "-R", wound, str(files.disk_image)], check=True, capture_output=True)
     in_a_process_of_its_own(finds_what_had_lost_its_directory, files)
+
+
+async def dies_while_a_command_goes_on(_, begun):
+    command = asyncio.ensure_future(run_command("sh", "-c", 'echo $$ >"$0"; exec sleep 600', str(begun)))
+    async with asyncio.timeout(CHILD_SECONDS):
+        while not begun.exists() or not begun.read_text().endswith("\n"):
+            await asyncio.sleep(0.01)
+    assert not command.done()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_alive(process_id):
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_no_command_of_a_killed_process_goes_on_with_the_disk(loop_works, tmp_path):
+    """A check that went on would change the file system under the next process's mount."""
+    begun = tmp_path / "begun"
+    in_a_process_of_its_own(dies_while_a_command_goes_on, begun, ends_by=-signal.SIGKILL)
+    process_id = int(begun.read_text())
+    deadline = time.monotonic() + 5
+    while is_alive(process_id) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    survived = is_alive(process_id)
+    if survived:
+        os.kill(process_id, signal.SIGKILL)
+    assert not survived
 
 
 async def holds_it_until_told(disks, files, held, told):
