@@ -1,10 +1,13 @@
-"""A runner that is killed while it ends its attempt: what was kept already stays as it is."""
+"""A runner while it ends its attempt: it answers, and when it is killed, what was kept already stays as it is."""
 
 import asyncio
+import hashlib
+import threading
 
 import pytest
 
 from doubles.attempt_equipment import Script, Stage
+from sandbox.contracts.placement import CancelOrder
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.state import TaskState
 from sandbox.runner.life import AttemptLife
@@ -65,3 +68,27 @@ def test_an_end_that_was_broken_off_before_the_metadata_is_collected_again(stage
     asyncio.run(AttemptLife(scene.attempt).finish())
     assert scene.task.state is TaskState.COMPLETED
     assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
+
+
+def test_a_runner_answers_while_it_reads_what_it_keeps(stage, monkeypatch):
+    """A tar of changes may be a gigabyte."""
+    scene = stage(Script())
+    file_digest, begun, answered = hashlib.file_digest, threading.Event(), threading.Event()
+
+    def slowly(file, kind):
+        begun.set()
+        assert answered.wait(10)
+        return file_digest(file, kind)
+
+    monkeypatch.setattr("sandbox.runner.steps.collect.hashlib.file_digest", slowly)
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        assert await asyncio.to_thread(begun.wait, 10)
+        receipt = scene.life.cancel(CancelOrder(force=True))
+        answered.set()
+        await work
+        return receipt
+
+    assert "keeps its outcome" in asyncio.run(play()).message
+    assert scene.task.state is TaskState.COMPLETED

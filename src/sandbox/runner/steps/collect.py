@@ -133,12 +133,18 @@ async def _keep(
 
 async def _record(attempt: Attempt, directory: Path, name: str, content_type: str, part: Path) -> None:
     """Flush, take the checksum, give the file its name, then say that it is there."""
-    with part.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size_bytes = os.fstat(file.fileno()).st_size
-    give_name(part, directory / name)
-    artifact = Artifact(name, f".sandbox/{name}", size_bytes, content_type, f"sha256:{digest}")
+    checksum, size_bytes = await asyncio.to_thread(_store, part, directory / name)
+    artifact = Artifact(name, f".sandbox/{name}", size_bytes, content_type, f"sha256:{checksum}")
     attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, artifact)))
+
+
+def _store(part: Path, target: Path) -> tuple[str, int]:
+    """Gives the SHA-256 in hex and the size."""
+    with part.open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        size_bytes = os.fstat(file.fileno()).st_size
+    give_name(part, target)
+    return checksum, size_bytes
 
 
 async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Artifact:
