@@ -37,7 +37,7 @@ def complete(environment, tmp_path):
 
 def test_bash_completes_commands_options_and_their_values(complete):
     assert complete("sandbox", "ta") == ["task"]
-    assert complete("sandbox", "task", "s") == ["submit", "status"]
+    assert complete("sandbox", "task", "s") == ["submit", "status", "shell"]
     assert complete("sandbox", "task", "list", "--st") == ["--state"]
     assert complete("sandbox", "task", "logs", "x", "--stream", "std") == ["stdout", "stderr"]
     assert complete("sandbox", "completion", "") == ["bash", "zsh", "fish"]
