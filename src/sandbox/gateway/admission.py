@@ -38,10 +38,10 @@ class Admission:
         self.is_holding = False
 
     def keep(self, byte_count: int) -> Refused | None:
-        """Make room for bytes that wait to be judged; `give_back` ends it."""
+        """Make room for bytes that wait to be judged and sent; `give_back` ends it."""
         if self._held_bytes + byte_count > HELD_BYTES_MAX:
             return Refused(
-                429, "rate_limit_error", "Too many bytes of requests wait to be judged; ask for less at once."
+                429, "rate_limit_error", "Too many bytes of requests wait for the model; ask for less at once."
             )
         self._held_bytes += byte_count
         return None

@@ -43,7 +43,7 @@ REQUEST_VALUES_MAX = 500_000
 """Commas, colons and brackets in a model request that is read, so that reading takes little memory; over it: 413."""
 
 HELD_BYTES_MAX = 64 * 1024 * 1024
-"""Bodies of all model requests that wait to be judged, together; over it: 429."""
+"""Bodies of all model requests that wait to be judged or for the model to take them, together; over it: 429."""
 
 SSE_LINE_BYTES_MAX = 1024 * 1024
 """A line of an event stream that is looked at for usage; longer ones pass unread."""

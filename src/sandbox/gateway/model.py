@@ -58,6 +58,7 @@ class ModelConversation:
         self._waiting: _Waiting | None = None
         self._exchange: _Exchange | None = None
         self._body_bytes = 0
+        self._unsent_bytes = 0
         self._has_answered = False
         self._is_over = False
 
@@ -116,6 +117,12 @@ class ModelConversation:
         """Both connections are gone: tell what was spent, if that was not told."""
         self._settle(is_whole=False)
         self._forget_waiting()
+        self.upstream_took()
+
+    def upstream_took(self) -> None:
+        """What was to be sent there is sent, or never will be."""
+        self._admission.give_back(self._unsent_bytes)
+        self._unsent_bytes = 0
 
     def upstream_sent(self, data: bytes) -> Reaction:
         """Bytes came from the upstream; none mean that no more will."""
@@ -181,14 +188,16 @@ class ModelConversation:
         self._to_upstream(reaction, http.forwarded_request(request, allowed.target, self._upstream, body))
 
     def _admit(self, reaction: Reaction) -> None:
-        waiting = self._forget_waiting()
+        waiting, self._waiting = self._waiting, None
         if waiting is None:
             return
+        self._unsent_bytes += len(waiting.body)
         verdict = self._admission.judge() or self._admission.judge_body(
             waiting.body, is_metered=waiting.allowed.is_metered
         )
         waiting.body.clear()
         if isinstance(verdict, Refused):
+            self.upstream_took()
             self._refuse(reaction, verdict)
             if not self._is_over:
                 self._end_cycle(reaction)
@@ -348,6 +357,7 @@ class ModelConversation:
             side.start_next_cycle()
 
     def _drop_upstream(self, reaction: Reaction) -> None:
+        self.upstream_took()
         if self._upstream_side is None:
             return
         self._upstream_side = None

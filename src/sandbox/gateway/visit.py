@@ -99,15 +99,17 @@ class ModelVisit(Visit):
             self._drop_upstream()
         if reaction.dial:
             reaction = await self._dial(reaction)
-        upstream = self._upstream
+        upstream, has_more = self._upstream, bool(reaction.to_upstream)
         if upstream is not None:
             upstream.write(reaction.to_upstream)
+            reaction.to_upstream.clear()  # a large body need not be there twice
             # While it owes nothing it is kept for a short time only: the other end may close it at any moment.
             is_owed = self._model_conversation.is_in_flight
             upstream.renew(limits.UPSTREAM_SECONDS if is_owed else limits.UPSTREAM_IDLE_SECONDS)
         await super()._carry_out(reaction)
-        if upstream is not None and reaction.to_upstream:
+        if upstream is not None and has_more:
             await upstream.drain()
+            self._model_conversation.upstream_took()
         if self._phase is Phase.HELD and self._hold is None:
             self._hold = self._group.create_task(self._await_release())
 
