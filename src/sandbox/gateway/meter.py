@@ -9,6 +9,8 @@ from sandbox.gateway.prices import Tokens, cost_usd
 from sandbox.model.event import Usage
 
 _MODEL_CHARACTERS_MAX = 128
+_COUNTED_ABOVE = ("message", "fallback_message")
+"""Iterations that the counts of the whole answer hold already. All others are billed beside: compaction, an advisor."""
 
 
 class Meter(Protocol):
@@ -40,12 +42,21 @@ class _CacheCreation(msgspec.Struct):
     ephemeral_1h_input_tokens: _Count | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Counts(msgspec.Struct):
     input_tokens: _Count | None = None
     output_tokens: _Count | None = None
     cache_read_input_tokens: _Count | None = None
     cache_creation_input_tokens: _Count | None = None
     cache_creation: _CacheCreation | None = None
+
+
+class _Iteration(_Counts):
+    type: str = ""
+    model: str | None = None
+
+
+class _Usage(_Counts):
+    iterations: list[_Iteration] | None = None
 
 
 class _Message(msgspec.Struct):
@@ -152,6 +163,7 @@ class _Tally:
     def __init__(self) -> None:
         self._model: str | None = None
         self._counts: dict[str, int] = {}
+        self._beside: list[_Iteration] = []
 
     def name(self, model: str) -> None:
         self._model = model[:_MODEL_CHARACTERS_MAX]
@@ -159,25 +171,34 @@ class _Tally:
     def count(self, told: _Usage | None) -> None:
         if told is None:
             return
-        hour = told.cache_creation.ephemeral_1h_input_tokens if told.cache_creation else None
-        latest = {
-            "input": told.input_tokens,
-            "output": told.output_tokens,
-            "cache_read": told.cache_read_input_tokens,
-            "cache_write": told.cache_creation_input_tokens,
-            "cache_write_hour": hour,
-        }
-        self._counts |= {name: count for name, count in latest.items() if count is not None}
+        self._counts |= _told_counts(told)
+        if told.iterations is not None:
+            self._beside = [one for one in told.iterations if one.type not in _COUNTED_ABOVE]
 
     def usage(self) -> Usage | None:
         if self._model is None:
             return None
-        tokens = Tokens(**self._counts)
+        parts = [(self._model, Tokens(**self._counts))]
+        parts += [(one.model or self._model, Tokens(**_told_counts(one))) for one in self._beside]
+        costs = [cost_usd(model, tokens) for model, tokens in parts]
+        priced = [cost for cost in costs if cost is not None]
         return Usage(
             model=self._model,
-            input_tokens=tokens.input,
-            output_tokens=tokens.output,
-            cache_read_tokens=tokens.cache_read,
-            cache_write_tokens=tokens.cache_write,
-            cost_usd=cost_usd(self._model, tokens),
+            input_tokens=sum(tokens.input for _, tokens in parts),
+            output_tokens=sum(tokens.output for _, tokens in parts),
+            cache_read_tokens=sum(tokens.cache_read for _, tokens in parts),
+            cache_write_tokens=sum(tokens.cache_write for _, tokens in parts),
+            cost_usd=round(sum(priced), 6) if len(priced) == len(costs) else None,
         )
+
+
+def _told_counts(told: _Counts) -> dict[str, int]:
+    hour = told.cache_creation.ephemeral_1h_input_tokens if told.cache_creation else None
+    latest = {
+        "input": told.input_tokens,
+        "output": told.output_tokens,
+        "cache_read": told.cache_read_input_tokens,
+        "cache_write": told.cache_creation_input_tokens,
+        "cache_write_hour": hour,
+    }
+    return {name: count for name, count in latest.items() if count is not None}

@@ -68,6 +68,26 @@ def test_the_last_delta_wins_and_may_correct_the_input():
     assert (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens) == (1100, 70, 2000)
 
 
+ITERATIONS = [
+    {"type": "compaction", "input_tokens": 180_000, "output_tokens": 3500},
+    {"type": "message", "input_tokens": 1000, "output_tokens": 50},
+    {"type": "advisor_message", "model": "claude-opus-4-1", "input_tokens": 100, "output_tokens": 10},
+]
+
+
+def test_what_is_billed_beside_the_answer_is_counted_at_its_own_models_price():
+    delta = DELTA | {"usage": {"output_tokens": 50, "iterations": ITERATIONS}}
+    usage = metered(SSE, sse(START, delta))
+    assert (usage.input_tokens, usage.output_tokens) == (181_100, 3560)
+    assert (usage.cache_read_tokens, usage.cache_write_tokens) == (2000, 3000)
+    assert usage.cost_usd == pytest.approx(COST + (180_000 * 3 + 3500 * 15 + 100 * 15 + 10 * 75) / 1e6)
+
+
+def test_an_advisor_without_a_price_leaves_the_answer_without_one():
+    unknown = [{"type": "advisor_message", "model": "nobody-knows-it", "input_tokens": 1, "output_tokens": 1}]
+    assert metered(SSE, sse(START, DELTA | {"usage": {"iterations": unknown}})).cost_usd is None
+
+
 def test_a_broken_answer_is_counted_as_far_as_it_came():
     usage = metered(SSE, sse(START, TEXT))
     assert (usage.input_tokens, usage.output_tokens) == (1000, 1)
