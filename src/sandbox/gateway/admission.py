@@ -14,6 +14,9 @@ from sandbox.gateway.prices import price
 from sandbox.gateway.reports import Reports
 from sandbox.model.event import Usage
 
+_AT_LIST_PRICE = {"speed": (None, "standard"), "inference_geo": (None, "global", "not_available")}
+"""What a request may ask for at the prices of the table; fast inference and that of one country cost more."""
+
 
 class Admission:
     """Shared by all conversations of a gateway. `is_holding` ends by `release`, once and for all."""
@@ -102,6 +105,13 @@ class Admission:
         return Refused(403, "permission_error", message)
 
     def _price_refusal(self, document: dict[str, Any]) -> Refused | None:
+        for name, listed in _AT_LIST_PRICE.items():
+            if document.get(name) not in listed:
+                message = (
+                    f"A request with '{name}' costs more than Sandbox's table says, so lifecycle.budget_usd cannot "
+                    "bound it; leave it out, or set lifecycle.budget_tokens instead."
+                )
+                return Refused(403, "permission_error", message)
         model = document.get("model", "")
         if price(model) is not None:
             return None

@@ -210,6 +210,17 @@ def test_a_model_without_a_price_is_told_without_a_secret_in_its_name():
     assert "The model a[REDACTED] has no price" in told
 
 
+@pytest.mark.parametrize("dearer", [{"speed": "fast"}, {"inference_geo": "us"}, {"speed": ["fast"]}])
+def test_what_costs_more_than_the_table_says_is_refused_where_dollars_are_bounded(dearer):
+    asked = {"model": "claude-opus-5-5", "messages": []}
+    in_dollars, in_tokens = (Model(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000)))
+    status, told, _ = in_dollars.ask(asked | dearer)
+    assert (status, told.partition(" costs")[0]) == (403, f"A request with '{next(iter(dearer))}'")
+    assert in_tokens.ask(asked | dearer)[0] is None
+    assert in_dollars.ask(asked | {"speed": "standard", "inference_geo": "global"})[0] is None
+    assert in_dollars.ask(asked)[0] is None
+
+
 # The server's key
 
 
