@@ -5,6 +5,7 @@ import re
 from escape.attacks_on_collection import (
     KEEPS_BYTES,
     LEFT_OUT,
+    NOT_DELIVERED,
     ORDINARY,
     READS_ITS_OWN,
     RUNS_NOTHING,
@@ -83,6 +84,7 @@ class Collected:
             READS_ITS_OWN: lambda _: b"root:x:" not in self.patch and b" b/etc/" not in self.patch,
             KEEPS_BYTES: self._kept_bytes,
             ORDINARY: self._took_for_ordinary,
+            NOT_DELIVERED: self._did_not_deliver,
             LEFT_OUT: self._left_out,
             SHOWN: self._shown,
         }[trap.must](trap.sign)
@@ -93,10 +95,12 @@ class Collected:
     def _took_for_ordinary(self, sign):
         return f" b/{sign}".encode() in self.patch and b" b/nested/.git/" not in self.patch
 
+    def _did_not_deliver(self, sign):
+        return not any(path == sign or path.startswith(f"{sign}/") for path in self.paths)
+
     def _left_out(self, sign):
-        is_delivered = any(path == sign or path.startswith(f"{sign}/") for path in self.paths)
         is_told = any(sign in message for message in self.told)
-        return is_told and not is_delivered and b"the host's own" not in self.patch
+        return is_told and self._did_not_deliver(sign) and b"the host's own" not in self.patch
 
     def _shown(self, sign):
         return sign in self.paths and not any(_STEERING.search(text) for pair in self.artifacts for text in pair)

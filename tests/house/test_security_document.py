@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from escape import table
-from escape.attacks_on_collection import LEFT_OUT, RUNS_NOTHING, SHOWN, TRAPS
+from escape.attacks_on_collection import LEFT_OUT, NOT_DELIVERED, RUNS_NOTHING, SHOWN, TRAPS
 from escape.battery import THROUGH
 from escape.verdicts import Collected, is_held
 
@@ -89,6 +89,7 @@ def collected(
             collected(told=f"{TRAP[LEFT_OUT].sign}: it is not a regular file", paths=(TRAP[LEFT_OUT].sign,)),
         ),
         (LEFT_OUT, collected(told=TRAP[LEFT_OUT].sign), collected()),
+        (NOT_DELIVERED, collected(), collected(paths=(TRAP[NOT_DELIVERED].sign,))),
         (SHOWN, collected(paths=(TRAP[SHOWN].sign,)), collected(paths=(TRAP[SHOWN].sign, "out/\x1b[2J"))),
         (SHOWN, collected(paths=(TRAP[SHOWN].sign,)), collected()),
     ],
