@@ -51,7 +51,7 @@ class Lines(logging.Formatter):
         """One line; as text, a traceback stands below it."""
         told = {name: value for name, value in self._told(record).items() if value is not None}
         return self._write(
-            {name: self.redact(value) if isinstance(value, str) else value for name, value in told.items()}
+            {name: value if isinstance(value, int | float) else self.redact(str(value)) for name, value in told.items()}
         )
 
     def _told(self, record: logging.LogRecord) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Lines(logging.Formatter):
 
 
 def _as_json(told: Mapping[str, Any]) -> str:
-    return json.dumps(told, default=str)
+    return json.dumps(told)
 
 
 def _as_text(told: Mapping[str, Any]) -> str:

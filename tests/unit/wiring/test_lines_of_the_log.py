@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +114,17 @@ def test_values_of_secrets_are_taken_out_of_everything(log):
         logging.getLogger("sandbox.x").exception("It is s3cr3t-value", extra={"path": "/s3cr3t-value"})
     assert "s3cr3t-value" not in written()[0]
     assert written()[0].count("[redacted]") >= 3
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_values_of_secrets_are_taken_out_of_what_is_no_text_yet(log, form):
+    written = log(form)
+    log.lines.redact = lambda text: text.replace("s3cr3t-value", "[redacted]")
+    told = {"error": OSError("s3cr3t-value"), "data_dir": Path("/s3cr3t-value"), "status": 200}
+    logging.getLogger("sandbox.x").error("It broke", extra=told)
+    (line,) = written()
+    assert "s3cr3t-value" not in line
+    assert form == "text" or json.loads(line)["status"] == 200
 
 
 def test_less_is_written_where_less_is_asked_for(log):
