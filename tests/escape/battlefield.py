@@ -52,11 +52,12 @@ _PRELUDES = {
 class Battlefield:
     """Enter it to have both tasks played; `results` are by attack, everything else is what the host saw.
 
+    user: the uid that the server runs as, who keeps no limits and so is not attacked for resources; root without.
     sent, allowed: packets on the wire, and those that belong there · asked: requests that the host got.
     """
 
-    def __init__(self, directory, tier):
-        self.directory, self.tier = Path(directory), tier
+    def __init__(self, directory, tier, *, user=None):
+        self.directory, self.tier, self.user = Path(directory), tier, user
         self.results = {}
         self.mark, self.canary = self.directory / "mark", self.directory / "canary.txt"
         self.record = self.directory / "host.ndjson"
@@ -82,7 +83,7 @@ class Battlefield:
         _add_address(internet.server_prefix, SERVERS_OWN_ADDRESS)
         self.world = World(
             self.directory,
-            prefix=(*internet.server_prefix, *self._with_hosts()),
+            prefix=(*internet.server_prefix, *self._with_hosts(), *self._as_user()),
             address=INTERNET_ADDRESS,
             namespace=internet.server_namespace,
         )
@@ -96,11 +97,23 @@ class Battlefield:
                 listener.listen()
         self.socket_file.chmod(0o777)
 
+    def _as_user(self):
+        if self.user is None:
+            return ()
+        os.chown(self.directory, self.user, self.user)
+        return ("setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups")
+
     def _with_hosts(self):
         hosts, resolver = self.directory / "hosts", self.directory / "resolv.conf"
         hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in NAMES.items()))
         resolver.write_text("nameserver 127.0.0.1\n")  # where nobody answers
         mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
+        if self.user is not None and sys.base_prefix.startswith("/root/"):
+            # Nobody else may walk to a Python in root's home: show it in an otherwise empty one.
+            python = self.directory / "python"
+            python.mkdir()
+            mounts += f" && mount --bind {sys.base_prefix} {python} && mount -t tmpfs -o mode=0755 none /root"
+            mounts += f" && mkdir -p {sys.base_prefix} && mount --bind {python} {sys.base_prefix}"
         return ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
 
     def _play(self):
@@ -123,7 +136,8 @@ class Battlefield:
         )  # fmt: skip
         assert self.status["state"] == "completed", world.tell()
         self.sent = set(internet.packets[packets:])
-        self._play_resources()
+        if self.user is None:
+            self._play_resources()
         self.leaked = lambda: leaked(before, world.data_dir)
         ports = {int(process.said["url"].rpartition(":")[2]) for process in world.processes if "url" in process.said}
         services = {("tcp", INTERNET_ADDRESS, port) for port in ports}

@@ -1,0 +1,55 @@
+"""The same battery where the server is no root: sandboxes without a kernel uid of their own."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from doubles.live import until
+from escape.battery import THROUGH
+from escape.battlefield import ATTACKS, Battlefield
+
+pytestmark = pytest.mark.timeout(900)
+USER = 64_321
+ALL = [
+    pytest.param(kind, one.name, id=f"{kind}: {one.name}")
+    for kind in ("network", "credentials")
+    for one in ATTACKS[kind]
+]
+
+
+@pytest.fixture(scope="module")
+def field():
+    if os.geteuid() != 0:
+        pytest.skip("only root can play the internet")
+    with tempfile.TemporaryDirectory(prefix="escape-") as directory:
+        Path(directory).chmod(0o755)
+        place = Path(directory, "field")
+        place.mkdir()
+        with Battlefield(place, "bubblewrap", user=USER) as played:
+            yield played
+
+
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_an_attack_fails_and_its_twin_works(field, kind, name):
+    came_of_it = field.results[kind][name]
+    assert came_of_it["attack"] != THROUGH, came_of_it
+    assert came_of_it["twin"] == THROUGH, came_of_it
+
+
+def test_it_was_no_root_that_served(field):
+    assert Path(f"/proc/{field.world.server.said['pid']}").stat().st_uid == USER
+
+
+def test_nothing_was_on_the_wire_but_what_is_allowed(field):
+    assert field.sent <= field.allowed
+
+
+def test_no_tool_of_the_host_obeyed_the_workspace(field):
+    assert not field.mark.exists()
+    assert b"+changed\n" in field.world.artifact("task-1.patch")
+
+
+def test_nothing_is_left_of_the_tasks(field):
+    until(lambda: not field.leaked()["files"] if "files" in field.leaked() else True, 10, "the files to be gone")
