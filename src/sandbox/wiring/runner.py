@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.agent.claude_code import ClaudeCode
+from sandbox.contracts.disks import Disks
 from sandbox.contracts.layout import TaskLayout, runner_socket
 from sandbox.contracts.placement import LaunchOrder, Receipt
 from sandbox.contracts.recorder import Recorder, read_task
@@ -53,7 +54,7 @@ def main() -> None:
     ATTEMPT_ID.set(order.attempt_id)
     if (redaction := _redaction(order.secrets)) is not None:
         log.redact = redaction.redact_text
-    if order.disks == "loop":
+    if isinstance(choose_disks(order), LoopDisks):
         hide_mounts()
     asyncio.run(_live(order, lock_fd, redaction))
 
@@ -112,7 +113,7 @@ def _gather(order: LaunchOrder) -> Equipment:
     data_dir = Path(order.data_dir)
     return Equipment(
         journals=FileJournals(data_dir),
-        disks=LoopDisks() if order.disks == "loop" else PlainDisks(),
+        disks=choose_disks(order),
         images=HeldImages(data_dir),
         runtime=make_runtime(order.runtime, Path(order.run_dir)),
         gateways=SocketGateways(),
@@ -120,6 +121,14 @@ def _gather(order: LaunchOrder) -> Equipment:
         workspaces=GitWorkspaces(os.environ, follow_redirects=order.follow_redirects),
         clock=SystemClock(),
     )
+
+
+def choose_disks(order: LaunchOrder) -> Disks:
+    """What is on the disk of an earlier process decides, whatever the machine is found to be able to make by now."""
+    is_loop = order.disks == "loop"
+    if order.finish or order.visit:
+        is_loop = TaskLayout(Path(order.data_dir), order.task_id).attempt(order.attempt_id).disk_image.exists()
+    return LoopDisks() if is_loop else PlainDisks()
 
 
 def _redaction(secrets: Mapping[str, str]) -> Redaction | None:
