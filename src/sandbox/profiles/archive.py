@@ -10,7 +10,7 @@ from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import msgspec
 
-from sandbox.profiles.layer import refusing_damage
+from sandbox.profiles.layer import refuse_many_words, refusing_damage
 from sandbox.profiles.limits import ARCHIVE_MEMBERS_MAX, IMAGE_METADATA_BYTES_MAX
 from sandbox.profiles.mistakes import ImageRefusedError
 from sandbox.profiles.tar_stream import GuardedFile
@@ -23,13 +23,17 @@ _Kind = TypeVar("_Kind")
 class Archive:
     """An open one. Nothing of it is unpacked but what is asked for, and no name in it is a path on the host."""
 
-    def __init__(self, tar: tarfile.TarFile) -> None:
+    def __init__(self, tar: tarfile.TarFile, file: GuardedFile) -> None:
         self._tar = tar
         self._members: dict[str, tarfile.TarInfo] = {}
         while (member := tar.next()) is not None:
+            file.begin_header()
+            refuse_many_words(tar)
+            cast("Any", member).pax_headers = {}  # what it had to say is said, and all members are kept
             self._members[member.name.removeprefix("./")] = member
             if len(self._members) > ARCHIVE_MEMBERS_MAX:
                 raise ImageRefusedError(f"The archive has more than {ARCHIVE_MEMBERS_MAX} members.")
+        file.end_header()
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -74,8 +78,9 @@ def opened(path: Path) -> Iterator[Archive]:
     with refusing_damage(), path.open("rb") as file:
         if not _is_plain(file):
             raise ImageRefusedError(f"{path} is no plain tar; uncompress it first, or save it as oci-archive.")
-        with tarfile.open(fileobj=cast("IO[bytes]", GuardedFile(file)), mode="r:") as tar:
-            yield Archive(tar)
+        guarded = GuardedFile(file)
+        with tarfile.open(fileobj=cast("IO[bytes]", guarded), mode="r:") as tar:
+            yield Archive(tar, guarded)
 
 
 def _is_plain(file: BinaryIO) -> bool:

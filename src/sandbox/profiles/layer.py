@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
+from sandbox.profiles.limits import IMAGE_METADATA_BYTES_MAX
 from sandbox.profiles.mistakes import ImageRefusedError
 from sandbox.profiles.tar_stream import TarStream
 from sandbox.profiles.tree import Tree
@@ -12,6 +13,7 @@ from sandbox.profiles.tree import Tree
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _OWN = ".wh..wh."
+_GLOBAL_WORDS_MAX = 100
 
 
 def apply_layer(stream: TarStream, tree: Tree) -> str:
@@ -23,9 +25,19 @@ def apply_layer(stream: TarStream, tree: Tree) -> str:
     tree.begin_layer()
     with refusing_damage(), tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as tar:
         while (member := tar.next()) is not None:
+            stream.end_header()
+            refuse_many_words(tar)
             cast("Any", tar).members.clear()  # it would keep a million of them
             _apply(tar, member, tree)
+            stream.begin_header()
     return stream.finish()
+
+
+def refuse_many_words(tar: tarfile.TarFile) -> None:
+    """Global headers add up from entry to entry. Raises ImageRefusedError."""
+    words = tar.pax_headers
+    if len(words) > _GLOBAL_WORDS_MAX or sum(map(len, words.values())) > IMAGE_METADATA_BYTES_MAX:
+        raise ImageRefusedError("The image has too many global headers.")
 
 
 @contextmanager

@@ -12,8 +12,11 @@ IMAGE_LAYERS_MAX = 128
 IMAGE_PATH_BYTES_MAX = 3500
 """A path inside, as an archive writes it."""
 
+IMAGE_DEPTH_MAX = 128
+"""Directories within each other: a deeper tree could not be measured, nor removed again."""
+
 IMAGE_METADATA_BYTES_MAX = 4 * 1024**2
-"""An index, a manifest or a configuration of an archive, and one header of a tar."""
+"""An index, a manifest or a configuration of an archive, and one header of a tar with all that belongs to it."""
 
 IMAGE_LINKS_MAX = 40
 """Links that are followed on the way to one entry, as the kernel does."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ _PRIVATE = ("passwd-", "group-", "shadow", "shadow-", "gshadow", "gshadow-", "ma
 _LOADERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}
 _STATUS = "/var/lib/dpkg/status"
 _STATUS_BYTES_MAX = 64 * 1024**2
-_PACKAGE = re.compile(r"^Package: ([^\n]+)$.*?^Version: ([^\n]+)$", re.MULTILINE | re.DOTALL)
+_INSTALLED, _KEYS = "install ok installed", {"Package", "Version"}
 _CHUNK_BYTES = 1024 * 1024
 
 
@@ -60,9 +59,15 @@ def packages(tree: Tree) -> dict[str, str]:
     if path is None or not stat.S_ISREG(os.lstat(path).st_mode):
         return {}
     with Path(path).open(encoding="utf-8", errors="replace") as file:
-        paragraphs = file.read(_STATUS_BYTES_MAX).split("\n\n")
-    found = (_PACKAGE.search(paragraph) for paragraph in paragraphs if "\nStatus: install ok installed" in paragraph)
-    return {match[1]: match[2] for match in found if match}
+        found = map(_fields, file.read(_STATUS_BYTES_MAX).split("\n\n"))
+        return {
+            one["Package"]: one["Version"] for one in found if one.get("Status") == _INSTALLED and one.keys() >= _KEYS
+        }
+
+
+def _fields(paragraph: str) -> dict[str, str]:
+    pairs = (line.partition(": ") for line in paragraph.split("\n"))
+    return {name: value for name, mark, value in pairs if mark and not name.startswith(" ")}
 
 
 def measure(root: Path) -> Measure:

@@ -30,13 +30,35 @@ class Meter:
             raise ImageRefusedError("The image is too large once it is uncompressed.")
 
 
-class TarStream:
-    """What `tarfile` takes for a file: it seeks forward only, so that a pipe will do.
+class HeaderBound:
+    """All that `tarfile` reads of one entry before it tells of it is no more than IMAGE_METADATA_BYTES_MAX.
 
-    A header's size stands in the header: a read past IMAGE_METADATA_BYTES_MAX is a hostile one's.
+    How large a header is, and how long the map of a sparse file, stands in the tar itself.
     """
 
+    def __init__(self) -> None:
+        self._left: int | None = IMAGE_METADATA_BYTES_MAX
+
+    def end_header(self) -> None:
+        """What is read from here on is an entry's content."""
+        self._left = None
+
+    def begin_header(self) -> None:
+        """The next entry comes."""
+        self._left = IMAGE_METADATA_BYTES_MAX
+
+    def _count(self, size: int) -> None:
+        if self._left is not None:
+            self._left -= size
+        if not 0 <= size <= IMAGE_METADATA_BYTES_MAX or (self._left or 0) < 0:
+            raise ImageRefusedError("The image has a header that is too large.")
+
+
+class TarStream(HeaderBound):
+    """What `tarfile` takes for a file: it seeks forward only, so that a pipe will do."""
+
     def __init__(self, source: Source, meter: Meter) -> None:
+        super().__init__()
         self._source = source
         self._meter = meter
         self._hash = hashlib.sha256()
@@ -60,8 +82,7 @@ class TarStream:
 
     def read(self, size: int) -> bytes:
         """Just so many bytes; fewer at the end only."""
-        if not 0 <= size <= IMAGE_METADATA_BYTES_MAX:
-            raise ImageRefusedError("The image has a header that is too large.")
+        self._count(size)
         parts, left = [], size
         while left and (part := self._take(left)):
             parts.append(part)
@@ -82,10 +103,11 @@ class TarStream:
         return part
 
 
-class GuardedFile:
+class GuardedFile(HeaderBound):
     """A seekable file that gives no more than IMAGE_METADATA_BYTES_MAX at once."""
 
     def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
         self._file = file
         self.tell, self.seek = file.tell, file.seek
 
@@ -95,6 +117,5 @@ class GuardedFile:
 
     def read(self, size: int) -> bytes:
         """At most so many bytes. Raises ImageRefusedError when too many are asked for."""
-        if not 0 <= size <= IMAGE_METADATA_BYTES_MAX:
-            raise ImageRefusedError("The archive has a header that is too large.")
+        self._count(size)
         return self._file.read(size)

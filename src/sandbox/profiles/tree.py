@@ -13,7 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from sandbox.profiles.limits import IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX, IMAGE_LINKS_MAX, IMAGE_PATH_BYTES_MAX
+from sandbox.profiles.limits import (
+    IMAGE_BYTES_MAX,
+    IMAGE_DEPTH_MAX,
+    IMAGE_ENTRIES_MAX,
+    IMAGE_LINKS_MAX,
+    IMAGE_PATH_BYTES_MAX,
+)
 from sandbox.profiles.mistakes import ImageRefusedError
 
 _CHUNK_BYTES = 1024 * 1024
@@ -152,6 +158,8 @@ class Tree:
                 ahead.extendleft(reversed(target.split("/")))
             elif stat.S_ISDIR(mode):
                 done.append(part)
+            if len(done) > IMAGE_DEPTH_MAX:
+                raise ImageRefusedError(f"The image has directories more than {IMAGE_DEPTH_MAX} deep.")
             if links > IMAGE_LINKS_MAX or not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
                 raise ImageRefusedError(f"The image has a path through what is no directory: {'/'.join(parts)[:200]}")
         return "/".join(done)

@@ -8,9 +8,10 @@ import tarfile
 import pytest
 
 from doubles.image_archives import directory, entry, hardlink, layer, symlink
-from sandbox.profiles import limits, tree
+from sandbox.profiles import limits, tar_stream, tree
 from sandbox.profiles.layer import apply_layer
 from sandbox.profiles.mistakes import ImageRefusedError
+from sandbox.profiles.seal import packages
 from sandbox.profiles.tar_stream import Meter, TarStream
 from sandbox.profiles.tree import Tree
 
@@ -195,6 +196,49 @@ def test_a_header_of_many_megabytes_is_refused_without_being_read(planted):
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
     with pytest.raises(ImageRefusedError):
         planted.lay(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
+
+
+def test_a_tree_that_is_too_deep_to_be_removed_again_is_refused(planted):
+    deep = "/".join("a" * 100)
+    planted.lay(layer(directory(deep), symlink("door", deep)))
+    for entries in ([directory("/".join("b" * 200))], [directory(f"door/{deep}")], [entry(f"door/{deep}/file")]):
+        with pytest.raises(ImageRefusedError, match="128 deep"):
+            planted.lay(layer(*entries))
+
+
+def sparse(numbers):
+    """A file whose holes are told in a map of so many numbers."""
+    content = b"%d\n" % (numbers // 2) + b"0\n" * numbers
+    content += bytes(-len(content) % 512)
+    made = entry("file", content)
+    words = {"major": "1", "minor": "0", "name": "file", "realsize": "0"}
+    made[0].pax_headers = {f"GNU.sparse.{name}": value for name, value in words.items()}
+    return made
+
+
+def test_a_map_of_holes_without_end_is_refused(planted, monkeypatch):
+    monkeypatch.setattr(tar_stream, "IMAGE_METADATA_BYTES_MAX", 1 << 20)
+    planted.lay(layer(entry("large", bytes(1 << 21)), sparse(100_000), sparse(100_000)))
+    with pytest.raises(ImageRefusedError, match="header"):
+        planted.lay(layer(sparse(1_000_000)))
+
+
+def test_global_headers_do_not_add_up(planted):
+    def saying(count, size):
+        words = (tarfile.TarInfo.create_pax_global_header({f"word{n}": "x" * size}) for n in range(count))
+        return b"".join(one + layer(entry("file"))[:512] for one in words) + bytes(1024)
+
+    planted.lay(saying(10, 1000))
+    for count, size in ((5, 1 << 20), (200, 10)):
+        with pytest.raises(ImageRefusedError, match="global headers"):
+            planted.lay(saying(count, size))
+
+
+def test_packages_are_read_from_a_list_that_makes_no_sense_as_fast(planted):
+    status = "Package: git\nStatus: install ok installed\nDescription: x\n Version: 0\nVersion: 1:2.3\n\n"
+    status += "Package: gone\nStatus: deinstall ok config-files\nVersion: 1\n\nStatus: install ok installed\n"
+    planted.lay(layer(entry("var/lib/dpkg/status", (status + "Package: a\n" * 200_000).encode())))
+    assert packages(planted) == {"git": "1:2.3"}
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, layer(entry("cut", bytes(5000)))[:3000]])
