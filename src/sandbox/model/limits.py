@@ -31,6 +31,9 @@ OUTPUT_SYNC_SECONDS = 0.2
 PROGRESS_INTERVAL_SECONDS = 1.0
 """Least time between two progress snapshots that nothing but output bytes asks for."""
 
+TOOL_CALLS_TOLD_MAX = 100_000
+"""Tool calls and retries of one agent that are events of their own; further ones are counted, and a `gap` says so."""
+
 OPEN_TOOL_CALLS_MAX = 1000
 """Tool calls of one agent that are timed at once; further ones are counted, not timed."""
 

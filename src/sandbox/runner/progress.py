@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from sandbox.contracts.agent import AgentEvent, RetryTold, ToolEnded, ToolStarted, TurnBegan
-from sandbox.model.event import Event, Progress, ToolCall, Trouble, Usage
-from sandbox.model.limits import OPEN_TOOL_CALLS_MAX, PROGRESS_INTERVAL_SECONDS
+from sandbox.model.event import Event, Gap, Progress, ToolCall, Trouble, Usage
+from sandbox.model.limits import OPEN_TOOL_CALLS_MAX, PROGRESS_INTERVAL_SECONDS, TOOL_CALLS_TOLD_MAX
 
 EAGER_INTERVAL_SECONDS = PROGRESS_INTERVAL_SECONDS / 10
 
@@ -25,6 +25,7 @@ class ProgressMeter:
         self._counters = Progress()
         self._open_tools: dict[str, tuple[str, float]] = {}
         self._activity_at: datetime | None = None
+        self._told = 0
         self._output_bytes = 0
         self._dirty = self._eager = False
         self._told_at = float("-inf")
@@ -59,13 +60,13 @@ class ProgressMeter:
             case ToolEnded():
                 _, started = self._open_tools.pop(event.tool_use_id, (event.tool, monotonic))
                 duration_ms = round((monotonic - started) * 1000)
-                self._record(ToolCall(event.tool, event.tool_use_id, duration_ms, event.is_error))
+                self._record_claim(ToolCall(event.tool, event.tool_use_id, duration_ms, event.is_error))
                 current = next(reversed(self._open_tools.values()))[0] if self._open_tools else None
                 self._change(current_tool=current)
             case TurnBegan():
                 self._change(turns=self._counters.turns + 1)
             case RetryTold():
-                self._record(Trouble("model_retry", event.message))
+                self._record_claim(Trouble("model_retry", event.message))
 
     def tell(self, monotonic: float) -> None:
         """Record a snapshot if one is due."""
@@ -78,6 +79,14 @@ class ProgressMeter:
         self._open_tools.clear()
         self._change(current_tool=None)
         self._tell(float("inf"))
+
+    def _record_claim(self, event: Event) -> None:
+        """What stands in the agent's stream costs it nothing to make up, and goes on when its output is left out."""
+        self._told += 1
+        if self._told <= TOOL_CALLS_TOLD_MAX:
+            self._record(event)
+        elif self._told == TOOL_CALLS_TOLD_MAX + 1:
+            self._record(Gap(0, 0, f"Over {TOOL_CALLS_TOLD_MAX} tool calls and retries are counted, and not told."))
 
     def _change(self, **counters: Any) -> None:
         self._counters = msgspec.structs.replace(self._counters, **counters)

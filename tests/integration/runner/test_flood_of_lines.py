@@ -5,7 +5,7 @@ from collections import Counter
 
 from doubles.attempt_equipment import Script, Stage
 from sandbox.contracts.recorder import read_records
-from sandbox.model.event import Gap, Output
+from sandbox.model.event import Gap, Output, ToolCall
 
 LINES = 5000
 LINES_IN_A_TURN_MAX = 250
@@ -55,3 +55,15 @@ def test_output_past_the_total_is_told_and_the_result_is_heard_all_the_same(tmp_
     left_out_bytes = 6 + 500 + 6 - sum(len(event.data) for event in kept)
     assert last.reason.startswith(f"{left_out_bytes} bytes")
     assert scene.task.progress.tool_calls == 1
+
+
+def test_a_flood_of_tool_calls_that_nobody_made_is_counted_and_does_not_fill_the_journal(tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.runner.allowance.OUTPUT_BYTES_MAX", 1000)
+    monkeypatch.setattr("sandbox.runner.progress.TOOL_CALLS_TOLD_MAX", 10, raising=False)
+    scene = Stage(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
+    asyncio.run(scene.life.carry_out())
+    scene.writer.close()
+    assert scene.states[-1] == "completed"
+    assert len(scene.events(ToolCall)) == 10
+    assert scene.task.progress.tool_calls == 1000
+    assert any("tool calls" in gap.reason for gap in scene.events(Gap))
