@@ -28,7 +28,7 @@ _GAPS = (
     "a hole in QEMU or virtiofsd leads to a sandbox of namespaces, on the host's kernel",
     "a task needs 544 MiB of the host's memory more than it asks for",
 )
-_GAP_EMULATED = "no KVM: every instruction is emulated, five to twenty times slower"
+_GAP_EMULATED = "no KVM: all is emulated, five to twenty times slower, and QEMU promises no isolation by its emulator"
 
 
 class Guests(Runtime, Protocol):
