@@ -101,10 +101,11 @@ class Launcher:
         await self._attempt(recorder, answer)
 
     async def _attempt(self, recorder: Recorder, secrets: Mapping[str, str]) -> None:
+        is_first = recorder.task.attempt is None
         try:
             image = await asyncio.to_thread(self._find_image, recorder.task.manifest.vm.profile)
         except ImageUnusableError as error:
-            await asyncio.to_thread(_end, recorder, Failure(FailureCode.PROVISION_FAILED, error.message))
+            await asyncio.to_thread(_give_up, recorder, Failure(FailureCode.PROVISION_FAILED, error.message), is_first)
             return
         attempt_id = new_attempt_id()
         await asyncio.to_thread(
@@ -114,7 +115,7 @@ class Launcher:
             await self._start(recorder, attempt_id, secrets=dict(secrets), image=image)
         except OSError as error:
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
-            await asyncio.to_thread(_end, recorder, failure)
+            await asyncio.to_thread(_give_up, recorder, failure, is_first)
 
     async def finish(self, feed: Feed, wish: CancelRequested | None = None) -> None:
         """A runner is dead: let a finisher end what it left, or, when finishers die too, end the books here.
@@ -186,6 +187,14 @@ def new_attempt_id() -> str:
 
 def _may_be_attempted_again(task: Task) -> bool:
     return task.may_be_attempted_again and task.attempts < ATTEMPTS_MAX
+
+
+def _give_up(recorder: Recorder, failure: Failure, is_first: bool) -> None:
+    """Of a first attempt nothing is there; what earlier ones left is removed by a finisher, which ends the books."""
+    if is_first:
+        _end(recorder, failure)
+    else:
+        recorder.record(AttemptFailed(failure))
 
 
 def _end(recorder: Recorder, failure: Failure) -> None:

@@ -84,6 +84,33 @@ def test_a_task_whose_runners_all_die_at_once_fails_after_a_few(world):
     assert [order.finish for order in world.runners.orders] == [False, False, False, True, True]
 
 
+@pytest.mark.parametrize(("trouble", "code"), [("image", "provision_failed"), ("launch", "internal_error")])
+def test_a_task_that_cannot_be_attempted_again_is_ended_by_who_removes_what_is_left(world, trouble, code):
+    """The twin is the first attempt, of which nothing can be left: the server ends it itself."""
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            if trouble == "image":
+                world.image_trouble = "The image is gone."
+            else:
+                world.runners.refuses = True
+            world.runners.die("task-1")
+            async with asyncio.timeout(10):
+                while trouble == "launch" and not world.runners.refusals:
+                    await asyncio.sleep(0.01)
+            world.runners.refuses = False
+            await world.launched("task-1", 2)
+            world.runners.play("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "")), TaskFinished())
+            return await service.wait("task-1", 10)
+
+    task = asyncio.run(play())
+    assert (task.state, task.failure.code) == (TaskState.FAILED, code)
+    assert [order.finish for order in world.runners.orders] == [False, True]
+    assert world.runners.orders[1].attempt_id == task.attempt.id
+
+
 def test_a_task_that_was_cancelled_before_its_runner_died_is_not_attempted_again(world):
     async def play():
         async with world.server() as service:
