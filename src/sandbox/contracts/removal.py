@@ -3,7 +3,12 @@
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from sandbox.model.limits import KILL_SECONDS
+
+_PATH = "/usr/bin:/bin"
 
 AS_OWNER_OF_ALL = ("unshare", "--user", "--map-root-user")
 """Before a command: what it may do with files of its user does not depend on their modes, which agents choose."""
@@ -27,13 +32,15 @@ async def remove(paths: Sequence[Path]) -> None:
 async def _run(command: Sequence[str]) -> str:
     """What it complains about, nothing when all went well."""
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env={"PATH": "/usr/bin:/bin"}
+        *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env={"PATH": _PATH}
     )
     try:
         _, complaint = await process.communicate()
     except asyncio.CancelledError:
         process.kill()
-        await process.wait()
+        # Where the file system hangs, the kernel lets it not die.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), KILL_SECONDS)
         raise
     if process.returncode == 0:
         return ""

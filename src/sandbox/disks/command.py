@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 
-from sandbox.model.limits import DISK_COMMAND_SECONDS
+from sandbox.model.limits import DISK_COMMAND_SECONDS, KILL_SECONDS
 
 _ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 """A check of a killed process's that goes on would change a disk that the next process has mounted already."""
@@ -36,7 +37,8 @@ async def run_command(*command: str, good_codes: Collection[int] = (0,)) -> byte
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), KILL_SECONDS)
     if process.returncode not in good_codes:
         said = " ".join(complaint.decode(errors="replace").split())[:500] or f"it ended with {process.returncode}"
         raise CommandFailedError(f"{command[0]}: {said}")
