@@ -36,6 +36,11 @@ class Admission:
         """Whether a request can be judged only when its body is there too."""
         return self.is_holding or self._budget.usd is not None or not self._reaches_beyond
 
+    @property
+    def counts(self) -> bool:
+        """Whether there is a budget, so that nothing may go uncounted."""
+        return self._spending.is_bounded
+
     def release(self) -> None:
         """Requests are held back no longer."""
         self.is_holding = False

@@ -1,7 +1,8 @@
 """One connection from inside to the model's listener: judge each request, swap the key, pass both bodies through.
 
 Requests that are sent before the last one was answered are not answered; the connection ends after the answer.
-A client that ends its side while it is owed an answer has gone: its request is cut off upstream too.
+A client that ends its side while it is owed an answer has gone: its request is cut off upstream too. Where there is a
+budget the answer is heard to its end instead, since what it cost is said there.
 """
 
 from dataclasses import dataclass, field
@@ -60,12 +61,13 @@ class ModelConversation:
         self._body_bytes = 0
         self._unsent_bytes = 0
         self._has_answered = False
+        self._client_is_gone = False
         self._is_over = False
 
     @property
     def phase(self) -> Phase:
         """What the connection from inside waits for."""
-        if self._is_over:
+        if self._is_over or self._client_is_gone:
             return Phase.OVER
         if self._client_side.their_state is h11.SEND_BODY:
             return Phase.BODY
@@ -84,10 +86,10 @@ class ModelConversation:
     def client_sent(self, data: bytes) -> Reaction:
         """Bytes came from inside; none mean that no more will."""
         reaction = Reaction()
-        if self._is_over:
+        if self.phase is Phase.OVER:
             return reaction
         if not data or (self.phase in (Phase.ANSWER, Phase.HELD) and self._is_flooded(data)):
-            self._end(reaction)
+            self._let_go(reaction)
             return reaction
         try:
             self._client_side.receive_data(data)
@@ -306,7 +308,9 @@ class ModelConversation:
             side.start_next_cycle()
         else:
             self._drop_upstream(reaction)
-        if self._client_side.their_state is not h11.SEND_BODY:
+        if self._client_is_gone:
+            self._end(reaction)
+        elif self._client_side.their_state is not h11.SEND_BODY:
             self._end_cycle(reaction)
 
     def _break(self, reaction: Reaction, status: int, message: str) -> None:
@@ -319,6 +323,9 @@ class ModelConversation:
 
     def _answer_instead(self, reaction: Reaction, told: Refused) -> None:
         """The upstream's answer has not begun for the client, and never will."""
+        if self._client_is_gone:
+            self._end(reaction)
+            return
         self._settle(is_whole=False)
         self._drop_upstream(reaction)
         reaction.to_client += http.api_error(told.status, told.kind, told.message).send(self._client_side)
@@ -329,7 +336,8 @@ class ModelConversation:
     # Both.
 
     def _to_client(self, reaction: Reaction, event: Any) -> None:
-        reaction.to_client += self._client_side.send(event) or b""
+        if not self._client_is_gone:
+            reaction.to_client += self._client_side.send(event) or b""
 
     def _to_upstream(self, reaction: Reaction, event: Any) -> None:
         if self._upstream_side is not None:
@@ -366,6 +374,15 @@ class ModelConversation:
             reaction.dial = False
         else:
             reaction.hang_up_upstream = True
+
+    def _let_go(self, reaction: Reaction) -> None:
+        """The client has gone. What it has asked for in full and is counted is heard to its end all the same."""
+        exchange, is_asked = self._exchange, self._client_side.their_state is not h11.SEND_BODY
+        if exchange is not None and exchange.is_metered and is_asked and self._admission.counts:
+            self._client_is_gone = True
+            reaction.hang_up_client = True
+        else:
+            self._end(reaction)
 
     def _end(self, reaction: Reaction) -> None:
         self._forget_waiting()

@@ -82,12 +82,15 @@ class ModelVisit(Visit):
         self._model_conversation = conversation
         self._dialler = dialler
         self._upstream: Line | None = None
+        self._relaying: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Until either side ends it."""
+        """Until either side ends it, or the model has said what its client did not wait for."""
         try:
             async with asyncio.TaskGroup() as self._group:
                 await super().run()
+                if self._relaying is not None and self._model_conversation.is_in_flight:
+                    await asyncio.wait({self._relaying})
                 self._drop_upstream()  # which ends the relay
                 if self._hold is not None:
                     self._hold.cancel()
@@ -131,7 +134,7 @@ class ModelVisit(Visit):
             failed = self._model_conversation.upstream_failed(error.status, error.message)
             failed.to_client[:0] = reaction.to_client
             return failed
-        self._group.create_task(self._relay(self._upstream))
+        self._relaying = self._group.create_task(self._relay(self._upstream))
         return reaction
 
     async def _relay(self, line: Line) -> None:

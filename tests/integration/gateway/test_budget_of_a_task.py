@@ -1,5 +1,6 @@
 """A task has a budget: what it has cost is counted as it passes, and nothing is forwarded once that is the budget."""
 
+import asyncio
 import json
 
 import pytest
@@ -90,6 +91,55 @@ def test_an_answer_under_way_may_reach_it_and_is_still_delivered_to_its_end():
             assert (status, body) == (200, b"".join(events()))
             assert len(served.of(Usage)) == 1
             assert len(upstream.requests) == 1
+
+    run(story)
+
+
+@pytest.mark.parametrize("leaves", ["before the answer", "within the answer", "by a flood"])
+def test_who_leaves_early_pays_for_the_whole_answer(leaves):
+    async def story():
+        gone = asyncio.Event()
+
+        async def slow(_, writer):
+            start, delta, stop = events()
+            if leaves != "before the answer":
+                writer.write(HEAD + chunk(start))
+            await gone.wait()
+            head = HEAD + chunk(start) if leaves == "before the answer" else b""
+            writer.write(head + chunk(delta) + chunk(stop) + b"0\r\n\r\n")
+
+        async with scripted_upstream(slow) as upstream, served_gateway(upstream.base_url, usd(0.006)) as served:
+            client = await served.connect()
+            client.ask(ASKED)
+            await until_true(lambda: bool(upstream.requests))
+            if leaves == "by a flood":
+                client.writer.write(bytes(200_000))
+                await client.rest()
+            elif leaves == "within the answer":
+                await client.until(b"message_start")
+            client.leave()
+            await asyncio.sleep(0.05)
+            assert not upstream.hung_up.is_set()
+            gone.set()
+            await until_true(lambda: bool(served.of(BudgetReached)))
+            assert served.of(Usage)[0].cost_usd == 0.006
+            await until_true(lambda: not served.gateway._model_conversations and upstream.hung_up.is_set())
+
+    run(story)
+
+
+def test_without_a_budget_the_model_is_told_that_nobody_waits_any_more():
+    async def story():
+        async def never(_, writer):
+            writer.write(HEAD + chunk(events()[0]))
+            await asyncio.sleep(0)
+
+        async with scripted_upstream(never) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.ask(ASKED)
+            await client.until(b"message_start")
+            client.leave()
+            await until_true(upstream.hung_up.is_set)
 
     run(story)
 
