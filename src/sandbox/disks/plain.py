@@ -1,11 +1,15 @@
 """Disks that are plain directories, where nothing can be mounted: somebody has to look how full they are."""
 
 import os
+from pathlib import Path
 
 from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.removal import AS_OWNER_OF_ALL
 from sandbox.disks.command import CommandFailedError, run_command
+
+_BYTES_PER_FILE = 4096
+"""An empty file takes no block, but takes one of the file system's names from everybody else."""
 
 
 class PlainDisks:
@@ -23,17 +27,23 @@ class PlainDisks:
 
     async def use(self, files: AttemptLayout) -> DiskUse:
         """What du(1) counts, which no depth of directories exhausts; what goes away meanwhile counts nothing."""
-        command = ("du", "-s", "-x", "--block-size=1", "--", str(files.disk))
-        told = b""
-        try:
-            if os.geteuid() != 0:
-                # Else an agent could hide what it writes in a directory that it closes to reading.
-                told = await run_command(*AS_OWNER_OF_ALL, *command, good_codes=(0, 1))
-            told = told or await run_command(*command, good_codes=(0, 1))
-            used_bytes = int(told.split()[0])
-        except (CommandFailedError, ValueError, IndexError) as error:
-            raise OSError(f"It cannot be told how full the disk is: {error}") from error
-        return DiskUse(used_bytes, self._size_bytes, used_bytes >= self._size_bytes)
+        used_bytes = await _count(files.disk, "--block-size=1")
+        file_count = await _count(files.disk, "--inodes")
+        is_full = used_bytes >= self._size_bytes or file_count >= self._size_bytes // _BYTES_PER_FILE
+        return DiskUse(used_bytes, self._size_bytes, is_full)
 
     async def close(self, files: AttemptLayout) -> None:
         """Nothing is to be let go of."""
+
+
+async def _count(directory: Path, unit: str) -> int:
+    command = ("du", "-s", "-x", unit, "--", str(directory))
+    told = b""
+    try:
+        if os.geteuid() != 0:
+            # Else an agent could hide what it writes in a directory that it closes to reading.
+            told = await run_command(*AS_OWNER_OF_ALL, *command, good_codes=(0, 1))
+        told = told or await run_command(*command, good_codes=(0, 1))
+        return int(told.split()[0])
+    except (CommandFailedError, ValueError, IndexError) as error:
+        raise OSError(f"It cannot be told how full the disk is: {error}") from error

@@ -280,6 +280,20 @@ def test_a_plain_disk_is_measured_with_everything_in_it(files):
     asyncio.run(story())
 
 
+def test_a_plain_disk_holds_so_many_empty_files_and_no_more(files):
+    async def story():
+        disks = PlainDisks()
+        await disks.open(files, 2 * MIB)
+        make_files(files.disk, 100)
+        assert not (await disks.use(files)).is_full
+        make_files(files.disk, 600)
+        use = await disks.use(files)
+        assert use.used_bytes < use.total_bytes
+        assert use.is_full
+
+    asyncio.run(story())
+
+
 def test_a_plain_disk_that_is_gone_is_an_error_and_not_an_empty_one(files):
     async def story():
         disks = PlainDisks()
