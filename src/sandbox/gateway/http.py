@@ -112,12 +112,14 @@ def plain_refusal(status: int, sentence: str) -> Answer:
 
 
 def _passed(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> Headers:
-    """What is left, each name spelt as it came."""
+    """What is left, each name spelt as it came. Many servers take `X_Api_Key` for `X-Api-Key`."""
     named = named_by_connection(message)
     return [
         (spelt, value)
         for spelt, value in message.headers.raw_items()
-        if (name := spelt.lower()) not in dropped and name not in named and not name.startswith(_DROPPED_PREFIXES)
+        if (name := spelt.lower().replace(b"_", b"-")) not in dropped
+        and name not in named
+        and not name.startswith(_DROPPED_PREFIXES)
     ]
 
 

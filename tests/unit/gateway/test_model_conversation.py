@@ -128,6 +128,11 @@ def test_either_kind_of_key_is_taken_and_the_servers_own_kind_is_sent(key, is_to
 def test_nothing_about_the_sandbox_or_the_way_goes_on():
     conversation, _ = opened()
     private = ("Cookie: a=b", "Proxy-Authorization: x", "X-Forwarded-For: 1.2.3.4", "Forwarded: for=x", "Via: 1.1 x")
+    private += (
+        "X_Api_Key: of-another-account",
+        "Transfer_Encoding: chunked",
+        "Content_Length: 5",
+    )  # one to some servers
     hops = ("Connection: keep-alive, X-Hop", "X-Hop: 1", "Keep-Alive: 5", "TE: trailers", "Accept-Encoding: gzip, br")
     sent = conversation.client_sent(request("/v1/messages", *private, *hops))
     kept = {"host", "x-api-key", "accept-encoding", "content-type", "content-length"}
