@@ -10,9 +10,10 @@ from sandbox.api.problem import problem
 from sandbox.api.proof import STREAM_PROTOCOL, without_token
 
 RECHECK_SECONDS = 5.0
-"""A stream tells nothing more this long after its token was revoked or has expired."""
+"""A stream tells and takes nothing more this long after its token was revoked or has expired."""
 
 _LEAVE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is not good any more."}
+_LEFT: Message = {"type": "websocket.disconnect", "code": 1008}
 
 
 class Doorkeeper:
@@ -36,24 +37,37 @@ class Doorkeeper:
         scope.setdefault("state", {})["visitor"] = found
         if scope.get("subprotocols"):
             scope, send = _agreeing(scope, send)
-        await self._app(scope, receive, self._watching(found, send))
+        await self._app(scope, *self._watching(found, receive, send))
 
-    def _watching(self, visitor: Visitor, send: Send) -> Send:
-        """Sends as long as the visitor is known; then breaks off as if the client had gone."""
+    def _watching(self, visitor: Visitor, receive: Receive, send: Send) -> tuple[Receive, Send]:
+        """Pass on as long as the visitor is known; then break off as if the client had gone."""
         checked_at = time.monotonic()
 
-        async def send_watched(message: Message) -> None:
+        def is_unknown() -> bool:
             nonlocal checked_at
             now = time.monotonic()
-            if now - checked_at >= RECHECK_SECONDS and message["type"] in {"http.response.body", "websocket.send"}:
-                if not self._guard.still_knows(visitor):
-                    if message["type"] == "websocket.send":
-                        await send(_LEAVE)
-                    raise OSError("The visitor is not known any more.")  # what servers raise for a client that is gone
-                checked_at = now
+            if now - checked_at < RECHECK_SECONDS:
+                return False
+            if not self._guard.still_knows(visitor):
+                return True
+            checked_at = now
+            return False
+
+        async def receive_watched() -> Message:
+            message = await receive()
+            if message["type"] == "websocket.receive" and is_unknown():
+                await send(_LEAVE)
+                return _LEFT
+            return message
+
+        async def send_watched(message: Message) -> None:
+            if message["type"] in {"http.response.body", "websocket.send"} and is_unknown():
+                if message["type"] == "websocket.send":
+                    await send(_LEAVE)
+                raise OSError("The visitor is not known any more.")  # what servers raise for a client that is gone
             await send(message)
 
-        return send_watched
+        return receive_watched, send_watched
 
 
 def visitor_of(connection: HTTPConnection) -> Visitor:

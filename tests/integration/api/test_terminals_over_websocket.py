@@ -9,6 +9,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
+from sandbox.api import doorkeeper
 from sandbox.contracts.terminals import Ended, Resized, Role, Shown, Typed
 
 
@@ -47,6 +48,12 @@ def opening(doors, line, task_id="task-001"):
 
     doors.tasks.open_terminal = open_terminal
     return orders
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 def address(doors, query="", *, port=0, task_id="task-001"):
@@ -148,5 +155,29 @@ def test_only_an_operator_gets_one(open_doors):
             assert await refused(address(doors), additional_headers=vera) == (403, "forbidden")
             async with connect(address(doors), additional_headers={"Authorization": "Bearer otto"}) as terminal:
                 assert json.loads(await terminal.recv())["types"]
+
+    asyncio.run(story())
+
+
+def test_whose_token_is_revoked_types_nothing_more(open_doors, monkeypatch):
+    """Also while the terminal shows nothing, as when a password is asked for."""
+    monkeypatch.setattr(doorkeeper, "RECHECK_SECONDS", 0.0)
+    tokens = FakeAccess(otto="operator", olga="operator")
+
+    async def story():
+        async with open_doors(tokens) as doors:
+            line = PlayedLine(Role(types=True))
+            opening(doors, line)
+            async with connect(address(doors), additional_headers={"Authorization": "Bearer otto"}) as terminal:
+                await terminal.recv()
+                await terminal.send(b"good")
+                await until(lambda: line.wished)
+                del tokens.roles["otto"]
+                await terminal.send(b"evil")
+                with pytest.raises(ConnectionClosed) as closed:
+                    await asyncio.wait_for(terminal.recv(), 5)
+                assert closed.value.rcvd.code == 1008
+                await asyncio.wait_for(line.is_closed.wait(), 5)
+                assert line.wished == [Typed(b"good")]
 
     asyncio.run(story())
