@@ -4,6 +4,7 @@ Only what its reader replaces too is replaced: the ports, `<task-id>`, `<artifac
 the line needs a task in another state.
 """
 
+import asyncio
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from doubles import played_github
 from doubles.closed_internet import INTERNET_ADDRESS, ClosedInternet
 from doubles.live import World, bash, git, make_repository, python, says, until
 from sandbox.demo.model_script import Fault, ToolUse, Turn
+from sandbox.wiring.runtime import make_runtime
 
 MINIMAL = """\
 version: "1"
@@ -451,9 +453,17 @@ pathlib.Path('/workspace/fix.patch').write_bytes(diff)
 """
 
 
-@pytest.fixture
-def connected_user(tmp_path):
-    """A user whose machine reaches an internet that the test plays, api.github.com in it."""
+GUEST_SECONDS = 400
+in_a_guest = pytest.mark.timeout(2 * GUEST_SECONDS)  # all is slow there without KVM
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "gvisor", "qemu"])
+def connected_user(request, tmp_path_factory):
+    """A user whose machine reaches an internet that the test plays, api.github.com in it; one in each tier."""
+    tmp_path = tmp_path_factory.mktemp(request.param)
+    probe = asyncio.run(make_runtime(request.param, tmp_path / "run").probe())
+    if not probe.works:
+        pytest.skip(f"{request.param} does not work here: {probe.mend}")
     with ClosedInternet() as internet:
         hosts, github = tmp_path / "hosts", tmp_path / "github"
         hosts.write_text(f"127.0.0.1 localhost\n{GITHUB_ADDRESS} {GITHUB}\n")
@@ -467,6 +477,7 @@ def connected_user(tmp_path):
             address=INTERNET_ADDRESS,
             namespace=internet.server_namespace,
         )
+        world.runtime = request.param
         try:
             make_app(world, **{"ca.pem": (github / "cert.pem").read_text()})
             add_address = ("ip", "address", "add", f"{GITHUB_ADDRESS}/32", "dev", "lo")
@@ -476,7 +487,8 @@ def connected_user(tmp_path):
             world.start_git(prefix=internet.internet_prefix)
             asking = ToolUse("mcp__github__get_issue", {"owner": "org", "repo": "app", "issue_number": 42})
             turns = (Turn((asking,)), python(LOOK_AT_THE_SERVER), says())
-            world.start_model(*turns, prefix=internet.internet_prefix)
+            branches = {"Perform security audit": STORIES["Perform security audit"]}
+            world.start_model(*turns, branches=branches, prefix=internet.internet_prefix)
             world.start_server(GITHUB_TOKEN=TOKEN)
             world.asked_of_github = github / "asked.ndjson"
             yield world
@@ -484,6 +496,16 @@ def connected_user(tmp_path):
             world.close()
 
 
+@in_a_guest
+def test_the_security_audit_reports_in_each_tier(connected_user):
+    world = connected_user
+    task_id = world.http.post("/api/v1/tasks", json=yaml.safe_load(SECURITY_AUDIT)).json()["task_id"]
+    status = world.wait(task_id, GUEST_SECONDS)
+    assert (status["state"], status["vm"]["runtime"]) == ("completed", world.runtime), world.tell(task_id)
+    assert b"app" in world.artifact("security-report.md", task_id)
+
+
+@in_a_guest
 def test_the_bug_fix_reads_the_issue_through_the_one_host_that_it_may_reach(connected_user):
     world = connected_user
     manifest = yaml.safe_load(BUG_FIX)
@@ -494,7 +516,7 @@ def test_the_bug_fix_reads_the_issue_through_the_one_host_that_it_may_reach(conn
     if details and all(detail["rule"] == "not_supported_yet" for detail in details):
         pytest.skip(f"not built yet: {', '.join(detail['field'] for detail in details)}")
     task_id = answer["task_id"]
-    assert world.wait(task_id)["state"] == "completed", world.tell(task_id)
+    assert world.wait(task_id, GUEST_SECONDS)["state"] == "completed", world.tell(task_id)
     issue, token = world.tool_results()
     assert "The app says app" in issue
     assert token == f"token {hashlib.sha256(TOKEN.encode()).hexdigest()}"
