@@ -70,6 +70,9 @@ class Preservation:
             yield None
             return
         try:
+            if not self.is_kept(task):  # it was released meanwhile
+                files.visit_lock.unlink(missing_ok=True)
+                raise SandboxNotPreservedError(task.id)
             yield lock_fd
         finally:
             os.close(lock_fd)
@@ -129,8 +132,9 @@ class Janitor:
 
 
 async def _remove(files: AttemptLayout) -> None:
-    """The handle goes last."""
-    kept = (files.handle, files.runner_log)
+    """The handle goes last, but for the lock: without that somebody could begin to use what is half removed."""
+    kept = (files.handle, files.visit_lock, files.runner_log)
     paths = [path for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in kept]
     await remove(paths)
     files.handle.unlink(missing_ok=True)
+    files.visit_lock.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.layout import TaskLayout
 from sandbox.contracts.tasks import SandboxNotPreservedError, TaskNotFoundError
+from sandbox.control import preservation
 from sandbox.control.preservation import Janitor
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, TaskFinished
@@ -99,6 +100,41 @@ def test_a_release_that_was_broken_off_before_the_image_of_the_disk_was_gone_can
     assert [file.name for file in kept.root.iterdir()] == [kept.runner_log.name]
 
 
+def test_nobody_gets_at_what_is_being_released(world, monkeypatch):
+    """Else a sandbox would be made of half a disk, or of a new one that nobody would ever remove."""
+
+    async def play():
+        async with world.server() as service:
+            kept = await fail(world, service, "task-1")
+            task, remove, got = await service.status("task-1"), preservation.remove, []
+
+            async def remove_while_somebody_comes(paths):
+                await remove(paths)
+                with service.equipment.preservation.holding(task) as lock_fd:
+                    got.append(lock_fd)
+
+            monkeypatch.setattr(preservation, "remove", remove_while_somebody_comes)
+            await service.release("task-1")
+            return got, [file.name for file in kept.root.iterdir()]
+
+    assert asyncio.run(play()) == ([None], ["runner.log"])
+
+
+def test_who_comes_too_late_for_a_release_leaves_nothing_behind(world, monkeypatch):
+    async def play():
+        async with world.server() as service:
+            kept = await fail(world, service, "task-1")
+            await service.release("task-1")
+            answers = iter([True, False])  # it was there when it was looked at, and not when it was taken
+            monkeypatch.setattr(service.equipment.preservation, "is_kept", lambda _: next(answers))
+            task = await service.status("task-1")
+            with pytest.raises(SandboxNotPreservedError), service.equipment.preservation.holding(task):
+                pass
+            return [file.name for file in kept.root.iterdir()]
+
+    assert asyncio.run(play()) == ["runner.log"]
+
+
 def test_only_what_is_preserved_can_be_released(world):
     async def play():
         async with world.server() as service:
@@ -164,8 +200,6 @@ def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world, mon
             kept = [await fail(world, service, name) for name in ("a", "b")]
             world.clock.set_back = timedelta()
             janitor = Janitor(rooms.store, rooms.preservation, rooms.clock, DAY)
-            from sandbox.control import preservation
-
             remove = preservation._remove
 
             async def refuse(files):
