@@ -9,8 +9,9 @@ from sandbox.gateway.tls_opening import TlsOpening
 
 _TLS = re.compile(rb"\x16(\x03|\Z)")
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_FIRST_LINE_BEGUN = re.compile(rb"[\r\n]*(%s+([ \t][^\n]*)?)?" % _TOKEN)
-_REQUEST_LINE = re.compile(rb"[\r\n]*%s+[ \t][^\n]*[ \t\v\f\r]HTTP/" % _TOKEN, re.IGNORECASE)
+_SPACE = rb"[ \t\v\f]"  # what lenient servers take for one (RFC 9112 §3)
+_FIRST_LINE_BEGUN = re.compile(rb"[\r\n]*(%s+(%s[^\n]*)?)?" % (_TOKEN, _SPACE))
+_REQUEST_LINE = re.compile(rb"[\r\n]*%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_TOKEN, _SPACE), re.IGNORECASE)
 _HTTP_2 = b"PRI * HTTP/2"
 
 
