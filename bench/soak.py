@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from doubles.live import World, bash, make_repository, says, until
-from doubles.traces import leaked, traces
+from doubles.traces import left_behind
 
 TASK_SECONDS = 600
 QUIET_SECONDS = 10
@@ -45,7 +45,6 @@ def main():
             world.start_git()
             world.start_model(bash("echo soaked > soaked.txt"), says())
             world.start_server(SANDBOX_RUNTIME=tier)
-            before = traces(world.data_dir)
             took = [play(world, [f"row-{number}"])[0] for number in range(in_a_row)]
             print(
                 f"{tier}: {in_a_row} in a row, each {statistics.median(took):.2f} s (median), {max(took):.2f} s at most"
@@ -53,10 +52,10 @@ def main():
             if at_once:
                 took = play(world, [f"crowd-{number}" for number in range(at_once)])
                 print(f"{tier}: {at_once} at once, all done after {max(took):.2f} s")
-            until(lambda: not leaked(before, world.data_dir), QUIET_SECONDS, "the machine to be as it was before")
+            until(lambda: not left_behind(world.data_dir), QUIET_SECONDS, "the machine to be as it was before")
             print(f"{tier}: nothing is left")
         except AssertionError as error:
-            sys.exit(f"{tier}: {error}; left: {leaked(before, world.data_dir)}")
+            sys.exit(f"{tier}: {error}; left: {left_behind(world.data_dir)}")
         finally:
             world.close()
 

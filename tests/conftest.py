@@ -10,11 +10,16 @@ settings.register_profile("sandbox", deadline=None, print_blob=True)
 settings.load_profile("sandbox")
 
 _TESTS = Path(__file__).parent
-_MACHINE_WIDE = ("acceptance", "contract/test_runtime", "escape", "integration")
+_START_PROCESSES = ("acceptance", "contract/test_runtime", "escape", "integration")
 
 
 def pytest_collection_modifyitems(items):
-    """Some tests look at the whole machine for what a sandbox left: all that start processes run in one worker."""
+    """A file that starts processes is played by one worker, which makes what its tests share once; a tier counts."""
     for item in items:
-        if item.path.relative_to(_TESTS).as_posix().startswith(_MACHINE_WIDE):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+        path = item.path.relative_to(_TESTS).as_posix()
+        if path.startswith(_START_PROCESSES):
+            item.add_marker(pytest.mark.xdist_group(f"{path}:{_tier(item)}" if path.startswith("escape") else path))
+
+
+def _tier(item):
+    return item.callspec.params.get("field", "") if hasattr(item, "callspec") else ""

@@ -4,7 +4,7 @@ import pytest
 
 from doubles.browser import open_browser
 from doubles.live import World, make_repository, until
-from doubles.traces import leaked, traces
+from doubles.traces import left_behind
 
 README = "# A repository\n\nHello.\n"
 
@@ -34,18 +34,10 @@ def world(empty_world):
 
 
 @pytest.fixture
-def watched(world):
-    """A world whose machine is as it was before, 5 seconds after its task has ended."""
-    before = []
-
-    def make(*turns, **script):
-        machine = world(*turns, **script)
-        before.append((machine, traces(machine.data_dir)))
-        return machine
-
-    yield make
-    machine, traces_before = before[0]
-    until(lambda: not leaked(traces_before, machine.data_dir), 5, "the sandbox to be gone without a trace")
+def watched(world, empty_world):
+    """A world of whose tasks nothing is left on the machine, 5 seconds after they have ended."""
+    yield world
+    until(lambda: not left_behind(empty_world.data_dir), 5, "the sandbox to be gone without a trace")
 
 
 @pytest.fixture

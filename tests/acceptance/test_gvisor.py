@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from doubles.live import SERVER_KEY, bash, says, until
-from doubles.traces import leaked, traces
+from doubles.traces import left_behind
 from sandbox.runtimes.gvisor import GvisorRuntime
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
@@ -23,15 +23,8 @@ def machine(empty_world, world, tmp_path):
     if not probe.works:
         pytest.skip(f"gvisor does not work here: {probe.mend}")
     empty_world.runtime = "gvisor"
-    before = []
-
-    def make(*turns, **script):
-        machine = world(*turns, **script)
-        before.append(traces(machine.data_dir))
-        return machine
-
-    yield make
-    until(lambda: not leaked(before[0], empty_world.data_dir), 5, "the sandbox to be gone without a trace")
+    yield world
+    until(lambda: not left_behind(empty_world.data_dir), 5, "the sandbox to be gone without a trace")
 
 
 def runner_pid(here):

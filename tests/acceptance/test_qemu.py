@@ -6,7 +6,7 @@ import os
 import pytest
 
 from doubles.live import SERVER_KEY, bash, says, until
-from doubles.traces import leaked, traces
+from doubles.traces import left_behind
 from sandbox.runtimes.qemu import QemuRuntime
 
 SCRIPT = """uname -r > kernel.txt; echo told >&2; echo more >> README.md
@@ -22,15 +22,8 @@ def machine(empty_world, world, tmp_path):
     if not probe.works:
         pytest.skip(f"qemu does not work here: {probe.mend}")
     empty_world.runtime = "qemu"
-    before = []
-
-    def make(*turns, **script):
-        machine = world(*turns, **script)
-        before.append(traces(machine.data_dir))
-        return machine
-
-    yield make
-    until(lambda: not leaked(before[0], empty_world.data_dir), 5, "the guest to be gone without a trace")
+    yield world
+    until(lambda: not left_behind(empty_world.data_dir), 5, "the guest to be gone without a trace")
 
 
 @pytest.mark.timeout(400)

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from doubles.live import bash, says, until
-from doubles.traces import leaked, traces
+from doubles.traces import left_behind
 
 COUNTING = "for i in $(seq 1 {n}); do echo line-$i >> count.txt; python3 -c 'import time; time.sleep(0.1)'; done"
 
@@ -75,15 +75,15 @@ def test_sigterm_stops_the_server_within_two_seconds_while_followers_listen(worl
 
 def test_the_death_of_a_runner_ends_its_task_and_everything_inside(world):
     machine = world(bash("echo line-1 > first.txt"), bash(COUNTING.format(n=300)), says())
-    before = traces(machine.data_dir)
     machine.submit()
     until(lambda: machine.status()["progress"]["tool_calls"] == 2, what="the second tool call")
+    assert {"processes", "sockets", "files"} <= left_behind(machine.data_dir).keys()
     os.kill(runner_pid(machine), signal.SIGKILL)
     status = machine.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost")
     assert machine.states()[-2:] == ["completing", "failed"]
     assert b"+line-1\n" in machine.artifact("task-1.patch")
-    until(lambda: not leaked(before, machine.data_dir), 5, "the sandbox to be gone without a trace")
+    until(lambda: not left_behind(machine.data_dir), 5, "the sandbox to be gone without a trace")
 
 
 def test_a_runner_and_a_server_that_die_together_lose_nothing_that_was_written(world):

@@ -1,74 +1,71 @@
-"""What a sandbox could leave on the machine: processes, mounts, namespaces, cgroups, loop devices, sockets, files."""
+"""What the tasks of one server could leave on the machine: processes, mounts, cgroups, loop devices, sockets, files.
 
+Only what is those tasks' own, by their attempt ids and their data directory, since other tests run beside. A namespace
+lives as long as a process, a mount or a descriptor of it, and those are looked at.
+"""
+
+import re
 from pathlib import Path
 
 SANDBOX_UIDS = range(1_900_000_000, 1_900_065_000)
 
 
-def sandbox_processes():
-    """Processes of sandbox users, and whatever carries bubblewrap or Claude Code in its name, as (pid, name)."""
+def attempt_ids(data_dir):
+    """Of all attempts that were ever begun there; their runners' logs stay."""
+    return {path.name for path in Path(data_dir).glob("tasks/*/attempts/*")}
+
+
+def processes(data_dir):
+    """Of an attempt's control group, marked with its id, or told of the data directory, the server apart."""
+    ids = attempt_ids(data_dir)
+    own = re.compile("|".join([re.escape(str(data_dir)), *(f"sandbox[:/]{one}" for one in ids)]))
     found = set()
     for directory in Path("/proc").iterdir():
         if not directory.name.isdigit():
             continue
         try:
-            name = (directory / "comm").read_text().strip()
-            uid = directory.stat().st_uid
-            state = (directory / "stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
+            words = (directory / "cmdline").read_bytes().decode(errors="replace")
+            if (own.search(words) and "\0serve\0" not in words) or own.search((directory / "cgroup").read_text()):
+                found.add((int(directory.name), words.replace("\0", " ")[:80]))
+        except OSError:
             continue
-        if uid in SANDBOX_UIDS or name in {"bwrap", "claude"} or (state == "Z" and name.startswith("python")):
-            found.add((int(directory.name), f"{name} {state}"))
     return found
 
 
-def namespaces():
-    """The network and mount namespaces that processes live in."""
-    found = set()
-    for directory in Path("/proc").iterdir():
-        if directory.name.isdigit():
-            for kind in ("net", "mnt"):
-                try:
-                    found.add((directory / "ns" / kind).readlink().name)
-                except OSError:
-                    continue
-    return found
+def mounts(data_dir):
+    """Mount points of this namespace that name the data directory or an attempt."""
+    names = {str(data_dir), *attempt_ids(data_dir)}
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {line for line in lines if any(name in line for name in names)}
 
 
-def mounts():
-    """This namespace's mount points."""
-    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-
-
-def cgroups():
-    """Directories of sandboxes in any cgroup hierarchy."""
+def cgroups(data_dir):
+    """Directories of attempts in any cgroup hierarchy."""
     root = Path("/sys/fs/cgroup")
-    return {
-        str(path)
-        for parent in (*root.glob("*/sandbox*"), *root.glob("sandbox*"), *root.glob("*/*/sandbox*"))
-        for path in parent.glob("*")
-        if path.is_dir()
-    }
+    parents = (*root.glob("*/sandbox*"), *root.glob("sandbox*"), *root.glob("*/*/sandbox*"))
+    ids = attempt_ids(data_dir)
+    return {str(path) for parent in parents for path in parent.glob("*") if path.is_dir() and path.name in ids}
 
 
-def loop_devices():
-    """Files that loop devices stand for."""
+def loop_devices(data_dir):
+    """Files below the data directory that loop devices stand for."""
     found = set()
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
             found.add(backing.read_text().strip())
         except OSError:
             continue
-    return found
+    return {path for path in found if path.startswith(str(Path(data_dir).resolve()))}
 
 
-def sockets():
-    """Of runners, wherever their servers run."""
-    return {str(path) for path in Path("/run/sandbox").glob("*/*.sock")}
+def sockets(data_dir):
+    """Of runners."""
+    ids = attempt_ids(data_dir)
+    return {str(path) for path in Path("/run/sandbox").glob("*/*.sock") if path.stem in ids}
 
 
 def files(data_dir):
-    """What is left of attempts in a data directory, but for runner logs that tell of nothing unusual."""
+    """What is left of attempts, but for runner logs that tell of nothing unusual."""
     return {
         str(path)
         for path in Path(data_dir).glob("tasks/*/attempts/*/*")
@@ -81,20 +78,9 @@ def has_trouble(log):
     return any("Z INFO " not in line for line in log.read_text().splitlines())
 
 
-def traces(data_dir):
-    """All of it."""
-    return {
-        "processes": sandbox_processes(),
-        "mounts": mounts(),
-        "namespaces": namespaces(),
-        "cgroups": cgroups(),
-        "loop devices": loop_devices(),
-        "sockets": sockets(),
-        "files": files(data_dir),
-    }
+_KINDS = (processes, mounts, cgroups, loop_devices, sockets, files)
 
 
-def leaked(before, data_dir):
-    """What is there now and was not before, by kind; empty when nothing is."""
-    now = traces(data_dir)
-    return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
+def left_behind(data_dir):
+    """What is there, by kind; empty when nothing is."""
+    return {kind.__name__: found for kind in _KINDS if (found := kind(data_dir))}

@@ -20,7 +20,6 @@ from doubles.closed_internet import (
 )
 from doubles.live import ORGANISATION, SERVER_KEY, World, make_repository, says
 from doubles.network_namespace import in_namespace
-from doubles.traces import leaked, traces
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
 from sandbox.demo.model_script import ToolUse, Turn
 
@@ -129,7 +128,7 @@ class Battlefield:
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
         self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._programs()}
         _make_repository(world, "repo", self._files, "network .network.json 4", "credentials .credentials.json 2", "")
-        before, packets = traces(world.data_dir), len(internet.packets)
+        packets = len(internet.packets)
         self.status = self._task(
             "task-1", ["out/**", "nested/**", ".network.json", ".credentials.json"], ("network", "credentials"),
             vm={"network_mode": "outbound", "allowed_hosts": ALLOWED},
@@ -138,7 +137,6 @@ class Battlefield:
         self.sent = set(internet.packets[packets:])
         if self.user is None:
             self._play_resources()
-        self.leaked = lambda: leaked(before, world.data_dir)
         ports = {int(process.said["url"].rpartition(":")[2]) for process in world.processes if "url" in process.said}
         services = {("tcp", INTERNET_ADDRESS, port) for port in ports}
         self.allowed = services | {("tcp", HOST_ADDRESS, 80), ("tcp", HOST_ADDRESS, 443)}

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from doubles.live import until
+from doubles.traces import left_behind
 from escape.battery import THROUGH
 from escape.battlefield import ATTACKS, HOST, Battlefield
 from sandbox.model.errors import SandboxError
@@ -93,4 +94,4 @@ def test_no_name_of_the_agents_moves_a_terminal(field):
 
 
 def test_nothing_is_left_on_the_machine(field):
-    until(lambda: not field.leaked(), 10, "everything to be gone")
+    until(lambda: not left_behind(field.world.data_dir), 10, "everything to be gone")

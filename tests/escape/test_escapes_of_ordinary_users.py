@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.live import until
+from doubles.traces import left_behind
 from escape.battery import THROUGH
 from escape.battlefield import ATTACKS, Battlefield
 
@@ -52,4 +53,4 @@ def test_no_tool_of_the_host_obeyed_the_workspace(field):
 
 
 def test_nothing_is_left_of_the_tasks(field):
-    until(lambda: not field.leaked()["files"] if "files" in field.leaked() else True, 10, "the files to be gone")
+    until(lambda: not left_behind(field.world.data_dir), 10, "everything to be gone")
