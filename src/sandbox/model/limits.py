@@ -154,5 +154,8 @@ VISIT_START_SECONDS = 60.0
 TERMINAL_REPLAY_BYTES = 64 * 1024
 """What is kept of what the agent's terminal showed last, for those who come later."""
 
+TERMINAL_TYPING_SECONDS = 30.0
+"""For what was typed into a terminal to be taken by it; the rest is lost then, and whoever typed it can leave."""
+
 TERMINAL_BEHIND_BYTES_MAX = 1024 * 1024
 """What waits for one looker-on of the agent's terminal; past it the connection ends, and it can come back."""

@@ -24,7 +24,13 @@ from sandbox.contracts.terminals import (
     read_frame,
 )
 from sandbox.model.errors import AttemptError
-from sandbox.model.limits import OUTPUT_DRAIN_SECONDS, TERMINAL_BEHIND_BYTES_MAX, TERMINAL_REPLAY_BYTES, TERMINALS_MAX
+from sandbox.model.limits import (
+    OUTPUT_DRAIN_SECONDS,
+    TERMINAL_BEHIND_BYTES_MAX,
+    TERMINAL_REPLAY_BYTES,
+    TERMINAL_TYPING_SECONDS,
+    TERMINALS_MAX,
+)
 from sandbox.runner.output import redacted_chunks
 
 SHELL = ("/bin/bash",)
@@ -62,7 +68,9 @@ class Guest:
                 if may_type.is_set() and isinstance(wished, Resized):
                     await terminal.resize(self.size)
                 elif may_type.is_set() and isinstance(wished, Typed):
-                    await terminal.write(wished.data)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(TERMINAL_TYPING_SECONDS):
+                            await terminal.write(wished.data)
 
 
 class SharedTerminal:

@@ -10,6 +10,7 @@ from sandbox.contracts.runtime import Exit, TerminalSize
 from sandbox.contracts.terminals import Ended, Resized, Role, Shown, TerminalRefusedError, Typed
 from sandbox.model.limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
 from sandbox.placement.control import UnixRunnerControl
+from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import listening
 from sandbox.runner.terminals import SharedTerminal, Terminals
 
@@ -82,6 +83,33 @@ def test_who_came_first_types_and_the_next_takes_over(tmp_path):
             await played.until(lambda: played.typed == b"mine now")
             assert played.sizes == [TerminalSize(30, 100), TerminalSize(11, 22)]
             assert terminals.agent_is_attended
+
+    asyncio.run(story())
+
+
+def test_who_types_what_nobody_reads_can_leave(tmp_path, monkeypatch):
+    """Else an agent that takes no keys would count as attended for ever, and nobody else could type."""
+    monkeypatch.setattr(terminals_module, "TERMINAL_TYPING_SECONDS", 0.1)
+
+    async def story():
+        async with attended(tmp_path) as (terminals, played, come):
+            begun = asyncio.Event()
+
+            async def never(_):
+                begun.set()
+                await asyncio.Event().wait()
+
+            monkeypatch.setattr(played, "write", never)
+            first, second = await come(), await come()
+            assert [await heard(second) for _ in range(2)] == [Role(types=False), Shown(b"")]
+            await first.send(Typed(b"a long paste"))
+            await asyncio.wait_for(begun.wait(), 10)
+            await first.close()
+            assert await heard(second) == Role(types=True)
+            await second.close()
+            async with asyncio.timeout(10):
+                while terminals.agent_is_attended:
+                    await asyncio.sleep(0.01)
 
     asyncio.run(story())
 
