@@ -26,12 +26,16 @@ class Archive:
     def __init__(self, tar: tarfile.TarFile, file: GuardedFile) -> None:
         self._tar = tar
         self._members: dict[str, tarfile.TarInfo] = {}
+        count = 0
         while (member := tar.next()) is not None:
             file.begin_header()
+            if member.size < 0:
+                raise ImageRefusedError("The archive has a member of less than no bytes.")
             refuse_many_words(tar)
             cast("Any", member).pax_headers = {}  # what it had to say is said, and all members are kept
             self._members[member.name.removeprefix("./")] = member
-            if len(self._members) > ARCHIVE_MEMBERS_MAX:
+            count += 1
+            if count > ARCHIVE_MEMBERS_MAX:
                 raise ImageRefusedError(f"The archive has more than {ARCHIVE_MEMBERS_MAX} members.")
         file.end_header()
 

@@ -196,6 +196,27 @@ def test_an_archive_that_begins_with_a_header_of_many_gigabytes_is_refused_witho
         unpack(path)
 
 
+def test_an_archive_that_leads_back_to_itself_is_refused(unpack, tmp_path, monkeypatch):
+    """A member of less than no bytes is followed by itself."""
+    monkeypatch.setattr(archive, "ARCHIVE_MEMBERS_MAX", 10)
+    first = bytearray(tarfile.TarInfo("index.json").tobuf())
+    back = bytearray(first)
+    back[124:136] = b"\xff" + (-512).to_bytes(11, "big", signed=True)
+    back[148:156] = b"%06o\0 " % (sum(back[:148]) + sum(back[156:]) + 8 * 32)
+    path = tmp_path / "image.tar"
+    path.write_bytes(first + back + bytes(1024))
+    with pytest.raises(ImageRefusedError, match=r"damaged|less than no bytes"):
+        unpack(path)
+
+
+def test_members_of_the_same_name_are_counted_too(unpack, tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "ARCHIVE_MEMBERS_MAX", 10)
+    path = tmp_path / "image.tar"
+    path.write_bytes(layer(*[entry("same")] * 11))
+    with pytest.raises(ImageRefusedError, match="more than 10 members"):
+        unpack(path)
+
+
 def test_a_tar_that_is_no_image_is_refused(unpack, tmp_path):
     with pytest.raises(ImageRefusedError, match="no image"):
         unpack(save(tmp_path / "image.tar", {"file": b"content"}))
