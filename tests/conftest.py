@@ -13,6 +13,7 @@ _TESTS = Path(__file__).parent
 _START_PROCESSES = ("acceptance", "contract/test_runtime", "escape", "integration")
 
 
+@pytest.hookimpl(tryfirst=True)  # what hands the tests out reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     """A file that starts processes is played by one worker, which makes what its tests share once; a tier counts."""
     for item in items:
