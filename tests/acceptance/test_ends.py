@@ -87,11 +87,18 @@ def transcript(machine):
 
 
 def test_an_agent_that_exits_non_zero_fails_with_the_reason(watched):
-    machine = watched(Turn(faults=(Fault("error", status=403, message="The account is closed.", times=99),)))
+    machine = watched(Turn(faults=(Fault("error", status=400, message="The prompt is odd.", times=99),)))
     machine.submit()
     status = ended(machine, "failed", "agent_failed")
     assert status["exit_code"] == 1
-    assert "403" in status["error"]["message"] or "account is closed" in status["error"]["message"]
+    assert "prompt is odd" in status["error"]["message"]
+
+
+def test_a_key_that_the_model_refuses_fails_the_task_at_once(watched):
+    machine = watched(Turn(faults=(Fault("error", status=403, message="The account is closed.", times=99),)))
+    machine.submit()
+    status = ended(machine, "failed", "agent_failed")
+    assert "refused the server's key" in status["error"]["message"]
 
 
 def test_a_forged_result_counts_for_nothing(watched):
