@@ -164,15 +164,21 @@ async def join(
 
 
 def _start(attempt_id: str, directory: str, size: TerminalSize) -> Joiner:
-    """It dies with the thread that calls this. Raises OSError."""
+    return Joiner(*start_program(_PROGRAM, attempt_id, UID, size.rows, size.columns, directory))
+
+
+def start_program(
+    program: str, attempt_id: str, *arguments: int | str
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a program of this folder: the number of its control socket and this process's id go before `arguments`.
+
+    It dies with the thread that calls this. Raises OSError.
+    """
     control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    numbers = (control_inside.fileno(), os.getpid(), UID, size.rows, size.columns)
+    words = map(str, (Path(__file__).parent, control_inside.fileno(), os.getpid(), *arguments))
     try:
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, str(Path(__file__).parent)),
-                *(*map(str, numbers), directory, mark_attempt(attempt_id)),
-            ],
+            [sys.executable, "-I", "-S", "-E", "-c", program, *words, mark_attempt(attempt_id)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -186,7 +192,7 @@ def _start(attempt_id: str, directory: str, size: TerminalSize) -> Joiner:
         raise
     finally:
         control_inside.close()
-    return Joiner(process, control)
+    return process, control
 
 
 def _listed(words: Sequence[str]) -> bytes:

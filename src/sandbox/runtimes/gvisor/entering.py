@@ -3,28 +3,23 @@
 import asyncio
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from sandbox.contracts.runtime import TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import launch, launcher
-from sandbox.runtimes.join import Joiner
+from sandbox.runtimes.join import Joiner, start_program
 
 _SIGNAL_SECONDS = 10.0
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import entrant; entrant.main(sys.argv[1:])"
 PROCESS_NUMBER, MESSAGES_NUMBER = launcher.FIRST_DESCRIPTOR, launcher.FIRST_DESCRIPTOR + 1
 """Descriptors of a runsc on a terminal."""
 
-_NO_TERMINAL = TerminalSize(0, 0)
-
 
 async def call(attempt_id: str, runsc_fd: int, words: Sequence[str]) -> bool:
     """Run runsc to its end, within 10 s; whether it did what it was asked to. Raises OSError."""
-    process, control = _start(attempt_id, _NO_TERMINAL)
+    process, control = start_program(_PROGRAM, attempt_id, 0, 0)
     ended_fd = os.pidfd_open(process.pid)
     try:
         with control, suppress(OSError):
@@ -52,7 +47,7 @@ async def call_on_terminal(
     `process` is process.json, which runsc reads as PROCESS_NUMBER. Raises AttemptError (sandbox_lost).
     """
     try:
-        started, control = _start(attempt_id, size)
+        started, control = start_program(_PROGRAM, attempt_id, size.rows, size.columns)
     except OSError as error:
         raise AttemptError(FailureCode.SANDBOX_LOST, f"No process could be started: {error}; try again.") from error
     entrant = Joiner(started, control)
@@ -66,33 +61,6 @@ async def call_on_terminal(
             reason = f"The sandbox could not be entered: {error}; it may be over."
             raise AttemptError(FailureCode.SANDBOX_LOST, reason) from error
         raise
-
-
-def _start(attempt_id: str, size: TerminalSize) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-    """It dies with the thread that calls this. Raises OSError."""
-    control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    numbers = map(str, (control_inside.fileno(), os.getpid(), size.rows, size.columns))
-    folder = Path(__file__).parent.parent
-    try:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, str(folder)),
-                *(*numbers, launch.mark_attempt(attempt_id)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[control_inside.fileno()],
-            env={"PATH": "/usr/bin:/bin"},
-            cwd="/",
-            start_new_session=True,
-        )
-    except OSError:
-        control.close()
-        raise
-    finally:
-        control_inside.close()
-    return process, control
 
 
 def _send(control: socket.socket, runsc_fd: int, words: Sequence[str], *files: int) -> None:
