@@ -18,7 +18,7 @@ TIERS = ("bubblewrap", "gvisor", "qemu")
 ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks in ATTACKS.items() for one in attacks]
 
 
-@pytest.fixture(scope="session", params=TIERS)
+@pytest.fixture(scope="module", params=TIERS)
 def field(request, tmp_path_factory):
     """What came of all attacks on this tier."""
     tier = request.param

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,13 @@ def field():
         Path(directory).chmod(0o755)
         place = Path(directory, "field")
         place.mkdir()
-        with Battlefield(place, "bubblewrap", user=USER) as played:
+        with ExitStack() as stack:
+            try:
+                played = stack.enter_context(Battlefield(place, "bubblewrap", user=USER))
+            except AssertionError as error:
+                if "The runtime bubblewrap does not work here" in str(error):
+                    pytest.skip("bubblewrap does not work for ordinary users here, and the server says so")
+                raise
             yield played
 
 

@@ -129,13 +129,15 @@ def start(first_process: int, files: list[int], uid: int, size: tuple[int, int],
     launcher.die_with(parent)
     ours, theirs = open_terminal(*size)
     line, line_of_child = _socket.socketpair()
+    # The child's arguments are a copy of these, and would tell paths of the host to whoever looks from inside.
+    told = ctypes.string_at(*place)
+    ctypes.memset(place[0], 0, place[1])
     child = os.fork()
     if child == 0:
-        # They are a copy of the parent's, and tell paths of the host to whoever looks from inside.
-        ctypes.memset(place[0], 0, place[1])
         line.close()
         wait_for_parent(line_of_child)
         become(words, variables, directory, rules, theirs)
+    ctypes.memmove(place[0], told, place[1])  # the host finds this process by its mark
     line_of_child.close()
     os.close(theirs)
     if line.recv(5) != b"ready":

@@ -205,7 +205,7 @@ def test_an_archive_that_leads_back_to_itself_is_refused(unpack, tmp_path, monke
     back[148:156] = b"%06o\0 " % (sum(back[:148]) + sum(back[156:]) + 8 * 32)
     path = tmp_path / "image.tar"
     path.write_bytes(first + back + bytes(1024))
-    with pytest.raises(ImageRefusedError, match=r"damaged|less than no bytes"):
+    with pytest.raises(ImageRefusedError, match=r"damaged|less than no bytes|not as it should be"):
         unpack(path)
 
 
