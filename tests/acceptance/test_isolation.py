@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from doubles.closed_internet import (
     ClosedInternet,
 )
 from doubles.live import SERVER_KEY, World, make_repository, python, says, until
-from doubles.traces import SANDBOX_UIDS
+from doubles.traces import SANDBOX_UIDS, process_outside
 
 PROBE = r"""
 import json, os, pathlib, socket, subprocess, sys
@@ -143,20 +142,23 @@ def inside(tmp_path_factory):
                 )
                 for port in (80, 53)
             ]
-            yield play(world, internet, canary, targets)
+            with process_outside() as outsider:
+                yield play(world, internet, canary, targets, outsider)
         finally:
             world.close()
 
 
-def play(world, internet, canary, targets):
-    reachable = internet.reach(INTERNET_ADDRESS, int(world.model_url.rpartition(":")[2]))
+def play(world, internet, canary, targets, outsider):
+    model_port = int(world.model_url.rpartition(":")[2])
+    reachable = internet.reach(INTERNET_ADDRESS, model_port)
+    until(lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, what="the packet to be written down")
     before = len(internet.packets)
     settings = {
         "TARGETS": targets,
         "CANARY": str(canary),
         "DATA_DIR": str(world.data_dir),
         "NEEDLE": SERVER_KEY,
-        "SERVER_PID": os.getpid(),
+        "SERVER_PID": outsider.pid,
     }
     header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
     model = world.processes.pop()

@@ -180,7 +180,7 @@ class Battlefield:
             "MODEL_PORT": int(self.world.model_url.rpartition(":")[2]),
             "SERVER": SERVER_ADDRESS,
             "SERVER_PORT": int(self.world.server.said["http"].rpartition(":")[2]),
-            "SERVER_PID": os.getpid(),
+            "SERVER_PID": self._stack.enter_context(process_outside()).pid,
             "ABSTRACT": self.abstract,
             "SOCKET_FILE": str(self.socket_file),
             "CANARY": str(self.canary),
