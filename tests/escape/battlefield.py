@@ -20,6 +20,7 @@ from doubles.closed_internet import (
 )
 from doubles.live import ORGANISATION, SERVER_KEY, World, make_repository, says
 from doubles.network_namespace import in_namespace
+from doubles.traces import process_outside
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
 from sandbox.demo.model_script import ToolUse, Turn
 
