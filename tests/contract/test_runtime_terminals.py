@@ -378,7 +378,8 @@ done | tr '\0' '\n' | sort -u > /tmp/seen; echo done; sleep 300
             await read_until(output, b"done")
             seen = await said(await open_shell(sandbox, "/bin/cat", "/tmp/seen"))
             assert "TERM=dumb" in seen
-            for secret in ("server-secret-value", str(disk), "site-packages", "joiner", "SANDBOX", str(Path(__file__).parents[2])):
+            checkout = str(Path(__file__).parents[2])
+            for secret in ("server-secret-value", str(disk), "site-packages", "joiner", "SANDBOX", checkout):
                 assert secret not in seen, secret
 
     asyncio.run(story())
