@@ -11,6 +11,7 @@ from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.recorder import Recorder, read_records, read_task
 from sandbox.contracts.runtime import Command, Exit, SandboxHandle, Stats
 from sandbox.disks.plain import PlainDisks
+from sandbox.disks.removal import remove
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError, Failure, FailureCode
@@ -209,6 +210,7 @@ class ScriptedImages:
 def scripted_equipment(script, journals):
     return Equipment(
         disks=PlainDisks(),
+        remove=remove,
         images=ScriptedImages(script),
         journals=journals,
         runtime=ScriptedRuntime(script),

@@ -22,6 +22,7 @@ from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
+from sandbox.disks.removal import remove
 from sandbox.journal.journals import FileJournals
 from sandbox.model.event import (
     AgentExited,
@@ -94,6 +95,7 @@ class Rooms:
         self.memory_available_bytes = 100 * GIB
         self.secrets, self.secrets_asked = {}, []
         self.images, self.image_trouble = {}, ""
+        self.remove = remove
 
     def find_image(self, profile):
         if self.image_trouble:
@@ -112,7 +114,7 @@ class Rooms:
         clock, broadcast = self.clock, Broadcast()
         follower = Follower(self.journals, self.store, clock, broadcast)
         template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
-        preservation = Preservation(self.data_dir)
+        preservation = Preservation(self.data_dir, lambda paths: self.remove(paths))
         service = TaskService(
             Equipment(
                 journals=self.journals,

@@ -1,9 +1,14 @@
 """The disk of an attempt: workspace, home and /tmp together, with a size."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from sandbox.contracts.layout import AttemptLayout
+
+Remove = Callable[[Sequence[Path]], Awaitable[None]]
+"""Removes what sandboxes left, whatever their agents made of it; the caller bounds it. Raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)

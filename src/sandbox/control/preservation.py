@@ -10,8 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from sandbox.contracts.clock import Clock
+from sandbox.contracts.disks import Remove
 from sandbox.contracts.layout import AttemptLayout, TaskLayout
-from sandbox.contracts.removal import remove
 from sandbox.contracts.store import Cursor, Store, TaskQuery
 from sandbox.contracts.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.control.locks import Locks
@@ -25,8 +25,9 @@ _log = logging.getLogger(__name__)
 class Preservation:
     """Knows what is kept, and removes it."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, remove: Remove) -> None:
         self._data_dir = data_dir
+        self._remove = remove
         self._locks = Locks()
 
     def is_kept(self, task: Task) -> bool:
@@ -48,7 +49,7 @@ class Preservation:
                     if lock_fd is None:
                         raise UnavailableError("Somebody has a shell in this sandbox; release it when they have left.")
                     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                        await _remove(files)
+                        await self._empty(files)
             except (OSError, TimeoutError) as error:
                 reason = str(error) or "it takes too long"
                 raise UnavailableError(f"The sandbox could not be removed: {reason}; release it again.") from error
@@ -76,6 +77,14 @@ class Preservation:
             yield lock_fd
         finally:
             os.close(lock_fd)
+
+    async def _empty(self, files: AttemptLayout) -> None:
+        """The handle goes last, but for the lock: without that somebody could begin to use what is half removed."""
+        kept = (files.handle, files.visit_lock, files.runner_log)
+        paths = [path for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in kept]
+        await self._remove(paths)
+        files.handle.unlink(missing_ok=True)
+        files.visit_lock.unlink(missing_ok=True)
 
     def _files(self, task: Task) -> AttemptLayout | None:
         if task.state is not TaskState.FAILED_PRESERVED or task.attempt is None:
@@ -129,12 +138,3 @@ class Janitor:
             _log.error("Task %s: %s", task.id, error, extra={"task_id": task.id})
             return False
         return True
-
-
-async def _remove(files: AttemptLayout) -> None:
-    """The handle goes last, but for the lock: without that somebody could begin to use what is half removed."""
-    kept = (files.handle, files.visit_lock, files.runner_log)
-    paths = [path for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in kept]
-    await remove(paths)
-    files.handle.unlink(missing_ok=True)
-    files.visit_lock.unlink(missing_ok=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.removal import AS_OWNER_OF_ALL
 from sandbox.disks.command import CommandFailedError, run_command
+from sandbox.disks.removal import AS_OWNER_OF_ALL
 
 _BYTES_PER_FILE = 4096
 """An empty file takes no block, but takes one of the file system's names from everybody else."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sandbox.contracts.agent import Agent
 from sandbox.contracts.clock import Clock
-from sandbox.contracts.disks import Disks
+from sandbox.contracts.disks import Disks, Remove
 from sandbox.contracts.gateway import Gateways, ModelUpstream
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.layout import AttemptLayout, TaskLayout
@@ -24,6 +24,7 @@ class Equipment:
 
     journals: Journals
     disks: Disks
+    remove: Remove
     images: Images
     runtime: Runtime
     gateways: Gateways

@@ -23,6 +23,7 @@ from sandbox.contracts.subject import ATTEMPT_ID, TASK_ID
 from sandbox.disks.loop import LoopDisks
 from sandbox.disks.mounts import hide_mounts
 from sandbox.disks.plain import PlainDisks
+from sandbox.disks.removal import remove
 from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import LAUNCH_SECONDS
@@ -114,6 +115,7 @@ def _gather(order: LaunchOrder) -> Equipment:
     return Equipment(
         journals=FileJournals(data_dir),
         disks=choose_disks(order),
+        remove=remove,
         images=HeldImages(data_dir),
         runtime=make_runtime(order.runtime, Path(order.run_dir)),
         gateways=SocketGateways(),

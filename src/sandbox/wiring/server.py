@@ -38,6 +38,7 @@ from sandbox.control.shelf import Shelf
 from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
 from sandbox.disks.probe import why_no_loop
+from sandbox.disks.removal import remove
 from sandbox.gateway.prices import is_priced
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
@@ -195,7 +196,7 @@ def _wire_service(
     store = SqliteStore(places.data_dir / "index.sqlite")
     broadcast = Broadcast()
     follower = Follower(journals, store, clock, broadcast)
-    runners, preservation = _runners(places), Preservation(places.data_dir)
+    runners, preservation = _runners(places), Preservation(places.data_dir, remove)
     find_image = _image_finder(places, choice)
     host = Host(name_host(), read_boot_id())
     launcher = Launcher(journals, placement, clock, secrets.resolve, find_image, template=template, host=host)

@@ -9,7 +9,6 @@ from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.layout import TaskLayout
 from sandbox.contracts.tasks import SandboxNotPreservedError, TaskNotFoundError
-from sandbox.control import preservation
 from sandbox.control.preservation import Janitor
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, TaskFinished
@@ -100,20 +99,20 @@ def test_a_release_that_was_broken_off_before_the_image_of_the_disk_was_gone_can
     assert [file.name for file in kept.root.iterdir()] == [kept.runner_log.name]
 
 
-def test_nobody_gets_at_what_is_being_released(world, monkeypatch):
+def test_nobody_gets_at_what_is_being_released(world):
     """Else a sandbox would be made of half a disk, or of a new one that nobody would ever remove."""
 
     async def play():
         async with world.server() as service:
             kept = await fail(world, service, "task-1")
-            task, remove, got = await service.status("task-1"), preservation.remove, []
+            task, remove, got = await service.status("task-1"), world.remove, []
 
             async def remove_while_somebody_comes(paths):
                 await remove(paths)
                 with service.equipment.preservation.holding(task) as lock_fd:
                     got.append(lock_fd)
 
-            monkeypatch.setattr(preservation, "remove", remove_while_somebody_comes)
+            world.remove = remove_while_somebody_comes
             await service.release("task-1")
             return got, [file.name for file in kept.root.iterdir()]
 
@@ -192,7 +191,7 @@ def test_a_hundred_and_fifty_that_are_over_all_go(world, monkeypatch):
     assert asyncio.run(play()) == ([], [False])
 
 
-def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world, monkeypatch):
+def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world):
     async def play():
         async with world.server() as service:
             rooms = service.equipment
@@ -200,17 +199,17 @@ def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world, mon
             kept = [await fail(world, service, name) for name in ("a", "b")]
             world.clock.set_back = timedelta()
             janitor = Janitor(rooms.store, rooms.preservation, rooms.clock, DAY)
-            remove = preservation._remove
+            remove = world.remove
 
-            async def refuse(files):
-                if files.root == kept[0].root:
+            async def refuse(paths):
+                if kept[0].disk in paths:
                     raise OSError("busy")
-                await remove(files)
+                await remove(paths)
 
-            monkeypatch.setattr(preservation, "_remove", refuse)
+            world.remove = refuse
             await janitor.sweep()
             first = [each.disk.exists() for each in kept]
-            monkeypatch.setattr(preservation, "_remove", remove)
+            world.remove = remove
             await janitor.sweep()
             return first, [each.disk.exists() for each in kept]
 

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from sandbox.contracts.removal import remove
 from sandbox.disks.command import CommandFailedError, run_command
+from sandbox.disks.removal import remove
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def undying(monkeypatch):
     """Kill does nothing; what was started is ended after the test."""
     started = []
     monkeypatch.setattr("asyncio.subprocess.Process.kill", lambda process: started.append(process.pid))
-    monkeypatch.setattr("sandbox.contracts.removal.KILL_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr("sandbox.disks.removal.KILL_SECONDS", 0.1, raising=False)
     monkeypatch.setattr("sandbox.disks.command.KILL_SECONDS", 0.1, raising=False)
 
     def end():
@@ -44,7 +44,7 @@ def test_a_command_for_a_disk_that_does_not_die_is_given_up(undying, monkeypatch
 def test_a_removal_that_does_not_die_is_given_up(undying, monkeypatch, tmp_path):
     (tmp_path / "rm").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "rm").chmod(0o755)
-    monkeypatch.setattr("sandbox.contracts.removal._PATH", f"{tmp_path}:/usr/bin:/bin", raising=False)
+    monkeypatch.setattr("sandbox.disks.removal._PATH", f"{tmp_path}:/usr/bin:/bin", raising=False)
 
     async def removal():
         async with asyncio.timeout(0.5):

@@ -2,8 +2,8 @@
 
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
 from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.removal import remove
 from sandbox.disks.plain import PlainDisks
+from sandbox.disks.removal import remove
 
 MIB = 1024 * 1024
 

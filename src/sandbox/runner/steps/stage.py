@@ -1,14 +1,13 @@
 """Stage: the repository becomes a workspace."""
 
-from sandbox.contracts.removal import remove
 from sandbox.model.event import WorkspacePrepared
 from sandbox.runner.equipment import Attempt
-from sandbox.runner.removal import left_by_earlier_attempts
+from sandbox.runner.leftovers import left_by_earlier_attempts
 
 
 async def stage(attempt: Attempt) -> None:
     """Clone onto the attempt's disk. Raises AttemptError (clone_failed, provision_failed), OSError."""
-    await remove(left_by_earlier_attempts(attempt))
+    await attempt.equipment.remove(left_by_earlier_attempts(attempt))
     manifest = attempt.task.manifest
     await attempt.equipment.disks.open(attempt.files, manifest.vm.disk_bytes)
     for directory in (attempt.files.home, attempt.files.tmp):

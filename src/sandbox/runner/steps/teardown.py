@@ -3,14 +3,13 @@
 import asyncio
 from pathlib import Path
 
-from sandbox.contracts.removal import remove
 from sandbox.contracts.runtime import SandboxHandle
 from sandbox.model.event import Trouble
 from sandbox.model.life import final_state
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
-from sandbox.runner.removal import left_by_earlier_attempts
+from sandbox.runner.leftovers import left_by_earlier_attempts
 
 
 async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
@@ -23,7 +22,7 @@ async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
             if handle is not None:
                 await attempt.equipment.runtime.destroy(handle, attempt.files.disk)
             await attempt.equipment.disks.close(attempt.files)
-            await remove([*_paths_to_remove(attempt), *left_by_earlier_attempts(attempt)])
+            await attempt.equipment.remove([*_paths_to_remove(attempt), *left_by_earlier_attempts(attempt)])
             attempt.files.handle.unlink(missing_ok=True)
     except Exception as error:
         attempt.recorder.record(Trouble("teardown_failed", f"Something of the sandbox is left: {error}"))
