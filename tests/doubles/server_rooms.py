@@ -97,6 +97,9 @@ class Rooms:
         self.images, self.image_trouble = {}, ""
         self.remove = remove
 
+    async def remove_files(self, paths):
+        await self.remove(paths)
+
     def find_image(self, profile):
         if self.image_trouble:
             raise ImageUnusableError(self.image_trouble)
@@ -114,7 +117,7 @@ class Rooms:
         clock, broadcast = self.clock, Broadcast()
         follower = Follower(self.journals, self.store, clock, broadcast)
         template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
-        preservation = Preservation(self.data_dir, lambda paths: self.remove(paths))
+        preservation = Preservation(self.data_dir, self.remove_files)
         service = TaskService(
             Equipment(
                 journals=self.journals,
