@@ -114,6 +114,11 @@ class Listeners:
     names_tcp: socket
     transparent: Mapping[int, socket]
 
+    def close(self) -> None:
+        """Nobody answers any more; again is fine."""
+        for one in (self.model, self.proxy, self.names_udp, self.names_tcp, *self.transparent.values()):
+            one.close()
+
 
 @dataclass(frozen=True, slots=True)
 class TerminalSize:
@@ -203,7 +208,7 @@ class Runtime(Protocol):
         ...
 
     async def probe(self) -> Probe:
-        """Try it, within 10 s."""
+        """Try it, within 10 s; where all is emulated, which is tried only when it is asked for by name, 60 s."""
         ...
 
     def plan(self, attempt_id: str) -> SandboxHandle:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sandbox.contracts.agent import AgentStart
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.profiles import Image
-from sandbox.contracts.runtime import Listeners, Sandbox, SandboxSpec
+from sandbox.contracts.runtime import Sandbox, SandboxSpec
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX, VISIT_IDLE_SECONDS, VISIT_SECONDS_MAX
 from sandbox.model.manifest import Vm
 from sandbox.runner.equipment import Equipment
@@ -70,15 +70,10 @@ class Visit:
             image=None if image is None else Path(image.directory),
         )
         sandbox = await runtime.create(handle, spec)
-        _close_door(sandbox.listeners)
+        # Nobody serves the gateway's sockets here: what wants to connect is refused at once.
+        sandbox.listeners.close()
         await sandbox.start(HOLDER)
         return sandbox
-
-
-def _close_door(doors: Listeners) -> None:
-    """Nobody serves the gateway's sockets here: what wants to connect is refused at once."""
-    for one in (doors.model, doors.proxy, doors.names_udp, doors.names_tcp, *doors.transparent.values()):
-        one.close()
 
 
 async def _until_deserted(sandbox: Sandbox, terminals: Terminals) -> None:

@@ -99,9 +99,7 @@ class LaunchedSandbox(ABC):
         for transport in self._transports:
             transport.abort()
         self._launch.close()
-        doors = self.listeners
-        for one in (doors.model, doors.proxy, doors.names_udp, doors.names_tcp, *doors.transparent.values()):
-            one.close()
+        self.listeners.close()
 
     def _keep(self, terminal: JoinedTerminal) -> JoinedTerminal:
         """To be closed with the sandbox."""

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from doubles.attempt_equipment import ATTEMPT_ID, Script, Stage
+from doubles.attempt_equipment import ATTEMPT_ID, Script
 from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.placement import CancelOrder
 from sandbox.model.event import (
@@ -21,19 +21,6 @@ from sandbox.model.event import (
 )
 from sandbox.model.state import TaskState
 from sandbox.runner.life import AttemptLife
-
-
-@pytest.fixture
-def stage(tmp_path):
-    stages = []
-
-    def make(script, **parts):
-        stages.append(Stage(tmp_path, script, **parts))
-        return stages[-1]
-
-    yield make
-    for each in stages:
-        each.writer.close()
 
 
 def refuse(scene, monkeypatch, *kinds, times=1):

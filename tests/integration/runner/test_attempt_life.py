@@ -6,26 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from doubles.attempt_equipment import ATTEMPT_ID, Script, Stage
+from doubles.attempt_equipment import ATTEMPT_ID, Script
 from sandbox.contracts.placement import CancelOrder
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.runtime import Exit
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import AgentStarted, Output, SandboxCreated, Trouble, WorkspacePrepared
 from sandbox.model.state import TaskState
-
-
-@pytest.fixture
-def stage(tmp_path):
-    stages = []
-
-    def make(script, **parts):
-        stages.append(Stage(tmp_path, script, **parts))
-        return stages[-1]
-
-    yield make
-    for each in stages:
-        each.writer.close()
 
 
 @contextmanager

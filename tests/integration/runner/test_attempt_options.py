@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from doubles.attempt_equipment import Script, Stage
+from doubles.attempt_equipment import Script
 from sandbox.contracts.gateway import BudgetReached
 from sandbox.contracts.runtime import Exit
 from sandbox.model.egress import EgressRule
@@ -15,19 +15,6 @@ from sandbox.model.state import TaskState
 
 VALUE = "hunter2-hunter2-hunter2"
 SECRETS = {"TOKEN": VALUE}
-
-
-@pytest.fixture
-def stage(tmp_path):
-    stages = []
-
-    def make(script, **parts):
-        stages.append(Stage(tmp_path, script, **parts))
-        return stages[-1]
-
-    yield make
-    for each in stages:
-        each.writer.close()
 
 
 def test_the_value_of_a_secret_is_in_nothing_that_is_kept(stage, tmp_path):

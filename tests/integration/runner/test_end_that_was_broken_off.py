@@ -6,24 +6,11 @@ import threading
 
 import pytest
 
-from doubles.attempt_equipment import Script, Stage
+from doubles.attempt_equipment import Script
 from sandbox.contracts.placement import CancelOrder
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.state import TaskState
 from sandbox.runner.life import AttemptLife
-
-
-@pytest.fixture
-def stage(tmp_path):
-    stages = []
-
-    def make(script, **parts):
-        stages.append(Stage(tmp_path, script, **parts))
-        return stages[-1]
-
-    yield make
-    for each in stages:
-        each.writer.close()
 
 
 class KilledError(BaseException):

@@ -5,9 +5,7 @@ import errno
 import os
 import socket
 
-import pytest
-
-from doubles.attempt_equipment import ATTEMPT_ID, Script, SilentGateway, Stage
+from doubles.attempt_equipment import ATTEMPT_ID, Script, SilentGateway
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.contracts.recorder import Recorder
 from sandbox.model.event import AgentStarted, ArtifactCollected, Output, SandboxCreated, Usage, WorkspacePrepared
@@ -17,19 +15,6 @@ from sandbox.placement.control import UnixRunnerControl
 from sandbox.runner.control_socket import listening
 from sandbox.runner.steps.provision import write_handle
 from sandbox.runner.terminals import Terminals
-
-
-@pytest.fixture
-def stage(tmp_path):
-    stages = []
-
-    def make(script, **parts):
-        stages.append(Stage(tmp_path, script, **parts))
-        return stages[-1]
-
-    yield make
-    for each in stages:
-        each.writer.close()
 
 
 def test_the_tail_of_a_split_line_is_kept_and_not_taken_for_an_event(stage):

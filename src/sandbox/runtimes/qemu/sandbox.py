@@ -150,9 +150,7 @@ class QemuSandbox:
             if one is not None:
                 one.abort()
         self._launch.close()
-        doors = self.listeners
-        for door in (doors.model, doors.proxy, doors.names_udp, doors.names_tcp, *doors.transparent.values()):
-            door.close()
+        self.listeners.close()
 
     def _is_running(self) -> bool:
         return self._exit is None or not self._exit.done()
