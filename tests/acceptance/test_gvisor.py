@@ -1,6 +1,5 @@
 """The main job and its ends in the runtime that has a kernel of its own."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -10,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from doubles.live import SERVER_KEY, bash, says, until
+from doubles.tiers import need_runtime
 from doubles.traces import left_behind
-from sandbox.runtimes.gvisor import GvisorRuntime
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 
@@ -19,9 +18,7 @@ WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 @pytest.fixture
 def machine(empty_world, world, tmp_path):
     """Makes a machine with gVisor, which is as it was before, 5 seconds after its task has ended."""
-    probe = asyncio.run(GvisorRuntime(tmp_path / "probe").probe())
-    if not probe.works:
-        pytest.skip(f"gvisor does not work here: {probe.mend}")
+    need_runtime("gvisor", tmp_path / "probe")
     empty_world.runtime = "gvisor"
     yield world
     until(lambda: not left_behind(empty_world.data_dir), 5, "the sandbox to be gone without a trace")

@@ -1,13 +1,12 @@
 """The main job in a guest of QEMU's. Without KVM it boots for seconds, so one task shows it all."""
 
-import asyncio
 import os
 
 import pytest
 
 from doubles.live import SERVER_KEY, bash, says, until
+from doubles.tiers import need_runtime
 from doubles.traces import left_behind
-from sandbox.runtimes.qemu import QemuRuntime
 
 SCRIPT = """uname -r > kernel.txt; echo told >&2; echo more >> README.md
 for n in 1 2; do echo forged > /proc/$PPID/fd/$n || echo refused >> refused.txt; done
@@ -18,9 +17,7 @@ exit 3"""
 @pytest.fixture
 def machine(empty_world, world, tmp_path):
     """Makes a machine with QEMU, which is as it was before, 5 seconds after its task has ended."""
-    probe = asyncio.run(QemuRuntime(tmp_path / "probe").probe())
-    if not probe.works:
-        pytest.skip(f"qemu does not work here: {probe.mend}")
+    need_runtime("qemu", tmp_path / "probe")
     empty_world.runtime = "qemu"
     yield world
     until(lambda: not left_behind(empty_world.data_dir), 5, "the guest to be gone without a trace")

@@ -4,7 +4,6 @@ Only what its reader replaces too is replaced: the ports, `<task-id>`, `<artifac
 the line needs a task in another state.
 """
 
-import asyncio
 import hashlib
 import json
 import os
@@ -21,8 +20,8 @@ import yaml
 from doubles import played_github
 from doubles.closed_internet import INTERNET_ADDRESS, ClosedInternet
 from doubles.live import World, bash, git, make_repository, python, says, until
+from doubles.tiers import need_runtime
 from sandbox.demo.model_script import Fault, ToolUse, Turn
-from sandbox.wiring.runtime import make_runtime
 
 MINIMAL = """\
 version: "1"
@@ -458,9 +457,7 @@ in_a_guest = pytest.mark.timeout(2 * GUEST_SECONDS)  # all is slow there without
 def connected_user(request, tmp_path_factory):
     """A user whose machine reaches an internet that the test plays, api.github.com in it; one in each tier."""
     tmp_path = tmp_path_factory.mktemp(request.param)
-    probe = asyncio.run(make_runtime(request.param, tmp_path / "run").probe())
-    if not probe.works:
-        pytest.skip(f"{request.param} does not work here: {probe.mend}")
+    need_runtime(request.param, tmp_path / "run")
     with ClosedInternet() as internet:
         hosts, github = tmp_path / "hosts", tmp_path / "github"
         hosts.write_text(f"127.0.0.1 localhost\n{GITHUB_ADDRESS} {GITHUB}\n")

@@ -1,17 +1,15 @@
 """One battery of attacks over every tier, each beside its legitimate twin."""
 
-import asyncio
 import re
 import subprocess
 
 import pytest
 
 from doubles.live import until
+from doubles.tiers import need_runtime
 from doubles.traces import left_behind
 from escape.battery import THROUGH
 from escape.battlefield import ATTACKS, HOST, Battlefield
-from sandbox.model.errors import SandboxError
-from sandbox.wiring.runtime import make_runtime
 
 pytestmark = pytest.mark.timeout(1800)  # the first of a tier plays all of it
 TIERS = ("bubblewrap", "gvisor", "qemu")
@@ -21,14 +19,8 @@ ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks 
 @pytest.fixture(scope="module", params=TIERS)
 def field(request, tmp_path_factory):
     """What came of all attacks on this tier."""
-    tier = request.param
-    try:
-        probe = asyncio.run(make_runtime(tier, tmp_path_factory.mktemp("run")).probe())
-    except SandboxError as error:
-        pytest.skip(error.message)
-    if not probe.works:
-        pytest.skip(f"{tier} does not work here: {probe.mend}")
-    with Battlefield(tmp_path_factory.mktemp(tier), tier) as played:
+    need_runtime(request.param, tmp_path_factory.mktemp("run"))
+    with Battlefield(tmp_path_factory.mktemp(request.param), request.param) as played:
         yield played
 
 

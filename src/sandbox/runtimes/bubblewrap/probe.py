@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from sandbox.contracts.runtime import Probe, Runtime
-from sandbox.model.errors import SandboxError
+from sandbox.model.errors import AttemptError, FailureCode, SandboxError
 from sandbox.runtimes import cgroups, seccomp
 from sandbox.runtimes.trying import missing_limits, try_once
 
@@ -37,6 +37,14 @@ _SYSCTLS = (
 def find_program() -> str | None:
     """bubblewrap's path, from fixed places and not from PATH."""
     return next((str(path) for path in _PROGRAMS if os.access(path, os.X_OK)), None)
+
+
+def need_program() -> str:
+    """The same. Raises AttemptError (provision_failed) where it is not installed."""
+    program = find_program()
+    if program is None:
+        raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing; install it (package bubblewrap).")
+    return program
 
 
 async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> Probe:

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from sandbox.contracts.runtime import Listeners, Probe, SandboxHandle, SandboxSpec
-from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes.bubblewrap.arguments import staged_paths
-from sandbox.runtimes.bubblewrap.probe import NAME, TIER, find_program, probe_by_trying
+from sandbox.runtimes.bubblewrap.probe import NAME, TIER, need_program, probe_by_trying
 from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
@@ -21,10 +20,7 @@ class BubblewrapKind:
 
     def find_program(self) -> str:
         """bubblewrap's path."""
-        program = find_program()
-        if program is None:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing; install it (package bubblewrap).")
-        return program
+        return need_program()
 
     def files_uid(self, kernel_uid: int) -> int:
         """The same."""

@@ -9,7 +9,7 @@ from stat import S_IROTH
 
 from sandbox.contracts.runtime import Listeners, Probe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.runtimes.bubblewrap.probe import find_program
+from sandbox.runtimes.bubblewrap.probe import need_program
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.launch import Launch, start_launcher
@@ -37,10 +37,7 @@ class QemuKind:
 
     def find_program(self) -> str:
         """bubblewrap's path."""
-        program = find_program()
-        if program is None:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing; install it (package bubblewrap).")
-        return program
+        return need_program()
 
     def files_uid(self, kernel_uid: int) -> int:
         """The same."""
