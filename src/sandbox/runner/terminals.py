@@ -37,7 +37,7 @@ SHELL = ("/bin/bash",)
 _decoder: "msgspec.msgpack.Decoder[FromClient]" = msgspec.msgpack.Decoder(FromClient)
 
 
-class Guest:
+class Client:
     """One client on the control socket."""
 
     def __init__(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,49 +78,49 @@ class SharedTerminal:
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
-        self._guests: dict[Guest, asyncio.Event] = {}
+        self._clients: dict[Client, asyncio.Event] = {}
         self._replay = bytearray()
         self._over = asyncio.Event()
 
     @property
-    def has_guests(self) -> bool:
+    def has_clients(self) -> bool:
         """Whether anybody looks at it."""
-        return bool(self._guests)
+        return bool(self._clients)
 
     def show(self, data: bytes) -> None:
         """To all who look on now, and to those who come later as far as it is kept."""
         self._replay += data
         del self._replay[: max(0, len(self._replay) - TERMINAL_REPLAY_BYTES)]
-        for guest in tuple(self._guests):
-            guest.send(Shown(data))
+        for client in tuple(self._clients):
+            client.send(Shown(data))
 
     def end(self, exit_: Exit) -> None:
         """Tell everybody that it is over."""
-        for guest in tuple(self._guests):
-            guest.send(Ended(exit_.code))
+        for client in tuple(self._clients):
+            client.send(Ended(exit_.code))
         self._over.set()
 
-    async def entertain(self, guest: Guest) -> None:
+    async def attend(self, client: Client) -> None:
         """Serve one client until it leaves or the terminal is over."""
-        may_type = self._guests[guest] = asyncio.Event()
+        may_type = self._clients[client] = asyncio.Event()
         try:
             await self._choose_typist()
             if not may_type.is_set():
-                guest.send(Role(types=False))
-            guest.send(Shown(bytes(self._replay)))
-            await _first(guest.serve(self._terminal, may_type), self._over.wait())
+                client.send(Role(types=False))
+            client.send(Shown(bytes(self._replay)))
+            await _first(client.serve(self._terminal, may_type), self._over.wait())
         finally:
-            del self._guests[guest]
+            del self._clients[client]
             await self._choose_typist()
 
     async def _choose_typist(self) -> None:
-        if any(may_type.is_set() for may_type in self._guests.values()):
+        if any(may_type.is_set() for may_type in self._clients.values()):
             return
-        for guest, may_type in self._guests.items():
-            if not guest.looks_on:
+        for client, may_type in self._clients.items():
+            if not client.looks_on:
                 may_type.set()
-                guest.send(Role(types=True))
-                await self._terminal.resize(guest.size)
+                client.send(Role(types=True))
+                await self._terminal.resize(client.size)
                 return
 
 
@@ -138,7 +138,7 @@ class Terminals:
     @property
     def agent_is_attended(self) -> bool:
         """Whether somebody looks at the agent's terminal: then nothing is awaited of the agent."""
-        return self.agent is not None and self.agent.has_guests
+        return self.agent is not None and self.agent.has_clients
 
     def end_agent(self, exit_: Exit) -> None:
         """Tell those who look at the agent's terminal that it has ended."""
@@ -177,7 +177,7 @@ class Terminals:
 
     async def serve(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client, from its receipt to its end."""
-        serving = asyncio.create_task(self._serve(order, Guest(order, reader, writer)))
+        serving = asyncio.create_task(self._serve(order, Client(order, reader, writer)))
         self._served.add(serving)
         self._changed.set()
         try:
@@ -198,44 +198,44 @@ class Terminals:
             serving.cancel()
         await asyncio.gather(*served, return_exceptions=True)
 
-    async def _serve(self, order: TerminalOrder, guest: Guest) -> None:
+    async def _serve(self, order: TerminalOrder, client: Client) -> None:
         with contextlib.suppress(OSError):
             if order.agent and self.agent is not None:
-                await self.agent.entertain(guest)
+                await self.agent.attend(client)
             elif self._sandbox is not None:
-                await self._serve_shell(self._sandbox, order, guest)
+                await self._serve_shell(self._sandbox, order, client)
 
-    async def _serve_shell(self, sandbox: Sandbox, order: TerminalOrder, guest: Guest) -> None:
+    async def _serve_shell(self, sandbox: Sandbox, order: TerminalOrder, client: Client) -> None:
         """A shell of the client's own; it is hung up when the client leaves."""
         environment = {**self._command.environment, "TERM": order.term}
         command = Command(self._command.argv, environment, self._command.directory)
         try:
-            terminal = await sandbox.open_terminal(command, guest.size)
+            terminal = await sandbox.open_terminal(command, client.size)
         except AttemptError as error:
-            await guest.send_slowly(Ended(message=error.message))
+            await client.send_slowly(Ended(message=error.message))
             return
         may_type = asyncio.Event()
         may_type.set()
         try:
-            guest.send(Role(types=True))
-            await _first(guest.serve(terminal, may_type), self._tell_shell(terminal, guest))
+            client.send(Role(types=True))
+            await _first(client.serve(terminal, may_type), self._tell_shell(terminal, client))
         finally:
             await terminal.hang_up()
 
-    async def _tell_shell(self, terminal: Terminal, guest: Guest) -> None:
+    async def _tell_shell(self, terminal: Terminal, client: Client) -> None:
         """What it shows, no faster than the client takes it, and its end."""
-        telling = asyncio.create_task(self._tell_chunks(terminal, guest))
+        telling = asyncio.create_task(self._tell_chunks(terminal, client))
         try:
             exit_ = await terminal.wait()
             await asyncio.wait({telling}, timeout=OUTPUT_DRAIN_SECONDS)
         finally:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
-        await guest.send_slowly(Ended(exit_.code))
+        await client.send_slowly(Ended(exit_.code))
 
-    async def _tell_chunks(self, terminal: Terminal, guest: Guest) -> None:
+    async def _tell_chunks(self, terminal: Terminal, client: Client) -> None:
         async for chunk in redacted_chunks(terminal.output, self._redaction):
-            await guest.send_slowly(Shown(chunk))
+            await client.send_slowly(Shown(chunk))
 
 
 def without_secrets(variables: Mapping[str, str], secrets: Container[str]) -> dict[str, str]:
