@@ -232,6 +232,7 @@ def test_it_ends_with_a_killed_sandbox(runtime: Runtime, disk: Path):
                 await sandbox.wait()
             for terminal in terminals:
                 assert (await ended(terminal)).code in {None, 1, 128 + signal.SIGHUP, 128 + signal.SIGKILL}
+                assert "could not be started" not in await said(terminal)
 
     asyncio.run(story())
 

@@ -6,8 +6,8 @@ terminal that it opens first.
 
 Arguments: control descriptor, parent's pid, rows and columns (0 for no terminal). The last argument is a marker to be
 found by; it means nothing here. One message then brings the process descriptor and runsc's words in a file in memory,
-and for a terminal two more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on: the command, and an empty
-one for runsc's own messages.
+and for a terminal three more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on: the command, and two
+empty ones for runsc's own messages and for the process id inside of the command that has begun.
 """
 
 import _socket
@@ -27,6 +27,7 @@ TIOCSCTTY = 0x540E
 NOT_STARTED = 127
 FAILED = 128
 """What runsc ends with when it could not do its work, and then its messages say why."""
+KILLED = 128 + 9
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,7 +70,10 @@ def run_on_terminal(control: _socket.socket, words: list[bytes], files: list[int
     control.sendmsg([b"open"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
     os.close(ours)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code == FAILED and os.fstat(files[1]).st_size:
+    _, messages, begun = (os.fstat(file).st_size for file in files)
+    if code == FAILED and begun and messages:
+        code = KILLED  # with its sandbox
+    elif code == FAILED and messages:
         os.write(theirs, b"The command could not be started.\r\n")
         code = NOT_STARTED
     control.send(b"exit %d" % (code if code >= 0 else 128 - code))

@@ -78,8 +78,8 @@ def test_a_signal_goes_to_the_command_alone():
     words = signal_words("/usr/bin/runsc", "attemptattem", 15)
     assert words[-3:] == ["kill", "attemptattem", "15"]
     assert "-all" not in words
-    assert execute_words("/usr/bin/runsc", "attemptattem", 100, 101)[-3:] == [
-        "exec", "--process=/proc/self/fd/100", "attemptattem",
+    assert execute_words("/usr/bin/runsc", "attemptattem", 100, 101, 102)[-4:] == [
+        "exec", "--process=/proc/self/fd/100", "--internal-pid-file=/proc/self/fd/102", "attemptattem",
     ]  # fmt: skip
 
 

@@ -45,6 +45,7 @@ def signal_words(program: str, attempt_id: str, number: int) -> list[str]:
     return [program, *_FLAGS, "kill", attempt_id, str(number)]
 
 
-def execute_words(program: str, attempt_id: str, process: int, log: int) -> list[str]:
+def execute_words(program: str, attempt_id: str, process: int, log: int, begun: int) -> list[str]:
     """To run a further command, on the terminal that runsc itself has. The numbers are of files in memory."""
-    return [program, *_FLAGS, f"--log-fd={log}", "exec", f"--process=/proc/self/fd/{process}", attempt_id]
+    files = [f"--process=/proc/self/fd/{process}", f"--internal-pid-file=/proc/self/fd/{begun}"]
+    return [program, *_FLAGS, f"--log-fd={log}", "exec", *files, attempt_id]

@@ -13,7 +13,7 @@ from sandbox.runtimes.join import Joiner, start_program
 
 _SIGNAL_SECONDS = 10.0
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import entrant; entrant.main(sys.argv[1:])"
-PROCESS_NUMBER, MESSAGES_NUMBER = launcher.FIRST_DESCRIPTOR, launcher.FIRST_DESCRIPTOR + 1
+PROCESS_NUMBER, MESSAGES_NUMBER, BEGUN_NUMBER = range(launcher.FIRST_DESCRIPTOR, launcher.FIRST_DESCRIPTOR + 3)
 """Descriptors of a runsc on a terminal."""
 
 
@@ -53,7 +53,8 @@ async def call_on_terminal(
     entrant = Joiner(started, control)
     try:
         await asyncio.to_thread(add_to_group, entrant.pid)
-        _send(control, runsc_fd, words, launch.write_memory("process", process), launch.write_memory("messages", b""))
+        contents = {"process": process, "messages": b"", "begun": b""}
+        _send(control, runsc_fd, words, *(launch.write_memory(name, content) for name, content in contents.items()))
         return entrant, *await entrant.opened()
     except BaseException as error:
         await entrant.end()

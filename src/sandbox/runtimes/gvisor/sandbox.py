@@ -57,7 +57,7 @@ class GvisorSandbox(LaunchedSandbox):
         """By a further runsc, whose terminal is in the launcher's mounts. Raises AttemptError (sandbox_lost)."""
         if self._runsc_fd is None or not self._has_begun or not self._is_running():
             raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox any more.")
-        numbers = (entering.PROCESS_NUMBER, entering.MESSAGES_NUMBER)
+        numbers = (entering.PROCESS_NUMBER, entering.MESSAGES_NUMBER, entering.BEGUN_NUMBER)
         words = arguments.execute_words(self._program, self.handle.attempt_id, *numbers)
         runsc_fd = os.dup(self._runsc_fd)  # this one is closed as soon as the sandbox ends
         try:
