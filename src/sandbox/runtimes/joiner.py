@@ -32,7 +32,8 @@ SECCOMP_MODE_FILTER = 2
 CAPABILITY_VERSION, CAPABILITIES_MAX = 0x20080522, 64
 TIOCSCTTY, TIOCSWINSZ, TIOCSPTLCK, TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 NOT_STARTED = 127
-DESCRIPTORS_MAX = 5
+DESCRIPTORS_HANDED = 5
+"""At most, in the one message."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,7 +45,7 @@ def _prctl(option: int, *values: int) -> int:
 
 def receive(control: _socket.socket) -> list[int]:
     """The descriptors of the one message. Ends quietly when the runner hangs up instead."""
-    message, ancillary, _, _ = control.recvmsg(16, _socket.CMSG_SPACE(4 * DESCRIPTORS_MAX), _socket.MSG_CMSG_CLOEXEC)
+    message, ancillary, _, _ = control.recvmsg(16, _socket.CMSG_SPACE(4 * DESCRIPTORS_HANDED), _socket.MSG_CMSG_CLOEXEC)
     if message != b"join":
         os._exit(0)
     return [number for _, _, data in ancillary for (number,) in struct.iter_unpack("i", data)]
