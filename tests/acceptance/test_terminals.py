@@ -175,6 +175,32 @@ def test_what_a_failure_left_can_be_visited_by_two_and_is_kept_as_it_is_left(wor
     assert gone.exit_code() == 4
 
 
+def test_what_a_failure_left_is_shown_to_nobody_while_its_secrets_cannot_be_redacted(world, person):
+    value = "a-value-that-nobody-may-see"
+    made = world(bash("echo $DEPLOY_KEY > kept.txt"), Turn(faults=(Fault("error", status=400, times=9),)))
+    made.server.stop(signal.SIGTERM)
+    made.start_server(DEPLOY_KEY=value)
+    made.submit(
+        lifecycle={"failure_action": "preserve"},
+        secrets=[{"name": "DEPLOY_KEY", "source": "env", "key": "DEPLOY_KEY"}],
+    )
+    assert made.wait()["state"] == "failed_preserved", made.tell()
+    made.restart_server(signal.SIGTERM)
+    refused = person(made.server.said["http"], "task", "shell", "task-1")
+    refused.sees("could not be redacted")
+    refused.sees("DEPLOY_KEY")
+    assert refused.exit_code() == 10
+    made.server.stop(signal.SIGTERM)
+    made.start_server(DEPLOY_KEY=value)
+    one = person(made.server.said["http"], "task", "shell", "task-1")
+    one.sees(r"\$ ")
+    one.types("cat kept.txt; echo se''en; exit 0\n")
+    shown = one.sees(r"exit 0\r\n([\s\S]*)seen").group(1)
+    assert value.encode() not in shown
+    assert b"DEPLOY_KEY" in shown
+    assert one.exit_code() == 0
+
+
 def test_a_visit_whose_runner_is_killed_can_be_made_again(world, person):
     made = world(bash("echo kept > kept.txt"), Turn(faults=(Fault("error", status=400, times=9),)))
     made.submit(lifecycle={"failure_action": "preserve"})

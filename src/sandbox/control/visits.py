@@ -68,11 +68,12 @@ class Visits:
         raise UnavailableError(f"No sandbox could be made of what task {task.id} left; its runner.log tells more.")
 
     async def _launch(self, task: Task, lock_fd: int) -> None:
-        """The secrets are for redaction only."""
+        """The secrets are for redaction only, and without them nobody may see what the agent left."""
         try:
             secrets = dict(await self._resolve(task.manifest.secrets))
-        except SecretUnavailableError:
-            secrets = {}
+        except SecretUnavailableError as error:
+            reason = f"What it shows could not be redacted: {error.message}"
+            raise UnavailableError(f"No shell of task {task.id} can be opened. {reason}") from error
         try:
             order = msgspec.structs.replace(
                 self._template,

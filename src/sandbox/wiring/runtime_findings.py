@@ -50,8 +50,8 @@ def _limits(probe: Probe) -> list[Finding]:
     missing = [name for limit, name in _LIMITS.items() if limit not in probe.limits]
     findings = [Finding("limits", True, f"on {', '.join(held)} hold")] if held else []
     if missing:
-        is_root = os.getuid() == 0
-        mend = "Mount cgroups writable." if is_root else "Run as root, or delegate a cgroup to this user."
+        own = "Run as root, or start the server in a control group of this user: systemd-run --user --scope sandbox serve"
+        mend = "Mount cgroups writable." if os.getuid() == 0 else own
         message = f"on {', '.join(missing)} do not hold: no cgroup can be written to"
         findings.append(Finding("limits", False, message, mend, is_needed=False))
     return findings
