@@ -50,7 +50,7 @@ def _limits(probe: Probe) -> list[Finding]:
     missing = [name for limit, name in _LIMITS.items() if limit not in probe.limits]
     findings = [Finding("limits", True, f"on {', '.join(held)} hold")] if held else []
     if missing:
-        own = "Run as root, or start the server in a control group of this user: systemd-run --user --scope sandbox serve"
+        own = "Run as root, or start it in a control group of your own: systemd-run --user --scope sandbox serve"
         mend = "Mount cgroups writable." if os.getuid() == 0 else own
         message = f"on {', '.join(missing)} do not hold: no cgroup can be written to"
         findings.append(Finding("limits", False, message, mend, is_needed=False))
