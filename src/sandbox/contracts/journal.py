@@ -92,6 +92,10 @@ class Journals(Protocol):
         """
         ...
 
+    def size(self, task_id: str) -> int:
+        """Bytes that there are, a tail that is not whole included. Raises FileNotFoundError."""
+        ...
+
     def is_held(self, task_id: str) -> bool:
         """Somebody holds the lock at this moment."""
         ...

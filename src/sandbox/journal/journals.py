@@ -65,6 +65,10 @@ class FileJournals:
         """Where record `seq` begins; the contract's `Journals.find`."""
         return find_record(self._directory(task_id) / "records", seq)
 
+    def size(self, task_id: str) -> int:
+        """Bytes that there are; the contract's `Journals.size`."""
+        return (self._directory(task_id) / "records").stat().st_size
+
     def is_held(self, task_id: str) -> bool:
         """Somebody holds the lock at this moment."""
         return lock.is_held(self._directory(task_id) / "lock")

@@ -21,13 +21,15 @@ class Connections:
     Whatever SQLite complains of within a transaction is a StoreError outside.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._writing_lock = threading.Lock()
         self._idle_lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
-        self._writer = self._connect("rwc")
+        self._writer = self._connect("ro" if read_only else "rwc")
+        if read_only:
+            return
         try:
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._writer.execute("PRAGMA synchronous = FULL")

@@ -23,16 +23,22 @@ class StoreUnusableError(SandboxError):
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Take the steps that are missing, each in a transaction of its own. Raises StoreTooNewError, sqlite3.Error."""
-    [present] = connection.execute("PRAGMA user_version").fetchone()
-    steps = _load_steps()
-    if present > max(steps):
-        raise StoreTooNewError(
-            f"The index has version {present}, this Sandbox knows {max(steps)}: start the newer Sandbox again, "
-            "or move the index away to have it rebuilt from the journals."
-        )
+    present, steps = refuse_newer(connection), _load_steps()
     for number in sorted(steps):
         if number > present:
             _take_step(connection, number, steps[number])
+
+
+def refuse_newer(connection: sqlite3.Connection) -> int:
+    """The version of the database. Raises StoreTooNewError, sqlite3.Error."""
+    [present] = connection.execute("PRAGMA user_version").fetchone()
+    newest = max(_load_steps())
+    if present > newest:
+        raise StoreTooNewError(
+            f"The index has version {present}, this Sandbox knows {newest}: start the newer Sandbox again, "
+            "or move the index away to have it rebuilt from the journals."
+        )
+    return int(present)
 
 
 def _load_steps() -> dict[int, str]:

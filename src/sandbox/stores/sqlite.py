@@ -15,7 +15,7 @@ from sandbox.stores.connections import Connections
 from sandbox.stores.listing import Listing
 from sandbox.stores.place import cursor_of, microseconds
 from sandbox.stores.queries import load_queries
-from sandbox.stores.schema import StoreUnusableError, migrate
+from sandbox.stores.schema import StoreUnusableError, migrate, refuse_newer
 
 _UNFINISHED = msgspec.json.encode([state for state in TaskState if not state.is_terminal]).decode()
 _decoder = msgspec.json.Decoder(Task)
@@ -24,11 +24,14 @@ _decoder = msgspec.json.Decoder(Task)
 class SqliteStore:
     """The contract's `Store`, for any thread. What it returned from is on disk."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or make the file, bringing an older one up to date. Raises StoreTooNewError, StoreUnusableError."""
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open or make the file, bringing an older one up to date. Raises StoreTooNewError, StoreUnusableError.
+
+        read_only: take it as it is and change nothing; no method that writes may be called.
+        """
         self._sql = load_queries()
         try:
-            self._connections = _open(path)
+            self._connections = _open(path, read_only=read_only)
         except sqlite3.Error as error:
             raise StoreUnusableError(
                 f"The index {path} cannot be used ({error}); if it is damaged, move it away to have it rebuilt from "
@@ -100,10 +103,13 @@ class SqliteStore:
         connection.executemany(self._sql["add_label"], [(task.id, key, value) for key, value in labels.items()])
 
 
-def _open(path: Path) -> Connections:
-    connections = Connections(path)
+def _open(path: Path, *, read_only: bool) -> Connections:
+    connections = Connections(path, read_only=read_only)
     try:
-        migrate(connections.writer)
+        if read_only:
+            refuse_newer(connections.writer)
+        else:
+            migrate(connections.writer)
     except BaseException:
         connections.close()
         raise

@@ -1,0 +1,1 @@
+"""The commands `sandbox admin …`: for whoever looks after a server."""

@@ -1,0 +1,18 @@
+"""The group `sandbox admin`."""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.lazy import LazyGroup
+from sandbox.cli.options import common_options
+
+ENTRIES = {
+    "check": ("sandbox.cli.admin.check:check", "Prove that index, journals and artifacts agree."),
+}
+
+
+@click.group(cls=LazyGroup, entries=ENTRIES)
+@common_options
+def admin() -> None:
+    """Check, prune, back up and mend what the server keeps."""
