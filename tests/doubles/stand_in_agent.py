@@ -1,0 +1,84 @@
+"""A stand-in for Claude Code that prints what it is told to, at a pace, and costs the machine next to nothing.
+
+A program of a few hundred bytes, without a library: a hundred of them are a hundred tasks whose load is Sandbox's own.
+Like Claude Code it takes the name of its session from its arguments and puts it into its first and last word. Put the
+directory that `make_stand_in` gives in front of the server's PYTHONPATH.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+SESSION = "00000000-0000-4000-8000-0000000000aa"
+_OPTION = b"--session-id\0"
+_BASE, _HEADER_BYTES, _WRITE, _NANOSLEEP, _EXIT = 0x400000, 64 + 56, 1, 35, 60
+
+INIT = {"type": "system", "subtype": "init", "session_id": SESSION, "tools": [], "mcp_servers": []}
+RESULT = {
+    "type": "result",
+    "subtype": "success",
+    "is_error": False,
+    "result": "Done.",
+    "session_id": SESSION,
+    "num_turns": 1,
+}
+
+
+def make_stand_in(directory: Path, steps: Iterable[tuple[str, float]]) -> Path:
+    """An agent that prints each line, waits the seconds beside it, and reports success."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("the stand-in is a program for x86_64")
+    bundled = directory / "claude_agent_sdk" / "_bundled"
+    bundled.mkdir(parents=True)
+    (bundled.parent / "__init__.py").touch()
+    (bundled / "claude.version").write_text("0.0.0 (stand-in)\n")
+    whole = [(json.dumps(INIT), 0.0), *steps, (json.dumps(RESULT), 0.0)]
+    (bundled / "claude").write_bytes(_program(whole))
+    (bundled / "claude").chmod(0o755)
+    return directory
+
+
+def _program(steps: Iterable[tuple[str, float]]) -> bytes:
+    """An ELF file of one segment: header, code, data."""
+    said = [(line.encode() + b"\n", seconds) for line, seconds in steps]
+    size = len(_name_session(0, 0)) + sum(len(_print(0, 0)) + len(_wait(0)) for _ in said) + len(_leave())
+    address, code, data = _BASE + _HEADER_BYTES + size, b"", b""
+    for line, seconds in said:
+        whole_seconds = int(seconds)
+        pause = struct.pack("<QQ", whole_seconds, int((seconds - whole_seconds) * 1e9))
+        code += _print(address + len(data), len(line)) + _wait(address + len(data) + len(line))
+        data += line + pause
+    name = SESSION.encode()
+    code = _name_session(address + data.index(name), address + data.rindex(name)) + code + _leave()
+    total = _HEADER_BYTES + len(code) + len(data)
+    identity = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header = struct.pack("<16sHHIQQQIHHHHHH", identity, 2, 62, 1, _BASE + _HEADER_BYTES, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 7, 0, _BASE, _BASE, total, total, 0x1000)
+    return header + segment + code + data
+
+
+def _name_session(*places: int) -> bytes:
+    """Find the argument behind the option, and write it to each place."""
+    seek = b"\x48\x89\xe3\x48\x83\xc3\x08"  # rbx: the arguments
+    look = b"\x48\x8b\x33\x48\x83\xc3\x08\x48\x8b\x06\x48\xba" + _OPTION[:8] + b"\x48\x39\xd0"
+    look += b"\x75" + struct.pack("b", -len(look) - 2)
+    look += b"\x81\x7e\x08" + _OPTION[8:12]
+    look += b"\x75" + struct.pack("b", -len(look) - 2)
+    copies = [b"\x48\x8b\x33" + struct.pack("<BIBI", 0xBF, place, 0xB9, len(SESSION)) + b"\xf3\xa4" for place in places]
+    return seek + look + b"".join(copies)
+
+
+def _print(address: int, size: int) -> bytes:
+    return struct.pack("<BIBIBIBI", 0xB8, _WRITE, 0xBF, 1, 0xBE, address, 0xBA, size) + b"\x0f\x05"
+
+
+def _wait(address: int) -> bytes:
+    return struct.pack("<BIBI", 0xB8, _NANOSLEEP, 0xBF, address) + b"\x31\xf6\x0f\x05"
+
+
+def _leave() -> bytes:
+    return struct.pack("<BI", 0xB8, _EXIT) + b"\x31\xff\x0f\x05"
