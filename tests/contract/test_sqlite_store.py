@@ -230,3 +230,41 @@ def test_a_file_that_is_no_index_is_refused_with_a_sentence_and_left_alone(tmp_p
     with pytest.raises(StoreUnusableError, match="move it away"):
         SqliteStore(path)
     assert path.read_bytes() == b"garbage" * 100
+
+
+def test_before_an_older_index_is_brought_up_to_date_it_is_copied(path):
+    store = SqliteStore(path)
+    store.insert(Indexed(submitted("a"), 5))
+    store.close()
+    newest = version(path)
+    connection = sqlite3.connect(path)
+    connection.executescript("DROP INDEX tasks_by_fold; ALTER TABLE tasks DROP COLUMN fold; PRAGMA user_version = 3;")
+    connection.close()
+    path.with_name("index.sqlite.v3.new").write_bytes(b"what a crash left")
+
+    store = SqliteStore(path)
+    assert version(path) == newest
+    assert store.outdated() == ["a"]
+    store.save(store.load("a"))
+    assert store.outdated() == []
+    store.close()
+    assert version(path.with_name("index.sqlite.v3")) == 3
+    assert sorted(each.name for each in path.parent.iterdir()) == ["index.sqlite", "index.sqlite.v3"]
+
+
+def test_a_new_index_has_nothing_to_copy(path):
+    SqliteStore(path).close()
+    SqliteStore(path).close()
+    assert [each.name for each in path.parent.iterdir()] == ["index.sqlite"]
+
+
+def test_without_room_for_the_copy_the_index_stays_as_it_was(path):
+    SqliteStore(path).close()
+    connection = sqlite3.connect(path)
+    connection.executescript("DROP INDEX tasks_by_fold; ALTER TABLE tasks DROP COLUMN fold; PRAGMA user_version = 3;")
+    connection.close()
+    path.with_name("index.sqlite.v3.new").mkdir()
+
+    with pytest.raises(StoreUnusableError):
+        SqliteStore(path)
+    assert version(path) == 3

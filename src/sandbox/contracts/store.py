@@ -88,6 +88,14 @@ class Store(Protocol):
         """Replace what is known of a task, and its offset with it, in one transaction. Unknown tasks are added."""
         ...
 
+    def save_all(self, indexed: Sequence[Indexed]) -> None:
+        """`save` for many, all of them or none."""
+        ...
+
+    def outdated(self) -> Sequence[str]:
+        """The tasks that a program with other rules worked out of their journals (see `FOLD`)."""
+        ...
+
     def load(self, task_id: str) -> Indexed | None:
         """What is known of a task, None for an unknown one."""
         ...

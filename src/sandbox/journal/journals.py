@@ -9,6 +9,7 @@ from pathlib import Path
 from sandbox.contracts.journal import Batch, JournalBusyError, JournalDamagedError
 from sandbox.contracts.layout import TaskLayout, tasks_root
 from sandbox.journal import lock
+from sandbox.journal.directory import flush
 from sandbox.journal.extent import Extent, measure
 from sandbox.journal.place import find_record
 from sandbox.journal.reader import begins_with_record, read_batch
@@ -108,12 +109,4 @@ def _make(directory: Path) -> None:
         flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC
         os.close(os.open(directory / name, flags, 0o600))
     for parent in changed:
-        _flush(parent)
-
-
-def _flush(directory: Path) -> None:
-    directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory_fd)
-    finally:
-        os.close(directory_fd)
+        flush(parent)

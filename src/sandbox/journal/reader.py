@@ -26,12 +26,17 @@ def read_batch(records: Path, offset: int, bytes_max: int) -> Batch:
 
 
 def begins_with_record(records: Path) -> bool:
-    """Record 1 is there and whole, so the task was admitted."""
+    """Record 1 is there, so the task was admitted. Where it is damaged, what follows proves that it was there."""
     try:
         with records.open("rb") as file:
-            return line.is_whole(file.readline(line.LINE_BYTES_MAX))
+            if line.is_whole(file.readline(line.LINE_BYTES_MAX)):
+                return True
+        refuse_damage(records, 0)
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except JournalDamagedError:
+        return True
+    return False
 
 
 def _read_lines(records: Path, offset: int, bytes_max: int) -> list[bytes]:

@@ -13,6 +13,9 @@ from sandbox.model.event import CancelRequested, Idempotency, Progress
 from sandbox.model.manifest import Manifest
 from sandbox.model.state import TaskState
 
+FOLD = 1
+"""Raised with every change by which an old journal makes another `Task`: indexes of before are then made anew."""
+
 
 class StateEntry(msgspec.Struct, frozen=True):
     """When a state was entered."""

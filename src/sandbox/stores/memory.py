@@ -31,6 +31,15 @@ class MemoryStore:
         with self._lock:
             self._known[indexed.task.id] = indexed
 
+    def save_all(self, indexed: Sequence[Indexed]) -> None:
+        """`save` for many."""
+        with self._lock:
+            self._known |= {each.task.id: each for each in indexed}
+
+    def outdated(self) -> Sequence[str]:
+        """None: it is as old as its process."""
+        return ()
+
     def load(self, task_id: str) -> Indexed | None:
         """What is known of a task, None for an unknown one."""
         return self._known.get(task_id)

@@ -1,20 +1,20 @@
 -- name: insert_task
 -- Adds a task; changes no row when the id is taken.
 INSERT INTO tasks (
-    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task
+    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task, fold
 )
 VALUES (
-    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task
+    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task, :fold
 )
 ON CONFLICT (id) DO NOTHING;
 
 -- name: save_task
 -- Replaces what is known of a task, or adds it.
 INSERT INTO tasks (
-    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task
+    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task, fold
 )
 VALUES (
-    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task
+    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task, :fold
 )
 ON CONFLICT (id) DO UPDATE SET
     name = excluded.name,
@@ -24,7 +24,12 @@ ON CONFLICT (id) DO UPDATE SET
     state_changed_at = excluded.state_changed_at,
     idempotency_key = excluded.idempotency_key,
     journal_offset = excluded.journal_offset,
-    task = excluded.task;
+    task = excluded.task,
+    fold = excluded.fold;
+
+-- name: outdated_tasks
+-- The tasks that were worked out of their journals by other rules.
+SELECT id FROM tasks WHERE fold <> :fold ORDER BY id;
 
 -- name: labels
 -- The labels of a task.

@@ -1,8 +1,10 @@
 """The schema of the database, brought up to date by the numbered steps in `migrations/`."""
 
+import os
 import re
 import sqlite3
 from importlib.resources import files
+from pathlib import Path
 
 from sandbox.model.errors import SandboxError
 
@@ -21,12 +23,17 @@ class StoreUnusableError(SandboxError):
     code = "store_unusable"
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Take the steps that are missing, each in a transaction of its own. Raises StoreTooNewError, sqlite3.Error."""
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Take the steps that are missing, each in a transaction of its own, after a copy was made of what is there.
+
+    Raises StoreTooNewError, sqlite3.Error, OSError.
+    """
     present, steps = refuse_newer(connection), _load_steps()
-    for number in sorted(steps):
-        if number > present:
-            _take_step(connection, number, steps[number])
+    missing = [number for number in sorted(steps) if number > present]
+    if present and missing:
+        _keep_copy(connection, path.with_name(f"{path.name}.v{present}"))
+    for number in missing:
+        _take_step(connection, number, steps[number])
 
 
 def refuse_newer(connection: sqlite3.Connection) -> int:
@@ -39,6 +46,23 @@ def refuse_newer(connection: sqlite3.Connection) -> int:
             "or move the index away to have it rebuilt from the journals."
         )
     return int(present)
+
+
+def _keep_copy(connection: sqlite3.Connection, copy: Path) -> None:
+    """The index as it was, written beside and renamed. What a crash left of an earlier try is written anew."""
+    beside = copy.with_name(f"{copy.name}.new")
+    beside.unlink(missing_ok=True)
+    kept = sqlite3.connect(beside)
+    try:
+        connection.backup(kept)
+    finally:
+        kept.close()
+    descriptor = os.open(beside, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    beside.rename(copy)
 
 
 def _load_steps() -> dict[int, str]:

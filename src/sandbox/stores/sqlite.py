@@ -10,7 +10,7 @@ import msgspec
 
 from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQuery
 from sandbox.model.state import TaskState
-from sandbox.model.task import Task
+from sandbox.model.task import FOLD, Task
 from sandbox.stores.connections import Connections
 from sandbox.stores.listing import Listing
 from sandbox.stores.place import cursor_of, microseconds
@@ -32,7 +32,7 @@ class SqliteStore:
         self._sql = load_queries()
         try:
             self._connections = _open(path, read_only=read_only)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreUnusableError(
                 f"The index {path} cannot be used ({error}); if it is damaged, move it away to have it rebuilt from "
                 "the journals."
@@ -49,10 +49,18 @@ class SqliteStore:
 
     def save(self, indexed: Indexed) -> None:
         """Replace what is known of a task, or add it."""
-        row = _row(indexed)
+        self.save_all([indexed])
+
+    def save_all(self, indexed: Sequence[Indexed]) -> None:
+        """`save` for many, all of them or none."""
         with self._connections.writing() as connection:
-            connection.execute(self._sql["save_task"], row)
-            self._write_labels(connection, indexed.task)
+            for each in indexed:
+                connection.execute(self._sql["save_task"], _row(each))
+                self._write_labels(connection, each.task)
+
+    def outdated(self) -> Sequence[str]:
+        """The tasks that a program with other rules worked out of their journals (see `FOLD`)."""
+        return [task_id for (task_id,) in self._read("outdated_tasks", {"fold": FOLD})]
 
     def load(self, task_id: str) -> Indexed | None:
         """What is known of a task, None for an unknown one."""
@@ -109,7 +117,7 @@ def _open(path: Path, *, read_only: bool) -> Connections:
         if read_only:
             refuse_newer(connections.writer)
         else:
-            migrate(connections.writer)
+            migrate(connections.writer, path)
     except BaseException:
         connections.close()
         raise
@@ -128,6 +136,7 @@ def _row(indexed: Indexed) -> dict[str, object]:
         "idempotency_key": task.idempotency.key if task.idempotency else None,
         "journal_offset": indexed.offset,
         "task": msgspec.json.encode(task),
+        "fold": FOLD,
     }
 
 

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.control.audit import Audit, Discrepancy, Kind
+from sandbox.control.indexing import index_journals
+from sandbox.journal.directory import flush
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import INDEX_INTERVAL_SECONDS
 from sandbox.stores.schema import StoreUnusableError
 from sandbox.stores.sqlite import SqliteStore
+from sandbox.wiring.data_dir_lock import lock
 
 
 class NoDataError(SandboxError):
     """There is no data directory where one was looked for."""
 
     code = "no_data"
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A new index. refused: the tasks that are not in it, and why."""
+
+    tasks_count: int
+    refused: Mapping[str, str]
 
 
 def index_file(data_dir: Path) -> Path:
@@ -46,3 +61,55 @@ def refuse_nothing(data_dir: Path) -> None:
     """Raises NoDataError when this is no data directory."""
     if not data_dir.is_dir():
         raise NoDataError(f"{data_dir} is not there; name the server's directory with --data-dir.")
+
+
+def rebuild_index(data_dir: Path) -> Rebuilt:
+    """Make the index anew from the journals alone; the one before is kept as `index.sqlite.before`.
+
+    Raises NoDataError, DataDirBusyError, StoreUnusableError, StoreError, OSError; the index is as it was then.
+    """
+    refuse_nothing(data_dir)
+    with held(data_dir):
+        beside = data_dir / "index.sqlite.new"
+        _remove_database(beside)
+        journals, store = FileJournals(data_dir), SqliteStore(beside)
+        try:
+            refused = index_journals(journals, store, journals.task_ids())
+            tasks_count = len(store.task_ids())
+        finally:
+            store.close()
+        flush(beside)
+        _replace_index(index_file(data_dir), beside)
+        return Rebuilt(tasks_count, refused)
+
+
+@contextmanager
+def held(data_dir: Path) -> Iterator[None]:
+    """Work on the directory as its server would; nobody else does. Raises DataDirBusyError, OSError."""
+    lock_fd = lock(data_dir)
+    try:
+        yield
+    finally:
+        os.close(lock_fd)
+
+
+def _replace_index(index: Path, new: Path) -> None:
+    """What a crash leaves here is an index that may know less than the journals, which the next server catches up."""
+    if index.exists():
+        kept = index.with_name("index.sqlite.before")
+        kept.unlink(missing_ok=True)
+        os.link(index, kept)
+    for name in _companions(index):
+        name.unlink(missing_ok=True)
+    new.rename(index)
+    flush(index.parent)
+
+
+def _remove_database(file: Path) -> None:
+    for name in (file, *_companions(file)):
+        name.unlink(missing_ok=True)
+
+
+def _companions(file: Path) -> tuple[Path, ...]:
+    """What SQLite keeps beside a database; with another database they would be poison."""
+    return tuple(file.with_name(f"{file.name}-{kind}") for kind in ("wal", "shm"))

@@ -1,7 +1,6 @@
 """Wires the server: every room, once, and what they are told."""
 
 import asyncio
-import fcntl
 import json
 import logging
 import os
@@ -41,12 +40,12 @@ from sandbox.disks.probe import why_no_loop
 from sandbox.disks.removal import remove
 from sandbox.gateway.prices import is_priced
 from sandbox.journal.journals import FileJournals
-from sandbox.model.errors import SandboxError
 from sandbox.placement.control import UnixRunnerControl
 from sandbox.placement.local import LocalPlacement
 from sandbox.profiles.catalog import Catalog
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
+from sandbox.wiring.data_dir_lock import lock
 from sandbox.wiring.guarded_placement import GuardedPlacement
 from sandbox.wiring.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
 from sandbox.wiring.machine import (
@@ -76,12 +75,6 @@ _RUNNER_VARIABLES = (
 )  # fmt: skip
 
 
-class DataDirBusyError(SandboxError):
-    """Another server works on this data directory."""
-
-    code = "data_dir_busy"
-
-
 @dataclass(frozen=True, slots=True)
 class Places:
     """The directories of one server."""
@@ -99,7 +92,7 @@ def run(settings: ServerSettings, *, announce: Announce = "text") -> None:
     begin_log(settings.log.format, settings.log.level)
     _allow_descriptors()
     data_dir = make_private(settings.server.data_dir.absolute())
-    lock_fd = _lock(data_dir)
+    lock_fd = lock(data_dir)
     try:
         asyncio.run(_serve(settings, Places(data_dir, choose_run_dir(data_dir)), announce))
     finally:
@@ -278,19 +271,3 @@ def _allow_descriptors() -> None:
     if soft != resource.RLIM_INFINITY:
         most = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
-
-
-def _lock(data_dir: Path) -> int:
-    """One server a data directory; the lock goes with the process."""
-    lock_fd = os.open(data_dir / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(lock_fd, 32).decode(errors="replace").strip()
-        os.close(lock_fd)
-        raise DataDirBusyError(
-            f"The server with process id {owner} works on {data_dir}; stop it or choose another --data-dir."
-        ) from None
-    os.ftruncate(lock_fd, 0)
-    os.write(lock_fd, f"{os.getpid()}\n".encode())
-    return lock_fd

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from sandbox.cli import command, options
+from sandbox.cli.admin import command as admin_command
 from sandbox.cli.task import command as task_command
 
 SLOW = (
@@ -24,7 +25,7 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["task", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["task", "--help"], ["admin", "--help"]])
 def test_help_comes_without_importing_what_only_commands_need(arguments):
     script = (
         "import sys\nfrom sandbox.cli.command import root\n"
@@ -35,16 +36,19 @@ def test_help_comes_without_importing_what_only_commands_need(arguments):
     assert answer.stdout.splitlines()[-1] == "LOADED []"
 
 
-@pytest.mark.parametrize("entries", [command.ENTRIES, task_command.ENTRIES])
+@pytest.mark.parametrize("entries", [command.ENTRIES, task_command.ENTRIES, admin_command.ENTRIES])
 def test_the_help_says_of_each_command_what_the_command_says_of_itself(entries):
-    group = command.root if entries is command.ENTRIES else task_command.task
+    groups = (command.root, task_command.task, admin_command.admin)
+    [group] = [each for each in groups if each._entries is entries]
     for name, (_, short_help) in entries.items():
         found = group.get_command(click.Context(group), name)
         assert found.help.splitlines()[0] == short_help
 
 
 def test_the_commands_are_these_and_no_others():
-    assert list(command.ENTRIES) == ["task", "serve", "doctor", "config", "profile", "token", "completion", "demo"]
+    assert list(command.ENTRIES) == [
+        "task", "serve", "doctor", "config", "profile", "token", "admin", "completion", "demo",
+    ]  # fmt: skip
     assert set(task_command.ENTRIES) == {
         "submit", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",
         "diff", "apply", "release", "shell", "attach",

@@ -114,3 +114,12 @@ def test_a_record_of_a_newer_program_is_not_guessed_at(journals, records):
         journals.read("t")
     with pytest.raises(JournalDamagedError, match="newer"):
         journals.open("t")
+
+
+def test_a_task_whose_first_record_is_damaged_is_not_forgotten(journals, records):
+    data = records.read_bytes()
+    records.write_bytes(data[:20] + b"?" + data[21:])
+    assert journals.task_ids() == ["t"]
+
+    records.write_bytes(data[: ends(data)[1] - 5])
+    assert journals.task_ids() == []

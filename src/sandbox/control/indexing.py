@@ -1,0 +1,38 @@
+"""Works tasks out of their journals into the store."""
+
+from collections.abc import Iterable
+
+from sandbox.contracts.journal import Journals
+from sandbox.contracts.recorder import read_task
+from sandbox.contracts.store import Indexed, Store
+from sandbox.model.errors import SandboxError
+
+_TASKS_AT_ONCE = 200
+
+
+def index_journals(journals: Journals, store: Store, task_ids: Iterable[str]) -> dict[str, str]:
+    """Bring these tasks into the store as their journals tell them now; gives why where that was not possible.
+
+    What the store knew of such a task stays as it is. Raises StoreError.
+    """
+    refused: dict[str, str] = {}
+    found: list[Indexed] = []
+    for task_id in task_ids:
+        try:
+            found += _read(journals, task_id)
+        except (SandboxError, OSError) as error:
+            refused[task_id] = str(error)
+        if len(found) >= _TASKS_AT_ONCE:
+            store.save_all(found)
+            found.clear()
+    store.save_all(found)
+    return refused
+
+
+def _read(journals: Journals, task_id: str) -> list[Indexed]:
+    reading = read_task(journals, task_id)
+    if reading.task is None:
+        return []
+    if reading.task.id != task_id:
+        raise OSError(f"The journal in the directory of {task_id} is of task {reading.task.id}; put it back there.")
+    return [Indexed(reading.task, reading.offset)]

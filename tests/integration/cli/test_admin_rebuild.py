@@ -1,0 +1,97 @@
+"""`sandbox admin rebuild` makes the index of nothing but the journals, while no server is there."""
+
+import json
+import os
+import sqlite3
+
+import pytest
+
+from doubles.kept_tasks import KeptTasks
+from sandbox.contracts.store import Indexed, TaskQuery
+from sandbox.wiring.data_dir_lock import lock
+
+
+@pytest.fixture
+def kept(tmp_path):
+    made = KeptTasks(tmp_path / "data")
+    for number in range(1, 6):
+        made.finish(f"task-{number}", labels={"number": str(number)})
+    made.run("task-6").writer.close()
+    made.index()
+    return made
+
+
+@pytest.fixture
+def admin(sandbox, kept):
+    def run(command, *options):
+        return sandbox("admin", command, "--data-dir", str(kept.data_dir), "--format", "json", *options)
+
+    return run
+
+
+def rows(kept):
+    store = kept.store()
+    known = {task_id: store.load(task_id) for task_id in store.task_ids()}
+    labelled = store.query(TaskQuery(labels={"number": "3"})).total_count
+    store.close()
+    return known, labelled
+
+
+@pytest.mark.parametrize("harm", ["gone", "no database", "wrong", "a newer one", "left half way"])
+def test_whatever_happened_to_the_index_it_is_as_before(admin, kept, harm):
+    before, index = rows(kept), kept.data_dir / "index.sqlite"
+    if harm == "gone":
+        index.unlink()
+    elif harm == "no database":
+        index.write_bytes(os.urandom(20_000))
+        (kept.data_dir / "index.sqlite-wal").write_bytes(os.urandom(20_000))
+    elif harm == "a newer one":
+        connection = sqlite3.connect(index)
+        connection.execute("PRAGMA user_version = 99")
+        connection.close()
+    elif harm == "left half way":
+        (kept.data_dir / "index.sqlite.new").write_bytes(b"half")
+        (kept.data_dir / "index.sqlite.new-wal").write_bytes(b"half")
+    else:
+        store = kept.store()
+        store.save(Indexed(store.load("task-6").task, 1))
+        store.close()
+
+    done = admin("rebuild")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"tasks": 6, "refused": {}}
+    assert admin("check", "--deep").returncode == 0
+    assert rows(kept) == before
+    assert sorted(path.name for path in kept.data_dir.glob("index.sqlite*")) == [
+        "index.sqlite",
+        *(["index.sqlite.before"] if harm != "gone" else []),
+    ]
+
+
+def test_a_damaged_journal_is_told_and_kept_and_costs_no_other_task_anything(admin, kept, sandbox):
+    data = bytearray(kept.records("task-2").read_bytes())
+    data[200] ^= 1
+    kept.records("task-2").write_bytes(data)
+    (kept.data_dir / "tasks" / "task-4").rename(kept.data_dir / "tasks" / "somebody-elses")
+
+    done = admin("rebuild")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert (told["tasks"], sorted(told["refused"])) == (4, ["somebody-elses", "task-2"])
+    assert kept.records("task-2").read_bytes() == data
+    assert set(rows(kept)[0]) == {"task-1", "task-3", "task-5", "task-6"}
+    plain = sandbox("admin", "rebuild", "--data-dir", str(kept.data_dir))
+    assert b"task-2  The record at byte" in plain.stdout
+    assert b"2 could not be read" in plain.stderr
+
+
+def test_beside_a_server_nothing_is_touched_and_it_says_so(admin, kept):
+    lock_fd = lock(kept.data_dir)
+    before = (kept.data_dir / "index.sqlite").read_bytes()
+    refused = admin("rebuild")
+    os.close(lock_fd)
+    assert refused.returncode == 10
+    assert str(os.getpid()).encode() in refused.stderr
+    assert b"stop it" in refused.stderr
+    assert (kept.data_dir / "index.sqlite").read_bytes() == before
+    assert not (kept.data_dir / "index.sqlite.new").exists()
