@@ -30,6 +30,10 @@ class Probe:
     only_by_name: bool = False
 
 
+HANDLE_VERSION = 1
+"""The newest shape of handles that this program knows."""
+
+
 class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
     """Enough to end a sandbox from another process, written down before anything of it is created.
 
@@ -39,7 +43,7 @@ class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
     runtime: str
     attempt_id: str
     details: dict[str, str] = {}
-    version: int = 1
+    version: int = HANDLE_VERSION
 
 
 TRANSPARENT_PORTS = (443, 80)

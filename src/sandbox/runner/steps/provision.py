@@ -10,12 +10,19 @@ import msgspec
 
 from sandbox.contracts.agent import AgentStart
 from sandbox.contracts.profiles import HOST_IMAGE
-from sandbox.contracts.runtime import Sandbox, SandboxHandle, SandboxSpec
+from sandbox.contracts.runtime import HANDLE_VERSION, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.egress import egress_rules, transparent_ports
+from sandbox.model.errors import SandboxError
 from sandbox.model.event import SandboxCreated
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
 from sandbox.runner.durability import give_name
 from sandbox.runner.equipment import Attempt
+
+
+class HandleTooNewError(SandboxError):
+    """The sandbox was made by a newer program, which alone knows how to end it."""
+
+    code = "handle_too_new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +72,14 @@ def write_handle(path: Path, handle: SandboxHandle) -> None:
 
 
 def read_handle(path: Path) -> SandboxHandle | None:
-    """The handle that an attempt wrote down; None when it never came to that."""
+    """The handle that an attempt wrote down; None when it never came to that. Raises HandleTooNewError."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
+        handle = msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
     except FileNotFoundError:
         return None
+    if handle.version > HANDLE_VERSION:
+        raise HandleTooNewError(f"{path} has version {handle.version}; end this sandbox with a newer Sandbox.")
+    return handle
 
 
 def _write_home(home: Path, files: Mapping[str, bytes]) -> None:

@@ -1,0 +1,25 @@
+"""What an attempt wrote down of its sandbox is read by programs of its own age and later ones."""
+
+import msgspec
+import pytest
+
+from sandbox.contracts.runtime import HANDLE_VERSION, SandboxHandle
+from sandbox.runner.steps.provision import HandleTooNewError, read_handle, write_handle
+
+OF_THE_FIRST_VERSION = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200000"}}'
+
+
+def test_a_handle_comes_back(tmp_path):
+    path, handle = tmp_path / "handle.json", SandboxHandle("bubblewrap", "a", {"kernel_uid": "7"})
+    assert read_handle(path) is None
+    write_handle(path, handle)
+    assert read_handle(path) == handle
+    path.write_bytes(OF_THE_FIRST_VERSION)
+    assert read_handle(path) == SandboxHandle("bubblewrap", "a", {"kernel_uid": "200000"}, version=1)
+
+
+def test_a_handle_of_a_newer_program_is_not_guessed_at(tmp_path):
+    path = tmp_path / "handle.json"
+    path.write_bytes(msgspec.json.encode(SandboxHandle("bubblewrap", "a", version=HANDLE_VERSION + 1)))
+    with pytest.raises(HandleTooNewError, match="newer"):
+        read_handle(path)
