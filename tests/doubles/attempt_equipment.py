@@ -23,6 +23,7 @@ from sandbox.secrets.redactor import Redactor
 from sandbox.wiring.clock import SystemClock
 
 ATTEMPT_ID = "abcdefghijkl"
+BOOT_ID = "this-boot"
 
 
 @dataclass
@@ -218,19 +219,20 @@ def scripted_equipment(script, journals):
         agent=ScriptedAgent(script),
         workspaces=ScriptedWorkspaces(script),
         clock=SystemClock(),
+        boot_id=BOOT_ID,
     )
 
 
 class Stage:
     """One task, submitted and handed to a runner."""
 
-    def __init__(self, data_dir, script, *, secrets=None, **parts):
+    def __init__(self, data_dir, script, *, secrets=None, boot_id=BOOT_ID, **parts):
         self.script = script
         self.journals = FileJournals(data_dir)
         self.writer = self.journals.create("task-1")
         self.recorder = Recorder(self.writer, None, SystemClock().now)
         self.recorder.record(TaskSubmitted("task-1", manifest(**parts)))
-        self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here"))
+        self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here", boot_id))
         self.attempt = Attempt(
             ATTEMPT_ID,
             data_dir,

@@ -1,6 +1,7 @@
 """The journal of a task: append-only, one writer at a time."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -94,6 +95,10 @@ class Journals(Protocol):
 
     def size(self, task_id: str) -> int:
         """Bytes that there are, a tail that is not whole included. Raises FileNotFoundError."""
+        ...
+
+    def holding(self, task_id: str) -> AbstractContextManager[bool]:
+        """Take the lock, without a look at the records, for as long as the context lasts; False when it is not free."""
         ...
 
     def is_held(self, task_id: str) -> bool:

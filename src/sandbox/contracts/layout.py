@@ -14,6 +14,11 @@ def runner_socket(run_dir: Path, attempt_id: str) -> Path:
     return run_dir / f"{attempt_id}.sock"
 
 
+def probe_place(run_dir: Path, probe_id: str) -> Path:
+    """What a probe makes, which has an id as an attempt has."""
+    return run_dir / f"probe-{probe_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class TaskLayout:
     """The directory of one task. Task ids are safe path components by the manifest's rule."""

@@ -231,6 +231,10 @@ class Runtime(Protocol):
         """
         ...
 
+    def recall(self, attempt_id: str) -> SandboxHandle:
+        """A handle without what only the one on disk tells, for `destroy` where that one is lost. Claims nothing."""
+        ...
+
     def leftovers(self) -> Sequence[str]:
         """Attempt ids of which something (process, cgroup) is on this machine."""
         ...

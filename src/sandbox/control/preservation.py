@@ -2,24 +2,18 @@
 
 import asyncio
 import fcntl
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from sandbox.contracts.clock import Clock
 from sandbox.contracts.disks import Remove
 from sandbox.contracts.layout import AttemptLayout, TaskLayout
-from sandbox.contracts.store import Cursor, Store, TaskQuery
 from sandbox.contracts.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.control.locks import Locks
-from sandbox.model.limits import PRESERVE_CHECK_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
-
-_log = logging.getLogger(__name__)
 
 
 class Preservation:
@@ -78,6 +72,16 @@ class Preservation:
         finally:
             os.close(lock_fd)
 
+    @asynccontextmanager
+    async def undisturbed(self, task: Task) -> AsyncIterator[bool]:
+        """Whether the files are kept and nobody uses or releases them, for as long as the context lasts."""
+        async with self._locks.of(task.id):
+            try:
+                with self.holding(task) as lock_fd:
+                    yield lock_fd is not None
+            except SandboxNotPreservedError:
+                yield False
+
     async def _empty(self, files: AttemptLayout) -> None:
         """The handle goes last, but for the lock: without that somebody could begin to use what is half removed."""
         kept = (files.handle, files.visit_lock, files.runner_log)
@@ -90,51 +94,3 @@ class Preservation:
         if task.state is not TaskState.FAILED_PRESERVED or task.attempt is None:
             return None
         return TaskLayout(self._data_dir, task.id).attempt(task.attempt.id)
-
-
-class Janitor:
-    """Releases what was kept for its time to live, counted from the task's end."""
-
-    def __init__(self, store: Store, preservation: Preservation, clock: Clock, time_to_live_seconds: float) -> None:
-        self._store = store
-        self._preservation = preservation
-        self._clock = clock
-        self._time_to_live = timedelta(seconds=time_to_live_seconds)
-        self._swept: Cursor | None = None
-        """Everything up to this place was released."""
-
-    async def run(self) -> None:
-        """Look at once, and again and again. Whatever goes wrong is tried again."""
-        while True:
-            try:
-                await self.sweep()
-            except Exception as error:
-                _log.error("Preserved sandboxes could not be looked at: %s", error)
-            await asyncio.sleep(PRESERVE_CHECK_SECONDS)
-
-    async def sweep(self) -> None:
-        """Release all whose time is over."""
-        begun_before, place, is_swept = self._clock.now() - self._time_to_live, self._swept, True
-        while True:
-            query = TaskQuery(
-                frozenset({TaskState.FAILED_PRESERVED}), sort="state_changed_at", order="asc", cursor=place
-            )
-            page = await asyncio.to_thread(self._store.query, query)
-            for task in page.tasks:
-                if task.state_changed_at > begun_before:
-                    return
-                is_swept = await self._release(task) and is_swept
-            if page.next_cursor is None:
-                return
-            place = page.next_cursor
-            self._swept = place if is_swept else self._swept
-
-    async def _release(self, task: Task) -> bool:
-        try:
-            await self._preservation.release(task)
-        except SandboxNotPreservedError:
-            return True
-        except UnavailableError as error:
-            _log.error("Task %s: %s", task.id, error, extra={"task_id": task.id})
-            return False
-        return True

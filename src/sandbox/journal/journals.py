@@ -3,7 +3,8 @@
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.contracts.journal import Batch, JournalBusyError, JournalDamagedError
@@ -69,6 +70,19 @@ class FileJournals:
     def size(self, task_id: str) -> int:
         """Bytes that there are; the contract's `Journals.size`."""
         return (self._directory(task_id) / "records").stat().st_size
+
+    @contextmanager
+    def holding(self, task_id: str) -> Iterator[bool]:
+        """The lock alone; the contract's `Journals.holding`."""
+        try:
+            lock_fd = lock.take(self._directory(task_id) / "lock")
+        except (JournalBusyError, FileNotFoundError):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            os.close(lock_fd)
 
     def is_held(self, task_id: str) -> bool:
         """Somebody holds the lock at this moment."""

@@ -20,6 +20,8 @@ def take(path: Path) -> int:
     lock_fd = _open(path)
     try:
         _lock(lock_fd, path)
+        if not os.path.samestat(os.fstat(lock_fd), path.stat()):
+            raise JournalBusyError(f"Somebody has just removed {path.parent}; try again.")
     except BaseException:
         os.close(lock_fd)
         raise

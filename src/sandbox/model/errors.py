@@ -15,6 +15,7 @@ class FailureCode(StrEnum):
     COLLECT_FAILED = "collect_failed"
     DISK_FULL = "disk_full"
     HANG = "hang"
+    HOST_LOST = "host_lost"
     INTERNAL = "internal_error"
     MCP_FAILED = "mcp_failed"
     OUT_OF_MEMORY = "out_of_memory"

@@ -109,7 +109,8 @@ def _with_attempt(task: Task, **changes: Any) -> dict[str, Any]:
 def _attempt_started(task: Task, event: e.AttemptStarted) -> _Outcome:
     """The first attempt, or another one where the last one's runner died before it had a workspace."""
     repository = task.manifest.repository
-    changes = {"attempt": Attempt(event.attempt_id, event.runtime, event.host), "attempts": task.attempts + 1}
+    attempt = Attempt(event.attempt_id, event.runtime, event.host, boot_id=event.boot_id)
+    changes = {"attempt": attempt, "attempts": task.attempts + 1}
     if task.may_be_attempted_again:
         return changes, None, ()
     return changes, (TaskState.STAGING, f"Cloning {repository.url} ({repository.branch})"), ()

@@ -85,8 +85,14 @@ MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
 ROOM_CHECK_SECONDS = 1.0
 """How often the machine's memory is looked at while tasks wait."""
 
-PRESERVE_CHECK_SECONDS = 60.0
-"""How often preserved sandboxes are looked at; one whose time is over goes then."""
+JANITOR_INTERVAL_SECONDS = 300.0
+"""Between two rounds of the janitor: preserved sandboxes whose time is over go, and what crashes left."""
+
+DUTY_SECONDS = 240.0
+"""For one of the janitor's duties in a round; past it the next one's turn comes, and the next round does the rest."""
+
+PROBE_WAIT_SECONDS = 60.0
+"""For a probe of the machine to wait until a server has cleared away what earlier ones left."""
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
 """How long the key of a submission is known; later it makes a new task."""

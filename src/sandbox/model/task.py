@@ -25,7 +25,10 @@ class StateEntry(msgspec.Struct, frozen=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One try at carrying the task out; its id names the sandbox, its directory and its cgroup."""
+    """One try at carrying the task out; its id names the sandbox, its directory and its cgroup.
+
+    boot_id: of the host when it began; empty in journals of before it was read.
+    """
 
     id: str
     runtime: str
@@ -35,6 +38,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     image: str | None = None
     base_commit: str | None = None
     session_id: str | None = None
+    boot_id: str = ""
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -41,6 +41,12 @@ class Catalog:
         imported = [path.parent.name for path in root.glob("*/current")] if root.is_dir() else []
         return sorted({*shipped_profiles(), *imported})
 
+    def clear(self) -> None:
+        """Take away what killed builds left. Blocks. Raises OSError."""
+        root = profiles_root(self._data_dir)
+        for directory in root.iterdir() if root.is_dir() else ():
+            ProfilePlace(self._data_dir, directory.name).clear()
+
     def find(self, name: str) -> Entry:
         """One profile. Raises ProfileNotFoundError."""
         if name not in self.names():

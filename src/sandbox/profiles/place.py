@@ -73,6 +73,13 @@ class ProfilePlace:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
 
+    def clear(self) -> None:
+        """Take away what a killed build left; nothing happens while one goes on."""
+        if not (self._root / _PART).exists():
+            return
+        with suppress(ProfileBusyError), self._locked():
+            shutil.rmtree(self._root / _PART)
+
     def install(self, part: Path, record: ImageRecord) -> ImageRecord:
         """Give what was made its name, then make it the current one; gives the record that holds from here on."""
         final = self._image(record.digest)

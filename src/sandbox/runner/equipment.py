@@ -20,7 +20,7 @@ from sandbox.model.task import Task
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """The rooms of floor 3, behind their contracts."""
+    """The rooms of floor 3, behind their contracts. boot_id: of the machine, as it is up now."""
 
     journals: Journals
     disks: Disks
@@ -31,6 +31,7 @@ class Equipment:
     agent: Agent
     workspaces: Workspaces
     clock: Clock
+    boot_id: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,15 +73,23 @@ class AttemptLife:
             await self._attempt.equipment.runtime.destroy(handle, self._attempt.files.disk)
         await self._find_disk()
         task = self._attempt.task
-        lost = Failure(
-            FailureCode.RUNNER_LOST,
-            "The task's runner died; what the agent had written until then is kept. Submit the task again.",
-        )
+        lost = self._loss()
         if task.state is TaskState.RUNNING:
             self._attempt.recorder.record(AgentExited(None, None, lost))
         elif not task.agent_has_exited:
             self._attempt.recorder.record(AttemptFailed(lost))
         await self._conclude()
+
+    def _loss(self) -> Failure:
+        """With another boot of the machine all of its processes went, and not only the runner."""
+        attempt = self._attempt.task.attempt
+        is_other_boot = attempt is not None and attempt.boot_id not in ("", self._attempt.equipment.boot_id)
+        code, what = (
+            (FailureCode.HOST_LOST, "The machine was started anew while the task was under way")
+            if is_other_boot
+            else (FailureCode.RUNNER_LOST, "The task's runner died")
+        )
+        return Failure(code, f"{what}; what the agent had written until then is kept. Submit the task again.")
 
     async def _find_disk(self) -> None:
         """What was on the disk is collected; where there is none that can be read, that is told."""

@@ -75,6 +75,15 @@ class KernelUids:
         """The last claim of the uid is this attempt's."""
         return (self._directory / str(uid)).read_bytes() == attempt_id.encode()
 
+    def find(self, attempt_id: str) -> int | None:
+        """The uid whose last claim names the attempt, whoever made it; None where there is none."""
+        name = attempt_id.encode()
+        try:
+            claims = [path for path in self._directory.iterdir() if path.name.isdigit()]
+            return next((int(path.name) for path in claims if path.read_bytes() == name), None)
+        except OSError:
+            return None
+
     def release(self, attempt_id: str) -> None:
         """Give the uid back; nothing happens when this process has not claimed one for the attempt."""
         _, descriptor = self._claims.pop(attempt_id, (0, None))

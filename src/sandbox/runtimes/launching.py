@@ -78,11 +78,18 @@ class LaunchedSandboxes:
 
     def plan(self, attempt_id: str) -> SandboxHandle:
         """Claim a kernel uid. Raises AttemptError (provision_failed)."""
+        return self._describe(attempt_id, None if self._uids is None else self._uids.claim(attempt_id))
+
+    def recall(self, attempt_id: str) -> SandboxHandle:
+        """With the kernel uid whose last claim names the attempt."""
+        return self._describe(attempt_id, None if self._uids is None else self._uids.find(attempt_id))
+
+    def _describe(self, attempt_id: str, uid: int | None) -> SandboxHandle:
         if not (attempt_id.isascii() and attempt_id.isalnum() and len(attempt_id) <= 32):
             raise AttemptError(FailureCode.PROVISION_FAILED, "An attempt id is at most 32 letters and digits.")
         details = {"cgroups": cgroups.format_directories(self.hierarchies.group(attempt_id))}
-        if self._uids is not None:
-            details["kernel_uid"] = str(self._uids.claim(attempt_id))
+        if uid is not None:
+            details["kernel_uid"] = str(uid)
         return SandboxHandle(runtime=self._kind.name, attempt_id=attempt_id, details=details)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:

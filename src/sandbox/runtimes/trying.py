@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from sandbox.contracts.inside import WORKSPACE
+from sandbox.contracts.layout import probe_place
 from sandbox.contracts.runtime import Command, Runtime, SandboxHandle, SandboxSpec
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes import cgroups
@@ -28,7 +29,7 @@ async def try_once(
     import shutil
 
     attempt_id = base64.b32encode(os.urandom(10)).decode().lower()[:12]
-    disk = run_dir / f"probe-{attempt_id}"
+    disk = probe_place(run_dir, attempt_id)
     async with asyncio.timeout(within_seconds):
         handle = runtime.plan(attempt_id)
         try:

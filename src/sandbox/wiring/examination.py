@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 from sandbox.agent.binary import binary_version, find_binary
+from sandbox.control.probes import probing
 from sandbox.disks.probe import why_no_loop
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_CHECK_SECONDS, DISK_FREE_BYTES_MIN
@@ -76,11 +77,15 @@ def _claude_code(_: ServerSettings) -> list[Finding]:
 
 
 def _sandbox(settings: ServerSettings) -> list[Finding]:
-    return find_runtimes(settings.server.runtime, choose_run_dir(settings.server.data_dir.absolute()))
+    run_dir = choose_run_dir(settings.server.data_dir.absolute())
+    with probing(run_dir):
+        return find_runtimes(settings.server.runtime, run_dir)
 
 
 def _disks(settings: ServerSettings) -> list[Finding]:
-    reason = asyncio.run(why_no_loop(choose_run_dir(settings.server.data_dir.absolute())))
+    run_dir = choose_run_dir(settings.server.data_dir.absolute())
+    with probing(run_dir):
+        reason = asyncio.run(why_no_loop(run_dir))
     if reason is None:
         return [Finding("disks", True, "each task has a file system of its own, of the size vm.disk")]
     message = f"vm.disk is looked at every {DISK_CHECK_SECONDS:.0f} s, and a task that is past it ends: {reason}"

@@ -36,11 +36,6 @@ def name_host() -> str:
     return socket.gethostname()
 
 
-def read_boot_id() -> str:
-    """Changes at every boot (proc(5), random/boot_id)."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 def choose_run_dir(data_dir: Path) -> Path:
     """A short, private place for sockets (a Unix socket's path has 107 bytes), one a data directory."""
     name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]

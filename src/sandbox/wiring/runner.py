@@ -34,6 +34,7 @@ from sandbox.runner.life import AttemptLife
 from sandbox.runner.redacted import redact_event
 from sandbox.runner.terminals import Terminals
 from sandbox.runner.visit import Visit
+from sandbox.wiring.boot import read_boot_id
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
 from sandbox.wiring.private_directory import make_private
@@ -122,6 +123,7 @@ def _gather(order: LaunchOrder) -> Equipment:
         agent=ClaudeCode(Path(order.agent_program)),
         workspaces=GitWorkspaces(os.environ, follow_redirects=order.follow_redirects),
         clock=SystemClock(),
+        boot_id=read_boot_id(),
     )
 
 

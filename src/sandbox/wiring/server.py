@@ -28,8 +28,10 @@ from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
+from sandbox.control.janitor import Janitor
 from sandbox.control.launch import Host, Launcher
-from sandbox.control.preservation import Janitor, Preservation
+from sandbox.control.preservation import Preservation
+from sandbox.control.probes import probing
 from sandbox.control.recovery import recover
 from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
@@ -44,15 +46,16 @@ from sandbox.placement.control import UnixRunnerControl
 from sandbox.placement.local import LocalPlacement
 from sandbox.profiles.catalog import Catalog
 from sandbox.stores.sqlite import SqliteStore
+from sandbox.wiring.boot import read_boot_id
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.data_dir_lock import lock
+from sandbox.wiring.duties import gather_duties
 from sandbox.wiring.guarded_placement import GuardedPlacement
 from sandbox.wiring.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
 from sandbox.wiring.machine import (
     choose_run_dir,
     measure_capacity,
     name_host,
-    read_boot_id,
     read_memory_available_bytes,
 )
 from sandbox.wiring.private_directory import make_private
@@ -113,7 +116,8 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
     with set_by_signals(shutting_down):
         service, tier = await _start_service(settings, places, access)
         api_settings = replace(api_settings, profiles=tell_offered(Catalog(places.data_dir), tier))
-        janitor = asyncio.create_task(_janitor(service, settings).run(), name="janitor")
+        duties = gather_duties(places.data_dir, places.run_dir, service.equipment, settings)
+        janitor = asyncio.create_task(Janitor(duties).run(), name="janitor")
         try:
             app = create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard)
             await serve(
@@ -148,8 +152,9 @@ def _api_settings(settings: ServerSettings, ports: set[int], *, needs_token: boo
 async def _start_service(settings: ServerSettings, places: Places, access: Access) -> tuple[TaskService, str]:
     """The service, and the tier that its sandboxes have."""
     agent_program = await asyncio.to_thread(install_binary, places.data_dir)
-    choice = await choose_runtime(settings.server.runtime, places.run_dir)
-    no_loop = await why_no_loop(places.run_dir)
+    with probing(places.run_dir):
+        choice = await choose_runtime(settings.server.runtime, places.run_dir)
+        no_loop = await why_no_loop(places.run_dir)
     upstream = read_upstream(os.environ)
     template = LaunchOrder(
         task_id="",
@@ -171,11 +176,6 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
     return service, choice.chosen.tier
 
 
-def _janitor(service: TaskService, settings: ServerSettings) -> Janitor:
-    rooms = service.equipment
-    return Janitor(rooms.store, rooms.preservation, rooms.clock, settings.preserve.time_to_live_seconds)
-
-
 def _wire_service(
     places: Places,
     choice: Choice,
@@ -189,7 +189,7 @@ def _wire_service(
     store = SqliteStore(places.data_dir / "index.sqlite")
     broadcast = Broadcast()
     follower = Follower(journals, store, clock, broadcast)
-    runners, preservation = _runners(places), Preservation(places.data_dir, remove)
+    runners, preservation = UnixRunnerControl(places.run_dir), Preservation(places.data_dir, remove)
     find_image = _image_finder(places, choice)
     host = Host(name_host(), read_boot_id())
     launcher = Launcher(journals, placement, clock, secrets.resolve, find_image, template=template, host=host)
@@ -215,12 +215,6 @@ def _wire_service(
 
 def _image_finder(places: Places, choice: Choice) -> Callable[[str], Image | None]:
     return lambda profile: Catalog(places.data_dir).find_image(profile, choice.chosen.tier)
-
-
-def _runners(places: Places) -> UnixRunnerControl:
-    runners = UnixRunnerControl(places.run_dir)
-    runners.forget_dead()
-    return runners
 
 
 def _blockers(choice: Choice, upstream: ModelUpstream | None) -> list[str]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from doubles.attempt_equipment import ATTEMPT_ID, Script
+from doubles.attempt_equipment import ATTEMPT_ID, BOOT_ID, Script
 from sandbox.contracts.placement import CancelOrder
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.runtime import Exit
@@ -245,3 +245,18 @@ def test_a_broken_step_is_an_internal_error_and_the_task_still_ends(stage, caplo
         FailureCode.INTERNAL, "The runner failed (ZeroDivisionError); please report this."
     )
     assert "ZeroDivisionError: bug" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("boot_id", "code"),
+    [("an-earlier-boot", FailureCode.HOST_LOST), (BOOT_ID, FailureCode.RUNNER_LOST), ("", FailureCode.RUNNER_LOST)],
+    ids=["another boot", "the same boot", "a journal that does not say"],
+)
+def test_what_is_left_of_an_earlier_boot_is_collected_and_told_apart_from_a_dead_runner(stage, boot_id, code):
+    scene = stage(Script(), boot_id=boot_id, lifecycle={"artifact_patterns": ["*.md"]})
+    for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("vm", "none", "host"), AgentStarted("s")):
+        scene.recorder.record(event)
+    scene.attempt.files.workspace.mkdir(parents=True)
+    asyncio.run(scene.life.finish())
+    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, code)
+    assert {"task-1.patch", "report.md", "metadata.json"} <= scene.artifacts

@@ -1,0 +1,133 @@
+"""Clears away what crashes left of attempts that are over.
+
+An attempt is this server's if it has a directory in its data directory: that is made before anything else of it, and
+its log stays. It is over if its task has ended and nobody holds the journal's lock, which is taken here meanwhile. So
+whoever plans, carries out, or finishes an attempt is never disturbed, however long ago they began.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.contracts.disks import Remove
+from sandbox.contracts.journal import Journals
+from sandbox.contracts.layout import AttemptLayout, TaskLayout, tasks_root
+from sandbox.contracts.leftovers import Leftovers
+from sandbox.contracts.store import Store
+from sandbox.control.preservation import Preservation
+from sandbox.model.errors import SandboxError
+from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.task import Task
+
+_log = logging.getLogger(__name__)
+
+
+class ClearingFailedError(SandboxError):
+    """Some of what was found could not be removed."""
+
+    code = "internal_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What clearing needs of the server."""
+
+    data_dir: Path
+    journals: Journals
+    store: Store
+    preservation: Preservation
+    remove: Remove
+
+
+class Clearing:
+    """kinds: in the order in which they are ended; files go last."""
+
+    def __init__(self, rooms: Rooms, kinds: Sequence[Leftovers]) -> None:
+        self._rooms = rooms
+        self._kinds = kinds
+
+    async def clear(self) -> None:
+        """Look everywhere once. What cannot be cleared keeps nothing else; raises ClearingFailedError at the end."""
+        found = {kind: frozenset(await asyncio.to_thread(kind.attempt_ids)) for kind in self._kinds}
+        # After the look at the machine: whoever has something there had a directory before it.
+        known = await asyncio.to_thread(lambda: dict(_list_attempts(self._rooms.data_dir)))
+        failures = []
+        for task_id, attempt_ids in _by_task(known, frozenset().union(*found.values())).items():
+            failures += await self._clear_task(task_id, attempt_ids, found)
+        for kind in filter(lambda kind: kind.is_private, self._kinds):
+            for attempt_id in found[kind] - known.keys():
+                await kind.end(attempt_id, TaskLayout(self._rooms.data_dir, attempt_id).attempt(attempt_id))
+        if failures:
+            raise ClearingFailedError("; ".join(failures))
+
+    async def _clear_task(
+        self, task_id: str, attempt_ids: Sequence[str], found: Mapping[Leftovers, Collection[str]]
+    ) -> list[str]:
+        """Gives what went wrong."""
+        indexed = await asyncio.to_thread(self._rooms.store.load, task_id)
+        if indexed is None or not indexed.task.state.is_terminal:
+            return []
+        failures = []
+        with self._rooms.journals.holding(task_id) as is_over:
+            for attempt_id in attempt_ids if is_over else ():
+                try:
+                    async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                        await self._clear_attempt(indexed.task, attempt_id, found)
+                except (SandboxError, OSError, ValueError, TimeoutError) as error:
+                    failures.append(f"attempt {attempt_id} of task {task_id}: {error or 'it takes too long'}")
+        return failures
+
+    async def _clear_attempt(self, task: Task, attempt_id: str, found: Mapping[Leftovers, Collection[str]]) -> None:
+        files = TaskLayout(self._rooms.data_dir, task.id).attempt(attempt_id)
+        kinds = [kind.kind for kind in self._kinds if attempt_id in found[kind]]
+        if _is_last(task, attempt_id) and self._rooms.preservation.is_kept(task):
+            if not kinds and not files.handle.exists():
+                return
+            async with self._rooms.preservation.undisturbed(task) as is_alone:
+                if not is_alone:
+                    return
+                await self._end(attempt_id, files)
+                files.handle.unlink(missing_ok=True)
+        else:
+            await self._end(attempt_id, files)
+            kept = (files.runner_log, files.handle)
+            await self._rooms.remove([path for path in files.root.iterdir() if path not in kept])
+            files.handle.unlink(missing_ok=True)
+        _log.info("What was left of attempt %s is gone: %s", attempt_id, ", ".join([*kinds, "files"]))
+
+    async def _end(self, attempt_id: str, files: AttemptLayout) -> None:
+        """All kinds, whatever was found: a sandbox may be ended by its handle alone."""
+        for kind in self._kinds:
+            await kind.end(attempt_id, files)
+
+
+def _is_last(task: Task, attempt_id: str) -> bool:
+    return task.attempt is not None and task.attempt.id == attempt_id
+
+
+def _list_attempts(data_dir: Path) -> Iterator[tuple[str, tuple[str, bool]]]:
+    """Every attempt's id, with its task's, and whether it has files beside its log."""
+    for task_id in _names(tasks_root(data_dir)):
+        task = TaskLayout(data_dir, task_id)
+        for attempt_id in _names(task.root / "attempts"):
+            files = task.attempt(attempt_id)
+            yield attempt_id, (task_id, any(name != files.runner_log.name for name in _names(files.root)))
+
+
+def _names(directory: Path) -> list[str]:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return os.listdir(directory)  # noqa: PTH208  (a hot path)
+    return []
+
+
+def _by_task(known: Mapping[str, tuple[str, bool]], found: Collection[str]) -> Mapping[str, Sequence[str]]:
+    """The attempts of which something is there, by their tasks."""
+    tasks: dict[str, list[str]] = {}
+    for attempt_id, (task_id, has_files) in known.items():
+        if has_files or attempt_id in found:
+            tasks.setdefault(task_id, []).append(attempt_id)
+    return tasks

@@ -1,0 +1,73 @@
+"""What killed probes left. A probe is a sandbox of nobody's, made to find out what a machine can do."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sandbox.contracts.disks import Remove
+from sandbox.contracts.layout import AttemptLayout, probe_place
+from sandbox.contracts.leftovers import Leftovers
+from sandbox.model.limits import PROBE_WAIT_SECONDS
+
+_POLL_SECONDS = 0.05
+
+
+@contextmanager
+def probing(run_dir: Path) -> Iterator[None]:
+    """Whoever probes is in this context, so that nothing is taken away from it.
+
+    Blocks while a server clears away what earlier probes left. Raises TimeoutError past PROBE_WAIT_SECONDS.
+    """
+    deadline = time.monotonic() + PROBE_WAIT_SECONDS
+    with _opened(run_dir) as descriptor:
+        while not _lock(descriptor, fcntl.LOCK_SH):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The server that uses {run_dir} is busy there; try again.")
+            time.sleep(_POLL_SECONDS)
+        yield
+
+
+class ProbeClearing:
+    """Clears away what is in a run directory, and what is on the machine by the names found there."""
+
+    def __init__(self, run_dir: Path, kinds: Sequence[Leftovers], remove: Remove) -> None:
+        self._run_dir = run_dir
+        self._kinds = kinds
+        self._remove = remove
+
+    async def clear(self) -> None:
+        """Nothing happens while anybody probes. Raises AttemptError, OSError."""
+        try:
+            with _opened(self._run_dir) as descriptor:
+                if _lock(descriptor, fcntl.LOCK_EX):
+                    await self._clear()
+        except FileNotFoundError:  # a cleaner of temporary files was there
+            return
+
+    async def _clear(self) -> None:
+        prefix = probe_place(self._run_dir, "").name
+        for place in [path for path in self._run_dir.iterdir() if path.name.startswith(prefix)]:
+            probe_id = place.name.removeprefix(prefix)
+            for kind in self._kinds if probe_id.isalnum() else ():
+                await kind.end(probe_id, AttemptLayout(place))
+            await self._remove([place])
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,42 @@
+"""What the server's janitor looks after."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from sandbox.contracts.leftovers import Leftovers
+from sandbox.control.clearing import Clearing, Rooms
+from sandbox.control.expiry import Expiry
+from sandbox.control.janitor import Duty
+from sandbox.control.probes import ProbeClearing
+from sandbox.control.service import Equipment
+from sandbox.disks.leftovers import DiskLeftovers
+from sandbox.disks.removal import remove
+from sandbox.placement.leftovers import SocketLeftovers
+from sandbox.profiles.catalog import Catalog
+from sandbox.runtimes.leftovers import SandboxLeftovers
+from sandbox.wiring.runtime import make_runtime
+from sandbox.wiring.settings import ServerSettings
+
+
+def gather_duties(data_dir: Path, run_dir: Path, rooms: Equipment, settings: ServerSettings) -> Sequence[Duty]:
+    """In the order in which they are done."""
+    kinds: Sequence[Leftovers] = (
+        # Any runtime ends the sandboxes of all; this one needs nothing to be installed.
+        SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
+        DiskLeftovers(data_dir),
+        SocketLeftovers(run_dir),
+    )
+    expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, settings.preserve.time_to_live_seconds)
+    clearing = Clearing(Rooms(data_dir, rooms.journals, rooms.store, rooms.preservation, remove), kinds)
+    probes = ProbeClearing(run_dir, kinds, remove)
+
+    async def clear_profiles() -> None:
+        await asyncio.to_thread(Catalog(data_dir).clear)
+
+    return (
+        Duty("preserved sandboxes", expiry.sweep, "Look at the index and the disk of the data directory."),
+        Duty("what crashes left of attempts", clearing.clear, "docs/operations.md tells how to remove it by hand."),
+        Duty("what probes left", probes.clear, f"Look into {run_dir}."),
+        Duty("half-made images", clear_profiles, f"Look into {data_dir / 'profiles'}."),
+    )
