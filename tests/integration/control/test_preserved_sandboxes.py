@@ -9,7 +9,7 @@ from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.layout import TaskLayout
 from sandbox.contracts.tasks import SandboxNotPreservedError, TaskNotFoundError
-from sandbox.control.preservation import Janitor
+from sandbox.control.expiry import Expiry
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, TaskFinished
 from sandbox.model.state import TaskState
@@ -157,16 +157,16 @@ def test_what_was_kept_for_its_time_goes_and_what_is_younger_stays(world):
     async def play():
         async with world.server() as service:
             rooms = service.equipment
-            janitor = Janitor(rooms.store, rooms.preservation, rooms.clock, DAY)
+            expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, DAY)
             world.clock.set_back = timedelta(hours=25)
             old = await fail(world, service, "old")
             world.clock.set_back = timedelta(hours=23)
             young = await fail(world, service, "young")
             world.clock.set_back = timedelta()
-            await janitor.sweep()
+            await expiry.sweep()
             first = (old.disk.exists(), young.disk.exists())
             world.clock.set_back = -timedelta(hours=2)
-            await janitor.sweep()
+            await expiry.sweep()
             return first, (old.disk.exists(), young.disk.exists())
 
     assert asyncio.run(play()) == ((False, True), (False, False))
@@ -179,13 +179,13 @@ def test_a_hundred_and_fifty_that_are_over_all_go(world, monkeypatch):
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, f"task-{number}") for number in range(150)]
             world.clock.set_back = timedelta()
-            janitor = Janitor(rooms.store, rooms.preservation, rooms.clock, DAY)
-            await janitor.sweep()
+            expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, DAY)
+            await expiry.sweep()
             left = [each for each in kept if each.disk.exists()]
             queries = []
             query = rooms.store.query
             monkeypatch.setattr(rooms.store, "query", lambda asked: queries.append(asked) or query(asked))
-            await janitor.sweep()
+            await expiry.sweep()
             return left, [asked.cursor is None for asked in queries]
 
     assert asyncio.run(play()) == ([], [False])
@@ -198,7 +198,7 @@ def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world):
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, name) for name in ("a", "b")]
             world.clock.set_back = timedelta()
-            janitor = Janitor(rooms.store, rooms.preservation, rooms.clock, DAY)
+            expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, DAY)
             remove = world.remove
 
             async def refuse(paths):
@@ -207,10 +207,10 @@ def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world):
                 await remove(paths)
 
             world.remove = refuse
-            await janitor.sweep()
+            await expiry.sweep()
             first = [each.disk.exists() for each in kept]
             world.remove = remove
-            await janitor.sweep()
+            await expiry.sweep()
             return first, [each.disk.exists() for each in kept]
 
     assert asyncio.run(play()) == ([True, False], [False, False])

@@ -1,30 +1,24 @@
-"""A runner that is killed leaves its socket behind; the next server removes it, and no other."""
+"""A runner that is killed leaves its socket behind; who knows that it is dead has it removed, and no other."""
 
-import os
+import asyncio
 import socket
-import time
 
 import pytest
 
-from sandbox.placement.control import UnixRunnerControl
+from sandbox.contracts.layout import AttemptLayout, probe_place
+from sandbox.placement.leftovers import SocketLeftovers
 
 
 @pytest.fixture
 def bound(tmp_path):
-    """Bind a runner's socket; gives its path. seconds_ago: when."""
+    """Bind a runner's socket, or another one; gives its path."""
     opened = []
 
-    def bind(attempt_id, *, listens=False, lives=False, seconds_ago=60):
-        path = tmp_path / f"{attempt_id}.sock"
+    def bind(name):
+        path = tmp_path / name
         runner = socket.socket(socket.AF_UNIX)
         runner.bind(str(path))
-        if listens:
-            runner.listen(1)
         opened.append(runner)
-        if not lives:
-            runner.close()
-        at = time.time() - seconds_ago
-        os.utime(path, (at, at))
         return path
 
     yield bind
@@ -32,28 +26,34 @@ def bound(tmp_path):
         runner.close()
 
 
-def test_the_socket_of_a_dead_runner_goes(bound, tmp_path):
-    dead = [bound("aaaaaaaaaaaa"), bound("bbbbbbbbbbbb", listens=True)]
-    UnixRunnerControl(tmp_path).forget_dead()
-    assert not any(path.exists() for path in dead)
+def end(run_dir, attempt_id):
+    asyncio.run(SocketLeftovers(run_dir).end(attempt_id, AttemptLayout(run_dir / attempt_id)))
 
 
-def test_that_of_a_living_one_stays_also_of_one_that_does_not_listen_yet(bound, tmp_path):
-    living = bound("aaaaaaaaaaaa", listens=True, lives=True)
-    beginning = bound("bbbbbbbbbbbb", lives=True, seconds_ago=0)
-    for _ in range(5):  # more than it has room for
-        UnixRunnerControl(tmp_path).forget_dead()
-    assert living.exists()
-    assert beginning.exists()
+def test_that_of_the_attempt_that_is_over_goes_and_every_other_stays(bound, tmp_path):
+    dead = [bound("aaaaaaaaaaaa.sock"), bound("aaaaaaaaaaaa.files")]
+    living = bound("bbbbbbbbbbbb.sock")
+    assert SocketLeftovers(tmp_path).attempt_ids() == {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}
+    end(tmp_path, "aaaaaaaaaaaa")
+    end(tmp_path, "aaaaaaaaaaaa")
+    assert [path.exists() for path in (*dead, living)] == [False, False, True]
 
 
-def test_what_is_no_runners_socket_is_let_alone(bound, tmp_path):
-    others = [bound("something-else"), tmp_path / "cccccccccccc.sock", tmp_path / "dddddddddddd.sock"]
+def test_what_is_no_attempts_socket_is_let_alone(bound, tmp_path):
+    others = [bound("something-else.sock"), tmp_path / "cccccccccccc.sock", tmp_path / "dddddddddddd.sock"]
     others[1].write_text("a file")
     others[2].symlink_to(others[1])
-    UnixRunnerControl(tmp_path).forget_dead()
+    assert not SocketLeftovers(tmp_path).attempt_ids()
+    end(tmp_path, "cccccccccccc")
     assert all(path.exists() for path in others)
 
 
+def test_that_of_a_probe_is_no_attempts(bound, tmp_path):
+    probe_place(tmp_path, "aaaaaaaaaaaa").mkdir()
+    bound("aaaaaaaaaaaa.files")
+    assert not SocketLeftovers(tmp_path).attempt_ids()
+
+
 def test_a_run_directory_that_is_not_there_yet_has_none(tmp_path):
-    UnixRunnerControl(tmp_path / "none").forget_dead()
+    assert not SocketLeftovers(tmp_path / "none").attempt_ids()
+    end(tmp_path / "none", "aaaaaaaaaaaa")
