@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live import bash, says, until
+from doubles.live import World, bash, says, until
 from doubles.tiers import need_runtime
-from doubles.traces import cgroups, left_behind
+from doubles.traces import cgroups, files, left_behind, processes
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
@@ -17,7 +17,7 @@ from sandbox.model.event import AgentExited, AttemptFailed, TaskFinished
 from sandbox.model.state import TaskState
 from sandbox.wiring.clock import SystemClock
 
-LONG = "sleep 600"
+LONG = "python3 -c 'import time; time.sleep(600)'"
 STEPS = {
     "the directory": lambda files_: files_.root.exists(),
     "the disk": lambda files_: files_.disk.exists() or files_.disk_image.exists(),
@@ -35,13 +35,13 @@ def command_lines():
             yield path.read_text(errors="replace").replace("\0", " ")
 
 
-def runner_pids(data_dir):
-    """All who hold the lock of a journal of this server's, the server apart."""
-    found = set()
+def runner_pids(data_dir, task_id=""):
+    """All who hold the lock of a journal of this server's, or of this task's, the server apart."""
+    root, found = str(data_dir / "tasks" / task_id), set()
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             path, words = str(descriptor.readlink()), (descriptor.parents[1] / "cmdline").read_bytes()
-            if b"sandbox.wiring.runner" in words and path.startswith(str(data_dir)) and path.endswith("/journal/lock"):
+            if path.startswith(root) and path.endswith("/lock") and b"sandbox.wiring.runner" in words:
                 found.add(int(descriptor.parents[1].name))
     return found
 
@@ -65,21 +65,20 @@ def open_or_none(journals, task_id):
         return journals.open(task_id)
 
 
-def crash(machine, *task_ids):
-    """Server and runners at once, and the books of these tasks are ended."""
+def crash(machine, task_id):
+    """Server and runner at once, and the books of the task are ended."""
     machine.server.stop(signal.SIGKILL)
-    for pid in runner_pids(machine.data_dir):
+    for pid in runner_pids(machine.data_dir, task_id):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    for task_id in task_ids:
-        end_books(machine.data_dir, task_id)
+    end_books(machine.data_dir, task_id)
 
 
 def attempt_of(machine, task_id):
     from sandbox.contracts.layout import TaskLayout
 
     root = TaskLayout(machine.data_dir, task_id).root / "attempts"
-    names = until(lambda: root.exists() and os.listdir(root), what="an attempt")
+    names = until(lambda: root.exists() and [path.name for path in root.iterdir()], what="an attempt")
     return TaskLayout(machine.data_dir, task_id).attempt(names[0])
 
 
@@ -102,3 +101,48 @@ def test_whatever_was_made_when_all_died_is_gone_when_the_next_server_has_starte
         until(lambda: not left_behind(machine.data_dir), 30, f"nothing to be left of a death at {what}")
         assert machine.status(task_id)["error"]["code"] == "runner_lost"
     assert {"files", "cgroups"} <= seen or os.geteuid() != 0
+
+
+def round_has_ended(machine):
+    """The janitor's last duty, half-made images, comes after everything else."""
+    half_made = machine.data_dir / "profiles" / "half-made" / "part"
+    half_made.mkdir(parents=True)
+    return lambda: not half_made.exists()
+
+
+def test_a_living_neighbour_and_what_is_preserved_are_let_alone(world, tmp_path):
+    machine = world(bash(LONG), says())
+    neighbour = World(make_directory(tmp_path / "next-door"))
+    neighbour.model_url = machine.model_url
+    (neighbour.home / ".gitconfig").write_text((machine.home / ".gitconfig").read_text())
+    with contextlib.closing(neighbour):
+        neighbour.start_server()
+        neighbour.submit("next-door")
+        machine.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})
+        machine.submit("living")
+        machine.submit("lost")
+        assert machine.wait("kept")["state"] == "failed_preserved"
+        for here, task_id in ((neighbour, "next-door"), (machine, "living"), (machine, "lost")):
+            here.until_state("running", task_id)
+        others = [attempt_of(neighbour, "next-door"), *(attempt_of(machine, name) for name in ("living", "kept"))]
+        crash(machine, "lost")
+        before = [traces_of(attempt) for attempt in others]
+        has_ended = round_has_ended(machine)
+        machine.start_server()
+        until(has_ended, 30, "the end of the janitor's round")
+        assert [traces_of(attempt) for attempt in others] == before
+        assert [path.name for path in attempt_of(machine, "lost").root.iterdir()] == ["runner.log"]
+        assert (machine.status("living")["state"], neighbour.status("next-door")["state"]) == ("running", "running")
+        assert machine.http.delete("/api/v1/tasks/kept/vm").is_success
+
+
+def make_directory(path):
+    path.mkdir()
+    return path
+
+
+def traces_of(attempt):
+    """The sandbox's own processes, control groups and files of one attempt."""
+    data_dir, attempt_id = attempt.root.parents[3], attempt.root.name
+    marked = {one for one in processes(data_dir) if f"sandbox:{attempt_id}" in one[1]}
+    return marked, {one for kind in (cgroups, files) for one in kind(data_dir) if attempt_id in one}
