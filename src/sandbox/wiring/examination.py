@@ -7,10 +7,12 @@ import subprocess
 from collections.abc import Callable
 
 from sandbox.agent.binary import binary_version, find_binary
+from sandbox.contracts.layout import tasks_root
 from sandbox.control.probes import probing
 from sandbox.disks.probe import why_no_loop
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_CHECK_SECONDS, DISK_FREE_BYTES_MIN
+from sandbox.runtimes.cgroups import find_hierarchies
 from sandbox.runtimes.node import node_version, pinned_packages
 from sandbox.wiring.finding import Finding
 from sandbox.wiring.machine import choose_run_dir
@@ -33,6 +35,7 @@ def examine(settings: ServerSettings) -> list[Finding]:
         ("Claude Code", _claude_code),
         ("sandbox", _sandbox),
         ("disks", _disks),
+        ("leftovers", _leftovers),
         ("profiles", find_profiles),
         ("agentic-dev", _programs),
         ("node", _node),
@@ -91,6 +94,19 @@ def _disks(settings: ServerSettings) -> list[Finding]:
     message = f"vm.disk is looked at every {DISK_CHECK_SECONDS:.0f} s, and a task that is past it ends: {reason}"
     mend = "Run as root on a machine with loop devices and e2fsprogs, to have full disks tell the agent."
     return [Finding("disks", False, message, mend, is_needed=False)]
+
+
+def _leftovers(settings: ServerSettings) -> list[Finding]:
+    """Nobody's control groups, which cost next to nothing. Those of this data directory are the janitor's."""
+    hierarchies = find_hierarchies()
+    tasks = tasks_root(settings.server.data_dir.absolute())
+    ours = {path.name for path in tasks.glob("*/attempts/*")}
+    empty = [one for one in hierarchies.attempt_ids() - ours if not hierarchies.group(one).process_ids()]
+    if not empty:
+        return []
+    message = f"control groups without processes that are no attempts of this data directory: {len(empty)}"
+    mend = "Where no other server uses them, remove them as docs/operations.md tells."
+    return [Finding("leftovers", False, message, mend, is_needed=False)]
 
 
 def _programs(_: ServerSettings) -> list[Finding]:
