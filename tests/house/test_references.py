@@ -78,7 +78,9 @@ def test_the_common_options_are_listed_and_every_command_that_asks_the_server_ha
         assert ("--server" in options) == ("--token" in options), name
 
 
-@pytest.mark.parametrize("page", ["rest", "websocket", "cli", "metrics", "access", "secrets", "manifest", "errors"])
+@pytest.mark.parametrize(
+    "page", ["rest", "websocket", "cli", "metrics", "access", "secrets", "manifest", "errors", "python-client"]
+)
 def test_links_between_pages_lead_somewhere(root: Path, page: str):
     text = (root / "docs" / f"{page}.md").read_text()
     targets = typing.cast("list[str]", re.findall(r"\]\((?!https?:|#)([^)#]+)", text))

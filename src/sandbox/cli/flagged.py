@@ -12,7 +12,7 @@ from sandbox.cli.failures import fail
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
-    from sandbox.client.answers import ArtifactEntry
+    from sandbox.client.answers import Artifact
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -23,7 +23,7 @@ def secrets_option(command: _Decorated) -> _Decorated:
     return click.option("--allow-secrets", "allows_secrets", is_flag=True, help=help_text)(command)
 
 
-def refuse_secrets(entries: Iterable[ArtifactEntry], *, allows_secrets: bool) -> None:
+def refuse_secrets(entries: Iterable[Artifact], *, allows_secrets: bool) -> None:
     """End the command when one of them is flagged and that was not asked for."""
     names = [visible(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
     if names:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from sandbox.model.address import DEFAULT_SERVER
+
 if TYPE_CHECKING:
     from sandbox.client import Client
-
-DEFAULT_SERVER = "http://localhost:8122"
 
 Format = Literal["text", "json", "table"]
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])

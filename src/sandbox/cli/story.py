@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ STATES = Detail(has_work=False)
 
 
 def tell(
-    frames: Iterable[dict[str, Any]],
+    frames: Iterable[Mapping[str, Any]],
     console: Console,
     detail: Detail = SHORT,
     *,
@@ -100,19 +100,19 @@ class Story:
             told.append(money(self.cost_usd))
         return told
 
-    def add(self, frame: dict[str, Any]) -> None:
+    def add(self, frame: Mapping[str, Any]) -> None:
         """Take one frame; types that are not known are passed over."""
         self._first_at = self._first_at or frame.get("timestamp")
         tell_frame = getattr(self, f"_tell_{frame.get('type')}", None)
         if tell_frame is not None:
             tell_frame(frame)
 
-    def _tell_state_change(self, frame: dict[str, Any]) -> None:
+    def _tell_state_change(self, frame: Mapping[str, Any]) -> None:
         self.state = str(frame.get("new_state"))
         message = str(frame.get("state_message") or "")
         self._page.print_state(frame, self.state, message if message != self._last_error else "")
 
-    def _tell_output(self, frame: dict[str, Any]) -> None:
+    def _tell_output(self, frame: Mapping[str, Any]) -> None:
         data = str(frame.get("data", ""))
         if frame.get("stream") == "stderr":
             if self._detail.has_work:
@@ -133,7 +133,7 @@ class Story:
     def _begin_tool(self, use: ToolUsed) -> None:
         _remember(self._unfinished, use.id, use)
 
-    def _hear_answer(self, frame: dict[str, Any], answer: ToolAnswered) -> None:
+    def _hear_answer(self, frame: Mapping[str, Any], answer: ToolAnswered) -> None:
         if answer.text and (answer.is_error or self._detail.result_lines_max):
             _remember(self._answers, answer.id, answer.text)
         if not self._detail.has_events:
@@ -142,7 +142,7 @@ class Story:
             told = {"tool": tool, "tool_use_id": answer.id, "is_error": answer.is_error}
             self._tell_tool_call({"timestamp": frame.get("timestamp"), **told})
 
-    def _tell_tool_call(self, frame: dict[str, Any]) -> None:
+    def _tell_tool_call(self, frame: Mapping[str, Any]) -> None:
         self.tool_calls += 1
         use_id = str(frame.get("tool_use_id"))
         use = self._unfinished.pop(use_id, None)
@@ -156,25 +156,25 @@ class Story:
         elif self._detail.result_lines_max:
             self._page.print_folded(frame, answer, lines_max=self._detail.result_lines_max)
 
-    def _tell_usage(self, frame: dict[str, Any]) -> None:
+    def _tell_usage(self, frame: Mapping[str, Any]) -> None:
         for field in ("input_tokens", "cache_read_tokens", "cache_write_tokens"):
             self.input_tokens += int(frame.get(field) or 0)
         self.output_tokens += int(frame.get("output_tokens") or 0)
         self.cost_usd += float(frame.get("cost_usd") or 0)
 
-    def _tell_egress_denied(self, frame: dict[str, Any]) -> None:
+    def _tell_egress_denied(self, frame: Mapping[str, Any]) -> None:
         denied = f"Refused {frame.get('host')}:{frame.get('port')}: {frame.get('reason')}"
         self._page.print_lines(frame, denied, "yellow", lines_max=NOTICE_LINES_MAX)
 
-    def _tell_error(self, frame: dict[str, Any]) -> None:
+    def _tell_error(self, frame: Mapping[str, Any]) -> None:
         self._last_error = str(frame.get("message"))
         self._page.print_lines(frame, self._last_error, "red", lines_max=TEXT_LINES_MAX)
 
-    def _tell_gap(self, frame: dict[str, Any]) -> None:
+    def _tell_gap(self, frame: Mapping[str, Any]) -> None:
         missing = f"Some events are missing: {frame.get('reason')}"
         self._page.print_lines(frame, missing, "yellow", lines_max=NOTICE_LINES_MAX)
 
-    def _tell_end(self, frame: dict[str, Any]) -> None:
+    def _tell_end(self, frame: Mapping[str, Any]) -> None:
         self.final_state = str(frame.get("state"))
         self._unfinished.clear()
         took = span(self._first_at, frame.get("timestamp"))

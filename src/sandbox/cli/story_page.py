@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ class StoryPage:
         self._console = console
         self._day = str(today or datetime.now().astimezone().date())
 
-    def print_state(self, frame: dict[str, Any], state: str, message: str) -> None:
+    def print_state(self, frame: Mapping[str, Any], state: str, message: str) -> None:
         """A new state and what it means, wrapped in a column of its own."""
         from rich.text import Text
 
@@ -42,7 +43,7 @@ class StoryPage:
         for other in others:
             self._print(Text(" " * indent).append_text(other))
 
-    def print_tool(self, frame: dict[str, Any], summary: str, took: str, *, is_error: bool) -> None:
+    def print_tool(self, frame: Mapping[str, Any], summary: str, took: str, *, is_error: bool) -> None:
         """A tool call, on one line."""
         from rich.text import Text
 
@@ -54,7 +55,7 @@ class StoryPage:
         self._print(line.append_text(what).append("  " if summary and took else "").append(took, "dim"))
 
     def print_lines(
-        self, frame: dict[str, Any], text: str, style: str, *, lines_max: int | None = 1, mark: str = ""
+        self, frame: Mapping[str, Any], text: str, style: str, *, lines_max: int | None = 1, mark: str = ""
     ) -> None:
         """`text` beside the time, wrapped, at most so many lines of it (None: all)."""
         from rich.text import Text
@@ -63,7 +64,7 @@ class StoryPage:
         for number, line in enumerate(self._wrapped(text, len(time) + len(indent), lines_max)):
             self._print(Text.assemble((time if number == 0 else " " * len(time), "dim"), indent, (line, style)))
 
-    def print_complaint(self, frame: dict[str, Any], text: str, *, lines_max: int) -> None:
+    def print_complaint(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
         """Why a tool call failed: at most so many lines below the call."""
         from rich.text import Text
 
@@ -71,7 +72,7 @@ class StoryPage:
         for line in self._wrapped(text, len(indent), lines_max):
             self._print(Text.assemble(indent, (line, "red")))
 
-    def print_folded(self, frame: dict[str, Any], text: str, *, lines_max: int) -> None:
+    def print_folded(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
         """What a tool answered: its first lines, each on one line, and how many more there are."""
         from rich.text import Text
 
@@ -92,7 +93,7 @@ class StoryPage:
         lines = [line.plain.rstrip() for line in written.wrap(self._console, room)]
         return [*lines[: lines_max - 1], lines[lines_max - 1] + "…"] if lines_max and len(lines) > lines_max else lines
 
-    def _time(self, frame: dict[str, Any]) -> str:
+    def _time(self, frame: Mapping[str, Any]) -> str:
         timestamp = frame.get("timestamp")
         if (today := day(timestamp)) and today != self._day:
             self._day = today

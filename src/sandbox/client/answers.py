@@ -1,21 +1,42 @@
-"""The API's answers as plain dictionaries, with the keys that clients may count on."""
+"""The API's answers as the dictionaries that they are, with the keys that clients may count on.
+
+What a newer server adds is in them too. Times are RFC 3339 in UTC.
+"""
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
-Frame = dict[str, Any]
-"""One event of a task: `type, task_id, seq, timestamp` and the type's own fields."""
+State = Literal[
+    "pending",
+    "staging",
+    "provisioning",
+    "ready",
+    "running",
+    "completing",
+    "completed",
+    "failed",
+    "failed_preserved",
+    "cancelled",
+]
+
+
+class Links(TypedDict):
+    """Where to go on, as paths of the server."""
+
+    self: str
+    logs: str
+    artifacts: str
 
 
 class Submitted(TypedDict):
     """The answer to a submission."""
 
     task_id: str
-    state: str
+    state: State
     message: str
     created_at: str
-    links: dict[str, str]
+    links: Links
 
 
 class Progress(TypedDict):
@@ -32,12 +53,43 @@ class Progress(TypedDict):
     egress_denied: int
 
 
+class Vm(TypedDict):
+    """A task's sandbox; the first four are None until it is known."""
+
+    runtime: str | None
+    tier: str | None
+    isolates: str | None
+    image: str | None
+    profile: str
+    cpus: int
+    memory: str
+    disk: str
+    network_mode: str
+
+
+class Failure(TypedDict):
+    """Why a task failed: a code of docs/errors.md, and a sentence that says what to do."""
+
+    code: str
+    message: str
+
+
+class Definition(TypedDict):
+    """The manifest with the defaults filled in; secrets by name only."""
+
+    repository: dict[str, Any]
+    claude: dict[str, Any]
+    vm: dict[str, Any]
+    secrets: list[dict[str, str]]
+    lifecycle: dict[str, Any]
+
+
 class TaskSummary(TypedDict):
-    """A task as it stands in a list."""
+    """A task as it stands in a list. result: Claude Code's own last words."""
 
     id: str
     name: str
-    state: str
+    state: State
     labels: dict[str, str]
     created_at: str
     started_at: str | None
@@ -45,17 +97,18 @@ class TaskSummary(TypedDict):
     state_changed_at: str
     state_message: str
     vm_name: str | None
-    vm: dict[str, Any] | None
+    vm_ip: None
+    vm: Vm
     exit_code: int | None
-    error: dict[str, str] | None
+    error: Failure | None
     progress: Progress
     result: dict[str, Any] | None
 
 
-class TaskStatus(TaskSummary):
-    """A task with its manifest, the defaults filled in."""
+class Task(TaskSummary):
+    """A task with its manifest."""
 
-    definition: dict[str, Any]
+    definition: Definition
 
 
 class TaskPage(TypedDict):
@@ -74,8 +127,8 @@ class Cancellation(TypedDict):
 
     success: bool
     task_id: str
-    previous_state: str
-    new_state: str
+    previous_state: State
+    new_state: State
     message: str
     cancelled_at: str
 
@@ -88,8 +141,8 @@ class Release(TypedDict):
     message: str
 
 
-class ArtifactEntry(TypedDict):
-    """One artifact as it stands in a list."""
+class Artifact(TypedDict):
+    """One artifact as it stands in a list; checksum: `sha256:` and its hexadecimal digits."""
 
     name: str
     path: str
@@ -105,6 +158,50 @@ class ArtifactList(TypedDict):
     """The artifacts of a task."""
 
     task_id: str
-    artifacts: list[ArtifactEntry]
+    artifacts: list[Artifact]
     total_count: int
     total_size_bytes: int
+
+
+class Runtime(TypedDict):
+    """What a runtime can do on the server's machine; `mend`: what to do where it does not work."""
+
+    name: str
+    works: bool
+    tier: str
+    isolates: list[str]
+    gaps: list[str]
+    limits: list[str]
+    mend: str
+
+
+class Health(TypedDict):
+    """How the server is; tasks: how many there are in each state."""
+
+    status: str
+    ready: bool
+    reasons: list[str]
+    version: str
+    uptime_seconds: float
+    tasks: dict[str, int]
+    runtimes: list[Runtime]
+    store: dict[str, bool]
+    disk: dict[str, int]
+
+
+class Mistake(TypedDict):
+    """One mistake of a manifest; line and column where it is YAML."""
+
+    field: str
+    rule: str
+    message: str
+    line: int | None
+    column: int | None
+
+
+class ExistingTask(TypedDict):
+    """The task that has an id already."""
+
+    id: str
+    state: State
+    created_at: str

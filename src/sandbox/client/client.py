@@ -1,43 +1,51 @@
-"""The REST API as methods. Every method may raise ClientError in one of its families."""
+"""The client for programs without an event loop."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from uuid import uuid4
 
-from sandbox.client import event_stream
-from sandbox.client.answers import ArtifactList, Cancellation, Frame, Release, Submitted, TaskPage, TaskStatus
-from sandbox.client.connection import Connection
-from sandbox.client.download import save
-from sandbox.client.errors import ClientError, UnreachableError
-from sandbox.client.patience import Patience
-from sandbox.model.state import TERMINAL_STATES
+from sandbox.client import calls, conversations
+from sandbox.client.answers import ArtifactList, Cancellation, Health, Release, Submitted, Task, TaskPage, TaskSummary
+from sandbox.client.calls import Call, Manifest, Stream
+from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, connection_to
+from sandbox.client.conversations import Conversation, Following, Pause, Talk
+from sandbox.client.download import Download, Reading
+from sandbox.client.errors import ClientError
+from sandbox.client.events import Event
+from sandbox.client.log_lines import LogLines
 
-WAIT_SECONDS = 60.0
-"""How long one request for the end of a task waits; a longer wait is several of them."""
+if TYPE_CHECKING:
+    import httpx
 
-AGAIN_SECONDS = 0.1
-"""Before waiting once more: a server that shuts down answers at once."""
+AnswerT = TypeVar("AnswerT")
 
-RESUBMIT_SECONDS = 60.0
-"""How long after the first try a submission whose answer was lost is tried again."""
+READ_BYTES_MAX = 16 * 1024 * 1024
+"""What an artifact that is read into memory may have unless the caller says otherwise."""
 
-SILENCE_SECONDS = 45.0
-"""A stream that is silent for so long is dead: the server says something every 15 s."""
+PAGE_TASKS_MAX = 1000
+"""Of a list that is asked for whole."""
 
 
 class Client:
-    """One Sandbox server, spoken to over HTTP; a context manager.
+    """One Sandbox server, spoken to over HTTP; a context manager. Every method may raise ClientError in its families.
 
-    base_url: such as `http://localhost:8122`; timeout_seconds: for each answer, and for each read of a stream.
+    server: such as `http://localhost:8122`; token: what it wants to be shown. None: as SANDBOX_SERVER and
+    SANDBOX_TOKEN say. timeout_seconds: for each answer, and for each read of a stream.
     """
 
-    def __init__(self, base_url: str, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
-        self._connection = Connection(base_url, token, timeout_seconds)
+    def __init__(
+        self, server: str | None = None, token: str | None = None, *, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
+        import httpx
+
+        self._connection = connection_to(server, token, timeout_seconds)
+        self._http = httpx.Client(**self._connection.settings())
 
     def __enter__(self) -> Self:
         return self
@@ -49,26 +57,18 @@ class Client:
 
     def close(self) -> None:
         """Give the sockets back."""
-        self._connection.close()
+        self._http.close()
 
     def submit(
-        self, manifest: bytes, content_type: str = "application/yaml", *, idempotency_key: str | None = None
+        self, manifest: Manifest, content_type: str | None = None, *, idempotency_key: str | None = None
     ) -> Submitted:
         """Ask for a task; when this returns the task is durable.
 
-        With an `idempotency_key` (one of its own for each task) a connection that is lost before the answer is no
-        loss: the same is asked again, within bounds, and makes no second task.
+        manifest: data, YAML or JSON text, or the path of a file. A connection that is lost before the answer is no
+        loss: the same is asked again, within bounds, and makes no second task. idempotency_key: one of its own for
+        each task, for programs that may ask again after they have ended; without, one is made.
         """
-        headers = {"Content-Type": content_type, **_given({"Idempotency-Key": idempotency_key})}
-        deadline, patience, is_lost = time.monotonic() + RESUBMIT_SECONDS, Patience(), False
-        while True:
-            try:
-                return cast("Submitted", self._connection.json("POST", "/tasks", content=manifest, headers=headers))
-            except ClientError as error:
-                is_lost = is_lost or (isinstance(error, UnreachableError) and error.may_have_arrived)
-                if idempotency_key is None or not is_lost or time.monotonic() > deadline:
-                    raise
-                patience.pause(error)
+        return self._hold(conversations.submit(calls.submit(manifest, content_type, idempotency_key or str(uuid4()))))
 
     def tasks(
         self,
@@ -81,55 +81,52 @@ class Client:
         cursor: str | None = None,
     ) -> TaskPage:
         """A page of tasks, in the server's order unless `sort` and `order` say otherwise."""
-        plain = {"state": ",".join(states) or None, "limit": limit, "sort": sort, "order": order, "cursor": cursor}
-        parameters = {**plain, **{f"label.{key}": value for key, value in (labels or {}).items()}}
-        return cast("TaskPage", self._connection.json("GET", "/tasks", params=_given(parameters)))
+        return self._ask(calls.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
 
-    def status(self, task_id: str) -> TaskStatus:
+    def all_tasks(
+        self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
+    ) -> Iterator[TaskSummary]:
+        """Every task, page after page; none skipped and none twice whatever happens in between."""
+        wanted, cursor = tuple(states), None
+        while True:
+            page = self.tasks(states=wanted, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
+            yield from page["tasks"]
+            cursor = page["next_cursor"]
+            if cursor is None or not page["tasks"]:
+                return
+
+    def status(self, task_id: str) -> Task:
         """The task as it is now."""
-        return cast("TaskStatus", self._connection.json("GET", _path(task_id)))
+        return self._ask(calls.status(task_id))
 
-    def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> TaskStatus:
+    def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
         """The task once it has ended, or as it is when the time is over (None: no limit).
 
         A server that is restarted meanwhile is waited for, within bounds.
         """
-        deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
-        status, patience = self.status(task_id), Patience()
-        while status["state"] not in TERMINAL_STATES:
-            left = WAIT_SECONDS if deadline is None else min(WAIT_SECONDS, deadline - time.monotonic())
-            if left <= 0:
-                break
-            try:
-                status = self._wait_once(task_id, left)
-                patience.restore()
-                time.sleep(AGAIN_SECONDS if status["state"] not in TERMINAL_STATES else 0)
-            except ClientError as error:
-                patience.pause(error)
-        return status
+        return self._hold(conversations.wait(task_id, timeout_seconds))
 
     def cancel(self, task_id: str, *, reason: str | None = None, force: bool = False) -> Cancellation:
         """Record the wish to cancel; the end comes later. `force` leaves out the agent's grace."""
-        parameters = _given({"reason": reason, "force": "true" if force else None})
-        return cast("Cancellation", self._connection.json("DELETE", _path(task_id), params=parameters))
+        return self._ask(calls.cancel(task_id, reason, force=force))
 
     def release(self, task_id: str) -> Release:
         """Remove the sandbox that was preserved after the task failed. Raises NotFoundError when there is none."""
-        return cast("Release", self._connection.json("DELETE", _path(task_id, "vm")))
+        return self._ask(calls.release(task_id))
+
+    def health(self) -> Health:
+        """How the server is."""
+        return self._ask(calls.health())
 
     def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None
     ) -> Iterator[bytes]:
         """The lines that are there now, `[time] [STDOUT] …`, each with its newline."""
-        parameters = _given({"stream": stream, "since": since, "tail": tail})
-        with self._connection.stream("GET", _path(task_id, "logs"), params=parameters) as response:
-            pending = b""
+        lines = LogLines()
+        with self._streaming(calls.logs(task_id, stream=stream, since=since, tail=tail)) as response:
             for chunk in response.iter_bytes():
-                *lines, pending = (pending + chunk).split(b"\n")
-                for line in lines:
-                    yield line + b"\n"
-            if pending:
-                yield pending + b"\n"
+                yield from lines.feed(chunk)
+        yield from lines.rest()
 
     def events(
         self,
@@ -139,67 +136,87 @@ class Client:
         since: str | None = None,
         tail: int | None = None,
         after: int | None = None,
-    ) -> Iterator[Frame]:
-        """The frames of a task from its beginning (or `since`, `tail`, `after` a seq) to its end, as they happen.
+    ) -> Iterator[Event]:
+        """What happens to a task, from its beginning (or `since`, `tail`, `after` a seq) to its end.
 
         A broken connection is resumed where it broke, without loss or doubling, within bounds.
         """
         self.status(task_id)  # the first contact must succeed at once; only later ones are tried again
-        parameters = _given({"since": since, "tail": tail, "after": after})
-        patience = Patience()
-        while True:
+        following = Following(task_id, stream, since=since, tail=tail, after=after)
+        while not following.is_over:
+            failure = None
             try:
-                for frame in self._connected_events(task_id, {"stream": stream, "follow": "true", **parameters}):
-                    patience.restore()
-                    parameters = {"after": frame["seq"]}
-                    yield frame
-                    if frame["type"] == "end":
+                with self._streaming(following.connect()) as response:
+                    if response.status_code == 204:
                         return
-                failure: ClientError = UnreachableError("The server closed the stream before the task's end.")
-            except _EndedError:
-                return
+                    for chunk in response.iter_bytes():
+                        yield from following.feed(chunk)
             except ClientError as error:
                 failure = error
-            patience.pause(failure)
+            if not following.is_over:
+                time.sleep(following.pause_seconds(failure))
 
     def artifacts(self, task_id: str) -> ArtifactList:
         """What was kept from the task."""
-        return cast("ArtifactList", self._connection.json("GET", _path(task_id, "artifacts")))
+        return self._ask(calls.artifacts(task_id))
 
     def download(self, task_id: str, name: str, target: Path) -> int:
         """Store an artifact (by its name, else its path) as the file `target`; give its size in bytes.
 
         The file appears whole and verified or not at all. Raises ChecksumError, and OSError as files do.
         """
-        # Not compressed on the way: the checksum is that of the stored bytes.
-        headers = {"Accept-Encoding": "identity"}
-        with self._connection.stream("GET", _path(task_id, "artifacts", name), headers=headers) as response:
-            return save(response.iter_bytes(), response.headers.get("X-Checksum-SHA256", ""), target)
+        with (
+            self._streaming(calls.artifact(task_id, name)) as response,
+            Download(target, response.headers.get("X-Checksum-SHA256", "")) as download,
+        ):
+            for chunk in response.iter_bytes():
+                download.write(chunk)
+            return download.keep()
 
-    def _wait_once(self, task_id: str, seconds: float) -> TaskStatus:
-        path, parameters = _path(task_id, "wait"), {"timeout": f"{seconds:.3f}"}
-        return cast("TaskStatus", self._connection.json("GET", path, params=parameters, read_seconds=seconds + 15))
+    def read(self, task_id: str, name: str, *, bytes_max: int = READ_BYTES_MAX) -> bytes:
+        """The verified bytes of a small artifact. Raises ChecksumError, and TooLargeError for a large one."""
+        with self._streaming(calls.artifact(task_id, name)) as response:
+            reading = Reading(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)
+            for chunk in response.iter_bytes():
+                reading.write(chunk)
+            return reading.keep()
 
-    def _connected_events(self, task_id: str, parameters: dict[str, Any]) -> Iterator[Frame]:
-        headers = {"Accept": "text/event-stream"}
-        if "after" in parameters:
-            headers["Last-Event-ID"] = str(parameters["after"])
-        path = _path(task_id, "logs")
-        with self._connection.stream(
-            "GET", path, params=parameters, headers=headers, read_seconds=SILENCE_SECONDS
-        ) as response:
-            if response.status_code == 204:
-                raise _EndedError
-            yield from event_stream.frames(response.iter_bytes())
+    def _hold(self, conversation: Conversation[AnswerT]) -> AnswerT:
+        talk = Talk(conversation)
+        while talk.step is not None:
+            if isinstance(talk.step, Pause):
+                time.sleep(talk.step.seconds)
+                talk.answer(None)
+                continue
+            try:
+                answer = self._ask(talk.step)
+            except ClientError as error:
+                talk.refuse(error)
+            else:
+                talk.answer(answer)
+        return talk.result
+
+    def _ask(self, call: Call[AnswerT]) -> AnswerT:
+        with self._streaming(call) as response:
+            body = response.read()
+        return self._connection.answer(call, response.status_code, body)
+
+    @contextmanager
+    def _streaming(self, call: Call[Any] | Call[Stream]) -> Iterator[httpx.Response]:
+        """A successful answer whose body is read by the caller."""
+        with (
+            self._connection.translating(),
+            self._http.stream(**self._connection.request(call)) as response,
+        ):
+            if not response.is_success:
+                raise self._connection.refusal(response, _beginning(response))
+            yield response
 
 
-class _EndedError(Exception):
-    """Nothing comes after the place that was asked for."""
-
-
-def _path(task_id: str, *rest: str) -> str:
-    return "/".join(["/tasks", *(quote(part, safe="") for part in (task_id, *rest))])
-
-
-def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in parameters.items() if value is not None}
+def _beginning(response: httpx.Response) -> bytes:
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > ERROR_BYTES_MAX:
+            break
+    return bytes(body)

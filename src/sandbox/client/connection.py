@@ -1,103 +1,118 @@
-"""HTTP to one server: requests that answer with JSON, streams, and errors in the client's own words."""
+"""What both clients share of HTTP: a server's address, the settings, and errors in the client's own words."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-from sandbox.client.errors import InvalidRequestError, UnreachableError, error_of, unexpected_answer
+from sandbox.client.calls import Call
+from sandbox.client.errors import (
+    ClientError,
+    InvalidParameterError,
+    UnreachableError,
+    error_of,
+    unexpected_answer,
+)
+from sandbox.model.address import DEFAULT_SERVER
+
+CONNECT_SECONDS = 5.0
+ERROR_BYTES_MAX = 1024 * 1024
+TIMEOUT_SECONDS = 30.0
 
 if TYPE_CHECKING:
     import httpx
 
-CONNECT_SECONDS = 5.0
-ERROR_BYTES_MAX = 1024 * 1024
+AnswerT = TypeVar("AnswerT")
 
 
+@dataclass(frozen=True)
 class Connection:
-    """One server's address, token and connection pool. Raises InvalidRequestError for an address that is none."""
+    """One server's address and token. timeout_seconds: for each answer, and for each read of a stream."""
 
-    def __init__(self, base_url: str, token: str | None, timeout_seconds: float) -> None:
+    server: str
+    token: str | None
+    timeout_seconds: float
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of an httpx client."""
         import httpx
 
-        self.server = _checked(base_url)
-        self._timeout = httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS)
-        self._http = httpx.Client(
-            base_url=self.server,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=self._timeout,
-            trust_env=False,  # a proxy variable must not catch a server on this machine
-            verify=_certificates(self.server),
-        )
+        return {
+            "base_url": self.server,
+            "headers": {"Authorization": f"Bearer {self.token}"} if self.token else {},
+            "timeout": httpx.Timeout(self.timeout_seconds, connect=CONNECT_SECONDS),
+            "trust_env": False,  # a proxy variable must not catch a server on this machine
+            "verify": _certificates(self.server),
+        }
 
-    def close(self) -> None:
-        """Give the sockets back."""
-        self._http.close()
+    def request(self, call: Call[Any]) -> dict[str, Any]:
+        """The arguments of httpx for one call."""
+        import httpx
 
-    def json(self, method: str, path: str, *, read_seconds: float | None = None, **request: Any) -> Any:
-        """The JSON object that the server answers with.
+        arguments: dict[str, Any] = {
+            "method": call.method,
+            "url": "/api/v1" + call.path,
+            "params": call.params,
+            "headers": call.headers,
+            "content": call.content,
+        }
+        if call.read_seconds is not None:
+            arguments["timeout"] = httpx.Timeout(self.timeout_seconds, connect=CONNECT_SECONDS, read=call.read_seconds)
+        return arguments
 
-        read_seconds: how long the answer may take where that is known to be long.
-        Raises ClientError (its families) for every other answer, UnreachableError for none.
-        """
-        with self.stream(method, path, read_seconds=read_seconds, **request) as response:
-            body = response.read()
+    def answer(self, call: Call[AnswerT], status: int, body: bytes) -> AnswerT:
+        """The JSON object of an answer. Raises UnexpectedAnswerError for what is none."""
         try:
-            answer = json.loads(body)
+            told = json.loads(body)
         except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            raise unexpected_answer(self.server, response.status_code)
-        return answer
+            told = None
+        if not isinstance(told, dict):
+            raise unexpected_answer(self.server, status)
+        return cast("AnswerT", told)
+
+    def refusal(self, response: httpx.Response, body: bytes) -> ClientError:
+        """The error that an answer stands for; `body`: its beginning."""
+        return error_of(self.server, response.status_code, body, response.headers.get("Retry-After"))
 
     @contextmanager
-    def stream(
-        self, method: str, path: str, *, read_seconds: float | None = None, **request: Any
-    ) -> Iterator[httpx.Response]:
-        """A successful answer whose body is read by the caller. Raises as `json` does, also while it is being read."""
+    def translating(self) -> Iterator[None]:
+        """What httpx raises inside comes out as UnreachableError."""
         import httpx
 
-        if read_seconds is not None:
-            request["timeout"] = httpx.Timeout(self._timeout.read, connect=CONNECT_SECONDS, read=read_seconds)
         try:
-            with self._http.stream(method, "/api/v1" + path, **request) as response:
-                if not response.is_success:
-                    raise error_of(self.server, response.status_code, _beginning(response))
-                yield response
+            yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             message = f"Cannot reach {self.server}. Is the server running? Start it with: sandbox serve"
             raise UnreachableError(message) from error
         except httpx.TimeoutException as error:
-            raise UnreachableError(
-                f"{self.server} did not answer in time. Try again.", may_have_arrived=True
-            ) from error
+            message = f"{self.server} did not answer in time. Try again."
+            raise UnreachableError(message, may_have_arrived=True) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             message = f"The connection to {self.server} broke. Try again."
             raise UnreachableError(message, may_have_arrived=True) from error
 
 
-def _beginning(response: httpx.Response) -> bytes:
-    body = bytearray()
-    for chunk in response.iter_bytes():
-        body += chunk
-        if len(body) > ERROR_BYTES_MAX:
-            break
-    return bytes(body)
+def connection_to(server: str | None, token: str | None, timeout_seconds: float) -> Connection:
+    """None: what the environment says, SANDBOX_SERVER and SANDBOX_TOKEN. Raises InvalidParameterError."""
+    address = server if server is not None else os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER
+    shown = token if token is not None else os.environ.get("SANDBOX_TOKEN")
+    return Connection(_checked(address), shown or None, timeout_seconds)
 
 
-def _checked(base_url: str) -> str:
+def _checked(address: str) -> str:
     try:
-        parts = urlsplit(base_url)
+        parts = urlsplit(address)
         is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_address = False
     if not is_address:
-        message = f"The server's address must look like http://localhost:8122, not {base_url!r}."
-        raise InvalidRequestError(message, code="invalid_parameter")
-    return base_url.rstrip("/")
+        raise InvalidParameterError(f"The server's address must look like {DEFAULT_SERVER}, not {address!r}.")
+    return address.rstrip("/")
 
 
 def _certificates(server: str) -> Any:

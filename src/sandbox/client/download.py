@@ -4,28 +4,86 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from sandbox.client.errors import ChecksumError
+from sandbox.client.errors import ChecksumError, TooLargeError
 
 
-def save(chunks: Iterable[bytes], checksum: str, target: Path) -> int:
-    """Write `chunks` to `target` (replaced at once, at the end); give the number of bytes.
+class Download:
+    """A file on its way to `target`; a context manager that leaves nothing behind unless `keep` was called.
 
-    checksum: the SHA-256 in hexadecimal, with or without `sha256:` before it.
-    Raises ChecksumError, and leaves no file, when the bytes have another one; OSError as files do.
+    checksum: the SHA-256 in hexadecimal, with or without `sha256:` before it. Every method raises OSError as files do.
     """
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
-    digest, size_bytes = hashlib.sha256(), 0
-    try:
-        with part.open("xb") as file:
-            for chunk in chunks:
-                digest.update(chunk)
-                size_bytes += file.write(chunk)
-        if digest.hexdigest() != checksum.removeprefix("sha256:").lower():
-            raise ChecksumError(f"{target.name} arrived damaged: its checksum is wrong. Nothing was kept; try again.")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-    return size_bytes
+
+    def __init__(self, target: Path, checksum: str) -> None:
+        self._target = target
+        self._checksum = Checksum(checksum)
+        self._part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+        self._size_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._file = self._part.open("xb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes) -> None:
+        """The next bytes."""
+        self._checksum.add(chunk)
+        self._size_bytes += self._file.write(chunk)
+
+    def keep(self) -> int:
+        """Put the whole file at its place, where it replaces another at once; give its size in bytes.
+
+        Raises ChecksumError.
+        """
+        self._checksum.verify(self._target.name)
+        self._file.close()
+        self._part.replace(self._target)
+        return self._size_bytes
+
+
+class Reading:
+    """Bytes on their way into memory, at most `bytes_max` of them."""
+
+    def __init__(self, name: str, checksum: str, bytes_max: int) -> None:
+        self._name = name
+        self._checksum = Checksum(checksum)
+        self._bytes_max = bytes_max
+        self._data = bytearray()
+
+    def write(self, chunk: bytes) -> None:
+        """The next bytes. Raises TooLargeError."""
+        self._checksum.add(chunk)
+        self._data += chunk
+        if len(self._data) > self._bytes_max:
+            message = f"{self._name} has more than {self._bytes_max} bytes. Download it into a file."
+            raise TooLargeError(message)
+
+    def keep(self) -> bytes:
+        """All of them. Raises ChecksumError."""
+        self._checksum.verify(self._name)
+        return bytes(self._data)
+
+
+class Checksum:
+    """What bytes have to be."""
+
+    def __init__(self, wanted: str) -> None:
+        self._wanted = wanted.removeprefix("sha256:").lower()
+        self._digest = hashlib.sha256()
+
+    def add(self, chunk: bytes) -> None:
+        """The next bytes."""
+        self._digest.update(chunk)
+
+    def verify(self, name: str) -> None:
+        """Raises ChecksumError when they are others."""
+        if self._digest.hexdigest() != self._wanted:
+            raise ChecksumError(f"{name} arrived damaged: its checksum is wrong. Nothing was kept; try again.")

@@ -1,50 +1,54 @@
-"""Server-sent events: bytes in, frames out."""
+"""Server-sent events: bytes in, events out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import cast
 
-from sandbox.client.answers import Frame
 from sandbox.client.errors import UnexpectedAnswerError
+from sandbox.client.events import Event
 
 EVENT_BYTES_MAX = 16 * 1024 * 1024
 """An event in its JSON form; a line of output of 1 MiB, all of it escaped, stays far below."""
 
 
-def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
-    """The frames in the bytes of an event stream; comments and an event that is cut off are left out.
+class EventStream:
+    """Reads one connection; comments, and an event that is cut off at its end, are left out."""
 
-    Raises UnexpectedAnswerError for an event that is too large or not a JSON object.
-    """
-    data: list[bytes] = []
-    for line in _lines(chunks):
-        if line.startswith(b"data:"):
-            data.append(line[5:].removeprefix(b" "))
-        elif not line and data:
-            yield _frame(b"\n".join(data))
-            data = []
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._data: list[bytes] = []
 
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """The events that `chunk` completes.
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    # By bytes and not as text: U+2028 and its like are ends of lines to Python, but not here.
-    pending = bytearray()
-    for chunk in chunks:
-        pending += chunk
+        Raises UnexpectedAnswerError for an event that is too large or not one of Sandbox's.
+        """
+        for line in self._lines(chunk):
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+            elif not line and self._data:
+                data, self._data = b"\n".join(self._data), []
+                yield _event(data)
+
+    def _lines(self, chunk: bytes) -> Iterator[bytes]:
+        # By bytes and not as text: U+2028 and its like are ends of lines to Python, but not here.
+        self._pending += chunk
         if b"\n" in chunk:
-            *whole, rest = bytes(pending).split(b"\n")
-            pending = bytearray(rest)
+            *whole, rest = bytes(self._pending).split(b"\n")
+            self._pending = bytearray(rest)
             for line in whole:
                 yield line.removesuffix(b"\r")
-        if len(pending) > EVENT_BYTES_MAX:
+        if len(self._pending) > EVENT_BYTES_MAX:
             raise UnexpectedAnswerError("The server sent an event that is too large.")
 
 
-def _frame(data: bytes) -> Frame:
+def _event(data: bytes) -> Event:
     try:
-        frame = json.loads(data)
+        told = json.loads(data)
     except (ValueError, RecursionError):
-        frame = None
-    if not isinstance(frame, dict) or not isinstance(frame.get("type"), str) or not isinstance(frame.get("seq"), int):
+        told = None
+    if not isinstance(told, dict) or not isinstance(told.get("type"), str) or not isinstance(told.get("seq"), int):
         raise UnexpectedAnswerError("The server sent an event that is not Sandbox's.")
-    return frame
+    return cast("Event", told)

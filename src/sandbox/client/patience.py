@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from sandbox.client.errors import ClientError
 
 PAUSES_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0)
 """About 30 s in all: a server that is restarted is back by then."""
+
+RETRY_AFTER_SECONDS_MAX = 10.0
+"""A server that asks for a longer pause is asked again after this one."""
 
 
 class Patience:
@@ -22,9 +24,12 @@ class Patience:
         """Something arrived: be patient again."""
         self._left = iter(self._pauses_seconds)
 
-    def pause(self, error: ClientError) -> None:
-        """Sleep before the next try; raise `error` when there was the last one, or when another try cannot help."""
+    def pause_seconds(self, error: ClientError) -> float:
+        """How long to wait before the next try, which is never shorter than what the server asks for within bounds.
+
+        Raises `error` when there was the last try, or when another one cannot help.
+        """
         seconds = next(self._left, None)
         if seconds is None or not error.retryable:
             raise error
-        time.sleep(seconds)
+        return max(seconds, min(error.retry_after_seconds or 0.0, RETRY_AFTER_SECONDS_MAX))

@@ -1,42 +1,88 @@
 """Which error stands for which answer."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from sandbox import client
-from sandbox.client.errors import error_of
+from sandbox.client.errors import OF_THE_API, OF_THE_CLIENT, error_of
 
 SERVER = "http://localhost:8122"
 
 
-def answer(code: str, details=None) -> bytes:
-    return json.dumps({"error": code, "message": "So it is.", "details": details}).encode()
+def answer(code: str, details=None, **fields) -> bytes:
+    return json.dumps({"error": code, "message": "So it is.", "details": details, **fields}).encode()
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "family"),
+    ("status", "code", "error", "family"),
     [
-        (400, "invalid_manifest", client.InvalidManifestError),
-        (400, "invalid_parameter", client.InvalidRequestError),
-        (401, "unauthorized", client.AccessError),
-        (403, "forbidden", client.AccessError),
-        (404, "task_not_found", client.NotFoundError),
-        (404, "artifact_not_found", client.NotFoundError),
-        (409, "duplicate_task_id", client.ConflictError),
-        (409, "task_already_terminal", client.ConflictError),
-        (413, "payload_too_large", client.InvalidManifestError),
-        (422, "idempotency_key_reused", client.ConflictError),
-        (429, "rate_limit_exceeded", client.RateLimitError),
-        (500, "internal_error", client.ServerError),
-        (503, "service_unavailable", client.ServerError),
-        (507, "insufficient_resources", client.InsufficientResourcesError),
+        (400, "invalid_manifest", client.InvalidManifestError, client.InvalidManifestError),
+        (400, "invalid_parameter", client.InvalidParameterError, client.InvalidRequestError),
+        (401, "unauthorized", client.UnauthorizedError, client.AccessError),
+        (403, "forbidden", client.ForbiddenError, client.AccessError),
+        (404, "task_not_found", client.TaskNotFoundError, client.NotFoundError),
+        (404, "artifact_not_found", client.ArtifactNotFoundError, client.NotFoundError),
+        (409, "duplicate_task_id", client.DuplicateTaskIdError, client.ConflictError),
+        (409, "task_already_terminal", client.TaskAlreadyTerminalError, client.ConflictError),
+        (413, "payload_too_large", client.PayloadTooLargeError, client.InvalidManifestError),
+        (422, "idempotency_key_reused", client.IdempotencyKeyReusedError, client.ConflictError),
+        (429, "rate_limit_exceeded", client.RateLimitError, client.RateLimitError),
+        (500, "internal_error", client.InternalServerError, client.ServerError),
+        (503, "service_unavailable", client.ServiceUnavailableError, client.ServerError),
+        (507, "insufficient_resources", client.InsufficientResourcesError, client.InsufficientResourcesError),
     ],
 )
-def test_every_code_of_the_api_has_its_family(status, code, family):
-    error = error_of(SERVER, status, answer(code, [1]))
-    assert type(error) is family
-    assert (error.code, error.status, error.message, error.details) == (code, status, "So it is.", [1])
+def test_a_code_has_its_exception_in_its_family(status, code, error, family):
+    found = error_of(SERVER, status, answer(code, [1]))
+    assert type(found) is error
+    assert isinstance(found, family)
+    assert (found.code, found.status, found.message, found.details) == (code, status, "So it is.", [1])
+
+
+def listed(section: str) -> list[str]:
+    """The codes of a section of docs/errors.md."""
+    text = (Path(__file__).parents[3] / "docs" / "errors.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `(\w+)`", text, re.MULTILINE)
+
+
+def test_every_code_of_the_documents_has_one_exception():
+    assert [error.code for error in OF_THE_API] == listed("Answers of the API")
+    assert [error.code for error in OF_THE_CLIENT] == listed("Of the client")
+
+
+def test_every_exception_is_public():
+    assert {error.__name__ for error in (*OF_THE_API, *OF_THE_CLIENT)} <= set(client.__all__)
+
+
+@pytest.mark.parametrize(
+    ("status", "family"),
+    [(404, "NotFoundError"), (418, "InvalidRequestError"), (599, "ServerError")],
+)
+def test_a_code_of_a_newer_server_is_known_by_its_family(status, family):
+    found = error_of(SERVER, status, answer("brand_new"))
+    assert (type(found).__name__, found.code) == (family, "brand_new")
+
+
+def test_the_fields_of_an_error_are_its_attributes():
+    existing = {"id": "a", "state": "running", "created_at": "2026-01-29T10:10:01.000Z"}
+    assert error_of(SERVER, 409, answer("duplicate_task_id", existing_task=existing)).existing_task == existing
+    assert error_of(SERVER, 409, answer("task_already_terminal", task_state="failed")).task_state == "failed"
+    figures = {"requested_cpus": 64, "available_cpus": 8, "requested_memory": "1024G", "available_memory": "64G"}
+    found = error_of(SERVER, 507, answer("insufficient_resources", **figures))
+    assert {name: getattr(found, name) for name in figures} == figures
+    mistake = {"field": "vm.cpus", "rule": "range", "message": "must be …", "line": 4, "column": 9}
+    assert error_of(SERVER, 400, answer("invalid_manifest", [mistake])).mistakes == [mistake]
+    assert error_of(SERVER, 503, answer("service_unavailable", request_id="r-1"), "5").request_id == "r-1"
+
+
+def test_fields_that_make_no_sense_are_left_out_and_do_no_harm():
+    assert error_of(SERVER, 409, answer("duplicate_task_id", existing_task=3)).existing_task is None
+    assert error_of(SERVER, 507, answer("insufficient_resources", requested_cpus="many")).requested_cpus is None
+    assert error_of(SERVER, 400, answer("invalid_manifest", "no list")).mistakes == []
+    assert error_of(SERVER, 429, answer("rate_limit_exceeded"), "tomorrow").retry_after_seconds is None
 
 
 @pytest.mark.parametrize("body", [b"<html>nginx</html>", b"", b"[]", b'"text"', b'{"detail": "Not Found"}', b"\xff"])

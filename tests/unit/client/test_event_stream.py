@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sandbox.client import UnexpectedAnswerError, event_stream
+from sandbox.client import UnexpectedAnswerError
+from sandbox.client.event_stream import EventStream
 
 
 def event(seq: int, **fields) -> bytes:
@@ -13,7 +14,8 @@ def event(seq: int, **fields) -> bytes:
 
 
 def read(*chunks: bytes) -> list[dict]:
-    return list(event_stream.frames(chunks))
+    stream = EventStream()
+    return [event for chunk in chunks for event in stream.feed(chunk)]
 
 
 def test_events_come_out_in_order_and_keep_alive_comments_do_not():

@@ -5,9 +5,18 @@ import hashlib
 import pytest
 
 from sandbox.client import ChecksumError
-from sandbox.client.download import save
+from sandbox.client.download import Download
 
 BYTES = [b"diff --git", b" a b\n"]
+
+
+def save(chunks, checksum, target):
+    with Download(target, checksum) as download:
+        for chunk in chunks:
+            download.write(chunk)
+        return download.keep()
+
+
 SHA256 = hashlib.sha256(b"".join(BYTES)).hexdigest()
 
 

@@ -16,7 +16,7 @@ from sandbox.cli.task_argument import task_argument
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from sandbox.client.answers import ArtifactEntry
+    from sandbox.client.answers import Artifact
 
 
 @click.command()
@@ -41,6 +41,6 @@ def artifacts(task_id: str) -> None:
         click.echo("No artifacts yet. They are collected when the agent has ended.", err=True)
 
 
-def _row(artifact: ArtifactEntry) -> list[Text]:
+def _row(artifact: Artifact) -> list[Text]:
     path = artifact["path"] + ("  (contains a secret)" if artifact["contains_secret"] else "")
     return [cell(text) for text in (artifact["name"], size(artifact["size_bytes"]), artifact["content_type"], path)]

@@ -16,7 +16,7 @@ from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
     from sandbox.client import Client
-    from sandbox.client.answers import TaskStatus
+    from sandbox.client.answers import Task
 
 
 @click.command()
@@ -47,7 +47,7 @@ def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
         click.echo(ending(status), err=True)
 
 
-def _end(client: Client, task_id: str) -> TaskStatus:
+def _end(client: Client, task_id: str) -> Task:
     try:
         return client.wait(task_id)
     except KeyboardInterrupt:

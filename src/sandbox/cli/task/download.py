@@ -22,7 +22,7 @@ from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
     from sandbox.client import Client
-    from sandbox.client.answers import ArtifactEntry
+    from sandbox.client.answers import Artifact
 
 
 @click.command(epilog="Every file is checked against its SHA-256 and appears whole or not at all.")
@@ -60,7 +60,7 @@ def download(
     refuse_secrets(wanted, allows_secrets=allows_secrets)
 
 
-def _wanted(client: Client, task_id: str, name: str | None) -> list[ArtifactEntry]:
+def _wanted(client: Client, task_id: str, name: str | None) -> list[Artifact]:
     """The artifacts that are asked for: all, or the one of this name, else of this path."""
     listed = client.artifacts(task_id)["artifacts"]
     if name is None:
@@ -74,8 +74,8 @@ def _wanted(client: Client, task_id: str, name: str | None) -> list[ArtifactEntr
 
 
 def _targets(
-    task_id: str, entries: list[ArtifactEntry], output: str | None, *, takes_all: bool
-) -> list[tuple[ArtifactEntry, Path]]:
+    task_id: str, entries: list[Artifact], output: str | None, *, takes_all: bool
+) -> list[tuple[Artifact, Path]]:
     if takes_all:
         # A directory of their own by default: their names were chosen by the agent, and `.envrc` is a name.
         directory = Path(output or _file_name(task_id))
@@ -87,7 +87,7 @@ def _targets(
     return [(entries[0], target / own_name if target.is_dir() else target)]
 
 
-def _save(client: Client, task_id: str, entry: ArtifactEntry, target: Path, *, verifies: bool) -> dict[str, Any]:
+def _save(client: Client, task_id: str, entry: Artifact, target: Path, *, verifies: bool) -> dict[str, Any]:
     size_bytes = client.download(task_id, entry["name"], target)
     checksum = entry["checksum"]
     if verifies:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,7 +60,7 @@ def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **wanted: A
             _print(lines, has_times=has_times, has_tags=stream not in _TAGS)
 
 
-def _frames(client: Client, task_id: str, *, follows: bool, **wanted: Any) -> Iterator[dict[str, Any]]:
+def _frames(client: Client, task_id: str, *, follows: bool, **wanted: Any) -> Iterator[Mapping[str, Any]]:
     return client.events(task_id, **wanted) if follows else frames_of(client.logs(task_id, **wanted), task_id)
 
 

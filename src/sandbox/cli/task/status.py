@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sandbox.client import Client
-    from sandbox.client.answers import TaskStatus
+    from sandbox.client.answers import Task
 
 
 _LASTING = frozenset({"Task", "Name", "Labels", "Repository", "Created"})
@@ -61,19 +61,19 @@ def _watch(client: Client, task_id: str, options: Chosen) -> None:
     tell(_story(client, task_id), console, STATES, why_pending=PendingReason(options, task_id))
 
 
-def _story(client: Client, task_id: str) -> Iterator[dict[str, Any]]:
+def _story(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
     """Until now the events alone, which are few; then everything, from where the tool that is at work began."""
     told = begin = 0
     for frame in frames_of(client.logs(task_id, stream="events"), task_id):
         told = int(frame.get("seq") or told)
         begin = told if frame.get("type") in {"state_change", "tool_call"} else begin
         yield frame
-    for frame in client.events(task_id, after=begin or None):
-        if frame["type"] == "output" or frame["seq"] > told:
-            yield frame
+    for event in client.events(task_id, after=begin or None):
+        if event["type"] == "output" or event["seq"] > told:
+            yield event
 
 
-def _show(task: TaskStatus, options: Chosen) -> None:
+def _show(task: Task, options: Chosen) -> None:
     if options.format == "json":
         print_json(task)
         return
@@ -91,11 +91,11 @@ def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: 
             console.print(Text.assemble((f"{shown:<{_LABEL_CELLS}}", "dim"), (line, style)), soft_wrap=True)
 
 
-def _rows(task: TaskStatus) -> Iterator[tuple[str, str]]:
+def _rows(task: Task) -> Iterator[tuple[str, str]]:
     yield "Task", task["id"]
     yield "Name", task["name"]
-    error = task["error"] or {}
-    message = task["state_message"] if task["state_message"] != error.get("message") else ""
+    told = task["error"]["message"] if task["error"] else None
+    message = task["state_message"] if task["state_message"] != told else ""
     yield "State", f"{task['state']}  {message or ''}".rstrip()
     if task["labels"]:
         yield "Labels", ", ".join(f"{key}={value}" for key, value in task["labels"].items())
@@ -114,14 +114,14 @@ def _rows(task: TaskStatus) -> Iterator[tuple[str, str]]:
     yield from _work(task)
 
 
-def _repository(task: TaskStatus) -> Iterator[tuple[str, str]]:
+def _repository(task: Task) -> Iterator[tuple[str, str]]:
     match task["definition"]:
         case {"repository": {"url": url, "branch": branch, **more}}:
             commit = f" at {more['commit']}" if more.get("commit") else ""
             yield "Repository", f"{url} ({branch}{commit})"
 
 
-def _work(task: TaskStatus) -> Iterator[tuple[str, str]]:
+def _work(task: Task) -> Iterator[tuple[str, str]]:
     progress = task["progress"]
     done = [(progress["turns"], "turn"), (progress["tool_calls"], "tool call")]
     told = [counted(number, noun) for number, noun in done if number]

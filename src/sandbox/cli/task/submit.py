@@ -58,8 +58,6 @@ def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, sett
 
 
 def _submit(client: Client, manifest: ManifestFile, settings: list[Assignment]) -> Submitted:
-    from uuid import uuid4
-
     from sandbox import client as api
     from sandbox.model.mistake import InvalidManifestError
 
@@ -67,7 +65,7 @@ def _submit(client: Client, manifest: ManifestFile, settings: list[Assignment]) 
     try:
         changed = manifest.change(settings) if settings else None
         sent = changed or manifest
-        return client.submit(sent.body, sent.content_type, idempotency_key=str(uuid4()))
+        return client.submit(sent.body, sent.content_type)
     except AssignmentError as error:
         raise click.BadParameter(str(error)) from None
     except InvalidManifestError as error:

@@ -6,17 +6,16 @@ import pytest
 
 from doubles.recorded_api import Answer, RecordedApi, of_error, of_frames, of_json
 from doubles.recorded_story import TASK, frames, status
-from sandbox.client import ChecksumError, Client, NotFoundError, ServerError, UnreachableError, patience
+from sandbox.client import (
+    ChecksumError,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
+    TooLargeError,
+    UnreachableError,
+)
 
 LOGS = f"/tasks/{TASK}/logs"
-
-
-@pytest.fixture
-def client(api, monkeypatch):
-    monkeypatch.setattr(patience, "PAUSES_SECONDS", (0.01,) * 5)
-    api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
-    with Client(api.url, "secret-token", timeout_seconds=10) as client:
-        yield client
 
 
 def test_every_request_brings_the_token(api, client):
@@ -26,7 +25,7 @@ def test_every_request_brings_the_token(api, client):
 
 def test_a_manifest_arrives_as_the_bytes_that_it_is(api, client):
     api.on("POST", "/tasks", of_json({"task_id": TASK, "state": "pending"}, 202))
-    assert client.submit(b"version: '1' # gr\xc3\xbcn\n", "application/yaml")["task_id"] == TASK
+    assert client.submit(b"version: '1' # gr\xc3\xbcn\n")["task_id"] == TASK
     asked = api.to("POST", "/tasks")[0]
     assert (asked.body, asked.headers["content-type"]) == (b"version: '1' # gr\xc3\xbcn\n", "application/yaml")
 
@@ -41,11 +40,35 @@ def test_a_submission_with_a_key_outlasts_a_connection_that_breaks_and_a_server_
     assert [asked.headers["idempotency-key"] for asked in api.to("POST", "/tasks")] == ["k"] * 3
 
 
-def test_a_submission_without_a_key_is_never_sent_twice(api, client):
-    api.on("POST", "/tasks", LOST)
-    with pytest.raises(UnreachableError):
-        client.submit(b"x")
-    assert len(api.to("POST", "/tasks")) == 1
+def test_a_submission_has_a_key_of_its_own_so_that_a_lost_answer_makes_no_second_task(api, client):
+    api.on("POST", "/tasks", LOST, of_json({"task_id": TASK}, 202), of_json({"task_id": "other"}, 202))
+    assert [client.submit("x")["task_id"] for _ in range(2)] == [TASK, "other"]
+    keys = [asked.headers["idempotency-key"] for asked in api.to("POST", "/tasks")]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "content_type", "body"),
+    [
+        ("version: '1' # grün\n", "application/yaml", "version: '1' # grün\n".encode()),
+        (b"version: '1'\n", "application/yaml", b"version: '1'\n"),
+        ({"version": "1", "kind": "Task"}, "application/json", b'{"version": "1", "kind": "Task"}'),
+    ],
+)
+def test_a_manifest_may_be_text_bytes_or_data(api, client, given, content_type, body):
+    api.on("POST", "/tasks", of_json({"task_id": TASK}, 202))
+    client.submit(given)
+    asked = api.to("POST", "/tasks")[0]
+    assert (asked.headers["content-type"], asked.body) == (content_type, body)
+
+
+@pytest.mark.parametrize(("name", "content_type"), [("a.yaml", "application/yaml"), ("a.json", "application/json")])
+def test_a_manifest_may_be_a_file(api, client, tmp_path, name, content_type):
+    api.on("POST", "/tasks", of_json({"task_id": TASK}, 202))
+    (tmp_path / name).write_bytes(b"{}")
+    client.submit(tmp_path / name)
+    asked = api.to("POST", "/tasks")[0]
+    assert (asked.headers["content-type"], asked.body) == (content_type, b"{}")
 
 
 def test_a_refusal_of_a_submission_is_final(api, client):
@@ -160,9 +183,53 @@ def test_another_program_on_the_port_is_told_apart_from_a_sandbox_server(api, cl
         client.tasks()
 
 
-def test_nobody_on_the_port_says_how_to_start_a_server():
+def test_nobody_on_the_port_says_how_to_start_a_server(client_class):
     with RecordedApi().running() as api:
         url = api.url
-    with Client(url) as client, pytest.raises(UnreachableError) as caught:
+    with client_class(url) as client, pytest.raises(UnreachableError) as caught:
         client.status(TASK)
     assert caught.value.message == f"Cannot reach {url}. Is the server running? Start it with: sandbox serve"
+
+
+def test_without_arguments_the_environment_says_where_the_server_is(api, client_class, monkeypatch):
+    monkeypatch.setenv("SANDBOX_SERVER", api.url)
+    monkeypatch.setenv("SANDBOX_TOKEN", "of-the-environment")
+    api.on("GET", "/tasks", of_json({"tasks": [], "next_cursor": None}))
+    with client_class() as client:
+        client.tasks()
+    with client_class(api.url, "given") as client:
+        client.tasks()
+    assert [asked.headers["authorization"] for asked in api.asked] == ["Bearer of-the-environment", "Bearer given"]
+
+
+def test_all_tasks_come_page_after_page(api, client):
+    pages = [{"tasks": [{"id": "a"}, {"id": "b"}], "next_cursor": "x"}, {"tasks": [{"id": "c"}], "next_cursor": None}]
+    api.on("GET", "/tasks", *map(of_json, pages))
+    assert [task["id"] for task in client.all_tasks(states=["running"])] == ["a", "b", "c"]
+    assert [asked.query.get("cursor") for asked in api.to("GET", "/tasks")] == [None, ["x"]]
+
+
+def test_the_lines_of_a_log_are_whole_however_the_network_cut_them(api, client):
+    api.on("GET", LOGS, Answer(200, [b"[t] [STDOUT] o", b"ne\n[t] [STDERR] two\n", b"[t] [STDOUT] three"]))
+    assert list(client.logs(TASK)) == [b"[t] [STDOUT] one\n", b"[t] [STDERR] two\n", b"[t] [STDOUT] three\n"]
+
+
+def test_a_small_artifact_is_read_and_verified(api, client):
+    path = f"/tasks/{TASK}/artifacts/a.md"
+    good = {"X-Checksum-SHA256": hashlib.sha256(b"bytes").hexdigest()}
+    api.on(
+        "GET", path, Answer(200, [b"by", b"tes"], good), Answer(200, [b"evil!"], good), Answer(200, [b"bytes"], good)
+    )
+    assert client.read(TASK, "a.md") == b"bytes"
+    with pytest.raises(ChecksumError):
+        client.read(TASK, "a.md")
+    with pytest.raises(TooLargeError, match="more than 4 bytes"):
+        client.read(TASK, "a.md", bytes_max=4)
+
+
+def test_a_pause_that_the_server_asks_for_is_told(api, client):
+    refusal = of_error(429, "rate_limit_exceeded", "Too many.")
+    api.on("GET", "/tasks", Answer(429, refusal.chunks, {**refusal.headers, "Retry-After": "7"}))
+    with pytest.raises(RateLimitError) as caught:
+        client.tasks()
+    assert caught.value.retry_after_seconds == 7

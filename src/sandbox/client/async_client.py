@@ -1,0 +1,221 @@
+"""The client for programs with an event loop: the methods of `client.py`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from uuid import uuid4
+
+from sandbox.client import calls, conversations
+from sandbox.client.answers import ArtifactList, Cancellation, Health, Release, Submitted, Task, TaskPage, TaskSummary
+from sandbox.client.calls import Call, Manifest, Stream
+from sandbox.client.client import PAGE_TASKS_MAX, READ_BYTES_MAX
+from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, connection_to
+from sandbox.client.conversations import Conversation, Following, Pause, Talk
+from sandbox.client.download import Download, Reading
+from sandbox.client.errors import ClientError
+from sandbox.client.events import Event
+from sandbox.client.log_lines import LogLines
+
+if TYPE_CHECKING:
+    import httpx
+
+AnswerT = TypeVar("AnswerT")
+
+
+class AsyncClient:
+    """One Sandbox server, spoken to over HTTP; an asynchronous context manager.
+
+    Every method may raise ClientError in its families. Whoever leaves `events` or `logs` before their end closes them
+    with `contextlib.aclosing`.
+    server: such as `http://localhost:8122`; token: what it wants to be shown. None: as SANDBOX_SERVER and
+    SANDBOX_TOKEN say. timeout_seconds: for each answer, and for each read of a stream.
+    """
+
+    def __init__(
+        self, server: str | None = None, token: str | None = None, *, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
+        import httpx
+
+        self._connection = connection_to(server, token, timeout_seconds)
+        self._http = httpx.AsyncClient(**self._connection.settings())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give the sockets back."""
+        await self._http.aclose()
+
+    async def submit(
+        self, manifest: Manifest, content_type: str | None = None, *, idempotency_key: str | None = None
+    ) -> Submitted:
+        """Ask for a task; when this returns the task is durable.
+
+        manifest: data, YAML or JSON text, or the path of a file. A connection that is lost before the answer is no
+        loss: the same is asked again, within bounds, and makes no second task. idempotency_key: one of its own for
+        each task, for programs that may ask again after they have ended; without, one is made.
+        """
+        return await self._hold(
+            conversations.submit(calls.submit(manifest, content_type, idempotency_key or str(uuid4())))
+        )
+
+    async def tasks(
+        self,
+        *,
+        states: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        sort: str | None = None,
+        order: str | None = None,
+        cursor: str | None = None,
+    ) -> TaskPage:
+        """A page of tasks, in the server's order unless `sort` and `order` say otherwise."""
+        return await self._ask(calls.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
+
+    async def all_tasks(
+        self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
+    ) -> AsyncIterator[TaskSummary]:
+        """Every task, page after page; none skipped and none twice whatever happens in between."""
+        wanted, cursor = tuple(states), None
+        while True:
+            page = await self.tasks(states=wanted, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
+            for task in page["tasks"]:
+                yield task
+            cursor = page["next_cursor"]
+            if cursor is None or not page["tasks"]:
+                return
+
+    async def status(self, task_id: str) -> Task:
+        """The task as it is now."""
+        return await self._ask(calls.status(task_id))
+
+    async def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
+        """The task once it has ended, or as it is when the time is over (None: no limit).
+
+        A server that is restarted meanwhile is waited for, within bounds.
+        """
+        return await self._hold(conversations.wait(task_id, timeout_seconds))
+
+    async def cancel(self, task_id: str, *, reason: str | None = None, force: bool = False) -> Cancellation:
+        """Record the wish to cancel; the end comes later. `force` leaves out the agent's grace."""
+        return await self._ask(calls.cancel(task_id, reason, force=force))
+
+    async def release(self, task_id: str) -> Release:
+        """Remove the sandbox that was preserved after the task failed. Raises NotFoundError when there is none."""
+        return await self._ask(calls.release(task_id))
+
+    async def health(self) -> Health:
+        """How the server is."""
+        return await self._ask(calls.health())
+
+    async def logs(
+        self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """The lines that are there now, `[time] [STDOUT] …`, each with its newline."""
+        lines = LogLines()
+        async with self._streaming(calls.logs(task_id, stream=stream, since=since, tail=tail)) as response:
+            async for chunk in response.aiter_bytes():
+                for line in lines.feed(chunk):
+                    yield line
+        for line in lines.rest():
+            yield line
+
+    async def events(
+        self,
+        task_id: str,
+        *,
+        stream: str = "all",
+        since: str | None = None,
+        tail: int | None = None,
+        after: int | None = None,
+    ) -> AsyncIterator[Event]:
+        """What happens to a task, from its beginning (or `since`, `tail`, `after` a seq) to its end.
+
+        A broken connection is resumed where it broke, without loss or doubling, within bounds.
+        """
+        await self.status(task_id)  # the first contact must succeed at once; only later ones are tried again
+        following = Following(task_id, stream, since=since, tail=tail, after=after)
+        while not following.is_over:
+            failure = None
+            try:
+                async with self._streaming(following.connect()) as response:
+                    if response.status_code == 204:
+                        return
+                    async for chunk in response.aiter_bytes():
+                        for event in following.feed(chunk):
+                            yield event
+            except ClientError as error:
+                failure = error
+            if not following.is_over:
+                await asyncio.sleep(following.pause_seconds(failure))
+
+    async def artifacts(self, task_id: str) -> ArtifactList:
+        """What was kept from the task."""
+        return await self._ask(calls.artifacts(task_id))
+
+    async def download(self, task_id: str, name: str, target: Path) -> int:
+        """Store an artifact (by its name, else its path) as the file `target`; give its size in bytes.
+
+        The file appears whole and verified or not at all. Raises ChecksumError, and OSError as files do.
+        """
+        async with self._streaming(calls.artifact(task_id, name)) as response:
+            with Download(target, response.headers.get("X-Checksum-SHA256", "")) as download:
+                async for chunk in response.aiter_bytes():
+                    await asyncio.to_thread(download.write, chunk)
+                return download.keep()
+
+    async def read(self, task_id: str, name: str, *, bytes_max: int = READ_BYTES_MAX) -> bytes:
+        """The verified bytes of a small artifact. Raises ChecksumError, and TooLargeError for a large one."""
+        async with self._streaming(calls.artifact(task_id, name)) as response:
+            reading = Reading(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)
+            async for chunk in response.aiter_bytes():
+                reading.write(chunk)
+            return reading.keep()
+
+    async def _hold(self, conversation: Conversation[AnswerT]) -> AnswerT:
+        talk = Talk(conversation)
+        while talk.step is not None:
+            if isinstance(talk.step, Pause):
+                await asyncio.sleep(talk.step.seconds)
+                talk.answer(None)
+                continue
+            try:
+                answer = await self._ask(talk.step)
+            except ClientError as error:
+                talk.refuse(error)
+            else:
+                talk.answer(answer)
+        return talk.result
+
+    async def _ask(self, call: Call[AnswerT]) -> AnswerT:
+        async with self._streaming(call) as response:
+            body = await response.aread()
+        return self._connection.answer(call, response.status_code, body)
+
+    @asynccontextmanager
+    async def _streaming(self, call: Call[Any] | Call[Stream]) -> AsyncIterator[httpx.Response]:
+        """A successful answer whose body is read by the caller."""
+        with self._connection.translating():
+            async with self._http.stream(**self._connection.request(call)) as response:
+                if not response.is_success:
+                    raise self._connection.refusal(response, await _beginning(response))
+                yield response
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > ERROR_BYTES_MAX:
+            break
+    return bytes(body)

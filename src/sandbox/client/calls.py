@@ -1,0 +1,120 @@
+"""What is asked of the API, call by call, without asking: whoever sends one gives the answer of its type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+from sandbox.client.answers import ArtifactList, Cancellation, Health, Release, Submitted, Task, TaskPage
+
+AnswerT = TypeVar("AnswerT")
+
+Manifest = Mapping[str, Any] | str | bytes | Path
+"""A manifest as data; as YAML or JSON text; or the file that it is in."""
+
+ANSWER_SECONDS = 15.0
+"""For the answer to a long wait, once its time is over."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[AnswerT]):
+    """One request. read_seconds: how long the answer may be silent, where that is known to be long."""
+
+    method: str
+    path: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | None = None
+    read_seconds: float | None = None
+
+
+class Stream:
+    """The type of an answer whose body is read piece by piece."""
+
+
+def submit(manifest: Manifest, content_type: str | None, idempotency_key: str) -> Call[Submitted]:
+    """Raises OSError where the manifest is a file that cannot be read."""
+    body, own_type = _body(manifest)
+    headers = {"Content-Type": content_type or own_type, "Idempotency-Key": idempotency_key}
+    return Call("POST", "/tasks", headers=headers, content=body)
+
+
+def tasks(states: Iterable[str], labels: Mapping[str, str] | None, **plain: str | int | None) -> Call[TaskPage]:
+    """A page of the list."""
+    parameters = {"state": ",".join(states) or None, **plain}
+    return Call(
+        "GET", "/tasks", {**given(parameters), **{f"label.{key}": value for key, value in (labels or {}).items()}}
+    )
+
+
+def status(task_id: str) -> Call[Task]:
+    """The task as it is now."""
+    return Call("GET", _path(task_id))
+
+
+def wait(task_id: str, seconds: float) -> Call[Task]:
+    """The task once it has ended, or after so many seconds."""
+    return Call("GET", _path(task_id, "wait"), {"timeout": f"{seconds:.3f}"}, read_seconds=seconds + ANSWER_SECONDS)
+
+
+def cancel(task_id: str, reason: str | None, *, force: bool) -> Call[Cancellation]:
+    """The wish to cancel."""
+    return Call("DELETE", _path(task_id), given({"reason": reason, "force": "true" if force else None}))
+
+
+def release(task_id: str) -> Call[Release]:
+    """The end of a preserved sandbox."""
+    return Call("DELETE", _path(task_id, "vm"))
+
+
+def artifacts(task_id: str) -> Call[ArtifactList]:
+    """What was kept."""
+    return Call("GET", _path(task_id, "artifacts"))
+
+
+def artifact(task_id: str, name: str) -> Call[Stream]:
+    """The bytes of an artifact."""
+    # Not compressed on the way: the checksum is that of the stored bytes.
+    return Call("GET", _path(task_id, "artifacts", name), headers={"Accept-Encoding": "identity"})
+
+
+def logs(task_id: str, **wanted: str | int | None) -> Call[Stream]:
+    """Lines that are there now."""
+    return Call("GET", _path(task_id, "logs"), given(wanted))
+
+
+def follow(task_id: str, read_seconds: float, **wanted: str | int | None) -> Call[Stream]:
+    """Events as they happen."""
+    headers = {"Accept": "text/event-stream"}
+    if wanted.get("after") is not None:
+        headers["Last-Event-ID"] = str(wanted["after"])
+    return Call("GET", _path(task_id, "logs"), {**given(wanted), "follow": "true"}, headers, read_seconds=read_seconds)
+
+
+def health() -> Call[Health]:
+    """How the server is."""
+    return Call("GET", "/health")
+
+
+def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that were left out."""
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def _path(task_id: str, *rest: str) -> str:
+    return "/".join(["/tasks", *(quote(part, safe="") for part in (task_id, *rest))])
+
+
+def _body(manifest: Manifest) -> tuple[bytes, str]:
+    match manifest:
+        case Path():
+            return manifest.read_bytes(), "application/json" if manifest.suffix == ".json" else "application/yaml"
+        case str():
+            return manifest.encode(), "application/yaml"
+        case bytes():
+            return manifest, "application/yaml"
+    return json.dumps(manifest).encode(), "application/json"

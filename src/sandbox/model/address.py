@@ -1,0 +1,3 @@
+"""Where a server is when nobody says otherwise."""
+
+DEFAULT_SERVER = "http://localhost:8122"
