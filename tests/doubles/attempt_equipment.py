@@ -176,21 +176,21 @@ class ScriptedWorkspaces:
     def __init__(self, script):
         self._script = script
 
-    async def stage(self, repository, attempt_dir):
+    async def stage(self, repository, attempt_dir, confine):
         await asyncio.sleep(self._script.stage_seconds)
         if self._script.stage_error:
             raise self._script.stage_error
         (attempt_dir / "disk/workspace").mkdir(parents=True)
         return "c0ffee" + "0" * 34
 
-    async def patch(self, attempt_dir, base_commit, target):
+    async def patch(self, attempt_dir, base_commit, target, confine):
         if self._script.patch_error:
             raise self._script.patch_error
         target.write_bytes(b"diff --git a/a b/a\n")
         await asyncio.sleep(self._script.patch_seconds)
         return self._script.patch_lacks
 
-    async def changed_files(self, attempt_dir, base_commit, target):
+    async def changed_files(self, attempt_dir, base_commit, target, confine):
         target.write_bytes(b"tar")
         await asyncio.sleep(self._script.tar_seconds)
 

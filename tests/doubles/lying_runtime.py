@@ -3,13 +3,15 @@
 import asyncio
 import signal
 from asyncio import StreamReader
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from sandbox.contracts.runtime import (
     Command,
+    ConfinementSpec,
     Exit,
     Listeners,
     Probe,
@@ -20,6 +22,7 @@ from sandbox.contracts.runtime import (
     TerminalSize,
 )
 from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.workspace.unconfined import Unconfined
 
 
 @dataclass
@@ -106,6 +109,10 @@ class LyingRuntime:
         if self._lies.never_ready:
             await asyncio.Event().wait()
         return LyingSandbox(handle, self._lies)
+
+    @asynccontextmanager
+    async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[Unconfined]:
+        yield Unconfined()
 
     async def destroy(self, handle: SandboxHandle, disk: Path) -> None:
         self._lies.seen.append("destroy")

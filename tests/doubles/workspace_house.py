@@ -4,12 +4,18 @@ import asyncio
 import os
 import shutil
 import subprocess
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from doubles.git_http_server import GitHttpServer
+from doubles.sandbox_life import new_attempt_id
+from sandbox.contracts.runtime import ConfinementSpec
 from sandbox.model.manifest import Repository
+from sandbox.runtimes import ownership
+from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+from sandbox.workspace.unconfined import Unconfined
 from sandbox.workspace.workspaces import GitWorkspaces
 
 PUBLIC_URL = "https://git.example/demo.git"
@@ -101,6 +107,22 @@ class House:
     variables: dict[str, str] | None = None
     base: str = ""
     follow_redirects: bool = True
+    confined: bool = True
+
+    @asynccontextmanager
+    async def confine(self, directories, read_only):
+        """As a runner confines, with a sandbox's kernel uid and control group."""
+        if not self.confined:
+            yield Unconfined()
+            return
+        runtime = BubblewrapRuntime(self.root)
+        handle = runtime.plan(new_attempt_id())
+        try:
+            spec = ConfinementSpec(2, 8 * 1024**3, 512, directories, read_only)
+            async with runtime.confine(handle, spec) as confinement:
+                yield confinement
+        finally:
+            await runtime.destroy(handle, self.attempt / "nothing")
 
     @property
     def attempt(self) -> Path:
@@ -130,7 +152,10 @@ class House:
     def stage(self, url: str = PUBLIC_URL, branch: str = "main", **wanted: Any) -> str:
         """Clone into the attempt."""
         repository = Repository(url=url, branch=branch, **wanted)
-        return asyncio.run(self.workspaces.stage(repository, self.attempt))
+        base = asyncio.run(self.workspaces.stage(repository, self.attempt, self.confine))
+        if self.confined and os.geteuid() == 0:
+            ownership.take_tree(str(self.workspace))
+        return base
 
     def patch(self, base_commit: str) -> bytes:
         """The patch of what is in the workspace now."""
@@ -141,7 +166,7 @@ class House:
     def patch_and_reason(self, base_commit: str) -> tuple[bytes, str | None]:
         """The same where not everything fits, and why."""
         target = self.root / "task.patch"
-        reason = asyncio.run(self.workspaces.patch(self.attempt, base_commit, target))
+        reason = asyncio.run(self.workspaces.patch(self.attempt, base_commit, target, self.confine))
         return target.read_bytes(), reason
 
     def apply(self, base_commit: str, patch: bytes) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from escape import table, verdicts
 from escape.battlefield import Battlefield
-from sandbox.runtimes.bubblewrap.probe import find_program as find_bubblewrap
+from sandbox.runtimes.bwrap import find_program as find_bubblewrap
 from sandbox.runtimes.gvisor.probe import find_program as find_runsc
 from sandbox.runtimes.qemu.parts import QEMU
 from sandbox.wiring.runtime import make_runtime

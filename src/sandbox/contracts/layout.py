@@ -88,6 +88,11 @@ class AttemptLayout:
         return self.root / "repository.git"
 
     @property
+    def ignore_rules(self) -> Path:
+        """The base commit's `.gitignore` files, while the patch is made."""
+        return self.root / "ignore-rules"
+
+    @property
     def runner_log(self) -> Path:
         """What the runner says for operators; nothing of a task's content."""
         return self.root / "runner.log"

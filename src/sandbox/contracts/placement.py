@@ -17,7 +17,8 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     for shells; the lock that comes with the order is that of the visit then, and not the journal's.
     agent_program: host path of the agent's executable. follow_redirects: git may be sent to another host than the
     manifest's when it begins to clone. disks: what kind this machine can make. image: what the
-    manifest's profile stands for, None for the host's own /usr.
+    manifest's profile stands for, None for the host's own /usr. confines: programs of the host's that read what is
+    hostile can be confined on this machine.
     """
 
     task_id: str
@@ -30,6 +31,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     visit: bool = False
     agent_program: str = ""
     disks: Literal["loop", "plain"] = "plain"
+    confines: bool = False
     image: Image | None = None
     secrets: dict[str, str] = {}
     follow_redirects: bool = True

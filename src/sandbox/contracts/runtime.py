@@ -2,12 +2,15 @@
 
 from asyncio import StreamReader
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import socket
 from typing import Protocol
 
 import msgspec
+
+from sandbox.contracts.confinement import Confinement
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,20 @@ class SandboxSpec:
     programs: Mapping[Path, str] = field(default_factory=dict)
     image: Path | None = None
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS
+
+
+@dataclass(frozen=True, slots=True)
+class ConfinementSpec:
+    """What programs of the host's may use that run for an attempt, and what they see.
+
+    directories: to write to, which become theirs; read_only: to read, as far as everybody may.
+    """
+
+    cpus: int
+    memory_bytes: int
+    processes_max: int
+    directories: Sequence[Path]
+    read_only: Sequence[Path] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +238,14 @@ class Runtime(Protocol):
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
         """Make a planned sandbox. Raises AttemptError (provision_failed), leaving nothing behind."""
+        ...
+
+    def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AbstractAsyncContextManager[Confinement]:
+        """For programs of the host's, in the kernel uid and the control group of a planned sandbox that does not run.
+
+        Nothing of it is left at the end of the block; `destroy` ends it as well. Raises AttemptError
+        (provision_failed).
+        """
         ...
 
     async def destroy(self, handle: SandboxHandle, disk: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sandbox.contracts.confinement import Confine
 from sandbox.model.artifact import Artifact
 from sandbox.model.manifest import Repository
 
@@ -18,23 +19,26 @@ class LeftOut:
 
 
 class Workspaces(Protocol):
-    """Git and files. Every call is bounded by the caller (cancellation ends its children)."""
+    """Git and files. Every call is bounded by the caller (cancellation ends its children).
 
-    async def stage(self, repository: Repository, attempt_dir: Path) -> str:
+    What reads what is hostile does so in what `confine` makes.
+    """
+
+    async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine) -> str:
         """Clone into `attempt_dir/disk/workspace`, keep what `patch` needs in `attempt_dir/repository.git`.
 
         Gives the full base commit. Raises AttemptError (clone_failed). May be called again after a crash.
         """
         ...
 
-    async def patch(self, attempt_dir: Path, base_commit: str, target: Path) -> str | None:
+    async def patch(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write to `target` what the agent changed.
 
         Gives why not everything is in it, for people, None when it is. Raises AttemptError (collect_failed).
         """
         ...
 
-    async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path) -> str | None:
+    async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write to `target` a tar of the files that the agent made or changed, for a patch that does not hold them.
 
         Gives why not all are in it, for people, None when they are. Raises AttemptError (collect_failed).

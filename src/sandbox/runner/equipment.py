@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sandbox.contracts.agent import Agent
 from sandbox.contracts.clock import Clock
+from sandbox.contracts.confinement import Confine
 from sandbox.contracts.disks import Disks, Remove
 from sandbox.contracts.gateway import Gateways, ModelUpstream
 from sandbox.contracts.journal import Journals
@@ -20,7 +21,10 @@ from sandbox.model.task import Task
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """The rooms of floor 3, behind their contracts. boot_id: of the machine, as it is up now."""
+    """The rooms of floor 3, behind their contracts. boot_id: of the machine, as it is up now.
+
+    confine: what the host's programs are confined by, None for the runtime's way.
+    """
 
     journals: Journals
     disks: Disks
@@ -32,6 +36,7 @@ class Equipment:
     workspaces: Workspaces
     clock: Clock
     boot_id: str
+    confine: Confine | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sandbox.contracts.runtime import TRANSPARENT_PORTS, Listeners
 from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.limits import KILL_SECONDS
 
 _READY_SECONDS = 30.0
 _LISTENERS_MAX = 250
@@ -62,13 +63,40 @@ class Launch:
     def execute(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
         """Have it become `argv`: path, then its arguments from number 0 on. `descriptors` are numbered from
         FIRST_DESCRIPTOR on. Raises OSError."""
-        words = write_memory("argv", "\0".join(argv).encode(errors="surrogateescape"))
+        words = _write_words(argv)
         given = write_memory("stdin", stdin)
         try:
             socket.send_fds(self._control, [b"start"], [words, given, *descriptors])
         finally:
             os.close(words)
             os.close(given)
+
+    async def run(self, argv: Sequence[str], standard: Sequence[int], descriptors: Sequence[int]) -> int:
+        """Have it start `argv` with these three standard descriptors, and stay; gives what that ended with.
+
+        Cancelled, it has killed the program when CancelledError goes on, if that ends on KILL within 10 s.
+        Raises OSError.
+        """
+        status, status_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        words = _write_words(argv)
+        with status:
+            try:
+                with status_inside:
+                    given = [status_inside.fileno(), words, *standard, *descriptors]
+                    socket.send_fds(self._control, [b"run"], given)
+            finally:
+                os.close(words)
+            try:
+                await wait_readable(status.fileno())
+            except asyncio.CancelledError:
+                status.shutdown(socket.SHUT_WR)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(wait_readable(status.fileno()), KILL_SECONDS)
+                raise
+            code = status.recv(16)
+        if not code:
+            raise OSError("the program's confinement is gone")
+        return int(code)
 
     @property
     def code(self) -> int | None:
@@ -147,6 +175,10 @@ def start_launcher(
         for one in (control_inside, output_inside, errors_inside):
             one.close()
     return Launch(process, control, output, errors, transparent_ports)
+
+
+def _write_words(argv: Sequence[str]) -> int:
+    return write_memory("argv", "\0".join(argv).encode(errors="surrogateescape"))
 
 
 async def wait_readable(descriptor: int) -> None:

@@ -3,7 +3,7 @@
 It makes the network namespace, opens the gateway's listeners inside, lays what the sandbox may see of the host below
 one path of a private mount namespace, becomes the sandbox's kernel uid, and reports `ready` with the listeners. Then
 it waits for one message with the command, and execs it. It is generic: what it execs (bubblewrap, runsc, QEMU) comes
-with the message.
+with the message. Or it stays, and starts a program for each message that says so.
 
 Only built-in and C modules are imported (`socket`, `signal` and `json` would double the start), and all of them
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.
@@ -18,6 +18,7 @@ import ctypes
 import fcntl
 import os
 import resource
+import select
 import struct
 import sys
 
@@ -251,17 +252,60 @@ def report_ready(control: _socket.socket, listeners: list[_socket.socket]) -> No
         listener.close()
 
 
-def run_command(control: _socket.socket) -> None:
-    """Wait for the command and become it. Ends quietly when the runner hangs up instead."""
+def serve(control: _socket.socket) -> None:
+    """Take messages: `run` starts a program, `start` is the command to become. Ends when the runner hangs up."""
     room = _socket.CMSG_SPACE(4 * (FIRST_DESCRIPTOR - 10))
-    message, ancillary, _, _ = control.recvmsg(16, room, _socket.MSG_CMSG_CLOEXEC)
-    if message != b"start":
+    while True:
+        message, ancillary, _, _ = control.recvmsg(16, room, _socket.MSG_CMSG_CLOEXEC)
+        numbers = [number for _, _, data in ancillary for (number,) in struct.iter_unpack("i", data)]
+        if message == b"start":
+            argv_file, stdin, *rest = numbers
+            os.dup2(stdin, 0)
+            become(argv_file, rest)
+        if message != b"run":
+            os._exit(0)
+        # The kernel collects those who watch.
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+        parent = os.getpid()
+        if os.fork() == 0:
+            control.close()
+            die_with(parent)
+            watch(*numbers)
+        for number in numbers:
+            os.close(number)
+
+
+def watch(status_number: int, argv_file: int, *descriptors: int) -> None:
+    """Start a program, kill it when the runner hangs up `status`, and tell there what it ended with."""
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    status, parent = _socket.socket(fileno=status_number), os.getpid()
+    child = os.fork()
+    if child == 0:
+        try:
+            die_with(parent)
+            for target, number in enumerate(descriptors[:3]):
+                os.dup2(number, target)
+            become(argv_file, descriptors[3:])
+        finally:
+            os._exit(127)
+    for number in descriptors:
+        os.close(number)
+    poll = select.poll()
+    poll.register(os.pidfd_open(child), select.POLLIN)
+    poll.register(status, select.POLLIN)
+    poll.poll()
+    os.kill(child, _signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        status.send(b"%d" % code)
+    finally:
         os._exit(0)
-    numbers = [number for _, _, data in ancillary for (number,) in struct.iter_unpack("i", data)]
-    argv_file, stdin, *rest = numbers
+
+
+def become(argv_file: int, descriptors: "tuple[int, ...] | list[int]") -> None:
+    """Exec what the file names: a path, then its arguments from number 0 on."""
     program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
-    os.dup2(stdin, 0)
-    for target, number in enumerate(rest, FIRST_DESCRIPTOR):
+    for target, number in enumerate(descriptors, FIRST_DESCRIPTOR):
         os.dup2(number, target)
     # pid 1 inside keeps this environment readable in /proc: nothing of the host may be in it.
     os.execve(program, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606
@@ -280,7 +324,7 @@ def main(arguments: list[str]) -> None:
             raise ValueError("a sandbox of root's must have a kernel uid of its own")
         enter_namespaces(as_root)
         raise_loopback()
-        listeners = open_listeners([int(port) for port in ports.split(",")])
+        listeners = open_listeners([int(port) for port in ports.split(",") if port])
         lay(list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None)
         settle()
         if agent_uid != "-":
@@ -289,7 +333,7 @@ def main(arguments: list[str]) -> None:
             drop_to(int(kernel_uid))
         die_with(int(parent))
         report_ready(control, listeners)
-        run_command(control)
+        serve(control)
     except Exception as error:
         control.send(f"error {error}".encode(errors="replace")[:4096])
         sys.exit(1)

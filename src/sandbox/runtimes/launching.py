@@ -3,19 +3,21 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from sandbox.contracts.runtime import Listeners, Sandbox, SandboxHandle, SandboxSpec
+from sandbox.contracts.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes import cgroups, processes
+from sandbox.runtimes import cgroups, ownership, processes
+from sandbox.runtimes.bwrap import need_program
 from sandbox.runtimes.cgroups import ControlGroup
+from sandbox.runtimes.confined import ConfinedPrograms, staged_paths
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUids
-from sandbox.runtimes.launch import Launch, mark_attempt
+from sandbox.runtimes.launch import Launch, mark_attempt, start_launcher
 from sandbox.runtimes.orphans import OrphanAdoption
 from sandbox.runtimes.places import give_places, make_places, take_places
 
@@ -96,8 +98,7 @@ class LaunchedSandboxes:
         """Start the launcher; while it works, give the disk to the kernel uid and move the launcher into its group."""
         group, uid = _group_of(handle), _uid_of(handle)
         self._kind.find_program()
-        if self._uids is not None and not self._uids.holds(uid, handle.attempt_id):
-            raise AttemptError(FailureCode.PROVISION_FAILED, "This process has not planned the sandbox; plan it first.")
+        self._refuse_unplanned(handle)
         launch: Launch | None = None
         try:
             self._orphans.begin(handle.attempt_id)
@@ -117,6 +118,40 @@ class LaunchedSandboxes:
         made = self._kind.make_sandbox(handle, spec, group, launch, listeners)
         self._sandboxes[handle.attempt_id] = made
         return made
+
+    @asynccontextmanager
+    async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[ConfinedPrograms]:
+        """By a launcher that stays, with the door as the only one of its listeners that is kept."""
+        self._refuse_unplanned(handle)
+        program = need_program()
+        started: Launch | None = None
+        try:
+            self._orphans.begin(handle.attempt_id)
+            try:
+                started = self._launch_confinement(handle, spec)
+                await _finish(partial(_move_in, _group_of(handle), started.pid, spec.directories, _uid_of(handle)))
+                listeners = await started.ready()
+            except OSError as error:
+                reason = f"Programs could not be confined: {error}. 'sandbox doctor' tells what to do."
+                raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
+            with listeners.proxy.dup() as door:
+                listeners.close()
+                yield ConfinedPrograms(handle.attempt_id, program, started, door, spec, _uid_of(handle))
+        finally:
+            await self._end_confinement(handle, started)
+
+    def _launch_confinement(self, handle: SandboxHandle, spec: ConfinementSpec) -> Launch:
+        group = _group_of(handle)
+        group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=spec.processes_max)
+        return start_launcher(handle.attempt_id, _uid_of(handle), staged_paths(spec), transparent_ports=())
+
+    async def _end_confinement(self, handle: SandboxHandle, started: Launch | None) -> None:
+        if started is not None:
+            started.kill()
+            await started.ended()
+            started.close()
+        await self._sweep(handle)
+        self._orphans.end(handle.attempt_id)
 
     async def destroy(self, handle: SandboxHandle, disk: Path) -> None:
         """End it by its own means where this process made it, by control group, by kernel uid, by marker."""
@@ -140,6 +175,10 @@ class LaunchedSandboxes:
             marker.removeprefix(_MARKER_PREFIX) for marker in processes.list_markers(_MARKER_PREFIX, self._is_sandboxs)
         )
         return sorted(marked)
+
+    def _refuse_unplanned(self, handle: SandboxHandle) -> None:
+        if self._uids is not None and not self._uids.holds(_uid_of(handle), handle.attempt_id):
+            raise AttemptError(FailureCode.PROVISION_FAILED, "This process has not planned the sandbox; plan it first.")
 
     def _is_sandboxs(self, uid: int) -> bool:
         return uid == os.getuid() if self._uids is None else uid in self._uids
@@ -210,6 +249,14 @@ def _hand_over(group: ControlGroup, launcher_pid: int, disk: Path, uid: int | No
         group.add(launcher_pid)
     if uid is not None:
         give_places(disk, uid)
+
+
+def _move_in(group: ControlGroup, launcher_pid: int, directories: Sequence[Path], uid: int | None) -> None:
+    with suppress(ProcessLookupError):
+        group.add(launcher_pid)
+    if uid is not None:
+        for directory in directories:
+            ownership.give_tree(str(directory), uid)
 
 
 async def _finish(work: Callable[[], None]) -> None:

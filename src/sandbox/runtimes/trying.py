@@ -1,17 +1,19 @@
-"""Finding out what a runtime can do here, by making a sandbox with an execute-only program, as agents are."""
+"""Finding out what a runtime can do here: make a sandbox with an execute-only program, as agents are, and confine."""
 
 import asyncio
 import base64
 import os
 from pathlib import Path
 
+from sandbox.contracts.confinement import ConfinedCommand, Confinement
 from sandbox.contracts.inside import WORKSPACE
 from sandbox.contracts.layout import probe_place
-from sandbox.contracts.runtime import Command, Runtime, SandboxHandle, SandboxSpec
+from sandbox.contracts.runtime import Command, ConfinementSpec, Runtime, SandboxHandle, SandboxSpec
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes import cgroups
 
 _SECONDS = 8.0
+_MEMORY_BYTES, _PROCESSES = 64 * 1024 * 1024, 16
 
 
 async def try_once(
@@ -28,7 +30,7 @@ async def try_once(
     """
     import shutil
 
-    attempt_id = base64.b32encode(os.urandom(10)).decode().lower()[:12]
+    attempt_id = _new_attempt_id()
     disk = probe_place(run_dir, attempt_id)
     async with asyncio.timeout(within_seconds):
         handle = runtime.plan(attempt_id)
@@ -40,6 +42,41 @@ async def try_once(
         finally:
             await runtime.destroy(handle, disk)
             shutil.rmtree(disk, ignore_errors=True)
+
+
+async def why_not_confined(runtime: Runtime, run_dir: Path) -> str | None:
+    """None when git, a program of the host's, runs confined here, else the reason; within 10 s."""
+    import shutil
+
+    attempt_id = _new_attempt_id()
+    place = probe_place(run_dir, attempt_id)
+    spec = ConfinementSpec(1, _MEMORY_BYTES, _PROCESSES, [place])
+    try:
+        async with asyncio.timeout(_SECONDS):
+            handle = runtime.plan(attempt_id)
+            try:
+                place.mkdir(parents=True, mode=0o700)
+                async with runtime.confine(handle, spec) as confinement:
+                    code = await _run_git(confinement, place)
+            finally:
+                await runtime.destroy(handle, place)
+                shutil.rmtree(place, ignore_errors=True)
+    except (SandboxError, OSError, TimeoutError) as error:
+        return str(error) or "it took too long"
+    return None if code == 0 else f"git ended with {code}"
+
+
+async def _run_git(confinement: Confinement, place: Path) -> int:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        variables = {"PATH": os.environ.get("PATH", os.defpath)}
+        return await confinement.run(ConfinedCommand(["git", "version"], variables, place, nothing, nothing, nothing))
+    finally:
+        os.close(nothing)
+
+
+def _new_attempt_id() -> str:
+    return base64.b32encode(os.urandom(10)).decode().lower()[:12]
 
 
 def missing_limits(limits: frozenset[str]) -> tuple[str, ...]:

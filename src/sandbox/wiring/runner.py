@@ -39,6 +39,7 @@ from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
 from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.runtime import make_runtime
+from sandbox.workspace.unconfined import confine_nothing
 from sandbox.workspace.workspaces import GitWorkspaces
 
 _log = logging.getLogger("sandbox.runner")  # this module is called __main__
@@ -124,6 +125,7 @@ def _gather(order: LaunchOrder) -> Equipment:
         workspaces=GitWorkspaces(os.environ, follow_redirects=order.follow_redirects),
         clock=SystemClock(),
         boot_id=read_boot_id(),
+        confine=None if order.confines else confine_nothing,
     )
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from sandbox.contracts.runtime import Probe
+from sandbox.runtimes.trying import why_not_confined
 from sandbox.wiring.finding import Finding
 from sandbox.wiring.runtime import AUTO, choose_runtime, make_runtime
 
@@ -21,7 +22,8 @@ def find_runtimes(wish: str, run_dir: Path) -> list[Finding]:
     choice = asyncio.run(choose_runtime(AUTO, run_dir))
     chosen = next((probe for probe in choice.probes if probe.runtime == wish), choice.chosen)
     others = [probe for probe in choice.probes if probe is not chosen]
-    return [*_chosen(chosen), *(finding for probe in others for finding in _other(probe)), *_limits(chosen)]
+    confined = _confined(chosen, run_dir) if chosen.works else []
+    return [*_chosen(chosen), *confined, *(finding for probe in others for finding in _other(probe)), *_limits(chosen)]
 
 
 def _chosen(probe: Probe) -> list[Finding]:
@@ -29,6 +31,15 @@ def _chosen(probe: Probe) -> list[Finding]:
         return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.mend)]
     isolates = [Finding("isolates", True, sentence) for sentence in probe.isolates]
     return [Finding("sandbox", True, f"{probe.runtime} makes the sandboxes"), *isolates, *_gaps(probe)]
+
+
+def _confined(chosen: Probe, run_dir: Path) -> list[Finding]:
+    reason = asyncio.run(why_not_confined(make_runtime(chosen.runtime, run_dir), run_dir))
+    if reason is None:
+        return [Finding("git", True, "runs confined where it reads repositories")]
+    message = f"git reads repositories with the server's rights, since it cannot be confined: {reason}"
+    mend = "Install bubblewrap, and let ordinary users make namespaces."
+    return [Finding("git", False, message, mend, is_needed=False)]
 
 
 def _other(probe: Probe) -> list[Finding]:

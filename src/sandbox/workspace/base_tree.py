@@ -81,10 +81,10 @@ async def read_base_tree(git: Git, repository: Path, commit: str) -> BaseTree:
         def read(stop: Stop) -> BaseTree:
             return BaseTree(read_entries(reading))
 
-        listing = git.run(*list_tree(repository, commit), directory=repository, stdout=writing)
+        listing = git.run(*list_tree(commit), directory=repository, stdout=writing)
         return await run_with_thread(read, listing)
 
 
-def list_tree(repository: Path, commit: str) -> tuple[str, ...]:
-    """The arguments that make git list a commit's tree for `read_entries`."""
-    return (f"--git-dir={repository}", "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
+def list_tree(commit: str) -> tuple[str, ...]:
+    """The arguments that make git, in a git directory, list a commit's tree for `read_entries`."""
+    return ("--git-dir=.", "ls-tree", "-r", "-l", "-z", "--full-tree", commit)

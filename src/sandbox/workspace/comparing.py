@@ -1,6 +1,5 @@
 """A comparison with git beside it, which judges the ignore rules and may take the changes."""
 
-import shutil
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ from sandbox.workspace.files import Files
 from sandbox.workspace.git import Git
 from sandbox.workspace.ignore_rules import IgnoreRules, lay_out_ignore_files
 from sandbox.workspace.pipes import pipe, run_with_thread
-from sandbox.workspace.stoppable import Stop, run_in_thread
+from sandbox.workspace.stoppable import Stop
 
 C = TypeVar("C", bound=Changes)
 
@@ -26,9 +25,10 @@ async def compare(
 ) -> tuple[C, Sequence[bytes]]:
     """Walk the workspace in a thread and tell every change to what `begin` gives; `beside` runs meanwhile.
 
-    Gives it and the paths that git takes not, sorted. Raises GitError, OSError, TooManyEntriesError.
+    The directory of the ignore rules must be there, empty. Gives what took the changes, and the paths that git takes
+    not, sorted. Raises GitError, OSError, TooManyEntriesError.
     """
-    rules_directory = attempt.repository / "ignore-rules"
+    rules_directory = attempt.ignore_rules
     try:
         await lay_out_ignore_files(git, attempt.repository, base.ignore_files, rules_directory)
     except BaseException:
@@ -46,7 +46,7 @@ async def compare(
                 return changes, comparison.left_out
 
         judging = git.run(
-            *(f"--git-dir={attempt.repository}", "--work-tree=."),
+            *(f"--git-dir=../{attempt.repository.name}", "--work-tree=."),
             *("check-ignore", "--no-index", "--stdin", "-z", "--verbose", "--non-matching"),
             directory=rules_directory,
             stdin=asked,
@@ -54,5 +54,4 @@ async def compare(
             good_codes=(0, 1),
         )
         changes, left_out = await run_with_thread(work, *beside, judging)
-    await run_in_thread(lambda _: shutil.rmtree(rules_directory))
     return changes, sorted(left_out)

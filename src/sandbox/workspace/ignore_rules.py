@@ -8,6 +8,7 @@ agent newly ignores is therefore in the patch, and one that it un-ignores is not
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,7 @@ from sandbox.workspace.pipes import pipe, read_exactly, run_with_thread, write_a
 from sandbox.workspace.stoppable import Stop
 
 _PAGE_BYTES = 4096
+_DIRECTORY_MODE, _FILE_MODE = 0o755, 0o644
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -73,13 +75,24 @@ def _fields(answers: IO[bytes]) -> Iterator[bytes]:
 
 
 def _make_directory(root: Path, path: bytes) -> None:
-    os.makedirs(os.path.join(os.fsencode(root), path), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH118 (bytes)
+    """With its parents, in sight of the kernel uid that git has."""
+    here = os.fsencode(root)
+    for name in path.split(b"/") if path else ():
+        here = os.path.join(here, name)  # noqa: PTH118 (bytes)
+        with suppress(FileExistsError):
+            os.mkdir(here)  # noqa: PTH102 (bytes)
+            os.chmod(here, _DIRECTORY_MODE)  # noqa: PTH101 (bytes)
+
+
+def make_rules_directory(directory: Path) -> None:
+    """Make it anew, empty. Raises OSError."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    directory.chmod(_DIRECTORY_MODE)
 
 
 async def lay_out_ignore_files(git: Git, repository: Path, entries: Sequence[BaseEntry], directory: Path) -> None:
-    """Make `directory` anew and write the base commit's `.gitignore` files into it. Raises GitError, OSError."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(mode=0o700)
+    """Write the base commit's `.gitignore` files into the empty `directory`. Raises GitError, OSError."""
     if not entries:
         return
     with pipe() as (asked, asking), pipe() as (answers, answering):
@@ -92,7 +105,7 @@ async def lay_out_ignore_files(git: Git, repository: Path, entries: Sequence[Bas
             asking.close()
 
         contents = git.run(
-            *(f"--git-dir={repository}", "cat-file", "--batch=%(objectsize)"),
+            *("--git-dir=.", "cat-file", "--batch=%(objectsize)"),
             directory=repository,
             stdin=asked,
             stdout=answering,
@@ -105,6 +118,7 @@ def _write_ignore_file(directory: Path, entry: BaseEntry, answers: IO[bytes]) ->
     parent, _, name = entry.path.rpartition(b"/")
     _make_directory(directory, parent)
     with open(os.path.join(os.fsencode(directory), parent, name), "xb") as file:  # noqa: PTH118, PTH123 (bytes)
+        os.fchmod(file.fileno(), _FILE_MODE)
         remaining = entry.size_bytes
         while remaining:
             chunk = read_exactly(answers, min(remaining, _CHUNK_BYTES))

@@ -72,7 +72,7 @@ async def _build_new_tree(
             return tree
 
         importing = git.run(
-            *(f"--git-dir={repository}", "-c", "fastimport.unpackLimit=0", "-c", "core.compression=1"),
+            *("--git-dir=.", "-c", "fastimport.unpackLimit=0", "-c", "core.compression=1"),
             *("fast-import", "--quiet", "--force"),
             directory=repository,
             stdin=told,
@@ -87,7 +87,7 @@ async def _write_difference(git: Git, repository: Path, base_commit: str, target
             file.write(preamble)
             file.flush()
             await git.run(
-                *(f"--git-dir={repository}", "diff-tree", "-r", "--patch", "--binary", "--full-index"),
+                *("--git-dir=.", "diff-tree", "-r", "--patch", "--binary", "--full-index"),
                 *("--find-renames", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative"),
                 *("--src-prefix=a/", "--dst-prefix=b/", "--end-of-options", base_commit, NEW_TREE_REF),
                 directory=repository,
@@ -120,7 +120,7 @@ def _flush(target: Path) -> None:
 
 def _bound_of(error: GitError) -> str | None:
     """Which bound git met, for people; None when it is no bound that stopped it."""
-    if error.returncode == -signal.SIGXFSZ:
+    if error.returncode == 128 + signal.SIGXFSZ:
         return f"it is larger than a patch may be ({PATCH_BYTES_MAX // 1024**2} MiB)"
     if error.is_out_of_memory:
         return (

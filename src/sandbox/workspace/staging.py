@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
+from sandbox.contracts.confinement import Confine, Confinement
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.manifest import Repository
@@ -50,12 +51,13 @@ class Staging:
         environment: Mapping[str, str],
         repository: Repository,
         attempt: AttemptLayout,
+        confine: Confine,
         *,
         follow_redirects: bool = True,
     ) -> None:
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
-        self._local = Git(self._path)
+        self._confine = confine
         self._wanted = repository
         self._attempt = attempt
         self._redirects: Sequence[Setting] = () if follow_redirects else (("http.followRedirects", "false"),)
@@ -66,9 +68,8 @@ class Staging:
         try:
             await run_in_thread(lambda _: self._clear())
             await self._clone()
-            commit = await self._find_commit()
-            await self._check_size(commit)
-            await self._check_out(commit)
+            async with self._confine([self._attempt.repository, self._attempt.workspace], []) as confinement:
+                commit = await self._prepare(confinement)
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:
             raise _failed(explain(error.complaint, self._wanted, self._secrets)) from None
@@ -76,14 +77,22 @@ class Staging:
             raise _failed(f"Cannot clone {self._wanted.url}: {error.strerror or error}.") from error
         return commit
 
+    async def _prepare(self, confinement: Confinement) -> str:
+        git = Git(self._path, confinement=confinement)
+        commit = await self._find_commit(git)
+        await self._check_size(git, commit)
+        await self._check_out(git, confinement, commit)
+        return commit
+
     def _clear(self) -> None:
-        """Take away what an earlier, broken try left."""
+        """Take away what an earlier, broken try left, and begin with two empty directories."""
         self._attempt.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in (self._attempt.repository, self._attempt.workspace):
             if left.is_symlink() or left.is_file():
                 left.unlink()
             elif left.exists():
                 shutil.rmtree(left)
+            left.mkdir(mode=0o755)
 
     async def _clone(self) -> None:
         user_settings = await read_user_settings(self._environment, self._path)
@@ -95,33 +104,33 @@ class Staging:
         await git.run(
             *("clone", "--quiet", "--bare", "--template=", "--single-branch", "--no-tags"),
             *(f"--branch={self._wanted.branch}", *(("--depth=1",) if self._wanted.commit is None else ())),
-            *("--", self._wanted.url, str(self._attempt.repository)),
-            directory=self._attempt.root,
+            *("--", self._wanted.url, "."),
+            directory=self._attempt.repository,
             file_bytes_max=REPOSITORY_BYTES_MAX,
         )
 
-    async def _find_commit(self) -> str:
+    async def _find_commit(self, git: Git) -> str:
         repository = self._attempt.repository
         tip = await run_in_thread(lambda _: read_branch(repository, self._wanted.branch))
         if tip is None:
             raise _failed(f"'{self._wanted.branch}' is no branch of {self._wanted.url}; check repository.branch.")
         await run_in_thread(lambda _: neutralise(repository))
-        return tip if self._wanted.commit is None else await self._find_on_branch(self._wanted.commit.lower(), tip)
+        return tip if self._wanted.commit is None else await self._find_on_branch(git, self._wanted.commit.lower(), tip)
 
-    async def _find_on_branch(self, wanted: str, tip: str) -> str:
+    async def _find_on_branch(self, git: Git, wanted: str, tip: str) -> str:
         problem = f"Commit {wanted} is not on branch '{self._wanted.branch}' of {self._wanted.url}"
         try:
-            found = await self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
+            found = await self._run(git, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
             commit = found.decode().strip()
             if commit.startswith(wanted):
-                await self._git("merge-base", "--is-ancestor", commit, tip)
+                await self._run(git, "merge-base", "--is-ancestor", commit, tip)
                 return commit
         except GitError as error:
             if "ambiguous" in error.complaint:
                 problem = f"Commit {wanted} stands for more than one object of {self._wanted.url}"
         raise _failed(f"{problem}; give the full name of a commit that the branch contains in repository.commit.")
 
-    async def _check_size(self, commit: str) -> None:
+    async def _check_size(self, git: Git, commit: str) -> None:
         with pipe() as (reading, writing):
 
             def work(stop: Stop) -> None:
@@ -130,17 +139,17 @@ class Staging:
                     raise _failed(f"Cannot check out {self._wanted.url}: {problem}.")
 
             repository = self._attempt.repository
-            listing = self._local.run(*list_tree(repository, commit), directory=repository, stdout=writing)
+            listing = git.run(*list_tree(commit), directory=repository, stdout=writing)
             await run_with_thread(work, listing)
 
-    async def _check_out(self, commit: str) -> None:
+    async def _check_out(self, git: Git, confinement: Confinement, commit: str) -> None:
         workspace = self._attempt.workspace
-        workspace.mkdir(mode=0o755)
         await run_in_thread(
             lambda stop: write_git_directory(workspace, self._attempt.repository, self._wanted, commit, stop)
         )
-        await self._local.run(
-            *(f"--git-dir={workspace / '.git'}", f"--work-tree={workspace}", "read-tree", "-m", "-u", commit),
+        await confinement.give(workspace)
+        await git.run(
+            *("--git-dir=.git", "--work-tree=.", "read-tree", "-m", "-u", commit),
             directory=workspace,
         )
 
@@ -159,9 +168,8 @@ class Staging:
             "(symbolic links do not count); check repository.subpath."
         )
 
-    async def _git(self, *arguments: str) -> bytes:
-        repository = self._attempt.repository
-        return await self._local.run(f"--git-dir={repository}", *arguments, directory=repository)
+    async def _run(self, git: Git, *arguments: str) -> bytes:
+        return await git.run("--git-dir=.", *arguments, directory=self._attempt.repository)
 
 
 def _oversize(entries: Iterator[BaseEntry]) -> str | None:

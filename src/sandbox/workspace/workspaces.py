@@ -2,17 +2,22 @@
 
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from sandbox.contracts.confinement import Confine
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.workspace import LeftOut
 from sandbox.model.artifact import Artifact
+from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.manifest import Repository
 from sandbox.workspace.changed_files import write_changed_files
 from sandbox.workspace.collection import collect
 from sandbox.workspace.git import Git
+from sandbox.workspace.ignore_rules import make_rules_directory
 from sandbox.workspace.patch import write_patch
 from sandbox.workspace.staging import Staging
+from sandbox.workspace.stoppable import run_in_thread
 
 
 class GitWorkspaces:
@@ -26,23 +31,33 @@ class GitWorkspaces:
         self._environment = environment
         self._follow_redirects = follow_redirects
 
-    async def stage(self, repository: Repository, attempt_dir: Path) -> str:
+    async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine) -> str:
         """Clone; gives the full base commit. Raises AttemptError (clone_failed)."""
         layout = AttemptLayout(attempt_dir)
-        return await Staging(self._environment, repository, layout, follow_redirects=self._follow_redirects).run()
+        staging = Staging(self._environment, repository, layout, confine, follow_redirects=self._follow_redirects)
+        return await staging.run()
 
-    async def patch(self, attempt_dir: Path, base_commit: str, target: Path) -> str | None:
+    async def patch(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write what the agent changed, an empty file when nothing was. Raises AttemptError (collect_failed)."""
-        return await write_patch(self._git, AttemptLayout(attempt_dir), base_commit, target)
+        async with self._git_for(AttemptLayout(attempt_dir), confine) as git:
+            return await write_patch(git, AttemptLayout(attempt_dir), base_commit, target)
 
-    async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path) -> str | None:
+    async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write a tar of what the agent made or changed. Raises AttemptError (collect_failed)."""
-        return await write_changed_files(self._git, AttemptLayout(attempt_dir), base_commit, target)
+        async with self._git_for(AttemptLayout(attempt_dir), confine) as git:
+            return await write_changed_files(git, AttemptLayout(attempt_dir), base_commit, target)
 
-    @property
-    def _git(self) -> Git:
-        """Without the settings of the server's user."""
-        return Git(self._environment.get("PATH", os.defpath))
+    @asynccontextmanager
+    async def _git_for(self, attempt: AttemptLayout, confine: Confine) -> AsyncIterator[Git]:
+        """One that compares: without the settings of the server's user. Raises AttemptError (collect_failed)."""
+        async with AsyncExitStack() as stack:
+            try:
+                await run_in_thread(lambda _: make_rules_directory(attempt.ignore_rules))
+                confinement = await stack.enter_async_context(confine([attempt.repository], [attempt.ignore_rules]))
+            except (AttemptError, OSError) as error:
+                reason = f"The patch could not be made: {error}"
+                raise AttemptError(FailureCode.COLLECT_FAILED, reason) from error
+            yield Git(self._environment.get("PATH", os.defpath), confinement=confinement)
 
     def collect(
         self, workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]

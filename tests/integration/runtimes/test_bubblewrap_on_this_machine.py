@@ -16,8 +16,8 @@ import pytest
 from doubles.sandbox_life import describe, living, new_attempt_id, run_in, run_story
 from sandbox.contracts.runtime import SandboxHandle
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes import seccomp
-from sandbox.runtimes.bubblewrap import BubblewrapRuntime, probe
+from sandbox.runtimes import bwrap, seccomp
+from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.launch import start_launcher
 
@@ -62,7 +62,7 @@ def test_the_probe_says_what_holds_and_leaves_nothing(runtime: BubblewrapRuntime
 def test_without_bubblewrap_the_probe_says_what_to_install(
     runtime: BubblewrapRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(probe, "_PROGRAMS", (Path("/nowhere/bwrap"),))
+    monkeypatch.setattr(bwrap, "_PROGRAMS", (Path("/nowhere/bwrap"),))
     found = asyncio.run(runtime.probe())
     assert not found.works
     assert "apt-get install bubblewrap" in found.mend
@@ -76,7 +76,7 @@ def test_where_bubblewrap_fails_the_probe_tells_its_words(
     broken = open_folder / "bwrap"
     broken.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(probe, "_PROGRAMS", (broken,))
+    monkeypatch.setattr(bwrap, "_PROGRAMS", (broken,))
     found = asyncio.run(runtime.probe())
     assert not found.works
     assert "setting up uid map: Permission denied" in found.mend

@@ -15,6 +15,7 @@ import pytest
 
 from doubles.workspace_house import run_git
 from sandbox.model.errors import AttemptError
+from sandbox.runtimes import ownership
 from sandbox.workspace import files
 
 
@@ -196,10 +197,12 @@ def test_files_that_the_agent_locked_are_read_all_the_same(staged):
     locked.chmod(0)
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
+        "from sandbox.workspace.unconfined import confine_nothing\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
         "patch = GitWorkspaces(json.loads(sys.argv[1])).patch\n"
-        "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])))\n"
+        "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), confine_nothing))\n"
     )
+    ownership.take_tree(str(staged.attempt / "repository.git"))
     target = staged.root / "locked.patch"
     arguments = [json.dumps(staged.environment), str(staged.attempt), staged.base, str(target)]
     lowered = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
@@ -219,9 +222,9 @@ def test_cancelling_leaves_no_process_and_no_half_patch(staged):
     target = staged.root / "task.patch"
 
     async def cancel():
-        making = asyncio.create_task(staged.workspaces.patch(staged.attempt, staged.base, target))
+        making = asyncio.create_task(staged.workspaces.patch(staged.attempt, staged.base, target, staged.confine))
         async with asyncio.timeout(10):
-            while b"git" not in children():
+            while b"git" not in programs_below(os.getpid()):
                 await asyncio.sleep(0.01)
         making.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -230,16 +233,16 @@ def test_cancelling_leaves_no_process_and_no_half_patch(staged):
     asyncio.run(cancel())
 
     assert not target.exists()
-    assert b"git" not in children()
+    assert programs_below(os.getpid()) == []
 
 
-def children():
-    """Names of the programs that this process has started."""
-    started = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
-    names = b""
-    for pid in started:
-        with contextlib.suppress(OSError):
-            names += Path(f"/proc/{pid}/comm").read_bytes()
+def programs_below(pid):
+    """Names of the programs that a process has started, and that those have."""
+    names = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                names += [Path(f"/proc/{child}/comm").read_bytes().strip(), *programs_below(child)]
     return names
 
 

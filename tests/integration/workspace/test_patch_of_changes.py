@@ -273,7 +273,7 @@ def test_a_patch_over_the_bound_is_no_half_of_one(house, monkeypatch):
 
 def changed_files(house, base):
     target = house.root / "changes.tar"
-    reason = asyncio.run(house.workspaces.changed_files(house.attempt, base, target))
+    reason = asyncio.run(house.workspaces.changed_files(house.attempt, base, target, house.confine))
     with tarfile.open(target, errors="surrogateescape") as tar:
         members = {member.name: member for member in tar}
         contents = {name: tar.extractfile(name).read() for name, member in members.items() if member.isreg()}

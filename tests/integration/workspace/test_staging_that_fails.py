@@ -177,7 +177,7 @@ def test_a_commit_of_far_too_many_files_is_refused_before_checkout(house):
     run_git("push", "--quiet", "--force", str(house.upstream.bare), f"{commit}:refs/heads/bomb", directory=work)
 
     assert "more than 1000000 files" in complaint(house, branch="bomb")
-    assert not house.workspace.exists()
+    assert list(house.workspace.iterdir()) == []
 
 
 def test_a_tree_with_a_git_directory_in_it_is_refused(house):
@@ -197,7 +197,7 @@ def test_cancelling_ends_git_and_its_children(house):
     repository = Repository(url=PUBLIC_URL, branch="main")
 
     async def cancel_while_git_waits():
-        staging = asyncio.create_task(house.workspaces.stage(repository, house.attempt))
+        staging = asyncio.create_task(house.workspaces.stage(repository, house.attempt, house.confine))
         for _ in range(500):
             if house.server.requests:
                 break
@@ -217,9 +217,10 @@ def test_git_does_not_outlive_a_runner_that_is_killed(house):
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
         "from sandbox.model.manifest import Repository\n"
+        "from sandbox.workspace.unconfined import confine_nothing\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
         "stage = GitWorkspaces(json.loads(sys.argv[1])).stage\n"
-        "asyncio.run(stage(Repository(url=sys.argv[2], branch='main'), Path(sys.argv[3])))\n"
+        "asyncio.run(stage(Repository(url=sys.argv[2], branch='main'), Path(sys.argv[3]), confine_nothing))\n"
     )
     arguments = [json.dumps(dict(house.environment)), PUBLIC_URL, str(house.attempt)]
     runner = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd="/")

@@ -18,6 +18,7 @@ from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, 
 from sandbox.model.frame import timestamp
 from sandbox.model.life import final_state
 from sandbox.model.task import Task
+from sandbox.runner.confining import confine_for
 from sandbox.runner.durability import flush, give_name
 from sandbox.runner.equipment import Attempt
 
@@ -56,7 +57,9 @@ async def _collect_patch(attempt: Attempt, directory: Path) -> None:
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _PATCH_SHARE
     try:
         async with asyncio.timeout(seconds):
-            reason = await attempt.equipment.workspaces.patch(attempt.files.root, base_commit, part)
+            reason = await attempt.equipment.workspaces.patch(
+                attempt.files.root, base_commit, part, confine_for(attempt)
+            )
     except TimeoutError:
         reason = f"making it took longer than {seconds:.1f} s"
         part.write_text(f"# truncated: {reason}\n")
@@ -72,7 +75,9 @@ async def _collect_changed_files(attempt: Attempt, directory: Path, base_commit:
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _CHANGED_FILES_SHARE
     try:
         async with asyncio.timeout(seconds):
-            missing = await attempt.equipment.workspaces.changed_files(attempt.files.root, base_commit, part)
+            missing = await attempt.equipment.workspaces.changed_files(
+                attempt.files.root, base_commit, part, confine_for(attempt)
+            )
     except TimeoutError:
         problem = f"The patch does not hold everything: {reason}. Keeping the changed files took longer than "
         limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."

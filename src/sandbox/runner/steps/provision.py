@@ -45,8 +45,7 @@ async def provision(attempt: Attempt) -> Provisioned:
         manifest, session_id=str(uuid.uuid4()), task_key=task_key, secrets=attempt.secrets
     )
     _write_home(attempt.files.home, start.home_files)
-    handle = runtime.plan(attempt.id)
-    write_handle(attempt.files.handle, handle)
+    handle = plan(attempt)
     spec = SandboxSpec(
         attempt_id=attempt.id,
         disk=attempt.files.disk,
@@ -62,6 +61,14 @@ async def provision(attempt: Attempt) -> Provisioned:
         SandboxCreated(vm_name=attempt.id, tier=runtime.tier, image=HOST_IMAGE if image is None else image.name)
     )
     return Provisioned(sandbox, start, task_key)
+
+
+def plan(attempt: Attempt) -> SandboxHandle:
+    """The handle of what will be made, on disk before anything of it is. Raises AttemptError (provision_failed)."""
+    handle = attempt.equipment.runtime.plan(attempt.id)
+    if read_handle(attempt.files.handle) != handle:
+        write_handle(attempt.files.handle, handle)
+    return handle
 
 
 def write_handle(path: Path, handle: SandboxHandle) -> None:

@@ -9,7 +9,7 @@ from sandbox.model.life import final_state
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
-from sandbox.runner.leftovers import left_by_earlier_attempts
+from sandbox.runner.leftovers import end_earlier_attempts, left_by_earlier_attempts
 
 
 async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
@@ -19,6 +19,7 @@ async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
     """
     try:
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+            await end_earlier_attempts(attempt)
             if handle is not None:
                 await attempt.equipment.runtime.destroy(handle, attempt.files.disk)
             await attempt.equipment.disks.close(attempt.files)

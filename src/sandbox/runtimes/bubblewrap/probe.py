@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 from sandbox.contracts.runtime import Probe, Runtime
-from sandbox.model.errors import AttemptError, FailureCode, SandboxError
+from sandbox.model.errors import SandboxError
 from sandbox.runtimes import cgroups, seccomp
+from sandbox.runtimes.bwrap import find_program
 from sandbox.runtimes.trying import missing_limits, try_once
 
 NAME = "bubblewrap"
 TIER = "namespaces"
 _STRENGTH = 10
-_PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 _MEMORY_BYTES = 64 * 1024 * 1024
 
 _ISOLATES = (
@@ -32,19 +32,6 @@ _SYSCTLS = (
     ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
     ("user/max_net_namespaces", "0", "sysctl -w user.max_net_namespaces=15000"),
 )
-
-
-def find_program() -> str | None:
-    """bubblewrap's path, from fixed places and not from PATH."""
-    return next((str(path) for path in _PROGRAMS if os.access(path, os.X_OK)), None)
-
-
-def need_program() -> str:
-    """The same. Raises AttemptError (provision_failed) where it is not installed."""
-    program = find_program()
-    if program is None:
-        raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing; install it (package bubblewrap).")
-    return program
 
 
 async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> Probe:

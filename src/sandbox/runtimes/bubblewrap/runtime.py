@@ -4,8 +4,9 @@ from pathlib import Path
 
 from sandbox.contracts.runtime import Listeners, Probe, SandboxHandle, SandboxSpec
 from sandbox.runtimes.bubblewrap.arguments import staged_paths
-from sandbox.runtimes.bubblewrap.probe import NAME, TIER, need_program, probe_by_trying
+from sandbox.runtimes.bubblewrap.probe import NAME, TIER, probe_by_trying
 from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox
+from sandbox.runtimes.bwrap import need_program
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.launch import Launch, start_launcher

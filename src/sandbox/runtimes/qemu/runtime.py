@@ -9,7 +9,7 @@ from stat import S_IROTH
 
 from sandbox.contracts.runtime import Listeners, Probe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.runtimes.bubblewrap.probe import need_program
+from sandbox.runtimes.bwrap import need_program
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.launch import Launch, start_launcher

@@ -1,0 +1,59 @@
+"""Where the host runs programs that read what is hostile: as the sandbox's kernel uid and in its control group."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import socket
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ConfinedCommand:
+    """A program to run to its end.
+
+    directory: of the host, one of the confinement's or below one. stdin, stdout, stderr: descriptors, which stay the
+    caller's. descriptors: further ones, numbered from FIRST_DESCRIPTOR on. files: path to content, to be read only.
+    """
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    directory: Path
+    stdin: int
+    stdout: int
+    stderr: int
+    descriptors: Sequence[int] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+FIRST_DESCRIPTOR = 100
+"""The number that the first of a command's further descriptors has."""
+
+
+class Confinement(Protocol):
+    """Programs in it see the host's /usr, the directories that it was made with, side by side under their own names,
+    and no network."""
+
+    @property
+    def door(self) -> socket | None:
+        """Listens at 127.0.0.1:PROXY_PORT (of `inside`), which is all that can be connected to; None: the host's own
+        network is in sight, because nothing is confined."""
+        ...
+
+    async def run(self, command: ConfinedCommand) -> int:
+        """Gives the exit code, 128+n after signal n. Cancelled, it kills the program and all that it started.
+
+        Raises OSError.
+        """
+        ...
+
+    async def give(self, directory: Path) -> None:
+        """Make what the caller wrote in one of its writable directories its own. Raises AttemptError, OSError."""
+        ...
+
+
+Confine = Callable[[Sequence[Path], Sequence[Path]], AbstractAsyncContextManager[Confinement]]
+"""Makes one for an attempt, with directories that it may write to and others that it may read; they must exist.
+
+Raises AttemptError (provision_failed). All is gone at the end of the block.
+"""

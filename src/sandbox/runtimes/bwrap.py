@@ -1,0 +1,21 @@
+"""Where bubblewrap is on this machine."""
+
+import os
+from pathlib import Path
+
+from sandbox.model.errors import AttemptError, FailureCode
+
+_PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
+
+
+def find_program() -> str | None:
+    """bubblewrap's path, from fixed places and not from PATH."""
+    return next((str(path) for path in _PROGRAMS if os.access(path, os.X_OK)), None)
+
+
+def need_program() -> str:
+    """The same. Raises AttemptError (provision_failed) where it is not installed."""
+    program = find_program()
+    if program is None:
+        raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing; install it (package bubblewrap).")
+    return program

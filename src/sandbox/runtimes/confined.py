@@ -1,0 +1,125 @@
+"""Programs of the host's that are confined: the launcher stays, and starts bubblewrap for each of them.
+
+They have the kernel uid and the control group of a sandbox but are in none: each is in namespaces of its own, with
+the host's /usr, a few directories of the attempt, and the network namespace of the launcher, in which nothing is but
+one door.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from socket import socket
+
+from sandbox.contracts.confinement import ConfinedCommand
+from sandbox.contracts.inside import UID
+from sandbox.contracts.profiles import IMAGE_FILES
+from sandbox.contracts.runtime import ConfinementSpec
+from sandbox.runtimes import image, launch, launcher, ownership, seccomp
+from sandbox.runtimes.launch import Launch, mark_attempt
+from sandbox.runtimes.payload import Payload, refuse_nul
+
+_ROOT = PurePosixPath("/attempt")
+"""Where the directories are inside, by their names, so that no path of the host's is told."""
+
+_CERTIFICATES = ("/etc/pki/ca-trust", "/etc/pki/tls/certs", "/etc/crypto-policies")
+_MEMORY_FILES_BYTES = 64 * 1024 * 1024
+
+
+class ConfinedPrograms:
+    """Implements `contracts.confinement.Confinement`. program: bubblewrap's path."""
+
+    def __init__(
+        self,
+        attempt_id: str,
+        program: str,
+        started: Launch,
+        door: socket,
+        spec: ConfinementSpec,
+        kernel_uid: int | None,
+    ) -> None:
+        self.door: socket | None = door
+        self._attempt_id = attempt_id
+        self._program = program
+        self._launch = started
+        self._spec = spec
+        self._kernel_uid = kernel_uid
+
+    async def run(self, command: ConfinedCommand) -> int:
+        """Its exit code, 128+n after signal n. Raises OSError, AttemptError (provision_failed) for NUL characters."""
+        payload = self._build_payload(command)
+        try:
+            standard = (command.stdin, command.stdout, command.stderr)
+            code = await self._launch.run(payload.argv, standard, payload.descriptors)
+        finally:
+            payload.close()
+        return code if code >= 0 else 128 - code
+
+    async def give(self, directory: Path) -> None:
+        """As root to the kernel uid; an ordinary user's is its own already."""
+        if self._kernel_uid is not None:
+            await asyncio.to_thread(partial(ownership.give_tree, str(directory), self._kernel_uid))
+
+    def _build_payload(self, command: ConfinedCommand) -> Payload:
+        payload = Payload()
+        try:
+            for descriptor in command.descriptors:
+                payload.place(os.dup(descriptor))
+            words = list(self._arguments(payload, command))
+            refuse_nul([*words, *command.argv])
+            text = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
+            number = payload.place(launch.write_memory("arguments", text))
+        except BaseException:
+            payload.close()
+            raise
+        payload.argv = [self._program, mark_attempt(self._attempt_id), "--args", number, "--", *command.argv]
+        return payload
+
+    def _arguments(self, payload: Payload, command: ConfinedCommand) -> Iterator[str]:
+        filter_ = seccomp.assemble_filter(os.uname().machine)
+        yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
+        yield from ("--disable-userns", "--uid", str(UID), "--gid", str(UID), "--hostname", self._attempt_id)
+        yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
+        yield from ("--seccomp", payload.place(launch.write_memory("filter", filter_)))
+        yield from self._root()
+        etc = image.etc_files(self._attempt_id)
+        files = {**{path: etc[path] for path in IMAGE_FILES}, **command.files}
+        for path, content in files.items():
+            yield from ("--perms", "0444", "--file", payload.place(launch.write_memory("file", content)), path)
+        yield from ("--remount-ro", "/", "--chdir", self._inside(command.directory), "--clearenv")
+        for name, value in command.environment.items():
+            yield from ("--setenv", name, value)
+
+    def _root(self) -> Iterator[str]:
+        for directory in image.DIRECTORIES:
+            yield from ("--perms", "0755", "--dir", directory)
+        yield from ("--ro-bind", "/usr", "/usr")
+        for link, target in image.LINKS.items():
+            yield from ("--symlink", target, link)
+        for path in (*image.HOST_PATHS, *_CERTIFICATES):
+            yield from ("--ro-bind-try", path, path)
+        yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev")
+        yield from ("--size", str(_MEMORY_FILES_BYTES), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
+        for number, place in enumerate(_places(self._spec)):
+            how = "--ro-bind" if place in self._spec.read_only else "--bind"
+            yield from (how, f"{launcher.STAGE}/{_name(number)}", str(_ROOT / place.name))
+
+    def _inside(self, directory: Path) -> str:
+        for one in _places(self._spec):
+            if directory.is_relative_to(one):
+                return str(_ROOT / one.name / directory.relative_to(one))
+        raise ValueError(f"{directory} is not in sight of the confinement")
+
+
+def staged_paths(spec: ConfinementSpec) -> dict[str, Path]:
+    """Names below the launcher's stage, and the host paths that are laid there."""
+    return {_name(number): path for number, path in enumerate(_places(spec))}
+
+
+def _places(spec: ConfinementSpec) -> Sequence[Path]:
+    return (*spec.directories, *spec.read_only)
+
+
+def _name(number: int) -> str:
+    return f"place-{number}"
