@@ -10,6 +10,8 @@ from sandbox.journal import line
 from sandbox.journal.extent import Extent
 from sandbox.model.event import Event, Record, Transition
 
+_AGAIN_BYTES = 1024 * 1024
+
 
 class FileJournalWriter:
     """Appends records to the file of a journal whose lock it holds. For one thread; `sync` may have another one."""
@@ -17,12 +19,15 @@ class FileJournalWriter:
     def __init__(self, records: Path, lock_fd: int, extent: Extent) -> None:
         """Go on after `extent`, which drops what is behind it. Takes `lock_fd` over once it has succeeded."""
         self._lock_fd = lock_fd
+        self._records = records
         self._end = extent.end
         self._last_seq = extent.last.seq if extent.last else 0
         self._epoch = extent.last.epoch + 1 if extent.last else 1
         self._has_torn_tail = records.stat().st_size > extent.end
         # Whoever wrote before may have died with records that are not on disk yet.
         self._is_dirty = extent.end > 0
+        self._flushed_end = 0
+        self._flush_failed = False
         self._records_fd = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             self._drop_torn_tail()
@@ -71,11 +76,17 @@ class FileJournalWriter:
             self._records_fd = self._lock_fd = -1
 
     def _flush(self) -> None:
+        """A flush that failed is not made good by another one: the kernel takes what it could not write for written."""
+        end = self._end
         try:
+            if self._flush_failed:
+                _write_again(self._records, self._flushed_end, end)
             os.fdatasync(self._records_fd)
         except BaseException:
-            self._is_dirty = True
+            self._is_dirty = self._flush_failed = True
             raise
+        self._flush_failed = False
+        self._flushed_end = end
 
     def _write(self, text: bytes, *, durable: bool) -> None:
         self._drop_torn_tail()
@@ -100,6 +111,14 @@ class FileJournalWriter:
             os.ftruncate(self._records_fd, self._end)
             self._has_torn_tail = False
             self._is_dirty = True
+
+
+def _write_again(records: Path, begin: int, end: int) -> None:
+    """The same bytes in the same place, so that the kernel has to write them to the disk once more."""
+    with records.open("r+b", buffering=0) as file:
+        for at in range(begin, end, _AGAIN_BYTES):
+            data = os.pread(file.fileno(), min(_AGAIN_BYTES, end - at), at)
+            os.pwrite(file.fileno(), data, at)
 
 
 def _write_all(records_fd: int, text: bytes) -> None:
