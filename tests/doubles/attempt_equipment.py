@@ -16,7 +16,10 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import AttemptStarted, Output, TaskSubmitted
+from sandbox.model.watermark import Space, Watermark
+from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.equipment import Attempt, Equipment
+from sandbox.runner.host_space import HostSpace
 from sandbox.runner.life import AttemptLife
 from sandbox.runner.redacted import redact_event
 from sandbox.secrets.redactor import Redactor
@@ -223,6 +226,22 @@ def scripted_equipment(script, journals):
     )
 
 
+class HeldReserve:
+    is_taken, given_back = False, 0
+
+    def __init__(self):
+        self.on_given_back = lambda: None
+
+    def take(self):
+        self.is_taken = True
+
+    def give_back(self):
+        was_taken, self.is_taken = self.is_taken, False
+        self.given_back += was_taken
+        self.on_given_back()
+        return was_taken
+
+
 class Stage:
     """One task, submitted and handed to a runner."""
 
@@ -230,7 +249,15 @@ class Stage:
         self.script = script
         self.journals = FileJournals(data_dir)
         self.writer = self.journals.create("task-1")
-        self.recorder = Recorder(self.writer, None, SystemClock().now)
+        equipment = scripted_equipment(script, self.journals)
+        redaction = Redactor(secrets) if secrets else None
+        self.space, self.reserve = Space(100, 100), HeldReserve()
+        self.recorder = AttemptRecorder(
+            lambda patient: self._redacting(patient, redaction),
+            self.writer,
+            HostSpace(lambda: self.space, Watermark(10, 1000), equipment.clock),
+            self.reserve,
+        )
         self.recorder.record(TaskSubmitted("task-1", manifest(**parts)))
         self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here", boot_id))
         self.attempt = Attempt(
@@ -238,14 +265,18 @@ class Stage:
             data_dir,
             ModelUpstream("http://model", api_key="k"),
             self.recorder,
-            scripted_equipment(script, self.journals),
+            equipment,
             secrets or {},
-            Redactor(secrets) if secrets else None,
+            redaction,
         )
-        if self.attempt.redaction is not None:
-            self.recorder.revise = lambda event: redact_event(event, self.attempt.redaction)
         self.attempt.files.root.mkdir(parents=True)
         self.life = AttemptLife(self.attempt)
+
+    def _redacting(self, writer, redaction):
+        recorder = Recorder(writer, None, SystemClock().now)
+        if redaction is not None:
+            recorder.revise = lambda event: redact_event(event, redaction)
+        return recorder
 
     @property
     def task(self):

@@ -14,6 +14,7 @@ from sandbox.contracts.store import Cursor, DuplicateTaskError, TaskPage, TaskQu
 from sandbox.contracts.tasks import (
     ArtifactNotFoundError,
     Cancellation,
+    Draining,
     Health,
     IdempotencyKeyReusedError,
     SandboxNotPreservedError,
@@ -74,6 +75,7 @@ class FakeTasks:
         self.preserved: set[str] = set()
         self.cancels: list[tuple[str, str, bool]] = []
         probe = Probe("bubblewrap", works=True, tier="namespaces", strength=10, limits=frozenset({"memory"}))
+        self.drain_now = Draining(None, 1, 2)
         self.health_now = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, ready=True)
 
     def add(self, task_id: str = "task-001", *events: e.Event, **metadata: Any) -> Task:
@@ -222,6 +224,17 @@ class FakeTasks:
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
         self._story(task_id)
         raise TerminalRefusedError("There is no terminal here.")
+
+    async def drain(self) -> Draining:
+        self.drain_now = Draining(BEGINNING, 1, 2)
+        return self.drain_now
+
+    async def undo_drain(self) -> Draining:
+        self.drain_now = Draining(None, 1, 2)
+        return self.drain_now
+
+    async def draining(self) -> Draining:
+        return self.drain_now
 
     async def health(self) -> Health:
         return self.health_now

@@ -12,6 +12,7 @@ from sandbox.contracts.runtime import Probe
 from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.control.broadcast import Broadcast
+from sandbox.control.drain import Drain
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
 from sandbox.control.launch import Host, Launcher
@@ -20,9 +21,11 @@ from sandbox.control.recovery import recover
 from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
+from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
 from sandbox.disks.removal import remove
+from sandbox.disks.space import ReserveFile
 from sandbox.journal.journals import FileJournals
 from sandbox.model.event import (
     AgentExited,
@@ -32,6 +35,7 @@ from sandbox.model.event import (
     TaskFinished,
     WorkspacePrepared,
 )
+from sandbox.model.watermark import Space, Watermark
 from sandbox.wiring.clock import SystemClock
 
 GIB = 1024**3
@@ -93,6 +97,7 @@ class Rooms:
         self.clock = RoomClock()
         self.runners = HandedRunners(self.journals, self.clock)
         self.memory_available_bytes = 100 * GIB
+        self.space, self.reserve = Space(100, 100), ReserveFile(data_dir / "reserve", 4096)
         self.secrets, self.secrets_asked = {}, []
         self.images, self.image_trouble = {}, ""
         self.remove = remove
@@ -117,6 +122,8 @@ class Rooms:
         clock, broadcast = self.clock, Broadcast()
         follower = Follower(self.journals, self.store, clock, broadcast)
         template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
+        space = SpaceKeeper(self.data_dir, lambda: self.space, Watermark(10, 1000), self.reserve)
+        drain = Drain(self.data_dir)
         preservation = Preservation(self.data_dir, self.remove_files)
         service = TaskService(
             Equipment(
@@ -139,8 +146,10 @@ class Rooms:
                 telling=Telling(self.journals, self.store, follower, broadcast),
                 shelf=Shelf(self.data_dir),
                 health=HealthReport(
-                    self.store, clock, self.data_dir, [Probe("bubblewrap", True, "namespaces", 1)], self.blockers
+                    self.store, clock, space, drain, [Probe("bubblewrap", True, "namespaces", 1)], self.blockers
                 ),
+                space=space,
+                drain=drain,
                 preservation=preservation,
                 visits=Visits(self.runners, self.runners, preservation, self.resolve, self.find_image, template),
                 read_memory_available_bytes=lambda: self.memory_available_bytes,

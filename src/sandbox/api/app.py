@@ -14,6 +14,7 @@ from sandbox.api.artifacts import add_artifact_routes
 from sandbox.api.context import Context
 from sandbox.api.docs_page import add_docs_routes
 from sandbox.api.doorkeeper import Doorkeeper
+from sandbox.api.drain import add_drain_routes
 from sandbox.api.envelope import Envelope
 from sandbox.api.errors import add_error_answers
 from sandbox.api.guard import Guard
@@ -73,6 +74,7 @@ def describe_api(version: str) -> FastAPI:
     add_artifact_routes(app)
     add_health_routes(app)
     add_metrics_route(app)
+    add_drain_routes(app)
     add_session_routes(app)
     add_docs_routes(app)
     return app

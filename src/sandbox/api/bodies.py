@@ -212,6 +212,16 @@ class HealthBody(Body):
     runtimes: list[RuntimeBody]
     store: StoreBody
     disk: DiskBody
+    draining_since: datetime | None
+
+
+class DrainBody(Body):
+    """How far a drain is. `running` tasks go on; those `waiting` begin once the drain is undone."""
+
+    draining: bool
+    since: datetime | None
+    running: int
+    waiting: int
 
 
 class DetailBody(Body):

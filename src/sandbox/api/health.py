@@ -13,6 +13,7 @@ from sandbox.api.openapi import problems
 from sandbox.api.problem import problem
 from sandbox.contracts.runtime import Probe
 from sandbox.contracts.tasks import Health
+from sandbox.model.frame import timestamp
 from sandbox.model.state import TaskState
 
 _DRAINS = "The server is shutting down."
@@ -50,6 +51,7 @@ async def read_health(asked: Asked) -> Json:
         "runtimes": [_runtime(probe) for probe in health.runtimes],
         "store": {"ok": health.store_ok},
         "disk": {"free_bytes": health.disk_free_bytes, "total_bytes": health.disk_total_bytes},
+        "draining_since": None if health.draining_since is None else timestamp(health.draining_since),
     }
     return Json(answer)
 

@@ -26,6 +26,7 @@ _GROUPS = {
     "Logs": "What the agent prints and what happens, once or live.",
     "Artifacts": "What a task leaves: its patch, its story, its files.",
     "Health": "For probes, balancers and Prometheus.",
+    "Administration": "For who looks after the server.",
     "Sessions": "A cookie in exchange for a token, for browsers.",
 }
 """Of operations, in the order in which people need them."""
@@ -109,7 +110,13 @@ def _add_groups(schema: dict[str, Any]) -> None:
 
 
 def _group(path: str) -> str:
-    places = {paths.ARTIFACTS: "Artifacts", paths.LOGS: "Logs", paths.TASKS: "Tasks", paths.SESSION: "Sessions"}
+    places = {
+        paths.ARTIFACTS: "Artifacts",
+        paths.LOGS: "Logs",
+        paths.TASKS: "Tasks",
+        paths.SESSION: "Sessions",
+        paths.DRAIN: "Administration",
+    }
     return next((group for place, group in places.items() if path.startswith(place)), "Health")
 
 

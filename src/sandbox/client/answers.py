@@ -187,6 +187,7 @@ class Health(TypedDict):
     runtimes: list[Runtime]
     store: dict[str, bool]
     disk: dict[str, int]
+    draining_since: str | None
 
 
 class Mistake(TypedDict):
@@ -205,3 +206,12 @@ class ExistingTask(TypedDict):
     id: str
     state: State
     created_at: str
+
+
+class Draining(TypedDict):
+    """How far a drain of the server is; `since` is null when it is not being drained."""
+
+    draining: bool
+    since: str | None
+    running: int
+    waiting: int

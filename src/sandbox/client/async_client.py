@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
 from sandbox.client import calls, conversations
-from sandbox.client.answers import ArtifactList, Cancellation, Health, Release, Submitted, Task, TaskPage, TaskSummary
+from sandbox.client.answers import (
+    ArtifactList,
+    Cancellation,
+    Draining,
+    Health,
+    Release,
+    Submitted,
+    Task,
+    TaskPage,
+    TaskSummary,
+)
 from sandbox.client.calls import Call, Manifest, Stream
 from sandbox.client.client import PAGE_TASKS_MAX, READ_BYTES_MAX
 from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, connection_to
@@ -117,6 +127,18 @@ class AsyncClient:
     async def health(self) -> Health:
         """How the server is."""
         return await self._ask(calls.health())
+
+    async def drain(self) -> Draining:
+        """Have the server take and begin no tasks until it is undone; those that run go on."""
+        return await self._ask(calls.drain())
+
+    async def undo_drain(self) -> Draining:
+        """Have the server take and begin tasks again."""
+        return await self._ask(calls.undo_drain())
+
+    async def draining(self) -> Draining:
+        """Whether the server is being drained, and how far that is."""
+        return await self._ask(calls.draining())
 
     async def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
-from sandbox.client.answers import ArtifactList, Cancellation, Health, Release, Submitted, Task, TaskPage
+from sandbox.client.answers import ArtifactList, Cancellation, Draining, Health, Release, Submitted, Task, TaskPage
 
 AnswerT = TypeVar("AnswerT")
 
@@ -98,6 +98,21 @@ def follow(task_id: str, read_seconds: float, **wanted: str | int | None) -> Cal
 def health() -> Call[Health]:
     """How the server is."""
     return Call("GET", "/health")
+
+
+def drain() -> Call[Draining]:
+    """Take and begin no tasks."""
+    return Call("POST", "/admin/drain")
+
+
+def undo_drain() -> Call[Draining]:
+    """Take and begin tasks again."""
+    return Call("DELETE", "/admin/drain")
+
+
+def draining() -> Call[Draining]:
+    """How far a drain is."""
+    return Call("GET", "/admin/drain")
 
 
 def given(parameters: Mapping[str, Any]) -> dict[str, Any]:

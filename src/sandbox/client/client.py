@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
 from sandbox.client import calls, conversations
-from sandbox.client.answers import ArtifactList, Cancellation, Health, Release, Submitted, Task, TaskPage, TaskSummary
+from sandbox.client.answers import (
+    ArtifactList,
+    Cancellation,
+    Draining,
+    Health,
+    Release,
+    Submitted,
+    Task,
+    TaskPage,
+    TaskSummary,
+)
 from sandbox.client.calls import Call, Manifest, Stream
 from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, connection_to
 from sandbox.client.conversations import Conversation, Following, Pause, Talk
@@ -117,6 +127,18 @@ class Client:
     def health(self) -> Health:
         """How the server is."""
         return self._ask(calls.health())
+
+    def drain(self) -> Draining:
+        """Have the server take and begin no tasks until it is undone; those that run go on."""
+        return self._ask(calls.drain())
+
+    def undo_drain(self) -> Draining:
+        """Have the server take and begin tasks again."""
+        return self._ask(calls.undo_drain())
+
+    def draining(self) -> Draining:
+        """Whether the server is being drained, and how far that is."""
+        return self._ask(calls.draining())
 
     def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None

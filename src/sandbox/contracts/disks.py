@@ -39,6 +39,10 @@ class Disks(Protocol):
         """How full an open disk is. Raises OSError."""
         ...
 
+    async def verify(self, files: AttemptLayout) -> None:
+        """Raises OSError where something that was written to an open disk is lost: the host could not store it."""
+        ...
+
     async def close(self, files: AttemptLayout) -> None:
         """Let go of it; what is in it is kept. Again is fine. Raises AttemptError (sandbox_lost)."""
         ...

@@ -53,6 +53,11 @@ class AttemptLayout:
         return self.root / "handle.json"
 
     @property
+    def reserve(self) -> Path:
+        """Room for the end of the task, given back when there is none left."""
+        return self.root / "reserve"
+
+    @property
     def visit_lock(self) -> Path:
         """Held by whoever uses a preserved disk: a runner for shells, or who releases it."""
         return self.root / "visit.lock"

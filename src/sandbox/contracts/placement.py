@@ -8,6 +8,8 @@ from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.profiles import Image
 from sandbox.contracts.terminals import TerminalLine
 from sandbox.model.errors import SandboxError
+from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
+from sandbox.model.watermark import Watermark
 
 
 class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -18,7 +20,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     agent_program: host path of the agent's executable. follow_redirects: git may be sent to another host than the
     manifest's when it begins to clone. disks: what kind this machine can make. image: what the
     manifest's profile stands for, None for the host's own /usr. confines: programs of the host's that read what is
-    hostile can be confined on this machine.
+    hostile can be confined on this machine. output_watermark: below it output is left out.
     """
 
     task_id: str
@@ -35,6 +37,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     image: Image | None = None
     secrets: dict[str, str] = {}
     follow_redirects: bool = True
+    output_watermark: Watermark = Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
     version: int = 1
 
     def __repr__(self) -> str:

@@ -128,10 +128,20 @@ class Health:
     disk_total_bytes: int
     ready: bool
     reasons: Sequence[str] = ()
+    draining_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """How far a drain is. since: None when the server is not being drained; running: tasks under way."""
+
+    since: datetime | None
+    running: int
+    waiting: int
 
 
 class Tasks(Protocol):
-    """The server's tasks. Every method but `follow_all` and `health` may raise TaskNotFoundError."""
+    """The server's tasks. Every method about one task may raise TaskNotFoundError."""
 
     async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
         """Take a task; it is durable on return. The same key and body within 24 h give the same task again.
@@ -185,6 +195,18 @@ class Tasks(Protocol):
 
     async def artifact(self, task_id: str, name: str) -> StoredArtifact:
         """One artifact by its name, else by its path. Raises ArtifactNotFoundError."""
+        ...
+
+    async def drain(self) -> Draining:
+        """Begin no task and take none until it is undone, by servers to come too. Raises UnavailableError."""
+        ...
+
+    async def undo_drain(self) -> Draining:
+        """Take and begin tasks again. Raises UnavailableError."""
+        ...
+
+    async def draining(self) -> Draining:
+        """How far it is."""
         ...
 
     async def health(self) -> Health:

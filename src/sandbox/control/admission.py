@@ -68,6 +68,11 @@ class WaitingRoom:
         return not self._waiting
 
     @property
+    def waiting_count(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    @property
     def free(self) -> Capacity:
         """What is not promised."""
         claims = self._claims.values()
@@ -110,6 +115,10 @@ class WaitingRoom:
                 return None
             passed.append(waiting)
         return None
+
+    def held_back(self, obstacle: str) -> dict[str, str]:
+        """What each task that waits is told while nobody is let in."""
+        return dict.fromkeys(self._waiting, f"Waiting: {obstacle}")
 
     def complaints(self, memory_available_bytes: int | None = None) -> dict[str, str]:
         """For each task that waits, what it waits for."""

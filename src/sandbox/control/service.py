@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sandbox.contracts.clock import Clock
@@ -16,6 +16,7 @@ from sandbox.contracts.store import Store, StoreError, TaskPage, TaskQuery
 from sandbox.contracts.subject import work_on
 from sandbox.contracts.tasks import (
     Cancellation,
+    Draining,
     Health,
     InsufficientResourcesError,
     StoredArtifact,
@@ -26,6 +27,7 @@ from sandbox.contracts.tasks import (
 )
 from sandbox.contracts.terminals import TerminalLine, TerminalRefusedError
 from sandbox.control.admission import Capacity, WaitingRoom
+from sandbox.control.drain import REASON, Drain
 from sandbox.control.feed import Feed
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
@@ -34,6 +36,7 @@ from sandbox.control.locks import Locks
 from sandbox.control.preservation import Preservation
 from sandbox.control.register import Register
 from sandbox.control.shelf import Shelf
+from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
 from sandbox.model.event import CancelRequested, Idempotency, Record, TaskFinished
@@ -65,6 +68,8 @@ class Equipment:
     telling: Telling
     shelf: Shelf
     health: HealthReport
+    space: SpaceKeeper
+    drain: Drain
     preservation: Preservation
     visits: Visits
     read_memory_available_bytes: Callable[[], int | None]
@@ -81,6 +86,7 @@ class TaskService:
         self._next_look: asyncio.TimerHandle | None = None
         equipment.follower.on_finished = self._finished
         equipment.follower.on_lost = equipment.launcher.finish
+        equipment.space.on_more = self._admit
 
     def take_in(self, feed: Feed, submission: Record | None = None) -> None:
         """Follow a task that is in journal and store; wait for room if it has not begun."""
@@ -124,6 +130,8 @@ class TaskService:
     async def _take(self, manifest: Manifest, idempotency: Idempotency | None) -> Task:
         if blockers := self.equipment.health.blockers:
             raise UnavailableError(" ".join(blockers))
+        if self.equipment.drain.since is not None:
+            raise UnavailableError(REASON)
         self._check_capacity(manifest)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
@@ -209,6 +217,24 @@ class TaskService:
         """See `Tasks.artifact`."""
         return await asyncio.to_thread(self.equipment.shelf.artifact, await self.status(task_id), name)
 
+    async def drain(self) -> Draining:
+        """See `Tasks.drain`."""
+        await asyncio.to_thread(self.equipment.drain.begin, self.equipment.clock.now())
+        self._admit()
+        return await self.draining()
+
+    async def undo_drain(self) -> Draining:
+        """See `Tasks.undo_drain`."""
+        await asyncio.to_thread(self.equipment.drain.end)
+        self._admit()
+        return await self.draining()
+
+    async def draining(self) -> Draining:
+        """See `Tasks.draining`."""
+        feeds, waiting = self.equipment.follower.feeds.values(), self.equipment.room.waiting_count
+        unfinished = sum(not feed.task.state.is_terminal for feed in feeds)
+        return Draining(self.equipment.drain.since, max(unfinished - waiting, 0), waiting)
+
     async def health(self) -> Health:
         """See `Tasks.health`."""
         return await asyncio.to_thread(self.equipment.health.make)
@@ -261,6 +287,20 @@ class TaskService:
             self._next_look.cancel()
         if self._draining.is_set() or self.equipment.room.is_empty:
             return
+        if (obstacle := self._obstacle()) is None:
+            complaints = self._let_in()
+        else:
+            complaints = self.equipment.room.held_back(obstacle)
+        for task_id, complaint in complaints.items():
+            self.equipment.follower.feeds[task_id].note = complaint
+        self._next_look = asyncio.get_running_loop().call_later(ROOM_CHECK_SECONDS, self._admit)
+
+    def _obstacle(self) -> str | None:
+        """What keeps all waiting tasks from beginning, however much room was promised to them."""
+        return REASON if self.equipment.drain.since is not None else self.equipment.space.look()
+
+    def _let_in(self) -> Mapping[str, str]:
+        """Gives what those wait for that there is no room for."""
         available_bytes = self._memory_available_bytes()
         while (task_id := self.equipment.room.admit(available_bytes)) is not None:
             feed = self.equipment.follower.feeds[task_id]
@@ -270,9 +310,7 @@ class TaskService:
             launch.add_done_callback(self._launches.discard)
             if available_bytes is not None:
                 available_bytes -= MEMORY_AVAILABLE_BYTES_MIN
-        for task_id, complaint in self.equipment.room.complaints(available_bytes).items():
-            self.equipment.follower.feeds[task_id].note = complaint
-        self._next_look = asyncio.get_running_loop().call_later(ROOM_CHECK_SECONDS, self._admit)
+        return self.equipment.room.complaints(available_bytes)
 
     def _memory_available_bytes(self) -> int | None:
         """Without what those will soon use that are just starting."""

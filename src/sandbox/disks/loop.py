@@ -1,6 +1,7 @@
 """Disks that are ext4 file systems in sparse files of their own, so that a full one is full and nothing else is."""
 
 import asyncio
+import ctypes
 import os
 import time
 from pathlib import Path
@@ -27,6 +28,10 @@ class LoopDisks:
 
     tells_when_full = True
 
+    def __init__(self) -> None:
+        self._disk_fd = -1
+        """Open since the disk was mounted: the kernel tells it of every error from then on."""
+
     async def open(self, files: AttemptLayout, size_bytes: int) -> None:
         """Make the file system, or check the one that is there, and mount it."""
         files.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -39,6 +44,7 @@ class LoopDisks:
                 await _released(files.disk_image)
                 await run_command("e2fsck", "-y", str(files.disk_image), good_codes=_REPAIRED)
             await run_command("mount", "-t", "ext4", "-o", _OPTIONS, str(files.disk_image), str(files.disk))
+            self._disk_fd = os.open(files.disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (CommandFailedError, OSError) as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The task's disk could not be made: {error}.") from error
 
@@ -50,8 +56,16 @@ class LoopDisks:
         is_full = free_bytes < min(_FULL_BELOW_BYTES, total_bytes // 2) or found.f_favail == 0
         return DiskUse(total_bytes - free_bytes, total_bytes, is_full)
 
+    async def verify(self, files: AttemptLayout) -> None:
+        """What an agent wrote is in memory first, and nobody inside hears that the file behind it took it not."""
+        if self._disk_fd >= 0:
+            await asyncio.to_thread(_sync, self._disk_fd)
+
     async def close(self, files: AttemptLayout) -> None:
         """Unmount it; whoever still holds a file of it is waited for, and in the end keeps but the blocks of it."""
+        if self._disk_fd >= 0:
+            os.close(self._disk_fd)
+            self._disk_fd = -1
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
         while files.disk.is_mount():
             try:
@@ -63,6 +77,14 @@ class LoopDisks:
                         FailureCode.SANDBOX_LOST, f"The task's disk is still in use: {error}."
                     ) from error
                 await asyncio.sleep(_POLL_SECONDS)
+
+
+def _sync(disk_fd: int) -> None:
+    """syncfs(2), which since Linux 5.8 tells of what could not be stored. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(disk_fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 async def make_file_system(image: Path, size_bytes: int) -> None:

@@ -136,8 +136,33 @@ CANCEL_SECONDS = 10.0
 FOLLOW_BATCH_BYTES = 256 * 1024
 """How much of a journal is read for one subscriber at a time."""
 
-DISK_FREE_BYTES_MIN = 256 * 1024 * 1024
-"""Free space of the data directory below which the server is not ready."""
+NEW_TASKS_FREE_PERCENT = 5.0
+NEW_TASKS_FREE_BYTES = 4 * 1024**3
+"""The first watermark: with less of the data directory's file system free, tasks wait and the server is not ready."""
+
+OUTPUT_FREE_PERCENT = 2.0
+OUTPUT_FREE_BYTES = 1024**3
+"""The second: with less free, runners leave output out, and a `gap` says so."""
+
+WATERMARK_LIFT_FACTOR = 1.25
+"""So many times a watermark must be free before what was held back goes on."""
+
+SPACE_CHECK_SECONDS = 1.0
+"""How often the server, and each runner for itself, looks at what is free."""
+
+END_RESERVE_BYTES = 4 * 1024**2
+"""Kept by each runner for the end of its task: a result of 256 KiB escaped six times over (1.5 MiB), a thousand
+artifacts of 1 KiB each, a thousand refusals in the metadata, and what a file system needs beside."""
+
+SERVER_RESERVE_BYTES = 16 * 1024**2
+"""Kept by the server to write ends and to open its index: the ends of a thousand waiting tasks (4 MiB), the index's
+log (4 MiB), and as much again."""
+
+KEPT_OUTPUT_BYTES_MAX = 1024**2
+"""Output that a runner keeps in memory while the disk takes nothing; later output is left out, and a `gap` says so."""
+
+JOURNAL_WAIT_SECONDS = 24 * 3600.0
+"""How long a runner waits for the disk to take the end of its task; then it gives up, and the server goes on trying."""
 
 OUTPUT_PAUSE_SECONDS = 0.2
 """How long whole lines wait for more when their end may be the beginning of a secret's value."""

@@ -57,7 +57,10 @@ def _receipt(order: CancelOrder | TerminalOrder | Receipt, cancel: Cancel, termi
     if isinstance(order, Receipt):
         return order
     if isinstance(order, CancelOrder):
-        return cancel(order)
+        try:
+            return cancel(order)
+        except OSError as error:
+            return Receipt(done=False, message=f"The wish could not be written down: {error}.")
     try:
         terminals.check(order)
     except TerminalRefusedError as error:

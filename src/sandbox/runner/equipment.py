@@ -12,11 +12,11 @@ from sandbox.contracts.gateway import Gateways, ModelUpstream
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.layout import AttemptLayout, TaskLayout
 from sandbox.contracts.profiles import Image, Images
-from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.redaction import Redaction
 from sandbox.contracts.runtime import Runtime
 from sandbox.contracts.workspace import Workspaces
 from sandbox.model.task import Task
+from sandbox.runner.attempt_recorder import AttemptRecorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Attempt:
     id: str
     data_dir: Path
     upstream: ModelUpstream | None
-    recorder: Recorder
+    recorder: AttemptRecorder
     equipment: Equipment
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     redaction: Redaction | None = None

@@ -1,18 +1,19 @@
 """One attempt from its first step to the task's final record."""
 
 import asyncio
-import errno
+import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import TypeVar
 
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import AgentExited, AttemptFailed, CancelRequested, TaskFinished, Trouble
 from sandbox.model.life import EndAttempt
-from sandbox.model.limits import OUTPUT_SYNC_SECONDS
+from sandbox.model.limits import OUTPUT_SYNC_SECONDS, RETRY_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
+from sandbox.runner.refusal import NO_ROOM, refusal_of
 from sandbox.runner.steps.collect import collect, is_collected
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
@@ -22,6 +23,7 @@ from sandbox.runner.terminals import Terminals
 from sandbox.runner.wish import EndWish
 
 T = TypeVar("T")
+_COLLECTED_TOO_LATE = Failure(FailureCode.COLLECT_FAILED, "Collecting took too long; raise lifecycle.collect_timeout.")
 _log = logging.getLogger(__name__)
 
 
@@ -35,8 +37,10 @@ class AttemptLife:
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._wish = EndWish()
+        self._trouble: Failure | None = None
+        """What keeps the artifacts from being stored."""
         self.terminals = Terminals(attempt.redaction)
-        attempt.recorder.on_effect = self._wish.take
+        attempt.recorder.tell_effects(self._wish.take)
         if (cancel := attempt.task.cancel) is not None:
             self._wish.take(EndAttempt(force=cancel.force))
 
@@ -52,13 +56,11 @@ class AttemptLife:
 
     async def carry_out(self) -> None:
         """Stage, provision, run, collect, teardown; the last record is written whatever happens."""
-        syncing = asyncio.create_task(self._sync_output())
-        self._tell_what_is_not_redacted()
-        try:
+        self._attempt.recorder.take_reserve()
+        async with self._written():
+            self._tell_what_is_not_redacted()
             await self._work()
             await self._conclude()
-        finally:
-            syncing.cancel()
 
     def _tell_what_is_not_redacted(self) -> None:
         redaction = self._attempt.redaction
@@ -68,6 +70,20 @@ class AttemptLife:
 
     async def finish(self) -> None:
         """End what a dead runner left: its sandbox first, then its books."""
+        async with self._written():
+            await self._finish()
+
+    @contextlib.asynccontextmanager
+    async def _written(self) -> AsyncIterator[None]:
+        """What is recorded within is on disk afterwards."""
+        syncing = asyncio.create_task(self._sync_output())
+        try:
+            yield
+            await self._attempt.recorder.settle()
+        finally:
+            syncing.cancel()
+
+    async def _finish(self) -> None:
         handle = read_handle(self._attempt.files.handle)
         if handle is not None:
             await self._attempt.equipment.runtime.destroy(handle, self._attempt.files.disk)
@@ -143,16 +159,39 @@ class AttemptLife:
         seconds = self._attempt.task.manifest.lifecycle.collect_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
-                await collect(self._attempt)
+                await self._collect()
         except TimeoutError:
-            self._fail(
-                Failure(FailureCode.COLLECT_FAILED, "Collecting took too long; raise lifecycle.collect_timeout.")
-            )
+            self._fail(self._trouble or _COLLECTED_TOO_LATE)
         except Exception as error:
             _log.error("Collecting failed", exc_info=error)
             self._fail(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_described(error)})."))
         await teardown(self._attempt, read_handle(self._attempt.files.handle))
         self._attempt.recorder.record(TaskFinished())
+
+    async def _collect(self) -> None:
+        """Again and again while the disk takes nothing: work that is done is worth waiting for."""
+        await self._verify_disk()
+        while True:
+            try:
+                self._attempt.recorder.catch_up()
+                await collect(self._attempt)
+                return
+            except (OSError, AttemptError) as error:
+                if (refusal := refusal_of(error)) is None:
+                    raise
+                what = f"The artifacts could not be stored ({refusal.strerror}); make room on the server's disk."
+                if self._trouble is None:
+                    _log.warning("%s It is tried again until lifecycle.collect_timeout is over.", what)
+                self._trouble = Failure(FailureCode.DISK_FULL, what)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _verify_disk(self) -> None:
+        """A patch of files that lost what was written to them would be a lie."""
+        try:
+            await self._attempt.equipment.disks.verify(self._attempt.files)
+        except OSError as error:
+            what = f"The server's disk could not store all that the agent wrote ({error.strerror})"
+            self._fail(Failure(FailureCode.DISK_FULL, f"{what}; make room there and submit the task again."))
 
     def _fail(self, failure: Failure) -> None:
         task = self._attempt.task
@@ -162,18 +201,21 @@ class AttemptLife:
             self._attempt.recorder.record(AttemptFailed(failure))
 
     async def _sync_output(self) -> None:
+        told = ""
         while True:
             await asyncio.sleep(OUTPUT_SYNC_SECONDS)
             try:
-                await asyncio.to_thread(self._attempt.recorder.writer.sync)
+                self._attempt.recorder.catch_up()
+                await asyncio.to_thread(self._attempt.recorder.sync)
             except OSError as error:
-                # The next round tries again; a disk that is really broken shows when a record is written.
-                _log.error("Output could not be flushed: %s", error)
+                if str(error) != told:
+                    _log.error("Output could not be flushed: %s; it is tried again.", error)
+                told = str(error)
 
 
 def _failure_of(error: Exception) -> Failure:
     what = _described(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         message = f"There was no room left ({what}); raise vm.disk, or make room in the server's data directory."
         return Failure(FailureCode.DISK_FULL, message)
     return Failure(FailureCode.INTERNAL, f"The runner failed ({what}); please report this.")

@@ -10,8 +10,9 @@ from sandbox.agent.binary import binary_version, find_binary
 from sandbox.contracts.layout import tasks_root
 from sandbox.control.probes import probing
 from sandbox.disks.probe import why_no_loop
+from sandbox.disks.space import measure_space
 from sandbox.model.errors import SandboxError
-from sandbox.model.limits import DISK_CHECK_SECONDS, DISK_FREE_BYTES_MIN
+from sandbox.model.limits import DISK_CHECK_SECONDS
 from sandbox.runtimes.cgroups import find_hierarchies
 from sandbox.runtimes.node import node_version, pinned_packages
 from sandbox.wiring.finding import Finding
@@ -52,10 +53,9 @@ def examine(settings: ServerSettings) -> list[Finding]:
 
 def _data_dir(settings: ServerSettings) -> list[Finding]:
     directory = make_private(settings.server.data_dir.absolute())
-    disk = os.statvfs(directory)
-    free_bytes = disk.f_bavail * disk.f_frsize
-    message = f"{directory}, {free_bytes / 1024**3:.1f} GiB free"
-    if free_bytes < DISK_FREE_BYTES_MIN:
+    space = measure_space(directory)
+    message = f"{directory}, {space.free_bytes / 1024**3:.1f} GiB free"
+    if space.is_read_only or settings.disk.new_tasks.is_short(space, was_short=False):
         return [Finding("data directory", False, message, "Free some space, or choose another --data-dir.")]
     return [Finding("data directory", True, message)]
 

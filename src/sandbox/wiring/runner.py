@@ -15,6 +15,7 @@ import msgspec
 
 from sandbox.agent.claude_code import ClaudeCode
 from sandbox.contracts.disks import Disks
+from sandbox.contracts.journal import JournalWriter
 from sandbox.contracts.layout import TaskLayout, runner_socket
 from sandbox.contracts.placement import LaunchOrder, Receipt
 from sandbox.contracts.recorder import Recorder, read_task
@@ -24,12 +25,15 @@ from sandbox.disks.loop import LoopDisks
 from sandbox.disks.mounts import hide_mounts
 from sandbox.disks.plain import PlainDisks
 from sandbox.disks.removal import remove
+from sandbox.disks.space import ReserveFile, measure_space
 from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
-from sandbox.model.limits import LAUNCH_SECONDS
+from sandbox.model.limits import END_RESERVE_BYTES, LAUNCH_SECONDS
 from sandbox.profiles.catalog import HeldImages
+from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.control_socket import listening
 from sandbox.runner.equipment import Attempt, Equipment
+from sandbox.runner.host_space import HostSpace
 from sandbox.runner.life import AttemptLife
 from sandbox.runner.redacted import redact_event
 from sandbox.runner.terminals import Terminals
@@ -77,7 +81,7 @@ async def _live(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -
         _log.info("A dead runner's attempt is finished" if order.finish else "The attempt begins")
         await (life.finish() if order.finish else life.carry_out())
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
-    attempt.recorder.writer.close()
+    attempt.recorder.close()
 
 
 async def _visit(order: LaunchOrder, redaction: Redaction | None) -> None:
@@ -104,12 +108,26 @@ def wire_attempt(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) 
     """Take the journal over and gather the equipment."""
     data_dir, equipment = Path(order.data_dir), _gather(order)
     writer = equipment.journals.adopt(order.task_id, lock_fd)
-    recorder = Recorder(writer, read_task(equipment.journals, order.task_id).task, equipment.clock.now)
-    if redaction is not None:
-        recorder.revise = lambda event: redact_event(event, redaction)
+    recorder = _wire_recorder(order, writer, equipment, redaction)
     return Attempt(
         order.attempt_id, data_dir, order.upstream, recorder, equipment, order.secrets, redaction, order.image
     )
+
+
+def _wire_recorder(
+    order: LaunchOrder, writer: JournalWriter, equipment: Equipment, redaction: Redaction | None
+) -> AttemptRecorder:
+    data_dir = Path(order.data_dir)
+
+    def make(patient: JournalWriter) -> Recorder:
+        recorder = Recorder(patient, read_task(equipment.journals, order.task_id).task, equipment.clock.now)
+        if redaction is not None:
+            recorder.revise = lambda event: redact_event(event, redaction)
+        return recorder
+
+    space = HostSpace(lambda: measure_space(data_dir), order.output_watermark, equipment.clock)
+    reserve = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve
+    return AttemptRecorder(make, writer, space, ReserveFile(reserve, END_RESERVE_BYTES))
 
 
 def _gather(order: LaunchOrder) -> Equipment:

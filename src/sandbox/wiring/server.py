@@ -26,6 +26,7 @@ from sandbox.contracts.placement import LaunchOrder, Placement
 from sandbox.contracts.profiles import Image
 from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.control.broadcast import Broadcast
+from sandbox.control.drain import Drain
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
 from sandbox.control.janitor import Janitor
@@ -36,12 +37,15 @@ from sandbox.control.recovery import recover
 from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
+from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
 from sandbox.disks.probe import why_no_loop
 from sandbox.disks.removal import remove
+from sandbox.disks.space import ReserveFile, measure_space
 from sandbox.gateway.prices import is_priced
 from sandbox.journal.journals import FileJournals
+from sandbox.model.limits import SERVER_RESERVE_BYTES
 from sandbox.placement.control import UnixRunnerControl
 from sandbox.placement.local import LocalPlacement
 from sandbox.profiles.catalog import Catalog
@@ -118,7 +122,10 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
         service, tier = await _start_service(settings, places, access)
         api_settings = replace(api_settings, profiles=tell_offered(Catalog(places.data_dir), tier))
         duties = gather_duties(places.data_dir, places.run_dir, service.equipment, settings)
-        janitor = asyncio.create_task(Janitor(duties).run(), name="janitor")
+        helpers = [
+            asyncio.create_task(Janitor(duties).run(), name="janitor"),
+            asyncio.create_task(service.equipment.space.run(), name="space"),
+        ]
         try:
             app = create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard)
             await serve(
@@ -132,8 +139,9 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
                 ),
             )
         finally:
-            janitor.cancel()
-            await asyncio.gather(janitor, return_exceptions=True)
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
             await service.close()
             _tell_unfinished(len(service.equipment.follower.feeds))
 
@@ -152,6 +160,7 @@ def _api_settings(settings: ServerSettings, ports: set[int], *, needs_token: boo
 
 async def _start_service(settings: ServerSettings, places: Places, access: Access) -> tuple[TaskService, str]:
     """The service, and the tier that its sandboxes have."""
+    space = _keep_space(settings, places)
     agent_program = await asyncio.to_thread(install_binary, places.data_dir)
     with probing(places.run_dir):
         choice = await choose_runtime(settings.server.runtime, places.run_dir)
@@ -167,11 +176,12 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
         upstream=upstream,
         disks="plain" if no_loop else "loop",
         confines=await _confines(choice, places.run_dir),
+        output_watermark=settings.disk.output,
     )
     capacity = measure_capacity(places.data_dir, settings.capacity)
     placement = GuardedPlacement(_placement(places, settings.log), access)
     secrets = ServerSecrets(settings.secrets, os.environ, access)
-    service = _wire_service(places, choice, template, placement, capacity, secrets)
+    service = _wire_service(places, choice, template, placement, capacity, secrets, space)
     rooms = service.equipment
     for feed in await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock):
         service.take_in(feed)
@@ -195,8 +205,9 @@ def _wire_service(
     placement: Placement,
     capacity: Capacity,
     secrets: ServerSecrets,
+    space: SpaceKeeper,
 ) -> TaskService:
-    clock = SystemClock()
+    clock, drain = SystemClock(), Drain(places.data_dir)
     journals = FileJournals(places.data_dir)
     store = SqliteStore(places.data_dir / "index.sqlite")
     broadcast = Broadcast()
@@ -217,12 +228,22 @@ def _wire_service(
             launcher=launcher,
             telling=Telling(journals, store, follower, broadcast),
             shelf=Shelf(places.data_dir),
-            health=HealthReport(store, clock, places.data_dir, choice.probes, _blockers(choice, template.upstream)),
+            health=HealthReport(store, clock, space, drain, choice.probes, _blockers(choice, template.upstream)),
+            space=space,
+            drain=drain,
             preservation=preservation,
             visits=Visits(placement, runners, preservation, secrets.resolve, find_image, template),
             read_memory_available_bytes=read_memory_available_bytes,
         )
     )
+
+
+def _keep_space(settings: ServerSettings, places: Places) -> SpaceKeeper:
+    """Looked at once before anything is opened: a full disk gives what the server needs to start out of the reserve."""
+    reserve = ReserveFile(places.data_dir / "reserve", SERVER_RESERVE_BYTES)
+    keeper = SpaceKeeper(places.data_dir, lambda: measure_space(places.data_dir), settings.disk.new_tasks, reserve)
+    keeper.look()
+    return keeper
 
 
 def _image_finder(places: Places, choice: Choice) -> Callable[[str], Image | None]:

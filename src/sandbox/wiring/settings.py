@@ -15,8 +15,25 @@ from typing import Annotated
 from annotated_types import Ge, Le, Len, MaxLen
 
 from sandbox.model.clone_hosts import CLONE_HOST_PATTERN
-from sandbox.model.limits import OVERCOMMIT_CPUS, OVERCOMMIT_DISK, OVERCOMMIT_MEMORY
-from sandbox.model.manifest_formats import DURATION, ENVIRONMENT_NAME, VISIBLE, Format, parse_duration
+from sandbox.model.limits import (
+    NEW_TASKS_FREE_BYTES,
+    NEW_TASKS_FREE_PERCENT,
+    OUTPUT_FREE_BYTES,
+    OUTPUT_FREE_PERCENT,
+    OVERCOMMIT_CPUS,
+    OVERCOMMIT_DISK,
+    OVERCOMMIT_MEMORY,
+)
+from sandbox.model.manifest_formats import (
+    BYTE_SIZE,
+    DURATION,
+    ENVIRONMENT_NAME,
+    VISIBLE,
+    Format,
+    parse_byte_size,
+    parse_duration,
+)
+from sandbox.model.watermark import Watermark
 
 _CLOSED = {"extra": "forbid"}
 
@@ -47,6 +64,7 @@ _SERVER_ADDRESS = Format(
 _LOG_FORMAT = Format("log_format", _written_as("text|json", "must be text or json"))
 _LOG_LEVEL = Format("log_level", _written_as("debug|info|warning|error", "must be debug, info, warning or error"))
 Port = Annotated[int, Ge(0), Le(65535)]
+Percent = Annotated[float, Ge(0), Le(90)]
 Factor = Annotated[float, Ge(0.1), Le(1000)]
 
 
@@ -93,6 +111,35 @@ class CapacitySection:
     cpus: Annotated[Factor, Purpose("How many times all CPUs may be promised.")] = OVERCOMMIT_CPUS
     memory: Annotated[Factor, Purpose("How many times all memory may be promised.")] = OVERCOMMIT_MEMORY
     disk: Annotated[Factor, Purpose("How many times the data directory's disk may be promised.")] = OVERCOMMIT_DISK
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskSection:
+    """What must be free on the file system of the data directory."""
+
+    __pydantic_config__ = _CLOSED
+    new_tasks_percent: Annotated[
+        Percent, Purpose("With less than this share free, new tasks wait and the server is not ready.")
+    ] = NEW_TASKS_FREE_PERCENT
+    new_tasks_size: Annotated[str, BYTE_SIZE, Purpose("So much free is enough for new tasks, whatever its share.")] = (
+        f"{NEW_TASKS_FREE_BYTES // 1024**3}G"
+    )
+    output_percent: Annotated[Percent, Purpose("With less than this share free, output is left out.")] = (
+        OUTPUT_FREE_PERCENT
+    )
+    output_size: Annotated[str, BYTE_SIZE, Purpose("So much free is enough for output, whatever its share.")] = (
+        f"{OUTPUT_FREE_BYTES // 1024**3}G"
+    )
+
+    @property
+    def new_tasks(self) -> Watermark:
+        """The first watermark."""
+        return Watermark(self.new_tasks_percent, parse_byte_size(self.new_tasks_size))
+
+    @property
+    def output(self) -> Watermark:
+        """The second one."""
+        return Watermark(self.output_percent, parse_byte_size(self.output_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +219,7 @@ class ServerSettings:
     __pydantic_config__ = _CLOSED
     server: ServerSection = field(default_factory=ServerSection)
     capacity: CapacitySection = field(default_factory=CapacitySection)
+    disk: DiskSection = field(default_factory=DiskSection)
     git: GitSection = field(default_factory=GitSection)
     secrets: SecretsSection = field(default_factory=SecretsSection)
     preserve: PreserveSection = field(default_factory=PreserveSection)

@@ -6,8 +6,11 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
+from sandbox.contracts.tasks import UnavailableError
 from sandbox.control.admission import Capacity
+from sandbox.model.event import Idempotency
 from sandbox.model.state import TaskState
+from sandbox.model.watermark import Space
 from sandbox.stores.memory import MemoryStore
 
 MIB = 1024**2
@@ -106,3 +109,46 @@ def test_a_task_that_no_longer_fits_after_a_restart_keeps_nobody_waiting_and_can
     asyncio.run(before())
     world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
     assert asyncio.run(after()) is TaskState.CANCELLED
+
+
+def test_a_task_waits_while_the_disk_is_nearly_full_and_begins_when_there_is_room(world):
+    async def play():
+        async with world.server() as service:
+            world.space = Space(9, 100)
+            await service.submit(manifest("task-1"))
+            status = await service.status("task-1")
+            assert status.state is TaskState.PENDING
+            assert "is nearly full" in status.state_message
+            assert not (await service.health()).ready
+            world.space = Space(100, 100)
+            await world.launched("task-1")
+            assert (await service.health()).ready
+
+    asyncio.run(play())
+
+
+def test_a_drained_server_begins_and_takes_nothing_and_lets_what_runs_end(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest("task-1"), Idempotency("key", "sha"))
+            await world.launched("task-1")
+            world.space = Space(9, 100)
+            await service.submit(manifest("task-2"))
+            assert await service.drain() == await service.drain()
+            world.space = Space(100, 100)
+            with pytest.raises(UnavailableError, match="being drained"):
+                await service.submit(manifest("task-3"))
+            assert (await service.submit(manifest("task-1"), Idempotency("key", "sha"))).is_replayed
+            assert "being drained" in (await service.status("task-2")).state_message
+            draining = await service.draining()
+            assert (draining.running, draining.waiting) == (1, 1)
+            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await world.until(service, "task-1", TaskState.COMPLETED)
+            assert (await service.draining()).running == 0
+        async with world.server() as service:  # a restart changes nothing
+            assert (await service.status("task-2")).state is TaskState.PENDING
+            assert (await service.draining()).since == draining.since
+            await service.undo_drain()
+            await world.launched("task-2")
+
+    asyncio.run(play())

@@ -1,14 +1,13 @@
 """What a runner sees of its agent, keeps of it, and never takes for something else."""
 
 import asyncio
-import errno
 import os
 import socket
 
 from doubles.attempt_equipment import ATTEMPT_ID, Script, SilentGateway
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.contracts.recorder import Recorder
-from sandbox.model.event import AgentStarted, ArtifactCollected, Output, SandboxCreated, Usage, WorkspacePrepared
+from sandbox.model.event import AgentStarted, ArtifactCollected, SandboxCreated, Usage, WorkspacePrepared
 from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.state import TaskState
 from sandbox.placement.control import UnixRunnerControl
@@ -54,21 +53,6 @@ def test_silence_is_no_hang_while_the_model_owes_an_answer(stage, monkeypatch):
 
     asyncio.run(play())
     assert scene.task.failure.code == "hang"
-
-
-def test_an_agent_whose_output_cannot_be_kept_is_ended(stage, monkeypatch):
-    scene = stage(Script(stays=True, stdout=b"a line\n"))
-    append = scene.writer.append
-
-    def refuse(event, transition=None, **when):
-        if isinstance(event, Output):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return append(event, transition, **when)
-
-    monkeypatch.setattr(scene.writer, "append", refuse)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
-    assert scene.task.state is TaskState.FAILED
-    assert "No space left" in scene.task.failure.message
 
 
 def test_the_name_of_an_artifact_is_on_disk_before_it_is_told(stage, monkeypatch):

@@ -1,55 +1,114 @@
 """Why a server is not ready, as it says itself."""
 
-import os
-
 import pytest
+from msgspec import structs
 
 from sandbox.contracts.runtime import Probe
 from sandbox.contracts.store import StoreError
+from sandbox.control.drain import Drain
 from sandbox.control.health import HealthReport
+from sandbox.control.space_keeper import SpaceKeeper
+from sandbox.disks.space import ReserveFile
+from sandbox.model.watermark import Space, Watermark
 from sandbox.stores.memory import MemoryStore
 from sandbox.wiring.clock import SystemClock
 
+GIB = 1024**3
+ROOMY = Space(100 * GIB, 1000 * GIB, 10**6, 10**7)
+
+
+class Machine:
+    """A server's health on a disk that the test makes up."""
+
+    def __init__(self, data_dir):
+        self.space = ROOMY
+        self.reserve = ReserveFile(data_dir / "reserve", 4096)
+        self.keeper = SpaceKeeper(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
+        self.drain = Drain(data_dir)
+        probes = [Probe("bubblewrap", True, "namespaces", 1)]
+        self.report = HealthReport(MemoryStore(), SystemClock(), self.keeper, self.drain, probes, ())
+
+    def measure(self):
+        if isinstance(self.space, OSError):
+            raise self.space
+        return self.space
+
+    def reasons(self, space=None):
+        self.space = space or self.space
+        health = self.report.make()
+        assert health.ready == (not health.reasons)
+        return " ".join(health.reasons)
+
 
 @pytest.fixture
-def report(tmp_path):
-    return HealthReport(MemoryStore(), SystemClock(), tmp_path, [Probe("bubblewrap", True, "namespaces", 1)], ())
+def machine(tmp_path):
+    return Machine(tmp_path)
 
 
-def with_disk(monkeypatch, **fields):
-    """The real disk but for these fields."""
-    names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail", "f_flag")
-    real = os.statvfs("/")
-    values = [fields.get(name, getattr(real, name)) for name in (*names, "f_namemax")]
-    monkeypatch.setattr("sandbox.control.health.os.statvfs", lambda _: os.statvfs_result(values))
-
-
-def test_a_server_with_everything_is_ready(report, monkeypatch):
-    with_disk(monkeypatch, f_frsize=4096, f_bavail=10**9, f_flag=0)
-    health = report.make()
-    assert (health.ready, health.reasons) == (True, [])
+def test_a_server_with_everything_is_ready(machine):
+    assert machine.reasons() == ""
+    assert machine.reserve.is_taken
 
 
 @pytest.mark.parametrize(
-    ("disk", "reason"),
+    ("space", "reason"),
     [
-        ({"f_flag": os.ST_RDONLY, "f_bavail": 10**9}, "is read-only"),
-        ({"f_flag": 0, "f_bavail": 1}, "is full"),
+        (structs.replace(ROOMY, is_read_only=True), "is read-only"),
+        (structs.replace(ROOMY, free_bytes=4 * GIB - 1), "4095 MiB are free, new tasks begin with 5120 MiB"),
+        (structs.replace(ROOMY, files_free=10), "hardly any more files"),
+        (OSError(5, "Input/output error"), "cannot be looked at: Input/output error"),
     ],
 )
-def test_a_disk_that_takes_nothing_is_told(report, monkeypatch, disk, reason):
-    with_disk(monkeypatch, f_frsize=4096, **disk)
-    health = report.make()
-    assert not health.ready
-    assert [reason in told for told in health.reasons] == [True]
+def test_a_disk_that_takes_nothing_is_told(machine, space, reason):
+    assert reason in machine.reasons(space)
 
 
-def test_a_server_that_cannot_read_its_index_is_not_ready(report, monkeypatch):
-    with_disk(monkeypatch, f_frsize=4096, f_bavail=10**9, f_flag=0)
+def test_a_small_disk_is_measured_by_its_share_and_a_file_system_that_counts_no_files_by_its_bytes(machine):
+    assert machine.reasons(Space(free_bytes=2 * GIB, total_bytes=20 * GIB)) == ""
+    assert "nearly full" in machine.reasons(Space(free_bytes=GIB - 1, total_bytes=20 * GIB))
+
+
+def test_the_server_is_ready_again_only_when_there_is_clearly_more_room(machine):
+    assert machine.reasons(structs.replace(ROOMY, free_bytes=4 * GIB)) == ""
+    assert machine.reasons(structs.replace(ROOMY, free_bytes=3 * GIB)) != ""
+    assert machine.reasons(structs.replace(ROOMY, free_bytes=5 * GIB - 1)) != ""
+    assert machine.reasons(structs.replace(ROOMY, free_bytes=5 * GIB)) == ""
+
+
+def test_the_reserve_is_given_back_when_nothing_else_is_left_and_taken_again(machine):
+    machine.reasons()
+    machine.reasons(structs.replace(ROOMY, free_bytes=GIB))
+    assert machine.reserve.is_taken
+    machine.reasons(structs.replace(ROOMY, free_bytes=1024))
+    assert not machine.reserve.is_taken
+    machine.reasons(ROOMY)
+    assert machine.reserve.is_taken
+
+
+def test_a_server_that_is_drained_says_how_to_undo_it(machine):
+    machine.drain.begin(SystemClock().now())
+    assert "sandbox admin drain --undo" in machine.reasons()
+    machine.drain.end()
+    assert machine.reasons() == ""
+
+
+def test_a_drain_outlives_the_server_and_so_does_one_whose_file_is_damaged(machine, tmp_path):
+    since = SystemClock().now()
+    machine.drain.begin(since)
+    machine.drain.begin(SystemClock().now())
+    assert Drain(tmp_path).since == since
+    (tmp_path / "draining").write_text("no time")
+    assert Drain(tmp_path).since is not None
+    machine.drain.end()
+    machine.drain.end()
+    assert Drain(tmp_path).since is None
+
+
+def test_a_server_that_cannot_read_its_index_is_not_ready(machine, monkeypatch):
 
     def broken(_):
         raise StoreError("gone")
 
     monkeypatch.setattr(MemoryStore, "count_by_state", broken)
-    health = report.make()
+    health = machine.report.make()
     assert (health.ready, health.store_ok, len(health.reasons)) == (False, False, 1)

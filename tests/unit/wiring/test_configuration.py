@@ -20,6 +20,11 @@ host_names = ["builds.example.org", "192.0.2.7"]
 cpus = 1
 memory = 1.5
 disk = 0.5
+[disk]
+new_tasks_percent = 6
+new_tasks_size = "5G"
+output_percent = 3.5
+output_size = "512M"
 [git]
 allowed_hosts = ["github.com", "*.example.org", "git.example.net:8443", "[2001:db8::1]:22"]
 [secrets]
@@ -130,9 +135,10 @@ def test_a_relative_path_in_a_file_is_meant_from_there(home, monkeypatch):
     [
         ("[server]\nprot = 1", "server.prot ({file}) is unknown (known here: host, port, ws_port, data_dir, runtime, "
                                "host_names); did you mean 'port'?"),
-        ("[capcity]\ncpus = 1", "capcity ({file}) is unknown (known here: server, capacity, git, secrets, preserve, "
-                                "access, log); did you mean 'capacity'?"),
-        ("port = 1", "port ({file}) is unknown (known here: server, capacity, git, secrets, preserve, access, log)"),
+        ("[capcity]\ncpus = 1", "capcity ({file}) is unknown (known here: server, capacity, disk, git, secrets, "
+                                "preserve, access, log); did you mean 'capacity'?"),
+        ("port = 1", "port ({file}) is unknown (known here: server, capacity, disk, git, secrets, preserve, access, "
+                     "log)"),
         ("[secrets.vault]\ntoken = 'hvs.x'", "secrets.vault.token ({file}) must not stand in a file; give it to the "
                                              "server as VAULT_TOKEN in its environment"),
         ("[access]\ntoken = 'sbx_x'", "access.token ({file}) is unknown (known here: requests_per_minute); "

@@ -9,6 +9,7 @@ from sandbox.cli.options import common_options
 
 ENTRIES = {
     "check": ("sandbox.cli.admin.check:check", "Prove that index, journals and artifacts agree."),
+    "drain": ("sandbox.cli.admin.drain:drain", "Let the server finish what runs, and begin nothing."),
     "rebuild": ("sandbox.cli.admin.rebuild:rebuild", "Make the index anew from the journals."),
 }
 

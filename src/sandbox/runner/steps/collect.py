@@ -1,6 +1,7 @@
 """Collect: what is worth keeping leaves the workspace before it is gone."""
 
 import asyncio
+import errno
 import hashlib
 import itertools
 import os
@@ -21,13 +22,15 @@ from sandbox.model.task import Task
 from sandbox.runner.confining import confine_for
 from sandbox.runner.durability import flush, give_name
 from sandbox.runner.equipment import Attempt
+from sandbox.runner.refusal import refusal_of
 
 
 async def collect(attempt: Attempt) -> None:
     """Store patch, transcript, what the patterns match, and the metadata.
 
     Whatever can be kept is kept, also when the patch cannot be made; the metadata comes last and tells of it.
-    Once that is there nothing is collected again: of the workspace some may be removed already.
+    Once that is there nothing is collected again: of the workspace some may be removed already. Raises OSError, or an
+    AttemptError because of one, where the server's disk took something not: it can be tried again then.
     """
     if is_collected(attempt.task):
         return
@@ -37,6 +40,10 @@ async def collect(attempt: Attempt) -> None:
     try:
         await _collect_patch(attempt, directory)
     except AttemptError as error:
+        if refusal_of(error) is not None:
+            raise
+        if attempt.recorder.space.is_short():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         attempt.recorder.record(AttemptFailed(error.failure))
     await _keep(attempt, directory, "transcript.ndjson", "application/x-ndjson", _transcript(attempt))
     await _collect_matches(attempt, directory)

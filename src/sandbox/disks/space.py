@@ -1,0 +1,55 @@
+"""Room on the host's file system: how much there is, and some that is kept for the end."""
+
+import os
+from pathlib import Path
+
+from sandbox.model.watermark import Space
+
+
+def measure_space(directory: Path) -> Space:
+    """What statvfs(3) says. Raises OSError."""
+    found = os.statvfs(directory)
+    return Space(
+        free_bytes=found.f_bavail * found.f_frsize,
+        total_bytes=found.f_blocks * found.f_frsize,
+        files_free=found.f_favail,
+        files_total=found.f_files,
+        is_read_only=bool(found.f_flag & os.ST_RDONLY),
+    )
+
+
+class ReserveFile:
+    """Implements `contracts.space.Reserve` by a file whose blocks are allocated."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._size_bytes = size_bytes
+
+    @property
+    def is_taken(self) -> bool:
+        """The file is there."""
+        return self._path.exists()
+
+    def take(self) -> None:
+        """Allocate the file; it is whole or not there."""
+        if self.is_taken:
+            return
+        part = self._path.with_suffix(".part")
+        try:
+            part_fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.posix_fallocate(part_fd, 0, self._size_bytes)
+            finally:
+                os.close(part_fd)
+            part.rename(self._path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+    def give_back(self) -> bool:
+        """Remove the file."""
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True
