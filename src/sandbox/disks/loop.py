@@ -9,6 +9,7 @@ from pathlib import Path
 from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.disks.command import CommandFailedError, run_command
+from sandbox.disks.devices import find_devices
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import DISK_RELEASE_SECONDS
 
@@ -100,18 +101,7 @@ async def make_file_system(image: Path, size_bytes: int) -> None:
 async def _released(image: Path) -> None:
     """Wait until no loop device has it: mounted twice, a file system destroys itself. Raises OSError."""
     deadline = time.monotonic() + DISK_RELEASE_SECONDS
-    while _is_held(image):
+    while find_devices(image):
         if time.monotonic() > deadline:
             raise OSError("an earlier process of the task still has it")
         await asyncio.sleep(_POLL_SECONDS)
-
-
-def _is_held(image: Path) -> bool:
-    path = str(image.resolve())  # as the kernel says it
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            if backing.read_text().rstrip("\n") == path:
-                return True
-        except OSError:
-            continue
-    return False

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.limits import INDEX_INTERVAL_SECONDS
 from sandbox.stores.schema import StoreUnusableError
 from sandbox.stores.sqlite import SqliteStore
-from sandbox.wiring.data_dir_lock import lock
+from sandbox.wiring.data_dir_lock import held
 
 
 class NoDataError(SandboxError):
@@ -81,16 +80,6 @@ def rebuild_index(data_dir: Path) -> Rebuilt:
         flush(beside)
         _replace_index(index_file(data_dir), beside)
         return Rebuilt(tasks_count, refused)
-
-
-@contextmanager
-def held(data_dir: Path) -> Iterator[None]:
-    """Work on the directory as its server would; nobody else does. Raises DataDirBusyError, OSError."""
-    lock_fd = lock(data_dir)
-    try:
-        yield
-    finally:
-        os.close(lock_fd)
 
 
 def _replace_index(index: Path, new: Path) -> None:

@@ -37,8 +37,12 @@ def name_host() -> str:
 
 
 def choose_run_dir(data_dir: Path) -> Path:
-    """A short, private place for sockets (a Unix socket's path has 107 bytes), one a data directory."""
-    name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
+    """A short, private place for sockets (a Unix socket's path has 107 bytes), one a data directory.
+
+    By the directory itself and not by its path: another path to it must lead to the sockets of runners that live.
+    """
+    found = data_dir.stat()
+    name = hashlib.sha256(f"{found.st_dev}:{found.st_ino}".encode()).hexdigest()[:12]
     if os.geteuid() == 0:
         parent = Path("/run/sandbox")
     elif runtime_dir := os.environ.get("XDG_RUNTIME_DIR"):

@@ -18,7 +18,7 @@ from sandbox.contracts.disks import Disks
 from sandbox.contracts.journal import JournalWriter
 from sandbox.contracts.layout import TaskLayout, runner_socket
 from sandbox.contracts.placement import LaunchOrder, Receipt
-from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.recorder import Recorder, read_records, read_task
 from sandbox.contracts.redaction import Redaction
 from sandbox.contracts.subject import ATTEMPT_ID, TASK_ID
 from sandbox.disks.loop import LoopDisks
@@ -29,10 +29,12 @@ from sandbox.disks.space import ReserveFile, measure_space
 from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import END_RESERVE_BYTES, LAUNCH_SECONDS
+from sandbox.model.task import Task
 from sandbox.profiles.catalog import HeldImages
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.control_socket import listening
 from sandbox.runner.equipment import Attempt, Equipment
+from sandbox.runner.fence import refuse_stale
 from sandbox.runner.host_space import HostSpace
 from sandbox.runner.life import AttemptLife
 from sandbox.runner.redacted import redact_event
@@ -105,22 +107,25 @@ async def _visit(order: LaunchOrder, redaction: Redaction | None) -> None:
 
 
 def wire_attempt(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -> Attempt:
-    """Take the journal over and gather the equipment."""
+    """Take the journal over and gather the equipment. Raises StaleOrderError."""
     data_dir, equipment = Path(order.data_dir), _gather(order)
     writer = equipment.journals.adopt(order.task_id, lock_fd)
-    recorder = _wire_recorder(order, writer, equipment, redaction)
+    task = read_task(equipment.journals, order.task_id).task
+    newest = equipment.journals.find(order.task_id, writer.last_seq)
+    refuse_stale(order, task, next(read_records(equipment.journals, order.task_id, newest), None))
+    recorder = _wire_recorder(order, writer, task, equipment, redaction)
     return Attempt(
         order.attempt_id, data_dir, order.upstream, recorder, equipment, order.secrets, redaction, order.image
     )
 
 
 def _wire_recorder(
-    order: LaunchOrder, writer: JournalWriter, equipment: Equipment, redaction: Redaction | None
+    order: LaunchOrder, writer: JournalWriter, task: Task | None, equipment: Equipment, redaction: Redaction | None
 ) -> AttemptRecorder:
     data_dir = Path(order.data_dir)
 
     def make(patient: JournalWriter) -> Recorder:
-        recorder = Recorder(patient, read_task(equipment.journals, order.task_id).task, equipment.clock.now)
+        recorder = Recorder(patient, task, equipment.clock.now)
         if redaction is not None:
             recorder.revise = lambda event: redact_event(event, redaction)
         return recorder

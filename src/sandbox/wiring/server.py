@@ -53,7 +53,7 @@ from sandbox.runtimes.trying import why_not_confined
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.boot import read_boot_id
 from sandbox.wiring.clock import SystemClock
-from sandbox.wiring.data_dir_lock import lock
+from sandbox.wiring.data_dir_lock import held
 from sandbox.wiring.duties import gather_duties
 from sandbox.wiring.guarded_placement import GuardedPlacement
 from sandbox.wiring.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
@@ -100,11 +100,8 @@ def run(settings: ServerSettings, *, announce: Announce = "text") -> None:
     begin_log(settings.log.format, settings.log.level)
     _allow_descriptors()
     data_dir = make_private(settings.server.data_dir.absolute())
-    lock_fd = lock(data_dir)
-    try:
+    with held(data_dir):
         asyncio.run(_serve(settings, Places(data_dir, choose_run_dir(data_dir)), announce))
-    finally:
-        os.close(lock_fd)
 
 
 async def _serve(settings: ServerSettings, places: Places, announce: Announce) -> None:

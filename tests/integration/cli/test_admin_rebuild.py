@@ -8,7 +8,7 @@ import pytest
 
 from doubles.kept_tasks import KeptTasks
 from sandbox.contracts.store import Indexed, TaskQuery
-from sandbox.wiring.data_dir_lock import lock
+from sandbox.wiring.data_dir_lock import held
 
 
 @pytest.fixture
@@ -86,10 +86,9 @@ def test_a_damaged_journal_is_told_and_kept_and_costs_no_other_task_anything(adm
 
 
 def test_beside_a_server_nothing_is_touched_and_it_says_so(admin, kept):
-    lock_fd = lock(kept.data_dir)
-    before = (kept.data_dir / "index.sqlite").read_bytes()
-    refused = admin("rebuild")
-    os.close(lock_fd)
+    with held(kept.data_dir):
+        before = (kept.data_dir / "index.sqlite").read_bytes()
+        refused = admin("rebuild")
     assert refused.returncode == 10
     assert str(os.getpid()).encode() in refused.stderr
     assert b"stop it" in refused.stderr

@@ -5,7 +5,16 @@ import signal
 import subprocess
 import sys
 
+import msgspec
+import pytest
+
+from doubles.manifests import manifest
+from sandbox.contracts.placement import LaunchOrder
+from sandbox.contracts.recorder import Recorder
 from sandbox.journal.journals import FileJournals
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.event import AttemptFailed, AttemptStarted, TaskFinished, TaskSubmitted, Trouble
+from sandbox.wiring.clock import SystemClock
 
 IMPATIENT = """
 import sandbox.model.limits
@@ -32,3 +41,52 @@ def test_a_runner_that_never_gets_its_order_ends_and_frees_the_journal(tmp_path)
         runner.wait()
         os.close(order_in)
         os.close(order_out)
+
+
+BEGUN = (TaskSubmitted("task-1", manifest("task-1")), AttemptStarted("abcdefghijkl", "bubblewrap", "here"))
+FOLLOWED = (*BEGUN, AttemptStarted("mnopqrstuvwx", "bubblewrap", "here"))
+ENDED = (*BEGUN, AttemptFailed(Failure(FailureCode.INTERNAL, "It failed.")), TaskFinished())
+
+
+@pytest.mark.parametrize(
+    ("events", "finish"),
+    [
+        ((*BEGUN, Trouble("a", "Somebody is at work.")), False),
+        (FOLLOWED, False),
+        (FOLLOWED, True),
+        (ENDED, False),
+        (ENDED, True),
+        (BEGUN[:1], False),
+    ],
+    ids=[
+        "begun already",
+        "another attempt",
+        "finisher of another",
+        "over",
+        "finisher of one that is over",
+        "not begun",
+    ],
+)
+def test_an_order_that_comes_late_or_twice_is_refused_and_nothing_is_written(tmp_path, events, finish):
+    """Also where the lock is free to take: the order alone makes nobody an attempt's runner."""
+    journals, run_dir = FileJournals(tmp_path / "data"), tmp_path / "run"
+    recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
+    for event in events:
+        recorder.record(event)
+    recorder.writer.close()
+    records = tmp_path / "data" / "tasks" / "task-1" / "journal" / "records"
+    before, writer = records.read_bytes(), journals.open("task-1")
+    order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path / "data"), str(run_dir), "bubblewrap", finish=finish)
+    ran = subprocess.run(
+        [sys.executable, "-I", "-m", "sandbox.wiring.runner", f"--lock-fd={writer.lock_fd}"],
+        input=msgspec.json.encode(order),
+        pass_fds=(writer.lock_fd,),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    writer.close()
+    assert ran.returncode != 0
+    assert b"StaleOrderError" in ran.stderr
+    assert records.read_bytes() == before
+    assert not run_dir.exists()

@@ -1,0 +1,84 @@
+"""One server works on a data directory, whoever asks and whatever path leads there."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from sandbox.wiring.data_dir_lock import DataDirBusyError, held
+from sandbox.wiring.machine import choose_run_dir
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts, and becomes somebody else")
+NOBODY = 65534
+
+
+def serve(data_dir, *, prefix=()):
+    command = [*prefix, sys.executable, "-m", "sandbox", "serve", "--port", "0", "--ws-port", "0"]
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"}
+    command += ["--data-dir", str(data_dir)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+
+
+def test_a_second_server_says_whose_directory_it_is_and_what_to_do(tmp_path):
+    with held(tmp_path):
+        refused = serve(tmp_path)
+    assert refused.returncode == 10
+    assert refused.stderr == (
+        f"Error: The server with process id {os.getpid()} works on {tmp_path}; stop it or choose another --data-dir.\n"
+    )
+
+
+def test_another_path_to_it_is_the_same_directory(tmp_path):
+    data_dir, link = tmp_path / "real" / "data", tmp_path / "link"
+    data_dir.mkdir(parents=True)
+    link.symlink_to(data_dir.parent)
+    with held(data_dir):
+        assert serve(link / "data").returncode == 10
+    assert choose_run_dir(link / "data") == choose_run_dir(data_dir)
+
+
+@needs_root
+def test_a_bind_mount_of_it_is_the_same_directory(tmp_path):
+    data_dir, mounted = tmp_path / "data", tmp_path / "mounted"
+    data_dir.mkdir(mode=0o700)
+    mounted.mkdir()
+    prefix = ("unshare", "--mount", "sh", "-c", f'mount --bind "{data_dir}" "{mounted}" && exec "$@"', "sh")
+    with held(data_dir):
+        refused = serve(mounted, prefix=prefix)
+    assert refused.returncode == 10
+    assert f"process id {os.getpid()}" in refused.stderr
+
+
+@needs_root
+@pytest.mark.parametrize(("owner", "other"), [(0, NOBODY), (NOBODY, 0)])
+def test_two_users_never_share_one(owner, other):
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        data_dir = Path(place) / "data"
+        data_dir.mkdir(mode=0o700)
+        os.chown(data_dir, owner, owner)
+        prefix = ("setpriv", f"--reuid={other}", f"--regid={other}", "--clear-groups")
+        refused = serve(data_dir, prefix=prefix)
+        assert refused.returncode == 10
+        assert f"{data_dir} is not this user's own directory" in refused.stderr
+        assert not list(data_dir.iterdir())
+
+
+def test_removing_the_file_of_the_lock_lets_nobody_in(tmp_path):
+    with held(tmp_path):
+        (tmp_path / "server.lock").unlink()
+        with pytest.raises(DataDirBusyError, match="Another server works on"), held(tmp_path):
+            pass
+    with held(tmp_path):
+        pass
+
+
+def test_two_directories_have_two_servers_and_two_places_for_sockets(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    with held(one), held(other):
+        assert choose_run_dir(one) != choose_run_dir(other)
