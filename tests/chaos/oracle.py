@@ -1,0 +1,232 @@
+"""What is promised of tasks when things break: one function a promise, each of which gives what is broken of it.
+
+It judges evidence and fetches none, so that a lie can be put before it. `judge` asks for all promises.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sandbox.model.state import GRAPH, TaskState
+
+TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
+DONE = ("completed", None)
+LOST_RUNNER = ("failed", "runner_lost")
+LOST_SANDBOX = ("failed", "sandbox_lost")
+NOT_PROVISIONED = ("failed", "provision_failed")
+BROKEN_OFF = ("failed", "agent_failed")
+
+_AGAIN = {DONE}
+_BEFORE_THE_AGENT = {state: _AGAIN for state in ("pending", "staging")}
+TRUE_ENDS = {
+    # Whoever was only looked after from outside goes on.
+    "server": dict.fromkeys(("pending", "staging", "provisioning", "ready", "running", "completing"), {DONE}),
+    # What had not begun is tried again; an agent that had begun is not. Its outcome, once recorded, stands.
+    "runner": {
+        **_BEFORE_THE_AGENT,
+        "provisioning": {DONE, LOST_RUNNER},
+        "ready": {DONE, LOST_RUNNER},
+        "running": {LOST_RUNNER},
+        "completing": {DONE},
+    },
+    "sandbox": {
+        "provisioning": {DONE, LOST_SANDBOX, NOT_PROVISIONED},
+        "ready": {DONE, LOST_SANDBOX, NOT_PROVISIONED},
+        "running": {LOST_SANDBOX, BROKEN_OFF},
+    },
+    # An agent that asks for nothing more may never notice.
+    "gateway": {
+        "ready": {DONE, LOST_SANDBOX, BROKEN_OFF},
+        "running": {DONE, LOST_SANDBOX, BROKEN_OFF},
+    },
+}
+TRUE_ENDS["all"] = TRUE_ENDS["runner"]
+"""`{victim: {state at the blow: {(state, code)}}}`. Nothing else is promised to happen."""
+
+MARK = "written.txt"
+"""The file in the workspace to which the stand-in agent writes each line before it prints it."""
+
+
+@dataclass
+class Kept:
+    """An artifact: what the server says of it, and its bytes as downloaded."""
+
+    name: str
+    size_bytes: int
+    checksum: str
+    content: bytes
+
+
+@dataclass
+class Story:
+    """All that is known of one task. victim: None for one that nothing was done to.
+
+    records: of the journal, as JSON. seen: of stdout before the blow. patched: MARK in a clone of the base commit after
+    `git apply`; None where git refused. starts: of an agent, as the model heard of them. files: how many the agent was
+    told to make, each with its number in it.
+    """
+
+    task_id: str
+    victim: str | None
+    state: str
+    status: dict
+    records: list[dict]
+    seen: bytes = b""
+    artifacts: list[Kept] = field(default_factory=list)
+    patched: bytes | None = None
+    starts: int = 0
+    retries: int = 0
+    files: int = 0
+
+    @property
+    def end(self):
+        """State and code, as a client is told."""
+        return self.status.get("state"), (self.status.get("error") or {}).get("code")
+
+    @property
+    def stdout(self):
+        """As journaled."""
+        texts = (one["event"] for one in self.records if one["event"]["type"] == "output")
+        return "".join(event["text"] for event in texts if event["stream"] == "stdout").encode()
+
+    @property
+    def written(self):
+        """What the agent wrote down beside what it printed, as far as it was kept."""
+        return next((kept.content for kept in self.artifacts if kept.name == MARK), None)
+
+    def has(self, kind):
+        """Whether the journal has such an event."""
+        return any(one["event"]["type"] == kind for one in self.records)
+
+
+@dataclass
+class Evidence:
+    """Of one round. acknowledged: ids that got a 202; left: what is on the machine still, by kind."""
+
+    acknowledged: set[str]
+    listed: list[str]
+    stories: list[Story]
+    left: dict
+
+
+def judge(evidence: Evidence) -> list[str]:
+    """What is broken of all promises."""
+    about_all = (every_acknowledged_task_is_there, nothing_is_left_behind)
+    about_one = (
+        the_journal_is_one_story,
+        every_task_ends_truly,
+        no_line_is_lost_or_doubled,
+        artifacts_are_whole,
+        no_agent_runs_twice,
+    )
+    broken = [said for promise in about_all for said in promise(evidence)]
+    for story in evidence.stories:
+        name = f"{story.task_id} ({story.victim} in {story.state})"
+        broken += [f"{name}: {said}" for promise in about_one for said in promise(story)]
+    return broken
+
+
+def every_acknowledged_task_is_there(evidence: Evidence) -> Iterator[str]:
+    """A 202 is a promise for good; and one task is listed once."""
+    for task_id in sorted(evidence.acknowledged - set(evidence.listed)):
+        yield f"{task_id} was acknowledged and is gone"
+    for task_id, times in Counter(evidence.listed).items():
+        if times > 1:
+            yield f"{task_id} is listed {times} times"
+
+
+def nothing_is_left_behind(evidence: Evidence) -> Iterator[str]:
+    """No process, mount, control group, loop device, socket or file."""
+    for kind, found in evidence.left.items():
+        yield f"left behind, {kind}: {found}"
+
+
+def the_journal_is_one_story(story: Story) -> Iterator[str]:
+    """Numbers without a hole, writers one after the other, states along the graph."""
+    seqs = [one["seq"] for one in story.records]
+    if seqs != list(range(1, len(seqs) + 1)):
+        yield f"the journal's numbers are {seqs}"
+    epochs = [one["epoch"] for one in story.records]
+    if epochs != sorted(epochs):
+        yield "a writer came back after another one had begun"
+    states = [one["transition"]["new_state"] for one in story.records if "transition" in one]
+    for before, after in zip(states, states[1:], strict=False):
+        if TaskState(after) not in GRAPH[TaskState(before)]:
+            yield f"it went from {before} to {after}"
+
+
+def every_task_ends_truly(story: Story) -> Iterator[str]:
+    """Once, in its last record, with an end that is true of what happened to it; and clients are told the same."""
+    states = [one["transition"]["new_state"] for one in story.records if "transition" in one]
+    ends = [state for state in states if state in TERMINAL]
+    if len(ends) != 1 or story.records[-1].get("transition", {}).get("new_state") != ends[0]:
+        yield f"its states are {states}"
+    if states and story.status.get("state") != states[-1]:
+        yield f"clients are told {story.status.get('state')}, the journal says {states[-1]}"
+    true = {DONE} if story.victim is None else TRUE_ENDS[story.victim].get(story.state, set())
+    if story.end not in true:
+        yield f"it ended as {story.end}: {story.status.get('error')}"
+
+
+def no_line_is_lost_or_doubled(story: Story) -> Iterator[str]:
+    """Of what the agent printed.
+
+    Where the runner lives on, all of it; where it died, a beginning in whole lines. Where the agent was killed, it may
+    have written its last line down and not printed it. What was there to be read once stays.
+    """
+    printed, written = story.stdout, story.written or b""
+    if not printed.startswith(story.seen):
+        yield "what was read before is no longer there"
+    if story.end == LOST_RUNNER:
+        if not written.startswith(printed) or (printed and not printed.endswith(b"\n")):
+            yield f"{_compared(printed, written)}, which is no beginning of it"
+    elif story.end == DONE or story.victim not in {"sandbox", "gateway"}:
+        if printed != written:
+            yield _compared(printed, written)
+    elif printed not in {written, _without_last_line(written)}:
+        yield _compared(printed, written)
+
+
+def artifacts_are_whole(story: Story) -> Iterator[str]:
+    """Bytes match sizes and checksums, the patch applies, and what must be there is."""
+    for kept in story.artifacts:
+        found = f"sha256:{hashlib.sha256(kept.content).hexdigest()}"
+        if (found, len(kept.content)) != (kept.checksum, kept.size_bytes):
+            yield f"{kept.name} is not what it was"
+    names = [kept.name for kept in story.artifacts]
+    if len(names) != len(set(names)):
+        yield f"artifacts are there twice: {sorted(names)}"
+    if not story.has("workspace_prepared"):
+        return
+    for name in (f"{story.task_id}.patch", "transcript.ndjson", "metadata.json"):
+        if name not in names:
+            yield f"{name} is missing"
+    if story.patched != story.written:
+        yield "the patch does not give what was in the workspace"
+    contents = {kept.name: kept.content for kept in story.artifacts}
+    if contents.get("transcript.ndjson", story.stdout) != story.stdout:
+        yield "the transcript is not what was printed"
+    if story.end == DONE:
+        wrong = [n for n in range(story.files) if contents.get(f"made-{n}") != f"{n}\n".encode()]
+        if wrong:
+            yield f"files of the agent are missing or changed: {wrong}"
+
+
+def no_agent_runs_twice(story: Story) -> Iterator[str]:
+    """Unless the manifest says so; and what is completed was done by one."""
+    told = sum(one["event"]["type"] == "agent_started" for one in story.records)
+    for starts, who in ((story.starts, "by what the model heard"), (told, "by the journal")):
+        if starts > 1 + story.retries:
+            yield f"the agent ran {starts} times, {who}"
+    if story.end == DONE and not (story.starts and told):
+        yield "it is completed, and no agent ran"
+
+
+def _without_last_line(text):
+    return text[: text.rstrip(b"\n").rfind(b"\n") + 1]
+
+
+def _compared(printed, written):
+    lines = [text.count(b"\n") for text in (printed, written)]
+    return f"{lines[0]} lines ({len(printed)} bytes) are journaled, {lines[1]} ({len(written)} bytes) were written"
