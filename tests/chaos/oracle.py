@@ -45,7 +45,7 @@ TRUE_ENDS["all"] = TRUE_ENDS["runner"]
 """`{victim: {state at the blow: {(state, code)}}}`. Nothing else is promised to happen."""
 
 MARK = "written.txt"
-"""The file in the workspace to which the stand-in agent writes each line before it prints it."""
+"""The file in the workspace to which the scribe writes each line before it prints it."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Story:
     """All that is known of one task. victim: None for one that nothing was done to.
 
     records: of the journal, as JSON. seen: of stdout before the blow. patched: MARK in a clone of the base commit after
-    `git apply`; None where git refused. starts: of an agent, as the model heard of them. files: how many the agent was
+    `git apply`, empty where it is not there; None where git refused. starts: of an agent, as the model heard of them. files: how many the agent was
     told to make, each with its number in it.
     """
 
@@ -202,7 +202,7 @@ def artifacts_are_whole(story: Story) -> Iterator[str]:
     for name in (f"{story.task_id}.patch", "transcript.ndjson", "metadata.json"):
         if name not in names:
             yield f"{name} is missing"
-    if story.patched != story.written:
+    if story.patched != (story.written or b""):
         yield "the patch does not give what was in the workspace"
     contents = {kept.name: kept.content for kept in story.artifacts}
     if contents.get("transcript.ndjson", story.stdout) != story.stdout:

@@ -1,0 +1,177 @@
+"""One round: tasks are brought to their moments, something is killed, and the oracle is asked."""
+
+import contextlib
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import httpx
+
+from chaos import journal_file, processes
+from chaos.examination import examine
+from chaos.machine import Machine
+from chaos.moments import Moments
+from chaos.oracle import TRUE_ENDS, judge
+from doubles.traces import processes as processes_told_of
+
+STATES = ("pending", "staging", "provisioning", "ready", "running", "completing")
+BURST_TASKS = 6
+
+
+@dataclass
+class Found:
+    """What came of a round. met: how often each (victim, state) was killed."""
+
+    met: Counter = field(default_factory=Counter)
+    broken: list = field(default_factory=list)
+
+
+def play(directory, runtime, victim, seed, states=None):
+    """victim: `server` or `all`, which all tasks have in common, else `each`: of every task something of its own."""
+    with Machine(directory, runtime) as machine:
+        held = []
+        try:
+            blows = (_strike_together if victim in ("server", "all") else _strike_each)(
+                machine, victim, seed, states, held
+            )
+        finally:
+            for one in held:
+                one.let_go()
+        found = Found(Counter((victim, state) for victim, state, _ in blows.values()))
+        found.broken = judge(examine(machine, blows))
+        return found
+
+
+def _reach_all(machine, wanted, held, seed, **choices):
+    """Together, since it takes some seconds each. wanted: pairs of name and state."""
+
+    def reach(pair):
+        name, state = pair
+        moments = Moments(machine, random.Random(f"{seed} {name} {state}"), **choices)
+        held.append(one := moments.reach(state, name))
+        return one
+
+    # What waits for room must come last: it is in front of all that come later.
+    early = [pair for pair in wanted if pair[1] != "pending"]
+    late = [pair for pair in wanted if pair[1] == "pending"]
+    with ThreadPoolExecutor(8) as pool:
+        return [*pool.map(reach, early), *pool.map(reach, late)]
+
+
+def _strike_together(machine, victim, seed, states, held):
+    chance = random.Random(f"{seed} {victim}")
+    wanted = [(victim, state) for state in states or TRUE_ENDS[victim]]
+    _reach_all(machine, wanted, held, seed, is_endless=victim == "all")
+    with _burst(machine, held):
+        time.sleep(chance.uniform(0, 0.5))
+        _kill_server(machine) if victim == "server" else _kill_everything(machine, held, chance)
+    blows = {task_id: (victim, machine.state(task_id), b"") for task_id in machine.orders}
+    blows = {task_id: blow for task_id, blow in blows.items() if blow[1] in TRUE_ENDS[victim]}
+    blows |= {one.task_id: (victim, machine.state(one.task_id), one.seen) for one in held}
+    lets_go_first = chance.random() < 0.5
+    if lets_go_first:
+        _let_go(held)
+    machine.start_server()
+    _let_go(held)
+    return blows
+
+
+def _let_go(held):
+    for one in held:
+        one.let_go()
+
+
+@contextlib.contextmanager
+def _burst(machine, held):
+    """Somebody submits while it happens: what gets a 202 in the last moment is promised too."""
+    is_over = threading.Event()
+
+    def submit():
+        for number in range(BURST_TASKS):
+            if is_over.wait(0.05):
+                return
+            with contextlib.suppress(httpx.TransportError):
+                machine.order(f"burst-{number}")
+
+    # Behind one that waits for all the room there is, nobody younger begins.
+    thread = threading.Thread(target=submit)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _kill_server(machine):
+    machine.server.stop(signal.SIGKILL)
+
+
+def _kill_everything(machine, held, chance):
+    """In any order, with nobody in between who could mend it; until nothing is there any more."""
+    pids = {machine.server.pid, *(one.runner for one in held if one.runner)}
+    pids |= {processes.runner_of(machine.data_dir, task_id) for task_id in list(machine.orders)} - {None}
+    pids |= {pid for pid, _ in processes_told_of(machine.data_dir)}
+    order = sorted(pids)
+    chance.shuffle(order)
+    for pid in order:
+        processes.kill(pid)
+    machine.server.stop(signal.SIGKILL)
+    for task_id in list(machine.orders):
+        while (pid := processes.runner_of(machine.data_dir, task_id)) is not None:
+            processes.kill(pid)
+            time.sleep(0.001)
+
+
+def _strike_each(machine, _, seed, states, held):
+    victims = ("runner", "sandbox", "gateway")
+    pairs = [(victim, state) for victim in victims for state in TRUE_ENDS[victim] if state != "pending"]
+    pairs = [(victim, state) for victim, state in pairs if states is None or state in states]
+    with ThreadPoolExecutor(6) as pool:
+        blows = pool.map(lambda pair: _strike_one(machine, *pair, seed, held), pairs)
+    return dict(blows)
+
+
+def _strike_one(machine, victim, state, seed, held):
+    """Gives the task and its blow."""
+    chance = random.Random(f"{seed} {victim} {state}")
+    moments = Moments(machine, chance, needs_sandbox=victim != "runner", is_endless=victim != "gateway")
+    one = moments.reach(state, victim)
+    held.append(one)
+    if state == "running":
+        time.sleep(chance.uniform(0, 0.3))
+    records = machine.records(one.task_id)
+    one.seen = journal_file.stdout_of(records)
+    is_struck = _STRIKES[victim](one, journal_file.attempt_of(records), chance)
+    one.let_go()
+    if not is_struck:
+        raise AssertionError(f"there was nothing to kill: {victim} in {state}")
+    return one.task_id, (victim, journal_file.state_of(records), one.seen)
+
+
+def _strike_runner(one, *_):
+    processes.kill(one.runner)
+    return True
+
+
+def _strike_sandbox(_, attempt_id, chance):
+    """The first process outside, or the one with number 1 inside."""
+    first = next(iter(processes.members_of(attempt_id)), None)
+    pid = chance.choice([first, processes.init_of(attempt_id) or first])
+    if pid is None:
+        return False
+    processes.kill(pid)
+    return True
+
+
+def _strike_gateway(_, attempt_id, chance):
+    """It has no process of its own: what can be killed of it is its sockets."""
+    members = processes.members_of(attempt_id)
+    return bool(members) and processes.destroy_sockets(members[0])
+
+
+_STRIKES = {"runner": _strike_runner, "sandbox": _strike_sandbox, "gateway": _strike_gateway}

@@ -1,0 +1,100 @@
+"""A scribe for an agent: it does what its order says, and writes down beside what it prints.
+
+Sandbox takes it for Claude Code, since it lies where the copy of that lies which sandboxes run. That copy can be
+executed and not read, so it must be a program of the machine's own: a few instructions that become Python with the
+script that the repository brings. The order is the prompt, as JSON.
+"""
+
+import struct
+from pathlib import Path
+
+from sandbox.agent.binary import binary_version, find_binary
+
+SCRIPT = "scribe.py"
+MARK = "written.txt"
+
+_PYTHON = b"/usr/bin/python3\0"
+_CODE_AT = 64 + 56
+_BASE = 0x400000
+
+AGENT = '''\
+import http.client, json, os, sys, time, urllib.parse
+
+order = json.load(sys.stdin)
+session = sys.argv[sys.argv.index("--session-id") + 1]
+mark = os.open("/workspace/written.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+
+def put(number, data):
+    while data:
+        data = data[os.write(number, data):]
+
+
+def say(**event):
+    line = json.dumps({**event, "session_id": session}).encode() + b"\\n"
+    put(mark, line)
+    put(1, line)
+
+
+def ask(question):
+    """The model hears of everybody who begins, and of everybody who ends."""
+    address = urllib.parse.urlsplit(os.environ["ANTHROPIC_BASE_URL"])
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+    body = {"model": "claude-sonnet-4-5", "max_tokens": 1, "messages": [{"role": "user", "content": question}]}
+    headers = {"x-api-key": os.environ["ANTHROPIC_API_KEY"], "content-type": "application/json"}
+    connection.request("POST", "/v1/messages", json.dumps(body), headers)
+    answer = connection.getresponse()
+    answer.read()
+    if answer.status != 200:
+        sys.exit("the model said " + str(answer.status))
+
+
+ask("begin " + order["task"])
+say(type="system", subtype="init", tools=[], mcp_servers=[])
+for number in range(order["lines"]):
+    content = [{"type": "text", "text": "line " + str(number)}]
+    say(type="assistant", message={"id": "msg_1", "model": "claude", "content": content})
+    time.sleep(order["pause_seconds"])
+for number in range(order["files"]):
+    os.makedirs("/workspace/made", exist_ok=True)
+    with open("/workspace/made/made-" + str(number), "w") as file:
+        file.write(str(number) + "\\n")
+ask("end " + order["task"])
+say(type="result", subtype="success", is_error=False, result="Done.")
+'''
+
+
+def program(script=f"/workspace/{SCRIPT}"):
+    """An ELF file for x86-64 that becomes `/usr/bin/python3 SCRIPT` with its own arguments behind."""
+    code = b"".join(
+        (
+            b"\x48\x8b\x14\x24",  # mov rdx, [rsp]: how many arguments there are
+            b"\x48\x8d\x54\xd4\x10",  # lea rdx, [rsp+rdx*8+16]: the environment
+            b"\x48\x8d\x3d%b",  # lea rdi, [rip+…]: the path of Python
+            b"\x48\x89\x3c\x24",  # mov [rsp], rdi: takes the place of the count, as argument 0
+            b"\x48\x8d\x05%b",  # lea rax, [rip+…]: the path of the script
+            b"\x48\x89\x44\x24\x08",  # mov [rsp+8], rax: takes the place of argument 0
+            b"\x48\x89\xe6",  # mov rsi, rsp
+            b"\xb8\x3b\x00\x00\x00\x0f\x05",  # execve
+            b"\xbf\x7f\x00\x00\x00\xb8\x3c\x00\x00\x00\x0f\x05",  # exit(127)
+        )
+    )
+    size = len(code) + 2 * (4 - len("%b"))
+    code %= (struct.pack("<i", size - 16), struct.pack("<i", size + len(_PYTHON) - 27))
+    content = code + _PYTHON + script.encode() + b"\0"
+    whole = _CODE_AT + len(content)
+    identity = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, _BASE + _CODE_AT, 64, 0, 0, 64, 56, 1, 64, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, whole, whole, 0x1000)
+    return identity + header + segment + content
+
+
+def put_in_place(data_dir):
+    """Where the server looks before it copies Claude Code."""
+    directory = Path(data_dir) / "agent"
+    directory.mkdir(mode=0o755, parents=True)
+    Path(data_dir).chmod(0o700)
+    binary = find_binary()
+    path = directory / f"claude-{binary_version(binary)}-{binary.stat().st_size}"
+    path.write_bytes(program())
+    path.chmod(0o111)
