@@ -26,7 +26,9 @@ def examine(machine, blows):
 def _list(machine):
     listed, cursor = [], None
     while True:
-        page = machine.http.get("/api/v1/tasks", params={"limit": 1000, **({"cursor": cursor} if cursor else {})}).json()
+        page = machine.http.get(
+            "/api/v1/tasks", params={"limit": 1000, **({"cursor": cursor} if cursor else {})}
+        ).json()
         listed += [task["id"] for task in page["tasks"]]
         if not (cursor := page.get("next_cursor")):
             return listed

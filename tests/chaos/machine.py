@@ -4,9 +4,8 @@ import json
 import os
 import random
 
-from chaos import journal_file
+from chaos import journal_file, scribe
 from chaos.valve import Valve
-from chaos import scribe
 from doubles.live import ORGANISATION, World, make_repository, says
 
 ALL_CPUS = 8 * len(os.sched_getaffinity(0))
@@ -48,7 +47,9 @@ class Machine(World):
         valve = Valve(self.git_port, bytes_max)
         self.valves.append(valve)
         with (self.home / ".gitconfig").open("a") as file:
-            file.write(f'[url "http://127.0.0.1:{valve.port}/"]\n\tinsteadOf = https://held-{valve.port}.example.org/\n')
+            file.write(
+                f'[url "http://127.0.0.1:{valve.port}/"]\n\tinsteadOf = https://held-{valve.port}.example.org/\n'
+            )
         return valve, f"https://held-{valve.port}.example.org/repo.git"
 
     def order(self, task_id, *, url=f"{ORGANISATION}repo.git", lines=5, pause_seconds=0.01, files=0, cpus=1):

@@ -4,12 +4,14 @@ It judges evidence and fetches none, so that a lie can be put before it. `judge`
 """
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sandbox.model.state import GRAPH, TaskState
 
+STATES = ("pending", "staging", "provisioning", "ready", "running", "completing")
 TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
 DONE = ("completed", None)
 LOST_RUNNER = ("failed", "runner_lost")
@@ -18,10 +20,10 @@ NOT_PROVISIONED = ("failed", "provision_failed")
 BROKEN_OFF = ("failed", "agent_failed")
 
 _AGAIN = {DONE}
-_BEFORE_THE_AGENT = {state: _AGAIN for state in ("pending", "staging")}
+_BEFORE_THE_AGENT = dict.fromkeys(("pending", "staging"), _AGAIN)
 TRUE_ENDS = {
     # Whoever was only looked after from outside goes on.
-    "server": dict.fromkeys(("pending", "staging", "provisioning", "ready", "running", "completing"), {DONE}),
+    "server": {state: {DONE} for state in STATES},
     # What had not begun is tried again; an agent that had begun is not. Its outcome, once recorded, stands.
     "runner": {
         **_BEFORE_THE_AGENT,
@@ -63,8 +65,8 @@ class Story:
     """All that is known of one task. victim: None for one that nothing was done to.
 
     records: of the journal, as JSON. seen: of stdout before the blow. patched: MARK in a clone of the base commit after
-    `git apply`, empty where it is not there; None where git refused. starts: of an agent, as the model heard of them. files: how many the agent was
-    told to make, each with its number in it.
+    `git apply`, empty where it is not there; None where git refused. starts: of an agent, as the model heard of them.
+    files: how many the agent was told to make, each with its number in it.
     """
 
     task_id: str
@@ -151,7 +153,7 @@ def the_journal_is_one_story(story: Story) -> Iterator[str]:
     if epochs != sorted(epochs):
         yield "a writer came back after another one had begun"
     states = [one["transition"]["new_state"] for one in story.records if "transition" in one]
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         if TaskState(after) not in GRAPH[TaskState(before)]:
             yield f"it went from {before} to {after}"
 
@@ -194,17 +196,19 @@ def artifacts_are_whole(story: Story) -> Iterator[str]:
         found = f"sha256:{hashlib.sha256(kept.content).hexdigest()}"
         if (found, len(kept.content)) != (kept.checksum, kept.size_bytes):
             yield f"{kept.name} is not what it was"
-    names = [kept.name for kept in story.artifacts]
-    if len(names) != len(set(names)):
-        yield f"artifacts are there twice: {sorted(names)}"
-    if not story.has("workspace_prepared"):
-        return
+    contents = {kept.name: kept.content for kept in story.artifacts}
+    if len(contents) != len(story.artifacts):
+        yield f"artifacts are there twice: {sorted(kept.name for kept in story.artifacts)}"
+    if story.has("workspace_prepared"):
+        yield from _what_is_missing(story, contents)
+
+
+def _what_is_missing(story, contents):
     for name in (f"{story.task_id}.patch", "transcript.ndjson", "metadata.json"):
-        if name not in names:
+        if name not in contents:
             yield f"{name} is missing"
     if story.patched != (story.written or b""):
         yield "the patch does not give what was in the workspace"
-    contents = {kept.name: kept.content for kept in story.artifacts}
     if contents.get("transcript.ndjson", story.stdout) != story.stdout:
         yield "the transcript is not what was printed"
     if story.end == DONE:
@@ -221,6 +225,19 @@ def no_agent_runs_twice(story: Story) -> Iterator[str]:
             yield f"the agent ran {starts} times, {who}"
     if story.end == DONE and not (story.starts and told):
         yield "it is completed, and no agent ran"
+
+
+def every_follower_has_the_journal(journals: dict, transcripts: dict) -> Iterator[str]:
+    """What followers heard, however often they had to come back, is the journal: each event once, in order, to the end.
+
+    journals: `{task id: frames}`; transcripts: `{(who, task id): frames}`.
+    """
+    for (who, task_id), heard in transcripts.items():
+        wanted = journals[task_id]
+        if heard != wanted:
+            same = next((n for n, (a, b) in enumerate(zip(heard, wanted, strict=False)) if a != b), None)
+            place = f"first at {same}: {heard[same]} and {wanted[same]}" if same is not None else "at the end"
+            yield f"{who} of {task_id} heard {len(heard)} frames, the journal has {len(wanted)}; they differ {place}"
 
 
 def _without_last_line(text):

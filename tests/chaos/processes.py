@@ -12,7 +12,10 @@ STEP_SECONDS = 0.002
 
 def runner_of(data_dir, task_id):
     """The process that holds the journal's lock; None when there is none."""
-    lock = (data_dir / "tasks" / task_id / "journal" / "lock").stat()
+    try:
+        lock = (data_dir / "tasks" / task_id / "journal" / "lock").stat()
+    except FileNotFoundError:
+        return None
     for directory in Path("/proc").iterdir():
         if not directory.name.isdigit():
             continue

@@ -18,7 +18,6 @@ from chaos.moments import Moments
 from chaos.oracle import TRUE_ENDS, judge
 from doubles.traces import processes as processes_told_of
 
-STATES = ("pending", "staging", "provisioning", "ready", "running", "completing")
 BURST_TASKS = 6
 
 

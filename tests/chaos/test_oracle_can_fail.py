@@ -244,3 +244,19 @@ def test_an_agent_may_run_again_where_the_manifest_says_so():
     told = story()
     told.starts, told.retries = 2, 1
     assert not list(oracle.no_agent_runs_twice(told))
+
+
+FRAMES = [{"seq": 1}, {"seq": 2}, {"seq": 3, "type": "end"}]
+
+
+@pytest.mark.parametrize(
+    "heard",
+    [FRAMES[:2], FRAMES[1:], [*FRAMES[:2], *FRAMES[1:]], [FRAMES[1], FRAMES[0], FRAMES[2]], []],
+    ids=["no end", "no beginning", "one twice", "another order", "nothing"],
+)
+def test_a_follower_who_heard_something_else(heard):
+    assert list(oracle.every_follower_has_the_journal({"a": FRAMES}, {("sse", "a"): heard}))
+
+
+def test_a_follower_who_heard_everything():
+    assert not list(oracle.every_follower_has_the_journal({"a": FRAMES}, {("sse", "a"): list(FRAMES)}))

@@ -1,0 +1,80 @@
+"""The server is ended and started again, over and over, under running tasks and those who follow them."""
+
+import asyncio
+import random
+import signal
+from dataclasses import dataclass
+
+from chaos.followers import CommandFollower, SseFollower, WebSocketFollower
+from chaos.machine import Machine
+from chaos.oracle import every_follower_has_the_journal
+from doubles.live import until
+from sandbox.contracts.recorder import read_task
+from sandbox.journal.journals import FileJournals
+from sandbox.model.frame import end_frame, frame
+
+TASKS = 5
+KINDS = (*[SseFollower] * 8, *[WebSocketFollower] * 6, *[CommandFollower] * 6)
+LINES_OF_LONG = 100_000
+END_SECONDS = 120
+
+
+@dataclass
+class Restarted:
+    """killed: of the restarts those by KILL; the others were by TERM. connections: of the followers that count them."""
+
+    restarts: int
+    killed: int
+    followers: int
+    frames: int
+    connections: int
+    broken: list
+
+
+def play_restarts(directory, restarts, seed):
+    with Machine(directory) as machine:
+        for number in range(TASKS):
+            machine.order(f"task-{number}", lines=LINES_OF_LONG, pause_seconds=0.05)
+        for task_id in machine.orders:
+            until(lambda task_id=task_id: machine.state(task_id) == "running", 60, "all to run")
+        return asyncio.run(_play(machine, restarts, random.Random(seed)))
+
+
+async def _play(machine, restarts, chance):
+    followers = [kind(machine, f"task-{number % TASKS}") for number, kind in enumerate(KINDS)]
+    following = asyncio.gather(*(follower.follow() for follower in followers))
+    killed = 0
+    try:
+        # A command's first contact must succeed; only later ones are tried again.
+        while not all(one.frames for one in followers) and not following.done():
+            await asyncio.sleep(0.05)
+        for _ in range(restarts):
+            await asyncio.sleep(chance.uniform(0.2, 1.5))
+            if following.done():
+                await following
+            number = chance.choice([signal.SIGKILL, signal.SIGTERM])
+            killed += number == signal.SIGKILL
+            await asyncio.to_thread(machine.restart_server, number)
+        for task_id in machine.orders:
+            await asyncio.to_thread(machine.http.delete, f"/api/v1/tasks/{task_id}?force=true")
+        await asyncio.wait_for(following, END_SECONDS)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    broken = [said for number, one in enumerate(followers) for said in _compare(machine, number, one)]
+    frames = sum(len(one.frames) for one in followers)
+    return Restarted(restarts, killed, len(followers), frames, sum(one.connections for one in followers), broken)
+
+
+def _compare(machine, number, one):
+    told = {one.task_id: _frames(machine, one.task_id, one.is_told)}
+    return every_follower_has_the_journal(told, {(f"{type(one).__name__} {number}", one.task_id): one.frames})
+
+
+def _frames(machine, task_id, is_told):
+    """What the journal has for such a client."""
+    journals, offset, frames = FileJournals(machine.data_dir), 0, []
+    while (batch := journals.read(task_id, offset)).records:
+        frames += [shown for record in batch.records if (shown := frame(task_id, record)) and is_told(shown)]
+        offset = batch.next_offset
+    return [*frames, end_frame(read_task(journals, task_id).task)]
