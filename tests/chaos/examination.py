@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import time
+from pathlib import Path
 from urllib.parse import quote
 
 from chaos.oracle import MARK, Evidence, Kept, Story
@@ -20,6 +21,9 @@ def examine(machine, blows):
     deadline = time.monotonic() + GONE_SECONDS
     while (left := left_behind(machine.data_dir)) and time.monotonic() < deadline:
         time.sleep(0.05)
+    for path in map(Path, left.get("files", ())):
+        if path.name == "runner.log":
+            left[str(path)] = path.read_text()
     return Evidence(set(machine.acknowledged), _list(machine), [story for story in stories if story], left)
 
 

@@ -8,6 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sandbox.model.state import GRAPH, TaskState
 
@@ -112,8 +113,19 @@ class Evidence:
     left: dict
 
 
-def judge(evidence: Evidence) -> list[str]:
-    """What is broken of all promises."""
+class Broken(NamedTuple):
+    """What is broken of a promise; story: None where it is about all."""
+
+    story: Story | None
+    said: str
+
+    def __str__(self):
+        one = self.story
+        return self.said if one is None else f"{one.task_id} ({one.victim} in {one.state}): {self.said}"
+
+
+def judge(evidence: Evidence) -> list[Broken]:
+    """Ask for all promises."""
     about_all = (every_acknowledged_task_is_there, nothing_is_left_behind)
     about_one = (
         the_journal_is_one_story,
@@ -122,10 +134,9 @@ def judge(evidence: Evidence) -> list[str]:
         artifacts_are_whole,
         no_agent_runs_twice,
     )
-    broken = [said for promise in about_all for said in promise(evidence)]
+    broken = [Broken(None, said) for promise in about_all for said in promise(evidence)]
     for story in evidence.stories:
-        name = f"{story.task_id} ({story.victim} in {story.state})"
-        broken += [f"{name}: {said}" for promise in about_one for said in promise(story)]
+        broken += [Broken(story, said) for promise in about_one for said in promise(story)]
     return broken
 
 

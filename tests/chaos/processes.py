@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -60,6 +61,19 @@ def destroy_sockets(pid):
         ["nsenter", f"--net=/proc/{pid}/ns/net", "ss", "--kill", "--all", "--tcp", "--udp", "--no-header"],
         capture_output=True, timeout=30, check=False,
     )  # fmt: skip
+    return ran.returncode == 0 and bool(ran.stdout.strip())
+
+
+def can_destroy_sockets():
+    """Tried on a socket of our own."""
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        place = ("sport", "=", f":{own.getsockname()[1]}")
+        ran = subprocess.run(
+            ["ss", "--kill", "--listening", "--tcp", "--no-header", *place],
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
     return ran.returncode == 0 and bool(ran.stdout.strip())
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httpx
 
@@ -23,26 +23,37 @@ BURST_TASKS = 6
 
 @dataclass
 class Found:
-    """What came of a round. met: how often each (victim, state) was killed."""
+    """What came of a round. ends: how often each (victim, state at the blow, end) was seen; broken: of the promises."""
 
-    met: Counter = field(default_factory=Counter)
-    broken: list = field(default_factory=list)
+    ends: Counter
+    broken: list
+
+    @property
+    def met(self):
+        """Which (victim, state) were played."""
+        return {(victim, state) for victim, state, _ in self.ends}
 
 
-def play(directory, runtime, victim, seed, states=None):
+def play(directory, runtime, victim, seed):
     """victim: `server` or `all`, which all tasks have in common, else `each`: of every task something of its own."""
+    strike = _strike_each if victim == "each" else _strike_together
     with Machine(directory, runtime) as machine:
         held = []
         try:
-            blows = (_strike_together if victim in ("server", "all") else _strike_each)(
-                machine, victim, seed, states, held
-            )
+            blows = strike(machine, victim, seed, held)
         finally:
-            for one in held:
-                one.let_go()
-        found = Found(Counter((victim, state) for victim, state, _ in blows.values()))
-        found.broken = judge(examine(machine, blows))
-        return found
+            _let_go(held)
+        evidence = examine(machine, blows)
+    ends = Counter((story.victim, story.state, story.end) for story in evidence.stories if story.victim)
+    return Found(ends, judge(evidence))
+
+
+def cells(victim):
+    """What a round must meet."""
+    if victim != "each":
+        return {(victim, state) for state in TRUE_ENDS[victim]}
+    victims = ("runner", "sandbox", *(("gateway",) if processes.can_destroy_sockets() else ()))
+    return {(one, state) for one in victims for state in TRUE_ENDS[one] if state != "pending"}
 
 
 def _reach_all(machine, wanted, held, seed, **choices):
@@ -61,9 +72,9 @@ def _reach_all(machine, wanted, held, seed, **choices):
         return [*pool.map(reach, early), *pool.map(reach, late)]
 
 
-def _strike_together(machine, victim, seed, states, held):
+def _strike_together(machine, victim, seed, held):
     chance = random.Random(f"{seed} {victim}")
-    wanted = [(victim, state) for state in states or TRUE_ENDS[victim]]
+    wanted = [(victim, state) for state in TRUE_ENDS[victim]]
     _reach_all(machine, wanted, held, seed, is_endless=victim == "all")
     with _burst(machine, held):
         time.sleep(chance.uniform(0, 0.5))
@@ -126,13 +137,9 @@ def _kill_everything(machine, held, chance):
             time.sleep(0.001)
 
 
-def _strike_each(machine, _, seed, states, held):
-    victims = ("runner", "sandbox", "gateway")
-    pairs = [(victim, state) for victim in victims for state in TRUE_ENDS[victim] if state != "pending"]
-    pairs = [(victim, state) for victim, state in pairs if states is None or state in states]
+def _strike_each(machine, victim, seed, held):
     with ThreadPoolExecutor(6) as pool:
-        blows = pool.map(lambda pair: _strike_one(machine, *pair, seed, held), pairs)
-    return dict(blows)
+        return dict(pool.map(lambda cell: _strike_one(machine, *cell, seed, held), sorted(cells(victim))))
 
 
 def _strike_one(machine, victim, state, seed, held):

@@ -41,14 +41,22 @@ class Valve:
             except OSError:
                 client.close()
                 continue
-            for source, sink, is_back in ((client, upstream, False), (upstream, client, True)):
-                threading.Thread(target=self._relay, args=(source, sink, is_back), daemon=True).start()
+            threading.Thread(target=self._relay_both, args=(client, upstream), daemon=True).start()
+
+    def _relay_both(self, client, upstream):
+        with client, upstream:
+            forth = threading.Thread(target=self._relay, args=(client, upstream, False), daemon=True)
+            forth.start()
+            self._relay(upstream, client, True)
+            # Who has read all that there is may be gone without a word.
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+            forth.join()
 
     def _relay(self, source, sink, is_back):
         with contextlib.suppress(OSError):
             while data := source.recv(4096):
                 sink.sendall(self._kept_back(data, sink) if is_back else data)
-        # Each direction ends for itself, and the descriptors go when both have.
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 

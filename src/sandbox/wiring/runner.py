@@ -58,7 +58,7 @@ def main() -> None:
     os.umask(0o077)
     log = begin_log(os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info"))
     lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchOrder)
+    order = _read_order()
     TASK_ID.set(order.task_id)
     ATTEMPT_ID.set(order.attempt_id)
     if (redaction := _redaction(order.secrets)) is not None:
@@ -66,6 +66,17 @@ def main() -> None:
     if isinstance(choose_disks(order), LoopDisks):
         hide_mounts()
     asyncio.run(_live(order, lock_fd, redaction))
+
+
+def _read_order() -> LaunchOrder:
+    """From standard input. Ends the process where the server died while it gave the order."""
+    try:
+        return msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchOrder)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        _log.info("The server ended before it had given its order; the next one starts another runner")
+        sys.exit(1)
 
 
 async def _live(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -> None:

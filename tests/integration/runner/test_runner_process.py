@@ -90,3 +90,20 @@ def test_an_order_that_comes_late_or_twice_is_refused_and_nothing_is_written(tmp
     assert b"StaleOrderError" in ran.stderr
     assert records.read_bytes() == before
     assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("order", [b"", b'{"task_id": "task-1", "attem'])
+def test_a_runner_whose_server_died_while_it_gave_the_order_ends_without_alarm(tmp_path, order):
+    journals = FileJournals(tmp_path)
+    writer = journals.create("task-1")
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-m", "sandbox.wiring.runner", f"--lock-fd={writer.lock_fd}"],
+            input=order, pass_fds=(writer.lock_fd,), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            timeout=30, check=False,
+        )  # fmt: skip
+    finally:
+        writer.close()
+    (told,) = ran.stdout.decode().splitlines()
+    assert "Z INFO " in told
+    assert ran.returncode == 1
