@@ -33,9 +33,9 @@ class Score:
         for (victim, state, end), times in found.ends.items():
             self.played[runtime, victim, state] += times
             self.ends[victim, state, end] += times
+        hit = {one.story.task_id: one.story for one in found.broken if one.story is not None and one.story.victim}
+        self.broken.update((runtime, story.victim, story.state) for story in hit.values())
         for one in found.broken:
-            if one.story is not None:
-                self.broken[runtime, one.story.victim, one.story.state] += 1
             self.said.append(f"{runtime}, seed {seed}: {one}")
 
     def rows(self, runtime):

@@ -64,6 +64,7 @@ async def _build_new_tree(
 ) -> tuple[Sequence[bytes], Sequence[bytes]]:
     """Put the agent's tree into the host's repository; gives the paths that git takes not, and those too large."""
     repository = attempt.repository
+    _let_go(repository)
     with pipe() as (told, telling):
 
         def begin(files: Files, stop: Stop) -> NewTree:
@@ -79,6 +80,12 @@ async def _build_new_tree(
         )
         tree, left_out = await compare(git, attempt, base, begin, NewTree.end, importing)
     return left_out, sorted(tree.too_large)
+
+
+def _let_go(repository: Path) -> None:
+    """Of what a git held that was killed with an earlier runner: it keeps its pack until its reference is written."""
+    for held in (*(repository / "objects" / "pack").glob("*.keep"), repository / f"{NEW_TREE_REF}.lock"):
+        held.unlink(missing_ok=True)
 
 
 async def _write_difference(git: Git, repository: Path, base_commit: str, target: Path, preamble: bytes) -> None:

@@ -386,3 +386,15 @@ def remove(path):
         shutil.rmtree(path)
     elif os.path.lexists(path):
         path.unlink()
+
+
+def test_what_a_killed_git_left_in_the_repository_is_in_nobodys_way(house):
+    base = house.stage()
+    (house.workspace / "new").write_text("new\n")
+    made = house.patch(base)
+    # It keeps its pack until it has written its reference, and locks that while it writes.
+    for pack in (house.attempt / "repository.git" / "objects" / "pack").glob("*.pack"):
+        pack.with_suffix(".keep").write_text("fast-import\n")
+    (house.attempt / "repository.git" / "refs" / "sandbox" / "new.lock").touch()
+
+    assert house.patch(base) == made
