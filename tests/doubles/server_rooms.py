@@ -61,6 +61,9 @@ class HandedRunners:
         writer = self.journals.adopt(order.task_id, os.dup(lock_fd))
         self.recorders[order.task_id] = Recorder(writer, read_task(self.journals, order.task_id).task, self.clock.now)
 
+    async def answers(self, attempt_id):
+        return True
+
     async def cancel(self, attempt_id, order):
         for launched in self.orders:
             if launched.attempt_id == attempt_id and launched.task_id in self.recorders:

@@ -101,6 +101,10 @@ class Journals(Protocol):
         """Take the lock, without a look at the records, for as long as the context lasts; False when it is not free."""
         ...
 
+    def evict(self, task_id: str) -> bool:
+        """KILL the runner that holds the lock, so that the lock comes free; whether there was one. Blocks."""
+        ...
+
     def is_held(self, task_id: str) -> bool:
         """Somebody holds the lock at this moment."""
         ...

@@ -90,6 +90,10 @@ class Receipt(msgspec.Struct, frozen=True):
 class RunnerControl(Protocol):
     """Speaks to runners by attempt id."""
 
+    async def answers(self, attempt_id: str) -> bool:
+        """False when something listens at the runner's socket and does not answer within 5 s."""
+        ...
+
     async def cancel(self, attempt_id: str, order: CancelOrder) -> Receipt:
         """Hand the wish over, within 5 s. Raises RunnerUnreachableError."""
         ...

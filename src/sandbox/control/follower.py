@@ -28,6 +28,7 @@ class Follower:
     def __init__(self, journals: Journals, store: Store, clock: Clock, broadcast: Broadcast) -> None:
         self.feeds: dict[str, Feed] = {}
         self.on_lost: Callable[[Feed], Awaitable[None]]
+        self.on_held: Callable[[Feed], Awaitable[None]]
         self.on_finished: Callable[[Feed], None] = lambda _: None
         self._journals = journals
         self._store = store
@@ -123,6 +124,7 @@ class Follower:
             return
         if self._journals.is_held(feed.task.id):
             feed.note = ""
+            await self.on_held(feed)
             return
         if not (await self._read(feed)).records:
             await self.on_lost(feed)

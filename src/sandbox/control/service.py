@@ -39,6 +39,7 @@ from sandbox.control.shelf import Shelf
 from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
+from sandbox.control.watch import Watch
 from sandbox.model.event import CancelRequested, Idempotency, Record, TaskFinished
 from sandbox.model.frame import Frame
 from sandbox.model.limits import CANCEL_SECONDS, MEMORY_AVAILABLE_BYTES_MIN, RETRY_SECONDS, ROOM_CHECK_SECONDS
@@ -86,6 +87,7 @@ class TaskService:
         self._next_look: asyncio.TimerHandle | None = None
         equipment.follower.on_finished = self._finished
         equipment.follower.on_lost = equipment.launcher.finish
+        equipment.follower.on_held = Watch(equipment.runners, equipment.journals, equipment.clock).look
         equipment.space.on_more = self._admit
 
     def take_in(self, feed: Feed, submission: Record | None = None) -> None:

@@ -11,6 +11,7 @@ from sandbox.contracts.journal import Batch, JournalBusyError, JournalDamagedErr
 from sandbox.contracts.layout import TaskLayout, tasks_root
 from sandbox.journal import lock
 from sandbox.journal.directory import flush
+from sandbox.journal.eviction import evict
 from sandbox.journal.extent import Extent, measure
 from sandbox.journal.place import find_record
 from sandbox.journal.reader import begins_with_record, read_batch
@@ -83,6 +84,10 @@ class FileJournals:
             yield True
         finally:
             os.close(lock_fd)
+
+    def evict(self, task_id: str) -> bool:
+        """KILL the runner that holds the lock; the contract's `Journals.evict`."""
+        return evict(self._directory(task_id) / "lock")
 
     def is_held(self, task_id: str) -> bool:
         """Somebody holds the lock at this moment."""

@@ -109,6 +109,12 @@ SHUTDOWN_SECONDS = 2.0
 FOLLOW_POLL_SECONDS = 0.02
 """How often a busy journal is looked at for new records; an idle one ten times less often."""
 
+RUNNER_SILENCE_SECONDS = 60.0
+"""How long a runner may write nothing before it is asked whether it works, and between two times that it is asked."""
+
+RUNNER_ASKS_MAX = 5
+"""How often in a row a silent runner may leave that unanswered; then it is killed, and a finisher does the rest."""
+
 LAUNCH_SECONDS = 30.0
 """From a runner's start until it has taken over its journal; past it the process ends itself."""
 

@@ -1,0 +1,52 @@
+"""Ends runners that hold their journal and do nothing any more: stopped by a signal, or stuck."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from sandbox.contracts.clock import Clock
+from sandbox.contracts.journal import Journals
+from sandbox.contracts.placement import RunnerControl
+from sandbox.control.feed import Feed
+from sandbox.model.limits import RUNNER_ASKS_MAX, RUNNER_SILENCE_SECONDS
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Silence:
+    """Since which record, since when or since when it was asked, and how often it did not answer then."""
+
+    seq: int
+    begun_at: float
+    unanswered: int = 0
+
+
+class Watch:
+    """A lock says that its holder lives, not that it works; one that is silent is asked.
+
+    With the runner's death its sandbox ends and its lock comes free, so that a finisher can do the rest.
+    """
+
+    def __init__(self, runners: RunnerControl, journals: Journals, clock: Clock) -> None:
+        self._runners = runners
+        self._journals = journals
+        self._clock = clock
+        self._silences: WeakKeyDictionary[Feed, _Silence] = WeakKeyDictionary()
+
+    async def look(self, feed: Feed) -> None:
+        """Called again and again while somebody holds the journal and nothing comes."""
+        now, seq = self._clock.monotonic(), feed.task.last_seq
+        silence = self._silences.get(feed)
+        if silence is None or silence.seq != seq:
+            self._silences[feed] = _Silence(seq, now)
+            return
+        if feed.task.attempt is None or now - silence.begun_at < RUNNER_SILENCE_SECONDS:
+            return
+        silence.begun_at = now
+        silence.unanswered = 0 if await self._runners.answers(feed.task.attempt.id) else silence.unanswered + 1
+        if silence.unanswered >= RUNNER_ASKS_MAX and await asyncio.to_thread(self._journals.evict, feed.task.id):
+            _log.error(
+                "The runner of attempt %s did not answer %s times: killed", feed.task.attempt.id, RUNNER_ASKS_MAX
+            )

@@ -1,0 +1,49 @@
+"""The machine was started anew: every process is gone, and the journals tell of another boot."""
+
+import contextlib
+import os
+import re
+import signal
+from pathlib import Path
+from zlib import crc32
+
+from doubles.live import bash, says, until
+from doubles.traces import left_behind
+
+FOR_EVER = "python3 -c 'import time; time.sleep(600)'"
+
+
+def reboot(machine):
+    """All processes at once, and the boot id that the journals have is no longer the machine's."""
+    machine.server.stop(signal.SIGKILL)
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            words = (descriptor.parents[1] / "cmdline").read_bytes()
+            if b"sandbox.wiring.runner" in words and str(machine.data_dir) in str(descriptor.readlink()):
+                os.kill(int(descriptor.parents[1].name), signal.SIGKILL)
+    for records in machine.data_dir.glob("tasks/*/journal/records"):
+        records.write_bytes(b"".join(map(of_another_boot, records.read_bytes().splitlines(keepends=True))))
+    machine.start_server()
+
+
+def of_another_boot(line):
+    """A record with a boot id of the same length, and its checksum."""
+    payload = re.sub(rb'"boot_id":"[0-9a-f]', b'"boot_id":"g', line[9:-1])
+    return b"%08x %b\n" % (crc32(payload), payload)
+
+
+def test_a_task_that_ran_ends_as_host_lost_with_its_work_and_one_that_waited_runs(world):
+    machine = world(bash("echo line-1 > first.txt"), bash(FOR_EVER), says())
+    machine.submit("ran", vm={"cpus": 16})
+    machine.submit("waited", vm={"cpus": 16}, lifecycle={"timeout": "5s"})
+    until(lambda: machine.status("ran")["progress"]["tool_calls"] == 2, what="the second tool call")
+    assert machine.status("waited")["state"] == "pending"
+    reboot(machine)
+    status = machine.wait("ran")
+    assert (status["state"], status["error"]["code"]) == ("failed", "host_lost")
+    assert "started anew" in status["error"]["message"]
+    assert b"+line-1\n" in machine.artifact("ran.patch", "ran")
+    assert {"metadata.json", "transcript.ndjson"} <= machine.artifact_names("ran")
+    assert machine.states("ran")[-3:] == ["running", "completing", "failed"]
+    assert machine.wait("waited")["error"]["code"] == "timeout"
+    until(lambda: not left_behind(machine.data_dir), 20, "nothing to be left")
