@@ -3,29 +3,12 @@
 import json
 import os
 import signal
-from pathlib import Path
 
 from doubles.live import bash, says, until
+from doubles.runners import runner_pid
 from doubles.traces import left_behind
 
 COUNTING = "for i in $(seq 1 {n}); do echo line-$i >> count.txt; python3 -c 'import time; time.sleep(0.1)'; done"
-
-
-def runner_pid(machine, task_id="task-1"):
-    """The process that holds the journal's lock: its order of start names no task, its open files do."""
-    lock = (machine.data_dir / "tasks" / task_id / "journal" / "lock").stat()
-    for directory in Path("/proc").iterdir():
-        if not directory.name.isdigit():
-            continue
-        try:
-            if b"sandbox.wiring.runner" not in (directory / "cmdline").read_bytes():
-                continue
-            opened = [fd.stat() for fd in (directory / "fd").iterdir() if fd.exists()]
-        except OSError:
-            continue
-        if any((each.st_dev, each.st_ino) == (lock.st_dev, lock.st_ino) for each in opened):
-            return int(directory.name)
-    return None
 
 
 def outputs(machine):

@@ -55,6 +55,7 @@ class Script:
     rules: object = None
     redact: Callable[[str], str] = str
     start_failure: Failure | None = None
+    has_session: bool = True
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
     seen: list[str] = field(default_factory=list)
 
@@ -146,7 +147,11 @@ class ScriptedAgent:
     def __init__(self, script):
         self._script = script
 
-    def prepare(self, manifest, *, session_id, task_key, secrets):
+    def has_session(self, home, session_id):
+        return self._script.has_session
+
+    def prepare(self, manifest, *, session_id, task_key, secrets, resumes=False):
+        self._script.seen += ["resume"] if resumes else []
         return AgentStart(Command(["agent"], secrets, "/workspace"), session_id, {}, {".claude/settings.json": b"{}"})
 
     def judge_start(self, manifest, began):
@@ -184,6 +189,7 @@ class ScriptedWorkspaces:
         if self._script.stage_error:
             raise self._script.stage_error
         (attempt_dir / "disk/workspace").mkdir(parents=True)
+        (attempt_dir / "repository.git").mkdir()
         return "c0ffee" + "0" * 34
 
     async def patch(self, attempt_dir, base_commit, target, confine):

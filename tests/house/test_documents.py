@@ -16,7 +16,7 @@ import pytest
 
 from sandbox.cli.command import root as command_line
 from sandbox.model.errors import FailureCode
-from sandbox.model.manifest import NOT_SUPPORTED_YET, Manifest
+from sandbox.model.manifest import Manifest
 from sandbox.wiring.configuration import load
 from sandbox.wiring.configuration_keys import keys
 
@@ -163,11 +163,6 @@ def test_the_example_of_a_configuration_is_one(root: Path, tmp_path: Path):
     assert example
     (tmp_path / "sandbox.toml").write_text(example[1])
     assert load({"config": str(tmp_path / "sandbox.toml")}, {}).settings.git.allowed_hosts[0] == "github.com"
-
-
-def test_what_is_not_built_yet_is_marked(root: Path):
-    marked = {row[0].strip("`") for row in rows(root / "docs" / "manifest.md") if "*later*" in row[2]}
-    assert marked == set(NOT_SUPPORTED_YET)
 
 
 def test_the_glossary_explains_the_words_of_the_architecture(root: Path):

@@ -42,6 +42,7 @@ def told_fields() -> Iterator[tuple[str, set[str]]]:
     for told in (present_state_frame(task), end_frame(task)):
         yield told["type"], told.keys() - EVERY_FRAME
     for event in (
+        e.AttemptStarted("abcdefgh2345", "bubblewrap", "here", number=2),
         e.Output("stdout", "x\n"),
         e.Progress(),
         e.Metrics(),

@@ -31,6 +31,13 @@ _PROGRAM_PATH = (
 )
 _MCP_FILE = ".sandbox/mcp.json"
 _TEXT_MARK = "Task:\n"
+
+RESUMED = (
+    b"You were interrupted: the machine lost your sandbox, and every process in it ended. The files of the workspace "
+    b"are as they were then; whatever you did last may be half done. Look at where you are, and go on with the task."
+)
+"""What an agent is told that goes on in its session."""
+
 _SETTINGS = '{"skipWebFetchPreflight":true,"skipDangerousModePermissionPrompt":true}'
 """WebFetch would ask Anthropic's own host about every other one first; here the gateway says what is reached. And
 nobody is asked whether skipping permissions is meant: the manifest says so."""
@@ -42,25 +49,40 @@ class ClaudeCode:
     def __init__(self, binary: Path) -> None:
         self._binary = binary
 
-    def prepare(self, manifest: Manifest, *, session_id: str, task_key: str, secrets: Mapping[str, str]) -> AgentStart:
+    def prepare(
+        self,
+        manifest: Manifest,
+        *,
+        session_id: str,
+        task_key: str,
+        secrets: Mapping[str, str],
+        resumes: bool = False,
+    ) -> AgentStart:
         """Command, environment and files. `secrets` become variables of the agent, and of all that it starts.
 
-        The repository is not looked at: the agent itself reads CLAUDE.md, inside.
+        The repository is not looked at: the agent itself reads CLAUDE.md, inside. resumes: see `Agent.prepare`.
         """
         claude = manifest.claude
         directory = _directory(manifest.repository.subpath)
-        options = _options(claude, session_id, directory)
+        options = _options(claude, directory, session=("--resume" if resumes else "--session-id", session_id))
         environment = {**secrets, **_environment(task_key)}
         # A file: the configuration may be larger than an argument, and arguments are read by everybody on the host.
         files = {_MCP_FILE: mcp_file(claude.mcp_config)} if claude.mcp_config is not None else {}
         if claude.headless:
             argv = (PROGRAM, "-p", *_printing(claude), *options)
-            command = Command(argv, environment, directory, prompt_bytes(claude.prompt))
+            command = Command(argv, environment, directory, RESUMED if resumes else prompt_bytes(claude.prompt))
         else:
             argv = (PROGRAM, *interactive_arguments(options, claude.prompt))
             command = Command(argv, {**environment, **interactive_variables()}, directory)
             files |= interactive_files(claude.prompt, task_key, directory)
         return AgentStart(command, session_id, programs={self._binary: PROGRAM}, home_files=files)
+
+    def has_session(self, home: Path, session_id: str) -> bool:
+        """Whether Claude Code's own transcript is there. The home is not trusted: only names are looked at."""
+        projects = home / ".claude" / "projects"
+        if any(path.is_symlink() for path in (projects.parent, projects)):
+            return False
+        return any(found.is_file() for found in projects.glob(f"*/{session_id}.jsonl") if not found.is_symlink())
 
     def conversation(self, session_id: str) -> ClaudeConversation:
         """A reader for one run."""
@@ -106,7 +128,7 @@ def _printing(claude: Claude) -> tuple[str, ...]:
     return ("--output-format", "stream-json", "--verbose", *turns)
 
 
-def _options(claude: Claude, session_id: str, directory: str) -> tuple[str, ...]:
+def _options(claude: Claude, directory: str, session: tuple[str, str]) -> tuple[str, ...]:
     # No setting source and `--strict-mcp-config` keep the repository's settings, hooks, skills and MCP servers out, and
     # the home's too: they are obeyed as soon as they are written, so any program inside could send the agent to a
     # model of its own. `--add-dir` (with its variable in the environment) brings CLAUDE.md files and rules back.
@@ -119,7 +141,7 @@ def _options(claude: Claude, session_id: str, directory: str) -> tuple[str, ...]
         *servers,
         *("--add-dir", *_instruction_directories(directory)),
         f"--model={claude.model}",
-        *("--session-id", session_id),
+        *session,
     )
 
 

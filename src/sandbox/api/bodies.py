@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from sandbox.model.event import FollowUp
 from sandbox.model.state import TaskState
 
 
@@ -67,6 +68,19 @@ class ProgressBody(Body):
     egress_denied: int
 
 
+class AttemptBody(Body):
+    """One try at carrying the task out. followed_by: why another one came after it."""
+
+    number: int
+    id: str
+    started_at: datetime | None
+    ended_at: datetime | None
+    resumes: bool
+    exit_code: int | None
+    error: FailureBody | None
+    followed_by: FollowUp | None
+
+
 class SecretBody(Body):
     """A secret, by name only."""
 
@@ -100,6 +114,7 @@ class TaskItemBody(Body):
     vm: VmBody
     exit_code: int | None
     error: FailureBody | None
+    attempts: list[AttemptBody]
     progress: ProgressBody
     result: dict[str, Any] | None
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.model.frame import error, progress_fields, timestamp
+from sandbox.model.frame import attempts_fields, error, progress_fields, timestamp
 from sandbox.model.manifest import Manifest
 from sandbox.model.task import Task
 from sandbox.model.tier import ISOLATION
@@ -34,6 +34,7 @@ def item_body(task: Task) -> dict[str, Any]:
         "vm": _vm(task),
         "exit_code": task.exit_code,
         "error": error(task),
+        "attempts": attempts_fields(task),
         "progress": progress_fields(task.progress),
         "result": task.result,
     }

@@ -20,7 +20,7 @@ from sandbox.contracts.subject import TASK_ID
 from sandbox.model.frame import Frame
 
 TYPES = frozenset(
-    {"state_change", "output", "progress", "metrics", "tool_call", "egress_denied", "error", "gap", "end"}
+    {"state_change", "attempt", "output", "progress", "metrics", "tool_call", "egress_denied", "error", "gap", "end"}
 )
 """What the stream carries."""
 

@@ -112,6 +112,12 @@ class Story:
         message = str(frame.get("state_message") or "")
         self._page.print_state(frame, self.state, message if message != self._last_error else "")
 
+    def _tell_attempt(self, frame: Mapping[str, Any]) -> None:
+        """What the earlier agent had begun has no end."""
+        self._unfinished.clear()
+        how = "goes on where the last one was lost" if frame.get("resumes") else "begins anew"
+        self._page.print_lines(frame, f"Attempt {frame.get('attempt')} {how}", "yellow", lines_max=NOTICE_LINES_MAX)
+
     def _tell_output(self, frame: Mapping[str, Any]) -> None:
         data = str(frame.get("data", ""))
         if frame.get("stream") == "stderr":

@@ -74,6 +74,19 @@ class Failure(TypedDict):
     message: str
 
 
+class Attempt(TypedDict):
+    """One try at carrying the task out; followed_by: `again`, `resume` or `retry`, None of the last one."""
+
+    number: int
+    id: str
+    started_at: str | None
+    ended_at: str | None
+    resumes: bool
+    exit_code: int | None
+    error: Failure | None
+    followed_by: str | None
+
+
 class Definition(TypedDict):
     """The manifest with the defaults filled in; secrets by name only."""
 
@@ -101,6 +114,7 @@ class TaskSummary(TypedDict):
     vm: Vm
     exit_code: int | None
     error: Failure | None
+    attempts: list[Attempt]
     progress: Progress
     result: dict[str, Any] | None
 

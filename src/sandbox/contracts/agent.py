@@ -86,8 +86,23 @@ class Conversation(Protocol):
 class Agent(Protocol):
     """Claude Code."""
 
-    def prepare(self, manifest: Manifest, *, session_id: str, task_key: str, secrets: Mapping[str, str]) -> AgentStart:
-        """Command, environment and files. `secrets` (name to value) become environment variables of the agent."""
+    def prepare(
+        self,
+        manifest: Manifest,
+        *,
+        session_id: str,
+        task_key: str,
+        secrets: Mapping[str, str],
+        resumes: bool = False,
+    ) -> AgentStart:
+        """Command, environment and files. `secrets` (name to value) become environment variables of the agent.
+
+        resumes: it goes on in the session of this id, which its home keeps.
+        """
+        ...
+
+    def has_session(self, home: Path, session_id: str) -> bool:
+        """Whether a home (a host path, as an agent left it) keeps a session to go on in."""
         ...
 
     def conversation(self, session_id: str) -> Conversation:

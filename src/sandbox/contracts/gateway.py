@@ -23,10 +23,15 @@ class ModelUpstream(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the model may cost; None is no bound. tokens: input, cached ones included, and output together."""
+    """What the model may cost; None is no bound. tokens: input, cached ones included, and output together.
+
+    spent_usd, spent_tokens: of it, by earlier gateways of the same task.
+    """
 
     usd: float | None = None
     tokens: int | None = None
+    spent_usd: float = 0.0
+    spent_tokens: int = 0
 
 
 class GatewayRules(msgspec.Struct, frozen=True, omit_defaults=True):

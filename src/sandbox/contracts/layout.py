@@ -1,5 +1,6 @@
 """Where a task's files lie: below the data directory, and its runner's socket below the run directory."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,11 @@ class TaskLayout:
     def attempt(self, attempt_id: str) -> "AttemptLayout":
         """The directory of one attempt."""
         return AttemptLayout(self.root / "attempts" / attempt_id)
+
+    def attempts(self) -> Iterator["AttemptLayout"]:
+        """The directories of all attempts, in no order."""
+        attempts = self.root / "attempts"
+        return (self.attempt(path.name) for path in (attempts.iterdir() if attempts.is_dir() else ()))
 
 
 @dataclass(frozen=True, slots=True)

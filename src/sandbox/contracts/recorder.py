@@ -9,7 +9,10 @@ from sandbox.model import event as e
 from sandbox.model.life import Effect, IllegalEventError, advance
 from sandbox.model.task import Task
 
-_DURABLE = (e.CancelRequested, e.AttemptFailed, e.ArtifactCollected, e.Usage)
+_DURABLE = (
+    *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded, e.FollowUpForgone),
+    *(e.CancelRequested, e.ArtifactCollected, e.Usage),
+)
 """Events that are on disk when `record` returns although they change no state."""
 
 

@@ -59,6 +59,7 @@ class SandboxSpec:
 
     disk: directory of the attempt that holds `workspace`, `home` and `tmp`, which become WORKSPACE, HOME (of
         `inside`) and /tmp; the runtime gives it to the sandbox's kernel uid and on destroy back to the caller's.
+    disk_was_used: by an earlier sandbox, which is destroyed; hard links in it are its own.
     programs: host file to absolute path inside, executable and not readable where the runtime can.
     image: host directory that becomes / (read-only), as a profile's build left it; None: the host's own /usr.
     transparent_ports: where the gateway listens for programs that know no proxy, at most 100, each of them once.
@@ -72,6 +73,7 @@ class SandboxSpec:
     programs: Mapping[Path, str] = field(default_factory=dict)
     image: Path | None = None
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS
+    disk_was_used: bool = False
 
 
 @dataclass(frozen=True, slots=True)

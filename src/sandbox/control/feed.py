@@ -28,6 +28,7 @@ class Feed:
         self.finishers_launched = 0
         self.note = ""
         self._logged = ""
+        self._pause_began: tuple[int, float] | None = None
         self._bell = asyncio.Event()
         self._stirred = asyncio.Event()
 
@@ -60,6 +61,12 @@ class Feed:
         self.task, self.offset, self.note, self._logged = task, offset, "", ""
         bell, self._bell = self._bell, asyncio.Event()
         bell.set()
+
+    def has_paused(self, seconds: float, monotonic: float) -> bool:
+        """Whether nothing has happened for so long, since this was asked first; a new server asks anew."""
+        if self._pause_began is None or self._pause_began[0] != self.task.last_seq:
+            self._pause_began = (self.task.last_seq, monotonic)
+        return monotonic - self._pause_began[1] >= seconds
 
     def stir(self) -> None:
         """The server has written or handed over the journal: let the follower look at once."""

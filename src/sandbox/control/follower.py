@@ -19,7 +19,10 @@ from sandbox.model.task import Task
 
 _IDLE_FACTOR = 10
 _log = logging.getLogger(__name__)
-_INDEXED_AT_ONCE = (e.Progress, e.ArtifactCollected, e.CancelRequested, e.AttemptFailed)
+_INDEXED_AT_ONCE = (
+    *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded),
+    *(e.CancelRequested, e.ArtifactCollected, e.Progress),
+)
 
 
 class Follower:

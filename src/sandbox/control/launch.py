@@ -16,8 +16,16 @@ from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.control.feed import Feed
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, AttemptFailed, AttemptStarted, CancelRequested, TaskFinished
-from sandbox.model.limits import ATTEMPTS_MAX, FINISHERS_MAX
+from sandbox.model.event import (
+    AgentExited,
+    AttemptFailed,
+    AttemptStarted,
+    CancelRequested,
+    FollowUpForgone,
+    TaskFinished,
+)
+from sandbox.model.follow_up import find_follow_up, pause_seconds, takes_disk_over
+from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.manifest import Secret
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
@@ -107,24 +115,35 @@ class Launcher:
         except ImageUnusableError as error:
             await asyncio.to_thread(_give_up, recorder, Failure(FailureCode.PROVISION_FAILED, error.message), is_first)
             return
-        attempt_id = new_attempt_id()
-        await asyncio.to_thread(
-            recorder.record, AttemptStarted(attempt_id, self._template.runtime, self._host.name, self._host.boot_id)
-        )
+        started = self._next_attempt(recorder.task)
+        await asyncio.to_thread(recorder.record, started)
         try:
-            await self._start(recorder, attempt_id, secrets=dict(secrets), image=image)
+            await self._start(recorder, started.attempt_id, secrets=dict(secrets), image=image)
         except OSError as error:
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
             await asyncio.to_thread(_give_up, recorder, failure, is_first)
 
-    async def finish(self, feed: Feed, wish: CancelRequested | None = None) -> None:
-        """A runner is dead: let a finisher end what it left, or, when finishers die too, end the books here.
+    def _next_attempt(self, task: Task) -> AttemptStarted:
+        before = task.attempt
+        resumes = before is not None and before.follow_up is not None and takes_disk_over(task, before.follow_up)
+        return AttemptStarted(
+            new_attempt_id(),
+            self._template.runtime,
+            self._host.name,
+            self._host.boot_id,
+            number=task.attempts + 1,
+            resumes=resumes,
+        )
 
-        A wish to cancel that the dead runner can no longer take is written down first. A task that is still pending
-        (its journal could not be taken when the server started) is launched; one whose runner had no workspace yet,
-        perhaps since the server died while it started it, is attempted again, ATTEMPTS_MAX times in all.
-        Raises OSError, JournalDamagedError.
+    async def finish(self, feed: Feed, wish: CancelRequested | None = None) -> None:
+        """Nobody carries the task on: let a finisher end what a dead runner left, or begin the attempt that follows.
+
+        When finishers die too, the books are ended here. A wish to cancel that the dead runner can no longer take is
+        written down first. A task that is still pending (its journal could not be taken when the server started) is
+        launched. Raises OSError, JournalDamagedError.
         """
+        if wish is None and not feed.has_paused(pause_seconds(feed.task), self._clock.monotonic()):
+            return
         async with feed.writing:
             try:
                 writer = await asyncio.to_thread(self._journals.open, feed.task.id)
@@ -146,17 +165,26 @@ class Launcher:
         if attempt is None:
             await self._begin(recorder, await self._secrets(recorder.task))
             return
+        if _may_go_on(recorder.task):
+            await self._follow_up(recorder)
+            feed.finishers_launched = 0
+            return
         if feed.finishers_launched >= FINISHERS_MAX:
             lost = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
             await asyncio.to_thread(_end, recorder, lost)
             return
         answer = await self._secrets(recorder.task)
-        if not isinstance(answer, Failure) and _may_be_attempted_again(recorder.task):
-            await self._attempt(recorder, answer)
-            return
         secrets = {} if isinstance(answer, Failure) else dict(answer)
         await self._start(recorder, attempt.id, secrets=secrets, finish=True)
         feed.finishers_launched += 1
+
+    async def _follow_up(self, recorder: Recorder) -> None:
+        """Begin the next attempt; where it cannot, a finisher ends the books."""
+        answer = await self._secrets(recorder.task)
+        if isinstance(answer, Failure):
+            await asyncio.to_thread(recorder.record, AttemptFailed(answer))
+        else:
+            await self._attempt(recorder, answer)
 
     async def _start(
         self,
@@ -168,10 +196,12 @@ class Launcher:
         finish: bool = False,
     ) -> None:
         """A finisher reaches no model; it has the secrets to know them in what it collects."""
+        attempt = recorder.task.attempt
         order = msgspec.structs.replace(
             self._template,
             task_id=recorder.task.id,
             attempt_id=attempt_id,
+            resumes=attempt is not None and attempt.resumes,
             upstream=None if finish else self._template.upstream,
             secrets=secrets,
             image=image,
@@ -185,8 +215,8 @@ def new_attempt_id() -> str:
     return base64.b32encode(os.urandom(8)).decode().lower()[:12]
 
 
-def _may_be_attempted_again(task: Task) -> bool:
-    return task.may_be_attempted_again and task.attempts < ATTEMPTS_MAX
+def _may_go_on(task: Task) -> bool:
+    return task.is_between_attempts and task.cancel is None and task.failure is None
 
 
 def _give_up(recorder: Recorder, failure: Failure, is_first: bool) -> None:
@@ -198,8 +228,11 @@ def _give_up(recorder: Recorder, failure: Failure, is_first: bool) -> None:
 
 
 def _end(recorder: Recorder, failure: Failure) -> None:
-    if recorder.task.state is TaskState.RUNNING:
+    """No attempt follows: what is left of the last one may still live."""
+    if recorder.task.attempt_state is TaskState.RUNNING:
         recorder.record(AgentExited(None, None, failure))
     else:
         recorder.record(AttemptFailed(failure))
+    while (follow_up := find_follow_up(recorder.task)) is not None:
+        recorder.record(FollowUpForgone(follow_up, failure.message))
     recorder.record(TaskFinished())

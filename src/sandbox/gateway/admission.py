@@ -133,11 +133,11 @@ class Spending:
     def __init__(self, budget: Budget, reports: Reports) -> None:
         self._budget = budget
         self._reports = reports
-        self._finished = (0, 0.0)
+        self._finished = (budget.spent_tokens, budget.spent_usd)
         self._running: dict[object, tuple[int, float]] = {}
         self._unpriced: str | None = None
         self._reached: str | None = None
-        self.is_bounded = budget != Budget()
+        self.is_bounded = budget.usd is not None or budget.tokens is not None
 
     def running(self, spender: object, usage: Usage | None) -> None:
         """What an answer has cost by now, instead of what was told of it before."""

@@ -30,11 +30,12 @@ class FailureCode(StrEnum):
     TOOL_UNKNOWN = "tool_unknown"
 
 
-class Failure(msgspec.Struct, frozen=True):
-    """The reason a task failed, as users read it."""
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The reason a task failed, as users read it. is_transient: plainly of the moment, so that it is tried again."""
 
     code: FailureCode
     message: str
+    is_transient: bool = False
 
 
 class SandboxError(Exception):
@@ -51,7 +52,7 @@ class SandboxError(Exception):
 class AttemptError(SandboxError):
     """A step of an attempt failed; becomes the task's `Failure`."""
 
-    def __init__(self, code: FailureCode, message: str) -> None:
+    def __init__(self, code: FailureCode, message: str, *, is_transient: bool = False) -> None:
         super().__init__(message)
         self.code = code
-        self.failure = Failure(code, message)
+        self.failure = Failure(code, message, is_transient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Literal
 
 import msgspec
@@ -36,12 +37,17 @@ class TaskSubmitted(_Fact, frozen=True, tag="task_submitted"):
 
 
 class AttemptStarted(_Fact, frozen=True, tag="attempt_started"):
-    """The intent to carry the task out; written before anything of the attempt is created."""
+    """The intent to carry the task out; written before anything of the attempt is created.
+
+    resumes: it takes the disk of the attempt before over, and the agent goes on in its session.
+    """
 
     attempt_id: str
     runtime: str
     host: str
     boot_id: str = ""
+    number: int = 1
+    resumes: bool = False
 
 
 class WorkspacePrepared(_Fact, frozen=True, tag="workspace_prepared"):
@@ -59,9 +65,13 @@ class SandboxCreated(_Fact, frozen=True, tag="sandbox_created"):
 
 
 class AgentStarted(_Fact, frozen=True, tag="agent_started"):
-    """Claude Code's process was started; `session_id` is Claude Code's own UUID for the conversation."""
+    """Claude Code's process was started; `session_id` is Claude Code's own UUID for the conversation.
+
+    monotonic_seconds: the machine's clock since its boot, which `lifecycle.timeout` is counted by.
+    """
 
     session_id: str
+    monotonic_seconds: float = 0.0
 
 
 class Output(_Fact, frozen=True, tag="output"):
@@ -180,6 +190,28 @@ class AttemptFailed(_Fact, frozen=True, tag="attempt_failed"):
     failure: Failure
 
 
+class FollowUp(StrEnum):
+    """Why an attempt follows another; the first one that may be is taken.
+
+    again: the agent had not begun. resume: a lost agent goes on in its session, on its disk. retry: from the beginning.
+    """
+
+    AGAIN = "again"
+    RESUME = "resume"
+    RETRY = "retry"
+
+
+class AttemptEnded(_Fact, frozen=True, tag="attempt_ended"):
+    """A failed attempt is cleared away: nothing of it lives, and another one may begin."""
+
+
+class FollowUpForgone(_Fact, frozen=True, tag="follow_up_forgone"):
+    """What might have followed a failed attempt does not, and why, for people."""
+
+    follow_up: FollowUp
+    reason: str
+
+
 class AgentExited(_Fact, frozen=True, tag="agent_exited"):
     """The agent's process is gone. `exit_code` is 128+n after signal n, null when it was never learnt.
 
@@ -217,6 +249,8 @@ Event = (
     | Trouble
     | CancelRequested
     | AttemptFailed
+    | AttemptEnded
+    | FollowUpForgone
     | AgentExited
     | ArtifactCollected
     | TaskFinished

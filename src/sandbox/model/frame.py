@@ -8,7 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from sandbox.model import event as e
-from sandbox.model.task import Task
+from sandbox.model.errors import Failure
+from sandbox.model.task import Attempt, Task
 
 Frame = dict[str, Any]
 
@@ -23,7 +24,7 @@ def timestamp(at: datetime) -> str:
 
 def frame(task_id: str, record: e.Record) -> Frame | None:
     """The frame of a record; None where it is nothing that clients are shown."""
-    fields = _fields(record)
+    fields = _fields(record.event) if record.transition is None else _change_fields(record.transition)
     if fields is None:
         return None
     kind = fields.pop("type")
@@ -63,6 +64,30 @@ def error(task: Task) -> dict[str, str] | None:
     return {"code": task.failure.code, "message": task.failure.message}
 
 
+def attempts_fields(task: Task) -> list[dict[str, Any]]:
+    """Every attempt of a task, the first one first, as JSON; the end of the last one is the task's."""
+    last = task.attempt
+    if last is None:
+        return []
+    if not task.is_between_attempts:
+        last = msgspec.structs.replace(last, failure=task.failure, exit_code=task.exit_code, ended_at=task.finished_at)
+    return [_attempt_fields(attempt) for attempt in (*task.past_attempts, last)]
+
+
+def _attempt_fields(attempt: Attempt) -> dict[str, Any]:
+    failure = attempt.failure
+    return {
+        "number": attempt.number,
+        "id": attempt.id,
+        "started_at": timestamp(attempt.started_at) if attempt.started_at else None,
+        "ended_at": timestamp(attempt.ended_at) if attempt.ended_at else None,
+        "resumes": attempt.resumes,
+        "exit_code": attempt.exit_code,
+        "error": {"code": failure.code, "message": failure.message} if failure is not None else None,
+        "followed_by": attempt.follow_up,
+    }
+
+
 def progress_fields(progress: e.Progress) -> dict[str, Any]:
     """The counters of a task as JSON, every key present."""
     fields: dict[str, Any] = msgspec.structs.asdict(progress)
@@ -77,19 +102,20 @@ def log_stream(shown: Frame) -> str | None:
     return "events" if shown["type"] in _LOGGED_EVENTS else None
 
 
-_LOGGED_EVENTS = frozenset({"state_change", "tool_call", "usage", "egress_denied", "gap", "error"})
+_LOGGED_EVENTS = frozenset({"state_change", "attempt", "tool_call", "usage", "egress_denied", "gap", "error"})
 
 
-def _fields(record: e.Record) -> dict[str, Any] | None:
-    if record.transition is not None:
-        change = record.transition
-        return {
-            "type": "state_change",
-            "previous_state": change.previous_state,
-            "new_state": change.new_state,
-            "state_message": change.message,
-        }
-    match record.event:
+def _change_fields(change: e.Transition) -> dict[str, Any]:
+    return {
+        "type": "state_change",
+        "previous_state": change.previous_state,
+        "new_state": change.new_state,
+        "state_message": change.message,
+    }
+
+
+def _fields(event: e.Event) -> dict[str, Any] | None:
+    match event:
         case e.Output() as output if output.stream != "transcript":
             return {
                 "type": "output",
@@ -104,7 +130,14 @@ def _fields(record: e.Record) -> dict[str, Any] | None:
             return {"type": "metrics", "metrics": msgspec.structs.asdict(metrics)}
         case e.Trouble() as trouble:
             return {"type": "error", "error": trouble.error, "message": trouble.message, "details": None}
-        case e.AttemptFailed(failure):
+        case e.AttemptStarted() as started if started.number > 1:
+            return {
+                "type": "attempt",
+                "attempt": started.number,
+                "attempt_id": started.attempt_id,
+                "resumes": started.resumes,
+            }
+        case e.AttemptFailed(Failure() as failure) | e.AgentExited(failure=Failure() as failure):
             return {"type": "error", "error": failure.code, "message": failure.message, "details": None}
         case e.ToolCall() | e.Usage() | e.EgressDenied() | e.Gap() as told:
             return {"type": type(told).__struct_config__.tag, **msgspec.structs.asdict(told)}

@@ -19,7 +19,7 @@ OUTPUT_LINE_BYTES_MAX = 1024 * 1024
 """A line of output kept whole; longer ones are split and marked."""
 
 OUTPUT_BYTES_MAX = 1024**3
-"""Output of an attempt that is written down; what comes later is left out, and a `gap` says so."""
+"""Output of a task that is written down; what comes later is left out, and a `gap` says so."""
 
 OUTPUT_BYTES_PER_SECOND = 8 * 1024 * 1024
 OUTPUT_BURST_BYTES = 64 * 1024 * 1024
@@ -128,10 +128,17 @@ RETRY_SECONDS = 1.0
 """Between two tries of the server at what the machine refused: a full disk, a broken index, no more processes."""
 
 ATTEMPTS_MAX = 3
-"""Attempts begun for one task, each because the last one's runner died before it had a workspace; then it fails."""
+"""Attempts in a row whose agent does not begin, since the machine lost them or the clone broke; then the task fails."""
+
+RESUMES_MAX = 3
+"""How often the agent of one task goes on in its session after it was lost; then it is retried, or the task fails."""
+
+RETRY_PAUSE_SECONDS = 2.0
+RETRY_PAUSE_SECONDS_MAX = 300.0
+"""Before an attempt that may fail again for the same reason: the first pause, doubled each time, and the longest."""
 
 FINISHERS_MAX = 3
-"""Finishers started for one task; when they all die, the server ends the task's books itself."""
+"""Finishers started for one attempt; when they all die, the server ends the task's books itself."""
 
 SUBSCRIBER_FRAMES_MAX = 10_000
 """Frames kept for a slow subscriber to all tasks; past it a `gap` says which ones it missed."""

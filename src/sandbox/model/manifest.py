@@ -5,9 +5,8 @@ These records are the schema as well: `manifest_parsing` reads types, bounds and
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Len, MaxLen
 
@@ -180,17 +179,3 @@ class Manifest:
     vm: Vm = field(default_factory=Vm)
     secrets: Annotated[tuple[Secret, ...], MaxLen(64)] = ()
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
-
-
-class Unbuilt(NamedTuple):
-    """A field of which something is not built: what of it is, and what to do instead of the rest."""
-
-    is_built: Callable[[Any], bool]
-    advice: str
-
-
-NOT_SUPPORTED_YET: dict[str, Unbuilt] = {
-    "lifecycle.retries": Unbuilt(lambda value: value == 0, "leave it out or say 0"),
-    "lifecycle.resume": Unbuilt(lambda value: value is False, "leave it out or say false"),
-}
-"""Asked of plain data, whose types need not be right."""

@@ -107,15 +107,13 @@ def _read(text: str, *, is_json: bool) -> Any:
 
 
 def _told(document: Document, found: list[Breach], broken: list[Breach]) -> list[Mistake]:
-    """With their places; of a value that is wrong already, it is not said as well that it is not supported yet."""
-    wrong = {breach.path for breach in found}
+    """With their places; what the document itself refused is told already."""
     kept = [breach for breach in found if breach.path not in document.refused]
-    kept += [breach for breach in broken if breach.rule != "not_supported_yet" or breach.path not in wrong]
-    return [_mistake(document, breach) for breach in kept]
+    return [_mistake(document, breach) for breach in [*kept, *broken]]
 
 
 def _mistake(document: Document, breach: Breach) -> Mistake:
-    by_key = breach.rule in {"unknown_field", "not_supported_yet"}
+    by_key = breach.rule == "unknown_field"
     mark = document.mark_of_key(breach.path) if by_key else document.mark_of_value(breach.path)
     return Mistake.at(breach.path, breach.rule, breach.message, mark)
 

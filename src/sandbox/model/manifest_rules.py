@@ -1,4 +1,4 @@
-"""What a manifest's fields ask of each other, and what is not offered or not built yet."""
+"""What a manifest's fields ask of each other, and what is not offered."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from sandbox.model.clone_hosts import clone_place, may_clone
-from sandbox.model.manifest import NOT_SUPPORTED_YET, Claude, Vm
+from sandbox.model.manifest import Claude, Vm
 from sandbox.model.mistake import Path, Rule
 
 _PLACEHOLDER = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -50,7 +50,7 @@ def breaches(
     yield from _misspelt_tools(data)
     yield from _mcp_servers(data)
     yield from _unpriced_model(data, priced)
-    yield from _not_supported_yet(data)
+    yield from _resumed_session(data)
 
 
 def _hosts_without_outbound(data: dict[str, Any]) -> Iterator[Breach]:
@@ -142,12 +142,10 @@ def _expanded_texts(server: dict[str, Any]) -> Iterator[tuple[Path, str]]:
             yield (field, key), _text(value)
 
 
-def _not_supported_yet(data: dict[str, Any]) -> Iterator[Breach]:
-    for name, unbuilt in NOT_SUPPORTED_YET.items():
-        parent, field = name.split(".")
-        record = _mapping(data.get(parent))
-        if field in record and not unbuilt.is_built(record[field]):
-            yield Breach((parent, field), "not_supported_yet", f"is not supported yet; {unbuilt.advice}")
+def _resumed_session(data: dict[str, Any]) -> Iterator[Breach]:
+    is_headless = _mapping(data.get("claude")).get("headless", True)
+    if is_headless is False and _mapping(data.get("lifecycle")).get("resume") is True:
+        yield Breach(("lifecycle", "resume"), "format", "can only be given with headless: true")
 
 
 def _mapping(value: Any) -> dict[str, Any]:

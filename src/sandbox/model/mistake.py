@@ -13,7 +13,7 @@ from sandbox.model.printable import printable, replaced
 Path = tuple[str | int, ...]
 """The way to a value: field names and list positions."""
 
-Rule = Literal["required", "type", "enum", "format", "range", "unknown_field", "not_offered", "not_supported_yet"]
+Rule = Literal["required", "type", "enum", "format", "range", "unknown_field", "not_offered"]
 
 _KEY_LENGTH_SHOWN_MAX = 100
 

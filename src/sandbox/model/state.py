@@ -23,6 +23,9 @@ class TaskState(StrEnum):
         return self in TERMINAL_STATES
 
 
+ORDER = tuple(TaskState)
+"""A state never changes to an earlier one, however many attempts there are."""
+
 TERMINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED_PRESERVED, TaskState.CANCELLED})
 
 _ENDS = frozenset({TaskState.FAILED, TaskState.CANCELLED})

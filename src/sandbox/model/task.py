@@ -9,7 +9,7 @@ import msgspec
 
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure
-from sandbox.model.event import CancelRequested, Idempotency, Progress
+from sandbox.model.event import CancelRequested, FollowUp, Idempotency, Progress
 from sandbox.model.manifest import Manifest
 from sandbox.model.state import TaskState
 
@@ -28,6 +28,8 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     """One try at carrying the task out; its id names the sandbox, its directory and its cgroup.
 
     boot_id: of the host when it began; empty in journals of before it was read.
+    resumes: it goes on with the disk of the one before. failure, exit_code, ended_at, follow_up: set once it has ended
+    and been cleared away for the one that follows; of the last attempt the task itself has them.
     """
 
     id: str
@@ -38,11 +40,36 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     image: str | None = None
     base_commit: str | None = None
     session_id: str | None = None
+    number: int = 1
+    started_at: datetime | None = None
     boot_id: str = ""
+    resumes: bool = False
+    failure: Failure | None = None
+    exit_code: int | None = None
+    ended_at: datetime | None = None
+    follow_up: FollowUp | None = None
+
+
+class Spent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the model was asked for over all attempts; input_tokens with cached ones."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+
+
+class Beginning(msgspec.Struct, frozen=True):
+    """When the first agent began, by the monotonic clock of a boot of the machine."""
+
+    monotonic_seconds: float
+    boot_id: str
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The fold of a task's events. `last_seq` is the number of the last one; `attempts` counts those begun."""
+    """The fold of a task's events. `last_seq` is the number of the last one; `attempts` counts those begun.
+
+    failure, agent_has_exited, exit_code, result: of the present attempt. forgone: what is not to follow it.
+    """
 
     id: str
     manifest: Manifest
@@ -60,6 +87,10 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     progress: Progress = Progress()
     artifacts: tuple[Artifact, ...] = ()
     idempotency: Idempotency | None = None
+    past_attempts: tuple[Attempt, ...] = ()
+    forgone: tuple[FollowUp, ...] = ()
+    spent: Spent = Spent()
+    beginning: Beginning | None = None
 
     @property
     def created_at(self) -> datetime:
@@ -82,9 +113,31 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.state_changed_at if self.state.is_terminal else None
 
     @property
-    def may_be_attempted_again(self) -> bool:
-        """Its attempt has made nothing that another one could not make again, and nothing speaks against one."""
-        return self.state is TaskState.STAGING and self.cancel is None and self.failure is None
+    def attempt_state(self) -> TaskState:
+        """How far the present attempt has come, which may be less far than an earlier one had come."""
+        attempt = self.attempt
+        if attempt is None:
+            return TaskState.PENDING
+        if self.agent_has_exited or attempt.follow_up is not None:
+            return TaskState.COMPLETING
+        if attempt.base_commit is None:
+            return TaskState.STAGING
+        if attempt.vm_name is None:
+            return TaskState.PROVISIONING
+        return TaskState.READY if attempt.session_id is None else TaskState.RUNNING
+
+    @property
+    def is_between_attempts(self) -> bool:
+        """The last attempt was cleared away for another one, which has not begun."""
+        return self.attempt is not None and self.attempt.follow_up is not None
+
+    @property
+    def base_commit(self) -> str | None:
+        """What the present attempt's workspace is compared with; of one that resumes, what the earlier one's was."""
+        if self.attempt is None:
+            return None
+        attempts = (self.attempt, *reversed(self.past_attempts)) if self.attempt.resumes else (self.attempt,)
+        return next((attempt.base_commit for attempt in attempts if attempt.base_commit is not None), None)
 
     @property
     def is_preserved(self) -> bool:

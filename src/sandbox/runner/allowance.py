@@ -1,4 +1,4 @@
-"""How much output an attempt may write down, and how fast."""
+"""How much output a task may write down, and how fast."""
 
 import asyncio
 
@@ -12,13 +12,13 @@ _RECORD_BYTES = 128
 class OutputAllowance:
     """Holds back whoever writes too fast, loses nothing of it, and ends at a total.
 
-    left_out_bytes: what came after the total was used up.
+    left_out_bytes: what came after the total was used up. used_bytes: by earlier attempts.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, used_bytes: int = 0) -> None:
         self.left_out_bytes = 0
         self._clock = clock
-        self._used_bytes = 0
+        self._used_bytes = used_bytes
         self._at_once_bytes = float(OUTPUT_BURST_BYTES)
         self._seen_at = clock.monotonic()
 

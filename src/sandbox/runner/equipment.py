@@ -62,6 +62,11 @@ class Attempt:
         return self.recorder.task
 
     @property
+    def resumes(self) -> bool:
+        """Whether it goes on with the disk of the attempt before."""
+        return self.task.attempt is not None and self.task.attempt.resumes
+
+    @property
     def files(self) -> AttemptLayout:
         """The attempt's own directory."""
         return self.task_files.attempt(self.id)

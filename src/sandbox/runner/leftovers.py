@@ -4,13 +4,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sandbox.contracts.layout import AttemptLayout
+from sandbox.runner.durability import flush
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.steps.provision import read_handle
 
 
 def left_by_earlier_attempts(attempt: Attempt) -> list[Path]:
-    """Their files, but for their logs."""
-    return [path for earlier in _earlier(attempt) for path in earlier.root.iterdir() if path != earlier.runner_log]
+    """What was not removed when they were cleared away, but for their logs."""
+    return [path for files in _earlier(attempt) for path in files.root.iterdir() if path != files.runner_log]
+
+
+def kept_for_resuming(files: AttemptLayout) -> list[Path]:
+    """What an attempt that goes on needs: what the agent wrote, and what the host compares it with."""
+    return [files.disk_image, files.disk, files.repository]
+
+
+def take_over(attempt: Attempt) -> None:
+    """Move what an earlier attempt kept into this one's directory; what a dead runner of this one moved is there.
+
+    Raises OSError.
+    """
+    for files in _earlier(attempt):
+        for old, new in zip(kept_for_resuming(files), kept_for_resuming(attempt.files), strict=True):
+            if old.exists() and not new.exists():
+                old.rename(new)
+    flush(attempt.files.root)
 
 
 async def end_earlier_attempts(attempt: Attempt) -> None:
@@ -22,6 +40,4 @@ async def end_earlier_attempts(attempt: Attempt) -> None:
 
 
 def _earlier(attempt: Attempt) -> Iterator[AttemptLayout]:
-    for root in attempt.files.root.parent.iterdir():
-        if root != attempt.files.root:
-            yield AttemptLayout(root)
+    return (files for files in attempt.task_files.attempts() if files.root != attempt.files.root)

@@ -8,17 +8,28 @@ from typing import TypeVar
 
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import AgentExited, AttemptFailed, CancelRequested, TaskFinished, Trouble
+from sandbox.model.event import (
+    AgentExited,
+    AttemptEnded,
+    AttemptFailed,
+    CancelRequested,
+    FollowUp,
+    FollowUpForgone,
+    TaskFinished,
+    Trouble,
+)
+from sandbox.model.follow_up import find_follow_up, takes_disk_over
 from sandbox.model.life import EndAttempt
 from sandbox.model.limits import OUTPUT_SYNC_SECONDS, RETRY_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
+from sandbox.runner.leftovers import take_over
 from sandbox.runner.refusal import NO_ROOM, refusal_of
 from sandbox.runner.steps.collect import collect, is_collected
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
 from sandbox.runner.steps.stage import stage
-from sandbox.runner.steps.teardown import teardown
+from sandbox.runner.steps.teardown import clear_away, teardown
 from sandbox.runner.terminals import Terminals
 from sandbox.runner.wish import EndWish
 
@@ -50,12 +61,15 @@ class AttemptLife:
         if task.state.is_terminal:
             return Receipt(done=False, message=f"Task {task.id} is {task.state} already.")
         self._attempt.recorder.record(CancelRequested(order.reason, order.force))
-        if task.agent_has_exited:
+        if self._attempt.task.cancel is None:
             return Receipt(done=True, message="The agent had ended already; the task keeps its outcome.")
         return Receipt(done=True)
 
     async def carry_out(self) -> None:
-        """Stage, provision, run, collect, teardown; the last record is written whatever happens."""
+        """Stage, provision, run, collect, teardown; the last record is written whatever happens.
+
+        That is the task's last one, or the attempt's where another one follows.
+        """
         self._attempt.recorder.take_reserve()
         async with self._written():
             self._tell_what_is_not_redacted()
@@ -90,9 +104,9 @@ class AttemptLife:
         await self._find_disk()
         task = self._attempt.task
         lost = self._loss()
-        if task.state is TaskState.RUNNING:
+        if task.attempt_state is TaskState.RUNNING:
             self._attempt.recorder.record(AgentExited(None, None, lost))
-        elif not task.agent_has_exited:
+        elif not task.agent_has_exited and task.failure is None:
             self._attempt.recorder.record(AttemptFailed(lost))
         await self._conclude()
 
@@ -110,6 +124,8 @@ class AttemptLife:
     async def _find_disk(self) -> None:
         """What was on the disk is collected; where there is none that can be read, that is told."""
         files = self._attempt.files
+        if self._attempt.resumes:
+            take_over(self._attempt)
         if files.disk.exists() and not is_collected(self._attempt.task):
             try:
                 await self._attempt.equipment.disks.open(files, self._attempt.task.manifest.vm.disk_bytes)
@@ -155,7 +171,38 @@ class AttemptLife:
         raise EndedError
 
     async def _conclude(self) -> None:
-        """Collect, tear down, and write the last record."""
+        """Make way for the attempt that follows; where none does, collect, tear down and end the task."""
+        while (follow_up := find_follow_up(self._attempt.task)) is not None:
+            if await self._make_way(follow_up):
+                return
+        await self._collect_in_time()
+        await teardown(self._attempt, read_handle(self._attempt.files.handle))
+        self._attempt.recorder.record(TaskFinished())
+
+    async def _make_way(self, follow_up: FollowUp) -> bool:
+        """Whether nothing of the attempt is left that another one would meet; else that one is forgone."""
+        attempt = self._attempt
+        try:
+            if follow_up is FollowUp.RESUME and not self._keeps_session():
+                raise AttemptError(FailureCode.SANDBOX_LOST, "The agent's session is not on the disk.")
+            keeps_disk = takes_disk_over(attempt.task, follow_up)
+            await clear_away(attempt, read_handle(attempt.files.handle), keeps_disk=keeps_disk)
+        except Exception as error:
+            _log.error("No other attempt can follow", exc_info=error)
+            reason = error.message if isinstance(error, AttemptError) else _described(error)
+            attempt.recorder.record(FollowUpForgone(follow_up, reason))
+            return False
+        if find_follow_up(attempt.task) is not follow_up:  # somebody cancelled meanwhile
+            return False
+        attempt.recorder.record(AttemptEnded())
+        return True
+
+    def _keeps_session(self) -> bool:
+        present, agent = self._attempt.task.attempt, self._attempt.equipment.agent
+        session_id = present.session_id if present is not None else None
+        return session_id is not None and agent.has_session(self._attempt.files.home, session_id)
+
+    async def _collect_in_time(self) -> None:
         seconds = self._attempt.task.manifest.lifecycle.collect_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -165,8 +212,6 @@ class AttemptLife:
         except Exception as error:
             _log.error("Collecting failed", exc_info=error)
             self._fail(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_described(error)})."))
-        await teardown(self._attempt, read_handle(self._attempt.files.handle))
-        self._attempt.recorder.record(TaskFinished())
 
     async def _collect(self) -> None:
         """Again and again while the disk takes nothing: work that is done is worth waiting for."""
@@ -194,8 +239,7 @@ class AttemptLife:
             self._fail(Failure(FailureCode.DISK_FULL, f"{what}; make room there and submit the task again."))
 
     def _fail(self, failure: Failure) -> None:
-        task = self._attempt.task
-        if task.state is TaskState.RUNNING:
+        if self._attempt.task.attempt_state is TaskState.RUNNING:
             self._attempt.recorder.record(AgentExited(None, None, failure))
         else:
             self._attempt.recorder.record(AttemptFailed(failure))

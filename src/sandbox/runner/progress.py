@@ -16,17 +16,19 @@ EAGER_INTERVAL_SECONDS = PROGRESS_INTERVAL_SECONDS / 10
 class ProgressMeter:
     """Counts what happens and records a snapshot when it is due.
 
-    A change of tool, turn or usage is told at most ten times as often as output bytes alone are.
+    A change of tool, turn or usage is told at most ten times as often as output bytes alone are. before: what earlier
+    attempts of the task came to, which is counted on from.
     """
 
-    def __init__(self, record: Callable[[Event], object], now: Callable[[], datetime]) -> None:
+    def __init__(self, record: Callable[[Event], object], now: Callable[[], datetime], before: Progress) -> None:
         self._record = record
         self._now = now
-        self._counters = Progress()
+        self._counters = before
+        self._denied_before = before.egress_denied
         self._open_tools: dict[str, tuple[str, float]] = {}
-        self._activity_at: datetime | None = None
+        self._activity_at: datetime | None = before.last_activity_at
         self._told = 0
-        self._output_bytes = 0
+        self._output_bytes = before.output_bytes
         self._dirty = self._eager = False
         self._told_at = float("-inf")
 
@@ -46,7 +48,8 @@ class ProgressMeter:
         )
 
     def denied(self, count: int) -> None:
-        """So much has been refused by now."""
+        """So much has been refused by now in this attempt."""
+        count += self._denied_before
         if count != self._counters.egress_denied:
             self._change(egress_denied=count)
 

@@ -107,7 +107,7 @@ class LaunchedSandboxes:
             group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=tasks_max)
             launch = self._kind.launch(spec, uid)
             files_uid = None if uid is None else self._kind.files_uid(uid)
-            await _finish(partial(_hand_over, group, launch.pid, spec.disk, files_uid))
+            await _finish(partial(_hand_over, group, launch.pid, spec, files_uid))
             listeners = await launch.ready()
         except BaseException as error:
             await self._undo(handle, spec.disk, launch)
@@ -243,12 +243,12 @@ def _kill_by_marker(marker: str) -> bool:
     return bool(found)
 
 
-def _hand_over(group: ControlGroup, launcher_pid: int, disk: Path, uid: int | None) -> None:
+def _hand_over(group: ControlGroup, launcher_pid: int, spec: SandboxSpec, uid: int | None) -> None:
     """Into the group from here and not by the launcher itself: the kernel takes 10 ms, and it starts up meanwhile."""
     with suppress(ProcessLookupError):
         group.add(launcher_pid)
     if uid is not None:
-        give_places(disk, uid)
+        give_places(spec.disk, uid, was_given=spec.disk_was_used)
 
 
 def _move_in(group: ControlGroup, launcher_pid: int, directories: Sequence[Path], uid: int | None) -> None:

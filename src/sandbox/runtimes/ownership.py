@@ -14,9 +14,12 @@ from sandbox.model.errors import AttemptError, FailureCode
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-def give_tree(path: str, uid: int) -> None:
-    """Give a tree of ours away. Raises AttemptError for a file that has a name elsewhere too, OSError."""
-    _walk(path, uid, uid, refuse_links=True)
+def give_tree(path: str, uid: int, *, was_given: bool = False) -> None:
+    """Give a tree of ours away. Raises AttemptError for a file that has a name elsewhere too, OSError.
+
+    was_given: a sandbox had it before and was its own mount, so all names of its files are in it.
+    """
+    _walk(path, uid, uid, refuse_links=not was_given)
 
 
 def take_tree(path: str) -> None:

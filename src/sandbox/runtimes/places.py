@@ -17,10 +17,10 @@ def make_places(disk: Path) -> None:
     (disk / "tmp").chmod(0o1777)
 
 
-def give_places(disk: Path, uid: int) -> None:
-    """Everything in them becomes this uid's. Raises AttemptError, OSError."""
+def give_places(disk: Path, uid: int, *, was_given: bool = False) -> None:
+    """Everything in them becomes this uid's; was_given: an earlier sandbox had them. Raises AttemptError, OSError."""
     for name in PLACES:
-        ownership.give_tree(str(disk / name), uid)
+        ownership.give_tree(str(disk / name), uid, was_given=was_given)
 
 
 def take_places(disk: Path) -> None:

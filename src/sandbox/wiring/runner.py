@@ -165,9 +165,9 @@ def _gather(order: LaunchOrder) -> Equipment:
 
 def choose_disks(order: LaunchOrder) -> Disks:
     """What is on the disk of an earlier process decides, whatever the machine is found to be able to make by now."""
-    is_loop = order.disks == "loop"
-    if order.finish or order.visit:
-        is_loop = TaskLayout(Path(order.data_dir), order.task_id).attempt(order.attempt_id).disk_image.exists()
+    is_loop, data_dir = order.disks == "loop", Path(order.data_dir)
+    if order.finish or order.visit or order.resumes:
+        is_loop = any(files.disk_image.exists() for files in TaskLayout(data_dir, order.task_id).attempts())
     return LoopDisks() if is_loop else PlainDisks()
 
 

@@ -65,6 +65,18 @@ _MEANINGS = (
         "the server lacks git or setpriv; install git and util-linux",
     ),
 )
+_TRANSIENT = re.compile(
+    r"timed out|operation too slow|connection reset|unexpected disconnect|early eof|empty reply|recv failure"
+    r"|returned error: (429|5\d\d)",
+    re.IGNORECASE,
+)
+"""The connection was there and broke, or the host says that it is its own trouble. A name or an address that does not
+answer at all is as often a mistake in the manifest."""
+
+
+def is_transient(complaint: str) -> bool:
+    """Whether git may well succeed the next time."""
+    return _TRANSIENT.search(complaint) is not None
 
 
 def explain(complaint: str, repository: Repository, secrets: Collection[str]) -> str:

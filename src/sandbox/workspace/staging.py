@@ -14,7 +14,7 @@ from sandbox.contracts.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.manifest import Repository
 from sandbox.workspace.base_tree import BaseEntry, list_tree, read_entries
-from sandbox.workspace.complaint import explain
+from sandbox.workspace.complaint import explain, is_transient
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, Files
 from sandbox.workspace.git import Git, GitError, Setting
 from sandbox.workspace.git_directory import neutralise, read_branch, write_git_directory
@@ -72,7 +72,9 @@ class Staging:
                 commit = await self._prepare(confinement)
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:
-            raise _failed(explain(error.complaint, self._wanted, self._secrets)) from None
+            message = explain(error.complaint, self._wanted, self._secrets)
+            code, transient = FailureCode.CLONE_FAILED, is_transient(error.complaint)
+            raise AttemptError(code, message, is_transient=transient) from None
         except OSError as error:
             raise _failed(f"Cannot clone {self._wanted.url}: {error.strerror or error}.") from error
         return commit

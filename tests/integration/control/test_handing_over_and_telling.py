@@ -10,10 +10,11 @@ from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.store import Indexed
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, AttemptFailed, CancelRequested, Output, TaskFinished
+from sandbox.model.event import AgentExited, AttemptEnded, AttemptFailed, CancelRequested, Output, TaskFinished
 from sandbox.model.state import TaskState
 from sandbox.stores.memory import MemoryStore
 
+LOST = AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone"))
 UPSTREAM = ModelUpstream("https://model.example", api_key="sk-secret")
 
 
@@ -54,6 +55,9 @@ def test_a_task_whose_runner_never_came_to_life_is_started_by_the_next_server(wo
     async def after():
         async with world.server() as service:
             await world.launched("task-1", 2)
+            world.runners.play("task-1", LOST, AttemptEnded())
+            world.runners.die("task-1")
+            await world.launched("task-1", 3)
             world.runners.play("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
@@ -61,27 +65,29 @@ def test_a_task_whose_runner_never_came_to_life_is_started_by_the_next_server(wo
     world.runners.die("task-1")
     task = asyncio.run(after())
     assert (task.state, task.attempts) == (TaskState.COMPLETED, 2)
-    first, second = world.runners.orders
-    assert (first.finish, second.finish, second.upstream) == (False, False, UPSTREAM)
+    first, finisher, second = world.runners.orders
+    assert [order.finish for order in (first, finisher, second)] == [False, True, False]
+    assert finisher.attempt_id == first.attempt_id
     assert task.attempt.id == second.attempt_id != first.attempt_id
+    assert second.upstream == UPSTREAM
 
 
 def test_a_task_whose_runners_all_die_at_once_fails_after_a_few(world):
     async def play():
         async with world.server() as service:
             await service.submit(manifest())
-            for count in range(1, 8):
+            for count in range(1, 6):
                 await world.launched("task-1", count)
-                world.runners.die("task-1")
                 if world.runners.orders[-1].finish:
-                    break
-            await world.launched("task-1", count + 1)
-            world.runners.play("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "")), TaskFinished())
+                    world.runners.play("task-1", LOST, AttemptEnded())
+                world.runners.die("task-1")
+            await world.launched("task-1", 6)
+            world.runners.play("task-1", LOST, TaskFinished())
             return await service.wait("task-1", 10)
 
     task = asyncio.run(play())
     assert (task.state, task.attempts) == (TaskState.FAILED, 3)
-    assert [order.finish for order in world.runners.orders] == [False, False, False, True, True]
+    assert [order.finish for order in world.runners.orders] == [False, True] * 3
 
 
 @pytest.mark.parametrize(("trouble", "code"), [("image", "provision_failed"), ("launch", "internal_error")])
@@ -92,6 +98,7 @@ def test_a_task_that_cannot_be_attempted_again_is_ended_by_who_removes_what_is_l
         async with world.server() as service:
             await service.submit(manifest())
             await world.launched("task-1")
+            world.runners.play("task-1", LOST, AttemptEnded())
             if trouble == "image":
                 world.image_trouble = "The image is gone."
             else:
@@ -102,7 +109,7 @@ def test_a_task_that_cannot_be_attempted_again_is_ended_by_who_removes_what_is_l
                     await asyncio.sleep(0.01)
             world.runners.refuses = False
             await world.launched("task-1", 2)
-            world.runners.play("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "")), TaskFinished())
+            world.runners.play("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     task = asyncio.run(play())

@@ -213,7 +213,7 @@ def test_a_clone_that_leaves_no_room_for_the_agents_settings_says_what_to_do(sta
     def refuse_home(home, files):
         raise OSError(number, "The disk")
 
-    monkeypatch.setattr("sandbox.runner.steps.provision._write_home", refuse_home)
+    monkeypatch.setattr("sandbox.runner.steps.provision.write_home", refuse_home)
     scene = stage(Script())
     asyncio.run(scene.life.carry_out())
     assert (scene.states[-1], scene.task.failure.code) == ("failed", code)

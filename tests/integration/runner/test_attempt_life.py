@@ -218,6 +218,7 @@ def test_the_finisher_ends_what_a_dead_runner_left(stage):
         scene.recorder.record(event)
     scene.recorder.record(Output.of("stdout", b"half a story\n"))
     scene.attempt.files.workspace.mkdir(parents=True)
+    scene.attempt.files.repository.mkdir()
     write_handle(scene.attempt.files.handle, scene.attempt.equipment.runtime.plan(ATTEMPT_ID))
     asyncio.run(scene.life.finish())
     assert scene.task.failure.code == "runner_lost"

@@ -10,7 +10,7 @@ from sandbox.contracts.gateway import BudgetReached
 from sandbox.contracts.runtime import Exit
 from sandbox.model.egress import EgressRule
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import EgressDenied, Metrics, Trouble
+from sandbox.model.event import AgentStarted, EgressDenied, Metrics, SandboxCreated, Trouble, WorkspacePrepared
 from sandbox.model.state import TaskState
 
 VALUE = "hunter2-hunter2-hunter2"
@@ -174,6 +174,8 @@ def test_artifacts_whose_names_hold_a_secret_get_names_of_their_own(stage):
 
 def test_a_finisher_that_does_not_know_the_secrets_flags_everything(stage):
     scene = stage(Script(), manifest_secrets=("TOKEN",), lifecycle={"artifact_patterns": ("*.md",)})
+    for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
+        scene.recorder.record(event)
     scene.attempt.files.workspace.mkdir(parents=True)
     asyncio.run(scene.life.finish())
     assert scene.task.artifacts

@@ -13,7 +13,7 @@ from sandbox.model.state import TaskState
 
 KEYS = {
     "id", "name", "state", "labels", "created_at", "started_at", "finished_at", "state_changed_at", "state_message",
-    "vm_name", "vm_ip", "vm", "exit_code", "error", "progress", "result",
+    "vm_name", "vm_ip", "vm", "exit_code", "error", "attempts", "progress", "result",
 }  # fmt: skip
 
 

@@ -27,7 +27,10 @@ FAILURE = Failure(FailureCode.TIMEOUT, "It took too long.")
 
 ONE_OF_EACH: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
     e.TaskSubmitted: (e.TaskSubmitted("t", MANIFEST), None),
-    e.AttemptStarted: (e.AttemptStarted("abcdefgh2345", "bubblewrap", "here"), None),
+    e.AttemptStarted: (
+        e.AttemptStarted("abcdefgh2345", "bubblewrap", "here", number=2, resumes=True),
+        {"type": "attempt", "attempt": 2, "attempt_id": "abcdefgh2345", "resumes": True},
+    ),
     e.WorkspacePrepared: (e.WorkspacePrepared("0" * 40), None),
     e.SandboxCreated: (e.SandboxCreated("sandbox-x", "namespaces", "host"), None),
     e.AgentStarted: (e.AgentStarted("id"), None),
@@ -69,7 +72,12 @@ ONE_OF_EACH: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
         e.AttemptFailed(FAILURE),
         {"type": "error", "error": "timeout", "message": "It took too long.", "details": None},
     ),
-    e.AgentExited: (e.AgentExited(1, {"is_error": True}, FAILURE), None),
+    e.AttemptEnded: (e.AttemptEnded(), None),
+    e.FollowUpForgone: (e.FollowUpForgone(e.FollowUp.RETRY, "would not go"), None),
+    e.AgentExited: (
+        e.AgentExited(1, {"is_error": True}, FAILURE),
+        {"type": "error", "error": "timeout", "message": "It took too long.", "details": None},
+    ),
     e.ArtifactCollected: (e.ArtifactCollected(Artifact("a", "a", 1, "text/plain", "sha256:" + "0" * 64, True)), None),
     e.TaskFinished: (e.TaskFinished(), None),
 }  # fmt: skip
@@ -125,6 +133,7 @@ def test_each_kind_of_frame_is_in_one_log_stream_or_in_none():
         "progress": {None},
         "metrics": {None},
         "state_change": {"events"},
+        "attempt": {"events"},
         "tool_call": {"events"},
         "usage": {"events"},
         "egress_denied": {"events"},

@@ -13,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sandbox.model import event as e
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.life import Advance, EndAttempt, Finish, IllegalEventError, advance, final_state
+from sandbox.model.follow_up import LOST, RETRIED, find_follow_up, pause_seconds, takes_disk_over
+from sandbox.model.life import Advance, EndAttempt, Finish, IllegalEventError, advance, final_state, is_followed
+from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_PAUSE_SECONDS_MAX
 from sandbox.model.manifest import Claude, Lifecycle, Manifest, Metadata, Repository
 from sandbox.model.state import GRAPH, TERMINAL_STATES, TaskState
 from sandbox.model.task import Task
@@ -34,6 +36,7 @@ CREATED = e.SandboxCreated("sandbox-abcdefgh2345", "namespaces", "host")
 STARTED = e.AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab")
 SUCCESS = e.AgentExited(0, {"is_error": False})
 FINISHED = e.TaskFinished()
+ENDED = e.AttemptEnded()
 TO_RUNNING = (SUBMITTED, ATTEMPT, PREPARED, CREATED, STARTED)
 
 
@@ -102,7 +105,7 @@ def test_a_running_task_passes_completing_whatever_ends_it(wish):
     assert states(*TO_RUNNING, wish, exited, FINISHED)[-2:] == [TaskState.COMPLETING, last]
 
 
-def test_an_attempt_without_a_workspace_yet_may_be_followed_by_another():
+def test_a_journal_of_an_earlier_version_that_began_anew_while_it_cloned_is_still_read():
     again = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here")
     assert states(SUBMITTED, ATTEMPT, again, PREPARED) == ["pending", "staging", "provisioning"]
     task = end(SUBMITTED, ATTEMPT, again)
@@ -110,7 +113,7 @@ def test_an_attempt_without_a_workspace_yet_may_be_followed_by_another():
 
 
 @pytest.mark.parametrize("before", [(PREPARED,), (PREPARED, CREATED, STARTED), (failed(),), (e.CancelRequested(),)])
-def test_no_attempt_follows_one_that_has_something_to_lose_or_is_to_end(before):
+def test_no_attempt_follows_one_that_was_not_cleared_away(before):
     with pytest.raises(IllegalEventError):
         life(SUBMITTED, ATTEMPT, *before, ATTEMPT)
 
@@ -225,6 +228,8 @@ EVENTS: st.SearchStrategy[e.Event] = st.one_of(
     st.just(CREATED),
     st.just(STARTED),
     st.just(FINISHED),
+    st.just(ENDED),
+    st.builds(e.FollowUpForgone, st.sampled_from(e.FollowUp), st.just("would not go")),
     st.builds(e.CancelRequested, st.sampled_from(["", "a", "b"]), st.booleans()),
     st.builds(e.AttemptFailed, FAILURES),
     st.builds(e.AgentExited, st.sampled_from([0, 1, 143, None]), st.none(), st.none() | FAILURES),
@@ -256,25 +261,45 @@ class AnyLife(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.task: Task | None = None
+        self.submission = SUBMITTED
         self.seq = 0
+        self.begun: list[str] = []
         self.cancelled = False
         self.first_failure: Failure | None = None
         self.outcome: e.AgentExited | None = None
 
-    @initialize(is_submitted=st.booleans())
-    def begin(self, is_submitted: bool) -> None:
+    @initialize(is_submitted=st.booleans(), retries=st.sampled_from([0, 0, 1, 3]), resume=st.booleans())
+    def begin(self, is_submitted: bool, retries: int, resume: bool) -> None:
+        lifecycle = Lifecycle(retries=retries, resume=resume)
+        self.submission = e.TaskSubmitted("t", dataclasses.replace(MANIFEST, lifecycle=lifecycle))
         if is_submitted:
-            self.happen(SUBMITTED)
+            self.happen(self.submission)
 
     @rule(event=EVENTS)
     def anything_happens(self, event: e.Event) -> None:
         self.happen(event)
 
-    @precondition(lambda self: self.task is not None and self.task.state in NEXT_STEP)
+    @precondition(lambda self: self.task is not None and self.task.attempt_state in NEXT_STEP)
     @rule()
     def the_next_step_succeeds(self) -> None:
         assert self.task is not None
-        self.happen(NEXT_STEP[self.task.state])
+        self.happen(NEXT_STEP[self.task.attempt_state])
+
+    @precondition(lambda self: self.task is not None and self.task.attempt_state in NEXT_STEP)
+    @rule(code=st.sampled_from(sorted(LOST)))
+    def the_machine_loses_it(self, code: FailureCode) -> None:
+        self.happen(failed(code))
+
+    @precondition(lambda self: self.task is not None and self.task.attempt_state is TaskState.RUNNING)
+    @rule(code=st.sampled_from(sorted(RETRIED)))
+    def the_agent_fails(self, code: FailureCode) -> None:
+        self.happen(e.AgentExited(1, failure=Failure(code, "it failed")))
+
+    @precondition(lambda self: self.task is not None and find_follow_up(self.task) is not None)
+    @rule()
+    def the_next_attempt_begins(self) -> None:
+        self.happen(ENDED)
+        self.happen(ATTEMPT)
 
     def happen(self, event: e.Event) -> None:
         before = self.task
@@ -302,14 +327,26 @@ class AnyLife(RuleBasedStateMachine):
         assert step.transition.new_state is step.task.state
         assert step.transition.message == step.task.state_message
         assert step.task.state is TaskState.PENDING if before is None else step.task.state in GRAPH[before.state]
+        if before is not None and step.task.state is TaskState.COMPLETING:
+            assert find_follow_up(step.task) is None
 
     def keep_account(self, event: e.Event) -> None:
-        if isinstance(event, e.CancelRequested) and self.outcome is None:
+        if isinstance(event, e.CancelRequested) and (self.outcome is None or self.is_followed):
             self.cancelled = True
+        if isinstance(event, e.AgentStarted):
+            self.begun.append("agent")
+        if isinstance(event, e.AttemptEnded):
+            assert self.task is not None
+            self.begun.append(str(find_follow_up(self.task)))
+            self.first_failure = self.outcome = None
         if isinstance(event, e.AttemptFailed | e.AgentExited):
             self.first_failure = self.first_failure or event.failure
         if isinstance(event, e.AgentExited):
             self.outcome = event
+
+    @property
+    def is_followed(self) -> bool:
+        return self.task is not None and find_follow_up(self.task) is not None
 
     def check_end(self) -> None:
         if self.task is None or not self.task.state.is_terminal:
@@ -337,21 +374,34 @@ class AnyLife(RuleBasedStateMachine):
         ].count(False) == 0
 
     @invariant()
+    def an_agent_begins_once_and_again_only_where_the_manifest_says_so(self) -> None:
+        lifecycle = self.submission.manifest.lifecycle
+        assert self.begun.count("retry") <= lifecycle.retries
+        assert self.begun.count("resume") <= (RESUMES_MAX if lifecycle.resume else 0)
+        agents = self.begun.count("agent")
+        assert agents <= 1 + self.begun.count("retry") + self.begun.count("resume")
+        row = 0
+        for word in self.begun:
+            row = row + 1 if word == "again" else 0
+            assert row < ATTEMPTS_MAX
+
+    @invariant()
     def there_is_a_way_out(self) -> None:
         if self.task is None or self.task.state.is_terminal:
             return
         for wish in (e.CancelRequested(), failed(FailureCode.RUNNER_LOST)):
-            task = self.task
-            ending: list[Any] = [wish, FINISHED]
-            if task.state is TaskState.RUNNING:
-                ending.insert(1, e.AgentExited(None, failure=Failure(FailureCode.RUNNER_LOST, "gone")))
-            for event in ending:
+            task = advance(self.task, wish, seq=self.task.last_seq + 1, at=BEGAN).task
+            ending: list[Any] = []
+            if task.attempt_state is TaskState.RUNNING:
+                ending.append(e.AgentExited(None, failure=Failure(FailureCode.RUNNER_LOST, "gone")))
+            ending += [e.FollowUpForgone(one, "enough") for one in e.FollowUp]
+            for event in (*ending, FINISHED):
                 task = advance(task, event, seq=task.last_seq + 1, at=BEGAN).task
             assert task.state.is_terminal
 
 
 TestAnyLife = AnyLife.TestCase
-TestAnyLife.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestAnyLife.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
 def test_the_graph_ends_in_terminal_states_only():
@@ -361,6 +411,157 @@ def test_the_graph_ends_in_terminal_states_only():
 
 def test_every_kind_of_event_was_tried():
     tried = {type(event) for event in (SUBMITTED, ATTEMPT, PREPARED, CREATED, STARTED, FINISHED)}
-    tried |= {e.CancelRequested, e.AttemptFailed, e.AgentExited, e.ArtifactCollected, e.Progress}
+    tried |= {
+        e.AttemptEnded,
+        e.FollowUpForgone,
+        e.CancelRequested,
+        e.AttemptFailed,
+        e.AgentExited,
+        e.ArtifactCollected,
+        e.Progress,
+    }
     tried |= {e.Output, e.ToolCall, e.Usage, e.Metrics, e.EgressDenied, e.Gap, e.Trouble}
     assert tried == set(e.Event.__args__)
+
+
+def carrying(lifecycle: Lifecycle, *events: e.Event) -> list[Advance]:
+    return life(e.TaskSubmitted("t", dataclasses.replace(MANIFEST, lifecycle=lifecycle)), *events)
+
+
+def changes(steps: list[Advance]) -> list[TaskState]:
+    return [step.transition.new_state for step in steps if step.transition]
+
+
+TO_READY = (ATTEMPT, PREPARED, CREATED)
+AGENT_FAILED = e.AgentExited(1, failure=Failure(FailureCode.AGENT_FAILED, "it failed"))
+AGENT_LOST = e.AgentExited(None, failure=Failure(FailureCode.RUNNER_LOST, "gone"))
+AGAIN = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here", number=2)
+
+
+@pytest.mark.parametrize("come_to", range(1, 4))
+@pytest.mark.parametrize("code", sorted(LOST))
+def test_what_the_machine_loses_before_the_agent_begins_is_made_again(come_to, code):
+    rest = (PREPARED, CREATED, STARTED, SUCCESS, FINISHED)
+    steps = carrying(Lifecycle(), *TO_READY[:come_to], failed(code), ENDED, AGAIN, *rest)
+    assert changes(steps) == changes(life(*TO_RUNNING, SUCCESS, FINISHED))
+    task = steps[-1].task
+    assert (task.failure, task.attempts, task.attempt.number) == (None, 2, 2)
+    [lost] = task.past_attempts
+    assert (lost.failure.code, lost.follow_up, lost.ended_at is not None) == (code, "again", True)
+
+
+def test_losses_before_the_agent_begins_are_bounded_in_a_row():
+    lost = failed(FailureCode.RUNNER_LOST)
+    steps = carrying(Lifecycle(), ATTEMPT, *(lost, ENDED, AGAIN) * (ATTEMPTS_MAX - 1), lost)
+    assert find_follow_up(steps[-1].task) is None
+    with pytest.raises(IllegalEventError):
+        advance(steps[-1].task, ENDED, seq=99, at=BEGAN)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [FailureCode.CLONE_FAILED, FailureCode.PROVISION_FAILED, FailureCode.SECRET_UNAVAILABLE, FailureCode.STAGE_TIMEOUT],
+)
+def test_what_would_fail_again_is_not_made_again(code):
+    assert find_follow_up(carrying(Lifecycle(retries=3), ATTEMPT, failed(code))[-1].task) is None
+
+
+def test_a_clone_that_broke_on_the_way_is_made_again_after_a_pause():
+    broke = e.AttemptFailed(Failure(FailureCode.CLONE_FAILED, "the connection broke", is_transient=True))
+    steps = carrying(Lifecycle(), ATTEMPT, broke, ENDED, AGAIN, broke, ENDED)
+    assert [pause_seconds(steps[index].task) for index in (3, 6)] == [2.0, 4.0]
+    assert steps[3].task.state_message == "Attempt 1 ended with clone_failed; another one follows in 2 s"
+
+
+@pytest.mark.parametrize("code", sorted(RETRIED))
+def test_an_agent_that_has_begun_is_run_again_only_where_the_manifest_says_so(code):
+    exited = e.AgentExited(1, failure=Failure(code, "no"))
+    assert find_follow_up(carrying(Lifecycle(), *TO_READY, STARTED, exited)[-1].task) is None
+    assert find_follow_up(carrying(Lifecycle(retries=1), *TO_READY, STARTED, exited)[-1].task) == "retry"
+
+
+@pytest.mark.parametrize("code", [FailureCode.BUDGET_EXCEEDED, FailureCode.TIMEOUT, FailureCode.TOOL_UNKNOWN])
+def test_a_bound_of_the_task_is_no_reason_to_try_again(code):
+    steps = carrying(Lifecycle(retries=3), *TO_READY, STARTED, failed(code), AGENT_FAILED)
+    assert steps[-1].transition.new_state is TaskState.COMPLETING
+
+
+def test_a_task_that_is_retried_stays_running_until_its_last_attempt_has_ended():
+    once = (*TO_READY, STARTED, AGENT_FAILED)
+    steps = carrying(Lifecycle(retries=2), *once, ENDED, *once, ENDED, *TO_READY, STARTED, SUCCESS, FINISHED)
+    assert changes(steps) == changes(life(*TO_RUNNING, SUCCESS, FINISHED))
+    task = steps[-1].task
+    assert [attempt.failure.code for attempt in task.past_attempts] == ["agent_failed", "agent_failed"]
+    assert (task.attempts, task.exit_code, task.failure) == (3, 0, None)
+    assert task.started_at == BEGAN + timedelta(seconds=5)
+    messages = [step.task.state_message for step in steps]
+    assert "Attempt 1 ended with agent_failed; another one follows in 2 s" in messages
+    assert "Attempt 2: Claude Code is working" in messages
+
+
+def test_when_no_retry_is_left_the_last_failure_is_the_tasks():
+    steps = carrying(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_LOST, ENDED, *TO_READY, STARTED, AGENT_FAILED)
+    assert steps[-1].transition.new_state is TaskState.COMPLETING
+    assert steps[-1].task.failure.code == "agent_failed"
+
+
+def test_pauses_between_retries_double_up_to_a_bound():
+    events: list[e.Event] = []
+    pauses = []
+    for _ in range(12):
+        events += [*TO_READY, STARTED, AGENT_FAILED, ENDED]
+        pauses.append(pause_seconds(carrying(Lifecycle(retries=20), *events)[-1].task))
+    assert pauses[:4] == [2.0, 4.0, 8.0, 16.0]
+    assert pauses[-1] == RETRY_PAUSE_SECONDS_MAX
+
+
+def test_a_lost_agent_is_resumed_first_and_retried_when_it_was_resumed_often_enough():
+    once = (*TO_READY, STARTED, AGENT_LOST)
+    follow_ups = []
+    events: list[e.Event] = []
+    for _ in range(RESUMES_MAX + 2):
+        events += once
+        follow_ups.append(find_follow_up(carrying(Lifecycle(retries=1, resume=True), *events)[-1].task))
+        events.append(ENDED)
+    assert follow_ups == [*["resume"] * RESUMES_MAX, "retry", None]
+
+
+def test_an_agent_that_failed_by_itself_is_not_resumed():
+    assert find_follow_up(carrying(Lifecycle(resume=True), *TO_READY, STARTED, AGENT_FAILED)[-1].task) is None
+
+
+def test_a_resumed_attempt_that_is_lost_before_its_agent_goes_on_keeps_the_disk():
+    resumed = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here", number=2, resumes=True)
+    steps = carrying(
+        Lifecycle(resume=True), *TO_READY, STARTED, AGENT_LOST, ENDED, resumed, failed(FailureCode.RUNNER_LOST)
+    )
+    assert find_follow_up(steps[-1].task) == "again"
+    assert takes_disk_over(steps[-1].task, e.FollowUp.AGAIN)
+    assert steps[-1].task.base_commit == PREPARED.base_commit
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_a_wish_to_cancel_ends_a_task_between_and_in_attempts(after):
+    events = (*TO_READY, STARTED, AGENT_FAILED, ENDED, AGAIN)[: 5 + after]
+    steps = carrying(Lifecycle(retries=1), *events, e.CancelRequested("enough"), FINISHED)
+    assert [step.transition.new_state for step in steps[-2:]] == [TaskState.COMPLETING, TaskState.CANCELLED]
+
+
+def test_what_is_forgone_does_not_follow():
+    exited = carrying(Lifecycle(retries=1, resume=True), *TO_READY, STARTED, AGENT_LOST)[-1].task
+    no_resume = advance(exited, e.FollowUpForgone(e.FollowUp.RESUME, "no session"), seq=7, at=BEGAN)
+    assert (find_follow_up(no_resume.task), no_resume.transition) == ("retry", None)
+    nothing = advance(no_resume.task, e.FollowUpForgone(e.FollowUp.RETRY, "would not go"), seq=8, at=BEGAN)
+    assert nothing.transition.new_state is TaskState.COMPLETING
+
+
+def test_whether_an_end_is_followed_is_known_before_it_is_written_down():
+    running = carrying(Lifecycle(retries=1), *TO_READY, STARTED)[-1].task
+    assert is_followed(running, AGENT_FAILED)
+    assert not is_followed(running, SUCCESS)
+
+
+def test_what_the_model_used_adds_up_over_attempts():
+    usage = e.Usage("m", 1, 2, cache_read_tokens=3, cache_write_tokens=4, cost_usd=0.25)
+    task = carrying(Lifecycle(retries=1), *TO_READY, STARTED, usage, AGENT_FAILED, ENDED, ATTEMPT, usage)[-1].task
+    assert (task.spent.input_tokens, task.spent.output_tokens, task.spent.usd) == (16, 4, 0.5)

@@ -59,7 +59,7 @@ def only(body: str | bytes, *, is_json: bool = False) -> Mistake:
         ('"My Task"', "9" * 30, "metadata.name", "range", 4, 9),
         ('"My Task"', "1e999", "metadata.name", "range", 4, 9),
         ('"My Task"', '"a\\0b"', "metadata.name", "format", 4, 9),
-        ("claude:", "lifecycle: {retries: 2}\nclaude:", "lifecycle.retries", "not_supported_yet", 8, 13),
+        ("claude:", "lifecycle: {retrys: 2}\nclaude:", "lifecycle.retrys", "unknown_field", 8, 13),
         ("claude:", "vm:\n  memory: 8Q\nclaude:", "vm.memory", "format", 9, 11),
         ("claude:", "<<: {a: 1}\nclaude:", "<<", "unknown_field", 8, 1),
     ],

@@ -12,9 +12,12 @@ class Notes(list):
         return [event for event in self if isinstance(event, kind)]
 
 
-def meter():
+NOTHING = Progress()
+
+
+def meter(before=NOTHING):
     notes = Notes()
-    return ProgressMeter(notes.append, lambda: datetime(2026, 1, 29, tzinfo=UTC)), notes
+    return ProgressMeter(notes.append, lambda: datetime(2026, 1, 29, tzinfo=UTC), before), notes
 
 
 def test_a_tool_is_current_while_it_runs_and_timed_when_it_ends():
@@ -105,3 +108,16 @@ def test_refusals_are_counted_as_the_gateway_counts_them():
     meter_.tell(1.0)
     meter_.close()
     assert [event.egress_denied for event in told] == [41, 41]
+
+
+def test_a_further_attempt_counts_on_from_the_one_before():
+    before = Progress(output_bytes=100, tool_calls=2, turns=3, input_tokens=10, output_tokens=5, egress_denied=4)
+    meter_, notes = meter(before)
+    meter_.output(10)
+    meter_.usage(Usage("m", 1, 1))
+    meter_.agent_event(TurnBegan(), 1.0)
+    meter_.denied(1)
+    meter_.close()
+    told = notes[-1]
+    assert (told.output_bytes, told.tool_calls, told.turns) == (110, 2, 4)
+    assert (told.input_tokens, told.output_tokens, told.egress_denied) == (11, 6, 5)

@@ -111,7 +111,17 @@ def _rows(task: Task) -> Iterator[tuple[str, str]]:
             "Sandbox",
             " · ".join(str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)),
         )
+    yield from _attempts(task)
     yield from _work(task)
+
+
+def _attempts(task: Task) -> Iterator[tuple[str, str]]:
+    """Only where there was more than one. A server of the version before tells nothing of them."""
+    attempts = task.get("attempts", [])
+    for attempt in attempts if len(attempts) > 1 else []:
+        error = attempt["error"]
+        ended = f"{error['message']} ({error['code']})" if error else "no failure"
+        yield f"Attempt {attempt['number']}", f"{'resumed · ' if attempt['resumes'] else ''}{ended}"
 
 
 def _repository(task: Task) -> Iterator[tuple[str, str]]:

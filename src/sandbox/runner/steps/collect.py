@@ -16,7 +16,7 @@ from sandbox.contracts.workspace import LeftOut
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
-from sandbox.model.frame import timestamp
+from sandbox.model.frame import attempts_fields, error, timestamp
 from sandbox.model.life import final_state
 from sandbox.model.task import Task
 from sandbox.runner.confining import confine_for
@@ -56,8 +56,11 @@ def is_collected(task: Task) -> bool:
 
 
 async def _collect_patch(attempt: Attempt, directory: Path) -> None:
-    base_commit = attempt.task.attempt.base_commit if attempt.task.attempt else None
-    if base_commit is None:
+    base_commit, is_ended = (
+        attempt.task.base_commit,
+        attempt.task.failure is not None or attempt.task.cancel is not None,
+    )
+    if base_commit is None or (is_ended and not attempt.files.repository.is_dir()):  # it was cleared away already
         return
     name = f"{attempt.task.id}.patch"
     part = attempt.files.root / name
@@ -218,14 +221,15 @@ def _story(task: Task) -> dict[str, object]:
         "labels": manifest.metadata.labels,
         "state": state,
         "state_message": message,
-        "error": task.failure,
+        "error": error(task),
         "exit_code": task.exit_code,
         "states": [{"state": entry.state, "at": timestamp(entry.at)} for entry in task.history],
         "repository": {
             "url": manifest.repository.url,
             "branch": manifest.repository.branch,
-            "base_commit": attempt.base_commit if attempt else None,
+            "base_commit": task.base_commit,
         },
+        "attempts": attempts_fields(task),
         "usage": {
             "model": manifest.claude.model,
             "turns": progress.turns,

@@ -2,7 +2,6 @@
 
 import secrets
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sandbox.model.event import SandboxCreated
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
 from sandbox.runner.durability import give_name
 from sandbox.runner.equipment import Attempt
+from sandbox.runner.home import write_home
 
 
 class HandleTooNewError(SandboxError):
@@ -42,9 +42,13 @@ async def provision(attempt: Attempt) -> Provisioned:
     manifest = attempt.task.manifest
     task_key = f"sk-ant-sandbox-{secrets.token_urlsafe(32)}"
     start = attempt.equipment.agent.prepare(
-        manifest, session_id=str(uuid.uuid4()), task_key=task_key, secrets=attempt.secrets
+        manifest,
+        session_id=_session_id(attempt),
+        task_key=task_key,
+        secrets=attempt.secrets,
+        resumes=attempt.resumes,
     )
-    _write_home(attempt.files.home, start.home_files)
+    write_home(attempt.files.home, start.home_files)
     handle = plan(attempt)
     spec = SandboxSpec(
         attempt_id=attempt.id,
@@ -55,6 +59,7 @@ async def provision(attempt: Attempt) -> Provisioned:
         programs=start.programs,
         image=None if image is None else Path(image.directory),
         transparent_ports=transparent_ports(egress_rules(manifest.vm)),
+        disk_was_used=attempt.resumes,
     )
     sandbox = await runtime.create(handle, spec)
     attempt.recorder.record(
@@ -89,8 +94,8 @@ def read_handle(path: Path) -> SandboxHandle | None:
     return handle
 
 
-def _write_home(home: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        path = home / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_bytes(content)
+def _session_id(attempt: Attempt) -> str:
+    """A new one, or the one that is gone on with."""
+    if not attempt.resumes:
+        return str(uuid.uuid4())
+    return next(one.session_id for one in reversed(attempt.task.past_attempts) if one.session_id is not None)

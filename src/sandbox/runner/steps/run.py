@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 
 from sandbox.contracts.agent import AgentBegan, Conversation, Outcome
-from sandbox.contracts.gateway import Budget, BudgetReached, Gateway, GatewayRules, KeyRefused
+from sandbox.contracts.gateway import BudgetReached, Gateway, GatewayRules, KeyRefused
 from sandbox.contracts.runtime import Exit, Sandbox
 from sandbox.model.egress import egress_rules
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Trouble, Usage
+from sandbox.model.life import is_followed
 from sandbox.model.limits import (
     KILL_SECONDS,
     METRICS_INTERVAL_SECONDS,
@@ -20,11 +21,13 @@ from sandbox.model.limits import (
     TERM_GRACE_SECONDS,
 )
 from sandbox.model.manifest import Manifest
+from sandbox.model.task import Task
 from sandbox.runner.allowance import OutputAllowance
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.metrics import MetricsSampler
 from sandbox.runner.output import AgentOutput, redacted_chunks
 from sandbox.runner.progress import EAGER_INTERVAL_SECONDS, ProgressMeter
+from sandbox.runner.remaining import budget_of, counted_before, remaining_seconds
 from sandbox.runner.session import AgentSession, begin_session
 from sandbox.runner.shortages import Shortages
 from sandbox.runner.steps.provision import Provisioned
@@ -52,7 +55,7 @@ class _Run:
         self._session: AgentSession | None = None
         self._lifecycle = attempt.task.manifest.lifecycle
         self._conversation: Conversation = equipment.agent.conversation(provisioned.start.session_id)
-        self._meter = ProgressMeter(self._record, self._clock.now)
+        self._meter = ProgressMeter(self._record, self._clock.now, counted_before(attempt.task))
         self._active_at = self._clock.monotonic()
         manifest = attempt.task.manifest
         self._shortages = Shortages(manifest.vm, equipment.disks, attempt.files, self._record)
@@ -61,7 +64,7 @@ class _Run:
             self._heard,
             self._listen,
             redaction=attempt.redaction,
-            allowance=OutputAllowance(equipment.clock),
+            allowance=OutputAllowance(equipment.clock, attempt.task.progress.output_bytes),
             stdout_as="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
         )
         self._killed = asyncio.Event()
@@ -74,16 +77,18 @@ class _Run:
             attempt.upstream,
             provisioned.task_key,
             self._report,
-            _gateway_rules(manifest),
+            _gateway_rules(attempt.task),
             redact=attempt.redaction.redact_text if attempt.redaction is not None else str,
         )
 
     async def carry_out(self) -> None:
         async with _helpers() as helpers:
-            helpers.append(self._guard(self._serve_gateway))
             try:
                 pumps = [self._guard(pump) for pump in await self._begin()]
-                self._record(AgentStarted(self._start.session_id))
+                self._record(AgentStarted(self._start.session_id, self._clock.monotonic()))
+                # No earlier: an agent that is not written down on disk must not have asked the model for anything.
+                await self._attempt.recorder.settle()
+                helpers.append(self._guard(self._serve_gateway))
                 command = self._start.command
                 variables = without_secrets(command.environment, self._attempt.secrets)
                 self._terminals.begin(self._sandbox, variables, command.directory)
@@ -162,9 +167,11 @@ class _Run:
             outcome = Outcome(None, agent.judge_session(ended))
         else:
             outcome = self._conversation.outcome(ended, self._output.stderr_tail)
+        exited = AgentExited(ended.code, outcome.result, self._shortages.explain(outcome.failure))
+        if self._session is None and not is_followed(self._attempt.task, exited):
             await self._output.show(agent.render(self._attempt.task.manifest, outcome.result))
         self._output.close()
-        self._record(AgentExited(ended.code, outcome.result, self._shortages.explain(outcome.failure)))
+        self._record(exited)
 
     def _heard(self, byte_count: int) -> None:
         self._active_at = self._clock.monotonic()
@@ -225,7 +232,7 @@ class _Run:
 
     async def _watch_clock(self) -> None:
         """Bounds are counted by the monotonic clock; a hang is silence with no model request in flight."""
-        deadline = self._clock.monotonic() + self._lifecycle.timeout_seconds
+        deadline = self._clock.monotonic() + remaining_seconds(self._attempt.task, self._clock)
         while True:
             now = self._clock.monotonic()
             if self._gateway.requests_in_flight or self._terminals.agent_is_attended:
@@ -278,12 +285,12 @@ class _Run:
         self._record(AttemptFailed(Failure(code, message)))
 
 
-def _gateway_rules(manifest: Manifest) -> GatewayRules:
+def _gateway_rules(task: Task) -> GatewayRules:
     """The model is held back only where there is something to judge before its first request."""
-    lifecycle, claude = manifest.lifecycle, manifest.claude
+    manifest, claude = task.manifest, task.manifest.claude
     return GatewayRules(
         egress=egress_rules(manifest.vm),
-        budget=Budget(lifecycle.budget_usd, lifecycle.budget_tokens),
+        budget=budget_of(task),
         holds_model=claude.headless and (claude.allowed_tools is not None or claude.mcp_config is not None),
     )
 

@@ -1,20 +1,36 @@
-"""Stage: the repository becomes a workspace."""
+"""Stage: the repository becomes a workspace, or the one of the attempt before is taken over."""
 
+import asyncio
+
+from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import WorkspacePrepared
 from sandbox.runner.confining import confine_for
 from sandbox.runner.equipment import Attempt
-from sandbox.runner.leftovers import end_earlier_attempts, left_by_earlier_attempts
+from sandbox.runner.leftovers import end_earlier_attempts, left_by_earlier_attempts, take_over
+from sandbox.runner.remaining import remaining_seconds
 
 
 async def stage(attempt: Attempt) -> None:
-    """Clone onto the attempt's disk. Raises AttemptError (clone_failed, provision_failed), OSError."""
+    """Clone onto the attempt's disk. Raises AttemptError (clone_failed, provision_failed, timeout), OSError."""
+    lifecycle = attempt.task.manifest.lifecycle
+    if remaining_seconds(attempt.task, attempt.equipment.clock) <= 0:
+        raise AttemptError(FailureCode.TIMEOUT, f"The task's {lifecycle.timeout} were over; raise lifecycle.timeout.")
     await end_earlier_attempts(attempt)
+    if attempt.resumes:
+        await asyncio.to_thread(take_over, attempt)
     await attempt.equipment.remove(left_by_earlier_attempts(attempt))
     manifest = attempt.task.manifest
     await attempt.equipment.disks.open(attempt.files, manifest.vm.disk_bytes)
     for directory in (attempt.files.home, attempt.files.tmp):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    base_commit = await attempt.equipment.workspaces.stage(
-        manifest.repository, attempt.files.root, confine_for(attempt)
-    )
-    attempt.recorder.record(WorkspacePrepared(base_commit))
+    attempt.recorder.record(WorkspacePrepared(await _prepare(attempt)))
+
+
+async def _prepare(attempt: Attempt) -> str:
+    """Gives the base commit."""
+    if attempt.resumes:
+        if (kept := attempt.task.base_commit) is None:
+            raise AttemptError(FailureCode.SANDBOX_LOST, "The disk of the attempt before has no workspace.")
+        return kept
+    repository = attempt.task.manifest.repository
+    return await attempt.equipment.workspaces.stage(repository, attempt.files.root, confine_for(attempt))

@@ -1,6 +1,7 @@
 """Teardown: nothing of the attempt is left but its journal, its artifacts and the runner's log."""
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 
 from sandbox.contracts.runtime import SandboxHandle
@@ -9,29 +10,46 @@ from sandbox.model.life import final_state
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
-from sandbox.runner.leftovers import end_earlier_attempts, left_by_earlier_attempts
+from sandbox.runner.leftovers import end_earlier_attempts, kept_for_resuming, left_by_earlier_attempts
 
 
 async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
-    """Destroy the sandbox and remove its files. Never raises: what is left is told in an event.
-
-    The handle goes last: as long as it is there, somebody can finish the job.
-    """
+    """Destroy the sandbox and remove its files. Never raises: what is left is told in an event."""
     try:
+        kept = _kept_for_user(attempt)
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-            await end_earlier_attempts(attempt)
-            if handle is not None:
-                await attempt.equipment.runtime.destroy(handle, attempt.files.disk)
-            await attempt.equipment.disks.close(attempt.files)
-            await attempt.equipment.remove([*_paths_to_remove(attempt), *left_by_earlier_attempts(attempt)])
-            attempt.files.handle.unlink(missing_ok=True)
+            await _remove(attempt, handle, kept)
     except Exception as error:
         attempt.recorder.record(Trouble("teardown_failed", f"Something of the sandbox is left: {error}"))
 
 
-def _paths_to_remove(attempt: Attempt) -> list[Path]:
+async def clear_away(attempt: Attempt, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
+    """The same for an attempt that another one follows, which must not begin while anything of this one lives.
+
+    Raises AttemptError (sandbox_lost), OSError, TimeoutError.
+    """
+    kept = kept_for_resuming(attempt.files) if keeps_disk else ()
+    async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+        await _remove(attempt, handle, kept, with_earlier=not keeps_disk)
+
+
+async def _remove(
+    attempt: Attempt, handle: SandboxHandle | None, kept: Collection[Path], *, with_earlier: bool = True
+) -> None:
+    """The handle goes last: as long as it is there, somebody can finish the job."""
+    files = attempt.files
+    await end_earlier_attempts(attempt)
+    if handle is not None:
+        await attempt.equipment.runtime.destroy(handle, files.disk)
+    await attempt.equipment.disks.close(files)
+    spared = {files.handle, files.runner_log, *kept}
+    earlier = left_by_earlier_attempts(attempt) if with_earlier else []
+    await attempt.equipment.remove([*(path for path in files.root.iterdir() if path not in spared), *earlier])
+    files.handle.unlink(missing_ok=True)
+
+
+def _kept_for_user(attempt: Attempt) -> Collection[Path]:
     """A preserved sandbox keeps its file systems; who releases it removes them."""
-    kept = {attempt.files.handle, attempt.files.runner_log}
     if final_state(attempt.task)[0] is TaskState.FAILED_PRESERVED:
-        kept |= {attempt.files.disk, attempt.files.disk_image}
-    return [path for path in attempt.files.root.iterdir() if path not in kept]
+        return attempt.files.disk, attempt.files.disk_image
+    return ()

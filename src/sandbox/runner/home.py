@@ -1,0 +1,46 @@
+"""The agent's home, written to before a sandbox has it: also when an earlier one had it and left what it liked."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def write_home(home: Path, files: Mapping[str, bytes]) -> None:
+    """Put files there by their relative paths, in place of what has the name. No link is followed. Raises OSError."""
+    for name, content in files.items():
+        *directories, last = PurePosixPath(name).parts
+        here = os.open(home, _DIRECTORY)
+        try:
+            for directory in directories:
+                here = _enter(here, directory)
+            _replace(here, last, content)
+        finally:
+            os.close(here)
+
+
+def _enter(here: int, name: str) -> int:
+    """Into the directory of this name, made where there is none."""
+    try:
+        there = os.open(name, _DIRECTORY, dir_fd=here)
+    except OSError:
+        _unlink(here, name)
+        os.mkdir(name, mode=0o700, dir_fd=here)
+        there = os.open(name, _DIRECTORY, dir_fd=here)
+    os.close(here)
+    return there
+
+
+def _replace(here: int, name: str, content: bytes) -> None:
+    _unlink(here, name)
+    with os.fdopen(os.open(name, _NEW_FILE, 0o600, dir_fd=here), "wb") as file:
+        file.write(content)
+
+
+def _unlink(here: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=here)
+    except FileNotFoundError:
+        return
