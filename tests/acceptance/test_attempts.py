@@ -76,9 +76,9 @@ def test_without_retries_an_agent_that_failed_is_not_run_again(world):
 @pytest.mark.parametrize("runtime", ["bubblewrap", "gvisor"])
 def test_an_agent_that_was_lost_goes_on_in_its_session(empty_world, world, runtime):
     empty_world.runtime = runtime
-    machine = world(
-        bash("echo first > first.txt"), LONG, bash("cat first.txt; echo second > second.txt"), says("Both.")
-    )
+    # Twice: Claude Code answers for the model once where the call that broke off had come to its session.
+    going_on = bash("cat first.txt; echo second > second.txt")
+    machine = world(bash("echo first > first.txt"), LONG, going_on, going_on, says("Both."))
     machine.submit(lifecycle={"resume": True})
     until(lambda: machine.status()["progress"]["tool_calls"] == 2, what="the second tool call")
     os.kill(runner_pid(machine), signal.SIGKILL)
