@@ -258,6 +258,7 @@ def test_what_is_left_of_an_earlier_boot_is_collected_and_told_apart_from_a_dead
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("vm", "none", "host"), AgentStarted("s")):
         scene.recorder.record(event)
     scene.attempt.files.workspace.mkdir(parents=True)
+    scene.attempt.files.repository.mkdir()
     asyncio.run(scene.life.finish())
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, code)
     assert {"task-1.patch", "report.md", "metadata.json"} <= scene.artifacts
