@@ -105,6 +105,13 @@ class Journals(Protocol):
         """KILL the runner that holds the lock, so that the lock comes free; whether there was one. Blocks."""
         ...
 
+    def pack(self, task_id: str) -> None:
+        """Compress the journal of a task that is finished: it can be read as before, and never written again.
+
+        One that is packed already stays so. Raises JournalBusyError, JournalDamagedError, FileNotFoundError, OSError.
+        """
+        ...
+
     def is_held(self, task_id: str) -> bool:
         """Somebody holds the lock at this moment."""
         ...

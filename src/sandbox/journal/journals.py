@@ -1,4 +1,8 @@
-"""All journals below one data directory."""
+"""All journals below one data directory.
+
+A finished task's journal may be packed: then `records.gz` is there in place of `records`. Where a crash left both, the
+plain one counts. Readers look for that first: it is only removed when the other one is whole and in its place.
+"""
 
 import errno
 import os
@@ -13,8 +17,9 @@ from sandbox.journal import lock
 from sandbox.journal.directory import flush
 from sandbox.journal.eviction import evict
 from sandbox.journal.extent import Extent, measure
+from sandbox.journal.packed import Packed, pack
 from sandbox.journal.place import find_record
-from sandbox.journal.reader import begins_with_record, read_batch
+from sandbox.journal.reader import begins_with_record, read_batch, read_packed_batch
 from sandbox.journal.writer import FileJournalWriter
 
 _TASK_ID = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,127}", re.ASCII)
@@ -38,7 +43,10 @@ class FileJournals:
         except JournalBusyError as error:
             raise FileExistsError(errno.EEXIST, "The task has a journal already", str(directory)) from error
         try:
-            _refuse_records(directory / "records")
+            _refuse_records(directory)
+            _touch(directory / "records")
+            for changed in (directory, *directory.parents[:3]):
+                flush(changed)
             return FileJournalWriter(directory / "records", lock_fd, Extent(None, 0))
         except BaseException:
             os.close(lock_fd)
@@ -62,15 +70,39 @@ class FileJournals:
 
     def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> Batch:
         """Whole records from `offset` on; the contract's `Journals.read`."""
-        return read_batch(self._directory(task_id) / "records", offset, bytes_max)
+        records = self._directory(task_id) / "records"
+        try:
+            return read_batch(records, offset, bytes_max)
+        except FileNotFoundError:
+            with Packed(_packed(records)) as packed:
+                return read_packed_batch(packed, records, offset, bytes_max)
 
     def find(self, task_id: str, seq: int) -> int:
         """Where record `seq` begins; the contract's `Journals.find`."""
-        return find_record(self._directory(task_id) / "records", seq)
+        records = self._directory(task_id) / "records"
+        try:
+            return find_record(records, seq)
+        except FileNotFoundError:
+            with Packed(_packed(records)) as packed:
+                return packed.find(seq)
 
     def size(self, task_id: str) -> int:
         """Bytes that there are; the contract's `Journals.size`."""
-        return (self._directory(task_id) / "records").stat().st_size
+        records = self._directory(task_id) / "records"
+        try:
+            return records.stat().st_size
+        except FileNotFoundError:
+            with Packed(_packed(records)) as packed:
+                return packed.size_bytes
+
+    def pack(self, task_id: str) -> None:
+        """Compress the journal of a finished task; the contract's `Journals.pack`."""
+        directory = self._directory(task_id)
+        lock_fd = lock.take(directory / "lock")
+        try:
+            pack(directory / "records", _packed(directory / "records"))
+        finally:
+            os.close(lock_fd)
 
     @contextmanager
     def holding(self, task_id: str) -> Iterator[bool]:
@@ -94,13 +126,13 @@ class FileJournals:
         return lock.is_held(self._directory(task_id) / "lock")
 
     def task_ids(self) -> Sequence[str]:
-        """The tasks whose record 1 is whole, in the order of their ids."""
+        """The tasks that have record 1, in the order of their ids."""
         try:
             names = sorted(path.name for path in tasks_root(self._data_dir).iterdir())
         except FileNotFoundError:
             return []
         known = (name for name in names if _TASK_ID.fullmatch(name))
-        return [task_id for task_id in known if begins_with_record(self._directory(task_id) / "records")]
+        return [task_id for task_id in known if _has_journal(self._directory(task_id) / "records")]
 
     def _directory(self, task_id: str) -> Path:
         """The manifest's rule keeps ids harmless; this keeps a mistake there from becoming a path elsewhere."""
@@ -109,23 +141,32 @@ class FileJournals:
         return TaskLayout(self._data_dir, task_id).root / "journal"
 
 
-def _refuse_records(records: Path) -> None:
+def _packed(records: Path) -> Path:
+    return records.with_name("records.gz")
+
+
+def _has_journal(records: Path) -> bool:
+    return begins_with_record(records) or _packed(records).is_file()
+
+
+def _refuse_records(directory: Path) -> None:
     """A damaged journal is one too. Raises FileExistsError."""
+    records = directory / "records"
     try:
-        if measure(records).last is None:
+        if not _packed(records).exists() and measure(records).last is None:
             return
+    except FileNotFoundError:
+        return
     except JournalDamagedError:
         pass
     raise FileExistsError(errno.EEXIST, "The task has a journal already", str(records))
 
 
 def _make(directory: Path) -> None:
-    """Make the directories and both files, and flush every directory that may have changed."""
-    changed = [directory, *directory.parents[:3]]
-    for parent in reversed(changed):
+    for parent in reversed((directory, *directory.parents[:3])):
         parent.mkdir(mode=0o700, exist_ok=True)
-    for name in ("records", "lock"):
-        flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC
-        os.close(os.open(directory / name, flags, 0o600))
-    for parent in changed:
-        flush(parent)
+    _touch(directory / "lock")
+
+
+def _touch(file: Path) -> None:
+    os.close(os.open(file, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -1,19 +1,30 @@
 """Reading a journal while somebody may be writing it."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from sandbox.contracts.journal import Batch, JournalDamagedError
 from sandbox.journal import line
 from sandbox.journal.extent import refuse_damage
+from sandbox.journal.packed import Packed
 from sandbox.model.event import Record
 
 
 def read_batch(records: Path, offset: int, bytes_max: int) -> Batch:
     """Whole records from `offset` on; the contract's `Journals.read` for one file."""
+    return _decode(records, offset, _read_lines(records, offset, bytes_max))
+
+
+def read_packed_batch(packed: Packed, records: Path, offset: int, bytes_max: int) -> Batch:
+    """The same of a packed journal, at most the records of one piece."""
+    return _decode(records, offset, packed.lines(offset, bytes_max))
+
+
+def _decode(records: Path, offset: int, texts: Iterable[bytes]) -> Batch:
     found: list[Record] = []
     at = offset
-    for text in _read_lines(records, offset, bytes_max):
+    for text in texts:
         if not line.is_whole(text):
             refuse_damage(records, at)
             break
