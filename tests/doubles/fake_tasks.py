@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.contracts.placement import TerminalOrder
+from sandbox.contracts.retention import PrunedTask, Retention
 from sandbox.contracts.runtime import Probe
 from sandbox.contracts.store import Cursor, DuplicateTaskError, TaskPage, TaskQuery
 from sandbox.contracts.tasks import (
@@ -154,6 +155,10 @@ class FakeTasks:
             raise self.failure
         self.cancels.append((task_id, reason, force))
         return Cancellation(task, BEGINNING, f"Task {task_id} is being cancelled.")
+
+    async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
+        self.pruned_by = (retention, dry_run)
+        return [PrunedTask("old", TaskState.COMPLETED, datetime(2026, 1, 29, tzinfo=UTC), 4096)]
 
     async def release(self, task_id: str) -> None:
         self._story(task_id)

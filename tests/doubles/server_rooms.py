@@ -8,6 +8,7 @@ from datetime import timedelta
 from sandbox.contracts.placement import LaunchOrder, Receipt, RunnerUnreachableError
 from sandbox.contracts.profiles import ImageUnusableError
 from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.retention import Retention
 from sandbox.contracts.runtime import Probe
 from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.control.admission import Capacity, WaitingRoom
@@ -17,6 +18,7 @@ from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
 from sandbox.control.launch import Host, Launcher
 from sandbox.control.preservation import Preservation
+from sandbox.control.pruning import Pruning, PruningRooms
 from sandbox.control.recovery import recover
 from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
@@ -26,6 +28,7 @@ from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
 from sandbox.disks.removal import remove
 from sandbox.disks.space import ReserveFile
+from sandbox.journal.directory import flush
 from sandbox.journal.journals import FileJournals
 from sandbox.model.event import (
     AgentExited,
@@ -155,6 +158,12 @@ class Rooms:
                 drain=drain,
                 preservation=preservation,
                 visits=Visits(self.runners, self.runners, preservation, self.resolve, self.find_image, template),
+                pruning=Pruning(
+                    PruningRooms(
+                        self.data_dir, self.journals, self.store, preservation, clock, self.remove_files, flush
+                    )
+                ),
+                retention=Retention(),
                 read_memory_available_bytes=lambda: self.memory_available_bytes,
             )
         )

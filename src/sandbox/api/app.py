@@ -26,6 +26,7 @@ from sandbox.api.measured import Measured, note_api_route
 from sandbox.api.metrics import add_metrics_route
 from sandbox.api.openapi import describe
 from sandbox.api.preserved import add_preserved_routes
+from sandbox.api.pruning import add_pruning_routes
 from sandbox.api.server_metrics import ServerMetrics
 from sandbox.api.session import add_session_routes
 from sandbox.api.settings import ApiSettings
@@ -70,6 +71,7 @@ def describe_api(version: str) -> FastAPI:
     add_list_routes(app)
     add_task_routes(app)
     add_preserved_routes(app)
+    add_pruning_routes(app)
     add_log_routes(app)
     add_artifact_routes(app)
     add_health_routes(app)

@@ -155,6 +155,24 @@ class ReleasedBody(Body):
     message: str
 
 
+class PrunedTaskBody(Body):
+    """A task that is gone, or would be."""
+
+    id: str
+    state: TaskState
+    finished_at: datetime
+    size_bytes: int
+
+
+class PrunedBody(Body):
+    """What was removed, or would be with `dry_run`; the oldest end first."""
+
+    dry_run: bool
+    tasks: list[PrunedTaskBody]
+    total_count: int
+    total_size_bytes: int
+
+
 class ArtifactBody(Body):
     """One artifact."""
 

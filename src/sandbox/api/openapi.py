@@ -116,6 +116,7 @@ def _group(path: str) -> str:
         paths.TASKS: "Tasks",
         paths.SESSION: "Sessions",
         paths.DRAIN: "Administration",
+        paths.PRUNE: "Administration",
     }
     return next((group for place, group in places.items() if path.startswith(place)), "Health")
 

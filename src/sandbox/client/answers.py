@@ -155,6 +155,24 @@ class Release(TypedDict):
     message: str
 
 
+class PrunedTask(TypedDict):
+    """A task that is gone, or would be."""
+
+    id: str
+    state: str
+    finished_at: str
+    size_bytes: int
+
+
+class Pruned(TypedDict):
+    """The answer to pruning: what was removed, or would be with `dry_run`."""
+
+    dry_run: bool
+    tasks: list[PrunedTask]
+    total_count: int
+    total_size_bytes: int
+
+
 class Artifact(TypedDict):
     """One artifact as it stands in a list; checksum: `sha256:` and its hexadecimal digits."""
 

@@ -16,6 +16,7 @@ from sandbox.client.answers import (
     Cancellation,
     Draining,
     Health,
+    Pruned,
     Release,
     Submitted,
     Task,
@@ -127,6 +128,19 @@ class AsyncClient:
     async def health(self) -> Health:
         """How the server is."""
         return await self._ask(calls.health())
+
+    async def prune(
+        self,
+        *,
+        older_than_seconds: float | None = None,
+        keep: int | None = None,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+    ) -> Pruned:
+        """Remove finished tasks, by the server's own bounds where none is given; gives those that are gone."""
+        return await self._ask(
+            calls.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
+        )
 
     async def drain(self) -> Draining:
         """Have the server take and begin no tasks until it is undone; those that run go on."""

@@ -9,12 +9,25 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
-from sandbox.client.answers import ArtifactList, Cancellation, Draining, Health, Release, Submitted, Task, TaskPage
+from sandbox.client.answers import (
+    ArtifactList,
+    Cancellation,
+    Draining,
+    Health,
+    Pruned,
+    Release,
+    Submitted,
+    Task,
+    TaskPage,
+)
 
 AnswerT = TypeVar("AnswerT")
 
 Manifest = Mapping[str, Any] | str | bytes | Path
 """A manifest as data; as YAML or JSON text; or the file that it is in."""
+
+PRUNE_SECONDS = 600.0
+"""For the removal of finished tasks."""
 
 ANSWER_SECONDS = 15.0
 """For the answer to a long wait, once its time is over."""
@@ -98,6 +111,13 @@ def follow(task_id: str, read_seconds: float, **wanted: str | int | None) -> Cal
 def health() -> Call[Health]:
     """How the server is."""
     return Call("GET", "/health")
+
+
+def prune(*, older_than_seconds: float | None, keep: int | None, max_bytes: int | None, dry_run: bool) -> Call[Pruned]:
+    """The end of finished tasks."""
+    bounds = given({"older_than_seconds": older_than_seconds, "keep": keep, "max_bytes": max_bytes})
+    parameters = bounds | ({"dry_run": "true"} if dry_run else {})
+    return Call("POST", "/admin/prune", params=parameters, read_seconds=PRUNE_SECONDS)
 
 
 def drain() -> Call[Draining]:

@@ -16,6 +16,7 @@ from sandbox.client.answers import (
     Cancellation,
     Draining,
     Health,
+    Pruned,
     Release,
     Submitted,
     Task,
@@ -139,6 +140,19 @@ class Client:
     def draining(self) -> Draining:
         """Whether the server is being drained, and how far that is."""
         return self._ask(calls.draining())
+
+    def prune(
+        self,
+        *,
+        older_than_seconds: float | None = None,
+        keep: int | None = None,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+    ) -> Pruned:
+        """Remove finished tasks, by the server's own bounds where none is given; gives those that are gone."""
+        return self._ask(
+            calls.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
+        )
 
     def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None

@@ -10,6 +10,11 @@ def tasks_root(data_dir: Path) -> Path:
     return data_dir / "tasks"
 
 
+def pruned_root(data_dir: Path) -> Path:
+    """What is left of tasks that are kept no longer, until it is removed."""
+    return data_dir / "pruned"
+
+
 def runner_socket(run_dir: Path, attempt_id: str) -> Path:
     """Where an attempt's runner takes orders."""
     return run_dir / f"{attempt_id}.sock"

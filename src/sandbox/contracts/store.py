@@ -92,6 +92,10 @@ class Store(Protocol):
         """`save` for many, all of them or none."""
         ...
 
+    def forget(self, task_id: str) -> None:
+        """Take a task out of the index; nothing happens where it is not in."""
+        ...
+
     def outdated(self) -> Sequence[str]:
         """The tasks that a program with other rules worked out of their journals (see `FOLD`)."""
         ...

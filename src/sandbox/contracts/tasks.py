@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.contracts.placement import TerminalOrder
+from sandbox.contracts.retention import PrunedTask, Retention
 from sandbox.contracts.runtime import Probe
 from sandbox.contracts.store import TaskPage, TaskQuery
 from sandbox.contracts.terminals import TerminalLine
@@ -164,6 +165,13 @@ class Tasks(Protocol):
 
     async def release(self, task_id: str) -> None:
         """Remove the files of a preserved sandbox. Raises SandboxNotPreservedError when there is none (any more)."""
+        ...
+
+    async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
+        """Remove finished tasks that are kept no longer, by the server's own bounds for None; gives them.
+
+        dry_run: only say which. Raises UnavailableError.
+        """
         ...
 
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:

@@ -10,6 +10,12 @@ from sandbox.model.errors import SandboxError
 _TASKS_AT_ONCE = 200
 
 
+def catch_up(journals: Journals, store: Store) -> dict[str, str]:
+    """Bring in what the store does not know, or knows by other rules; as `index_journals`."""
+    unknown = set(journals.task_ids()) - store.task_ids()
+    return index_journals(journals, store, sorted(unknown.union(store.outdated())))
+
+
 def index_journals(journals: Journals, store: Store, task_ids: Iterable[str]) -> dict[str, str]:
     """Bring these tasks into the store as their journals tell them now; gives why where that was not possible.
 

@@ -8,7 +8,7 @@ from sandbox.contracts.journal import Journals
 from sandbox.contracts.recorder import Reading, Recorder, read_task
 from sandbox.contracts.store import Indexed, Store
 from sandbox.control.feed import Feed
-from sandbox.control.indexing import index_journals
+from sandbox.control.indexing import catch_up
 from sandbox.model.errors import SandboxError
 from sandbox.model.event import TaskFinished
 from sandbox.model.state import TaskState
@@ -23,8 +23,7 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[Feed]:
     runner holds its journal, and the follower finds out about a dead one. A journal that cannot be read or taken
     costs nobody but its own task anything.
     """
-    unknown = set(journals.task_ids()) - store.task_ids()
-    for task_id, reason in index_journals(journals, store, sorted(unknown.union(store.outdated()))).items():
+    for task_id, reason in catch_up(journals, store).items():
         _log.error("Task %s cannot be taken into the index: %s", task_id, reason, extra={"task_id": task_id})
     feeds = [_feed(journals, clock, indexed) for indexed in store.unfinished()]
     return sorted(feeds, key=lambda feed: feed.recorder is not None)

@@ -12,6 +12,7 @@ from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError, TerminalOrder
 from sandbox.contracts.recorder import Recorder
+from sandbox.contracts.retention import PrunedTask, Retention
 from sandbox.contracts.store import Store, StoreError, TaskPage, TaskQuery
 from sandbox.contracts.subject import work_on
 from sandbox.contracts.tasks import (
@@ -34,6 +35,7 @@ from sandbox.control.health import HealthReport
 from sandbox.control.launch import Launcher
 from sandbox.control.locks import Locks
 from sandbox.control.preservation import Preservation
+from sandbox.control.pruning import Pruning
 from sandbox.control.register import Register
 from sandbox.control.shelf import Shelf
 from sandbox.control.space_keeper import SpaceKeeper
@@ -55,6 +57,7 @@ _STARTING = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISION
 class Equipment:
     """What the service is handed by its wiring.
 
+    retention: how long finished tasks are kept unless somebody asks otherwise.
     read_memory_available_bytes: what the machine could give to new processes now, None where it does not tell.
     """
 
@@ -73,6 +76,8 @@ class Equipment:
     drain: Drain
     preservation: Preservation
     visits: Visits
+    pruning: Pruning
+    retention: Retention
     read_memory_available_bytes: Callable[[], int | None]
 
 
@@ -159,6 +164,14 @@ class TaskService:
     async def release(self, task_id: str) -> None:
         """See `Tasks.release`."""
         await self.equipment.preservation.release(await self.status(task_id))
+
+    async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
+        """See `Tasks.prune`."""
+        try:
+            return await self.equipment.pruning.prune(retention or self.equipment.retention, dry_run=dry_run)
+        except (OSError, TimeoutError) as error:
+            reason = str(error) or "it takes too long"
+            raise UnavailableError(f"Finished tasks could not be removed: {reason}; try again.") from error
 
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
         """See `Tasks.open_terminal`."""

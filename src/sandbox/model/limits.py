@@ -94,6 +94,9 @@ DUTY_SECONDS = 240.0
 PROBE_WAIT_SECONDS = 60.0
 """For a probe of the machine to wait until a server has cleared away what earlier ones left."""
 
+JOURNAL_PLAIN_SECONDS = 3600.0
+"""From a task's end until its journal is compressed."""
+
 IDEMPOTENCY_SECONDS = 24 * 3600.0
 """How long the key of a submission is known; later it makes a new task."""
 

@@ -36,6 +36,11 @@ class MemoryStore:
         with self._lock:
             self._known |= {each.task.id: each for each in indexed}
 
+    def forget(self, task_id: str) -> None:
+        """Take a task out of the index."""
+        with self._lock:
+            self._known.pop(task_id, None)
+
     def outdated(self) -> Sequence[str]:
         """None: it is as old as its process."""
         return ()

@@ -27,6 +27,10 @@ ON CONFLICT (id) DO UPDATE SET
     task = excluded.task,
     fold = excluded.fold;
 
+-- name: forget_task
+-- Takes a task out; its labels go with it.
+DELETE FROM tasks WHERE id = :id;
+
 -- name: outdated_tasks
 -- The tasks that were worked out of their journals by other rules.
 SELECT id FROM tasks WHERE fold <> :fold ORDER BY id;

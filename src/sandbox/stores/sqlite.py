@@ -58,6 +58,11 @@ class SqliteStore:
                 connection.execute(self._sql["save_task"], _row(each))
                 self._write_labels(connection, each.task)
 
+    def forget(self, task_id: str) -> None:
+        """Take a task out of the index, and its labels with it."""
+        with self._connections.writing() as connection:
+            connection.execute(self._sql["forget_task"], {"id": task_id})
+
     def outdated(self) -> Sequence[str]:
         """The tasks that a program with other rules worked out of their journals (see `FOLD`)."""
         return [task_id for (task_id,) in self._read("outdated_tasks", {"fold": FOLD})]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.contracts.retention import PrunedTask, Retention
 from sandbox.control.audit import Audit, Discrepancy, Kind
-from sandbox.control.indexing import index_journals
+from sandbox.control.indexing import catch_up, index_journals
+from sandbox.control.preservation import Preservation
+from sandbox.control.pruning import Pruning, PruningRooms
+from sandbox.disks.removal import remove
 from sandbox.journal.directory import flush
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import INDEX_INTERVAL_SECONDS
 from sandbox.stores.schema import StoreUnusableError
 from sandbox.stores.sqlite import SqliteStore
+from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.data_dir_lock import held
 
 
@@ -80,6 +86,23 @@ def rebuild_index(data_dir: Path) -> Rebuilt:
         flush(beside)
         _replace_index(index_file(data_dir), beside)
         return Rebuilt(tasks_count, refused)
+
+
+def prune_data(data_dir: Path, retention: Retention, *, dry_run: bool) -> Sequence[PrunedTask]:
+    """Remove finished tasks that are kept no longer; gives them.
+
+    Raises NoDataError, DataDirBusyError, StoreUnusableError, StoreError, OSError.
+    """
+    refuse_nothing(data_dir)
+    with held(data_dir):
+        journals, clock, store = FileJournals(data_dir), SystemClock(), SqliteStore(index_file(data_dir))
+        try:
+            catch_up(journals, store)
+            preservation = Preservation(data_dir, remove)
+            rooms = PruningRooms(data_dir, journals, store, preservation, clock, remove, flush)
+            return asyncio.run(Pruning(rooms).prune(retention, dry_run=dry_run))
+        finally:
+            store.close()
 
 
 def _replace_index(index: Path, new: Path) -> None:

@@ -8,6 +8,7 @@ from sandbox.contracts.leftovers import Leftovers
 from sandbox.control.clearing import Clearing, Rooms
 from sandbox.control.expiry import Expiry
 from sandbox.control.janitor import Duty
+from sandbox.control.packing import Packing
 from sandbox.control.probes import ProbeClearing
 from sandbox.control.service import Equipment
 from sandbox.disks.leftovers import DiskLeftovers
@@ -31,12 +32,19 @@ def gather_duties(data_dir: Path, run_dir: Path, rooms: Equipment, settings: Ser
     clearing = Clearing(Rooms(data_dir, rooms.journals, rooms.store, rooms.preservation, remove), kinds)
     probes = ProbeClearing(run_dir, kinds, remove)
 
+    packing = Packing(rooms.journals, rooms.store, rooms.clock)
+
+    async def prune() -> None:
+        await rooms.pruning.prune(rooms.retention)
+
     async def clear_profiles() -> None:
         await asyncio.to_thread(Catalog(data_dir).clear)
 
     return (
         Duty("preserved sandboxes", expiry.sweep, "Look at the index and the disk of the data directory."),
         Duty("what crashes left of attempts", clearing.clear, "docs/operations.md tells how to remove it by hand."),
+        Duty("tasks that are kept no longer", prune, "Look at [retention] and the disk of the data directory."),
+        Duty("journals of finished tasks", packing.sweep, "Make room on the disk of the data directory."),
         Duty("what probes left", probes.clear, f"Look into {run_dir}."),
         Duty("half-made images", clear_profiles, f"Look into {data_dir / 'profiles'}."),
     )

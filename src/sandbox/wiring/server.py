@@ -24,7 +24,7 @@ from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.layout import TaskLayout
 from sandbox.contracts.placement import LaunchOrder, Placement
 from sandbox.contracts.profiles import Image
-from sandbox.control.admission import Capacity, WaitingRoom
+from sandbox.control.admission import WaitingRoom
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.drain import Drain
 from sandbox.control.follower import Follower
@@ -33,6 +33,7 @@ from sandbox.control.janitor import Janitor
 from sandbox.control.launch import Host, Launcher
 from sandbox.control.preservation import Preservation
 from sandbox.control.probes import probing
+from sandbox.control.pruning import Pruning, PruningRooms
 from sandbox.control.recovery import recover
 from sandbox.control.register import Register
 from sandbox.control.service import Equipment, TaskService
@@ -44,6 +45,7 @@ from sandbox.disks.probe import why_no_loop
 from sandbox.disks.removal import remove
 from sandbox.disks.space import ReserveFile, measure_space
 from sandbox.gateway.prices import is_priced
+from sandbox.journal.directory import flush
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import SERVER_RESERVE_BYTES
 from sandbox.placement.control import UnixRunnerControl
@@ -175,10 +177,9 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
         confines=await _confines(choice, places.run_dir),
         output_watermark=settings.disk.output,
     )
-    capacity = measure_capacity(places.data_dir, settings.capacity)
     placement = GuardedPlacement(_placement(places, settings.log), access)
     secrets = ServerSecrets(settings.secrets, os.environ, access)
-    service = _wire_service(places, choice, template, placement, capacity, secrets, space)
+    service = _wire_service(places, choice, template, placement, secrets, space, settings)
     rooms = service.equipment
     for feed in await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock):
         service.take_in(feed)
@@ -200,9 +201,9 @@ def _wire_service(
     choice: Choice,
     template: LaunchOrder,
     placement: Placement,
-    capacity: Capacity,
     secrets: ServerSecrets,
     space: SpaceKeeper,
+    settings: ServerSettings,
 ) -> TaskService:
     clock, drain = SystemClock(), Drain(places.data_dir)
     journals = FileJournals(places.data_dir)
@@ -220,7 +221,7 @@ def _wire_service(
             register=Register(journals, store, clock),
             clock=clock,
             runners=runners,
-            room=WaitingRoom(capacity),
+            room=WaitingRoom(measure_capacity(places.data_dir, settings.capacity)),
             follower=follower,
             launcher=launcher,
             telling=Telling(journals, store, follower, broadcast),
@@ -229,6 +230,8 @@ def _wire_service(
             space=space,
             drain=drain,
             preservation=preservation,
+            pruning=Pruning(PruningRooms(places.data_dir, journals, store, preservation, clock, remove, flush)),
+            retention=settings.retention.bounds,
             visits=Visits(placement, runners, preservation, secrets.resolve, find_image, template),
             read_memory_available_bytes=read_memory_available_bytes,
         )

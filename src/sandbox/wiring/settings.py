@@ -14,6 +14,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le, Len, MaxLen
 
+from sandbox.contracts.retention import Retention
 from sandbox.model.clone_hosts import CLONE_HOST_PATTERN
 from sandbox.model.limits import (
     NEW_TASKS_FREE_BYTES,
@@ -34,6 +35,7 @@ from sandbox.model.manifest_formats import (
     parse_duration,
 )
 from sandbox.model.watermark import Watermark
+from sandbox.wiring.ages import AGE, DISK_SIZE, UNLIMITED, parse_age, parse_disk_size
 
 _CLOSED = {"extra": "forbid"}
 
@@ -191,6 +193,27 @@ class PreserveSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RetentionSection:
+    """How long finished tasks are kept; those that ended first go first."""
+
+    __pydantic_config__ = _CLOSED
+    older_than: Annotated[
+        str, AGE, Purpose("A finished task goes when its end is so long ago, such as 12h or 90d; or unlimited.")
+    ] = "90d"
+    keep: Annotated[
+        int, Ge(0), Le(10_000_000), Purpose("So many finished tasks are kept, the oldest go; 0 for any number.")
+    ] = 10_000
+    max_bytes: Annotated[
+        str, DISK_SIZE, Purpose("The disk that finished tasks may take together, such as 500M or 20G; or unlimited.")
+    ] = UNLIMITED
+
+    @property
+    def bounds(self) -> Retention:
+        """As numbers."""
+        return Retention(parse_age(self.older_than), self.keep or None, parse_disk_size(self.max_bytes))
+
+
+@dataclass(frozen=True, kw_only=True)
 class AccessSection:
     """How much one client may ask for."""
 
@@ -223,5 +246,6 @@ class ServerSettings:
     git: GitSection = field(default_factory=GitSection)
     secrets: SecretsSection = field(default_factory=SecretsSection)
     preserve: PreserveSection = field(default_factory=PreserveSection)
+    retention: RetentionSection = field(default_factory=RetentionSection)
     access: AccessSection = field(default_factory=AccessSection)
     log: LogSection = field(default_factory=LogSection)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.contracts.retention import Retention
 from sandbox.wiring.configuration import ConfigurationError, load
 from sandbox.wiring.configuration_keys import keys
 from sandbox.wiring.settings import ServerSettings
@@ -35,6 +36,10 @@ address = "https://vault.example.org:8200"
 mount = "kv"
 [preserve]
 time_to_live = "90m"
+[retention]
+older_than = "unlimited"
+keep = 0
+max_bytes = "2T"
 [access]
 requests_per_minute = 0
 [log]
@@ -86,6 +91,8 @@ def test_every_key_can_be_set_in_the_file(written):
     unchanged = [key.path for key in keys() if found.value(key) == load({"config": "/dev/null"}, {}).value(key)]
     assert unchanged == []
     assert settings.preserve.time_to_live_seconds == 5400
+    assert settings.retention.bounds == Retention(None, None, 2 * 1024**4)
+    assert defaults.retention.bounds == Retention(90 * 86_400, 10_000, None)
     assert settings.git.allowed_hosts[1] == "*.example.org"
     assert settings != defaults
 
@@ -136,9 +143,9 @@ def test_a_relative_path_in_a_file_is_meant_from_there(home, monkeypatch):
         ("[server]\nprot = 1", "server.prot ({file}) is unknown (known here: host, port, ws_port, data_dir, runtime, "
                                "host_names); did you mean 'port'?"),
         ("[capcity]\ncpus = 1", "capcity ({file}) is unknown (known here: server, capacity, disk, git, secrets, "
-                                "preserve, access, log); did you mean 'capacity'?"),
-        ("port = 1", "port ({file}) is unknown (known here: server, capacity, disk, git, secrets, preserve, access, "
-                     "log)"),
+                                "preserve, retention, access, log); did you mean 'capacity'?"),
+        ("port = 1", "port ({file}) is unknown (known here: server, capacity, disk, git, secrets, preserve, "
+                     "retention, access, log)"),
         ("[secrets.vault]\ntoken = 'hvs.x'", "secrets.vault.token ({file}) must not stand in a file; give it to the "
                                              "server as VAULT_TOKEN in its environment"),
         ("[access]\ntoken = 'sbx_x'", "access.token ({file}) is unknown (known here: requests_per_minute); "
@@ -164,6 +171,10 @@ def test_a_relative_path_in_a_file_is_meant_from_there(home, monkeypatch):
                                                                  "https:// and a host, without credentials"),
         ("[preserve]\ntime_to_live = '1d'", "preserve.time_to_live ({file}) must be a whole number and a unit, such as "
                                             "90s, 15m or 24h"),
+        ("[retention]\nmax_bytes = '10K'", "retention.max_bytes ({file}) must be a whole number and a unit, such as "
+                                            "500M or 20G, or unlimited"),
+        ("[retention]\nolder_than = '2 weeks'", "retention.older_than ({file}) must be a whole number and a unit, such "
+                                                "as 12h or 90d, or unlimited"),
         ("[access]\nrequests_per_minute = -1", "access.requests_per_minute ({file}) must be at least 0"),
     ],
 )  # fmt: skip

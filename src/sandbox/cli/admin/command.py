@@ -11,6 +11,7 @@ ENTRIES = {
     "check": ("sandbox.cli.admin.check:check", "Prove that index, journals and artifacts agree."),
     "drain": ("sandbox.cli.admin.drain:drain", "Let the server finish what runs, and begin nothing."),
     "rebuild": ("sandbox.cli.admin.rebuild:rebuild", "Make the index anew from the journals."),
+    "prune": ("sandbox.cli.admin.prune:prune", "Remove finished tasks with all that is kept of them."),
 }
 
 

@@ -1,0 +1,48 @@
+"""Compresses the journals of tasks that ended some time ago."""
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from sandbox.contracts.clock import Clock
+from sandbox.contracts.journal import JournalBusyError, JournalDamagedError, Journals
+from sandbox.contracts.store import Cursor, Store, TaskQuery
+from sandbox.model.limits import JOURNAL_PLAIN_SECONDS
+from sandbox.model.state import TaskState
+from sandbox.model.task import Task
+
+_FINISHED = frozenset(state for state in TaskState if state.is_terminal)
+_log = logging.getLogger(__name__)
+
+
+class Packing:
+    """What is asked for most is of tasks that have just ended; after JOURNAL_PLAIN_SECONDS room counts for more."""
+
+    def __init__(self, journals: Journals, store: Store, clock: Clock) -> None:
+        self._journals = journals
+        self._store = store
+        self._clock = clock
+        self._packed_until: Cursor | None = None
+
+    async def sweep(self) -> None:
+        """Pack all that are due, the oldest end first. Raises StoreError, OSError; the rest is for the next round."""
+        ended_before = self._clock.now() - timedelta(seconds=JOURNAL_PLAIN_SECONDS)
+        place = self._packed_until
+        while True:
+            query = TaskQuery(_FINISHED, sort="state_changed_at", order="asc", cursor=place)
+            page = await asyncio.to_thread(self._store.query, query)
+            for task in page.tasks:
+                if task.state_changed_at > ended_before:
+                    return
+                await asyncio.to_thread(self._pack, task)
+            if page.next_cursor is None:
+                return
+            place = self._packed_until = page.next_cursor
+
+    def _pack(self, task: Task) -> None:
+        try:
+            self._journals.pack(task.id)
+        except (JournalBusyError, FileNotFoundError):
+            return
+        except JournalDamagedError as error:
+            _log.error("Task %s: its journal is kept as it is: %s", task.id, error, extra={"task_id": task.id})

@@ -1,0 +1,70 @@
+"""`sandbox admin prune` asks the server, or does it where none works."""
+
+import json
+
+import pytest
+
+from doubles.kept_tasks import KeptTasks
+from doubles.recorded_api import of_json
+from sandbox.wiring.data_dir_lock import held
+
+
+@pytest.fixture
+def kept(tmp_path):
+    made = KeptTasks(tmp_path / "data")
+    for number in range(1, 5):
+        made.finish(f"task-{number}")
+    made.index("task-1", "task-2")
+    return made
+
+
+@pytest.fixture
+def prune(sandbox, kept):
+    return lambda *options: sandbox("admin", "prune", "--offline", "--data-dir", str(kept.data_dir), *options)
+
+
+def test_without_a_server_it_is_done_here(prune, kept, sandbox):
+    would = prune("--keep", "3", "--dry-run")
+    assert would.returncode == 0, would.stderr
+    assert would.stdout.startswith(b"task-1  completed  2026-01-29T10:01:")
+    assert b"1 task would go" in would.stderr
+    assert (kept.data_dir / "tasks" / "task-1").exists()
+
+    done = json.loads(prune("--keep", "3", "-f", "json").stdout)
+    assert [task["id"] for task in done["tasks"]] == ["task-1"]
+    assert done["total_size_bytes"] == done["tasks"][0]["size_bytes"] > 0
+    assert not (kept.data_dir / "tasks" / "task-1").exists()
+    assert sandbox("admin", "check", "--data-dir", str(kept.data_dir)).returncode == 0
+
+
+def test_without_bounds_those_of_the_configuration_count(prune, environment):
+    environment["SANDBOX_RETENTION_KEEP"] = "1"
+    environment["SANDBOX_RETENTION_OLDER_THAN"] = "unlimited"
+    assert [line.split()[0] for line in prune().stdout.splitlines()] == [b"task-1", b"task-2", b"task-3"]
+
+
+def test_beside_a_server_it_is_refused(prune, kept):
+    with held(kept.data_dir):
+        refused = prune("--keep", "1")
+    assert refused.returncode == 10
+    assert b"works on" in refused.stderr
+    assert (kept.data_dir / "tasks" / "task-1").exists()
+
+
+@pytest.mark.parametrize(
+    "option", [("--older-than", "5"), ("--older-than", "unlimited"), ("--max-bytes", "1K"), ("--keep", "0")]
+)
+def test_what_makes_no_sense_is_a_usage_error(sandbox, option):
+    assert sandbox("admin", "prune", *option).returncode == 2
+
+
+def test_the_server_is_asked_unless_told_otherwise(sandbox, api):
+    gone = {"id": "old", "state": "completed", "finished_at": "2026-01-29T00:00:00.000Z", "size_bytes": 4096}
+    answer = {"dry_run": True, "tasks": [gone], "total_count": 1, "total_size_bytes": 4096}
+    api.answers["POST", "/admin/prune"] = [of_json(answer)]
+    done = sandbox("admin", "prune", "--older-than", "2d", "--max-bytes", "1G", "--dry-run", "-f", "json")
+    assert json.loads(done.stdout) == answer
+    assert api.asked[-1].query == {"older_than_seconds": ["172800"], "max_bytes": ["1073741824"], "dry_run": ["true"]}
+    plain = sandbox("admin", "prune", "--keep", "2")
+    assert plain.stdout == b"old  completed  2026-01-29T00:00:00.000Z  4096 bytes\n"
+    assert api.asked[-1].query == {"keep": ["2"]}

@@ -1,0 +1,165 @@
+"""Finished tasks go whole, and nothing else goes, wherever a crash comes in between."""
+
+import asyncio
+import os
+
+import pytest
+
+from doubles.kept_tasks import KeptTasks
+from doubles.server_rooms import Rooms
+from sandbox.contracts.layout import TaskLayout
+from sandbox.contracts.retention import Retention
+from sandbox.contracts.store import TaskQuery
+from sandbox.contracts.tasks import TaskNotFoundError, UnavailableError
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.stores.sqlite import SqliteStore
+
+FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
+EVERYTHING = Retention(older_than_seconds=0)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    made = KeptTasks(tmp_path)
+    for number in range(1, 6):
+        made.finish(f"task-{number}", labels={"number": str(number)})
+    made.index()
+    return made
+
+
+@pytest.fixture
+def world(kept, tmp_path):
+    made = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    yield made
+    made.store.close()
+
+
+def prune(world, retention, **options):
+    async def play():
+        async with world.server() as service:
+            gone = await service.prune(retention, **{"dry_run": False, **options})
+            page = await service.query(TaskQuery(order="asc"))
+            return [task.id for task in gone], [task.id for task in page.tasks]
+
+    world.store = SqliteStore(world.data_dir / "index.sqlite")
+    return asyncio.run(play())
+
+
+def directories(kept):
+    return sorted(path.name for path in (kept.data_dir / "tasks").iterdir())
+
+
+def test_the_oldest_go_and_nothing_is_left_of_them(kept, world):
+    assert prune(world, Retention(keep=3), dry_run=True) == (["task-1", "task-2"], [f"task-{n}" for n in range(1, 6)])
+    assert len(directories(kept)) == 5
+    assert prune(world, Retention(keep=3)) == (["task-1", "task-2"], ["task-3", "task-4", "task-5"])
+    assert directories(kept) == ["task-3", "task-4", "task-5"]
+    assert list((kept.data_dir / "pruned").iterdir()) == []
+    assert prune(world, Retention(keep=3)) == ([], ["task-3", "task-4", "task-5"])
+
+
+def test_bytes_are_those_on_disk(kept, world):
+    sparse = kept.data_dir / "tasks" / "task-2" / "artifacts" / "big"
+    sparse.write_bytes(os.urandom(400_000))
+    gone, left = prune(world, Retention(max_bytes=300_000))
+    assert (gone, left) == (["task-1", "task-2"], ["task-3", "task-4", "task-5"])
+
+
+def test_what_is_gone_is_not_found_and_its_id_may_come_again(kept, world):
+    async def play():
+        async with world.server() as service:
+            await service.prune(EVERYTHING, dry_run=False)
+            for ask in (service.status, service.artifacts):
+                with pytest.raises(TaskNotFoundError):
+                    await ask("task-1")
+            with pytest.raises(TaskNotFoundError):
+                await anext(service.frames("task-1"))
+            again = await service.submit(kept_manifest())
+            await world.launched("task-1")
+            world.runners.die("task-1")
+            return again.task.last_seq, (await service.query(TaskQuery(labels={"number": "1"}))).total_count
+
+    assert asyncio.run(play()) == (1, 0)
+
+
+def kept_manifest():
+    from doubles.manifests import manifest
+
+    return manifest("task-1")
+
+
+def test_neither_unfinished_tasks_nor_preserved_sandboxes_go(kept, world):
+    running = kept.run("running")
+    kept.fail("preserved", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
+    kept.fail("released", FAILED, attempt_id="c" * 12, lifecycle={"failure_action": "preserve"})
+    handle = TaskLayout(kept.data_dir, "preserved").attempt("b" * 12).handle
+    handle.parent.mkdir(parents=True)
+    handle.write_text("{}")
+    kept.index("running", "preserved", "released")
+
+    gone, left = prune(world, EVERYTHING)
+    assert gone == [*(f"task-{number}" for number in range(1, 6)), "released"]
+    assert left == ["running", "preserved"]
+    assert handle.exists()
+    running.writer.close()
+
+
+def test_a_task_whose_journal_somebody_holds_stays(kept, world):
+    with kept.journals.holding("task-1"):
+        assert prune(world, EVERYTHING)[1] == ["task-1"]
+    assert prune(world, EVERYTHING)[0] == ["task-1"]
+
+
+def test_a_task_whose_files_are_gone_can_go_too(kept, world):
+    import shutil
+
+    shutil.rmtree(kept.data_dir / "tasks" / "task-1")
+    assert prune(world, Retention(keep=4)) == (["task-1"], ["task-2", "task-3", "task-4", "task-5"])
+
+
+@pytest.mark.parametrize("step", ["before the rename", "after the rename"])
+def test_a_crash_leaves_a_task_whole_or_gone(kept, world, monkeypatch, step):
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        where = "pathlib.Path.rename" if step == "before the rename" else "sandbox.control.pruning.Pruning._set_aside"
+        real = __import__("sandbox.control.pruning", fromlist=["Pruning"]).Pruning._set_aside
+        broken.setattr(where, crash if step == "before the rename" else lambda *a: (real(*a), crash()))
+        with pytest.raises(KeyboardInterrupt):
+            prune(world, Retention(keep=4))
+
+    world.store = SqliteStore(world.data_dir / "index.sqlite")
+
+    async def look():
+        async with world.server() as service:
+            listed = [task.id for task in (await service.query(TaskQuery(order="asc"))).tasks]
+            for task_id in listed:
+                assert [frame async for frame in service.frames(task_id)][-1]["type"] == "end"
+                assert len(await service.artifacts(task_id)) == 1
+            return listed
+
+    whole = [f"task-{number}" for number in range(1, 6)]
+    assert asyncio.run(look()) == (whole if step == "before the rename" else whole[1:])
+    prune(world, Retention(keep=4))
+    assert directories(kept) == whole[1:]
+    assert list((kept.data_dir / "pruned").iterdir()) == []
+
+
+def test_what_cannot_be_moved_stays_whole(kept, world):
+    (kept.data_dir / "pruned").write_text("no directory")
+    with pytest.raises(UnavailableError):
+        prune(world, Retention(keep=4))
+    (kept.data_dir / "pruned").unlink()
+    assert prune(world, Retention(keep=5)) == ([], [f"task-{number}" for number in range(1, 6)])
+
+
+def test_what_cannot_be_moved_is_listed_again(kept, world, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError("Read-only file system")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("sandbox.control.pruning.Pruning._set_aside", refuse)
+        assert prune(world, Retention(keep=4)) == ([], [f"task-{number}" for number in range(1, 6)])
+    assert "is kept: Read-only" in caplog.text
+    assert prune(world, Retention(keep=4))[0] == ["task-1"]
