@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import click
 
@@ -30,36 +31,70 @@ class Checkout:
     """A git working tree. Every method ends the command with a sentence where git refuses."""
 
     def __init__(self, directory: Path) -> None:
-        self.root = directory
-        found = self._run("rev-parse", "--show-toplevel")
-        if found.returncode:
+        self.root = self._directory = directory
+        found = self.ask("rev-parse", "--show-toplevel")
+        if found is None:
             hint = "Go to a checkout of the task's repository, or name one with --directory."
             raise click.UsageError(f"{visible(str(directory))} is not in a git checkout. {hint}")
-        self.root = Path(found.stdout.decode(errors="surrogateescape").removesuffix("\n"))
+        self.root = Path(found)
+
+    @classmethod
+    def find(cls, directory: Path) -> Self | None:
+        """The one that the directory is in; None where it is in none."""
+        try:
+            return cls(directory)
+        except click.UsageError:
+            return None
 
     def commit(self) -> str | None:
         """The commit that is checked out; None before the first."""
         asked = self._run("rev-parse", "--verify", "--quiet", "HEAD")
         return asked.stdout.decode(errors="replace").strip() or None
 
-    def require_clean(self) -> None:
-        """Refuse where something that git tracks was changed and is not committed."""
-        asked = self._run("status", "--porcelain", "-z", "--untracked-files=no")
+    def branch(self) -> str | None:
+        """The branch that is checked out; None for a commit without one."""
+        return self.ask("symbolic-ref", "--quiet", "--short", "HEAD")
+
+    def subpath(self) -> str:
+        """Where the directory is inside the checkout, empty for its root."""
+        inside = os.path.relpath(self._directory.resolve(), self.root.resolve())
+        return "" if inside == "." else inside
+
+    def ask(self, *arguments: str) -> str | None:
+        """What git answers, without the last line's end; None where it has no answer, or an empty one."""
+        asked = self._run(*arguments)
+        answer = asked.stdout.decode(errors="surrogateescape").removesuffix("\n")
+        return answer if answer and not asked.returncode else None
+
+    def changed(self, *, untracked: bool = False) -> int:
+        """How many files were changed and not committed; of those that git tracks, or of the others."""
+        which = f"--untracked-files={'all' if untracked else 'no'}"
+        asked = self._run("status", "--porcelain", "-z", "--no-renames", which)
         if asked.returncode:
             _refuse("The state of the checkout cannot be told.", asked.stderr)
-        if asked.stdout:
+        entries = [entry for entry in asked.stdout.split(b"\0") if entry]
+        return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
+
+    def require_clean(self) -> None:
+        """Refuse where something that git tracks was changed and is not committed."""
+        if self.changed():
             message = f"{visible(str(self.root))} has changes that are not committed, so nothing was applied."
             fail(f"Error: {message}\n  Commit them, or put them aside with: git stash", ExitCode.CONFLICT)
 
-    def apply(self, patch: Path) -> list[ChangedFile]:
-        """Apply a patch to the files and the index, all of it or nothing; give what it changed."""
-        checked = self._apply("--check", "--index", patch=patch)
+    def apply(self, patch: Path, *, stages: bool = True) -> list[ChangedFile]:
+        """Apply a patch to the files, all of it or nothing, and stage that; give what it changed."""
+        place = ["--index"] if stages else []
+        checked = self._apply("--check", *place, patch=patch)
         if checked.returncode:
             _refuse("The patch does not fit this checkout, so nothing was applied.", checked.stderr)
-        counted = self._apply("--numstat", "-z", patch=patch)
-        applied = self._apply("--index", patch=patch)
+        applied = self._apply(*place, patch=patch)
         if applied.returncode:
             _refuse("git could not apply the patch.", applied.stderr)
+        return self.list_changes(patch)
+
+    def list_changes(self, patch: Path) -> list[ChangedFile]:
+        """What a patch changes."""
+        counted = self._apply("--numstat", "-z", patch=patch)
         return [_changed(entry) for entry in counted.stdout.split(b"\0") if entry]
 
     def _apply(self, *options: str, patch: Path) -> subprocess.CompletedProcess[bytes]:

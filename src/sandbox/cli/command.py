@@ -10,6 +10,8 @@ from sandbox.cli.failures import RootGroup
 from sandbox.cli.options import common_options
 
 ENTRIES = {
+    "run": ("sandbox.cli.run:run", "Have a task done from here and now, and apply what it changed."),
+    "init": ("sandbox.cli.init:init", "Write a manifest by asking, from the git checkout that you are in."),
     "task": ("sandbox.cli.task.command:task", "Submit tasks, look at them, fetch what they made."),
     "serve": ("sandbox.cli.serve:serve", "Run the server."),
     "doctor": ("sandbox.cli.doctor:doctor", "Say what works on this machine and what to mend."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 if TYPE_CHECKING:
     from sandbox.cli.assignment import Assignment
@@ -13,14 +13,20 @@ if TYPE_CHECKING:
 
 
 class ManifestFile:
-    """The bytes of a manifest, and what they are."""
+    """The bytes of a manifest, and what they are; `name`: what mistakes are told of."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, name: str, body: bytes) -> None:
+        self.name = name
+        self.body = body
+        self.is_json = self.name.endswith(".json") or _is_json(self.body)
+
+    @classmethod
+    def read(cls, file: BinaryIO) -> Self:
+        """The file that a command was given."""
         from sandbox.model.limits import BODY_BYTES_MAX
 
-        self.name = "<stdin>" if file.name in {"<stdin>", "-"} else str(file.name)
-        self.body = file.read(BODY_BYTES_MAX + 1)  # one more than is accepted, so that too much is noticed
-        self.is_json = self.name.endswith(".json") or _is_json(self.body)
+        name = "<stdin>" if file.name in {"<stdin>", "-"} else str(file.name)
+        return cls(name, file.read(BODY_BYTES_MAX + 1))  # one more than is accepted, so that too much is noticed
 
     @property
     def content_type(self) -> str:

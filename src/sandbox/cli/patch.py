@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sandbox.client import Client
 
 _HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]{1,9}))? \+[0-9]+(?:,([0-9]{1,9}))? @@")
+_BLOBS = re.compile(r"\Aindex ([0-9a-f]{10})[0-9a-f]{30,54}\.\.([0-9a-f]{10})[0-9a-f]{30,54}")
 _BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[m"
 
 
@@ -45,5 +46,5 @@ def painted(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
             style, minus, plus = _CYAN, int(hunk[1] or 1), int(hunk[2] or 1)
         else:
             style = "" if line.startswith("\\") else _BOLD
-        shown = visible(line)
+        shown = visible(_BLOBS.sub(r"index \1..\2", line) if style == _BOLD else line)
         yield f"{style}{shown}{_RESET}" if has_color and style and shown else shown

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.answer import print_json
+from sandbox.cli.changes import print_changes
 from sandbox.cli.checkout import ChangedFile, Checkout
 from sandbox.cli.console import output_console
 from sandbox.cli.figures import counted
@@ -83,20 +84,5 @@ def _tell(task_id: str, changed: Sequence[ChangedFile], options: Chosen) -> None
     if not changed:
         click.echo(f"Task {visible(task_id)} changed nothing, so nothing was applied.", err=True)
         return
-    from rich.text import Text
-
-    console = output_console(has_color=options.has_color)
-    added_width, removed_width = (
-        max(len(f"{number or 0}") + 1 for number in numbers)
-        for numbers in zip(*((file.added, file.removed) for file in changed), strict=True)
-    )
-    for file in changed:
-        numbers = (
-            (f"+{file.added}".rjust(added_width), "green"),
-            " ",
-            (f"-{file.removed}".rjust(removed_width), "red"),
-        )
-        binary = (("binary".rjust(added_width + removed_width + 1), "dim"),)
-        line = Text.assemble(*(binary if file.added is None else numbers), "  ", visible(file.path))
-        console.print(line, soft_wrap=True)
+    print_changes(changed, output_console(has_color=options.has_color))
     click.echo(f"Applied to {counted(len(changed), 'file')} and staged. Look at it with: git diff --cached", err=True)

@@ -30,7 +30,7 @@ def validate(file: BinaryIO) -> None:
     from sandbox.model.manifest_parsing import OFFERED_PROFILES
     from sandbox.model.mistake import InvalidManifestError
 
-    manifest = ManifestFile(file)
+    manifest = ManifestFile.read(file)
     mistakes = []
     profile = ""
     try:

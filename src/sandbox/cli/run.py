@@ -1,0 +1,182 @@
+"""`sandbox run`"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandbox.cli.assignment import Assignment, assignments
+from sandbox.cli.changes import print_changes
+from sandbox.cli.checkout import ChangedFile, Checkout
+from sandbox.cli.console import talk_console
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail, watching
+from sandbox.cli.figures import counted
+from sandbox.cli.flagged import secrets_option
+from sandbox.cli.manifest_file import ManifestFile
+from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.origin import Origin, find_origin
+from sandbox.cli.patch import fetch_patch, painted
+from sandbox.cli.submission import announce, end, submit_manifest
+from sandbox.cli.visible import visible
+from sandbox.cli.wrapping import window_cells, wrapped
+
+if TYPE_CHECKING:
+    from sandbox.client import Client
+
+NAME_CHARACTERS_MAX = 72
+SHOWN_LINES_MAX = 200
+"""Of the patch, before it is asked whether to apply it."""
+
+
+@click.command(epilog="Exit code: as of submit --follow; 4 when the patch does not fit the checkout any more.")
+@click.argument("prompt")
+@click.option(
+    "--apply/--no-apply",
+    "applies",
+    default=None,
+    help="Apply the patch to this checkout, or leave it; without either a terminal is asked.",
+)
+@click.option("--leave-dirty", "leaves_dirty", is_flag=True, help="Go ahead without what is not committed and pushed.")
+@click.option("--remote", metavar="NAME", help="The remote to clone from, instead of the one that the branch follows.")
+@click.option("--id", "task_id", metavar="ID", help="The task's id.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="PATH=VALUE",
+    multiple=True,
+    callback=assignments,
+    help="Set a field of the manifest, such as vm.network_mode=full; repeat it for more.",
+)
+@click.option(
+    "--directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    help="The checkout, instead of the one that you are in.",
+)
+@secrets_option
+@common_options
+def run(
+    prompt: str,
+    applies: bool | None,
+    leaves_dirty: bool,
+    allows_secrets: bool,
+    directory: Path,
+    **wanted: Any,
+) -> None:
+    """Have a task done from here and now, and apply what it changed.
+
+    PROMPT says what to do; '-' reads it from stdin. The task clones the remote of the git checkout that you are in, at
+    the commit that you have, and begins in the directory that you are in.
+    """
+    options, checkout = chosen(), Checkout(directory)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    origin = find_origin(checkout, wanted["remote"])
+    _require_pushed(checkout, origin, leaves_dirty=leaves_dirty)
+    settings: list[Assignment] = wanted["settings"]
+    if wanted["task_id"] is not None:
+        settings.append(Assignment(("metadata", "id"), wanted["task_id"], f"--id {wanted['task_id']}"))
+    manifest = ManifestFile("sandbox run", json.dumps(_manifest(text, origin, checkout.subpath())).encode())
+    _say_origin(origin, checkout)
+    with options.connect() as client:
+        answer = submit_manifest(client, manifest, settings)
+        task_id = answer["task_id"]
+        if options.format != "json":
+            announce(answer, is_watched=True)
+        with watching(task_id):
+            end(client, task_id, options, follows=True)
+        _offer(client, task_id, checkout, options, applies=applies, allows_secrets=allows_secrets)
+
+
+def _require_pushed(checkout: Checkout, origin: Origin, *, leaves_dirty: bool) -> None:
+    changed = checkout.changed()
+    missing = [f"{counted(changed, 'file')} changed and not committed"] if changed else []
+    missing += [f"{counted(origin.unpushed, 'commit')} not on {origin.remote}"] if origin.unpushed else []
+    if missing and not leaves_dirty:
+        message = f"Error: The task would begin without what is only here: {' and '.join(missing)}."
+        advice = "  Commit and push it, or go ahead without it: add --leave-dirty"
+        fail(f"{visible(message)}\n{advice}", ExitCode.CONFLICT)
+
+
+def _manifest(prompt: str, origin: Origin, subpath: str) -> dict[str, Any]:
+    first = next((line.strip() for line in prompt.splitlines() if line.strip()), "Task")
+    name = "".join(character for character in first if character.isprintable())
+    short = name if len(name) <= NAME_CHARACTERS_MAX else name[: NAME_CHARACTERS_MAX - 1].rstrip() + "…"
+    repository = {"url": origin.url, "branch": origin.branch, "commit": origin.commit}
+    return {
+        "version": "1",
+        "kind": "Task",
+        "metadata": {"name": short or "Task"},
+        "repository": {**repository, **({"subpath": subpath} if subpath else {})},
+        "claude": {"prompt": prompt},
+    }
+
+
+def _say_origin(origin: Origin, checkout: Checkout) -> None:
+    lines = [f"From {origin.url}, {origin.branch} at {origin.commit[:12]}."]
+    if origin.has_credentials:
+        lines.append(f"The credentials in the address of {origin.remote} stay here; the server clones with its own.")
+    untracked = checkout.changed(untracked=True)
+    if untracked:
+        lines.append(
+            f"{counted(untracked, 'file')} that git does not track {'stays' if untracked == 1 else 'stay'} here."
+        )
+    for line in lines:
+        click.echo("\n".join(wrapped(line, window_cells(sys.stderr), "  ")), err=True)
+
+
+def _offer(
+    client: Client, task_id: str, checkout: Checkout, options: Chosen, *, applies: bool | None, allows_secrets: bool
+) -> None:
+    """Show what changed, and apply it where that is wanted."""
+    changed: list[ChangedFile] = []
+    with TemporaryDirectory() as directory:
+        patch = Path(directory) / "patch"
+        fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
+        is_empty = not patch.stat().st_size
+        if not is_empty and applies is None and options.format != "json":
+            applies = _ask(patch, checkout, options)
+        if not is_empty:
+            changed = _apply(patch, checkout) if applies else checkout.list_changes(patch)
+    if options.format == "json":
+        files = [asdict(file) for file in changed]
+        click.echo(
+            json.dumps({"type": "patch", "task_id": task_id, "applied": bool(applies and changed), "files": files})
+        )
+        return
+    _tell(task_id, changed, options, is_applied=bool(applies))
+
+
+def _apply(patch: Path, checkout: Checkout) -> list[ChangedFile]:
+    # What else is in the index is the user's own business, and stays apart.
+    return checkout.apply(patch, stages=not checkout.changed())
+
+
+def _ask(patch: Path, checkout: Checkout, options: Chosen) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    lines = patch.read_text(errors="replace").split("\n")
+    click.echo("", err=True)
+    for line in painted(lines[:SHOWN_LINES_MAX], has_color=options.has_color):
+        click.echo(line, err=True, color=True)
+    if len(lines) > SHOWN_LINES_MAX:
+        click.echo(f"… {counted(len(lines) - SHOWN_LINES_MAX, 'more line')}", err=True)
+    return click.confirm(f"Apply this to {visible(str(checkout.root))}?", default=None, err=True)
+
+
+def _tell(task_id: str, changed: list[ChangedFile], options: Chosen, *, is_applied: bool) -> None:
+    shown = visible(task_id)
+    if not changed:
+        click.echo("It changed nothing.", err=True)
+        return
+    print_changes(changed, talk_console(has_color=options.has_color))
+    if is_applied:
+        click.echo(f"Applied to {counted(len(changed), 'file')}. Look at it with: git diff HEAD", err=True)
+        return
+    click.echo(f"  Look at it: sandbox task diff {shown}\n  Apply it:   sandbox task apply {shown}", err=True)

@@ -1,0 +1,75 @@
+"""A manifest on its way to the server, and the task until its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.answer import ending, print_json, print_json_lines
+from sandbox.cli.assignment import Assignment, AssignmentError
+from sandbox.cli.console import talk_console
+from sandbox.cli.exit_code import ExitCode, of_final_state
+from sandbox.cli.failures import fail
+from sandbox.cli.manifest_file import ManifestFile
+from sandbox.cli.mistakes import details, fail_with_mistakes
+from sandbox.cli.options import Chosen
+from sandbox.cli.pending import PendingReason
+from sandbox.cli.story import tell
+from sandbox.cli.visible import visible
+
+if TYPE_CHECKING:
+    from sandbox.client import Client
+    from sandbox.client.answers import Submitted, Task
+
+
+def submit_manifest(client: Client, manifest: ManifestFile, settings: Sequence[Assignment]) -> Submitted:
+    """Ask for a task; ends the command with the manifest's mistakes where it has some."""
+    from sandbox import client as api
+    from sandbox.model.mistake import InvalidManifestError
+
+    changed = None
+    try:
+        changed = manifest.change(settings) if settings else None
+        sent = changed or manifest
+        return client.submit(sent.body, sent.content_type)
+    except AssignmentError as error:
+        raise click.BadParameter(str(error)) from None
+    except InvalidManifestError as error:
+        fail_with_mistakes(manifest.name, error.message, details(error.mistakes))
+    except api.InvalidManifestError as error:
+        found = changed.find_places(error.details) if changed else error.details
+        fail_with_mistakes(manifest.name, error.message, found)
+
+
+def announce(answer: Submitted, *, is_watched: bool) -> None:
+    """Print the id on stdout, and for people how to watch the task unless that is done anyway."""
+    task_id = visible(answer["task_id"])
+    click.echo(task_id)
+    sys.stdout.flush()
+    if sys.stderr.isatty() and not is_watched:
+        click.echo(
+            f"Submitted; it is {visible(answer['state'])}.\n  Watch it: sandbox task status {task_id} --watch",
+            err=True,
+        )
+
+
+def end(client: Client, task_id: str, options: Chosen, *, follows: bool) -> Task:
+    """Wait for the task's end, `follows` telling what happens; ends the command unless it completed."""
+    if follows:
+        events = client.events(task_id)
+        if options.format == "json":
+            print_json_lines(events)
+        else:
+            tell(events, talk_console(has_color=options.has_color), why_pending=PendingReason(options, task_id))
+    status = client.wait(task_id)
+    if options.format == "json" and not follows:
+        print_json(status)
+    code = of_final_state(status["state"])
+    if code is not ExitCode.DONE:
+        fail(ending(status, has_reason=not follows), code)
+    if options.format != "json":
+        click.echo(ending(status), err=True)
+    return status

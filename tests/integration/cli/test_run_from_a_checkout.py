@@ -1,0 +1,253 @@
+"""`sandbox run`: a task from the checkout that one is in, and its patch back into it."""
+
+import hashlib
+import json
+
+import pytest
+
+from doubles.live import git
+from doubles.recorded_api import Answer, of_error, of_frames, of_json
+from doubles.recorded_story import TASK, frames, status
+
+URL = "https://github.com/org/app.git"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A clean checkout whose one commit is on origin/main."""
+    directory = tmp_path / "checkout"
+    (directory / "src").mkdir(parents=True)
+    git("init", "-q", "-b", "main", ".", cwd=directory)
+    (directory / "src" / "app.py").write_text("print('hello')\n")
+    commit(directory)
+    git("remote", "add", "origin", URL, cwd=directory)
+    push(directory)
+    return directory
+
+
+def commit(directory, message="Begin"):
+    git("add", "-A", ".", cwd=directory)
+    git("commit", "-q", "-m", message, cwd=directory)
+
+
+def push(directory, branch="main", remote="origin"):
+    """What a push leaves here of what is there."""
+    git("update-ref", f"refs/remotes/{remote}/{branch}", "HEAD", cwd=directory)
+
+
+def head(directory, revision="HEAD"):
+    return git("rev-parse", revision, cwd=directory).strip()
+
+
+@pytest.fixture
+def done(api, checkout):
+    """The task changes the greeting and adds a file, and completes."""
+    (checkout / "src" / "app.py").write_text("print('goodbye')\n")
+    (checkout / "new.txt").write_text("new\n")
+    git("add", "-A", ".", cwd=checkout)
+    patch = git("diff", "--cached", "--binary", "--full-index", cwd=checkout).encode()
+    git("reset", "-q", "--hard", cwd=checkout)
+    play(api, patch)
+    return patch
+
+
+def play(api, patch, state="completed"):
+    api.on("POST", "/tasks", of_json({"task_id": TASK, "state": "pending"}, 202))
+    api.on("GET", f"/tasks/{TASK}", of_json(status(state)))
+    api.on("GET", f"/tasks/{TASK}/logs", of_frames(frames()))
+    name = f".sandbox/{TASK}.patch"
+    listed = [{"name": f"{TASK}.patch", "path": name, "contains_secret": False}]
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": listed}))
+    checksum = {"X-Checksum-SHA256": hashlib.sha256(patch).hexdigest()}
+    api.on("GET", f"/tasks/{TASK}/artifacts/.sandbox%2F{TASK}.patch", lambda _: Answer(200, [patch], checksum))
+
+
+def sent(api):
+    return json.loads(api.to("POST", "/tasks")[0].body)
+
+
+def test_a_task_begins_at_the_pushed_commit_in_the_directory_that_one_is_in(api, done, sandbox, checkout):
+    result = sandbox("run", "Say goodbye.\nPolitely.", cwd=checkout / "src")
+    assert result.returncode == 0, result.stderr
+    assert sent(api) == {
+        "version": "1",
+        "kind": "Task",
+        "metadata": {"name": "Say goodbye."},
+        "repository": {"url": URL, "branch": "main", "commit": head(checkout), "subpath": "src"},
+        "claude": {"prompt": "Say goodbye.\nPolitely."},
+    }
+    assert result.stdout == f"{TASK}\n".encode()
+    told = result.stderr.decode()
+    assert told.startswith(f"From {URL}, main at {head(checkout)[:12]}.\n")
+    assert "▸ Edit  src/app/parser.py" in told
+
+
+def test_off_a_terminal_nothing_is_applied_unless_that_was_asked_for(done, sandbox, checkout):
+    result = sandbox("run", "Say goodbye.", cwd=checkout)
+    assert f"Apply it:   sandbox task apply {TASK}" in result.stderr.decode()
+    assert git("status", "--porcelain", cwd=checkout) == ""
+
+
+def test_the_patch_is_applied_on_request(done, sandbox, checkout):
+    result = sandbox("run", "Say goodbye.", "--apply", cwd=checkout)
+    assert (result.returncode, (checkout / "src" / "app.py").read_text()) == (0, "print('goodbye')\n")
+    assert "Applied to 2 files." in result.stderr.decode()
+    assert git("status", "--porcelain", cwd=checkout) == "A  new.txt\nM  src/app.py\n"
+
+
+@pytest.mark.parametrize(("answer", "applied"), [(b"y\n", True), (b"n\n", False)])
+def test_a_terminal_is_shown_the_patch_and_asked(done, on_terminal, terminal, checkout, answer, applied):
+    process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
+    shown = terminal.read_until(b"[y/n]:")
+    assert b"print('goodbye')" in shown
+    terminal.type(answer)
+    terminal.read_to_end(process)
+    assert process.returncode == 0
+    assert ((checkout / "new.txt").exists()) == applied
+
+
+def test_for_programs_the_patch_is_the_last_line(done, sandbox, checkout):
+    lines = sandbox("run", "Say goodbye.", "--apply", "-f", "json", cwd=checkout).stdout.splitlines()
+    assert json.loads(lines[-2])["type"] == "end"
+    last = json.loads(lines[-1])
+    assert (last["type"], last["applied"], [file["path"] for file in last["files"]]) == (
+        "patch", True, ["new.txt", "src/app.py"],
+    )  # fmt: skip
+
+
+def test_the_prompt_may_come_from_stdin_and_fields_may_be_set(api, done, sandbox, checkout):
+    result = sandbox("run", "-", "--set", "vm.cpus=2", "--id", "mine", stdin=b"Say it.\n", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert (sent(api)["claude"]["prompt"], sent(api)["vm"]) == ("Say it.\n", {"cpus": 2})
+    assert sent(api)["metadata"]["id"] == "mine"
+
+
+def test_a_mistake_in_what_was_set_is_told_of_the_option(api, sandbox, checkout):
+    mistake = {"field": "vm.cpus", "rule": "type", "message": "must be a whole number", "line": None, "column": None}
+    api.on("POST", "/tasks", of_error(400, "invalid_manifest", "It has mistakes.", [mistake]))
+    result = sandbox("run", "Go.", "--set", "vm.cpus=many", cwd=checkout)
+    assert result.returncode == 9
+    assert result.stderr.decode().splitlines()[1:] == [
+        "--set vm.cpus=many: vm.cpus: must be a whole number",
+        "Error: sandbox run has 1 mistake.",
+    ]
+
+
+def test_what_is_not_pushed_stops_it_before_anything_is_paid_for(api, sandbox, checkout):
+    (checkout / "src" / "app.py").write_text("changed\n")
+    commit(checkout, "Here only")
+    (checkout / "src" / "app.py").write_text("changed again\n")
+    result = sandbox("run", "Go.", cwd=checkout)
+    assert result.returncode == 4
+    told = result.stderr.decode()
+    assert "1 file changed and not committed and 1 commit not on origin" in told
+    assert "--leave-dirty" in told
+    assert api.asked == []
+
+
+def test_what_is_not_pushed_can_be_left_out_and_is_kept(api, done, sandbox, checkout):
+    pushed = head(checkout)
+    (checkout / "README.md").write_text("mine\n")
+    commit(checkout, "Here only")
+    (checkout / "README.md").write_text("mine too\n")
+    result = sandbox("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert sent(api)["repository"]["commit"] == pushed
+    assert (checkout / "README.md").read_text() == "mine too\n"
+    assert (checkout / "new.txt").read_text() == "new\n"
+
+
+def test_a_patch_that_does_not_fit_any_more_is_not_applied_in_part(api, done, sandbox, checkout):
+    (checkout / "src" / "app.py").write_text("something else\n")
+    result = sandbox("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
+    assert result.returncode == 4
+    assert not (checkout / "new.txt").exists()
+
+
+def test_a_task_that_failed_ends_with_its_reason_and_offers_nothing(api, done, sandbox, checkout):
+    play(api, b"", "failed")
+    result = sandbox("run", "Go.", "--apply", cwd=checkout)
+    assert result.returncode == 1
+    assert git("status", "--porcelain", cwd=checkout) == ""
+
+
+def test_a_task_that_changes_nothing_says_so(api, sandbox, checkout):
+    play(api, b"")
+    result = sandbox("run", "Look.", "--apply", cwd=checkout)
+    assert (result.returncode, result.stderr.decode().splitlines()[-1]) == (0, "It changed nothing.")
+
+
+def test_untracked_files_stay_and_are_no_obstacle(done, sandbox, checkout):
+    (checkout / "notes.txt").write_text("mine\n")
+    result = sandbox("run", "Go.", cwd=checkout)
+    assert result.returncode == 0
+    assert "1 file that git does not track stays here." in result.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("https://me:s3cr3t@github.com/org/app.git", URL),
+        ("git@github.com:org/app.git", "git@github.com:org/app.git"),
+        ("short:app.git", URL),
+    ],
+)
+def test_the_remotes_address_goes_without_credentials_and_abbreviations(api, done, sandbox, checkout, address, url):
+    git("remote", "set-url", "origin", address, cwd=checkout)
+    git("config", "url.https://github.com/org/.insteadOf", "short:", cwd=checkout)
+    result = sandbox("run", "Go.", cwd=checkout)
+    assert sent(api)["repository"]["url"] == url
+    assert b"s3cr3t" not in result.stderr
+    assert ("credentials" in result.stderr.decode()) == ("s3cr3t" in address)
+
+
+def test_the_branch_that_is_followed_is_cloned_whatever_it_is_called_here(api, done, sandbox, checkout):
+    git("checkout", "-q", "-b", "mine", cwd=checkout)
+    git("remote", "add", "fork", "https://github.com/me/app.git", cwd=checkout)
+    push(checkout, "feature/theirs", "fork")
+    git("config", "branch.mine.remote", "fork", cwd=checkout)
+    git("config", "branch.mine.merge", "refs/heads/feature/theirs", cwd=checkout)
+    assert sandbox("run", "Go.", cwd=checkout).returncode == 0
+    repository = sent(api)["repository"]
+    assert (repository["url"], repository["branch"]) == ("https://github.com/me/app.git", "feature/theirs")
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_commit_that_the_remote_has_in_another_branch_is_cloned_from_there(api, done, sandbox, checkout, detached):
+    git("checkout", "-q", *(["--detach"] if detached else ["-b", "new"]), cwd=checkout)
+    assert sandbox("run", "Go.", cwd=checkout).returncode == 0
+    assert (sent(api)["repository"]["branch"], sent(api)["repository"]["commit"]) == ("main", head(checkout))
+
+
+def break_off(directory):
+    git("update-ref", "-d", "refs/remotes/origin/main", cwd=directory)
+
+
+def add_another(directory):
+    git("remote", "rename", "origin", "a", cwd=directory)
+    git("remote", "add", "b", URL, cwd=directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda at: git("remote", "remove", "origin", cwd=at), "git remote add origin URL"),
+        (
+            lambda at: git("remote", "set-url", "origin", "/srv/app.git", cwd=at),
+            "The address of origin must be https://",
+        ),
+        (break_off, "git push -u origin main"),
+        (add_another, "--remote NAME"),
+    ],
+    ids=["no remote", "a path", "never pushed", "several remotes"],
+)
+def test_a_checkout_that_no_task_can_begin_from_says_what_to_do(api, sandbox, checkout, change, told):
+    change(checkout)
+    result = sandbox("run", "Go.", cwd=checkout)
+    assert (result.returncode, api.asked) == (2, [])
+    assert told in result.stderr.decode()
+
+
+def test_outside_of_a_checkout_it_says_so(sandbox):
+    result = sandbox("run", "Go.")
+    assert (result.returncode, b"is not in a git checkout" in result.stderr) == (2, True)
