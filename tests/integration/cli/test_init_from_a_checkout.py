@@ -43,7 +43,7 @@ def test_questions_are_asked_until_the_answers_make_sense(on_terminal, terminal,
         (b"What is to be done:", "Mend the tests."),
         (b"Name [", ""),
         (b"[isolated]:", "outbound"),
-        (b"with commas:", "pypi.org, *.pythonhosted.org"),
+        (b"with commas:", "example.org, *.example.com"),
         (b"[1h]:", "soon"),
         (b"whole number", "30m"),
         (b"[none]:", "report.md"),
@@ -55,7 +55,7 @@ def test_questions_are_asked_until_the_answers_make_sense(on_terminal, terminal,
     terminal.read_to_end(process)
     assert process.returncode == 0
     written = yaml.safe_load((tmp_path / "mine.yaml").read_text())
-    assert written["vm"] == {"network_mode": "outbound", "allowed_hosts": ["pypi.org", "*.pythonhosted.org"]}
+    assert written["vm"] == {"network_mode": "outbound", "allowed_hosts": ["example.org", "*.example.com"]}
     assert (written["lifecycle"], written["claude"]) == (
         {"timeout": "30m", "artifact_patterns": ["report.md"]},
         {"prompt": "Mend the tests."},
