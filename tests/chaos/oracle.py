@@ -38,11 +38,7 @@ TRUE_ENDS = {
         "ready": {DONE, LOST_SANDBOX, NOT_PROVISIONED},
         "running": {LOST_SANDBOX, BROKEN_OFF},
     },
-    # An agent that asks for nothing more may never notice.
-    "gateway": {
-        "ready": {DONE, LOST_SANDBOX, BROKEN_OFF},
-        "running": {DONE, LOST_SANDBOX, BROKEN_OFF},
-    },
+    "gateway": {"ready": {DONE, LOST_SANDBOX}, "running": {LOST_SANDBOX}},
 }
 TRUE_ENDS["all"] = TRUE_ENDS["runner"]
 """`{victim: {state at the blow: {(state, code)}}}`. Nothing else is promised to happen."""
