@@ -42,9 +42,14 @@ class TaskLayout:
         """One file an artifact, by its name."""
         return self.root / "artifacts"
 
+    @property
+    def attempts(self) -> Path:
+        """One directory an attempt, by its id."""
+        return self.root / "attempts"
+
     def attempt(self, attempt_id: str) -> "AttemptLayout":
         """The directory of one attempt."""
-        return AttemptLayout(self.root / "attempts" / attempt_id)
+        return AttemptLayout(self.attempts / attempt_id)
 
     def attempts(self) -> Iterator["AttemptLayout"]:
         """The directories of all attempts, in no order."""
