@@ -43,17 +43,17 @@ class TaskLayout:
         return self.root / "artifacts"
 
     @property
-    def attempts(self) -> Path:
+    def attempts_root(self) -> Path:
         """One directory an attempt, by its id."""
         return self.root / "attempts"
 
     def attempt(self, attempt_id: str) -> "AttemptLayout":
         """The directory of one attempt."""
-        return AttemptLayout(self.attempts / attempt_id)
+        return AttemptLayout(self.attempts_root / attempt_id)
 
     def attempts(self) -> Iterator["AttemptLayout"]:
         """The directories of all attempts, in no order."""
-        attempts = self.root / "attempts"
+        attempts = self.attempts_root
         return (self.attempt(path.name) for path in (attempts.iterdir() if attempts.is_dir() else ()))
 
 

@@ -114,7 +114,7 @@ def _list_attempts(data_dir: Path) -> Iterator[tuple[str, tuple[str, bool]]]:
     Text and no paths, since most of it is of tasks that ended long ago and left nothing.
     """
     layout = TaskLayout(data_dir, "")
-    root, attempts, log = str(tasks_root(data_dir)), layout.attempts.name, layout.attempt("").runner_log.name
+    root, attempts, log = str(tasks_root(data_dir)), layout.attempts_root.name, layout.attempt("").runner_log.name
     for task_id in _names(root):
         for attempt_id in _names(f"{root}/{task_id}/{attempts}"):
             yield attempt_id, (task_id, _names(f"{root}/{task_id}/{attempts}/{attempt_id}") not in ([], [log]))
