@@ -59,7 +59,7 @@ class HandedRunners:
     async def launch(self, order, lock_fd):
         if self.refuses:
             self.refusals += 1
-            raise OSError("no more processes")
+            raise self.refuses if isinstance(self.refuses, OSError) else OSError("no more processes")
         self.orders.append(order)
         writer = self.journals.adopt(order.task_id, os.dup(lock_fd))
         self.recorders[order.task_id] = Recorder(writer, read_task(self.journals, order.task_id).task, self.clock.now)
@@ -103,7 +103,8 @@ class Rooms:
         self.clock = RoomClock()
         self.runners = HandedRunners(self.journals, self.clock)
         self.memory_available_bytes = 100 * GIB
-        self.space, self.reserve = Space(100, 100), ReserveFile(data_dir / "reserve", 4096)
+        self.space, self.reserve = Space(100 * GIB, 1000 * GIB), ReserveFile(data_dir / "reserve", 4096)
+        self.reserve.take()
         self.secrets, self.secrets_asked = {}, []
         self.images, self.image_trouble = {}, ""
         self.remove = remove
@@ -128,7 +129,7 @@ class Rooms:
         clock, broadcast = self.clock, Broadcast()
         follower = Follower(self.journals, self.store, clock, broadcast)
         template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
-        space = SpaceKeeper(self.data_dir, lambda: self.space, Watermark(10, 1000), self.reserve)
+        space = SpaceKeeper(self.data_dir, lambda: self.space, Watermark(5, 4 * GIB), self.reserve)
         drain = Drain(self.data_dir)
         preservation = Preservation(self.data_dir, self.remove_files)
         service = TaskService(

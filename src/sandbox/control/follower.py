@@ -90,7 +90,9 @@ class Follower:
         After a power loss the index may know more than the journal kept: then the story is read from its beginning.
         """
         try:
-            batch = self._journals.read(feed.task.id, feed.offset)
+            # What the server itself writes at this moment may be taken back, when the disk refuses to flush it.
+            async with feed.writing:
+                batch = self._journals.read(feed.task.id, feed.offset)
             if not batch.records or batch.records[0].seq == feed.task.last_seq + 1:
                 return batch
         except JournalDamagedError:

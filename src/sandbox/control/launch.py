@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -27,8 +28,11 @@ from sandbox.model.event import (
 from sandbox.model.follow_up import find_follow_up, pause_seconds, takes_disk_over
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.manifest import Secret
+from sandbox.model.refusal import refusal_of
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
+
+_log = logging.getLogger(__name__)
 
 ResolveSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
 """The values of secrets by name. Raises SecretUnavailableError."""
@@ -120,6 +124,10 @@ class Launcher:
         try:
             await self._start(recorder, started.attempt_id, secrets=dict(secrets), image=image)
         except OSError as error:
+            if refusal_of(error) is not None:
+                # The journal is free now: a finisher ends this attempt once the disk takes it, and another may follow.
+                _log.warning("The runner of task %s could not be started: %s", recorder.task.id, error)
+                return
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
             await asyncio.to_thread(_give_up, recorder, failure, is_first)
 

@@ -21,10 +21,10 @@ from sandbox.model.event import (
 from sandbox.model.follow_up import find_follow_up, takes_disk_over
 from sandbox.model.life import EndAttempt
 from sandbox.model.limits import OUTPUT_SYNC_SECONDS, RETRY_SECONDS
+from sandbox.model.refusal import NO_ROOM, refusal_of
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.leftovers import take_over
-from sandbox.runner.refusal import NO_ROOM, refusal_of
 from sandbox.runner.steps.collect import collect, is_collected
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
@@ -172,7 +172,6 @@ class AttemptLife:
 
     async def _conclude(self) -> None:
         """Make way for the attempt that follows; where none does, collect, tear down and end the task."""
-        self._attempt.recorder.spend_reserve()
         while (follow_up := find_follow_up(self._attempt.task)) is not None:
             if await self._make_way(follow_up):
                 return

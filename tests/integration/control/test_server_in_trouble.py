@@ -1,6 +1,8 @@
 """What the server does when disk, index, processes or journals let it down: no task is lost, none is stuck for ever."""
 
 import asyncio
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -370,3 +372,44 @@ def test_a_refused_task_leaves_nothing_to_be_found_by_the_next_server(world, dis
     asyncio.run(before())
     assert asyncio.run(after()) == []
     assert read_task(world.journals, "task-1").task is None
+
+
+def test_a_runner_for_whose_log_there_is_no_room_is_followed_by_a_finisher_and_fails_nobody(world):
+    async def play():
+        async with world.server() as service:
+            world.runners.refuses = OSError(28, "No space left on device")
+            await service.submit(manifest())
+            await refused(world.runners)
+            assert not (await service.status("task-1")).state.is_terminal
+            world.runners.refuses = None
+            await world.launched("task-1")
+            assert world.runners.orders[-1].finish
+
+    asyncio.run(play())
+
+
+def test_nobody_reads_what_the_server_takes_back_because_it_could_not_be_flushed(world, monkeypatch):
+    """The follower looks all the time, also between a record that is written and its flush, which fails."""
+    monkeypatch.setattr("sandbox.control.service.RETRY_SECONDS", 0.0)
+    fdatasync, failures = os.fdatasync, []
+
+    def slow_and_broken(descriptor):
+        if len(failures) < 3 and b"attempt_started" in Path(f"/proc/self/fd/{descriptor}").read_bytes():
+            failures.append(descriptor)
+            time.sleep(0.3)
+            raise OSError(5, "Input/output error")
+        fdatasync(descriptor)
+
+    monkeypatch.setattr("sandbox.journal.writer.os.fdatasync", slow_and_broken)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            return await service.wait("task-1", 10)
+
+    shown = asyncio.run(play())
+    assert len(failures) == 3
+    assert shown == read_task(world.journals, "task-1").task
+    assert world.store.load("task-1").task == shown

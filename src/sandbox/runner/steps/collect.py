@@ -18,11 +18,11 @@ from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
 from sandbox.model.frame import attempts_fields, error, timestamp
 from sandbox.model.life import final_state
+from sandbox.model.refusal import refusal_of
 from sandbox.model.task import Task
 from sandbox.runner.confining import confine_for
 from sandbox.runner.durability import flush, give_name
 from sandbox.runner.equipment import Attempt
-from sandbox.runner.refusal import refusal_of
 
 
 async def collect(attempt: Attempt) -> None:
