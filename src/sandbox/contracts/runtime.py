@@ -190,10 +190,7 @@ class Sandbox(Protocol):
         ...
 
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
-        """Run the sandbox's one command; gives its stdout and stderr.
-
-        Raises AttemptError (provision_failed), or (sandbox_lost) where the sandbox has gone meanwhile.
-        """
+        """Run the sandbox's one command; gives its stdout and stderr. Raises AttemptError (provision_failed)."""
         ...
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
@@ -242,10 +239,7 @@ class Runtime(Protocol):
         ...
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
-        """Make a planned sandbox. Leaves nothing behind where it fails.
-
-        Raises AttemptError (provision_failed), or (sandbox_lost) where somebody killed it as it began.
-        """
+        """Make a planned sandbox. Raises AttemptError (provision_failed), leaving nothing behind."""
         ...
 
     def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AbstractAsyncContextManager[Confinement]:

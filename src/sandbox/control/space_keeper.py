@@ -57,13 +57,15 @@ class SpaceKeeper:
     def _judge(self, *, was_short: bool) -> str | None:
         if self.space.is_read_only:
             return f"The disk of {self._data_dir} is read-only."
-        if not self._watermark.is_short(self.space, was_short=was_short):
+        # What was given back is no room for new tasks: it is taken again before they begin.
+        space = self.space if self._reserve.is_taken else self.space.without(SERVER_RESERVE_BYTES)
+        if not self._watermark.is_short(space, was_short=was_short):
             return None
         wanted = int(self._watermark.bytes_of(self.space) * WATERMARK_LIFT_FACTOR)
-        if self.space.free_bytes >= wanted:
+        if space.free_bytes >= wanted:
             return f"The disk of {self._data_dir} takes hardly any more files; remove some."
         return (
-            f"The disk of {self._data_dir} is nearly full: {_mebibytes(self.space.free_bytes)} are free, new tasks "
+            f"The disk of {self._data_dir} is nearly full: {_mebibytes(max(space.free_bytes, 0))} are free, new tasks "
             f"begin with {_mebibytes(wanted)}."
         )
 

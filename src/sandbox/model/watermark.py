@@ -14,6 +14,10 @@ class Space(msgspec.Struct, frozen=True):
     files_total: int = 0
     is_read_only: bool = False
 
+    def without(self, kept_bytes: int) -> "Space":
+        """The same with so much less free."""
+        return msgspec.structs.replace(self, free_bytes=self.free_bytes - kept_bytes)
+
 
 class Watermark(msgspec.Struct, frozen=True):
     """A share of the file system, but no more than so many bytes: a small disk keeps a little, a large one no waste.

@@ -30,6 +30,7 @@ from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import END_RESERVE_BYTES, LAUNCH_SECONDS
 from sandbox.model.task import Task
+from sandbox.model.watermark import Space
 from sandbox.profiles.catalog import HeldImages
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.control_socket import listening
@@ -141,9 +142,15 @@ def _wire_recorder(
             recorder.revise = lambda event: redact_event(event, redaction)
         return recorder
 
-    space = HostSpace(lambda: measure_space(data_dir), order.output_watermark, equipment.clock)
-    reserve = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve
-    return AttemptRecorder(make, writer, space, ReserveFile(reserve, END_RESERVE_BYTES))
+    files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
+    reserve = ReserveFile(files.reserve, END_RESERVE_BYTES)
+
+    def measure() -> Space:
+        """What was given back is for the end, not for output."""
+        found = measure_space(data_dir)
+        return found if reserve.is_taken else found.without(END_RESERVE_BYTES)
+
+    return AttemptRecorder(make, writer, HostSpace(measure, order.output_watermark, equipment.clock), reserve)
 
 
 def _gather(order: LaunchOrder) -> Equipment:

@@ -114,13 +114,13 @@ def test_a_task_that_no_longer_fits_after_a_restart_keeps_nobody_waiting_and_can
 def test_a_task_waits_while_the_disk_is_nearly_full_and_begins_when_there_is_room(world):
     async def play():
         async with world.server() as service:
-            world.space = Space(9, 100)
+            world.space = Space(GIB, 1000 * GIB)
             await service.submit(manifest("task-1"))
             status = await service.status("task-1")
             assert status.state is TaskState.PENDING
             assert "is nearly full" in status.state_message
             assert not (await service.health()).ready
-            world.space = Space(100, 100)
+            world.space = Space(100 * GIB, 1000 * GIB)
             await world.launched("task-1")
             assert (await service.health()).ready
 
@@ -132,10 +132,10 @@ def test_a_drained_server_begins_and_takes_nothing_and_lets_what_runs_end(world)
         async with world.server() as service:
             await service.submit(manifest("task-1"), Idempotency("key", "sha"))
             await world.launched("task-1")
-            world.space = Space(9, 100)
+            world.space = Space(GIB, 1000 * GIB)
             await service.submit(manifest("task-2"))
             assert await service.drain() == await service.drain()
-            world.space = Space(100, 100)
+            world.space = Space(100 * GIB, 1000 * GIB)
             with pytest.raises(UnavailableError, match="being drained"):
                 await service.submit(manifest("task-3"))
             assert (await service.submit(manifest("task-1"), Idempotency("key", "sha"))).is_replayed

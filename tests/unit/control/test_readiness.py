@@ -42,7 +42,9 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path):
-    return Machine(tmp_path)
+    made = Machine(tmp_path)
+    made.keeper.look()
+    return made
 
 
 def test_a_server_with_everything_is_ready(machine):
@@ -73,6 +75,13 @@ def test_the_server_is_ready_again_only_when_there_is_clearly_more_room(machine)
     assert machine.reasons(structs.replace(ROOMY, free_bytes=3 * GIB)) != ""
     assert machine.reasons(structs.replace(ROOMY, free_bytes=5 * GIB - 1)) != ""
     assert machine.reasons(structs.replace(ROOMY, free_bytes=5 * GIB)) == ""
+
+
+def test_the_reserve_that_was_given_back_is_no_room_for_new_tasks(machine):
+    tiny = Space(free_bytes=0, total_bytes=100 * 1024**2)
+    assert "0 MiB are free" in machine.reasons(tiny)
+    assert "0 MiB are free" in machine.reasons(structs.replace(tiny, free_bytes=16 * 1024**2))
+    assert machine.reasons(structs.replace(tiny, free_bytes=32 * 1024**2)) == ""
 
 
 def test_the_reserve_is_given_back_when_nothing_else_is_left_and_taken_again(machine):
