@@ -108,7 +108,7 @@ class Launcher:
             await asyncio.to_thread(recorder.record, TaskFinished())
             return
         if isinstance(answer, Failure):
-            await asyncio.to_thread(_end, recorder, answer)
+            await asyncio.to_thread(end_books, recorder, answer)
             return
         await self._attempt(recorder, answer)
 
@@ -179,7 +179,7 @@ class Launcher:
             return
         if feed.finishers_launched >= FINISHERS_MAX:
             lost = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
-            await asyncio.to_thread(_end, recorder, lost)
+            await asyncio.to_thread(end_books, recorder, lost)
             return
         answer = await self._secrets(recorder.task)
         secrets = {} if isinstance(answer, Failure) else dict(answer)
@@ -230,12 +230,12 @@ def _may_go_on(task: Task) -> bool:
 def _give_up(recorder: Recorder, failure: Failure, is_first: bool) -> None:
     """Of a first attempt nothing is there; what earlier ones left is removed by a finisher, which ends the books."""
     if is_first:
-        _end(recorder, failure)
+        end_books(recorder, failure)
     else:
         recorder.record(AttemptFailed(failure))
 
 
-def _end(recorder: Recorder, failure: Failure) -> None:
+def end_books(recorder: Recorder, failure: Failure) -> None:
     """No attempt follows: what is left of the last one may still live."""
     if recorder.task.attempt_state is TaskState.RUNNING:
         recorder.record(AgentExited(None, None, failure))

@@ -23,6 +23,7 @@ from sandbox.stores.schema import StoreUnusableError
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.data_dir_lock import held
+from sandbox.wiring.private_directory import only_ours
 
 
 class NoDataError(SandboxError):
@@ -74,7 +75,7 @@ def rebuild_index(data_dir: Path) -> Rebuilt:
     Raises NoDataError, DataDirBusyError, StoreUnusableError, StoreError, OSError; the index is as it was then.
     """
     refuse_nothing(data_dir)
-    with held(data_dir):
+    with held(data_dir), only_ours():
         beside = data_dir / "index.sqlite.new"
         _remove_database(beside)
         journals, store = FileJournals(data_dir), SqliteStore(beside)

@@ -2,6 +2,8 @@
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.model.errors import SandboxError
@@ -11,6 +13,16 @@ class UnsafePlaceError(SandboxError):
     """A directory that must be private belongs to somebody else or lets others in."""
 
     code = "unsafe_place"
+
+
+@contextmanager
+def only_ours() -> Iterator[None]:
+    """What is made meanwhile nobody else reads."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def make_private(directory: Path) -> Path:

@@ -12,6 +12,8 @@ ENTRIES = {
     "drain": ("sandbox.cli.admin.drain:drain", "Let the server finish what runs, and begin nothing."),
     "rebuild": ("sandbox.cli.admin.rebuild:rebuild", "Make the index anew from the journals."),
     "prune": ("sandbox.cli.admin.prune:prune", "Remove finished tasks with all that is kept of them."),
+    "backup": ("sandbox.cli.admin.backup:backup", "Back up tasks and tokens into a file."),
+    "restore": ("sandbox.cli.admin.backup:restore", "Make a data directory of a backup."),
 }
 
 

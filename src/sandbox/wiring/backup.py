@@ -1,0 +1,169 @@
+"""A backup: a tar of journals, artifacts and tokens, with a manifest of checksums as its last member.
+
+The index is left out, because it is made of the journals. Nor is what attempts work with: a sandbox cannot be restored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+import stat
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from sandbox import __version__
+from sandbox.contracts.layout import TaskLayout
+from sandbox.contracts.recorder import read_task
+from sandbox.journal.directory import flush
+from sandbox.journal.journals import FileJournals
+from sandbox.model.artifact import Artifact
+from sandbox.model.errors import SandboxError
+from sandbox.model.frame import timestamp
+
+MANIFEST = "manifest.json"
+TOKENS = "tokens.json"
+VERSION = 1
+"""The newest shape of backups that this program knows."""
+
+
+class BackupExistsError(SandboxError):
+    """There is a file where the backup was to be."""
+
+    code = "backup_exists"
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One file of a backup. sha256: 64 hex digits."""
+
+    size_bytes: int
+    sha256: str
+
+
+class BackupManifest(msgspec.Struct, frozen=True):
+    """What is in a backup; `remarks` tell what was damaged before, and is in it as it was."""
+
+    version: int
+    sandbox: str
+    created_at: str
+    files: dict[str, Entry]
+    remarks: list[str]
+
+
+@dataclass(slots=True)
+class Backup:
+    """What has been written so far."""
+
+    tar: tarfile.TarFile
+    files: dict[str, Entry] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    tasks_count: int = 0
+
+
+def back_up(data_dir: Path, target: Path) -> BackupManifest:
+    """Write a backup beside and rename it, for nobody else to read (0600). May be done while tasks run.
+
+    Each task is as its journal told at one moment. Raises BackupExistsError, OSError.
+    """
+    if target.exists():
+        raise BackupExistsError(f"{target} is there already; choose another name, or remove it.")
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                manifest = _write(data_dir, Backup(tar))
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+    flush(target.parent)
+    return manifest
+
+
+def _write(data_dir: Path, backup: Backup) -> BackupManifest:
+    tokens = data_dir / TOKENS
+    if tokens.exists():
+        with _opened(tokens) as file:
+            _add(backup, TOKENS, file, os.fstat(file.fileno()).st_size)
+    journals = FileJournals(data_dir)
+    for task_id in journals.task_ids():
+        # Whether a runner holds it or we do: the task is neither removed nor packed meanwhile.
+        with journals.holding(task_id), suppress(FileNotFoundError):
+            _add_task(backup, journals, TaskLayout(data_dir, task_id))
+    created_at = timestamp(datetime.now(UTC))
+    manifest = BackupManifest(VERSION, __version__, created_at, backup.files, backup.remarks)
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    backup.tar.addfile(_info(MANIFEST, len(content)), io.BytesIO(content))
+    return manifest
+
+
+def _add_task(backup: Backup, journals: FileJournals, layout: TaskLayout) -> None:
+    """Raises FileNotFoundError when the task was removed before."""
+    directory = layout.root / "journal"
+    name = "records" if (directory / "records").exists() else "records.gz"
+    with _opened(directory / name) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        artifacts: tuple[Artifact, ...] = ()
+        try:
+            reading = read_task(journals, layout.task_id)
+            size_bytes = reading.offset if name == "records" else size_bytes
+            artifacts = reading.task.artifacts if reading.task else ()
+        except SandboxError as error:
+            backup.remarks.append(f"Task {layout.task_id}: {error.message}")
+        _add(backup, f"tasks/{layout.task_id}/journal/{name}", file, size_bytes)
+    for artifact in artifacts:
+        _add_artifact(backup, layout, artifact)
+
+
+def _add_artifact(backup: Backup, layout: TaskLayout, artifact: Artifact) -> None:
+    name = f"tasks/{layout.task_id}/artifacts/{artifact.name}"
+    try:
+        with _opened(layout.artifacts / artifact.name) as file:
+            found = os.fstat(file.fileno())
+            entry = _add(backup, name, file, found.st_size) if stat.S_ISREG(found.st_mode) else None
+    except OSError as error:
+        backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} is missing ({error.strerror})")
+        return
+    if entry is None or f"sha256:{entry.sha256}" != artifact.checksum:
+        backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} does not match its checksum")
+
+
+def _add(backup: Backup, name: str, file: _Hashing, size_bytes: int) -> Entry:
+    backup.tar.addfile(_info(name, size_bytes), file)
+    entry = backup.files[name] = Entry(size_bytes, file.digest.hexdigest())
+    return entry
+
+
+def _info(name: str, size_bytes: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size_bytes, 0o600
+    return info
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Hashing]:
+    with _Hashing(io.FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))) as file:
+        yield file
+
+
+class _Hashing(io.BufferedReader):
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        super().__init__(file)
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes."""
+        data = super().read(size)
+        self.digest.update(data)
+        return data

@@ -1,0 +1,201 @@
+"""A data directory made of a backup: nothing is trusted before everything is verified."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from sandbox.contracts.layout import TaskLayout, tasks_root
+from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.control.audit import Discrepancy
+from sandbox.control.launch import end_books
+from sandbox.journal.directory import flush
+from sandbox.journal.journals import FileJournals
+from sandbox.model.errors import Failure, FailureCode, SandboxError
+from sandbox.model.event import TaskFinished
+from sandbox.model.manifest_formats import TASK_ID
+from sandbox.model.task import Task
+from sandbox.runner.steps.collect import is_collected
+from sandbox.wiring.administration import check_data, rebuild_index
+from sandbox.wiring.backup import MANIFEST, TOKENS, VERSION, BackupManifest, Entry
+from sandbox.wiring.clock import SystemClock
+from sandbox.wiring.private_directory import only_ours
+
+_TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/\0]{1,255}))")
+_MANIFEST_BYTES_MAX = 256 * 1024**2
+_READ_BYTES_MAX = 1024 * 1024
+_LOST = "The task was under way when the backup was made; what was kept of it until then is here. Submit it again."
+
+
+class BackupUnusableError(SandboxError):
+    """The file is no backup, or not as it was written; nothing was restored."""
+
+    code = "backup_unusable"
+
+
+class NotEmptyError(SandboxError):
+    """There is something where the data directory was to be made."""
+
+    code = "data_dir_not_empty"
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What is there now. lost: unfinished tasks that ended with the machine they were on."""
+
+    tasks_count: int
+    lost: Sequence[str]
+    remarks: Sequence[str]
+    discrepancies: Sequence[Discrepancy]
+
+
+def restore(source: Path, data_dir: Path) -> Restored:
+    """Make `data_dir`, which must not be there or be empty, of a backup; it is there whole or not at all.
+
+    Tasks that had begun end as `host_lost`; those that had not are begun by the next server.
+    Raises BackupUnusableError, NotEmptyError, OSError.
+    """
+    if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
+        raise NotEmptyError(f"{data_dir} is not empty; restore into a directory that is not there yet.")
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}.", dir=data_dir.parent))
+    try:
+        with only_ours(), _Bounded(io.FileIO(source)) as file:
+            manifest = _unpack(file, beside)
+            lost = _end_lost(beside)
+        tasks_count = rebuild_index(beside).tasks_count
+        _, found = check_data(beside, deep=False)
+        os.sync()
+        beside.rename(data_dir)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    flush(data_dir.parent)
+    return Restored(tasks_count, lost, manifest.remarks, found)
+
+
+def _unpack(file: _Bounded, directory: Path) -> BackupManifest:
+    """Everything, and the manifest that it was held against."""
+    found: dict[str, Entry] = {}
+    manifest: BackupManifest | None = None
+    try:
+        with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
+            for member in tar:
+                content = _content(tar, member)
+                if manifest is not None:
+                    raise BackupUnusableError("Something follows the backup's manifest; it was made by somebody else.")
+                if member.name == MANIFEST:
+                    manifest = _decode(_read_manifest(content))
+                else:
+                    found[member.name] = _store(content, directory, member.name)
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise BackupUnusableError(f"This is no whole backup ({error}); take another one.") from error
+    if manifest is None:
+        raise BackupUnusableError("The backup ends before its manifest; take another one.")
+    if manifest.files != found:
+        wrong = sorted(name for name in manifest.files.keys() | found if manifest.files.get(name) != found.get(name))
+        raise BackupUnusableError(f"The backup is not as it was written: {wrong[0]!r} is missing or differs.")
+    return manifest
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    is_plain = member.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not member.sparse
+    content = tar.extractfile(member) if is_plain else None
+    if content is None:
+        raise BackupUnusableError(f"{member.name!r} is no plain file, which no backup has; nothing was restored.")
+    return content
+
+
+def _read_manifest(content: IO[bytes]) -> bytes:
+    data = b""
+    while len(data) < _MANIFEST_BYTES_MAX and (more := content.read(_READ_BYTES_MAX)):
+        data += more
+    return data
+
+
+def _decode(content: bytes) -> BackupManifest:
+    try:
+        manifest = msgspec.json.decode(content, type=BackupManifest)
+    except msgspec.MsgspecError as error:
+        raise BackupUnusableError(f"The backup's manifest cannot be understood ({error}).") from error
+    if manifest.version > VERSION:
+        raise BackupUnusableError(f"The backup has version {manifest.version}; restore it with a newer Sandbox.")
+    return manifest
+
+
+def _store(content: IO[bytes], directory: Path, name: str) -> Entry:
+    """A new file below `directory`. Raises BackupUnusableError for any name that no backup has."""
+    path = _place(directory, name)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    digest, size_bytes = hashlib.sha256(), 0
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except FileExistsError:
+        raise BackupUnusableError(f"{name!r} is twice in the backup; nothing was restored.") from None
+    with os.fdopen(descriptor, "wb") as file:
+        while data := content.read(_READ_BYTES_MAX):
+            digest.update(data)
+            size_bytes += len(data)
+            file.write(data)
+    return Entry(size_bytes, digest.hexdigest())
+
+
+def _place(directory: Path, name: str) -> Path:
+    if name == TOKENS:
+        return directory / TOKENS
+    match = _TASK_FILE.fullmatch(name)
+    if match is None or TASK_ID.complain(match[1]) is not None or match[3] in {".", ".."}:
+        raise BackupUnusableError(f"{name!r} is no name that a backup has; nothing was restored.")
+    return directory / name
+
+
+def _end_lost(data_dir: Path) -> list[str]:
+    """Whoever carried these tasks out is not on this machine, or works for the directory that was backed up."""
+    journals, lost = FileJournals(data_dir), []
+    if not tasks_root(data_dir).exists():
+        tasks_root(data_dir).mkdir(mode=0o700)
+    for task_id in journals.task_ids():
+        (TaskLayout(data_dir, task_id).root / "journal" / "lock").touch(0o600)
+        try:
+            task = read_task(journals, task_id).task
+        except SandboxError:
+            continue
+        if task is None or task.state.is_terminal or task.attempt is None:
+            continue
+        _end(journals, task)
+        lost.append(task_id)
+    return lost
+
+
+def _end(journals: FileJournals, task: Task) -> None:
+    """A task of which everything was kept already has come to its own end."""
+    recorder = Recorder(journals.open(task.id), task, SystemClock().now)
+    try:
+        if task.agent_has_exited and is_collected(task):
+            recorder.record(TaskFinished())
+        else:
+            end_books(recorder, Failure(FailureCode.HOST_LOST, _LOST))
+    finally:
+        recorder.writer.close()
+
+
+class _Bounded(io.BufferedReader):
+    """A file for `tarfile`, which reads the header of a hostile archive in one piece, however long that says it is."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes. Raises BackupUnusableError."""
+        if size is None or not 0 <= size <= 2 * _READ_BYTES_MAX:
+            raise BackupUnusableError("The backup has a header that no backup has; nothing was restored.")
+        return super().read(size)

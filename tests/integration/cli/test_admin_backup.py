@@ -1,0 +1,202 @@
+"""`sandbox admin backup` keeps all that counts; `restore` trusts nothing and makes a whole directory of it."""
+
+import io
+import json
+import os
+import tarfile
+
+import pytest
+
+from doubles.kept_tasks import KeptTasks
+from sandbox.access.token_file import TokenFile
+from sandbox.contracts.access import Role
+from sandbox.contracts.recorder import read_task
+from sandbox.journal.journals import FileJournals
+from sandbox.model.event import AgentExited, Output
+from sandbox.wiring.backup import back_up
+from sandbox.wiring.restoration import BackupUnusableError
+from sandbox.wiring.restoration import restore as restore_here
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Finished, packed, running and waiting tasks, the running one in the middle of a record; and a token."""
+    made = KeptTasks(tmp_path / "data")
+    made.finish("done", artifacts=(("notes.txt", b"kept\n"), ("größer – λ.bin", os.urandom(3_000_000))))
+    made.finish("packed", lines=5000)
+    made.journals.pack("packed")
+    made.running = made.run("running")
+    made.waiting = made.begin("waiting")
+    made.leaving = made.run("leaving")
+    made.leaving.record(AgentExited(0, {"is_error": False}))
+    made.leaving.record(made.keep("leaving", "metadata.json", b"{}"))
+    made.index()
+    with made.records("running").open("ab") as records:
+        records.write(b'01234567 {"seq":')
+    TokenFile(made.data_dir).create(Role.VIEWER, "wall", None)
+    yield made
+    for recorder in (made.running, made.waiting, made.leaving):
+        recorder.writer.close()
+
+
+@pytest.fixture
+def backup(sandbox, kept, tmp_path):
+    """A backup, and how it went."""
+    file = tmp_path / "backup.tar"
+    done = sandbox("admin", "backup", str(file), "--data-dir", str(kept.data_dir), "-f", "json")
+    assert done.returncode == 0, done.stderr
+    return file, json.loads(done.stdout)
+
+
+@pytest.fixture
+def restore(sandbox, tmp_path):
+    return lambda file, *options: sandbox("admin", "restore", str(file), "--data-dir", str(tmp_path / "new"), *options)
+
+
+def test_what_was_backed_up_beside_runners_comes_back(sandbox, backup, restore, kept, tmp_path):
+    file, told = backup
+    assert told == {"file": str(file), "tasks": 5, "size_bytes": file.stat().st_size, "remarks": []}
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == ["backup.tar"]
+    kept.running.record(Output.of("stdout", b"after the backup\n"))
+
+    done = restore(file, "-f", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "tasks_count": 5, "lost": ["leaving", "running"], "remarks": [], "discrepancies": [],
+    }  # fmt: skip
+    new = tmp_path / "new"
+    assert new.stat().st_mode & 0o777 == 0o700
+    assert sandbox("admin", "check", "--deep", "--data-dir", str(new)).returncode == 0
+    journals = FileJournals(new)
+    tasks = {task_id: read_task(journals, task_id).task for task_id in journals.task_ids()}
+    assert {task_id: task.state for task_id, task in tasks.items()} == {
+        "done": "completed", "packed": "completed", "leaving": "completed", "running": "failed", "waiting": "pending",
+    }  # fmt: skip
+    assert tasks["running"].failure.code == "host_lost"
+    assert [artifact.name for artifact in tasks["running"].artifacts] == ["notes.txt"]
+    assert tasks["done"] == read_task(kept.journals, "done").task
+    assert [token.name for token in TokenFile(new).list()] == ["wall"]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in new.rglob("*"))
+
+
+def test_nothing_is_overwritten(sandbox, backup, restore, kept, tmp_path):
+    file, _ = backup
+    content = file.read_bytes()
+    again = sandbox("admin", "backup", str(file), "--data-dir", str(kept.data_dir))
+    assert (again.returncode, file.read_bytes()) == (10, content)
+    assert b"is there already" in again.stderr
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "mine").touch()
+    assert b"is not empty" in restore(file).stderr
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
+    (tmp_path / "new" / "mine").unlink()
+    assert restore(file).returncode == 0
+
+
+def test_what_was_damaged_before_is_kept_and_told(sandbox, kept, restore, tmp_path):
+    (kept.data_dir / "tasks" / "done" / "artifacts" / "notes.txt").write_bytes(b"KEPT\n")
+    data = bytearray((kept.data_dir / "tasks" / "packed" / "journal" / "records.gz").read_bytes())
+    data[-20] ^= 1
+    (kept.data_dir / "tasks" / "packed" / "journal" / "records.gz").write_bytes(data)
+    file = tmp_path / "backup.tar"
+    done = sandbox("admin", "backup", str(file), "--data-dir", str(kept.data_dir), "-f", "json")
+    assert done.returncode == 1
+    remarks = json.loads(done.stdout)["remarks"]
+    assert [remark.split(":")[0] for remark in remarks] == ["Task done", "Task packed"]
+    restored = restore(file, "-f", "json")
+    assert restored.returncode == 1
+    assert [each["task_id"] for each in json.loads(restored.stdout)["discrepancies"]] == ["packed"]
+    assert (tmp_path / "new" / "tasks" / "packed" / "journal" / "records.gz").read_bytes() == data
+
+
+def members(file):
+    with tarfile.open(file) as tar:
+        return [(info, tar.extractfile(info).read()) for info in tar]
+
+
+def write(file, changed):
+    with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:
+        for info, content in changed:
+            info.size = len(content) if info.isreg() else 0
+            tar.addfile(info, io.BytesIO(content))
+
+
+def entry(name, kind=tarfile.REGTYPE, link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info, b"evil"
+
+
+HOSTILE = {
+    "up": [entry("../evil")],
+    "up from a task": [entry("tasks/t/artifacts/../../../../evil")],
+    "absolute": [entry("/tmp/evil")],
+    "a task called ..": [entry("tasks/../journal/records")],
+    "an artifact called ..": [entry("tasks/t/artifacts/..")],
+    "somewhere else": [entry("server.lock")],
+    "the index": [entry("index.sqlite")],
+    "a handle": [entry("tasks/t/attempts/aaaaaaaaaaaa/handle.json")],
+    "a link": [entry("tasks/t/artifacts/a", tarfile.SYMTYPE, "/etc/passwd")],
+    "a hard link": [entry("tasks/t/artifacts/a", tarfile.LNKTYPE, "tokens.json")],
+    "a device": [entry("tasks/t/artifacts/a", tarfile.CHRTYPE)],
+    "a pipe": [entry("tasks/t/artifacts/a", tarfile.FIFOTYPE)],
+    "a directory": [entry("tasks", tarfile.DIRTYPE)],
+    "through a link": [entry("tasks/t/artifacts", tarfile.SYMTYPE, "/tmp"), entry("tasks/t/artifacts/a")],
+    "twice": [entry("tasks/t/artifacts/a"), entry("tasks/t/artifacts/a")],
+    "more than the manifest says": [entry("tasks/t/artifacts/a")],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_archive_leaves_nothing_anywhere(kept, tmp_path, name):
+    back_up(kept.data_dir, tmp_path / "backup.tar")
+    whole = members(tmp_path / "backup.tar")
+    write(tmp_path / "hostile.tar", [*HOSTILE[name], *whole])
+    before = everything(tmp_path)
+    with pytest.raises(BackupUnusableError):
+        restore_here(tmp_path / "hostile.tar", tmp_path / "new")
+    assert everything(tmp_path) == before
+    write(tmp_path / "good.tar", whole)
+    assert restore_here(tmp_path / "good.tar", tmp_path / "new").tasks_count == 5
+
+
+def everything(directory):
+    return sorted(str(path) for path in directory.rglob("*"))
+
+
+def test_a_backup_that_is_not_as_it_was_written_is_refused(kept, tmp_path):
+    file, new = tmp_path / "backup.tar", tmp_path / "new"
+    back_up(kept.data_dir, file)
+    whole, data, middle = members(file), file.read_bytes(), file.stat().st_size // 2
+    manifest = json.loads(whole[-1][1])
+    harmed = {
+        "cut": data[:middle],
+        "cut at a member": data[: data.index(b"manifest.json")],
+        "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        "empty": b"",
+        "no tar": os.urandom(20_000),
+        "without a member": whole[1:],
+        "goes on": [*whole, entry("tasks/t/artifacts/a")],
+    }
+    for changed in ({**manifest, "version": 99}, {**manifest, "files": {}}, [], {**manifest, "files": 1}):
+        harmed[str(changed)] = [*whole[:-1], (whole[-1][0], json.dumps(changed).encode())]
+    for content in harmed.values():
+        if isinstance(content, bytes):
+            (tmp_path / "harmed.tar").write_bytes(content)
+        else:
+            write(tmp_path / "harmed.tar", content)
+        with pytest.raises(BackupUnusableError):
+            restore_here(tmp_path / "harmed.tar", new)
+        assert not new.exists()
+
+
+def test_a_header_that_says_it_is_long_fills_no_memory(restore, tmp_path):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 7 * 1024**3
+    with (tmp_path / "bomb.tar").open("wb") as file:
+        file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        file.truncate(7 * 1024**3)
+    refused = restore(tmp_path / "bomb.tar")
+    assert refused.returncode == 10
+    assert b"header" in refused.stderr
