@@ -300,6 +300,19 @@ def _close_creator(creator: subprocess.Popen[str]) -> None:
     creator.stdout.close()
 
 
+def test_a_living_sandbox_is_ended_by_its_attempts_id_where_its_handle_is_lost(runtime: Runtime, disk: Path):
+    creator, handle = _start_creator(runtime, disk)
+    try:
+        recalled = runtime.recall(handle.attempt_id)
+        assert recalled.details == {key: handle.details[key] for key in recalled.details}
+        assert ("kernel_uid" in recalled.details) == (os.getuid() == 0)
+        asyncio.run(runtime.destroy(recalled, disk))
+        assert not processes_of(handle)
+        assert handle.attempt_id not in runtime.leftovers()
+    finally:
+        _close_creator(creator)
+
+
 def test_everything_inside_dies_within_a_second_when_its_creator_is_killed(runtime: Runtime, disk: Path):
     creator, handle = _start_creator(runtime, disk)
     try:
