@@ -20,29 +20,17 @@ LOST_SANDBOX = ("failed", "sandbox_lost")
 NOT_PROVISIONED = ("failed", "provision_failed")
 BROKEN_OFF = ("failed", "agent_failed")
 
-_AGAIN = {DONE}
-_BEFORE_THE_AGENT = dict.fromkeys(("pending", "staging"), _AGAIN)
 TRUE_ENDS = {
     # Whoever was only looked after from outside goes on.
     "server": {state: {DONE} for state in STATES},
     # What had not begun is tried again; an agent that had begun is not. Its outcome, once recorded, stands.
-    "runner": {
-        **_BEFORE_THE_AGENT,
-        "provisioning": {DONE, LOST_RUNNER},
-        "ready": {DONE, LOST_RUNNER},
-        "running": {LOST_RUNNER},
-        "completing": {DONE},
-    },
+    "runner": {**{state: {DONE} for state in STATES}, "running": {LOST_RUNNER}},
     "sandbox": {
-        "provisioning": {DONE, LOST_SANDBOX, NOT_PROVISIONED},
-        "ready": {DONE, LOST_SANDBOX, NOT_PROVISIONED},
+        "provisioning": {DONE, NOT_PROVISIONED},
+        "ready": {DONE, NOT_PROVISIONED},
         "running": {LOST_SANDBOX, BROKEN_OFF},
     },
-    # An agent that asks for nothing more may never notice.
-    "gateway": {
-        "ready": {DONE, LOST_SANDBOX, BROKEN_OFF},
-        "running": {DONE, LOST_SANDBOX, BROKEN_OFF},
-    },
+    "gateway": {"ready": {DONE, LOST_SANDBOX}, "running": {LOST_SANDBOX}},
 }
 TRUE_ENDS["all"] = TRUE_ENDS["runner"]
 """`{victim: {state at the blow: {(state, code)}}}`. Nothing else is promised to happen."""

@@ -45,16 +45,15 @@ async def _play(machine, restarts, chance):
     following = asyncio.gather(*(follower.follow() for follower in followers))
     killed = 0
     try:
-        # A command's first contact must succeed; only later ones are tried again.
-        while not all(one.frames for one in followers) and not following.done():
-            await asyncio.sleep(0.05)
-        for _ in range(restarts):
-            await asyncio.sleep(chance.uniform(0.2, 1.5))
-            if following.done():
-                await following
-            number = chance.choice([signal.SIGKILL, signal.SIGTERM])
-            killed += number == signal.SIGKILL
-            await asyncio.to_thread(machine.restart_server, number)
+        for number in range(restarts):
+            # A command's first contact must succeed, and its patience is 30 s: half of the servers live until all are
+            # back, the others die while some are on their way.
+            if number % 2 == 0:
+                await _hear_all(followers, following)
+            await asyncio.sleep(chance.uniform(0, 1.5))
+            signal_number = chance.choice([signal.SIGKILL, signal.SIGTERM])
+            killed += signal_number == signal.SIGKILL
+            await asyncio.to_thread(machine.restart_server, signal_number)
         for task_id in machine.orders:
             await asyncio.to_thread(machine.http.delete, f"/api/v1/tasks/{task_id}?force=true")
         await asyncio.wait_for(following, END_SECONDS)
@@ -64,6 +63,16 @@ async def _play(machine, restarts, chance):
     broken = [said for number, one in enumerate(followers) for said in _compare(machine, number, one)]
     frames = sum(len(one.frames) for one in followers)
     return Restarted(restarts, killed, len(followers), frames, sum(one.connections for one in followers), broken)
+
+
+async def _hear_all(followers, following):
+    """Until each has heard something new."""
+    before = [len(one.frames) for one in followers]
+    async with asyncio.timeout(END_SECONDS):
+        while any(len(one.frames) == count for one, count in zip(followers, before, strict=True)):
+            if following.done():
+                await following
+            await asyncio.sleep(0.05)
 
 
 def _compare(machine, number, one):

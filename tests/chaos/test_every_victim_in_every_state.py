@@ -19,7 +19,7 @@ pytestmark = [
 
 @pytest.mark.parametrize(
     ("runtime", "victim"),
-    [("bubblewrap", "server"), ("gvisor", "server")],
+    [("bubblewrap", "server"), ("bubblewrap", "each"), ("bubblewrap", "all"), ("gvisor", "each")],
 )
 def test_every_promise_is_kept(tmp_path, runtime, victim):
     need_runtime(runtime, tmp_path / "probe")

@@ -1,6 +1,7 @@
 """What every runtime keeps: a command's life in a sandbox, its limits, its end."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -187,6 +188,36 @@ def test_kill_while_it_starts_ends_the_start(runtime: Runtime, disk: Path):
 
     for number in range(10):
         asyncio.run(story(number))
+
+
+def test_a_sandbox_that_somebody_kills_before_the_start_is_lost_and_was_not_refused(runtime: Runtime, disk: Path):
+    async def story() -> None:
+        async with living(runtime, disk) as sandbox:
+            for pid in processes_of(sandbox.handle):
+                os.kill(pid, signal.SIGKILL)
+            with pytest.raises(AttemptError) as caught:
+                await sandbox.start(Command(["/usr/bin/true"], {}, "/workspace"))
+            assert caught.value.code == "sandbox_lost"
+
+    asyncio.run(story())
+
+
+def test_a_sandbox_that_somebody_kills_while_it_is_made_is_lost_and_leaves_nothing(runtime: Runtime, disk: Path):
+    async def story() -> None:
+        handle = runtime.plan(new_attempt_id())
+        creating = asyncio.create_task(runtime.create(handle, describe(disk, handle.attempt_id)))
+        while not (found := processes_of(handle)) and not creating.done():
+            await asyncio.sleep(0)
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        [made] = await asyncio.gather(creating, return_exceptions=True)
+        assert not isinstance(made, BaseException) or getattr(made, "code", made) == "sandbox_lost"
+        await runtime.destroy(handle, disk)
+        assert not processes_of(handle)
+
+    for _ in range(5):
+        asyncio.run(story())
 
 
 def test_a_cancelled_start_leaves_nothing(runtime: Runtime, disk: Path):

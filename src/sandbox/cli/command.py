@@ -19,6 +19,7 @@ ENTRIES = {
     "profile": ("sandbox.cli.profile:profile", "Say what is in the sandboxes."),
     "token": ("sandbox.cli.token:token", "Say who may use the server."),
     "admin": ("sandbox.cli.admin.command:admin", "Check, prune, back up and mend what the server keeps."),
+    "mcp": ("sandbox.cli.mcp.command:mcp", "Serve Sandbox as tools to an agent (MCP over stdio)."),
     "completion": ("sandbox.cli.completion:completion", "Print the script with which a shell completes."),
     "demo": ("sandbox.cli.demo:demo", "Watch an example task from manifest to patch."),
 }

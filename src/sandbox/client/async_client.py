@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -95,7 +95,7 @@ class AsyncClient:
 
     async def all_tasks(
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
-    ) -> AsyncIterator[TaskSummary]:
+    ) -> AsyncGenerator[TaskSummary, None]:
         """Every task, page after page; none skipped and none twice whatever happens in between."""
         wanted, cursor = tuple(states), None
         while True:
@@ -156,7 +156,7 @@ class AsyncClient:
 
     async def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The lines that are there now, `[time] [STDOUT] …`, each with its newline."""
         lines = LogLines()
         async with self._streaming(calls.logs(task_id, stream=stream, since=since, tail=tail)) as response:
@@ -174,7 +174,7 @@ class AsyncClient:
         since: str | None = None,
         tail: int | None = None,
         after: int | None = None,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """What happens to a task, from its beginning (or `since`, `tail`, `after` a seq) to its end.
 
         A broken connection is resumed where it broke, without loss or doubling, within bounds.

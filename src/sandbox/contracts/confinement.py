@@ -30,6 +30,10 @@ FIRST_DESCRIPTOR = 100
 """The number that the first of a command's further descriptors has."""
 
 
+class ConfinementLostError(OSError):
+    """Somebody ended the confinement from outside, and what ran in it."""
+
+
 class Confinement(Protocol):
     """Programs in it see the host's /usr, the directories that it was made with, side by side under their own names,
     and no network."""
@@ -43,7 +47,7 @@ class Confinement(Protocol):
     async def run(self, command: ConfinedCommand) -> int:
         """Gives the exit code, 128+n after signal n. Cancelled, it kills the program and all that it started.
 
-        Raises OSError.
+        Raises OSError, and ConfinementLostError where it has gone meanwhile.
         """
         ...
 

@@ -79,7 +79,7 @@ class Gateway(Protocol):
         ...
 
     async def serve(self, listeners: Listeners) -> None:
-        """Answer until cancelled; then every connection is closed."""
+        """Answer until cancelled; then every connection is closed. Raises ExceptionGroup when a listener is lost."""
         ...
 
 

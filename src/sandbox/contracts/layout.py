@@ -42,13 +42,18 @@ class TaskLayout:
         """One file an artifact, by its name."""
         return self.root / "artifacts"
 
+    @property
+    def attempts_root(self) -> Path:
+        """One directory an attempt, by its id."""
+        return self.root / "attempts"
+
     def attempt(self, attempt_id: str) -> "AttemptLayout":
         """The directory of one attempt."""
-        return AttemptLayout(self.root / "attempts" / attempt_id)
+        return AttemptLayout(self.attempts_root / attempt_id)
 
     def attempts(self) -> Iterator["AttemptLayout"]:
         """The directories of all attempts, in no order."""
-        attempts = self.root / "attempts"
+        attempts = self.attempts_root
         return (self.attempt(path.name) for path in (attempts.iterdir() if attempts.is_dir() else ()))
 
 

@@ -190,7 +190,10 @@ class Sandbox(Protocol):
         ...
 
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
-        """Run the sandbox's one command; gives its stdout and stderr. Raises AttemptError (provision_failed)."""
+        """Run the sandbox's one command; gives its stdout and stderr.
+
+        Raises AttemptError (provision_failed), or (sandbox_lost) where the sandbox has gone meanwhile.
+        """
         ...
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
@@ -239,7 +242,10 @@ class Runtime(Protocol):
         ...
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
-        """Make a planned sandbox. Raises AttemptError (provision_failed), leaving nothing behind."""
+        """Make a planned sandbox. Leaves nothing behind where it fails.
+
+        Raises AttemptError (provision_failed), or (sandbox_lost) where somebody killed it as it began.
+        """
         ...
 
     def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AbstractAsyncContextManager[Confinement]:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,18 +109,22 @@ def _is_last(task: Task, attempt_id: str) -> bool:
 
 
 def _list_attempts(data_dir: Path) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Every attempt's id, with its task's, and whether it has files beside its log."""
-    for task_id in _names(tasks_root(data_dir)):
-        task = TaskLayout(data_dir, task_id)
-        for attempt_id in _names(task.root / "attempts"):
-            files = task.attempt(attempt_id)
-            yield attempt_id, (task_id, any(name != files.runner_log.name for name in _names(files.root)))
+    """Every attempt's id, with its task's, and whether it has files beside its log.
+
+    Text and no paths, since most of it is of tasks that ended long ago and left nothing.
+    """
+    layout = TaskLayout(data_dir, "")
+    root, attempts, log = str(tasks_root(data_dir)), layout.attempts_root.name, layout.attempt("").runner_log.name
+    for task_id in _names(root):
+        for attempt_id in _names(f"{root}/{task_id}/{attempts}"):
+            yield attempt_id, (task_id, _names(f"{root}/{task_id}/{attempts}/{attempt_id}") not in ([], [log]))
 
 
-def _names(directory: Path) -> list[str]:
-    with suppress(FileNotFoundError, NotADirectoryError):
+def _names(directory: str) -> list[str]:
+    try:
         return os.listdir(directory)  # noqa: PTH208  (a hot path)
-    return []
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _by_task(known: Mapping[str, tuple[str, bool]], found: Collection[str]) -> Mapping[str, Sequence[str]]:

@@ -124,6 +124,9 @@ class Pruning:
             indexed = self._rooms.store.load(task_id)
             if indexed is None or not indexed.task.state.is_terminal:
                 return False
+            if any(files.handle.exists() for files in TaskLayout(self._rooms.data_dir, task_id).attempts()):
+                # Something of a sandbox is on the machine, and nothing else would tell whose it is.
+                return False
             self._rooms.store.forget(task_id)
             try:
                 self._set_aside(task_id)

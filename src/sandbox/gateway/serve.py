@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from errno import EINVAL
 from functools import partial
 from socket import socket
 from typing import Any
@@ -88,7 +89,10 @@ class SocketGateway:
         self._released.set()
 
     async def serve(self, listeners: Listeners) -> None:
-        """Answer until cancelled; then every connection and every listener is closed."""
+        """Answer until cancelled; then every connection and every listener is closed.
+
+        Raises ExceptionGroup when a listener is lost.
+        """
         others, names = asyncio.Semaphore(limits.CONNECTIONS_MAX), asyncio.Semaphore(limits.CONNECTIONS_MAX)
         doors: list[tuple[socket, Callable[[socket], Coroutine[Any, Any, None]], asyncio.Semaphore]] = [
             (listeners.model, self._model_door(listeners.model), asyncio.Semaphore(limits.CONNECTIONS_MAX)),
@@ -122,7 +126,9 @@ class SocketGateway:
             await room.acquire()
             try:
                 accepted, _ = await loop.sock_accept(listener)
-            except OSError:  # the peer is gone already, or there is no descriptor left
+            except OSError as error:  # the peer is gone already, or there is no descriptor left
+                if error.errno == EINVAL:
+                    raise  # it does not listen any more: nobody will ever come
                 room.release()
                 await asyncio.sleep(0.1)
                 continue

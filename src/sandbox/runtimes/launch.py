@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from sandbox.contracts.confinement import ConfinementLostError
 from sandbox.contracts.runtime import TRANSPARENT_PORTS, Listeners
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 
 _READY_SECONDS = 30.0
+_END_SECONDS = 1.0
 _LISTENERS_MAX = 250
 """Fewer than the kernel lets one message carry (SCM_MAX_FD)."""
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
@@ -45,7 +47,10 @@ class Launch:
         self._descriptor = os.pidfd_open(process.pid)
 
     async def ready(self) -> Listeners:
-        """Wait for the listeners. Raises AttemptError (provision_failed) with the launcher's reason, within 30 s."""
+        """Wait for the listeners, for 30 s.
+
+        Raises AttemptError (provision_failed) with the launcher's reason, or (sandbox_lost) where somebody killed it.
+        """
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 await wait_readable(self._control.fileno())
@@ -53,6 +58,7 @@ class Launch:
             raise AttemptError(FailureCode.PROVISION_FAILED, "The sandbox was not ready in time.") from None
         message, descriptors, _, _ = socket.recv_fds(self._control, 4096, _LISTENERS_MAX)
         if message != b"ready":
+            await self.refuse_killed()
             reason = message.removeprefix(b"error ") or self._read_errors() or b"it ended without a word"
             raise AttemptError(
                 FailureCode.PROVISION_FAILED,
@@ -75,7 +81,7 @@ class Launch:
         """Have it start `argv` with these three standard descriptors, and stay; gives what that ended with.
 
         Cancelled, it has killed the program when CancelledError goes on, if that ends on KILL within 10 s.
-        Raises OSError.
+        Raises OSError, ConfinementLostError.
         """
         status, status_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = _write_words(argv)
@@ -84,6 +90,8 @@ class Launch:
                 with status_inside:
                     given = [status_inside.fileno(), words, *standard, *descriptors]
                     socket.send_fds(self._control, [b"run"], given)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise ConfinementLostError("the program's confinement is gone") from error
             finally:
                 os.close(words)
             try:
@@ -95,8 +103,18 @@ class Launch:
                 raise
             code = status.recv(16)
         if not code:
-            raise OSError("the program's confinement is gone")
+            raise ConfinementLostError("the program's confinement is gone")
         return int(code)
+
+    async def refuse_killed(self) -> None:
+        """Raise AttemptError (sandbox_lost) where it was ended by a signal, and not by anything that it could not do.
+
+        For when it has closed what it holds, so that its end is near if it has not come.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.ended(), _END_SECONDS)
+        if self.code is not None and self.code < 0:
+            raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox was ended by signal {-self.code} as it began.")
 
     @property
     def code(self) -> int | None:

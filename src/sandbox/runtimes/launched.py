@@ -67,7 +67,7 @@ class LaunchedSandbox(ABC):
             try:
                 self._launch.execute(payload.argv, command.stdin, payload.descriptors)
             except OSError as error:
-                raise AttemptError(FailureCode.PROVISION_FAILED, f"The sandbox is gone: {error.strerror}.") from error
+                raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox is gone: {error.strerror}.") from error
             finally:
                 payload.close()
         return reader

@@ -28,9 +28,12 @@ class SandboxLeftovers:
 
     async def end(self, attempt_id: str, files: AttemptLayout) -> None:
         """By the handle on disk, or as far as the machine remembers. The disk is the caller's afterwards."""
-        handle = await asyncio.to_thread(_read, files.handle) or self._runtime.recall(attempt_id)
         # An event loop of its own: looking at every process of the machine would hold the server's up.
-        await asyncio.to_thread(lambda: asyncio.run(self._runtime.destroy(handle, files.disk)))
+        await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, files)))
+
+    async def _destroy(self, attempt_id: str, files: AttemptLayout) -> None:
+        handle = _read(files.handle) or self._runtime.recall(attempt_id)
+        await self._runtime.destroy(handle, files.disk)
 
 
 def _read(path: Path) -> SandboxHandle | None:

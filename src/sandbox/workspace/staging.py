@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from sandbox.contracts.confinement import Confine, Confinement
+from sandbox.contracts.confinement import Confine, Confinement, ConfinementLostError
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.manifest import Repository
@@ -64,7 +64,7 @@ class Staging:
         self._secrets: frozenset[str] = frozenset()
 
     async def run(self) -> str:
-        """Gives the full base commit. Raises AttemptError (clone_failed)."""
+        """Gives the full base commit. Raises AttemptError (clone_failed, sandbox_lost)."""
         try:
             await run_in_thread(lambda _: self._clear())
             await self._clone()
@@ -75,6 +75,8 @@ class Staging:
             message = explain(error.complaint, self._wanted, self._secrets)
             code, transient = FailureCode.CLONE_FAILED, is_transient(error.complaint)
             raise AttemptError(code, message, is_transient=transient) from None
+        except ConfinementLostError as error:
+            raise AttemptError(FailureCode.SANDBOX_LOST, f"Cloning was broken off: {error}.") from error
         except OSError as error:
             raise _failed(f"Cannot clone {self._wanted.url}: {error.strerror or error}.") from error
         return commit

@@ -163,3 +163,12 @@ def test_what_cannot_be_moved_is_listed_again(kept, world, monkeypatch, caplog):
         assert prune(world, Retention(keep=4)) == ([], [f"task-{number}" for number in range(1, 6)])
     assert "is kept: Read-only" in caplog.text
     assert prune(world, Retention(keep=4))[0] == ["task-1"]
+
+
+def test_a_task_stays_until_its_sandbox_is_cleared_away(kept, world):
+    handle = TaskLayout(kept.data_dir, "task-1").attempt("a" * 12).handle
+    handle.parent.mkdir(parents=True, exist_ok=True)
+    handle.write_text("{}")
+    assert prune(world, EVERYTHING)[1] == ["task-1"]
+    handle.unlink()
+    assert prune(world, EVERYTHING)[0] == ["task-1"]

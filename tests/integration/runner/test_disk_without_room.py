@@ -8,6 +8,7 @@ import pytest
 
 from doubles.attempt_equipment import Script
 from sandbox.contracts.placement import CancelOrder
+from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import AgentExited, AgentStarted, ArtifactCollected, Gap, Output, Progress, TaskFinished, Usage
 from sandbox.model.state import TaskState
 from sandbox.model.watermark import Space
@@ -131,7 +132,7 @@ def test_artifacts_wait_for_room_as_long_as_collecting_may_take(stage, monkeypat
     scene = stage(Script(), lifecycle={"collect_timeout": "10m"})
     tries = []
 
-    async def patch(self, attempt_dir, base_commit, target):
+    async def patch(self, attempt_dir, base_commit, target, confine):
         tries.append(target)
         if len(tries) < 3:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -147,7 +148,7 @@ def test_artifacts_wait_for_room_as_long_as_collecting_may_take(stage, monkeypat
 def test_artifacts_for_which_there_never_is_room_fail_the_task_with_that_reason(stage, monkeypatch):
     scene = stage(Script(), lifecycle={"collect_timeout": "1s"})
 
-    async def patch(self, attempt_dir, base_commit, target):
+    async def patch(self, attempt_dir, base_commit, target, confine):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.patch", patch)
@@ -167,3 +168,20 @@ def test_a_workspace_that_the_disk_lost_something_of_is_no_success(stage, monkey
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "task-1.patch" in scene.artifacts
+
+
+@pytest.mark.parametrize("is_finisher", [False, True], ids=["runner", "finisher"])
+def test_no_room_is_kept_for_an_end_that_is_being_made(stage, monkeypatch, is_finisher):
+    """Teardown removes the reserve with the attempt's other files; after that it would stay for good."""
+    error = AttemptError(FailureCode.INTERNAL, "There is no sandbox.")
+    scene = stage(Script(create_error=error))
+    monkeypatch.setattr("sandbox.runner.life.OUTPUT_SYNC_SECONDS", 0.001)
+
+    async def slow(*_, **__):
+        scene.reserve.give_back()
+        await asyncio.sleep(0.1)
+
+    for clearing in ("clear_away", "teardown"):
+        monkeypatch.setattr(f"sandbox.runner.life.{clearing}", slow)
+    asyncio.run(asyncio.wait_for(scene.life.finish() if is_finisher else scene.life.carry_out(), 20))
+    assert not scene.reserve.is_taken

@@ -33,7 +33,7 @@ class BubblewrapSandbox(LaunchedSandbox):
         self._init_descriptor: int | None = None
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
-        """Run the one command. Raises AttemptError (provision_failed) when bubblewrap does not begin."""
+        """Run the one command. Raises AttemptError (provision_failed, sandbox_lost) when bubblewrap does not begin."""
         self._status = await self._execute(command)
         output, errors = await self._read(self._launch.output), await self._read(self._launch.errors)
         await self._begin(self._status, errors)
@@ -91,6 +91,7 @@ class BubblewrapSandbox(LaunchedSandbox):
         except TimeoutError:
             raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap did not begin in time.") from None
         if _CHILD not in self._reports:
+            await self._launch.refuse_killed()
             reason = (await errors.read(4096)).decode(errors="replace").strip()
             raise AttemptError(FailureCode.PROVISION_FAILED, f"bubblewrap did not begin: {reason}.")
 

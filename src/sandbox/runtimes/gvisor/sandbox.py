@@ -31,7 +31,7 @@ class GvisorSandbox(LaunchedSandbox):
         self._failure = "it ended without a word"
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
-        """Run the one command. Raises AttemptError (provision_failed) when it does not begin."""
+        """Run the one command. Raises AttemptError (provision_failed, sandbox_lost) when it does not begin."""
         self._log = await self._execute(command)
         output, errors = await self._read(self._launch.output), await self._read(self._launch.errors)
         self._watch()
@@ -51,6 +51,7 @@ class GvisorSandbox(LaunchedSandbox):
             self._has_begun = read_state(self._launch.pid, self.handle.attempt_id).is_running
             await asyncio.sleep(_POLL_SECONDS)
         if not self._has_begun and (await self.wait()).code is None:
+            await self._launch.refuse_killed()
             raise AttemptError(FailureCode.PROVISION_FAILED, f"gVisor did not begin: {self._failure}.")
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:

@@ -1,0 +1,180 @@
+"""`sandbox mcp` against the real server, used by the official client, and by Claude Code itself."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+from mcp import ClientSession, StdioServerParameters, stdio_client
+
+from doubles.live import Turn, bash, make_repository, says
+from sandbox.agent.binary import find_binary
+from sandbox.demo.model_script import Text, ToolUse
+
+MANIFEST = {
+    "version": "1",
+    "kind": "Task",
+    "metadata": {"name": "From an agent", "id": "mine"},
+    "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
+    "claude": {"prompt": "Do it."},
+}
+COMMAND = [sys.executable, "-m", "sandbox", "mcp"]
+
+
+class Tools:
+    """The tools as a program sees them: text, or what is wrong."""
+
+    def __init__(self, session):
+        self._session = session
+
+    async def __call__(self, name, /, **arguments):
+        answer = await self._session.call_tool(name, arguments)
+        assert not answer.is_error, answer
+        return answer.content[0].text
+
+    async def refusal(self, name, /, **arguments):
+        answer = await self._session.call_tool(name, arguments)
+        assert answer.is_error, answer
+        return answer.content[0].text
+
+
+@asynccontextmanager
+async def tools_of(address, errlog):
+    parameters = StdioServerParameters(
+        command=COMMAND[0], args=COMMAND[1:], env={"SANDBOX_SERVER": address, "PYTHONWARNINGS": "error"}
+    )
+    async with stdio_client(parameters, errlog=errlog) as (read, write), ClientSession(read, write) as session:
+        await session.initialize()
+        yield session
+
+
+def use(address, tmp_path, story):
+    """Play a story with the tools; gives what the server complained of on stderr."""
+
+    async def play():
+        with (tmp_path / "mcp.log").open("w") as errlog:
+            async with tools_of(address, errlog) as session:
+                await story(Tools(session), session)
+
+    asyncio.run(play())
+    return (tmp_path / "mcp.log").read_text()
+
+
+def test_an_agent_hands_work_over_and_gets_the_patch(world, tmp_path):
+    machine = world(bash("echo new > new.txt; seq 20000 > long.txt; printf '\\000' > data.bin"), says("I did it."))
+
+    async def story(tool, session):
+        listed = {one.name: one for one in (await session.list_tools()).tools}
+        assert set(listed) == {"submit", "status", "logs", "diff", "artifacts", "cancel"}
+        assert listed["status"].annotations.read_only_hint
+        submitted = json.loads(await tool("submit", manifest=MANIFEST | {"lifecycle": {"artifact_patterns": ["*.*"]}}))
+        assert submitted["task_id"] == "mine"
+        status = json.loads(await tool("status", task_id="mine", wait_seconds=60))
+        assert (status["state"], status["result"]) == ("completed", "I did it.")
+        assert status["progress"]["cost_usd"] > 0
+        assert '"new_state":"completed"' in await tool("logs", task_id="mine", lines=1)
+        assert '"type":"result"' in await tool("logs", task_id="mine", stream="stdout")
+        patch = await tool("diff", task_id="mine")
+        assert patch.startswith("diff --git a/data.bin b/data.bin")
+        assert patch.endswith("more characters: go on with offset=40000]")
+        names = [entry["name"] for entry in json.loads(await tool("artifacts", task_id="mine"))]
+        assert {"mine.patch", "new.txt", "data.bin"} <= set(names)
+        assert await tool("artifacts", task_id="mine", name="new.txt") == "new\n"
+        rest = await tool("artifacts", task_id="mine", name="long.txt", offset=100_000)
+        assert rest.endswith("20000\n")
+        assert "artifact_not_text" in await tool.refusal("artifacts", task_id="mine", name="data.bin")
+
+    assert use(machine.server.said["http"], tmp_path, story) == ""
+
+
+def test_a_task_can_be_watched_and_cancelled(world, tmp_path):
+    machine = world(bash("sleep 300"), says())
+
+    async def story(tool, _):
+        await tool("submit", manifest=json.dumps(MANIFEST))  # a text is taken as well
+        assert json.loads(await tool("status", task_id="mine", wait_seconds=0))["state"] != "completed"
+        await asyncio.to_thread(machine.until_state, "running", "mine")
+        assert "artifact_not_found: There is no patch yet" in await tool.refusal("diff", task_id="mine")
+        assert json.loads(await tool("cancel", task_id="mine", force=True))["new_state"] == "cancelled"
+        assert json.loads(await tool("status", task_id="mine", wait_seconds=60))["state"] == "cancelled"
+        assert "task_already_terminal: " in await tool.refusal("cancel", task_id="mine")
+
+    use(machine.server.said["http"], tmp_path, story)
+
+
+def test_what_goes_wrong_is_told_with_the_apis_code_and_sentence(world, tmp_path):
+    machine = world(says())
+
+    async def story(tool, _):
+        mistakes = await tool.refusal("submit", manifest={**MANIFEST, "vm": {"cpus": "many"}, "extra": 1})
+        assert "invalid_manifest: " in mistakes
+        assert "vm.cpus: must be a whole number" in mistakes
+        assert "extra: " in mistakes
+        assert "task_not_found: " in await tool.refusal("status", task_id="nobody")
+        assert "less than or equal to 300" in await tool.refusal("status", task_id="nobody", wait_seconds=99999)
+
+    use(machine.server.said["http"], tmp_path, story)
+
+
+def test_without_a_server_every_tool_says_how_to_start_one(tmp_path):
+    async def story(tool, _):
+        told = await tool.refusal("status", task_id="mine")
+        assert "unreachable: Cannot reach http://127.0.0.1:9." in told
+        assert "sandbox serve" in told
+
+    use("http://127.0.0.1:9", tmp_path, story)
+
+
+@pytest.fixture
+def claude(world, tmp_path):
+    """Claude Code on the user's own machine, with `sandbox mcp` in its configuration; its model follows a script."""
+
+    def run(*turns):
+        branches = {"Do it.": (bash("echo new > new.txt"), says("Done inside."))}
+        machine = world(*turns, branches=branches)
+        make_repository(machine.repositories / "app.git", {"a.txt": "a\n"})
+        address = machine.server.said["http"]
+        servers = {"sandbox": {"command": COMMAND[0], "args": COMMAND[1:], "env": {"SANDBOX_SERVER": address}}}
+        (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
+        (tmp_path / "outside").mkdir()
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path / "outside"),
+            "ANTHROPIC_BASE_URL": machine.model_url,
+            "ANTHROPIC_API_KEY": "scripted",
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+        }
+        allowed = "mcp__sandbox__submit,mcp__sandbox__status,mcp__sandbox__diff"
+        command = [str(find_binary()), "-p", "Hand this to Sandbox.", "--mcp-config", str(tmp_path / "mcp.json")]
+        command += ["--strict-mcp-config", "--allowedTools", allowed, "--output-format", "json"]
+        ran = subprocess.run(
+            command, cwd=tmp_path / "outside", env=environment, capture_output=True, timeout=100, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert ran.returncode == 0, (ran.stdout, ran.stderr)
+        return machine, json.loads(ran.stdout)
+
+    return run
+
+
+def calls(tool, **arguments):
+    return Turn((Text("I hand it over."), ToolUse(f"mcp__sandbox__{tool}", arguments)))
+
+
+def test_claude_code_hands_work_to_sandbox_by_its_own_configuration(claude):
+    machine, result = claude(
+        calls("submit", manifest=MANIFEST),
+        calls("status", task_id="mine", wait_seconds=60),
+        calls("diff", task_id="mine"),
+        says("The patch adds new.txt."),
+    )
+    assert (result["is_error"], result["result"]) == (False, "The patch adds new.txt.")
+    submitted, status, patch = machine.tool_results()
+    assert json.loads(submitted)["task_id"] == "mine"
+    assert json.loads(status)["state"] == "completed"
+    assert "+new" in patch
+    assert machine.status("mine")["state"] == "completed"

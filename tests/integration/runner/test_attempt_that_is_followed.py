@@ -1,0 +1,208 @@
+"""An attempt that another one follows: nothing of it is left but what is handed on, and then it says so."""
+
+import asyncio
+import dataclasses
+
+import pytest
+
+from doubles.attempt_equipment import ATTEMPT_ID, Script
+from sandbox.contracts.placement import CancelOrder
+from sandbox.contracts.runtime import Exit
+from sandbox.model.errors import AttemptError, Failure, FailureCode
+from sandbox.model.event import (
+    AgentStarted,
+    AttemptEnded,
+    AttemptFailed,
+    AttemptStarted,
+    FollowUpForgone,
+    SandboxCreated,
+    WorkspacePrepared,
+)
+from sandbox.model.state import TaskState
+from sandbox.runner.life import AttemptLife
+from sandbox.runner.steps.provision import write_handle
+
+BASE = "c0ffee" + "0" * 34
+TO_RUNNING = (WorkspacePrepared(BASE), SandboxCreated("v", "scripted", "host"), AgentStarted("session"))
+SECOND_ID = "bcdefghijklm"
+
+
+def left(scene, attempt_id=ATTEMPT_ID):
+    root = scene.attempt.task_files.attempt(attempt_id).root
+    return {path.name for path in root.iterdir()} - {"runner.log"}
+
+
+def killed(scene, *facts):
+    """What a runner leaves that was killed after these facts."""
+    for fact in facts:
+        scene.recorder.record(fact)
+    for directory in (scene.attempt.files.workspace, scene.attempt.files.home, scene.attempt.files.repository):
+        directory.mkdir(parents=True, exist_ok=True)
+    (scene.attempt.files.workspace / "edited.txt").write_text("half done\n")
+    write_handle(scene.attempt.files.handle, scene.attempt.equipment.runtime.plan(ATTEMPT_ID))
+
+
+def second(scene, *, resumes):
+    """The attempt after it, as the server would begin it."""
+    scene.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", number=2, resumes=resumes))
+    attempt = dataclasses.replace(scene.attempt, id=SECOND_ID)
+    attempt.files.root.mkdir()
+    return AttemptLife(attempt)
+
+
+def test_a_failed_agent_with_a_retry_left_is_cleared_away_and_nothing_collected(stage):
+    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1})
+    asyncio.run(scene.life.carry_out())
+    assert (scene.task.state, scene.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
+    assert scene.task.attempt.failure.code == "agent_failed"
+    assert isinstance(scene.events(object)[-1], AttemptEnded)
+    assert scene.script.seen[-1] == "destroy"
+    assert (left(scene), scene.artifacts) == (set(), set())
+
+
+def test_the_next_attempt_begins_with_a_fresh_workspace_and_its_end_is_the_tasks(stage):
+    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1})
+    asyncio.run(scene.life.carry_out())
+    scene.script.exit = Exit(0)
+    asyncio.run(second(scene, resumes=False).carry_out())
+    assert scene.task.state is TaskState.COMPLETED
+    assert scene.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
+    assert {"task-1.patch", "metadata.json"} <= scene.artifacts
+    assert [attempt.failure.code for attempt in scene.task.past_attempts] == ["agent_failed"]
+
+
+def test_of_rendered_output_only_the_last_attempts_is_shown(stage):
+    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1}, claude={"output_format": "json"})
+    asyncio.run(scene.life.carry_out())
+    assert scene.outputs("stdout") == []
+    scene.script.exit = Exit(0)
+    asyncio.run(second(scene, resumes=False).carry_out())
+    assert scene.outputs("stdout") == [b"rendered\n"]
+
+
+def test_no_attempt_follows_while_something_of_the_sandbox_will_not_go(stage):
+    script = Script(exit=Exit(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
+    scene = stage(script, lifecycle={"retries": 5})
+    asyncio.run(scene.life.carry_out())
+    [forgone] = scene.events(FollowUpForgone)
+    assert (forgone.follow_up, forgone.reason) == ("retry", "It does not end.")
+    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "agent_failed")
+    assert scene.events(AttemptEnded) == []
+    assert "task-1.patch" in scene.artifacts
+
+
+@pytest.mark.parametrize("come_to", range(3))
+def test_a_finisher_makes_way_for_what_had_not_begun(stage, come_to):
+    scene = stage(Script())
+    killed(scene, *TO_RUNNING[:come_to])
+    asyncio.run(scene.life.finish())
+    assert (scene.task.attempt.follow_up, scene.task.attempt.failure.code) == ("again", "runner_lost")
+    assert scene.script.seen[0] == "destroy"
+    assert left(scene) == set()
+
+
+def test_a_finisher_lets_an_agent_that_had_begun_be(stage):
+    scene = stage(Script())
+    killed(scene, *TO_RUNNING)
+    asyncio.run(scene.life.finish())
+    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "runner_lost")
+
+
+def test_a_finisher_that_was_killed_in_the_middle_is_followed_by_one_that_ends_its_work(stage):
+    """The failure is written, the workspace half removed."""
+    scene = stage(Script())
+    killed(scene, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
+    (scene.attempt.files.workspace / "edited.txt").unlink()
+    asyncio.run(scene.life.finish())
+    assert scene.task.attempt.follow_up == "again"
+    assert len(scene.events(AttemptFailed)) == 1
+
+
+def test_a_lost_agent_with_resume_hands_its_disk_and_its_session_on(stage):
+    scene = stage(Script(), lifecycle={"resume": True})
+    killed(scene, *TO_RUNNING)
+    asyncio.run(scene.life.finish())
+    assert scene.task.attempt.follow_up == "resume"
+    assert left(scene) == {"disk", "repository.git"}
+    asyncio.run(second(scene, resumes=True).carry_out())
+    assert scene.task.state is TaskState.COMPLETED
+    assert "resume" in scene.script.seen
+    assert [event.session_id for event in scene.events(AgentStarted)] == ["session", "session"]
+    assert [event.base_commit for event in scene.events(WorkspacePrepared)] == [BASE, BASE]
+    assert "task-1.patch" in scene.artifacts
+    assert (left(scene), left(scene, SECOND_ID)) == (set(), set())
+
+
+def test_what_a_dead_runner_had_half_taken_over_is_taken_over_whole(stage):
+    scene = stage(Script(), lifecycle={"resume": True})
+    killed(scene, *TO_RUNNING)
+    asyncio.run(scene.life.finish())
+    life = second(scene, resumes=True)
+    files = scene.attempt.task_files
+    files.attempt(ATTEMPT_ID).disk.rename(files.attempt(SECOND_ID).disk)
+    asyncio.run(life.finish())
+    assert scene.task.attempt.follow_up == "again"
+    assert left(scene, SECOND_ID) == {"disk", "repository.git"}
+    assert (files.attempt(SECOND_ID).workspace / "edited.txt").read_text() == "half done\n"
+
+
+def test_a_wish_to_cancel_before_the_resumed_agent_goes_on_keeps_what_was_there(stage):
+    scene = stage(Script(), lifecycle={"resume": True})
+    killed(scene, *TO_RUNNING)
+    asyncio.run(scene.life.finish())
+    life = second(scene, resumes=True)
+    assert life.cancel(CancelOrder("enough")).done
+    asyncio.run(life.finish())
+    assert scene.task.state is TaskState.CANCELLED
+    assert {"task-1.patch", "metadata.json"} <= scene.artifacts
+
+
+@pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
+def test_a_session_that_was_not_kept_is_not_resumed(stage, retries, follow_up):
+    scene = stage(Script(has_session=False), lifecycle={"resume": True, "retries": retries})
+    killed(scene, *TO_RUNNING)
+    asyncio.run(scene.life.finish())
+    [forgone] = scene.events(FollowUpForgone)
+    assert forgone.follow_up == "resume"
+    assert scene.task.attempt.follow_up == follow_up
+    assert scene.task.state is (TaskState.RUNNING if retries else TaskState.FAILED)
+
+
+def test_a_task_whose_time_is_over_begins_no_other_agent(stage):
+    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1, "timeout": "1s"})
+    asyncio.run(scene.life.carry_out())
+    life = second(scene, resumes=False)
+
+    async def later():
+        async with asyncio.timeout(20):
+            while scene.attempt.equipment.clock.monotonic() - scene.task.beginning.monotonic_seconds < 1:
+                await asyncio.sleep(0.05)
+        scene.script.seen.clear()
+        await life.carry_out()
+
+    asyncio.run(later())
+    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "timeout")
+    assert "start" not in scene.script.seen
+
+
+def test_an_agent_is_on_record_before_anybody_serves_its_gateway(stage):
+    scene = stage(Script())
+    served = []
+
+    async def serve(listeners):
+        served.append(bool(scene.events(AgentStarted)))
+        await asyncio.Event().wait()
+
+    scene.attempt.equipment.gateways.serve = serve
+    scene.script.stays = True
+
+    async def story():
+        life = asyncio.create_task(scene.life.carry_out())
+        async with asyncio.timeout(20):
+            while not served:
+                await asyncio.sleep(0.01)
+        scene.life.cancel(CancelOrder(force=True))
+        await life
+
+    asyncio.run(story())
+    assert served == [True]

@@ -1,0 +1,62 @@
+"""Bounds of a task hold for all its attempts together."""
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from doubles.manifests import manifest
+from sandbox.contracts.gateway import Budget
+from sandbox.model.event import Progress
+from sandbox.model.state import TaskState
+from sandbox.model.task import Attempt, Beginning, Spent, StateEntry, Task
+from sandbox.runner.remaining import budget_of, counted_before, remaining_seconds
+
+BEGAN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
+
+
+class Clock:
+    def __init__(self, monotonic, now):
+        self._monotonic, self._now = monotonic, now
+
+    def monotonic(self):
+        return self._monotonic
+
+    def now(self):
+        return self._now
+
+
+FIRST_AGENT = Beginning(100.0, "boot")
+
+
+def task(*, boot_id="boot", beginning=FIRST_AGENT, **parts):
+    history = (StateEntry(TaskState.PENDING, BEGAN), StateEntry(TaskState.RUNNING, BEGAN))
+    made = manifest(lifecycle={"timeout": "60s", "budget_usd": 2.0, "budget_tokens": 1000})
+    attempt = Attempt("bcdefghi2345", "bubblewrap", "here", number=2, boot_id=boot_id)
+    return Task("t", made, TaskState.RUNNING, "", history, 9, attempt=attempt, attempts=2, beginning=beginning, **parts)
+
+
+def test_before_the_first_agent_the_whole_time_is_left():
+    assert remaining_seconds(task(beginning=None), Clock(500.0, BEGAN)) == 60
+
+
+@pytest.mark.parametrize("jump", [timedelta(), timedelta(hours=1), timedelta(hours=-1)])
+def test_time_is_counted_by_the_monotonic_clock_whatever_the_wall_clock_does(jump):
+    assert remaining_seconds(task(), Clock(125.0, BEGAN + jump)) == 35
+
+
+@pytest.mark.parametrize(("later", "left"), [(20, 40), (80, -20), (-3600, 60)])
+def test_after_a_start_of_the_machine_the_wall_clock_is_all_there_is(later, left):
+    assert remaining_seconds(task(boot_id="another"), Clock(3.0, BEGAN + timedelta(seconds=later))) == left
+
+
+def test_what_earlier_gateways_counted_is_spent():
+    spent = Spent(input_tokens=300, output_tokens=20, usd=0.5)
+    assert budget_of(task(spent=spent)) == Budget(2.0, 1000, spent_usd=0.5, spent_tokens=320)
+
+
+def test_counters_go_on_from_what_was_told_of_every_request():
+    progress = Progress(turns=3, current_tool="Bash", input_tokens=100, output_tokens=10, cost_usd=0.25)
+    before = counted_before(task(progress=progress, spent=Spent(300, 20, 0.5)))
+    wanted = msgspec.structs.replace(progress, current_tool=None, input_tokens=300, output_tokens=20, cost_usd=0.5)
+    assert before == wanted
