@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from doubles.live import bash, says, until
-from doubles.runners import records, runner_pid
+from doubles.runners import first_process, records, runner_pid
 from sandbox.demo.model_script import Fault
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
@@ -73,18 +73,22 @@ def test_without_retries_an_agent_that_failed_is_not_run_again(world):
     assert (status["state"], status["error"]["code"], len(status["attempts"])) == ("failed", "agent_failed", 1)
 
 
-@pytest.mark.parametrize("runtime", ["bubblewrap", "gvisor"])
-def test_an_agent_that_was_lost_goes_on_in_its_session(empty_world, world, runtime):
+@pytest.mark.parametrize(
+    ("runtime", "victim"), [("bubblewrap", runner_pid), ("gvisor", runner_pid), ("bubblewrap", first_process)]
+)
+def test_an_agent_that_was_lost_goes_on_in_its_session(empty_world, world, runtime, victim):
     empty_world.runtime = runtime
     # Twice: Claude Code answers for the model once where the call that broke off had come to its session.
     going_on = bash("cat first.txt; echo second > second.txt")
     machine = world(bash("echo first > first.txt"), LONG, going_on, going_on, says("Both."))
     machine.submit(lifecycle={"resume": True})
     until(lambda: machine.status()["progress"]["tool_calls"] == 2, what="the second tool call")
-    os.kill(runner_pid(machine), signal.SIGKILL)
+    os.kill(victim(machine), signal.SIGKILL)
     status = machine.wait(seconds=90)
     assert status["state"] == "completed", machine.tell()
     assert machine.states() == STATES
+    lost = "runner_lost" if victim is runner_pid else "sandbox_lost"
+    assert status["attempts"][0]["error"]["code"] == lost
     assert [(one["followed_by"], one["resumes"]) for one in status["attempts"]] == [("resume", False), (None, True)]
     patch = machine.artifact("task-1.patch")
     assert b"+first\n" in patch
@@ -93,3 +97,30 @@ def test_an_agent_that_was_lost_goes_on_in_its_session(empty_world, world, runti
     assert first == second
     assert "first" in machine.tool_results()[-1]
     assert status["result"]["result"] == "Both."
+
+
+def test_a_task_that_is_cancelled_between_attempts_ends_and_keeps_its_story(watched):
+    machine = watched(msgspec.structs.replace(says(), faults=(Fault("error", status=403, times=99),)))
+    machine.submit(lifecycle={"retries": 100})
+    until(lambda: len(machine.status()["attempts"]) == 3, 60, "the third attempt")
+    assert machine.status()["state"] == "running"
+    answer = machine.http.delete("/api/v1/tasks/task-1?reason=enough")
+    assert answer.status_code == 200, answer.text
+    status = machine.wait()
+    assert (status["state"], status["state_message"]) == ("cancelled", "Cancelled: enough")
+    assert machine.states() == [*STATES[:-1], "cancelled"]
+    assert {"metadata.json", "transcript.ndjson"} <= machine.artifact_names()
+
+
+def test_the_end_of_everything_at_once_is_gone_on_from(world):
+    """Server, runner and with it the sandbox are killed; the next server follows, resumes, and ends the task."""
+    machine = world(bash("echo first > first.txt"), LONG, says("a"), says("b"))
+    machine.submit(lifecycle={"resume": True})
+    until(lambda: machine.status()["progress"]["tool_calls"] == 2, what="the second tool call")
+    pid = runner_pid(machine)
+    machine.server.stop(signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    machine.start_server()
+    status = machine.wait(seconds=90)
+    assert (status["state"], len(status["attempts"])) == ("completed", 2), machine.tell()
+    assert b"+first\n" in machine.artifact("task-1.patch")

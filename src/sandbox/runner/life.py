@@ -183,7 +183,7 @@ class AttemptLife:
         """Whether nothing of the attempt is left that another one would meet; else that one is forgone."""
         attempt = self._attempt
         try:
-            if follow_up is FollowUp.RESUME and not self._keeps_session():
+            if follow_up is FollowUp.RESUME and not await asyncio.to_thread(self._keeps_session):
                 raise AttemptError(FailureCode.SANDBOX_LOST, "The agent's session is not on the disk.")
             keeps_disk = takes_disk_over(attempt.task, follow_up)
             await clear_away(attempt, read_handle(attempt.files.handle), keeps_disk=keeps_disk)

@@ -206,3 +206,18 @@ def test_an_agent_is_on_record_before_anybody_serves_its_gateway(stage):
 
     asyncio.run(story())
     assert served == [True]
+
+
+@pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
+def test_a_gateway_whose_work_breaks_in_a_living_runner_loses_the_sandbox(stage, retries, follow_up):
+    scene = stage(Script(stays=True), lifecycle={"retries": retries})
+
+    async def serve(listeners):
+        raise OSError("a listener is gone")
+
+    scene.attempt.equipment.gateways.serve = serve
+    asyncio.run(scene.life.carry_out())
+    failure = scene.task.failure or scene.task.attempt.failure
+    assert failure.code == "sandbox_lost"
+    assert "gateway broke" in failure.message
+    assert scene.task.attempt.follow_up == follow_up

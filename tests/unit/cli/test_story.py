@@ -211,3 +211,14 @@ def test_answers_without_an_end_do_not_pile_up():
         result = {"type": "tool_result", "tool_use_id": f"t{number}", "content": "x" * 1000}
         story.add(output(json.dumps({"type": "user", "message": {"content": [result]}})))
     assert len(story._answers) <= 100
+
+
+def test_a_further_attempt_is_told_and_what_the_earlier_agent_had_begun_is_forgotten():
+    frames = [
+        {"type": "error", "error": "runner_lost", "message": "The task's runner died."},
+        {"type": "attempt", "attempt": 2, "attempt_id": "bcdefghi2345", "resumes": True},
+        {"type": "attempt", "attempt": 3, "attempt_id": "cdefghij2345", "resumes": False},
+    ]
+    text = told(frames)
+    assert "Attempt 2 goes on where the last one was lost" in text
+    assert "Attempt 3 begins anew" in text
