@@ -1,0 +1,145 @@
+"""Thousands of short tasks on one server: does anything grow beyond what is kept?
+
+Run with the project's Python: python bench/long_life.py [TASKS [KEPT [DRAWING]]]    (2000, 200 and no drawing without)
+
+Real runners and sandboxes, a stand-in for the agent; after each KEPT tasks all but the KEPT youngest are pruned. Prints
+the server's memory, descriptors, threads and files along the way, draws them as SVG, and exits with 1 when the second
+half needs more than the first. docs/benchmarks.md has the last results.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from doubles.live import TERMINAL, World, make_repository, says, until
+from doubles.stand_in_agent import make_stand_in
+from doubles.traces import left_behind
+
+AT_ONCE = 8
+TASK_SECONDS, QUIET_SECONDS = 120, 15
+SLACK = {"memory_mb": 1.15, "descriptors": 1.25, "threads": 1.25, "files": 1.25}
+TITLES = {
+    "memory_mb": "memory, MB",
+    "descriptors": "descriptors",
+    "threads": "threads",
+    "files": "files below the data directory",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Of the server, after so many tasks."""
+
+    tasks: int
+    memory_mb: float
+    descriptors: int
+    threads: int
+    files: int
+
+
+def sample(world, tasks):
+    """What it has now."""
+    process = Path(f"/proc/{world.server.said['pid']}")
+    status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    return Sample(
+        tasks,
+        int(status["VmRSS"].split()[0]) / 1024,
+        len(list((process / "fd").iterdir())),
+        int(status["Threads"]),
+        sum(1 for path in world.data_dir.rglob("*") if not path.is_dir()),
+    )
+
+
+def play(world, first, count):
+    """Some at once, until all have ended well."""
+    waiting, under_way = [f"short-{number}" for number in range(first, first + count)], {}
+    while waiting or under_way:
+        while waiting and len(under_way) < AT_ONCE:
+            name = waiting.pop(0)
+            world.submit(name, vm={"cpus": 1, "memory": "64M", "disk": "64M"})
+            under_way[name] = time.monotonic()
+        for name, began in list(under_way.items()):
+            status = world.status(name)
+            if status["state"] in TERMINAL:
+                assert status["state"] == "completed", world.tell(name)
+                del under_way[name]
+            assert time.monotonic() - began < TASK_SECONDS, world.tell(name)
+        time.sleep(0.02)
+
+
+def prune(world, kept):
+    """All but the youngest."""
+    command = [sys.executable, "-m", "sandbox", "admin", "prune", "--keep", str(kept)]
+    subprocess.run([*command, "--data-dir", str(world.data_dir)], check=True, timeout=120, stdout=subprocess.DEVNULL)
+
+
+def grown(samples):
+    """What the later half has at most, where that is more than the slack over the earlier half."""
+    early, late = samples[1 : len(samples) // 2 + 1], samples[len(samples) // 2 + 1 :]
+    for name, factor in SLACK.items():
+        before, after = (max(getattr(each, name) for each in half) for half in (early, late))
+        if after > before * factor:
+            yield f"{TITLES[name]}: {before:.0f} at most in the first half, {after:.0f} in the second"
+
+
+def draw(samples):
+    """Four curves, each from zero to its largest value."""
+    width, height, gap = 340, 90, 44
+    parts = []
+    for number, (name, title) in enumerate(TITLES.items()):
+        left, top = (number % 2) * (width + gap) + 20, number // 2 * (height + gap) + 30
+        most = max(getattr(each, name) for each in samples)
+        points = " ".join(
+            f"{left + width * each.tasks / samples[-1].tasks:.1f},{top + height * (1 - getattr(each, name) / most):.1f}"
+            for each in samples
+        )
+        parts += [
+            f'<text x="{left}" y="{top - 8}">{title}: at most {most:.0f}</text>',
+            f'<path d="M{left},{top} v{height} h{width}"/>',
+            f'<polyline points="{points}"/>',
+            f'<text x="{left + width}" y="{top + height + 14}" text-anchor="end">{samples[-1].tasks} tasks</text>',
+        ]
+    style = "text{font:12px sans-serif;fill:#888} path{fill:none;stroke:#888}"
+    style += " polyline{fill:none;stroke:#2f81f7;stroke-width:2}"
+    size = f'width="{2 * width + gap + 40}" height="{2 * (height + gap) + 20}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style>{"".join(parts)}</svg>\n'
+
+
+def main():
+    """Print the samples."""
+    tasks, kept = (int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 2000), (2, 200)))
+    with tempfile.TemporaryDirectory(prefix="long-life-") as directory:
+        world = World(Path(directory))
+        try:
+            make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
+            world.start_git()
+            world.start_model(says())
+            make_stand_in(world.directory / "agent", [("at work", 0.05)] * 4)
+            world.start_server(
+                PYTHONPATH=str(world.directory / "agent"),
+                SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0",
+                SANDBOX_LOG_LEVEL="error",
+            )
+            begin, samples = time.monotonic(), [sample(world, 0)]
+            for first in range(0, tasks, kept):
+                play(world, first, kept)
+                prune(world, kept)
+                samples.append(sample(world, first + kept))
+                print(f"{time.monotonic() - begin:6.0f} s  {samples[-1]}", flush=True)
+            until(lambda: not left_behind(world.data_dir), QUIET_SECONDS, "the machine to be as it was before")
+        finally:
+            world.close()
+    if len(sys.argv) > 3:
+        Path(sys.argv[3]).write_text(draw(samples))
+    if growth := list(grown(samples)):
+        sys.exit("\n".join(growth))
+    print("nothing has grown, and nothing is left")
+
+
+if __name__ == "__main__":
+    main()
