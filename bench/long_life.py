@@ -20,7 +20,7 @@ from doubles.live import TERMINAL, World, make_repository, says, until
 from doubles.stand_in_agent import make_stand_in
 from doubles.traces import left_behind
 
-AT_ONCE = 8
+AT_ONCE = 4
 TASK_SECONDS, QUIET_SECONDS = 120, 15
 SLACK = {"memory_mb": 1.15, "descriptors": 1.25, "threads": 1.25, "files": 1.25}
 TITLES = {
@@ -75,7 +75,7 @@ def play(world, first, count):
 def prune(world, kept):
     """All but the youngest."""
     command = [sys.executable, "-m", "sandbox", "admin", "prune", "--keep", str(kept)]
-    subprocess.run([*command, "--data-dir", str(world.data_dir)], check=True, timeout=120, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "--server", world.server.said["http"]], check=True, timeout=120, stdout=subprocess.DEVNULL)
 
 
 def grown(samples):
