@@ -75,7 +75,8 @@ def play(world, first, count):
 def prune(world, kept):
     """All but the youngest."""
     command = [sys.executable, "-m", "sandbox", "admin", "prune", "--keep", str(kept)]
-    subprocess.run([*command, "--server", world.server.said["http"]], check=True, timeout=120, stdout=subprocess.DEVNULL)
+    command += ["--server", world.server.said["http"]]
+    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
 
 
 def grown(samples):
