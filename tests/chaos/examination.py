@@ -57,6 +57,7 @@ def _tell(machine, task_id, victim, state, seen):
         artifacts=artifacts,
         patched=None if patch is None else _apply(machine, patch),
         starts=machine.starts(task_id),
+        retries=machine.orders[task_id]["retries"],
         files=machine.orders[task_id]["files"],
     )
 

@@ -52,15 +52,16 @@ class Machine(World):
             )
         return valve, f"https://held-{valve.port}.example.org/repo.git"
 
-    def order(self, task_id, *, url=f"{ORGANISATION}repo.git", lines=5, pause_seconds=0.01, files=0, cpus=1):
+    def order(self, task_id, *, url=f"{ORGANISATION}repo.git", lines=5, pause_seconds=0.01, files=0, cpus=1, retries=0):
         """Submit a task; the scribe prints so many lines, and makes so many files in the end."""
-        self.orders[task_id] = {"task": task_id, "lines": lines, "pause_seconds": pause_seconds, "files": files}
+        order = {"task": task_id, "lines": lines, "pause_seconds": pause_seconds, "files": files}
+        self.orders[task_id] = {**order, "retries": retries}
         self.submit(
             task_id,
             repository={"url": url},
-            claude={"prompt": json.dumps(self.orders[task_id])},
+            claude={"prompt": json.dumps(order)},
             vm={"cpus": cpus, "memory": "512M", "disk": "64M"},
-            lifecycle={"artifact_patterns": [scribe.MARK, "made/**"]},
+            lifecycle={"artifact_patterns": [scribe.MARK, "made/**"], "retries": retries},
         )
         self.acknowledged.add(task_id)
 

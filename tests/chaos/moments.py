@@ -37,11 +37,14 @@ class Held:
 
 
 class Moments:
-    """Of one machine. chance: decides where in a state it is; endless: the agent in `running` would go on for long."""
+    """Of one machine. chance: decides where in a state it is.
 
-    def __init__(self, machine, chance, *, needs_sandbox=False, is_endless=False):
+    is_endless: the agent in `running` would go on for long; retries: it may be followed by so many others.
+    """
+
+    def __init__(self, machine, chance, *, needs_sandbox=False, is_endless=False, retries=0):
         self._machine, self._chance = machine, chance
-        self._needs_sandbox, self._is_endless = needs_sandbox, is_endless
+        self._needs_sandbox, self._is_endless, self._retries = needs_sandbox, is_endless, retries
         self.passed_by = []
 
     def reach(self, state, name):
@@ -81,7 +84,7 @@ class Moments:
     def _reach_running(self, task_id, steps):
         """While it prints."""
         lines = LINES_OF_LONG if self._is_endless else 150
-        self._machine.order(task_id, lines=lines, pause_seconds=0.01)
+        self._machine.order(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
         until(lambda: len(self._machine.records(task_id)) > 5 + 3 * steps, REACH_SECONDS, "some lines")
         return Held(task_id, runner=self._find_runner(task_id))

@@ -17,7 +17,6 @@ TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
 DONE = ("completed", None)
 LOST_RUNNER = ("failed", "runner_lost")
 LOST_SANDBOX = ("failed", "sandbox_lost")
-NOT_PROVISIONED = ("failed", "provision_failed")
 BROKEN_OFF = ("failed", "agent_failed")
 
 TRUE_ENDS = {
@@ -26,8 +25,8 @@ TRUE_ENDS = {
     # What had not begun is tried again; an agent that had begun is not. Its outcome, once recorded, stands.
     "runner": {**{state: {DONE} for state in STATES}, "running": {LOST_RUNNER}},
     "sandbox": {
-        "provisioning": {DONE, NOT_PROVISIONED},
-        "ready": {DONE, NOT_PROVISIONED},
+        "provisioning": {DONE},
+        "ready": {DONE},
         "running": {LOST_SANDBOX, BROKEN_OFF},
     },
     "gateway": {"ready": {DONE, LOST_SANDBOX}, "running": {LOST_SANDBOX}},
@@ -78,8 +77,13 @@ class Story:
     @property
     def stdout(self):
         """As journaled."""
-        texts = (one["event"] for one in self.records if one["event"]["type"] == "output")
-        return "".join(event["text"] for event in texts if event["stream"] == "stdout").encode()
+        return _stdout_of(self.records)
+
+    @property
+    def printed(self):
+        """By the agent of the last attempt: what one before it wrote down went with its workspace."""
+        begins = [n for n, one in enumerate(self.records) if one["event"]["type"] == "attempt_started"]
+        return _stdout_of(self.records[begins[-1] :]) if begins else b""
 
     @property
     def written(self):
@@ -165,7 +169,9 @@ def every_task_ends_truly(story: Story) -> Iterator[str]:
         yield f"its states are {states}"
     if states and story.status.get("state") != states[-1]:
         yield f"clients are told {story.status.get('state')}, the journal says {states[-1]}"
-    true = {DONE} if story.victim is None else TRUE_ENDS[story.victim].get(story.state, set())
+    # Where the manifest allows another agent, the loss of one is no end.
+    goes_on = story.victim is None or story.retries
+    true = {DONE} if goes_on else TRUE_ENDS[story.victim].get(story.state, set())
     if story.end not in true:
         yield f"it ended as {story.end}: {story.status.get('error')}"
 
@@ -176,8 +182,8 @@ def no_line_is_lost_or_doubled(story: Story) -> Iterator[str]:
     Where the runner lives on, all of it; where it died, a beginning in whole lines. Where the agent was killed, it may
     have written its last line down and not printed it. What was there to be read once stays.
     """
-    printed, written = story.stdout, story.written or b""
-    if not printed.startswith(story.seen):
+    printed, written = story.printed, story.written or b""
+    if not story.stdout.startswith(story.seen):
         yield "what was read before is no longer there"
     if story.end == LOST_RUNNER:
         if not written.startswith(printed) or (printed and not printed.endswith(b"\n")):
@@ -237,6 +243,11 @@ def every_follower_has_the_journal(journals: dict, transcripts: dict) -> Iterato
             same = next((n for n, (a, b) in enumerate(zip(heard, wanted, strict=False)) if a != b), None)
             place = f"first at {same}: {heard[same]} and {wanted[same]}" if same is not None else "at the end"
             yield f"{who} of {task_id} heard {len(heard)} frames, the journal has {len(wanted)}; they differ {place}"
+
+
+def _stdout_of(records):
+    events = (one["event"] for one in records if one["event"]["type"] == "output")
+    return "".join(event["text"] for event in events if event["stream"] == "stdout").encode()
 
 
 def _without_last_line(text):

@@ -37,6 +37,7 @@ class Score:
         self.broken.update((runtime, story.victim, story.state) for story in hit.values())
         for one in found.broken:
             self.said.append(f"{runtime}, seed {seed}: {one}")
+            print(self.said[-1], flush=True)
 
     def rows(self, runtime):
         yield f"| {runtime} | {' | '.join(VICTIMS)} |\n| --- |{' --- |' * len(VICTIMS)}"
@@ -72,7 +73,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         restarted = play_restarts(directory, options.restarts, options.seed)
     score.said += [f"restarts, seed {options.seed}: {said}" for said in restarted.broken]
-    print("\n".join(score.said) or "every promise was kept")
+    print("\n".join(restarted.broken) or f"{len(score.said)} promises were broken in all")
     write(score, restarted, options, (time.monotonic() - began) / 60)
     return int(bool(score.said))
 

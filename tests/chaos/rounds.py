@@ -82,11 +82,15 @@ def _strike_together(machine, victim, seed, held):
     blows = {task_id: (victim, machine.state(task_id), b"") for task_id in machine.orders}
     blows = {task_id: blow for task_id, blow in blows.items() if blow[1] in TRUE_ENDS[victim]}
     blows |= {one.task_id: (victim, machine.state(one.task_id), one.seen) for one in held}
-    lets_go_first = chance.random() < 0.5
+    lets_go_first, dies_again = chance.random() < 0.5, chance.random() < 0.5
     if lets_go_first:
         _let_go(held)
     machine.start_server()
     _let_go(held)
+    if dies_again:
+        time.sleep(chance.uniform(0, 1.5))
+        _kill_server(machine)
+        machine.start_server()
     return blows
 
 
@@ -138,15 +142,18 @@ def _kill_everything(machine, held, chance):
 
 
 def _strike_each(machine, victim, seed, held):
+    wanted = [(*cell, 0) for cell in sorted(cells(victim))]
+    wanted += [(one, "running", 1) for one in ("runner", "sandbox")]
     with ThreadPoolExecutor(6) as pool:
-        return dict(pool.map(lambda cell: _strike_one(machine, *cell, seed, held), sorted(cells(victim))))
+        return dict(pool.map(lambda each: _strike_one(machine, *each, seed, held), wanted))
 
 
-def _strike_one(machine, victim, state, seed, held):
+def _strike_one(machine, victim, state, retries, seed, held):
     """Gives the task and its blow."""
-    chance = random.Random(f"{seed} {victim} {state}")
-    moments = Moments(machine, chance, needs_sandbox=victim != "runner", is_endless=victim != "gateway")
-    one = moments.reach(state, victim)
+    chance = random.Random(f"{seed} {victim} {state} {retries}")
+    is_endless = victim != "gateway" and not retries
+    moments = Moments(machine, chance, needs_sandbox=victim != "runner", is_endless=is_endless, retries=retries)
+    one = moments.reach(state, f"{victim}-{retries}" if retries else victim)
     held.append(one)
     if state == "running":
         time.sleep(chance.uniform(0, 0.3))

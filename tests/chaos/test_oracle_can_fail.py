@@ -174,6 +174,30 @@ def test_a_line_that_was_read_and_taken_back():
     assert list(oracle.no_line_is_lost_or_doubled(told))
 
 
+def retried(lines):
+    """The runner died after two lines, and another agent printed these."""
+    told = story(lines, victim="runner")
+    two = [{"event": {"type": "output", "stream": "stdout", "text": line}} for line in LINES[:2]]
+    told.records[2:2] = [*two, {"event": {"type": "attempt_started"}}]
+    told.artifacts[2] = kept("transcript.ndjson", told.stdout)
+    told.starts, told.retries = 2, 1
+    return told
+
+
+def test_what_an_agent_printed_that_was_followed_by_another_stays_and_counts_for_itself():
+    assert not list(oracle.no_line_is_lost_or_doubled(retried(LINES)))
+    assert list(oracle.no_line_is_lost_or_doubled(retried(LINES[:4])))
+    told = retried(LINES)
+    del told.records[2]
+    assert list(oracle.no_line_is_lost_or_doubled(told))
+
+
+def test_the_loss_of_an_agent_that_another_one_may_follow_is_no_end():
+    told = lost_runner(LINES[:3])
+    told.retries = 1
+    assert list(oracle.every_task_ends_truly(told))
+
+
 def change_a_byte(told):
     told.artifacts[1].content = b"-"
 
