@@ -37,6 +37,7 @@ class AttemptRecorder:
         self._writer = PatientWriter(writer, reserve.give_back)
         self._recorder = make_recorder(self._writer)
         self._reserve = reserve
+        self._wants_reserve = False
         self._is_cut = False
         self._left_out_bytes = self._left_out_events = 0
 
@@ -68,16 +69,21 @@ class AttemptRecorder:
             self._leave_out(event)
 
     def take_reserve(self) -> None:
-        """Keep room for the end, where there is any."""
+        """Keep room for the end, where there is any, until `spend_reserve`."""
+        self._wants_reserve = True
         try:
             self._reserve.take()
         except OSError as error:
             _log.warning("There is no room to keep for the end of the task: %s", error)
 
+    def spend_reserve(self) -> None:
+        """The end has come: what was given back is not taken again, and what is there goes with the attempt's files."""
+        self._wants_reserve = False
+
     def catch_up(self) -> None:
         """Write what waits. Raises OSError where the disk still does not take it."""
         self._writer.catch_up()
-        if not self.task.agent_has_exited and not self._reserve.is_taken and not self.space.is_short():
+        if self._wants_reserve and not self._reserve.is_taken and not self.space.is_short():
             self._reserve.take()
 
     def sync(self) -> None:

@@ -172,6 +172,7 @@ class AttemptLife:
 
     async def _conclude(self) -> None:
         """Make way for the attempt that follows; where none does, collect, tear down and end the task."""
+        self._attempt.recorder.spend_reserve()
         while (follow_up := find_follow_up(self._attempt.task)) is not None:
             if await self._make_way(follow_up):
                 return
