@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 
 class GitHttpServer:
@@ -122,6 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _run_git(self, root: Path, body: bytes) -> None:
         path, _, query = self.path.partition("?")
+        path = urlsplit(path).path  # of a proxy's requests
         environment = {
             "PATH": os.environ["PATH"],
             "GIT_CONFIG_GLOBAL": "/dev/null",

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,16 @@ class Upstream:
         """Push HEAD; gives its commit."""
         run_git("push", "--quiet", "--force", str(self.bare), f"HEAD:refs/heads/{branch}", directory=self.work)
         return run_git("rev-parse", "HEAD", directory=self.work)
+
+
+def programs_below(pid: int) -> list[bytes]:
+    """Names of the programs that a process has started, and that those have."""
+    names: list[bytes] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                names += [Path(f"/proc/{child}/comm").read_bytes().strip(), *programs_below(int(child))]
+    return names
 
 
 @dataclass

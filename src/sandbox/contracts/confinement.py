@@ -26,8 +26,8 @@ class ConfinedCommand:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-FIRST_DESCRIPTOR = 100
-"""The number that the first of a command's further descriptors has."""
+FIRST_DESCRIPTOR = 3
+"""The number that the first of a command's further descriptors has; small, because shells know no others."""
 
 
 class ConfinementLostError(OSError):

@@ -50,8 +50,8 @@ class ConfinedPrograms:
         """Its exit code, 128+n after signal n. Raises OSError, AttemptError (provision_failed) for NUL characters."""
         payload = self._build_payload(command)
         try:
-            standard = (command.stdin, command.stdout, command.stderr)
-            code = await self._launch.run(payload.argv, standard, payload.descriptors)
+            low = (command.stdin, command.stdout, command.stderr, *command.descriptors)
+            code = await self._launch.run(payload.argv, low, payload.descriptors)
         finally:
             payload.close()
         return code if code >= 0 else 128 - code
@@ -64,8 +64,6 @@ class ConfinedPrograms:
     def _build_payload(self, command: ConfinedCommand) -> Payload:
         payload = Payload()
         try:
-            for descriptor in command.descriptors:
-                payload.place(os.dup(descriptor))
             words = list(self._arguments(payload, command))
             refuse_nul([*words, *command.argv])
             text = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")

@@ -77,8 +77,10 @@ class Launch:
             os.close(words)
             os.close(given)
 
-    async def run(self, argv: Sequence[str], standard: Sequence[int], descriptors: Sequence[int]) -> int:
-        """Have it start `argv` with these three standard descriptors, and stay; gives what that ended with.
+    async def run(self, argv: Sequence[str], low: Sequence[int], descriptors: Sequence[int]) -> int:
+        """Have it start `argv`, and stay; gives what that ended with.
+
+        low: its descriptors from 0 on, the three standard ones first; the others are numbered as in `execute`.
 
         Cancelled, it has killed the program when CancelledError goes on, if that ends on KILL within 10 s.
         Raises OSError, ConfinementLostError.
@@ -88,8 +90,8 @@ class Launch:
         with status:
             try:
                 with status_inside:
-                    given = [status_inside.fileno(), words, *standard, *descriptors]
-                    socket.send_fds(self._control, [b"run"], given)
+                    given = [status_inside.fileno(), words, *low, *descriptors]
+                    socket.send_fds(self._control, [b"run %d" % len(low)], given)
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise ConfinementLostError("the program's confinement is gone") from error
             finally:

@@ -262,7 +262,7 @@ def serve(control: _socket.socket) -> None:
             argv_file, stdin, *rest = numbers
             os.dup2(stdin, 0)
             become(argv_file, rest)
-        if message != b"run":
+        if not message.startswith(b"run "):
             os._exit(0)
         # The kernel collects those who watch.
         _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
@@ -270,22 +270,27 @@ def serve(control: _socket.socket) -> None:
         if os.fork() == 0:
             control.close()
             die_with(parent)
-            watch(*numbers)
+            watch(int(message[4:]), *numbers)
         for number in numbers:
             os.close(number)
 
 
-def watch(status_number: int, argv_file: int, *descriptors: int) -> None:
-    """Start a program, kill it when the runner hangs up `status`, and tell there what it ended with."""
+def watch(low: int, status_number: int, argv_file: int, *descriptors: int) -> None:
+    """Start a program, kill it when the runner hangs up `status`, and tell there what it ended with.
+
+    low: so many of the descriptors are numbered from 0 on, the others from FIRST_DESCRIPTOR on.
+    """
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     status, parent = _socket.socket(fileno=status_number), os.getpid()
     child = os.fork()
     if child == 0:
         try:
             die_with(parent)
-            for target, number in enumerate(descriptors[:3]):
+            # Out of the way first, because a number that is given may be one that is still to be read from.
+            high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 300) for number in (argv_file, *descriptors)]
+            for target, number in enumerate(high[1 : low + 1]):
                 os.dup2(number, target)
-            become(argv_file, descriptors[3:])
+            become(high[0], high[low + 1 :])
         finally:
             os._exit(127)
     for number in descriptors:
@@ -302,7 +307,7 @@ def watch(status_number: int, argv_file: int, *descriptors: int) -> None:
         os._exit(0)
 
 
-def become(argv_file: int, descriptors: "tuple[int, ...] | list[int]") -> None:
+def become(argv_file: int, descriptors: list[int]) -> None:
     """Exec what the file names: a path, then its arguments from number 0 on."""
     program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
     for target, number in enumerate(descriptors, FIRST_DESCRIPTOR):

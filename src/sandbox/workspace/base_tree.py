@@ -1,11 +1,12 @@
 """The tree of the base commit, as `git ls-tree` tells it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from sandbox.workspace.files import Entry
-from sandbox.workspace.git import Git
+from sandbox.workspace.files import ENTRIES_MAX, Entry
+from sandbox.workspace.git import Git, GitError
 from sandbox.workspace.pipes import pipe, run_with_thread
 from sandbox.workspace.stoppable import Stop
 
@@ -14,6 +15,12 @@ LINK = b"120000"
 EXECUTABLE = b"100755"
 _FILE = b"100644"
 _CHUNK_BYTES = 256 * 1024
+_LINE = re.compile(
+    rb"(?P<mode>[0-7]{6}) [a-z]+ (?P<id>[0-9a-f]{40}|[0-9a-f]{64}) +(?P<size>[0-9]{1,18}|-)\t(?P<path>.+)", re.DOTALL
+)
+
+PATHS_BYTES_MAX = 256 * 1024**2
+"""All paths of a commit together, which are held in memory; over it: `clone_failed`."""
 
 
 def mode_of(entry: Entry) -> bytes:
@@ -38,17 +45,22 @@ class BaseEntry(NamedTuple):
 
 
 def read_entries(listing: IO[bytes]) -> Iterator[BaseEntry]:
-    """The entries in what `git ls-tree -r -l -z` writes."""
+    """The entries in what `git ls-tree -r -l -z` writes. Raises GitError for what no git that is sound would write."""
     rest = b""
     while chunk := listing.read(_CHUNK_BYTES):
         *lines, rest = (rest + chunk).split(b"\0")
+        if len(rest) > _CHUNK_BYTES:
+            raise GitError(0, b"fatal: a path is too long")
         yield from map(_entry, lines)
 
 
 def _entry(line: bytes) -> BaseEntry:
-    meta, _, path = line.partition(b"\t")
-    mode, _, object_id, size = meta.split()
-    return BaseEntry(path, mode, object_id, 0 if size == b"-" else int(size))
+    """A repository may have taken git over: then this is whatever it likes, and still is used for paths here."""
+    match = _LINE.fullmatch(line)
+    if match is None or not {b"", b".", b".."}.isdisjoint(match["path"].split(b"/")):
+        raise GitError(0, b"fatal: invalid path in a tree")
+    size = match["size"]
+    return BaseEntry(match["path"], match["mode"], match["id"], 0 if size == b"-" else int(size))
 
 
 class BaseTree:
@@ -57,7 +69,12 @@ class BaseTree:
     def __init__(self, entries: Iterator[BaseEntry]) -> None:
         self.entries: dict[bytes, BaseEntry] = {}
         self.directories: set[bytes] = set()
-        for entry in entries:
+        path_bytes_left = PATHS_BYTES_MAX
+        for number, entry in enumerate(entries):
+            path_bytes_left -= len(entry.path)
+            # Staging has looked already, but what it saw is another git's word by now.
+            if number >= ENTRIES_MAX or path_bytes_left < 0:
+                raise GitError(0, b"fatal: the tree is larger than it was")
             self.entries[entry.path] = entry
             self._add_parents(entry.path)
 

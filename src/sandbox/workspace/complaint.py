@@ -32,11 +32,12 @@ _MEANINGS = (
         f"there is no repository, or it needs credentials; check repository.url, or {_AT_CREDENTIALS}",
     ),
     (
-        r"could not resolve (host|hostname|proxy)|name or service not known",
+        r"could not resolve (host|hostname|proxy)|name or service not known|SOCKS5 connection to .* \(4\)",
         "the name of its host cannot be resolved; check repository.url and the server's network",
     ),
     (
-        r"failed to connect|could(n't| not) connect|connection refused|no route to host|network is unreachable",
+        r"failed to connect|could(n't| not) connect|connection refused|no route to host|network is unreachable"
+        r"|SOCKS5 connection to .* \([35]\)",
         "its host does not accept the connection; check repository.url and the server's network",
     ),
     (
@@ -49,7 +50,7 @@ _MEANINGS = (
     ),
     (r"ssl|certificate|tls", "the TLS connection failed; check the certificate of its host"),
     (
-        r"unable to update url base from redirection|redirect|returned error: 30\d",
+        r"unable to update url base from redirection|redirect|returned error: 30\d|SOCKS5 connection to .* \(2\)",
         "it redirects to somewhere else; use the final URL",
     ),
     (r"returned error: 5\d\d", "its host answers with a server error; try again later"),

@@ -73,11 +73,19 @@ class Git:
         settings: Sequence[Setting] = (),
         variables: Mapping[str, str | None] | None = None,
         confinement: Confinement | None = None,
+        *,
+        files: Mapping[str, bytes] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
-        """`path` is where programs are looked for; a variable that is None is taken away. Unconfined without one."""
+        """`path` is where programs are looked for; a variable that is None is taken away.
+
+        Unconfined without a confinement; `files` and `descriptors` are for one, as in `ConfinedCommand`.
+        """
         wanted = {"PATH": path, **_SURROUNDINGS, **_as_variables([*_NEUTRAL, *settings]), **(variables or {})}
         self._environment = {name: value for name, value in wanted.items() if value is not None}
         self._confinement = confinement or Unconfined()
+        self._files = files or {}
+        self._descriptors = descriptors
 
     async def run(
         self,
@@ -96,9 +104,8 @@ class Git:
         argv = [*_limits(file_bytes_max), "git", *arguments]
         async with _reading(stdout) as (out, output), _reading(None) as (err, complaints):
             with open(os.devnull, "rb") as nothing, out, err, stdin or nothing as given:  # noqa: ASYNC230, PTH123
-                command = ConfinedCommand(
-                    argv, self._environment, directory, given.fileno(), out.fileno(), err.fileno()
-                )
+                ends = (given.fileno(), out.fileno(), err.fileno())
+                command = ConfinedCommand(argv, self._environment, directory, *ends, self._descriptors, self._files)
                 code = await self._run(command)
         if code not in good_codes:
             raise GitError(code, complaints())

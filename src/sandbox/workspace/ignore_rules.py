@@ -14,13 +14,20 @@ from typing import IO
 
 from sandbox.workspace.base_tree import BaseEntry
 from sandbox.workspace.files import Entry
-from sandbox.workspace.git import Git
+from sandbox.workspace.git import Git, GitError
 from sandbox.workspace.pipes import pipe, read_exactly, run_with_thread, write_all
 from sandbox.workspace.stoppable import Stop
 
 _PAGE_BYTES = 4096
 _DIRECTORY_MODE, _FILE_MODE = 0o755, 0o644
 _CHUNK_BYTES = 64 * 1024
+_FIELD_BYTES_MAX = 1024 * 1024
+
+IGNORE_FILE_BYTES_MAX = 100 * 1024**2
+"""A larger `.gitignore` is not obeyed, by git neither."""
+
+IGNORE_FILES_BYTES_MAX = 1024**3
+"""All `.gitignore` files of a commit together; over it there is no patch, and the task fails with `collect_failed`."""
 
 
 class IgnoreRules:
@@ -70,6 +77,8 @@ def _fields(answers: IO[bytes]) -> Iterator[bytes]:
     rest = b""
     while chunk := answers.read(_CHUNK_BYTES):
         *fields, rest = (rest + chunk).split(b"\0")
+        if len(rest) > _FIELD_BYTES_MAX:
+            raise BrokenPipeError("git check-ignore said more than it can have to say")
         yield from fields
     raise BrokenPipeError("git check-ignore ended early")
 
@@ -93,12 +102,15 @@ def make_rules_directory(directory: Path) -> None:
 
 async def lay_out_ignore_files(git: Git, repository: Path, entries: Sequence[BaseEntry], directory: Path) -> None:
     """Write the base commit's `.gitignore` files into the empty `directory`. Raises GitError, OSError."""
-    if not entries:
+    obeyed = [entry for entry in entries if entry.size_bytes <= IGNORE_FILE_BYTES_MAX]
+    if sum(entry.size_bytes for entry in obeyed) > IGNORE_FILES_BYTES_MAX:
+        raise GitError(0, b"fatal: the .gitignore files are too large together")
+    if not obeyed:
         return
     with pipe() as (asked, asking), pipe() as (answers, answering):
 
         def write(stop: Stop) -> None:
-            for entry in entries:
+            for entry in obeyed:
                 stop.check()
                 write_all(asking, entry.object_id + b"\n")
                 _write_ignore_file(directory, entry, answers)

@@ -13,28 +13,28 @@ from sandbox.contracts.confinement import Confine, Confinement, ConfinementLostE
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.manifest import Repository
+from sandbox.workspace import base_tree
 from sandbox.workspace.base_tree import BaseEntry, list_tree, read_entries
+from sandbox.workspace.cloning import NO_REDIRECTS, Cloning
 from sandbox.workspace.complaint import explain, is_transient
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, Files
 from sandbox.workspace.git import Git, GitError, Setting
-from sandbox.workspace.git_directory import neutralise, read_branch, write_git_directory
+from sandbox.workspace.git_directory import OBJECT_ID, neutralise, read_branch, write_git_directory
 from sandbox.workspace.pipes import pipe, run_with_thread
+from sandbox.workspace.ssh import SSH
 from sandbox.workspace.stoppable import Stop, run_in_thread
 from sandbox.workspace.user_settings import read_user_settings, secrets_in, variables_of_user
 
 REPOSITORY_BYTES_MAX = 32 * 1024**3
 """A pack of a clone, and the files of a commit together; over it: `clone_failed`."""
 
-PATHS_BYTES_MAX = 256 * 1024**2
-"""All paths of a commit together, which are held in memory; over it: `clone_failed`."""
-
 _NETWORK: tuple[Setting, ...] = (
-    ("core.sshCommand", "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=20"),
     ("http.lowSpeedLimit", "1"),
     ("http.lowSpeedTime", "60"),
     ("credential.interactive", "false"),
     ("transfer.fsckObjects", "true"),
 )
+_UNCONFINED: tuple[Setting, ...] = (("core.sshCommand", SSH),)
 _TOLERATED = (
     *("badDate", "badDateOverflow", "badEmail", "badName", "badTimezone", "missingEmail", "missingNameBeforeEmail"),
     *("missingSpaceBeforeDate", "missingSpaceBeforeEmail", "multipleAuthors", "nulInCommit", "zeroPaddedDate"),
@@ -60,15 +60,16 @@ class Staging:
         self._confine = confine
         self._wanted = repository
         self._attempt = attempt
-        self._redirects: Sequence[Setting] = () if follow_redirects else (("http.followRedirects", "false"),)
-        self._secrets: frozenset[str] = frozenset()
+        self._redirects: Sequence[Setting] = () if follow_redirects else (NO_REDIRECTS,)
+        self._follow_redirects = follow_redirects
+        self._secrets: set[str] = set()
 
     async def run(self) -> str:
         """Gives the full base commit. Raises AttemptError (clone_failed, sandbox_lost)."""
         try:
             await run_in_thread(lambda _: self._clear())
-            await self._clone()
             async with self._confine([self._attempt.repository, self._attempt.workspace], []) as confinement:
+                await self._clone(confinement)
                 commit = await self._prepare(confinement)
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:
@@ -98,20 +99,27 @@ class Staging:
                 shutil.rmtree(left)
             left.mkdir(mode=0o755)
 
-    async def _clone(self) -> None:
+    async def _clone(self, confinement: Confinement) -> None:
         user_settings = await read_user_settings(self._environment, self._path)
-        self._secrets = secrets_in(user_settings)
-        tolerated = [(f"fetch.fsck.{fault}", "ignore") for fault in _TOLERATED]
-        git = Git(
-            self._path, [*_NETWORK, *tolerated, *user_settings, *self._redirects], variables_of_user(self._environment)
-        )
-        await git.run(
+        self._secrets = set(secrets_in(user_settings))
+        settings = [*_NETWORK, *((f"fetch.fsck.{fault}", "ignore") for fault in _TOLERATED)]
+        arguments = (
             *("clone", "--quiet", "--bare", "--template=", "--single-branch", "--no-tags"),
             *(f"--branch={self._wanted.branch}", *(("--depth=1",) if self._wanted.commit is None else ())),
             *("--", self._wanted.url, "."),
-            directory=self._attempt.repository,
-            file_bytes_max=REPOSITORY_BYTES_MAX,
         )
+        if confinement.door is None:
+            variables = variables_of_user(self._environment)
+            git = Git(self._path, [*_UNCONFINED, *settings, *user_settings, *self._redirects], variables)
+            await git.run(*arguments, directory=self._attempt.repository, file_bytes_max=REPOSITORY_BYTES_MAX)
+            return
+        cloning = Cloning(self._wanted.url, user_settings, self._environment, follow_redirects=self._follow_redirects)
+        try:
+            await cloning.run(
+                confinement, settings, arguments, self._attempt.repository, file_bytes_max=REPOSITORY_BYTES_MAX
+            )
+        finally:
+            self._secrets |= cloning.secrets
 
     async def _find_commit(self, git: Git) -> str:
         repository = self._attempt.repository
@@ -126,7 +134,7 @@ class Staging:
         try:
             found = await self._run(git, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
             commit = found.decode().strip()
-            if commit.startswith(wanted):
+            if commit.startswith(wanted) and OBJECT_ID.fullmatch(commit):
                 await self._run(git, "merge-base", "--is-ancestor", commit, tip)
                 return commit
         except GitError as error:
@@ -178,7 +186,7 @@ class Staging:
 
 def _oversize(entries: Iterator[BaseEntry]) -> str | None:
     """A few small trees can name each other so often that a checkout never ends: find that out before."""
-    bytes_left, path_bytes_left = REPOSITORY_BYTES_MAX, PATHS_BYTES_MAX
+    bytes_left, path_bytes_left = REPOSITORY_BYTES_MAX, base_tree.PATHS_BYTES_MAX
     for number, entry in enumerate(entries):
         bytes_left -= entry.size_bytes
         path_bytes_left -= len(entry.path)
@@ -187,7 +195,7 @@ def _oversize(entries: Iterator[BaseEntry]) -> str | None:
         if bytes_left < 0:
             return f"the files of the commit are larger than {REPOSITORY_BYTES_MAX // 1024**3} GiB"
         if path_bytes_left < 0:
-            return f"the paths of the commit are longer than {PATHS_BYTES_MAX // 1024**2} MiB together"
+            return f"the paths of the commit are longer than {base_tree.PATHS_BYTES_MAX // 1024**2} MiB together"
         if len(entry.path) > PATH_BYTES_MAX or entry.path.count(b"/") >= DEPTH_MAX:
             return "directories of the commit are nested too deeply"
     return None

@@ -21,6 +21,18 @@ async def read_user_settings(environment: Mapping[str, str], path: str) -> Seque
     return parse_settings(listed)
 
 
+async def find_proxy(url: str, settings: Sequence[Setting], path: str) -> str:
+    """What the settings say for this URL, as git understands them; empty for none. Raises GitError."""
+    chosen = [value for key, value in settings if key == "remote.origin.proxy"]
+    if chosen:
+        return chosen[-1]
+    if not any(key.startswith("http.") and key.endswith(".proxy") for key, _ in settings):
+        return ""
+    asked = ("--git-dir=/dev/null", "config", "--get-urlmatch", "http.proxy", url)
+    told = await Git(path, settings).run(*asked, directory=Path("/"), good_codes=(0, 1))
+    return told.decode(errors="surrogateescape").strip()
+
+
 def variables_of_user(environment: Mapping[str, str]) -> dict[str, str]:
     """What credential helpers and ssh need to find the user's files and keys."""
     return {name: environment[name] for name in _PASSED_ON if name in environment}

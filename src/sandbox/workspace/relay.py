@@ -1,0 +1,162 @@
+"""The only way out of a confined clone: a SOCKS proxy in the runner, at the confinement's door.
+
+Git resolves no name and dials nothing: it asks for a host, and is connected to the one that it was told to clone from.
+Bytes are passed on as they are; TLS ends in the confinement.
+"""
+
+import asyncio
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+CLONE_CONNECT_SECONDS = 30.0
+"""For the name of a clone's host to resolve and one of its addresses to answer; then the clone fails."""
+
+_CHUNK_BYTES = 256 * 1024
+_WEB_PORTS = (80, 443)
+_GRANTED, _FORBIDDEN, _UNREACHABLE, _UNKNOWN_NAME, _REFUSED = 0, 2, 3, 4, 5
+_IPV4, _NAME, _IPV6 = 1, 3, 4
+
+
+class Address(NamedTuple):
+    """A host, by name or address, and a port."""
+
+    host: str
+    port: int
+
+
+class Relay:
+    """Connects to `wanted`; where redirects are followed also to other ports of its host, and to the web's ports of
+    public addresses.
+
+    via: the proxy of the server's user; then everything goes there, and what git says is for that proxy to read.
+    """
+
+    def __init__(self, wanted: Address, *, via: Address | None, follow_redirects: bool) -> None:
+        self._wanted = wanted
+        self._via = via
+        self._follow_redirects = follow_redirects
+
+    @asynccontextmanager
+    async def serving(self, door: socket.socket) -> AsyncIterator[None]:
+        """Answer at the door until the block ends; then every connection is cut."""
+        serving: set[asyncio.Task[None]] = set()
+
+        async def accept() -> None:
+            while True:
+                client, _ = await asyncio.get_running_loop().sock_accept(door)
+                task = asyncio.create_task(self._serve(client))
+                serving.add(task)
+                task.add_done_callback(serving.discard)
+
+        door.setblocking(False)
+        accepting = asyncio.create_task(accept())
+        try:
+            yield
+        finally:
+            accepting.cancel()
+            for task in serving:
+                task.cancel()
+            await asyncio.gather(accepting, *serving, return_exceptions=True)
+
+    async def _serve(self, client: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=client)
+        try:
+            if self._via is not None:
+                far = await asyncio.wait_for(asyncio.open_connection(*self._via), CLONE_CONNECT_SECONDS)
+            else:
+                far = await asyncio.wait_for(self._negotiate(reader, writer), CLONE_CONNECT_SECONDS)
+            await _join((reader, writer), far)
+        except (OSError, TimeoutError, ValueError, EOFError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> "Ends":
+        """RFC 1928, without authentication, CONNECT only."""
+        _, methods = await reader.readexactly(2)
+        await reader.readexactly(methods)
+        writer.write(b"\x05\x00")
+        address = await _read_address(reader)
+        try:
+            far = await self._dial(address)
+        except OSError as error:
+            writer.write(_answer(_code_of(error)))
+            await writer.drain()
+            raise
+        writer.write(_answer(_GRANTED))
+        return far
+
+    async def _dial(self, address: Address) -> "Ends":
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        addresses = [Address(str(one[4][0]), address.port) for one in found]
+        if not self._is_wanted(address):
+            addresses = [one for one in addresses if self._may_be_sent_to(one)]
+        return await _dial_any(addresses)
+
+    def _is_wanted(self, address: Address) -> bool:
+        return address == self._wanted or (self._follow_redirects and address.host == self._wanted.host)
+
+    def _may_be_sent_to(self, address: Address) -> bool:
+        ip = ipaddress.ip_address(address.host.partition("%")[0])
+        mapped = getattr(ip, "ipv4_mapped", None) or ip
+        return self._follow_redirects and address.port in _WEB_PORTS and mapped.is_global and not mapped.is_multicast
+
+
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _read_address(reader: asyncio.StreamReader) -> Address:
+    _, command, _, kind = await reader.readexactly(4)
+    if command != 1:
+        raise ValueError("only CONNECT is spoken")
+    if kind == _IPV4:
+        host = socket.inet_ntop(socket.AF_INET, await reader.readexactly(4))
+    elif kind == _IPV6:
+        host = socket.inet_ntop(socket.AF_INET6, await reader.readexactly(16))
+    else:
+        (length,) = await reader.readexactly(1)
+        host = (await reader.readexactly(length)).decode("ascii").lower().rstrip(".")
+    (port,) = struct.unpack("!H", await reader.readexactly(2))
+    return Address(host, port)
+
+
+async def _dial_any(addresses: Sequence[Address]) -> Ends:
+    problem = OSError(errno.EACCES, "no such host may be reached")
+    for address in addresses:
+        try:
+            return await asyncio.open_connection(*address)
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+def _answer(code: int) -> bytes:
+    return bytes([5, code, 0, _IPV4]) + bytes(6)
+
+
+def _code_of(error: OSError) -> int:
+    if isinstance(error, socket.gaierror):
+        return _UNKNOWN_NAME
+    return {errno.EACCES: _FORBIDDEN, errno.ECONNREFUSED: _REFUSED}.get(error.errno or 0, _UNREACHABLE)
+
+
+async def _join(one: Ends, other: Ends) -> None:
+    """Pass bytes on both ways until both sides have ended."""
+    try:
+        await asyncio.gather(_pass_on(one[0], other[1]), _pass_on(other[0], one[1]))
+    finally:
+        other[1].transport.abort()
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while chunk := await reader.read(_CHUNK_BYTES):
+        writer.write(chunk)
+        await writer.drain()
+    with suppress(OSError):
+        writer.write_eof()

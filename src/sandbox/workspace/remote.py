@@ -1,0 +1,97 @@
+"""Where a confined clone goes, and what of the server user's configuration it needs for that, and no more.
+
+Settings for other hosts stay outside: a repository that takes git over would find their tokens.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from sandbox.contracts.inside import PROXY_PORT
+from sandbox.workspace.git import Setting
+from sandbox.workspace.relay import Address
+
+FILES = "/etc/clone"
+"""Where files that the settings name are laid; the home of a confined clone."""
+
+_PORTS = {"http": 80, "https": 443}
+_HTTP = re.compile(r"http\.(?:(?P<url>.+)\.)?(?P<name>[a-z]+)", re.DOTALL)
+_NAMES_FILE = frozenset(
+    {"sslcainfo", "sslcert", "sslkey", "cookiefile", "proxysslcert", "proxysslkey", "proxysslcainfo"}
+)
+_LEFT_OUT = frozenset({"proxy", "savecookies", "curloptresolve"})
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """url: after the user's `insteadOf`. address: what is dialled for it, None where that is not by HTTP.
+
+    via: the proxy of the server's user. settings, files: for a git in the confinement.
+    """
+
+    url: str
+    address: Address | None
+    via: Address | None = None
+    settings: Sequence[Setting] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+def rewrite(url: str, settings: Sequence[Setting]) -> str:
+    """As git does: the longest `insteadOf` that the URL begins with."""
+    rules = [(value, key[len("url.") : -len(".insteadof")]) for key, value in settings if _is_instead_of(key)]
+    prefix, base = max(((value, base) for value, base in rules if url.startswith(value)), key=_length, default=("", ""))
+    return base + url[len(prefix) :] if prefix else url
+
+
+def describe_remote(url: str, settings: Sequence[Setting], proxy: str, home: Path) -> Remote:
+    """Of a URL as `rewrite` gives it. proxy: what the user has for it, if anything. Raises OSError, ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or parts.hostname is None:
+        return Remote(url, None)
+    address = Address(parts.hostname.rstrip("."), parts.port or _PORTS[parts.scheme])
+    taken: list[Setting] = []
+    files: dict[str, bytes] = {}
+    for key, value in settings:
+        match = _HTTP.fullmatch(key)
+        if match is None or match["name"] in _LEFT_OUT or not _is_of(match["url"], address.host):
+            continue
+        if match["name"] in _NAMES_FILE:
+            path = f"{FILES}/{len(files)}"
+            files[path] = (home / value.removeprefix("~/")).read_bytes()
+            taken.append((key, path))
+        else:
+            taken.append((key, value))
+    if not proxy:
+        return Remote(url, address, None, [*taken, ("http.proxy", f"socks5h://127.0.0.1:{PROXY_PORT}")], files)
+    return Remote(url, address, *_behind(proxy, taken, files))
+
+
+def _behind(
+    proxy: str, taken: list[Setting], files: dict[str, bytes]
+) -> tuple[Address, list[Setting], dict[str, bytes]]:
+    """The user's proxy, which is found at the confinement's door by its own name."""
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    host = parts.hostname or ""
+    via = Address(host, parts.port or (443 if parts.scheme == "https" else 1080))
+    user, at, _ = parts.netloc.rpartition("@")
+    is_name = not re.fullmatch(r"[0-9.]+|.*:.*", host)
+    inside = host if is_name else "127.0.0.1"
+    moved = urlunsplit(parts._replace(netloc=f"{user}{at}{inside}:{PROXY_PORT}"))
+    names = {"/etc/hosts": f"127.0.0.1 localhost {host}\n".encode()} if is_name else {}
+    return via, [*taken, ("http.proxy", moved)], {**files, **names}
+
+
+def _is_of(url: str | None, host: str) -> bool:
+    """Whether settings of this URL may be for the host."""
+    return url is None or fnmatchcase(host, (urlsplit(url).hostname or "").rstrip("."))
+
+
+def _is_instead_of(key: str) -> bool:
+    return key.startswith("url.") and key.endswith(".insteadof")
+
+
+def _length(rule: tuple[str, str]) -> int:
+    return len(rule[0])

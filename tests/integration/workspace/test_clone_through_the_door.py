@@ -1,0 +1,254 @@
+"""What a confined clone is given of the outside: one host, that host's credentials, and the user's proxy."""
+
+import asyncio
+import os
+import socket
+import struct
+import subprocess
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from doubles.git_http_server import GitHttpServer
+from sandbox.model.errors import AttemptError
+from sandbox.model.manifest import Repository
+from sandbox.workspace.credentials import CREDENTIALS_ASKED_MAX, Credentials
+from sandbox.workspace.git_directory import neutralise, read_branch, write_git_directory
+from sandbox.workspace.relay import Address, Relay
+from sandbox.workspace.stoppable import Stop
+
+KNOWN = b"username=me\npassword=let-me-in\n"
+GRANTED, FORBIDDEN, UNKNOWN_NAME, REFUSED = 0, 2, 4, 5
+
+
+@pytest.fixture
+def helper(tmp_path):
+    """A credential helper that notes what it is asked and knows a password for everything."""
+    program, asked = tmp_path / "helper", tmp_path / "asked"
+    program.write_text(f"#!/bin/sh\ncat >> {asked}\necho username=me\necho password=let-me-in\n")
+    program.chmod(0o755)
+    asked.touch()
+    return program, asked
+
+
+def ask(url, helper, *questions):
+    """The answers to what a program inside may write, whatever git it is."""
+
+    async def story():
+        outside, inside = socket.socketpair()
+        credentials = Credentials(url, [("credential.helper", str(helper))], {}, os.environ["PATH"])
+        answering = asyncio.create_task(credentials.answer(outside))
+        reader, writer = await asyncio.open_connection(sock=inside)
+        answers = []
+        for question in questions:
+            writer.write(question)
+            with suppress(OSError):
+                answers.append(await asyncio.wait_for(read_answer(reader), 20))
+        writer.close()
+        await asyncio.wait_for(answering, 20)
+        return answers
+
+    return asyncio.run(story())
+
+
+async def read_answer(reader):
+    """Up to the empty line at its end, which is left out; None when nobody answers."""
+    lines = []
+    while line := await reader.readline():
+        if line == b"\n":
+            return b"".join(lines)
+        lines.append(line)
+    return None
+
+
+def test_the_helper_is_asked_for_the_clones_own_host(helper):
+    program, asked = helper
+
+    answers = ask("https://git.example/demo.git", program, b"protocol=https\nhost=git.example\n\n")
+
+    assert answers == [KNOWN]
+    assert "host=git.example\n" in asked.read_text()
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        b"protocol=https\nhost=github.com\n\n",
+        b"protocol=https\nhost=git.example.evil\n\n",
+        b"protocol=http\nhost=git.example\n\n",
+        b"protocol=https\nhost=git.example:444\n\n",
+        b"url=https://github.com/\n\n",
+        b"host=git.example\nprotocol=https\nhost=github.com\n\n",
+        b"\xff\n\n",
+    ],
+)
+def test_for_nothing_else_it_is_asked(helper, question):
+    program, asked = helper
+
+    assert ask("https://git.example/demo.git", program, question) == [b""]
+    assert asked.read_text() == ""
+
+
+def test_what_is_asked_beside_the_host_does_not_count(helper):
+    program, asked = helper
+
+    ask("https://git.example/demo.git", program, b"protocol=https\nhost=git.example\npath=x\nusername=root\n\n")
+
+    assert "root" not in asked.read_text()
+
+
+def test_it_is_not_asked_without_end(helper):
+    program, _ = helper
+    question = b"protocol=https\nhost=git.example\n\n"
+
+    answers = ask("https://git.example/demo.git", program, *[question] * (CREDENTIALS_ASKED_MAX + 1))
+
+    assert [one for one in answers if one] == [KNOWN] * CREDENTIALS_ASKED_MAX
+
+
+def connect(relay, host, port):
+    """What a program at the door is answered (RFC 1928), and what comes through then."""
+
+    async def story():
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            async with relay.serving(door):
+                reader, writer = await asyncio.open_connection(*door.getsockname())
+                name = host.encode()
+                writer.write(b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(name)]) + name + struct.pack("!H", port))
+                assert await asyncio.wait_for(reader.readexactly(2), 20) == b"\x05\x00"
+                answer = await asyncio.wait_for(reader.readexactly(10), 20)
+                said = await asyncio.wait_for(reader.read(5), 20) if answer[1] == GRANTED else b""
+                writer.close()
+                return answer[1], said
+
+    return asyncio.run(story())
+
+
+@pytest.fixture
+def greeter():
+    """A host that says hello to whoever connects."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        program = (
+            "import socket, sys\nlistener = socket.socket(fileno=int(sys.argv[1]))\n"
+            "while True: listener.accept()[0].sendall(b'hello')"
+        )
+        number = listener.fileno()
+        greeting = subprocess.Popen(["python3", "-c", program, str(number)], pass_fds=[number])
+        yield listener.getsockname()[1]
+        greeting.kill()
+        greeting.wait()
+
+
+def test_the_wanted_host_is_connected_to(greeter):
+    relay = Relay(Address("localhost", greeter), via=None, follow_redirects=False)
+
+    assert connect(relay, "localhost", greeter) == (GRANTED, b"hello")
+
+
+@pytest.mark.parametrize("follow_redirects", [True, False])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0", "::ffff:127.0.0.1", "169.254.169.254"])
+def test_no_private_address_is_connected_to_that_was_not_wanted(greeter, host, follow_redirects):
+    relay = Relay(Address("git.example", greeter), via=None, follow_redirects=follow_redirects)
+
+    assert connect(relay, host, greeter)[0] == FORBIDDEN
+    assert connect(relay, host, 80)[0] == FORBIDDEN
+
+
+def test_another_port_of_the_host_needs_redirects(greeter):
+    strict, lenient = (Relay(Address("localhost", 1), via=None, follow_redirects=one) for one in (False, True))
+
+    assert connect(strict, "localhost", greeter)[0] == FORBIDDEN
+    assert connect(lenient, "localhost", greeter) == (GRANTED, b"hello")
+
+
+def test_git_is_told_why_it_is_not_connected(greeter):
+    relay = Relay(Address("no-such-host.invalid", 80), via=None, follow_redirects=False)
+    assert connect(relay, "no-such-host.invalid", 80)[0] == UNKNOWN_NAME
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        relay = Relay(Address("127.0.0.1", port), via=None, follow_redirects=False)
+        assert connect(relay, "127.0.0.1", port)[0] == REFUSED
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_of_the_servers_user_is_gone_through(house, host):
+    with GitHttpServer(house.upstream.bare.parent).serving() as proxy:
+        port = proxy.url.rstrip("/").rpartition(":")[2]
+        house.configure(f"[http]\n\tproxy = http://{host}:{port}")
+
+        house.stage("http://only-the-proxy-knows.invalid/demo.git")
+
+        assert proxy.requests[0].startswith("GET http://only-the-proxy-knows.invalid/demo.git/info/refs")
+    assert (house.workspace / "README.md").exists()
+
+
+def test_a_clone_gets_no_token_of_another_host(house):
+    """By what git passes on to whatever it starts: all of its settings."""
+    other = "Authorization: Basic b3RoZXItaG9zdHMtdG9rZW4="
+    house.configure(f'[http "https://other.example/"]\n\textraHeader = {other}')
+    house.configure(f'[http "{house.server.url}"]\n\textraHeader = X-Own: of-this-host')
+    house.configure('[url "https://me:hunter2hunter2@third.example/"]\n\tinsteadOf = third:')
+
+    seen = []
+    confine = house.confine
+
+    async def note(confinement, command):
+        seen.append(dict(command.environment))
+        return await type(confinement).run(confinement, command)
+
+    @asynccontextmanager
+    async def noting(directories, read_only):
+        async with confine(directories, read_only) as confinement:
+            confinement.run = lambda command: note(confinement, command)
+            yield confinement
+
+    house.confine = noting
+    house.stage()
+
+    told = repr(seen)
+    assert "of-this-host" in told
+    assert "b3RoZXI" not in told
+    assert "hunter2" not in told
+
+
+def test_what_stands_in_a_clone_is_never_followed(house, tmp_path):
+    """A git that was taken over leaves links where the host reads and writes next."""
+    base = house.stage()
+    repository, secret = house.attempt / "repository.git", tmp_path / "secret"
+    secret.write_text(f"{base} refs/heads/main\n")
+    for name in ("HEAD", "info/attributes", "packed-refs"):
+        (repository / name).unlink()
+        (repository / name).symlink_to(secret)
+    (repository / "objects" / "pack" / "pack-x.pack").symlink_to(secret)
+
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        read_branch(repository, "main")
+    neutralise(repository)
+    workspace, wanted = tmp_path / "other", Repository(url="https://git.example/demo.git", branch="main")
+    workspace.mkdir()
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        write_git_directory(workspace, repository, wanted, base, Stop())
+
+    assert secret.read_text() == f"{base} refs/heads/main\n"
+    assert not (repository / "HEAD").is_symlink()
+
+
+def test_the_users_netrc_is_looked_into_as_well(house):
+    house.server.credentials = "me:let-me-in"
+    home = house.root / "home"
+    home.mkdir()
+    netrc = home / ".netrc"
+    netrc.write_text("machine 127.0.0.1 login me password let-me-in\nmachine other.example login x password y\n")
+    netrc.chmod(0o600)
+
+    house.stage()
+
+    assert (house.workspace / "README.md").exists()
+
+
+def test_a_repository_that_needs_credentials_says_so_without_any(house):
+    house.server.credentials = "me:let-me-in"
+
+    with pytest.raises(AttemptError, match="needs credentials"):
+        house.stage()

@@ -1,0 +1,103 @@
+"""Where a confined clone goes, and what of the server user's settings goes with it."""
+
+from pathlib import Path
+
+import pytest
+
+from sandbox.workspace.relay import Address
+from sandbox.workspace.remote import describe_remote, rewrite
+from sandbox.workspace.ssh import Far, find_far
+
+RELAY = ("http.proxy", "socks5h://127.0.0.1:3128")
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("gh:a/b", "https://github.com/a/b"),
+        ("gh:own/b", "ssh://git@own.example/b"),
+        ("https://git.example/a", "https://git.example/a"),
+        ("https://old.example/a", "https://me:pw@new.example/a"),
+    ],
+)
+def test_the_longest_rule_of_the_user_counts(url, meant):
+    rules = [
+        ("url.https://github.com/.insteadof", "gh:"),
+        ("url.ssh://git@own.example/.insteadof", "gh:own/"),
+        ("url.https://me:pw@new.example/.insteadof", "https://old.example/"),
+        ("url.https://push.example/.pushinsteadof", "https://git.example/"),
+    ]
+    assert rewrite(url, rules) == meant
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("https://git.example/a", Address("git.example", 443)),
+        ("http://git.example:8080/a", Address("git.example", 8080)),
+        ("https://me:pw@GIT.example./a", Address("git.example", 443)),
+        ("https://[2001:db8::1]/a", Address("2001:db8::1", 443)),
+        ("git://git.example/a", None),
+        ("/srv/a", None),
+    ],
+)
+def test_one_host_is_dialled(url, address):
+    assert describe_remote(url, [], "", Path("/")).address == address
+
+
+def test_only_settings_for_the_host_go_in():
+    settings = [
+        ("http.extraheader", "X: everywhere"),
+        ("http.https://git.example/.extraheader", "X: own"),
+        ("http.https://*.example/.extraheader", "X: domain"),
+        ("http.https://other.org/.extraheader", "X: other"),
+        ("http.proxy", "http://gone:1"),
+        ("credential.helper", "store"),
+        ("url.https://me:pw@x/.insteadof", "x:"),
+        ("core.sshcommand", "ssh -i key"),
+    ]
+    taken = describe_remote("https://git.example/a", settings, "", Path("/")).settings
+    assert [value for _, value in taken] == ["X: everywhere", "X: own", "X: domain", RELAY[1]]
+
+
+def test_files_that_settings_name_go_in_by_their_content(tmp_path):
+    (tmp_path / "ca.pem").write_bytes(b"certificate")
+    settings = [("http.sslcainfo", "~/ca.pem"), ("http.https://other.org/.sslkey", "/nonexistent")]
+    remote = describe_remote("https://git.example/a", settings, "", tmp_path)
+    assert remote.settings == [("http.sslcainfo", "/etc/clone/0"), RELAY]
+    assert remote.files == {"/etc/clone/0": b"certificate"}
+
+
+@pytest.mark.parametrize(
+    ("proxy", "via", "inside", "hosts"),
+    [
+        ("http://me:pw@proxy.corp:8080", Address("proxy.corp", 8080), "http://me:pw@proxy.corp:3128", True),
+        ("proxy.corp:8080", Address("proxy.corp", 8080), "http://proxy.corp:3128", True),
+        ("socks5h://10.0.0.1:1080", Address("10.0.0.1", 1080), "socks5h://127.0.0.1:3128", False),
+        ("https://proxy.corp", Address("proxy.corp", 443), "https://proxy.corp:3128", True),
+    ],
+)
+def test_a_proxy_of_the_users_is_found_at_the_door(proxy, via, inside, hosts):
+    remote = describe_remote("https://git.example/a", [], proxy, Path("/"))
+    assert (remote.via, remote.settings) == (via, [("http.proxy", inside)])
+    assert ("/etc/hosts" in remote.files) == hosts
+
+
+@pytest.mark.parametrize(
+    ("url", "far"),
+    [
+        ("ssh://git@git.example/a/b.git", Far("git@git.example", "", "/a/b.git")),
+        ("ssh://git.example:2222/a", Far("git.example", "2222", "/a")),
+        ("ssh://git@[2001:db8::1]:22/a", Far("git@2001:db8::1", "22", "/a")),
+        ("ssh://git.example/~me/a", Far("git.example", "", "~me/a")),
+        ("git@git.example:a/b", Far("git@git.example", "", "a/b")),
+        ("git.example:/srv/a", Far("git.example", "", "/srv/a")),
+        ("https://git.example/a", None),
+        ("/srv/odd:name", None),
+        ("ext::sh -c x", None),
+        ("ssh://-oProxyCommand=x/a", None),
+        ("-oProxyCommand=x:a", None),
+    ],
+)
+def test_the_far_end_of_ssh(url, far):
+    assert find_far(url) == far
