@@ -13,6 +13,7 @@ ENTRIES = {
     "run": ("sandbox.cli.run:run", "Have a task done from here and now, and apply what it changed."),
     "init": ("sandbox.cli.init:init", "Write a manifest by asking, from the git checkout that you are in."),
     "task": ("sandbox.cli.task.command:task", "Submit tasks, look at them, fetch what they made."),
+    "top": ("sandbox.cli.top.command:top", "Watch all tasks on one screen."),
     "serve": ("sandbox.cli.serve:serve", "Run the server."),
     "doctor": ("sandbox.cli.doctor:doctor", "Say what works on this machine and what to mend."),
     "config": ("sandbox.cli.config:config", "Say how the server is configured, and why."),

@@ -30,20 +30,49 @@ def print_table(
     has_lines: draw a frame. shrinkable: the columns that may be cut on a terminal that is too narrow, and then be left
     out, the first one first; off a terminal nothing is missing.
     """
-    left_out = []
+    kept = columns
     if console.is_terminal:
-        kept = _fitting(columns, rows, shrinkable, console.width, has_lines=has_lines)
-        left_out = [name for name in columns if name not in kept]
-        rows = [[cell for name, cell in zip(columns, row, strict=True) if name in kept] for row in rows]
-        columns = kept
-        _shrink(columns, rows, shrinkable, console.width - _frame_cells(columns, has_lines=has_lines))
+        kept, rows = fit_table(columns, rows, shrinkable, console.width, has_lines=has_lines)
+    left_out, columns = [name for name in columns if name not in kept], kept
     console.width = UNBOUNDED_CELLS  # in its own width Rich would cut every column, ids as well
     if has_lines:
         _print_framed(console, columns, rows)
     else:
-        _print_plain(console, columns, rows)
+        for line in plain_lines(columns, rows):
+            console.print(line, soft_wrap=True)
     if left_out:
         click.echo(f"The window is too narrow for {', '.join(left_out)}.", err=True)
+
+
+def fit_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Text]],
+    shrinkable: Sequence[str],
+    width: int,
+    *,
+    has_lines: bool = False,
+) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
+    """The columns that there is room for, and their cells, cut where they have to be."""
+    kept = _fitting(columns, rows, shrinkable, width, has_lines=has_lines)
+    rows = [[cell for name, cell in zip(columns, row, strict=True) if name in kept] for row in rows]
+    _shrink(kept, rows, shrinkable, width - _frame_cells(kept, has_lines=has_lines))
+    return kept, rows
+
+
+def plain_lines(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[Text]:
+    """The heading and the rows, each cell as wide as its column."""
+    from rich.text import Text
+
+    headings = [Text(name, "dim") for name in columns]
+    widths = _widths(columns, rows)
+    lines = []
+    for row in (headings, *rows):
+        for cell, width in zip(row[:-1], widths[:-1], strict=True):
+            cell.pad_right(width - cell.cell_len)
+        line = Text("  ").join(row)
+        line.rstrip()
+        lines.append(line)
+    return lines
 
 
 def cell(text: str, style: str = "") -> Text:
@@ -62,19 +91,6 @@ def _print_framed(console: Console, columns: Sequence[str], rows: Sequence[Seque
     for row in rows:
         table.add_row(*row)
     console.print(table, crop=False)
-
-
-def _print_plain(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
-    from rich.text import Text
-
-    headings = [Text(name, "dim") for name in columns]
-    widths = _widths(columns, rows)
-    for row in (headings, *rows):
-        for cell, width in zip(row[:-1], widths[:-1], strict=True):
-            cell.pad_right(width - cell.cell_len)
-        line = Text("  ").join(row)
-        line.rstrip()
-        console.print(line, soft_wrap=True)
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[int]:

@@ -47,7 +47,8 @@ def test_the_help_says_of_each_command_what_the_command_says_of_itself(entries):
 
 def test_the_commands_are_these_and_no_others():
     assert list(command.ENTRIES) == [
-        "run", "init", "task", "serve", "doctor", "config", "profile", "token", "admin", "mcp", "completion", "demo",
+        "run", "init", "task", "top", "serve", "doctor", "config", "profile", "token", "admin", "mcp", "completion",
+        "demo",
     ]  # fmt: skip
     assert set(task_command.ENTRIES) == {
         "submit", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",

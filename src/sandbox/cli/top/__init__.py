@@ -1,0 +1,1 @@
+"""`sandbox top`: all tasks on one screen, live."""
