@@ -46,7 +46,7 @@ def test_there_is_a_recording_of_the_first_version_and_of_a_late_one():
 
 def test_todays_server_goes_on_where_an_older_one_stopped(old):
     before = recorded(old, "whole")
-    old.start_server()
+    old.start_server(SANDBOX_RETENTION_OLDER_THAN="unlimited")
     listed = old.http.get("/api/v1/tasks?sort=created_at&order=asc").json()
     assert [task["id"] for task in listed["tasks"]] == ["whole", "cut-off"]
 

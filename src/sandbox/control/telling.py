@@ -3,13 +3,13 @@
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
-from sandbox.contracts.journal import Journals
+from sandbox.contracts.journal import JournalDamagedError, Journals
 from sandbox.contracts.store import Store
 from sandbox.contracts.tasks import TaskNotFoundError
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.feed import Feed
 from sandbox.control.follower import Follower
-from sandbox.model.frame import Frame, end_frame, frame, present_state_frame
+from sandbox.model.frame import Frame, end_frame, frame, present_state_frame, trouble_frame
 from sandbox.model.limits import FOLLOW_BATCH_BYTES
 
 _CHANGE_WAIT_SECONDS = 60.0
@@ -27,7 +27,7 @@ class Telling:
     async def frames(self, task_id: str, *, after: int) -> AsyncIterator[Frame]:
         """What is there now; `end` too if the task is finished."""
         feed = self._feed(task_id)
-        for shown in self._between(task_id, self._journals.find(task_id, after + 1), feed.offset, after):
+        for shown in self._told(feed, None, feed.offset, after):
             yield shown
         if feed.task.state.is_terminal:
             yield end_frame(feed.task)
@@ -36,13 +36,14 @@ class Telling:
         """What is there past `after`, then what comes, then `end`."""
         feed = self._feed(task_id)
         if after is None:
-            offset, after = feed.offset, feed.task.last_seq
+            offset: int | None = feed.offset
+            after = feed.task.last_seq
             yield present_state_frame(feed.shown)
         else:
-            offset = self._journals.find(task_id, after + 1)
+            offset = None
         while True:
             reached, is_over = feed.offset, feed.task.state.is_terminal
-            for shown in self._between(task_id, offset, reached, after):
+            for shown in self._told(feed, offset, reached, after):
                 yield shown
             offset = reached
             if is_over:
@@ -65,6 +66,17 @@ class Telling:
         if indexed is None:
             raise TaskNotFoundError(task_id)
         return Feed(indexed)
+
+    def _told(self, feed: Feed, offset: int | None, end: int, after: int) -> Iterator[Frame]:
+        """What lies between, as far as it can be read; offset: None for the place of what follows `after`."""
+        task_id = feed.task.id
+        try:
+            begin = self._journals.find(task_id, after + 1) if offset is None else offset
+            yield from self._between(task_id, begin, end, after)
+        except JournalDamagedError as error:
+            yield trouble_frame(feed.task, error.code, error.message)
+        except FileNotFoundError:
+            yield trouble_frame(feed.task, JournalDamagedError.code, "The journal is gone; restore it from a backup.")
 
     def _between(self, task_id: str, offset: int, end: int, after: int) -> Iterator[Frame]:
         while offset < end:

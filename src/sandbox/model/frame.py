@@ -44,6 +44,19 @@ def end_frame(task: Task) -> Frame:
     }
 
 
+def trouble_frame(task: Task, code: str, message: str) -> Frame:
+    """What keeps the rest of the story from being told; it takes the number of the last record, which is not told."""
+    return {
+        "type": "error",
+        "task_id": task.id,
+        "seq": task.last_seq,
+        "timestamp": timestamp(task.state_changed_at),
+        "error": code,
+        "message": message,
+        "details": None,
+    }
+
+
 def present_state_frame(task: Task) -> Frame:
     """The first frame for a client that begins now: the present state, without a previous one."""
     return {

@@ -1,0 +1,86 @@
+"""Journals of tasks that ended some time ago are packed, and their stories go on from any place as before."""
+
+import asyncio
+import os
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from doubles.kept_tasks import KeptTasks
+from doubles.server_rooms import Rooms
+from sandbox.control.packing import Packing
+from sandbox.model.limits import JOURNAL_PLAIN_SECONDS
+from sandbox.stores.sqlite import SqliteStore
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Two tasks that ended long ago, one that has just ended, one that runs."""
+    made = KeptTasks(tmp_path)
+    made.finish("old-1", lines=2000)
+    made.finish("old-2")
+    made.at = datetime.now(UTC) - timedelta(seconds=JOURNAL_PLAIN_SECONDS / 2)
+    made.finish("young")
+    made.run("running").writer.close()
+    made.index()
+    return made
+
+
+@pytest.fixture
+def world(kept):
+    made = Rooms(kept.data_dir, SqliteStore(kept.data_dir / "index.sqlite"))
+    yield made
+    made.store.close()
+
+
+def packed(kept):
+    return sorted(path.parents[1].name for path in (kept.data_dir / "tasks").glob("*/journal/records.gz"))
+
+
+async def story(service, task_id, after=0):
+    followed = [frame async for frame in service.follow(task_id, after=after)]
+    assert [frame async for frame in service.frames(task_id, after=after)] == followed
+    return followed
+
+
+def test_only_what_ended_long_ago_is_packed_and_told_as_before(kept, world):
+    async def play():
+        async with world.server() as service:
+            before = {task_id: await story(service, task_id) for task_id in ("old-1", "old-2", "young")}
+            packing = Packing(world.journals, world.store, world.clock)
+            reading = service.frames("old-1")
+            first = await anext(reading)
+            await packing.sweep()
+            assert packed(kept) == ["old-1", "old-2"]
+            # Whoever was in the middle of it goes on.
+            assert [first, *[frame async for frame in reading]] == before["old-1"]
+            for task_id, told in before.items():
+                assert await story(service, task_id) == told
+                for after in (1, 5, len(told) // 2, told[-2]["seq"], told[-1]["seq"]):
+                    expected = [frame for frame in told if frame["seq"] > after]
+                    assert await story(service, task_id, after) == (expected or told[-1:])
+            await packing.sweep()
+
+    asyncio.run(play())
+    assert not (kept.data_dir / "tasks" / "old-1" / "journal" / "records").exists()
+
+
+def test_a_damaged_journal_stays_as_it_is_and_keeps_no_other_from_its_turn(kept, world, caplog):
+    data = bytearray(kept.records("old-1").read_bytes())
+    data[1000] ^= 1
+    kept.records("old-1").write_bytes(data)
+    asyncio.run(Packing(world.journals, world.store, world.clock).sweep())
+    assert packed(kept) == ["old-2"]
+    assert kept.records("old-1").read_bytes() == data
+    assert "old-1" in caplog.text
+
+
+def test_what_a_full_disk_left_over_is_done_in_the_next_round(kept, world, monkeypatch):
+    packing = Packing(world.journals, world.store, world.clock)
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            asyncio.run(packing.sweep())
+    assert packed(kept) == []
+    asyncio.run(packing.sweep())
+    assert packed(kept) == ["old-1", "old-2"]
