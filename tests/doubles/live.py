@@ -63,6 +63,9 @@ class Process:
         self.said = json.loads(line)
         self.pid = self._popen.pid
 
+    def tell(self, signal_number):
+        self._popen.send_signal(signal_number)
+
     def stop(self, signal_number=signal.SIGTERM, seconds=10.0):
         """End it; gives how long that took in seconds."""
         begin = time.monotonic()

@@ -69,6 +69,7 @@ class Launcher:
         self._find_image = find_image
         self._template = template
         self._host = host
+        self._asking: set[asyncio.Task[object]] = set()
 
     async def launch(self, feed: Feed) -> None:
         """Start the first attempt of a pending task; one that was cancelled meanwhile is left alone.
@@ -76,7 +77,7 @@ class Launcher:
         Raises OSError when nothing could be written; the task is still pending then.
         """
         # Before the lock is taken: a wish to cancel does not wait for somebody else's Vault.
-        answer = await self._secrets(feed.task)
+        answer = await self._ask(feed.task)
         async with feed.writing:
             recorder = feed.recorder
             if recorder is None:
@@ -89,6 +90,20 @@ class Launcher:
                     feed.recorder = None
                     feed.stir()
                     recorder.writer.close()
+
+    def break_off_questions(self) -> None:
+        """End the launches that wait for secrets: nothing of them is written, and the next server begins them anew."""
+        for launch in self._asking:
+            launch.cancel()
+
+    async def _ask(self, task: Task) -> Mapping[str, str] | Failure:
+        launch = asyncio.current_task()
+        assert launch is not None
+        self._asking.add(launch)
+        try:
+            return await self._secrets(task)
+        finally:
+            self._asking.discard(launch)
 
     async def _secrets(self, task: Task) -> Mapping[str, str] | Failure:
         """The values by name; they go to the runner and nowhere else."""

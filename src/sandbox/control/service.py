@@ -44,7 +44,13 @@ from sandbox.control.visits import Visits
 from sandbox.control.watch import Watch
 from sandbox.model.event import CancelRequested, Idempotency, Record, TaskFinished
 from sandbox.model.frame import Frame
-from sandbox.model.limits import CANCEL_SECONDS, MEMORY_AVAILABLE_BYTES_MIN, RETRY_SECONDS, ROOM_CHECK_SECONDS
+from sandbox.model.limits import (
+    CANCEL_SECONDS,
+    LAUNCH_END_SECONDS,
+    MEMORY_AVAILABLE_BYTES_MIN,
+    RETRY_SECONDS,
+    ROOM_CHECK_SECONDS,
+)
 from sandbox.model.manifest import Manifest
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
@@ -110,13 +116,20 @@ class TaskService:
         self._draining.set()
         if self._next_look is not None:
             self._next_look.cancel()
-        await asyncio.gather(*self._launches, return_exceptions=True)
+        await self._end_launches()
         await self.equipment.follower.close()
         for feed in self.equipment.follower.feeds.values():
             if feed.recorder is not None:
                 with contextlib.suppress(OSError):
                     feed.recorder.writer.close()
         await asyncio.to_thread(self.equipment.store.close)
+
+    async def _end_launches(self) -> None:
+        """Those that write or start something come to their end; the others have left no trace of themselves yet."""
+        if self._launches:
+            await asyncio.wait(self._launches, timeout=LAUNCH_END_SECONDS)
+        self.equipment.launcher.break_off_questions()
+        await asyncio.gather(*self._launches, return_exceptions=True)
 
     async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
         """See `Tasks.submit`."""

@@ -109,6 +109,9 @@ ARTIFACT_BYTES_MAX = 2 * 1024**3
 SHUTDOWN_SECONDS = 2.0
 """From SIGTERM to the server's end, followers included."""
 
+LAUNCH_END_SECONDS = 0.5
+"""How long a server that ends waits for launches under way; what still waits for a secret is broken off then."""
+
 FOLLOW_POLL_SECONDS = 0.02
 """How often a busy journal is looked at for new records; an idle one ten times less often."""
 

@@ -20,3 +20,6 @@ REDACTED_LAYERS_MAX = 6
 
 TWICE_ENCODED_BYTES_MAX = 1024
 """A longer value is not looked for in base64 or hex that was encoded once more."""
+
+VAULT_QUESTIONS_MAX = 8
+"""Values that Vault is asked for at once; further ones wait, within their time."""

@@ -1,13 +1,14 @@
 """Secrets from HashiCorp Vault, version 2 of its key-value engine."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sandbox.model.manifest import Secret
-from sandbox.secrets.limits import VAULT_SECONDS
+from sandbox.secrets.limits import VAULT_QUESTIONS_MAX, VAULT_SECONDS
 from sandbox.secrets.unavailable import unavailable
+from sandbox.secrets.waiting_thread import wait_in_thread
 
 _STATUSES = {
     "Forbidden": "Vault refuses to show it to the server (403); give the server's token a policy that reads this path.",
@@ -31,15 +32,12 @@ class VaultSettings:
     timeout_seconds: int = VAULT_SECONDS
 
 
-_threads = ThreadPoolExecutor(8, thread_name_prefix="vault")
-"""Of their own: a Vault that hangs must not take the threads that everything else needs."""
-
-
 class VaultSource:
     """`key` is `path#field`, the path without the mount."""
 
     def __init__(self, settings: VaultSettings) -> None:
         self._settings = settings
+        self._turns = asyncio.Semaphore(VAULT_QUESTIONS_MAX)
 
     async def resolve(self, secret: Secret) -> str:
         """The field of the latest version. Raises SecretUnavailableError."""
@@ -49,7 +47,8 @@ class VaultSource:
             raise unavailable(secret, "the key must be path#field, without . and .. in the path.")
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                value = await asyncio.get_running_loop().run_in_executor(_threads, self._ask, secret, path, name)
+                async with self._turns:
+                    value = await wait_in_thread(partial(self._ask, secret, path, name))
         except TimeoutError:
             raise unavailable(secret, f"Vault at {self._settings.address} did not answer in time.") from None
         if value is None:
