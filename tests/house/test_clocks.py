@@ -1,0 +1,32 @@
+"""Bounds are counted by a clock that only goes forward: who reads the wall clock is known, and why."""
+
+import ast
+from pathlib import Path
+
+WALL_CLOCKS = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow", "today", "fromtimestamp"}
+OF_MODULES = {"time", "datetime", "date", "dt"}
+
+READERS = {
+    "wiring/clock.py": "the one clock of server and runners",
+    "access/token_file.py": "tokens expire at a date",
+    "profiles/build.py": "an image says when it was built",
+    "control/shelf.py": "an artifact says when it was stored",
+    "control/drain.py": "a drain says since when",
+    "wiring/log.py": "lines of the log say when they were written",
+}
+USERS_SIDE = ("cli", "client", "demo")
+
+
+def test_nobody_else_reads_the_wall_clock(root: Path, modules: list[Path]):
+    package = root / "src" / "sandbox"
+    found = {
+        str(path.relative_to(package))
+        for path in modules
+        if path.is_relative_to(package) and path.relative_to(package).parts[0] not in USERS_SIDE
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr in WALL_CLOCKS
+        and isinstance(node.value, ast.Name)
+        and node.value.id in OF_MODULES
+    }
+    assert found == set(READERS)
