@@ -12,6 +12,7 @@ READERS = {
     "profiles/build.py": "an image says when it was built",
     "control/shelf.py": "an artifact says when it was stored",
     "control/drain.py": "a drain says since when",
+    "wiring/backup.py": "a backup says when it was made",
     "wiring/log.py": "lines of the log say when they were written",
 }
 USERS_SIDE = ("cli", "client", "demo")
