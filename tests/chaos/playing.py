@@ -66,16 +66,17 @@ def main():
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     began, score = time.monotonic(), Score()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+        restarted = play_restarts(directory, options.restarts, options.seed)
+    print(f"{restarted.restarts} restarts: {restarted.broken}", flush=True)
     for number in range(options.rounds):
         for runtime in ("bubblewrap", *(("gvisor",) if number % ROUNDS_OF_GVISOR == 0 else ())):
             for victim in ("server", "each", "all"):
                 play_one(score, runtime, victim, f"{options.seed}-{number}")
-    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
-        restarted = play_restarts(directory, options.restarts, options.seed)
-    score.said += [f"restarts, seed {options.seed}: {said}" for said in restarted.broken]
-    print("\n".join(restarted.broken) or f"{len(score.said)} promises were broken in all")
-    write(score, restarted, options, (time.monotonic() - began) / 60)
-    return int(bool(score.said))
+        # After each, since the whole takes long and may be broken off.
+        said = f"{number + 1} rounds, seed {options.seed}, in {(time.monotonic() - began) / 60:.0f} minutes"
+        write(score, restarted, said)
+    return int(bool(score.said or restarted.broken))
 
 
 def play_one(score, runtime, victim, seed):
@@ -85,17 +86,17 @@ def play_one(score, runtime, victim, seed):
         except AssertionError as error:
             # A task that does not end, or a server that does not start, says so.
             score.said.append(f"{runtime}, {victim}, seed {seed}: {str(error)[:2000]}")
+            print(score.said[-1], flush=True)
             return
     score.add(runtime, found, seed)
     print(f"{runtime} {victim} {seed}: {sum(found.ends.values())} killed, {len(found.broken)} broken", flush=True)
 
 
-def write(score, restarted, options, minutes):
+def write(score, restarted, said):
     heard = f"{restarted.followers} followers heard {restarted.frames:,} events over at least {restarted.connections} "
     lines = [
-        f"{datetime.now(UTC):%Y-%m-%d}, Linux {os.uname().release}, {os.cpu_count()} cores: {options.rounds} rounds, "
-        f"seed {options.seed} in {minutes:.0f} minutes: {sum(score.played.values())} tasks were hit, "
-        f"{len(score.said)} promises broken.",
+        f"{datetime.now(UTC):%Y-%m-%d}, Linux {os.uname().release}, {os.cpu_count()} cores: {said}. "
+        f"{sum(score.played.values())} tasks were hit, and {len(score.said)} promises broken.",
         "",
         *score.rows("bubblewrap"),
         "",
@@ -104,10 +105,10 @@ def write(score, restarted, options, minutes):
         *score.rows_of_ends(),
         "",
         f"{restarted.restarts} restarts ({restarted.killed} by KILL, the others by TERM) under 5 running tasks: {heard}"
-        f"connections, and {len(restarted.broken)} of them something else than the journal has.",
+        f"connections; {len(restarted.broken)} of them heard something else than the journal has.",
     ]
-    text = "\n".join(lines)
-    DOCUMENT.write_text(_BLOCK.sub(lambda found: f"{found[1]}{text}\n{found[2]}", DOCUMENT.read_text()))
+    text = "\n".join(lines) + "\n"
+    DOCUMENT.write_text(_BLOCK.sub(lambda found: f"{found[1]}{text}{found[2]}", DOCUMENT.read_text()))
 
 
 if __name__ == "__main__":
