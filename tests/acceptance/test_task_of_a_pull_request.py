@@ -1,0 +1,75 @@
+"""What CI runs for a pull request, against the real server: the comment, the patch, the cost."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from doubles.live import bash, git, says
+
+SCRIPT = Path(__file__).parents[2] / "packaging" / "github" / "run-task"
+
+
+@pytest.fixture
+def run_task(tmp_path):
+    """Run it for a pull request of the world's repository."""
+
+    def run(machine, **variables):
+        environment = {
+            "PATH": os.environ["PATH"],
+            "SANDBOX_SERVER": machine.server.said["http"],
+            "PYTHONWARNINGS": "error",
+            "REPOSITORY_URL": "https://github.com/org/repo.git",
+            "BRANCH": "main",
+            "COMMIT": machine.commit,
+            "PROMPT": "Mend it.",
+            "OUTPUT": str(tmp_path / "result"),
+            **variables,
+        }
+        command = [sys.executable, str(SCRIPT)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+    return run
+
+
+def test_the_patch_and_its_cost_are_written_for_the_pull_request(world, run_task, tmp_path):
+    hostile = "````\n@everyone <script>alert(1)</script>\n"
+    machine = world(bash(f"printf '{hostile}' > new.md && echo mended > a.txt"), says("Done.\n```\n@everyone"))
+    fields = json.dumps({"lifecycle": {"budget_usd": 2}, "metadata": {"labels": {"pr": "7"}}})
+    ran = run_task(machine, NAME="A title", FIELDS=fields)
+    assert ran.returncode == 0, ran.stderr
+    comment = (tmp_path / "result" / "comment.md").read_text()
+    assert comment.startswith("**Sandbox: task `")
+    assert "2 turns · 1 tool calls · 2,000 tokens in, 100 out · $0.00" in comment
+    assert "\n`````diff\ndiff --git a/a.txt b/a.txt" in comment  # one more than the longest in the patch
+    assert "\n````\nDone.\n```\n@everyone\n````\n" in comment
+    task = json.loads((tmp_path / "result" / "task.json").read_text())
+    assert (task["name"], task["labels"]) == ("A title", {"pr": "7"})
+    git("clone", "-q", str(machine.repositories / "repo.git"), "checkout", cwd=tmp_path)
+    git("apply", str(tmp_path / "result" / "task.patch"), cwd=tmp_path / "checkout")
+    assert (tmp_path / "checkout" / "a.txt").read_text() == "mended\n"
+
+
+def test_a_task_that_fails_is_told_and_fails_the_job(world, run_task, tmp_path):
+    machine = world(says())
+    ran = run_task(machine, COMMIT="0" * 40)
+    assert ran.returncode == 1
+    comment = (tmp_path / "result" / "comment.md").read_text()
+    assert " failed**" in comment
+    assert "clone_failed: " in comment
+
+
+def test_a_manifest_with_mistakes_is_told_with_all_of_them(world, run_task):
+    ran = run_task(world(says()), FIELDS='{"vm": {"cpus": "many"}, "extra": 1}')
+    assert ran.returncode == 1
+    assert "vm.cpus: " in ran.stderr
+    assert "extra: " in ran.stderr
+
+
+def test_a_task_that_takes_too_long_is_cancelled(world, run_task, tmp_path):
+    ran = run_task(world(bash("echo half > half.txt; sleep 300"), says()), TIMEOUT_MINUTES="0.1")
+    assert ran.returncode == 1
+    assert " cancelled**" in (tmp_path / "result" / "comment.md").read_text()

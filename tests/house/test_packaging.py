@@ -1,0 +1,85 @@
+"""What is shipped to run a server elsewhere is well-formed, and says what its document says."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+@pytest.fixture
+def unit(root: Path) -> str:
+    return (root / "packaging" / "systemd" / "sandbox.service").read_text()
+
+
+def test_a_restart_of_the_unit_leaves_runners_alone(unit: str):
+    settings = dict(line.split("=", 1) for line in unit.splitlines() if re.match(r"[A-Z][A-Za-z]+=", line))
+    wanted = {"KillMode": "process", "Delegate": "yes", "OOMPolicy": "continue", "DelegateSubgroup": "server"}
+    assert wanted.items() <= settings.items()
+    views = {"PrivateTmp", "ProtectSystem", "PrivateDevices", "ProtectHome", "NoNewPrivileges", "SystemCallFilter"}
+    assert views & set(settings) == set()
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
+def test_systemd_has_nothing_to_say_about_the_unit(unit: str, tmp_path: Path):
+    sandbox = Path(sys.executable).with_name("sandbox")
+    copy = tmp_path / "sandbox.service"
+    copy.write_text(unit.replace("/opt/sandbox/.venv/bin/sandbox", str(sandbox)))
+    command = ["systemd-analyze", "verify", "--man=no", str(copy)]
+    verified = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    copy.write_text(unit.replace("KillMode=process", "KillMod=process"))
+    spoilt = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "KillMod" in spoilt.stderr, "it would not have noticed"
+
+
+def test_the_container_has_what_setup_looks_for(root: Path):
+    text = (root / "packaging" / "Containerfile").read_text()
+    installed = set(re.findall(r"[a-z0-9-]+", text.split("--no-install-recommends")[1].split("&&")[0]))
+    setup = (root / "script" / "setup").read_text().split("missing_packages() {")[1].split("if [ ")[0]
+    assert set(re.findall(r"\|\| echo ([a-z0-9-]+)", setup)) <= installed
+
+
+@pytest.fixture
+def workflow(root: Path) -> dict:
+    return yaml.safe_load((root / ".github" / "workflows" / "sandbox-task.yml").read_text())
+
+
+def test_no_text_of_a_pull_request_becomes_a_part_of_a_script(workflow: dict):
+    scripts = [step["run"] for step in workflow["jobs"]["task"]["steps"] if "run" in step]
+    assert len(scripts) == 4
+    assert [script for script in scripts if "${{" in script] == []
+
+
+def test_the_workflow_may_read_and_comment_and_forks_are_left_out(workflow: dict):
+    assert workflow["permissions"] == {"contents": "read", "pull-requests": "write"}
+    assert "head.repo.full_name == github.repository" in workflow["jobs"]["task"]["if"]
+
+
+def test_every_input_is_used_and_nothing_else_is_asked_for(root: Path, workflow: dict):
+    text = (root / ".github" / "workflows" / "sandbox-task.yml").read_text()
+    called = workflow[True]["workflow_call"]  # YAML 1.1 takes `on` for a truth
+    assert set(re.findall(r"inputs\.(\w+)", text)) == set(called["inputs"])
+    assert set(re.findall(r"secrets\.(\w+)", text)) == set(called["secrets"])
+
+
+def test_the_steps_are_proper_shell_and_the_git_settings_are_what_git_reads(workflow: dict, tmp_path: Path):
+    scripts = {step.get("name"): step["run"] for step in workflow["jobs"]["task"]["steps"] if "run" in step}
+    for script in scripts.values():
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
+    printf = scripts["Start a server"].split("sudo mkdir")[1].split("\n", 1)[1].split("|\n")[0]
+    environment = {"PATH": "/usr/bin:/bin", "CLONE_HOST": "https://github.com", "CLONE_TOKEN": "t0ken"}
+    written = subprocess.run(["bash", "-c", printf], env=environment, capture_output=True, check=True, timeout=30)
+    (tmp_path / "gitconfig").write_bytes(written.stdout)
+    asked = ["git", "config", "--file", str(tmp_path / "gitconfig"), "--list"]
+    listed = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout
+    assert listed == "url.https://x-access-token:t0ken@github.com/.insteadof=https://github.com/\n"
+
+
+def test_links_of_the_page_lead_somewhere(root: Path):
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", (root / "docs" / "deployment.md").read_text())
+    assert targets
+    assert [target for target in targets if not (root / "docs" / target).exists()] == []
