@@ -76,10 +76,13 @@ def _count(task: Task, follow_up: FollowUp) -> int:
 
 
 def _count_again(task: Task) -> int:
-    """Earlier attempts in a row, up to the present one, whose agent did not begin."""
+    """Earlier attempts in a row, up to the present one, whose agent did not begin.
+
+    Those of earlier versions were followed without a word of why, and only while they cloned.
+    """
     row: list[Attempt] = []
     for attempt in reversed(task.past_attempts):
-        if attempt.follow_up is not FollowUp.AGAIN:
+        if attempt.follow_up not in (FollowUp.AGAIN, None):
             break
         row.append(attempt)
     return len(row)
