@@ -131,6 +131,12 @@ class FakeTasks:
             self.keys[idempotency.key] = idempotency
         return Submission(self.stories[task_id].task)
 
+    async def check(self, manifest: Manifest) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if (story := self.stories.get(manifest.metadata.id)) is not None:
+            raise DuplicateTaskError(story.task)
+
     async def status(self, task_id: str) -> Task:
         return self._story(task_id).task
 

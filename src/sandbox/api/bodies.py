@@ -33,6 +33,14 @@ class SubmittedBody(Body):
     links: LinksBody
 
 
+class DryRunBody(Body):
+    """The server would take this manifest now; nothing was submitted."""
+
+    dry_run: Literal[True]
+    message: str
+    definition: "DefinitionBody"
+
+
 class FailureBody(Body):
     """Why the task failed: a stable code and a sentence that says what to do."""
 
@@ -226,6 +234,18 @@ class StoreBody(Body):
     ok: bool
 
 
+class OccupancyBody(Body):
+    """What may be promised to unfinished tasks, what is, and how many tasks wait for more."""
+
+    cpus: int
+    cpus_promised: int
+    memory_bytes: int
+    memory_promised_bytes: int
+    disk_bytes: int
+    disk_promised_bytes: int
+    waiting: int
+
+
 class DiskBody(Body):
     """The file system of the data directory."""
 
@@ -246,6 +266,7 @@ class HealthBody(Body):
     store: StoreBody
     disk: DiskBody
     draining_since: datetime | None
+    occupancy: OccupancyBody | None
 
 
 class DrainBody(Body):

@@ -1,10 +1,14 @@
 """The guard before every route, also before the handshakes of WebSockets."""
 
 import time
+from http import HTTPStatus
+from urllib.parse import urlencode
 
 from starlette.requests import HTTPConnection
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sandbox.api import paths
 from sandbox.api.guard import Guard, Refusal, Visitor
 from sandbox.api.problem import problem
 from sandbox.api.proof import STREAM_PROTOCOL, without_token
@@ -31,8 +35,7 @@ class Doorkeeper:
         connection = HTTPConnection(scope)
         found = self._guard.admit(connection)
         if isinstance(found, Refusal):
-            answer = problem(connection, found.status, found.code, found.message, headers=found.headers)
-            await answer(scope, receive, send)
+            await _answer(connection, found)(scope, receive, send)
             return
         scope.setdefault("state", {})["visitor"] = found
         if scope.get("subprotocols"):
@@ -68,6 +71,25 @@ class Doorkeeper:
             await send(message)
 
         return receive_watched, send_watched
+
+
+def _answer(connection: HTTPConnection, refusal: Refusal) -> Response:
+    """People at a browser are led to where they can show their token; everybody else is told."""
+    if refusal.status == HTTPStatus.UNAUTHORIZED and _is_page(connection):
+        back = urlencode({"to": connection.url.path + ("?" + connection.url.query if connection.url.query else "")})
+        return RedirectResponse(f"{paths.SIGN_IN}?{back}", 303, headers={"vary": "accept"})
+    return problem(connection, refusal.status, refusal.code, refusal.message, headers=refusal.headers)
+
+
+def _is_page(connection: HTTPConnection) -> bool:
+    scope = connection.scope
+    is_read = scope["type"] == "http" and scope["method"] == "GET"
+    return is_read and wants_page(connection) and not scope["path"].startswith("/api/")
+
+
+def wants_page(connection: HTTPConnection) -> bool:
+    """Whether a browser asks for something to show, rather than a program for data."""
+    return "text/html" in connection.headers.get("accept", "").lower()
 
 
 def visitor_of(connection: HTTPConnection) -> Visitor:

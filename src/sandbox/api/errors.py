@@ -88,6 +88,11 @@ def add_error_answers(app: Starlette) -> None:
         app.add_exception_handler(error_class, handler)
 
 
+def status_of(error: SandboxError) -> int:
+    """The HTTP status that stands for this error; 500 for what no answer is made of."""
+    return next((_ANSWERS[kind][0] for kind in type(error).__mro__ if kind in _ANSWERS), 500)
+
+
 _Fields = Callable[[Any], dict[str, Any]]
 
 

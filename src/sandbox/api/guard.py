@@ -112,7 +112,7 @@ class Guard:
 
 def _judge(connection: HTTPConnection, visitor: Visitor, *, is_wrong: bool) -> Visitor | Refusal:
     """For a server with tokens."""
-    if not _is_change(connection) and connection.scope["path"] in paths.OPEN_PATHS:
+    if not _is_change(connection) and paths.is_open(connection.scope["path"]):
         return visitor
     if visitor.principal is None:
         return _unauthorized(is_wrong=is_wrong)

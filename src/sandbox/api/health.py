@@ -1,5 +1,6 @@
 """How the server is, for people, probes and balancers."""
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -50,6 +51,7 @@ async def read_health(asked: Asked) -> Json:
         "tasks": {state: health.tasks_by_state.get(state, 0) for state in TaskState},
         "runtimes": [_runtime(probe) for probe in health.runtimes],
         "store": {"ok": health.store_ok},
+        "occupancy": None if health.occupancy is None else asdict(health.occupancy),
         "disk": {"free_bytes": health.disk_free_bytes, "total_bytes": health.disk_total_bytes},
         "draining_since": None if health.draining_since is None else timestamp(health.draining_since),
     }

@@ -16,6 +16,7 @@ from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import parameters, problems
 from sandbox.api.status import item_body
 from sandbox.contracts.store import TaskPage, TaskQuery
+from sandbox.contracts.tasks import Tasks
 from sandbox.model.state import TaskState
 
 OFFSET_MAX = 2**53
@@ -61,9 +62,8 @@ def add_list_routes(app: FastAPI) -> None:
 
 async def list_tasks(request: Request, asked: Asked, query: Annotated[ListQuery, Query()]) -> Json:
     """List tasks. `label.KEY=VALUE`, which may be repeated, keeps those that have all these labels."""
-    labels = _labels(request.query_params)
-    wanted = _wanted(query, labels or {}, request.query_params)
-    page = await asked.tasks.query(wanted) if labels is not None else TaskPage((), 0)
+    wanted = read_query(query, request.query_params)
+    page = await list_page(asked.tasks, wanted, request.query_params)
     answer = {
         "tasks": [item_body(task) for task in page.tasks],
         "total_count": page.total_count,
@@ -75,9 +75,15 @@ async def list_tasks(request: Request, asked: Asked, query: Annotated[ListQuery,
     return Json(answer)
 
 
-def _wanted(asked: ListQuery, labels: dict[str, str], given: QueryParams) -> TaskQuery:
-    query = TaskQuery(_states(asked.state), labels, asked.sort, asked.order, asked.limit, asked.offset)
+def read_query(asked: ListQuery, given: QueryParams) -> TaskQuery:
+    """What is asked for. Raises InvalidParameterError."""
+    query = TaskQuery(_states(asked.state), _labels(given) or {}, asked.sort, asked.order, asked.limit, asked.offset)
     return query if asked.cursor is None else _resumed(query, asked.cursor, given)
+
+
+async def list_page(tasks: Tasks, wanted: TaskQuery, given: QueryParams) -> TaskPage:
+    """The page that is wanted; an empty one when a label is asked to have two values."""
+    return await tasks.query(wanted) if _labels(given) is not None else TaskPage((), 0)
 
 
 def _resumed(query: TaskQuery, text: str, given: QueryParams) -> TaskQuery:

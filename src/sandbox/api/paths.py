@@ -27,6 +27,9 @@ METRICS = "/metrics"
 SCHEMA = "/openapi.json"
 DOCS = "/docs"
 
+SIGN_IN = "/sign-in"
+ASSETS = "/assets/"
+
 OPEN_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
 """Probes and balancers have no token."""
 
@@ -46,6 +49,11 @@ class _Rest(Convertor[str]):
 
 
 register_url_convertor("rest", _Rest())
+
+
+def is_open(path: str) -> bool:
+    """Whether the address answers those who have no token too: probes, and the page on which people show theirs."""
+    return path in OPEN_PATHS or path == SIGN_IN or path.startswith(ASSETS)
 
 
 def task_path(task_id: str) -> str:

@@ -13,7 +13,7 @@ from sandbox.model.tier import ISOLATION
 
 def status_body(task: Task) -> dict[str, Any]:
     """The whole status."""
-    return {**item_body(task), "definition": _definition(task.manifest)}
+    return {**item_body(task), "definition": definition_body(task.manifest)}
 
 
 def item_body(task: Task) -> dict[str, Any]:
@@ -59,7 +59,8 @@ def _vm(task: Task) -> dict[str, Any]:
     }
 
 
-def _definition(manifest: Manifest) -> dict[str, Any]:
+def definition_body(manifest: Manifest) -> dict[str, Any]:
+    """What was asked for, with the defaults filled in and secrets by name only."""
     return {
         "repository": msgspec.to_builtins(manifest.repository),
         "claude": msgspec.to_builtins(manifest.claude),

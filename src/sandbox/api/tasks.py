@@ -7,12 +7,12 @@ from fastapi import FastAPI, Query, Request
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
-from sandbox.api.bodies import CancelledBody, SubmittedBody, TaskBody
+from sandbox.api.bodies import CancelledBody, DryRunBody, SubmittedBody, TaskBody
 from sandbox.api.context import Asked
 from sandbox.api.idempotency import HEADER, KEY_LENGTH_MAX, KEY_PATTERN, read_idempotency
 from sandbox.api.openapi import MANIFEST_REF, header, parameters, problems, request_body
 from sandbox.api.request_body import CancelWish, is_json, read_body, read_cancel_wish
-from sandbox.api.status import status_body
+from sandbox.api.status import definition_body, status_body
 from sandbox.api.streamed import disconnected
 from sandbox.contracts.subject import TASK_ID
 from sandbox.contracts.tasks import Tasks
@@ -32,6 +32,7 @@ _SUBMITTED = {
         "schema": {"type": "string", "enum": ["true"]},
     },
 }
+_TRIED = {"model": DryRunBody, "description": "The answer to `dry_run=true`: the manifest would be taken"}
 _WRAPPED = [
     {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
     for name, schema in (("manifest", MANIFEST_REF), ("manifest_yaml", {"type": "string"}))
@@ -47,6 +48,7 @@ _KEY = header(
     "The same key and body give the same task again, for 24 hours; nothing is submitted twice",
     {"type": "string", "minLength": 1, "maxLength": KEY_LENGTH_MAX, "pattern": KEY_PATTERN},
 )
+_DryRun = Annotated[bool, Query(description="Check the manifest as a submission does, and submit nothing")]
 _CANCEL_WISH = request_body(
     "What the query says may be said here instead.",
     required=False,
@@ -64,7 +66,7 @@ def add_task_routes(app: FastAPI) -> None:
         paths.TASKS,
         status_code=202,
         response_model=SubmittedBody,
-        responses={202: {"headers": _SUBMITTED}, **problems(408, 409, 413, 422, 503, 507)},
+        responses={202: {"headers": _SUBMITTED}, 200: _TRIED, **problems(408, 409, 413, 422, 503, 507)},
         openapi_extra=_MANIFEST | parameters(_KEY),
     )(submit_task)
     app.get(paths.TASK, response_model=TaskBody, responses=problems(404, 503))(read_task)
@@ -77,11 +79,15 @@ def add_task_routes(app: FastAPI) -> None:
     )(cancel_task)
 
 
-async def submit_task(request: Request, asked: Asked) -> Json:
+async def submit_task(request: Request, asked: Asked, dry_run: _DryRun = False) -> Json:
     """Submit a task. It is durable once the answer is sent."""
     body = await read_body(request)
     idempotency = read_idempotency(request, body)
     manifest = await asyncio.to_thread(_parse, body, request, asked)
+    if dry_run:
+        await asked.tasks.check(manifest)
+        message = "The manifest is valid; nothing was submitted."
+        return Json({"dry_run": True, "message": message, "definition": definition_body(manifest)})
     submission = await asked.tasks.submit(manifest, idempotency)
     task = submission.task
     TASK_ID.set(task.id)

@@ -117,6 +117,19 @@ class StoredArtifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How much may be promised to unfinished tasks, how much is, and how many wait for more."""
+
+    cpus: int
+    cpus_promised: int
+    memory_bytes: int
+    memory_promised_bytes: int
+    disk_bytes: int
+    disk_promised_bytes: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """How the server is. `reasons` say why it is not ready to take and run tasks; empty when `ready`."""
 
@@ -130,6 +143,7 @@ class Health:
     ready: bool
     reasons: Sequence[str] = ()
     draining_since: datetime | None = None
+    occupancy: Occupancy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +163,10 @@ class Tasks(Protocol):
 
         Raises IdempotencyKeyReusedError, DuplicateTaskError, InsufficientResourcesError, UnavailableError.
         """
+        ...
+
+    async def check(self, manifest: Manifest) -> None:
+        """Whether `submit` would take this now; raises what it would, and changes nothing."""
         ...
 
     async def status(self, task_id: str) -> Task:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sandbox.contracts.tasks import Occupancy
 from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, PASSES_MAX
 from sandbox.model.manifest import Vm
 
@@ -80,6 +81,20 @@ class WaitingRoom:
             self.total.cpus - sum(claim.cpus for claim in claims),
             self.total.memory_bytes - sum(claim.memory_bytes for claim in claims),
             self.total.disk_bytes - sum(claim.disk_bytes for claim in claims),
+        )
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How full it is."""
+        total, free = self.total, self.free
+        return Occupancy(
+            cpus=total.cpus,
+            cpus_promised=total.cpus - free.cpus,
+            memory_bytes=total.memory_bytes,
+            memory_promised_bytes=total.memory_bytes - free.memory_bytes,
+            disk_bytes=total.disk_bytes,
+            disk_promised_bytes=total.disk_bytes - free.disk_bytes,
+            waiting=len(self._waiting),
         )
 
     def enter(self, task_id: str, need: Capacity) -> None:

@@ -13,7 +13,7 @@ from sandbox.contracts.journal import Journals
 from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError, TerminalOrder
 from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.retention import PrunedTask, Retention
-from sandbox.contracts.store import Store, StoreError, TaskPage, TaskQuery
+from sandbox.contracts.store import DuplicateTaskError, Store, StoreError, TaskPage, TaskQuery
 from sandbox.contracts.subject import work_on
 from sandbox.contracts.tasks import (
     Cancellation,
@@ -56,6 +56,7 @@ from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 
 _log = logging.getLogger(__name__)
+_SHUTS_DOWN = "The server is shutting down; submit to it again when it is back."
 _STARTING = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
@@ -134,7 +135,7 @@ class TaskService:
     async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
         """See `Tasks.submit`."""
         if self._draining.is_set():
-            raise UnavailableError("The server is shutting down; submit to it again when it is back.")
+            raise UnavailableError(_SHUTS_DOWN)
         if idempotency is None:
             return Submission(await self._take(manifest, None))
         async with self._keys.of(idempotency.key):
@@ -147,12 +148,15 @@ class TaskService:
                 return Submission(before, is_replayed=True)
             return Submission(await self._take(manifest, idempotency))
 
+    async def check(self, manifest: Manifest) -> None:
+        """See `Tasks.check`."""
+        self._refuse_what_cannot_run(manifest)
+        if manifest.metadata.id:
+            with contextlib.suppress(TaskNotFoundError):
+                raise DuplicateTaskError(await self.status(manifest.metadata.id))
+
     async def _take(self, manifest: Manifest, idempotency: Idempotency | None) -> Task:
-        if blockers := self.equipment.health.blockers:
-            raise UnavailableError(" ".join(blockers))
-        if self.equipment.drain.since is not None:
-            raise UnavailableError(REASON)
-        self._check_capacity(manifest)
+        self._refuse_what_cannot_run(manifest)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         named = dataclasses.replace(manifest, metadata=metadata)
@@ -265,7 +269,8 @@ class TaskService:
 
     async def health(self) -> Health:
         """See `Tasks.health`."""
-        return await asyncio.to_thread(self.equipment.health.make)
+        health = await asyncio.to_thread(self.equipment.health.make)
+        return dataclasses.replace(health, occupancy=self.equipment.room.occupancy)
 
     async def _load(self, task_id: str) -> Task:
         indexed = await asyncio.to_thread(self.equipment.store.load, task_id)
@@ -273,7 +278,13 @@ class TaskService:
             raise TaskNotFoundError(task_id)
         return indexed.task
 
-    def _check_capacity(self, manifest: Manifest) -> None:
+    def _refuse_what_cannot_run(self, manifest: Manifest) -> None:
+        if self._draining.is_set():
+            raise UnavailableError(_SHUTS_DOWN)
+        if blockers := self.equipment.health.blockers:
+            raise UnavailableError(" ".join(blockers))
+        if self.equipment.drain.since is not None:
+            raise UnavailableError(REASON)
         need, total = Capacity.asked_by(manifest.vm), self.equipment.room.total
         if not need.fits_in(total):
             raise InsufficientResourcesError(

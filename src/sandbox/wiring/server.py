@@ -41,6 +41,7 @@ from sandbox.control.shelf import Shelf
 from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
+from sandbox.dashboard.routes import add_dashboard
 from sandbox.disks.probe import why_no_loop
 from sandbox.disks.removal import remove
 from sandbox.disks.space import ReserveFile, measure_space
@@ -127,6 +128,7 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
         ]
         try:
             app = create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard)
+            add_dashboard(app)
             await serve(
                 app,
                 create_stream_app(app),

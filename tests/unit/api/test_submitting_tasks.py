@@ -140,3 +140,16 @@ def test_a_failure_inside_tells_nothing_of_the_inside(api):
     assert (answer.status_code, answer.json()["error"]) == (500, "internal_error")
     assert "hunter2" not in answer.text
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "from-the-client.1"
+
+
+def test_a_dry_run_tells_what_a_submission_would_and_submits_nothing(api, tasks):
+    answer = api.post("/api/v1/tasks?dry_run=true", content=YAML)
+    assert (answer.status_code, answer.json()["dry_run"]) == (200, True)
+    assert answer.json()["definition"]["vm"]["memory"] == "8G"
+    assert tasks.stories == {}
+    mistaken = api.post("/api/v1/tasks?dry_run=true", content=YAML.replace("branch", "brunch"))
+    submitted = api.post("/api/v1/tasks", content=YAML.replace("branch", "brunch"))
+    assert (mistaken.status_code, mistaken.json()["details"]) == (400, submitted.json()["details"])
+    tasks.add("task-001")
+    assert api.post("/api/v1/tasks?dry_run=true", content=YAML).status_code == 409
+    assert api.post("/api/v1/tasks?dry_run=false", content=YAML.replace("task-001", "task-002")).status_code == 202

@@ -1,0 +1,282 @@
+// The conversation as people read it. What came is kept as entries within a bound; elements are made only of the last.
+import { $, clock, h, money, span } from "/assets/page.js";
+import { markdown } from "/assets/markdown.js";
+import { put, visible } from "/assets/plain.js";
+
+const ENTRIES_MAX = 4000;
+const SHOWN_MAX = 400;
+const TEXT_MAX = 100_000;
+const BUDGET_MILLISECONDS = 12;
+
+const BRIEF = ["command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill", "notebook_path"];
+
+export class Conversation {
+  #entries = [];
+  #made = 0;
+  #dropped = 0;
+  #tools = new Map();
+  #partial = "";
+  #lastSaid = null;
+  #list = $("talk");
+  #isTranscript = false;
+
+  constructor(format) {
+    this.format = format;
+  }
+
+  // Whether the task tells its conversation as it goes on, or only in the transcript afterwards.
+  get isTold() {
+    return this.format === "stream-json" || this.#isTranscript;
+  }
+
+  take(frame) {
+    switch (frame.type) {
+      case "output":
+        if (frame.stream === "stdout" && this.format === "stream-json") this.#takeOutput(frame);
+        break;
+      case "tool_call":
+        this.#timed(frame);
+        break;
+      case "egress_denied":
+        this.#add({ kind: "aside", look: "warns", at: frame.timestamp, text: `Refused: ${frame.host}:${frame.port} — ${frame.reason}` });
+        break;
+      case "error":
+        this.#add({ kind: "aside", look: "errs", at: frame.timestamp, text: `${frame.error}: ${frame.message}` });
+        break;
+      case "gap":
+        this.#add({ kind: "aside", look: "warns", at: frame.timestamp, text: `Something is missing here: ${frame.reason}` });
+        break;
+    }
+  }
+
+  takeTranscript(text) {
+    this.#isTranscript = true;
+    for (const line of text.split("\n")) if (line) this.#takeLine(line, null);
+  }
+
+  #takeOutput(frame) {
+    const text = this.#partial + frame.data;
+    if (frame.continued && text.length < 16_000_000) {
+      this.#partial = text;
+      return;
+    }
+    this.#partial = "";
+    this.#takeLine(text, frame.timestamp);
+  }
+
+  #takeLine(line, at) {
+    let event;
+    try {
+      event = JSON.parse(line);
+    } catch {
+      return;
+    }
+    if (event === null || typeof event !== "object") return;
+    const nested = typeof event.parent_tool_use_id === "string";
+    if (event.type === "assistant") for (const block of blocksOf(event)) this.#takeSaid(block, at, nested);
+    else if (event.type === "user") for (const block of blocksOf(event)) this.#takeAnswer(block, at, nested);
+    else if (event.type === "result") this.#add({ kind: "result", at, event, isRepeated: this.#lastSaid === String(event.result).trim() });
+    else if (event.type === "system" && event.subtype === "init") {
+      this.#add({ kind: "aside", at, text: `Claude Code ${event.claude_code_version ?? ""} began with ${event.model ?? "its model"}`.replace("  ", " ") });
+    }
+  }
+
+  #takeSaid(block, at, nested) {
+    if (isFilled(block.text) && block.type === "text") {
+      this.#lastSaid = block.text.trim();
+      this.#add({ kind: "says", at, nested, text: block.text });
+    } else if (isFilled(block.thinking) && block.type === "thinking") this.#add({ kind: "thinks", at, nested, text: block.thinking });
+    else if (block.type === "tool_use") {
+      const entry = { kind: "tool", at, nested, id: block.id, name: String(block.name), input: block.input ?? {} };
+      this.#tools.set(block.id, entry);
+      this.#add(entry);
+    }
+  }
+
+  #takeAnswer(block, at, nested) {
+    if (block.type === "text" && nested && isFilled(block.text)) this.#add({ kind: "thinks", at, nested, text: block.text });
+    if (block.type !== "tool_result") return;
+    const entry = this.#tools.get(block.tool_use_id);
+    if (!entry) return;
+    entry.output = textOf(block.content);
+    entry.isError = block.is_error === true;
+    this.#remake(entry);
+  }
+
+  #timed(frame) {
+    const entry = this.#tools.get(frame.tool_use_id);
+    if (entry) {
+      entry.took = frame.duration_ms;
+      entry.isError ||= frame.is_error;
+      this.#remake(entry);
+    } else if (!this.isTold) {
+      this.#add({ kind: "tool", at: frame.timestamp, name: frame.tool, input: null, took: frame.duration_ms, isError: frame.is_error, output: "" });
+    }
+  }
+
+  #add(entry) {
+    this.#entries.push(entry);
+    if (this.#entries.length > ENTRIES_MAX * 1.1) {
+      const gone = this.#entries.length - ENTRIES_MAX;
+      for (const each of this.#entries.splice(0, gone)) {
+        this.#tools.delete(each.id);
+        each.element?.remove();
+      }
+      this.#dropped += gone;
+      this.#made = Math.max(0, this.#made - gone);
+    }
+  }
+
+  #remake(entry) {
+    if (!entry.element) return;
+    const before = entry.element;
+    const details = before.querySelector("details");
+    entry.element = make(entry);
+    const after = entry.element.querySelector("details");
+    if (details?.open && after) after.open = true;
+    const had = before.contains(document.activeElement);
+    before.replaceWith(entry.element);
+    if (had) entry.element.querySelector("summary")?.focus();
+  }
+
+  // Makes elements for a slice of time; true when there is more to do.
+  show() {
+    const until = performance.now() + BUDGET_MILLISECONDS;
+    $("talk-empty").hidden = this.#entries.length > 0;
+    if (this.#entries.length - this.#made > SHOWN_MAX) this.#made = this.#entries.length - SHOWN_MAX;
+    const isAtEnd = window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
+    const fresh = document.createDocumentFragment();
+    while (this.#made < this.#entries.length && performance.now() < until) {
+      const entry = this.#entries[this.#made++];
+      entry.element = make(entry);
+      fresh.append(entry.element);
+    }
+    const hasNew = fresh.childElementCount > 0;
+    this.#list.append(fresh);
+    while (this.#list.childElementCount > SHOWN_MAX && isAtEnd) this.#forgetFirst();
+    while (this.#list.childElementCount > SHOWN_MAX * 3) this.#forgetFirst();
+    this.#tellEarlier();
+    return { hasMore: this.#made < this.#entries.length, isAtEnd, hasNew };
+  }
+
+  #forgetFirst() {
+    const first = this.#list.firstElementChild;
+    const entry = this.#entries.find((each) => each.element === first);
+    if (entry) entry.element = null;
+    first.remove();
+  }
+
+  #tellEarlier() {
+    const place = document.querySelector(".earlier");
+    const first = this.#entries.findIndex((entry) => entry.element);
+    const hidden = Math.max(first, 0);
+    place.hidden = hidden + this.#dropped === 0;
+    if (place.hidden || place.dataset.hidden === `${hidden}/${this.#dropped}`) return;
+    place.dataset.hidden = `${hidden}/${this.#dropped}`;
+    const parts = [];
+    if (hidden) parts.push(h("button", { type: "button", onclick: () => this.#showEarlier() }, `Show earlier (${hidden})`));
+    if (this.#dropped) parts.push(h("span", {}, ` ${this.#dropped} earlier entries are only in the transcript.`));
+    place.replaceChildren(...parts);
+  }
+
+  #showEarlier() {
+    const first = this.#entries.findIndex((entry) => entry.element);
+    const from = Math.max(0, first - 200);
+    const height = document.documentElement.scrollHeight;
+    const earlier = this.#entries.slice(from, first).map((entry) => (entry.element = make(entry)));
+    this.#list.prepend(...earlier);
+    window.scrollBy(0, document.documentElement.scrollHeight - height);
+    this.#tellEarlier();
+  }
+}
+
+const isFilled = (text) => typeof text === "string" && text.trim() !== "";
+
+function blocksOf(event) {
+  const content = event.message?.content;
+  if (typeof content === "string") return [{ type: "text", text: content }];
+  return Array.isArray(content) ? content.filter((block) => block !== null && typeof block === "object") : [];
+}
+
+function textOf(content) {
+  if (typeof content === "string") return content;
+  if (!Array.isArray(content)) return content == null ? "" : JSON.stringify(content, null, 2);
+  return content.map((block) => (block?.type === "text" ? String(block.text) : `[${block?.type ?? "something"}]`)).join("\n");
+}
+
+function make(entry) {
+  const element = h("li", { class: entry.nested ? `${entry.kind}-entry nested` : `${entry.kind}-entry` });
+  element.append(MAKERS[entry.kind](entry));
+  return element;
+}
+
+const MAKERS = {
+  says: ({ text }) => {
+    const said = markdown(text);
+    said.classList.add("says");
+    return said;
+  },
+  thinks: ({ text }) =>
+    h("details", { class: "thinks" }, h("summary", {}, "Thinking"), h("div", { class: "said", dir: "auto" }, visible(text.slice(0, TEXT_MAX)))),
+  aside: ({ text, at, look }) =>
+    h("div", { class: `aside ${look ?? ""}` }, h("span", {}, visible(String(text))), at ? h("span", { class: "muted", title: at }, clock(at)) : null),
+  tool: makeTool,
+  result: makeResult,
+};
+
+function makeTool(entry) {
+  const { name, input, output, isError, took } = entry;
+  const brief = briefOf(input);
+  const isDone = output !== undefined || took !== undefined;
+  const summary = h(
+    "summary",
+    {},
+    h("span", { class: "tool-name" }, visible(name)),
+    h("span", { class: "tool-brief" }, visible(brief).slice(0, 300)),
+    h("span", { class: "tool-took" }, isError ? "failed · " : "", took !== undefined ? span(took) : isDone ? "" : "…"),
+  );
+  const details = h("details", { class: isError ? "tool erred" : "tool", open: isError === true }, summary);
+  // What is folded costs nothing until somebody looks.
+  const fill = () => {
+    if (details.childElementCount === 1) details.append(body(input, output, isDone));
+  };
+  if (isError) fill();
+  else details.addEventListener("toggle", fill, { once: true });
+  return details;
+}
+
+function briefOf(input) {
+  if (input === null || typeof input !== "object") return "";
+  const key = BRIEF.find((name) => typeof input[name] === "string") ?? Object.keys(input).find((name) => typeof input[name] === "string");
+  return key ? String(input[key]).slice(0, 400).replace(/\s+/g, " ") : "";
+}
+
+function body(input, output, isDone) {
+  const place = h("div", { class: "tool-body" });
+  for (const [name, value] of Object.entries(input ?? {})) {
+    const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
+    place.append(h("h4", {}, visible(name)), long(text));
+  }
+  if (output) place.append(h("h4", {}, "Output"), long(output));
+  else if (isDone) place.append(h("p", { class: "muted" }, "No output."));
+  return place;
+}
+
+function long(text) {
+  const shown = text.length > TEXT_MAX ? `${text.slice(0, TEXT_MAX)}\n… and ${text.length - TEXT_MAX} characters more` : text;
+  return put(h("pre", { tabindex: "0" }), shown);
+}
+
+function makeResult({ event, isRepeated }) {
+  const isError = event.is_error === true || event.subtype !== "success";
+  const facts = [
+    typeof event.num_turns === "number" && `${event.num_turns} turns`,
+    typeof event.duration_ms === "number" && span(event.duration_ms),
+    typeof event.total_cost_usd === "number" && `${money(event.total_cost_usd)} by Claude Code's own count`,
+  ].filter(Boolean);
+  const place = h("div", { class: isError ? "result erred" : "result" }, h("h3", {}, isError ? `Ended: ${visible(String(event.subtype))}` : "Result"));
+  if (typeof event.result === "string" && !isRepeated) place.append(markdown(event.result));
+  if (facts.length) place.append(h("p", { class: "muted" }, facts.join(" · ")));
+  return place;
+}
+

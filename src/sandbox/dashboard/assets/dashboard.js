@@ -1,0 +1,96 @@
+// On every page: times that go on, parts that are kept fresh, copying, and leaving.
+import { $, ask, banner, leaveToSignIn, longSpan, refresh, toast } from "/assets/page.js";
+
+function tick() {
+  const now = Date.now();
+  for (const time of document.querySelectorAll("time[data-ago], time[data-for], time[data-clock]")) {
+    const at = new Date(time.dateTime);
+    const seconds = (now - at) / 1000;
+    let text = longSpan(seconds);
+    if ("clock" in time.dataset) text = at.toLocaleTimeString([], { hour12: false });
+    else if ("ago" in time.dataset) text = seconds < 5 ? "now" : `${longSpan(seconds).split(" ").slice(0, 2).join(" ")} ago`;
+    if (time.textContent !== text) time.textContent = text;
+    if (!time.title) time.title = at.toLocaleString();
+  }
+}
+
+tick();
+setInterval(tick, 1000);
+
+// Parts marked with data-refresh (seconds, else 2) are asked for again while somebody can see them.
+const asked = new Map();
+setInterval(() => {
+  if (document.hidden) return;
+  for (const part of document.querySelectorAll("[data-refresh]")) {
+    const due = (asked.get(part.id) ?? performance.now()) + (Number(part.dataset.refresh) || 2) * 1000;
+    if (!asked.has(part.id)) asked.set(part.id, performance.now());
+    else if (performance.now() >= due) {
+      asked.set(part.id, performance.now());
+      refresh(part.id);
+    }
+  }
+}, 500);
+document.addEventListener("visibilitychange", () => asked.clear());
+
+// What has not changed stays as it is, so that nobody loses a selection; an open menu is not pulled away.
+const last = new Map();
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const { target, serverResponse, xhr } = event.detail;
+  if (xhr.responseURL && new URL(xhr.responseURL).pathname === "/sign-in") {
+    event.detail.shouldSwap = false;
+    leaveToSignIn();
+    return;
+  }
+  if (!target.id) return;
+  const isSame = last.get(target.id) === serverResponse;
+  const isInUse = target.querySelector("details.menu[open], input:focus") !== null;
+  if (isSame || isInUse) event.detail.shouldSwap = false;
+  else last.set(target.id, serverResponse);
+});
+document.addEventListener("htmx:afterSwap", tick);
+document.addEventListener("htmx:sendError", () => banner("The server does not answer; this page goes on when it is back."));
+document.addEventListener("htmx:afterRequest", (event) => {
+  if (event.detail.successful) banner(null);
+});
+
+const COMMANDS = {
+  yaml: (manifest) => manifest,
+  cli: (manifest) => `sandbox task submit - --server ${location.origin} <<'MANIFEST'\n${manifest}MANIFEST\n`,
+  curl: (manifest) =>
+    `curl -X POST ${location.origin}/api/v1/tasks -H 'Content-Type: application/yaml' --data-binary @- <<'MANIFEST'\n${manifest}MANIFEST\n`,
+};
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Pages of plain HTTP that are not on loopback have no clipboard of their own.
+    const area = Object.assign(document.createElement("textarea"), { value: text, className: "unseen" });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  toast("Copied");
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  for (const menu of document.querySelectorAll("details.menu[open]")) {
+    if (!menu.contains(event.target) || event.target.closest(".menu-items")) menu.open = false;
+  }
+  if (!button) return;
+  if (button.dataset.copy) copy(button.dataset.copy);
+  if (button.dataset.copyManifest) copy(COMMANDS[button.dataset.copyManifest]($("manifest-text").textContent.trimStart()));
+  if (button.dataset.action === "sign-out") {
+    ask("/api/v1/session", { method: "DELETE" }).then(() => location.assign("/sign-in"), (error) => toast(error.message));
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  const menu = event.target.closest?.("details.menu[open]");
+  if (menu) {
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  }
+});

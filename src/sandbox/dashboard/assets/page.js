@@ -1,0 +1,78 @@
+// What all modules build pages with. Text goes in as text nodes only: nothing that an agent said is ever parsed as HTML.
+
+export const $ = (id) => document.getElementById(id);
+
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === false || value == null) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child != null));
+  return element;
+}
+
+export function toast(text) {
+  const shown = h("div", { class: "toast" }, text);
+  $("toasts").append(shown);
+  setTimeout(() => shown.remove(), 5000);
+}
+
+export function banner(text) {
+  const place = $("banner");
+  place.textContent = text ?? "";
+  place.hidden = !text;
+}
+
+export function leaveToSignIn() {
+  location.assign(`/sign-in?to=${encodeURIComponent(location.pathname + location.search + location.hash)}`);
+}
+
+// An answer, or an Error whose message is the server's own. Mistakes of a manifest are in `details`.
+export async function ask(address, options = {}) {
+  const answer = await fetch(address, options);
+  if (answer.status === 401) leaveToSignIn();
+  if (answer.ok) return answer;
+  const told = await answer.json().catch(() => ({}));
+  throw Object.assign(new Error(told.message ?? `The server answered ${answer.status}.`), told, { status: answer.status });
+}
+
+export function refresh(id) {
+  const part = $(id);
+  if (part) window.htmx?.trigger(part, "refresh");
+}
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+export function size(bytes) {
+  let unit = 0;
+  while (bytes >= 1024 && unit < UNITS.length - 1) (bytes /= 1024), unit++;
+  return `${unit === 0 || bytes >= 100 ? bytes.toFixed(0) : bytes.toFixed(1)} ${UNITS[unit]}`;
+}
+
+export function span(milliseconds) {
+  if (milliseconds < 1000) return `${Math.max(0, Math.round(milliseconds))} ms`;
+  const seconds = milliseconds / 1000;
+  return seconds < 60 ? `${seconds.toFixed(1)} s` : longSpan(seconds);
+}
+
+// Without tenths, for what counts on while one looks at it.
+export function longSpan(seconds) {
+  seconds = Math.max(0, Math.floor(seconds));
+  if (seconds < 60) return `${seconds} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${String(seconds % 60).padStart(2, "0")} s`;
+  const hours = Math.floor(minutes / 60);
+  if (hours < 24) return `${hours} h ${String(minutes % 60).padStart(2, "0")} min`;
+  return `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+export function count(number) {
+  if (number < 10_000) return String(number);
+  return number < 1_000_000 ? `${(number / 1000).toFixed(1)}k` : `${(number / 1_000_000).toFixed(1)}M`;
+}
+
+export const money = (dollars) => `$${dollars.toFixed(dollars > 0 && dollars < 1 ? 3 : 2)}`;
+
+export const clock = (timestamp) => new Date(timestamp).toLocaleTimeString([], { hour12: false });

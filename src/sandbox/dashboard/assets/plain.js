@@ -1,0 +1,118 @@
+// Text as it came, with nothing hidden in it: control characters and marks that turn the reading direction are shown by
+// name, colours of terminals are kept, everything else of them is shown.
+
+const SGR = /\x1b\[([0-9;:]*)m/g;
+const UNSEEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+
+function spoken(character) {
+  const code = character.codePointAt(0);
+  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
+  if (code === 0x7f) return "␡";
+  return `‹U+${code.toString(16).toUpperCase().padStart(4, "0")}›`;
+}
+
+// Text without what cannot be seen, for places that take no elements.
+export const visible = (text) => text.replace(UNSEEN, spoken);
+
+function putSeen(parent, text) {
+  let end = 0;
+  UNSEEN.lastIndex = 0;
+  for (let found; (found = UNSEEN.exec(text)); ) {
+    if (found[0] === "\r" && (found.index + 1 === text.length || text[found.index + 1] === "\n")) continue;
+    if (found.index > end) parent.append(text.slice(end, found.index));
+    const mark = document.createElement("span");
+    mark.className = "ctl";
+    mark.textContent = spoken(found[0]);
+    parent.append(mark);
+    end = found.index + 1;
+  }
+  if (end < text.length) parent.append(text.slice(end).replace(/\r$/, ""));
+}
+
+// The nearest of the sixteen that have a readable shade on either ground.
+function basic(code) {
+  if (code < 8) return code;
+  if (code < 16) return code - 8;
+  if (code >= 232) return 8;
+  code -= 16;
+  return nearest(Math.floor(code / 36) / 5, (Math.floor(code / 6) % 6) / 5, (code % 6) / 5);
+}
+
+function nearest(red, green, blue) {
+  const most = Math.max(red, green, blue);
+  if (most - Math.min(red, green, blue) < 0.2) return 8;
+  return (red > most * 0.6 ? 1 : 0) + (green > most * 0.6 ? 2 : 0) + (blue > most * 0.6 ? 4 : 0);
+}
+
+function apply(codes, style) {
+  const list = codes.split(/[;:]/).map(Number);
+  for (let i = 0; i < list.length; i++) {
+    const code = list[i];
+    if (code === 0) Object.assign(style, { colour: null, bold: false, italic: false, under: false, reverse: false });
+    else if (code === 1) style.bold = true;
+    else if (code === 3) style.italic = true;
+    else if (code === 4) style.under = true;
+    else if (code === 7) style.reverse = true;
+    else if (code === 22) style.bold = false;
+    else if (code === 23) style.italic = false;
+    else if (code === 24) style.under = false;
+    else if (code === 27) style.reverse = false;
+    else if (code === 39) style.colour = null;
+    else if (code >= 30 && code <= 37) style.colour = code - 30;
+    else if (code >= 90 && code <= 97) style.colour = code - 90;
+    else if (code === 38 || code === 48) {
+      const colour = list[i + 1] === 5 ? basic(list[i + 2]) : nearest(list[i + 2] / 255, list[i + 3] / 255, list[i + 4] / 255);
+      if (code === 38) style.colour = colour;
+      i += list[i + 1] === 5 ? 2 : 4;
+    }
+  }
+}
+
+function classes({ colour, bold, italic, under, reverse }) {
+  return [colour != null && `a${colour}`, bold && "ab", italic && "ai", under && "au", reverse && "ar"].filter(Boolean).join(" ");
+}
+
+// Runs of text with one look each: [text, classes].
+export function runs(text) {
+  if (!text.includes("\x1b[")) return [[text, ""]];
+  const found = [];
+  const style = {};
+  let end = 0;
+  SGR.lastIndex = 0;
+  for (let match; (match = SGR.exec(text)); ) {
+    if (match.index > end) found.push([text.slice(end, match.index), classes(style)]);
+    apply(match[1], style);
+    end = match.index + match[0].length;
+  }
+  if (end < text.length) found.push([text.slice(end), classes(style)]);
+  return found;
+}
+
+export const withoutColours = (text) => (text.includes("\x1b[") ? text.replace(SGR, "") : text);
+
+// Put text into parent; what `wanted` (lower case) matches is marked.
+export function put(parent, text, wanted = "") {
+  for (const [part, look] of runs(text)) {
+    let place = parent;
+    if (look) {
+      place = document.createElement("span");
+      place.className = look;
+      parent.append(place);
+    }
+    if (wanted) putMarked(place, part, wanted);
+    else putSeen(place, part);
+  }
+  return parent;
+}
+
+function putMarked(parent, text, wanted) {
+  const lower = text.toLowerCase();
+  let end = 0;
+  for (let at; lower.length === text.length && (at = lower.indexOf(wanted, end)) >= 0; end = at + wanted.length) {
+    if (at > end) putSeen(parent, text.slice(end, at));
+    const mark = document.createElement("mark");
+    putSeen(mark, text.slice(at, at + wanted.length));
+    parent.append(mark);
+  }
+  if (end < text.length) putSeen(parent, text.slice(end));
+}

@@ -1,0 +1,41 @@
+// What was refused to the sandbox, by host.
+import { $, clock, h } from "/assets/page.js";
+import { visible } from "/assets/plain.js";
+
+const HOSTS_MAX = 500;
+
+export class Refusals {
+  #hosts = new Map();
+  #told = 0;
+  #counted = 0;
+  #isStale = false;
+
+  take(frame) {
+    if (frame.type === "progress") this.#counted = Math.max(this.#counted, frame.progress.egress_denied);
+    else if (frame.type === "egress_denied") {
+      this.#told++;
+      const key = `${frame.host}:${frame.port} ${frame.reason}`;
+      const known = this.#hosts.get(key);
+      if (known) Object.assign(known, { count: known.count + 1, last: frame.timestamp });
+      else if (this.#hosts.size < HOSTS_MAX) this.#hosts.set(key, { ...frame, count: 1, last: frame.timestamp });
+    } else return;
+    this.#isStale = true;
+  }
+
+  get total() {
+    return Math.max(this.#told, this.#counted);
+  }
+
+  show() {
+    if (!this.#isStale) return;
+    this.#isStale = false;
+    $("refused-count").textContent = this.total || "";
+    $("tally-network").textContent = this.total || "";
+    if (!this.#hosts.size) return;
+    const rows = [...this.#hosts.values()].map(({ host, port, reason, count, last }) =>
+      h("tr", {}, h("td", { class: "mono" }, visible(`${host}:${port}`)), h("td", {}, visible(reason)), h("td", { class: "number" }, String(count)), h("td", { class: "number muted" }, clock(last))),
+    );
+    const head = h("tr", {}, ...["Host", "Why", "Times", "Last"].map((name, at) => h("th", { scope: "col", class: at > 1 ? "number" : false }, name)));
+    $("refusals").replaceChildren(h("table", { class: "refused" }, h("thead", {}, head), h("tbody", {}, ...rows)));
+  }
+}

@@ -1,0 +1,159 @@
+// The editor for a manifest: painted as one types, and held against the server's own rules.
+import { $, ask, h, toast } from "/assets/page.js";
+
+const PAUSE_MILLISECONDS = 250;
+const PAINTED_MAX = 60_000;
+const TASKS = "/api/v1/tasks";
+const YAML = { "content-type": "application/yaml" };
+
+const sheet = $("manifest");
+const paint = document.querySelector(".editor-paint");
+const gutter = document.querySelector(".editor-gutter");
+const verdict = $("verdict");
+let mistakes = [];
+let asking = null;
+let timer = 0;
+
+const LINE = /^(\s*(?:- )?)([\w.$-]+|"[^"]*")(:)(?=\s|$)|(#.*$)|("(?:[^"\\]|\\.)*"?|'[^']*'?)|(?<![\w.-])(\d[\w.]*|true|false|null)(?![\w.-])/g;
+
+function painted(line) {
+  const pieces = [];
+  let end = 0;
+  LINE.lastIndex = 0;
+  for (let match; (match = LINE.exec(line)); end = LINE.lastIndex) {
+    const isInWord = match[4] && match.index > 0 && !/\s/.test(line[match.index - 1]);
+    if (isInWord) continue;
+    if (match.index > end) pieces.push(line.slice(end, match.index));
+    if (match[2]) pieces.push(match[1], h("span", { class: "y-k" }, match[2]), match[3]);
+    else pieces.push(h("span", { class: match[4] ? "y-c" : match[5] ? "y-s" : "y-n" }, match[0]));
+  }
+  pieces.push(line.slice(end));
+  return pieces;
+}
+
+function show() {
+  const lines = sheet.value.split("\n");
+  const bad = new Set(mistakes.map((mistake) => mistake.line).filter(Boolean));
+  if (sheet.value.length > PAINTED_MAX) paint.replaceChildren(sheet.value);
+  else {
+    const rows = lines.map((line, at) => {
+      const row = h("span", { class: bad.has(at + 1) ? "y-bad" : "" }, ...painted(line));
+      return [row, "\n"];
+    });
+    paint.replaceChildren(...rows.flat());
+  }
+  gutter.replaceChildren(...lines.flatMap((_, at) => [h("span", { class: bad.has(at + 1) ? "at-fault" : "" }, String(at + 1)), "\n"]));
+  along();
+}
+
+function along() {
+  paint.scrollTop = gutter.scrollTop = sheet.scrollTop;
+  paint.scrollLeft = sheet.scrollLeft;
+}
+
+function tell(text, look) {
+  verdict.textContent = text;
+  verdict.className = `verdict ${look}`;
+}
+
+function judge(error) {
+  mistakes = error?.details ?? [];
+  if (!error) tell("The server would take this manifest.", "good");
+  else if (mistakes.length) tell(mistakes.length === 1 ? "1 mistake" : `${mistakes.length} mistakes`, "ill");
+  else tell(error.message, "ill");
+  $("mistakes").replaceChildren(
+    ...mistakes.map((mistake) =>
+      h(
+        "li",
+        {},
+        h(
+          "button",
+          { type: "button", onclick: () => go(mistake) },
+          h("span", { class: "mono" }, mistake.field || "manifest"),
+          h("span", {}, mistake.message),
+          mistake.line ? h("span", { class: "end" }, `line ${mistake.line}`) : null,
+        ),
+      ),
+    ),
+  );
+  show();
+}
+
+function go({ line, column }) {
+  if (!line) return sheet.focus();
+  const lines = sheet.value.split("\n");
+  const at = lines.slice(0, line - 1).reduce((sum, each) => sum + each.length + 1, 0) + Math.max(0, (column ?? 1) - 1);
+  sheet.focus();
+  sheet.setSelectionRange(at, at);
+  sheet.scrollTop = Math.max(0, (line - 6) * 20);
+}
+
+async function check() {
+  asking?.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  try {
+    await ask(`${TASKS}?dry_run=true`, { method: "POST", headers: YAML, body: sheet.value, signal });
+    judge(null);
+  } catch (error) {
+    if (signal.aborted) return;
+    if (error.status) judge(error);
+    else tell("The server does not answer.", "ill");
+  }
+}
+
+function changed() {
+  show();
+  clearTimeout(timer);
+  timer = setTimeout(check, PAUSE_MILLISECONDS);
+}
+
+// One key for one text: a second click, or a retry after a lost answer, hands in nothing twice.
+let key = { text: null, value: "" };
+
+async function submit() {
+  if (key.text !== sheet.value) key = { text: sheet.value, value: Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("") };
+  const button = document.querySelector("#submit [type=submit]");
+  button.disabled = true;
+  try {
+    const answer = await ask(TASKS, { method: "POST", headers: { ...YAML, "idempotency-key": key.value }, body: sheet.value });
+    location.assign(`/tasks/${encodeURIComponent((await answer.json()).task_id)}`);
+  } catch (error) {
+    if (error.status) judge(error);
+    else tell("The server does not answer; nothing is lost, try again.", "ill");
+    if (!error.details) toast(error.message);
+    button.disabled = false;
+  }
+}
+
+sheet.addEventListener("input", changed);
+sheet.addEventListener("scroll", along);
+sheet.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
+  else if (event.key === "Enter") {
+    const before = sheet.value.slice(0, sheet.selectionStart);
+    const indent = /^\s*/.exec(before.slice(before.lastIndexOf("\n") + 1))[0];
+    if (!indent) return;
+    event.preventDefault();
+    document.execCommand("insertText", false, `\n${indent}`);
+  }
+});
+$("submit").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+for (const button of document.querySelectorAll("[data-pattern]")) {
+  button.addEventListener("click", () => {
+    // As if it were typed, so that it can be undone.
+    sheet.focus();
+    sheet.select();
+    document.execCommand("insertText", false, button.dataset.pattern);
+    sheet.setSelectionRange(0, 0);
+    sheet.scrollTop = 0;
+    changed();
+  });
+}
+// A gutter has the height of its text, whatever size the reader pulls that to.
+new ResizeObserver(() => (gutter.style.height = `${sheet.offsetHeight}px`)).observe(sheet);
+show();
+check();

@@ -1,0 +1,70 @@
+"""What proves a task's work, in one file: patch, metadata and transcript with their checksums, and the manifest."""
+
+import asyncio
+import tarfile
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from sandbox.api.artifacts import content_disposition
+from sandbox.api.context import Context
+from sandbox.api.doorkeeper import visitor_of
+from sandbox.contracts.access import Role
+from sandbox.contracts.tasks import StoredArtifact
+from sandbox.dashboard.manifest_text import write_manifest
+from sandbox.model.task import Task
+
+_OWN = ".sandbox/"
+_CHUNK_BYTES = 1024 * 1024
+
+
+async def send_proof(request: Request, asked: Context) -> Response:
+    """A tar; `sha256sum -c SHA256SUMS` holds it against itself, and `metadata.json` tells the rest."""
+    task = await asked.tasks.status(request.path_params["task_id"])
+    principal = visitor_of(request).principal
+    sees_all = principal is not None and principal.role is Role.OPERATOR
+    stored = [
+        one
+        for one in await asked.tasks.artifacts(task.id)
+        if one.artifact.path.startswith(_OWN) and (sees_all or not one.artifact.contains_secret)
+    ]
+    headers = {"content-disposition": content_disposition(f"{task.id}.proof.tar")}
+    return StreamingResponse(_tar(task, stored), media_type="application/x-tar", headers=headers)
+
+
+async def _tar(task: Task, stored: Sequence[StoredArtifact]) -> AsyncIterator[bytes]:
+    sums = "".join(f"{one.artifact.checksum.removeprefix('sha256:')}  {one.artifact.name}\n" for one in stored)
+    texts = {"SHA256SUMS": sums, "manifest.yaml": write_manifest(task.manifest, with_id=True)}
+    for name, text in texts.items():
+        content = text.encode()
+        yield _head(task, name, len(content), task.state_changed_at) + content + _padding(len(content))
+    for one in stored:
+        yield _head(task, one.artifact.name, one.artifact.size_bytes, one.created_at)
+        async for chunk in _read(one):
+            yield chunk
+        yield _padding(one.artifact.size_bytes)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+async def _read(stored: StoredArtifact) -> AsyncIterator[bytes]:
+    """As many bytes as the record says; a file that is shorter breaks the download off."""
+    left = stored.artifact.size_bytes
+    with await asyncio.to_thread(stored.file.open, "rb") as file:
+        while left > 0:
+            chunk = await asyncio.to_thread(file.read, min(left, _CHUNK_BYTES))
+            if not chunk:
+                raise OSError(f"{stored.artifact.name} has fewer bytes than its record says.")
+            left -= len(chunk)
+            yield chunk
+
+
+def _head(task: Task, name: str, size_bytes: int, at: datetime) -> bytes:
+    entry = tarfile.TarInfo(f"{task.id}/{name}")
+    entry.size, entry.mtime, entry.mode = size_bytes, int(at.timestamp()), 0o644
+    return entry.tobuf(tarfile.PAX_FORMAT)
+
+
+def _padding(size_bytes: int) -> bytes:
+    return bytes(-size_bytes % tarfile.BLOCKSIZE)

@@ -1,0 +1,69 @@
+"""The addresses of the dashboard."""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sandbox.api import paths
+from sandbox.api.context import Context
+from sandbox.api.doorkeeper import wants_page
+from sandbox.api.errors import status_of
+from sandbox.api.measured import note_route
+from sandbox.contracts.subject import TASK_ID
+from sandbox.dashboard.assets import send_asset
+from sandbox.dashboard.proof_bundle import send_proof
+from sandbox.dashboard.server_page import show_server
+from sandbox.dashboard.sign_in import show_sign_in
+from sandbox.dashboard.story import send_story
+from sandbox.dashboard.submit_page import show_submit
+from sandbox.dashboard.task_list import show_tasks
+from sandbox.dashboard.task_page import show_task
+from sandbox.dashboard.templates import show
+from sandbox.model.errors import SandboxError
+
+_Show = Callable[[Request, Context], Awaitable[Response]]
+
+_ADDRESSES: dict[str, _Show] = {
+    "/": show_tasks,
+    "/submit": show_submit,
+    "/server": show_server,
+    "/tasks/{task_id}": show_task,
+    "/tasks/{task_id}/story": send_story,
+    "/tasks/{task_id}/proof": send_proof,
+    paths.SIGN_IN: show_sign_in,
+    f"{paths.ASSETS}{{name}}": send_asset,
+}
+
+
+def add_dashboard(app: FastAPI) -> None:
+    """Put the pages on the app. They are no part of the API's schema."""
+    for path, shown in _ADDRESSES.items():
+        app.router.routes.append(Route(path, _endpoint(path, shown)))
+
+
+def _endpoint(path: str, shown: _Show) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        note_route(request, path)
+        if (task_id := request.path_params.get("task_id")) is not None:
+            TASK_ID.set(task_id)
+        try:
+            return await shown(request, request.app.state.context)
+        except SandboxError as error:
+            if not wants_page(request):
+                raise
+            return _trouble(request, status_of(error), error.message)
+        except HTTPException as error:
+            if not wants_page(request):
+                raise
+            return _trouble(request, error.status_code, "There is nothing at this address.")
+
+    return answer
+
+
+def _trouble(request: Request, status: int, message: str) -> Response:
+    return show(request, "trouble", status, title=HTTPStatus(status).phrase, code=status, message=message)

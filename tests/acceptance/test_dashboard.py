@@ -1,0 +1,127 @@
+"""Somebody works with the dashboard in a real browser, without the internet."""
+
+import io
+import signal
+import tarfile
+
+import pytest
+
+from doubles.live import ORGANISATION, bash, git, python, says, until
+
+MANIFEST = f"""version: "1"
+kind: Task
+metadata:
+  name: "Greet everybody"
+  id: greet
+repository:
+  url: "{ORGANISATION}repo.git"
+  branch: "main"
+claude:
+  prompt: "Make the greeting polite."
+lifecycle:
+  artifact_patterns: ["*.md"]
+"""
+WORK = "printf 'print(\"good day\")\\n' > src/app.py; "
+REPORT = "printf '# Report\\n\\nAll **good**.\\n' > report.md; cat /nowhere"
+PAUSE = "sleep 2; printf '\\033[32mPASS\\033[0m\\n'"
+
+
+@pytest.fixture
+def place(browser):
+    """Where a world's dashboard is; in the end nothing was asked of anybody else, and the browser had no complaint."""
+    places = []
+
+    def place(world):
+        places.append(world.server.said["http"])
+        return places[-1]
+
+    yield place
+    others = [request.url for request in browser.requests if not request.url.startswith(tuple(places))]
+    assert (others, browser.complaints) == ([], [])
+
+
+def state_of(page):
+    return page.locator("#head .pill").first.inner_text()
+
+
+def test_a_task_is_handed_in_watched_to_its_end_and_taken_home(world, browser, place, tmp_path):
+    made = world(bash(WORK + REPORT), bash(PAUSE), says("Done: the greeting is **polite** now."))
+    page = browser.open(place(made))
+    page.get_by_role("link", name="Hand in the first one").click()
+    editor = page.get_by_label("Manifest, YAML")
+    editor.fill(MANIFEST.replace("branch", "brunch"))
+    mistakes = page.get_by_role("list", name="Mistakes").get_by_role("button")
+    page.get_by_text("2 mistakes").wait_for()
+    told = made.http.post("/api/v1/tasks", content=MANIFEST.replace("branch", "brunch")).json()["details"]
+    assert [mistake["message"] in mistakes.nth(at).inner_text() for at, mistake in enumerate(told)] == [True, True]
+    editor.fill(MANIFEST)
+    page.get_by_text("The server would take this manifest.").wait_for()
+    assert mistakes.count() == 0
+    browser.forgive("status of 400")
+    page.get_by_role("button", name="Submit task").click()
+    page.wait_for_url("**/tasks/greet")
+
+    page.get_by_text("Done: the greeting is polite now.").wait_for()
+    until(lambda: state_of(page) == "completed", 30, "the head to tell the end")
+    assert page.locator(".timeline .station").all_inner_texts()[-1] == "completed"
+    assert page.locator(".says strong").inner_text() == "polite"
+    tools = page.locator(".tool")
+    assert tools.count() == 2
+    tools.nth(1).locator("summary").click()
+    assert tools.nth(1).locator("pre").last.inner_text().strip() == "PASS"
+    assert tools.nth(1).locator(".a2").inner_text() == "PASS"
+
+    page.get_by_role("tab", name="Changes").click()
+    page.get_by_text("2 files changed").wait_for()
+    assert page.locator(".file-path").all_inner_texts() == ["report.md", "src/app.py"]
+    assert "− print('hello')" in page.locator(".del").inner_text()
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_role("button", name="report.md", exact=True).click()
+    assert page.locator(".preview strong").inner_text() == "good"
+
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Proof bundle").click()
+    with tarfile.open(fileobj=io.BytesIO(downloading.value.path().read_bytes())) as archive:
+        patch = archive.extractfile("greet/greet.patch").read()
+    assert patch == made.artifact("greet.patch", "greet")
+    git("clone", "-q", str(made.repositories / "repo.git"), str(tmp_path / "clone"), cwd=tmp_path)
+    (tmp_path / "greet.patch").write_bytes(patch)
+    git("apply", str(tmp_path / "greet.patch"), cwd=tmp_path / "clone")
+    assert (tmp_path / "clone" / "src" / "app.py").read_text() == 'print("good day")\n'
+
+
+def test_a_page_goes_on_where_the_server_died(world, browser, place):
+    made = world(bash("sleep 3"), says("Still here."))
+    made.submit("long", claude={"prompt": "Wait."})
+    page = browser.open(f"{place(made)}/tasks/long")
+    page.get_by_text("Live", exact=True).wait_for()
+    page.locator(".tool").wait_for()
+    made.restart_server(signal.SIGKILL)
+    page.get_by_text("Still here.").first.wait_for()
+    until(lambda: state_of(page) == "completed", 30, "the head to tell the end")
+    assert page.locator(".tool").count() == 1
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_role("button", name="Events", exact=True).click()
+    changes = [text for text in page.locator(".line-text").all_inner_texts() if text.startswith("state_change")]
+    assert len(changes) == len(made.states("long"))
+    browser.forgive("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED")
+
+
+def test_a_task_is_cancelled_from_its_page(world, browser, place):
+    made = world(python("import time; time.sleep(60)"), says())
+    made.submit("slow")
+    page = browser.open(f"{place(made)}/tasks/slow")
+    page.locator(".tool").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_label("Reason").fill("not needed <b>any</b> more")
+    page.get_by_role("button", name="Cancel task").click()
+    # Claude Code may be gone at once, or not before it is hurried.
+    hurry, over = page.get_by_role("button", name="Stop at once"), page.locator("#head .pill.ended")
+    hurry.or_(over).wait_for()
+    if hurry.is_visible():
+        hurry.click()
+        page.get_by_role("dialog").get_by_role("button", name="Stop at once").click()
+    over.wait_for()
+    page.get_by_text("not needed <b>any</b> more").wait_for()
+    page.goto(f"{place(made)}/?state=cancelled")
+    assert page.locator(".row-link").all_inner_texts() == ["A task"]

@@ -1,0 +1,52 @@
+"""A browser that speaks to the pages without a socket."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from doubles.fake_access import FakeAccess
+from doubles.fake_tasks import FakeTasks
+from sandbox.api.app import create_app
+from sandbox.api.guard import Guard
+from sandbox.api.settings import ApiSettings
+from sandbox.contracts.access import Access
+from sandbox.dashboard.routes import add_dashboard
+
+PAGE = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+class Pages:
+    """The pages of a server with these tasks."""
+
+    def __init__(self, tasks: FakeTasks, access: Access | None = None) -> None:
+        self.tasks = tasks
+        settings = ApiSettings("0.1.0", frozenset({8121, 8122}))
+        guard = Guard(access or FakeAccess(), settings)
+        self.app = create_app(tasks, settings=settings, shutting_down=asyncio.Event(), guard=guard)
+        add_dashboard(self.app)
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8122") as client:
+                told = {**PAGE, **{name.replace("_", "-"): value for name, value in headers.items()}}
+                return await client.request(method, path, headers=told)
+
+        return asyncio.run(ask())
+
+
+@pytest.fixture
+def tasks() -> FakeTasks:
+    return FakeTasks()
+
+
+@pytest.fixture
+def pages(tasks: FakeTasks) -> Pages:
+    return Pages(tasks)
+
+
+@pytest.fixture
+def guarded_pages(tasks: FakeTasks) -> Any:
+    return lambda access: Pages(tasks, access)

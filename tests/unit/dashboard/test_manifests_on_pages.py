@@ -1,0 +1,58 @@
+"""Manifests that the form begins with, and those of tasks that run again."""
+
+import pytest
+
+from doubles.fake_tasks import FakeTasks
+from sandbox.dashboard.manifest_text import write_manifest
+from sandbox.dashboard.patterns import PATTERNS
+from sandbox.model.manifest_parsing import parse_manifest
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
+def test_a_pattern_is_a_manifest_and_is_written_as_it_was_read(pattern):
+    manifest = parse_manifest(pattern.text.encode(), is_json=False)
+    assert parse_manifest(write_manifest(manifest).encode(), is_json=False) == manifest
+
+
+def test_a_manifest_is_written_without_what_the_defaults_say():
+    text = write_manifest(parse_manifest(PATTERNS[0].text.encode(), is_json=False))
+    assert text.splitlines() == [
+        "version: '1'",
+        "kind: Task",
+        "metadata:",
+        "  name: My task",
+        "repository:",
+        "  url: https://github.com/org/repo.git",
+        "  branch: main",
+        "claude:",
+        "  prompt: Say here what is to be done",
+    ]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["#1\n  two\n", "- : {", "\u202e\x85 x", "yes", "0x1", " a\tb \n\n", "'\"" * 9, "é" * 300]
+)
+def test_whatever_a_prompt_says_comes_back_as_it_was(prompt):
+    import json
+
+    body = json.loads(json.dumps({"claude": {"prompt": prompt}}))
+    minimal = {
+        "version": "1",
+        "kind": "Task",
+        "metadata": {"name": "x"},
+        "repository": {"url": "https://h/x", "branch": "m"},
+    }
+    manifest = parse_manifest(json.dumps({**minimal, **body}).encode(), is_json=True)
+    assert parse_manifest(write_manifest(manifest).encode(), is_json=False).claude.prompt == prompt
+
+
+def test_a_second_task_does_not_claim_the_id_of_the_first(pages):
+    task = FakeTasks().add("task-001")
+    assert ("id:" in write_manifest(task.manifest), "id:" in write_manifest(task.manifest, with_id=True)) == (
+        False,
+        True,
+    )
+    pages.tasks.add("task-001")
+    page = pages.get("/submit?from=task-001")
+    assert "Run again: My Task" in page.text
+    assert "Your instructions here" in page.text
