@@ -11,6 +11,7 @@ READERS = {
     "access/token_file.py": "tokens expire at a date",
     "profiles/build.py": "an image says when it was built",
     "control/shelf.py": "an artifact says when it was stored",
+    "dashboard/server_page.py": "the last day is counted in hours of the wall",
     "control/drain.py": "a drain says since when",
     "wiring/backup.py": "a backup says when it was made",
     "wiring/log.py": "lines of the log say when they were written",
