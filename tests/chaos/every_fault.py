@@ -42,6 +42,7 @@ def play(life, place, error, *, goes_on=False, step=1):
             status, hits = life.live(task_id, fault)
         except Exception:
             wrong.append(f"{task_id}: {traceback.format_exc(limit=-2)}")
+            print(wrong[-1], file=sys.stderr, flush=True)
             continue
         if not hits:
             break

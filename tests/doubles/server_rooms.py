@@ -70,7 +70,10 @@ class HandedRunners:
     async def cancel(self, attempt_id, order):
         for launched in self.orders:
             if launched.attempt_id == attempt_id and launched.task_id in self.recorders:
-                self.recorders[launched.task_id].record(CancelRequested(order.reason, order.force))
+                try:
+                    self.recorders[launched.task_id].record(CancelRequested(order.reason, order.force))
+                except OSError as error:
+                    return Receipt(done=False, message=str(error), unwritten=True)
                 return Receipt(done=True)
         raise RunnerUnreachableError("gone")
 

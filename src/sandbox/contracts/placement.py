@@ -83,10 +83,11 @@ class TerminalOrder(msgspec.Struct, frozen=True, tag="terminal"):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """A runner's answer on its control socket: one JSON line for one JSON line."""
+    """A runner's answer on its control socket: one JSON line for one JSON line. unwritten: the disk did not take it."""
 
     done: bool
     message: str = ""
+    unwritten: bool = False
 
 
 class RunnerControl(Protocol):

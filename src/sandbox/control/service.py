@@ -312,6 +312,8 @@ class TaskService:
             if not self.equipment.journals.is_held(feed.task.id):
                 await self.equipment.launcher.finish(feed, CancelRequested(order.reason, order.force))
             return None
+        if receipt.unwritten:
+            raise OSError(receipt.message)
         if not receipt.done:
             return None
         return receipt.message or "The task is being stopped; what it made until now is kept."

@@ -60,7 +60,7 @@ def _receipt(order: CancelOrder | TerminalOrder | Receipt, cancel: Cancel, termi
         try:
             return cancel(order)
         except OSError as error:
-            return Receipt(done=False, message=f"The wish could not be written down: {error}.")
+            return Receipt(done=False, message=str(error), unwritten=True)
     try:
         terminals.check(order)
     except TerminalRefusedError as error:

@@ -413,3 +413,18 @@ def test_nobody_reads_what_the_server_takes_back_because_it_could_not_be_flushed
     assert len(failures) == 3
     assert shown == read_task(world.journals, "task-1").task
     assert world.store.load("task-1").task == shown
+
+
+def test_a_wish_that_the_runners_disk_does_not_take_is_refused_with_that_reason_and_can_be_made_again(world, disk):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            disk.is_full = True
+            with pytest.raises(UnavailableError, match="No space left on device"):
+                await service.cancel("task-1", reason="", force=False)
+            disk.is_full = False
+            await service.cancel("task-1", reason="", force=False)
+            assert read_task(world.journals, "task-1").task.cancel is not None
+
+    asyncio.run(play())
