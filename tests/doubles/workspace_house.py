@@ -102,7 +102,8 @@ def programs_below(pid: int) -> list[bytes]:
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
-                names += [Path(f"/proc/{child}/comm").read_bytes().strip(), *programs_below(int(child))]
+                with suppress(OSError):
+                    names += [Path(f"/proc/{child}/comm").read_bytes().strip(), *programs_below(int(child))]
     return names
 
 

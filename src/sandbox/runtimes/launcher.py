@@ -285,6 +285,7 @@ def watch(low: int, status_number: int, argv_file: int, *descriptors: int) -> No
     child = os.fork()
     if child == 0:
         try:
+            os.setpgid(0, 0)
             die_with(parent)
             # Out of the way first, because a number that is given may be one that is still to be read from.
             high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 300) for number in (argv_file, *descriptors)]
@@ -299,7 +300,12 @@ def watch(low: int, status_number: int, argv_file: int, *descriptors: int) -> No
     poll.register(os.pidfd_open(child), select.POLLIN)
     poll.register(status, select.POLLIN)
     poll.poll()
-    os.kill(child, _signal.SIGKILL)
+    # The group too: bubblewrap's own child, just born, does not die with it yet, and would hold the pipes for ever.
+    for kill in (os.kill, os.killpg):
+        try:  # noqa: SIM105  (contextlib lengthens the start)
+            kill(child, _signal.SIGKILL)
+        except ProcessLookupError:
+            pass
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
         status.send(b"%d" % code)
