@@ -49,7 +49,10 @@ class KeptTasks:
 
     def finish(self, task_id, **options):
         """A task that is completed and whose writer is gone."""
-        recorder = self.run(task_id, **options)
+        return self.end(self.run(task_id, **options))
+
+    def end(self, recorder):
+        """A task that ran is completed, and its writer is gone."""
         for event in TO_END:
             recorder.record(event)
         recorder.writer.close()

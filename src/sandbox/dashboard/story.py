@@ -1,6 +1,6 @@
 """A task's story as its page reads it: everything that happens, as server-sent events that can be resumed."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -10,11 +10,13 @@ from starlette.responses import Response
 from sandbox.api.context import Context
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.streamed import Streamed
-from sandbox.api.view import Messages
+from sandbox.api.view import Messages, close
 from sandbox.model.frame import Frame
 
 _KEEP_ALIVE = b": keep-alive\n\n"
 _DIGITS_MAX = 18
+_MESSAGE_BYTES = 64 * 1024
+_FRAME_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,34 @@ async def send_story(request: Request, asked: Context) -> Response:
     after = _seq(request.query_params.get("after", ""), "after") if resumed is None else resumed
     if task.state.is_terminal and (after or 0) > task.last_seq:
         return Response(status_code=204)
+    view = PageView()
+    is_past = task.state.is_terminal
     return Streamed(
-        asked.tails.follow(task, PageView(), after=after or 0),
+        _told_together(asked.tasks.frames(task.id, after=after or 0), view)
+        if is_past
+        else asked.tails.follow(task, view, after=after or 0),
         "text/event-stream",
         ending=asked.shutting_down,
         keep_alive=_KEEP_ALIVE,
         counted=asked.metrics.streaming("logs"),
     )
+
+
+async def _told_together(frames: AsyncIterator[Frame], view: PageView) -> AsyncIterator[Messages]:
+    """A story that is over, in messages of some size: each costs a page as much as a hundred events in it."""
+    together: list[Frame] = []
+    size_bytes = 0
+    try:
+        async for frame in frames:
+            together.append(frame)
+            size_bytes += _FRAME_BYTES + len(frame.get("data", ""))
+            if size_bytes > _MESSAGE_BYTES:
+                yield view.messages(together)
+                together, size_bytes = [], 0
+        if together:
+            yield view.messages(together)
+    finally:
+        await close(frames)
 
 
 def _seq(text: str, name: str) -> int | None:

@@ -27,17 +27,19 @@ def test_everything_is_told_and_numbered_to_the_end(ended):
     answer = ended.get("/tasks/task-001/story", accept="text/event-stream")
     assert answer.headers["content-type"].startswith("text/event-stream")
     ids, frames = told(answer)
-    assert ids == [frame["seq"] for frame in frames]
+    assert ids == [frames[-1]["seq"]]
+    assert [frame["seq"] for frame in frames] == sorted({frame["seq"] for frame in frames})
     assert {"state_change", "output", "metrics", "end"} == {frame["type"] for frame in frames}
     assert frames[-1]["type"] == "end"
     assert next(frame for frame in frames if frame["type"] == "output")["data"] == "\x00\x1b[31m<script>\ufffd\n"
 
 
 def test_it_goes_on_behind_what_the_page_has(ended):
-    everything, _ = told(ended.get("/tasks/task-001/story"))
-    assert told(ended.get(f"/tasks/task-001/story?after={everything[3]}"))[0] == everything[4:]
+    _, frames = told(ended.get("/tasks/task-001/story"))
+    everything = [frame["seq"] for frame in frames]
+    assert told(ended.get(f"/tasks/task-001/story?after={everything[3]}"))[1] == frames[4:]
     resumed = ended.get("/tasks/task-001/story?after=0", last_event_id=str(everything[-2]))
-    assert told(resumed)[0] == everything[-1:]
+    assert told(resumed)[1] == frames[-1:]
     assert ended.get("/tasks/task-001/story", last_event_id=str(everything[-1])).status_code == 204
 
 
@@ -45,3 +47,10 @@ def test_it_goes_on_behind_what_the_page_has(ended):
 def test_what_is_no_number_is_refused(ended, after):
     answer = ended.get(f"/tasks/task-001/story?after={after}", accept="text/event-stream")
     assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "after")
+
+
+def test_a_long_story_comes_in_messages_of_some_size(pages):
+    pages.tasks.add("task-001", *TO_RUNNING, *[e.Output.of("stdout", b"x" * 1000)] * 500, *TO_COMPLETED)
+    ids, frames = told(pages.get("/tasks/task-001/story"))
+    assert len(frames) > 500
+    assert 5 < len(ids) < 20

@@ -54,6 +54,7 @@ const isOver = () => document.querySelector("#head [data-over]") !== null;
 
 // What came is taken in slices between two pictures, so that a thousand events a second leave the page its time.
 let waiting = [];
+let first = 0;
 let next = 0;
 let isDrawing = false;
 
@@ -64,16 +65,20 @@ function take(frames) {
 
 function takeSome() {
   const until = performance.now() + TAKE_MILLISECONDS;
-  while (waiting.length && performance.now() < until) {
-    const frames = waiting[0];
+  while (first < waiting.length && performance.now() < until) {
+    const frames = waiting[first];
     for (const stop = Math.min(next + 50, frames.length); next < stop; next++) {
       for (const taker of takers) taker.take(frames[next]);
       notice(frames[next]);
     }
     if (next >= frames.length) {
-      waiting.shift();
+      waiting[first++] = null;
       next = 0;
     }
+  }
+  if (first > 1000 || first === waiting.length) {
+    waiting = waiting.slice(first);
+    first = 0;
   }
 }
 

@@ -1,0 +1,180 @@
+"""The dashboard before hostile and endless output, and for everybody: nothing runs, freezes it or shuts people out."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from doubles.kept_tasks import KeptTasks
+from doubles.live import World, says
+from sandbox.model.event import EgressDenied, Metrics, Output, ToolCall, Usage
+
+AXE = Path(__file__).parents[2] / ".venv/share/npm-dev/node_modules/axe-core/axe.min.js"
+LINES = 50_000
+SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
+BIDI, NUL = "a\u202eb\u2066c", "x\x00y\x1b]0;title\x07z"
+HOSTILE = (
+    f"{SCRIPT} **bold** [a](javascript:window.hacked=3) [b](data:text/html,x) <b>raw</b>\n\n"
+    f"```html\n{SCRIPT}\n```\n\n| {SCRIPT} | b |\n| --- | --- |\n| {BIDI} | {NUL} |\n"
+)
+LONG_LINE = "<i>" + "0123456789" * 104_857 + "the very end"
+
+
+def told(event):
+    return Output.of("stdout", json.dumps(event).encode() + b"\n")
+
+
+def assistant(*blocks):
+    return told({"type": "assistant", "message": {"content": list(blocks)}})
+
+
+def hostile_events():
+    """What an agent that means harm may make Claude Code and its own programs print."""
+    use = {"type": "tool_use", "id": "t1", "name": SCRIPT, "input": {"command": SCRIPT + NUL, "deep": {"a": [SCRIPT]}}}
+    answer = {
+        "type": "tool_result",
+        "tool_use_id": "t1",
+        "content": f"\x1b[31mred\x1b[0m {BIDI} {SCRIPT}",
+        "is_error": True,
+    }
+    yield assistant({"type": "text", "text": HOSTILE}, use)
+    yield told({"type": "user", "message": {"content": [answer]}})
+    yield ToolCall(SCRIPT, "t1", 12, is_error=True)
+    for odd in (
+        "null",
+        "[]",
+        '{"type":"assistant"}',
+        '{"type":"assistant","message":{"content":[null,1,{"type":"text"}]}}',
+        "{",
+    ):
+        yield Output.of("stdout", odd.encode() + b"\n")
+    yield Output.of("stdout", f"\x1b[32mgreen\x1b[0m {SCRIPT} {BIDI} {NUL}\n".encode())
+    yield Output.of("stderr", b"\xff\xfe not text\n")
+    for at in range(0, len(LONG_LINE), 65536):
+        part = LONG_LINE[at : at + 65536]
+        yield Output.of("stdout", part.encode() + (b"\n" if len(part) < 65536 else b""), continued=len(part) == 65536)
+    yield EgressDenied(SCRIPT, 443, SCRIPT)
+    yield Metrics(cpu_percent=50, memory_used_bytes=10**8)
+    yield Usage("claude-sonnet-4-5-20250929", 1000, 50, cost_usd=0.01)
+
+
+@pytest.fixture(scope="module")
+def strained(tmp_path_factory):
+    """A server with two old tasks: a hostile one, and one that printed 50,000 lines."""
+    world = World(tmp_path_factory.mktemp("strained"))
+    kept = KeptTasks(world.data_dir)
+    kept.at = datetime.now(UTC) - timedelta(hours=1)  # what is older than its retention is not kept
+    recorder = kept.run("hostile", lines=0, artifacts=[("page.html", SCRIPT.encode()), ("notes.md", HOSTILE.encode())])
+    for event in hostile_events():
+        recorder.record(event)
+    kept.end(recorder)
+    kept.finish("endless", lines=LINES)
+    kept.index()
+    world.start_model(says())
+    world.start_server()
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def place(strained, browser):
+    """Where it is; in the end nothing of what was hostile ran, and the browser had nothing to complain of."""
+    address = strained.server.said["http"]
+    yield address
+    assert (browser.complaints, [one.url for one in browser.requests if not one.url.startswith(address)]) == ([], [])
+
+
+def test_hostile_output_is_shown_as_text_everywhere(place, browser):
+    page = browser.open(f"{place}/tasks/hostile")
+    said = page.locator(".says").first
+    said.wait_for()
+    assert SCRIPT in said.inner_text()
+    assert said.locator("strong").inner_text() == "bold"
+    assert said.locator("a").count() == 0
+    assert "<b>raw</b>" in said.inner_text()
+    assert "a‹U+202E›b‹U+2066›c" in said.inner_text()
+    tool = page.locator(".tool")
+    assert (tool.get_attribute("open"), SCRIPT in tool.inner_text()) == ("", True)
+    assert tool.locator(".a1").inner_text() == "red"
+
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_role("button", name="stdout").click()
+    lines = page.locator(".line-text")
+    shown = next(text for text in lines.all_inner_texts() if text.startswith("green"))
+    assert shown == f"green {SCRIPT} a‹U+202E›b‹U+2066›c x␀y␛]0;title␇z"
+    page.get_by_role("button", name=f"all {len(LONG_LINE)} characters").click()
+    page.get_by_role("dialog").get_by_text("<i>0123456789").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="stderr").click()
+    assert lines.all_inner_texts() == ["\ufffd\ufffd not text"]
+
+    page.get_by_role("tab", name="Network").click()
+    assert SCRIPT in page.locator(".refused").inner_text()
+    page.get_by_role("tab", name="Artifacts").click()
+    for name in ("page.html", "notes.md"):
+        page.get_by_role("button", name=name, exact=True).click()
+        page.locator(".preview:visible").get_by_text(SCRIPT).first.wait_for()
+    assert page.evaluate("window.hacked === undefined")
+    assert page.locator("#main script, #main img, #main iframe, #main b").count() == 0
+
+
+def test_fifty_thousand_lines_are_searched_on_a_page_that_does_not_freeze(place, browser):
+    page = browser.open(f"{place}/tasks/endless#output", before=WATCH)
+    page.get_by_text(f"line {LINES - 1} of endless").wait_for()
+    page.get_by_role("searchbox").fill("line 4242")
+    page.get_by_text("11 lines", exact=True).wait_for()
+    page.get_by_role("searchbox").press("Enter")
+    page.get_by_text("1 of 11 lines").wait_for()
+    assert page.locator(".found-now .line-text").inner_text() == "line 4242 of endless"
+    page.get_by_role("button", name="Previous match").click()
+    assert page.locator(".found-now .line-text").inner_text() == "line 42429 of endless"
+    assert page.locator(".line").count() < 200
+    slowest_milliseconds = page.evaluate("Math.max(0, ...window.longTasks)")
+    assert slowest_milliseconds < 1000, "the page was frozen"
+
+
+WATCH = """window.longTasks = [];
+new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
+  .observe({ type: "longtask", buffered: true });"""
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not here; script/setup --dev fetches it")
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_everybody_can_use_every_page(place, browser, scheme, width):
+    for path in ("/", "/submit", "/server", "/tasks/nobody"):
+        page = browser.open(f"{place}{path}", width=width, scheme=scheme, status=404 if "nobody" in path else 200)
+        page.evaluate(AXE.read_text())
+        assert shut_out(page, width) == [], path
+        page.close()
+    page = browser.open(f"{place}/tasks/hostile", width=width, scheme=scheme)
+    page.locator(".says").first.wait_for()
+    page.evaluate(AXE.read_text())
+    for view in ("conversation", "output", "artifacts", "figures", "network", "manifest"):
+        page.locator(f"#tab-{view}").click()
+        page.locator(f"#panel-{view}").wait_for()
+        assert shut_out(page, width) == [], view
+    browser.forgive("status of 404")
+
+
+def shut_out(page, width):
+    """What keeps people from using the page: axe's serious findings, and what is wider than the screen."""
+    found = page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]
+    serious = [
+        (one["id"], [(node["html"][:200], node["failureSummary"]) for node in one["nodes"][:3]])
+        for one in found
+        if one["impact"] in {"serious", "critical"}
+    ]
+    return [*serious, *(["wide"] if page.evaluate("document.documentElement.scrollWidth") > width else [])]
+
+
+def test_views_are_reached_by_keyboard(place, browser):
+    page = browser.open(f"{place}/tasks/hostile")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.get_by_role("tab", name="Conversation").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.view") == "output"
+    assert page.url.endswith("#output")
+    page.keyboard.press("End")
+    page.locator("#panel-manifest").wait_for()
