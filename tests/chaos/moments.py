@@ -15,7 +15,7 @@ from doubles.live import until
 REACH_SECONDS = 60.0
 TRIES_MAX = 5
 STEPS_MAX = 20
-LINES_OF_LONG = 100_000
+LINES_OF_LONG, LINES_OF_SHORT = 100_000, 500
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Moments:
 
     def _reach_running(self, task_id, steps):
         """While it prints."""
-        lines = LINES_OF_LONG if self._is_endless else 150
+        lines = LINES_OF_LONG if self._is_endless else LINES_OF_SHORT
         self._machine.order(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
         until(lambda: len(self._machine.records(task_id)) > 5 + 3 * steps, REACH_SECONDS, "some lines")

@@ -15,7 +15,7 @@ from chaos import journal_file, processes
 from chaos.examination import examine
 from chaos.machine import Machine
 from chaos.moments import Moments
-from chaos.oracle import TRUE_ENDS, judge
+from chaos.oracle import STATES, TRUE_ENDS, judge
 from doubles.traces import processes as processes_told_of
 
 BURST_TASKS = 6
@@ -65,11 +65,11 @@ def _reach_all(machine, wanted, held, seed, **choices):
         held.append(one := moments.reach(state, name))
         return one
 
-    # What waits for room must come last: it is in front of all that come later.
-    early = [pair for pair in wanted if pair[1] != "pending"]
-    late = [pair for pair in wanted if pair[1] == "pending"]
+    # What prints is not held, and what waits for room must come last: it is in front of all that come later.
     with ThreadPoolExecutor(8) as pool:
-        return [*pool.map(reach, early), *pool.map(reach, late)]
+        list(pool.map(reach, [pair for pair in wanted if pair[1] not in ("running", "pending")]))
+        list(pool.map(reach, [pair for pair in wanted if pair[1] == "running"]))
+        list(pool.map(reach, [pair for pair in wanted if pair[1] == "pending"]))
 
 
 def _strike_together(machine, victim, seed, held):
@@ -79,9 +79,10 @@ def _strike_together(machine, victim, seed, held):
     with _burst(machine, held):
         time.sleep(chance.uniform(0, 0.5))
         _kill_server(machine) if victim == "server" else _kill_everything(machine, held, chance)
-    blows = {task_id: (victim, machine.state(task_id), b"") for task_id in machine.orders}
-    blows = {task_id: blow for task_id, blow in blows.items() if blow[1] in TRUE_ENDS[victim]}
-    blows |= {one.task_id: (victim, machine.state(one.task_id), one.seen) for one in held}
+    seen = {one.task_id: one.seen for one in held}
+    blows = {task_id: (victim, machine.state(task_id), seen.get(task_id, b"")) for task_id in machine.orders}
+    # One that was over by then, or never came to be, was not hit.
+    blows = {task_id: blow for task_id, blow in blows.items() if blow[1] in STATES}
     lets_go_first, dies_again = chance.random() < 0.5, chance.random() < 0.5
     if lets_go_first:
         _let_go(held)
