@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self
@@ -16,6 +17,11 @@ from sandbox.cli.visible import visible
 
 GIT_SECONDS = 300.0
 COMPLAINT_LINES_MAX = 20
+_PLAIN_DIFF = (
+    *("--binary", "--full-index", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
+    *("--no-relative", "--src-prefix=a/", "--dst-prefix=b/"),
+)
+"""Whatever the user's configuration says of diffs."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,18 @@ class Checkout:
         entries = [entry for entry in asked.stdout.split(b"\0") if entry]
         return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
 
+    def write_difference(self, commit: str, target: Path, index: Path) -> None:
+        """What makes the files that are here of a commit, those that git does not track included, as a patch.
+
+        index: a file for git to keep an index in, in place of the user's own.
+        """
+        environment = {**os.environ, "GIT_INDEX_FILE": str(index)}
+        difference = ("diff", "--cached", *_PLAIN_DIFF, f"--output={target}", commit, "--")
+        for arguments in (("read-tree", "HEAD"), ("add", "--all"), difference):
+            done = self._run(*arguments, environment=environment)
+            if done.returncode:
+                _refuse("git could not gather what is only here.", done.stderr)
+
     def require_clean(self) -> None:
         """Refuse where something that git tracks was changed and is not committed."""
         if self.changed():
@@ -101,11 +119,12 @@ class Checkout:
         # Whatever the user's configuration says of white space: the patch is taken as it is.
         return self._run("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
 
-    def _run(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    def _run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
         try:
             return subprocess.run(
                 ["git", *arguments],  # noqa: S607
                 cwd=self.root,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=GIT_SECONDS,

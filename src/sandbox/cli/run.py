@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail, watching
 from sandbox.cli.figures import counted
 from sandbox.cli.flagged import secrets_option
+from sandbox.cli.local_work import pack_local_work
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import Chosen, chosen, common_options
 from sandbox.cli.origin import Origin, find_origin
@@ -43,7 +45,12 @@ SHOWN_LINES_MAX = 200
     default=None,
     help="Apply the patch to this checkout, or leave it; without either a terminal is asked.",
 )
-@click.option("--leave-dirty", "leaves_dirty", is_flag=True, help="Go ahead without what is not committed and pushed.")
+@click.option(
+    "--include-dirty/--leave-dirty",
+    "includes_dirty",
+    default=None,
+    help="Send what is not committed or pushed along, new files too; or go ahead without it.",
+)
 @click.option("--remote", metavar="NAME", help="The remote to clone from, instead of the one that the branch follows.")
 @click.option("--id", "task_id", metavar="ID", help="The task's id.")
 @click.option(
@@ -65,7 +72,7 @@ SHOWN_LINES_MAX = 200
 def run(
     prompt: str,
     applies: bool | None,
-    leaves_dirty: bool,
+    includes_dirty: bool | None,
     allows_secrets: bool,
     directory: Path,
     **wanted: Any,
@@ -78,12 +85,14 @@ def run(
     options, checkout = chosen(), Checkout(directory)
     text = sys.stdin.read() if prompt == "-" else prompt
     origin = find_origin(checkout, wanted["remote"])
-    _require_pushed(checkout, origin, leaves_dirty=leaves_dirty)
+    if includes_dirty is None:
+        _require_pushed(checkout, origin)
     settings: list[Assignment] = wanted["settings"]
     if wanted["task_id"] is not None:
         settings.append(Assignment(("metadata", "id"), wanted["task_id"], f"--id {wanted['task_id']}"))
-    manifest = ManifestFile("sandbox run", json.dumps(_manifest(text, origin, checkout.subpath())).encode())
-    _say_origin(origin, checkout)
+    _say_origin(origin, checkout, includes_dirty=bool(includes_dirty))
+    patch = pack_local_work(checkout, origin.commit) if includes_dirty else b""
+    manifest = ManifestFile("sandbox run", json.dumps(_manifest(text, origin, checkout.subpath(), patch)).encode())
     with options.connect() as client:
         answer = submit_manifest(client, manifest, settings)
         task_id = answer["task_id"]
@@ -94,21 +103,22 @@ def run(
         _offer(client, task_id, checkout, options, applies=applies, allows_secrets=allows_secrets)
 
 
-def _require_pushed(checkout: Checkout, origin: Origin, *, leaves_dirty: bool) -> None:
+def _require_pushed(checkout: Checkout, origin: Origin) -> None:
     changed = checkout.changed()
     missing = [f"{counted(changed, 'file')} changed and not committed"] if changed else []
     missing += [f"{counted(origin.unpushed, 'commit')} not on {origin.remote}"] if origin.unpushed else []
-    if missing and not leaves_dirty:
+    if missing:
         message = f"Error: The task would begin without what is only here: {' and '.join(missing)}."
-        advice = "  Commit and push it, or go ahead without it: add --leave-dirty"
+        advice = "  Send it along:       add --include-dirty\n  Go ahead without it: add --leave-dirty"
         fail(f"{visible(message)}\n{advice}", ExitCode.CONFLICT)
 
 
-def _manifest(prompt: str, origin: Origin, subpath: str) -> dict[str, Any]:
+def _manifest(prompt: str, origin: Origin, subpath: str, patch: bytes) -> dict[str, Any]:
     first = next((line.strip() for line in prompt.splitlines() if line.strip()), "Task")
     name = "".join(character for character in first if character.isprintable())
     short = name if len(name) <= NAME_CHARACTERS_MAX else name[: NAME_CHARACTERS_MAX - 1].rstrip() + "…"
     repository = {"url": origin.url, "branch": origin.branch, "commit": origin.commit}
+    repository |= {"patch": base64.b64encode(patch).decode()} if patch else {}
     return {
         "version": "1",
         "kind": "Task",
@@ -118,11 +128,11 @@ def _manifest(prompt: str, origin: Origin, subpath: str) -> dict[str, Any]:
     }
 
 
-def _say_origin(origin: Origin, checkout: Checkout) -> None:
+def _say_origin(origin: Origin, checkout: Checkout, *, includes_dirty: bool) -> None:
     lines = [f"From {origin.url}, {origin.branch} at {origin.commit[:12]}."]
     if origin.has_credentials:
         lines.append(f"The credentials in the address of {origin.remote} stay here; the server clones with its own.")
-    untracked = checkout.changed(untracked=True)
+    untracked = 0 if includes_dirty else checkout.changed(untracked=True)
     if untracked:
         lines.append(
             f"{counted(untracked, 'file')} that git does not track {'stays' if untracked == 1 else 'stay'} here."

@@ -17,6 +17,7 @@ from sandbox.model.manifest_formats import (
     COMMIT,
     DURATION,
     ENVIRONMENT_NAME,
+    GIT_PATCH,
     LABEL_KEY,
     PATTERN,
     PROMPT,
@@ -52,6 +53,7 @@ class Repository:
     branch: Annotated[str, BRANCH]
     commit: Annotated[str, COMMIT] | None = None
     subpath: Annotated[str, SUBPATH] | None = None
+    patch: Annotated[str, GIT_PATCH] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 PROMPT_BYTES_MAX = 512 * 1024
+GIT_PATCH_BYTES_MAX = 512 * 1024
+"""Of the patch itself, before base64."""
+
 DURATION_SECONDS_MAX = 168 * 3600
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _UNIT_BYTES = {"M": 1024**2, "G": 1024**3}
@@ -136,6 +140,16 @@ def _prompt(value: str) -> str | None:
     return None
 
 
+def _git_patch(value: str) -> str | None:
+    try:
+        patch = base64.b64decode(value, validate=True)
+    except ValueError:  # its binascii.Error, and characters beyond ASCII
+        return "must be base64 of what git diff --binary writes"
+    if len(patch) > GIT_PATCH_BYTES_MAX:
+        return OutOfRange(f"must be at most {GIT_PATCH_BYTES_MAX // 1024} KiB before base64")
+    return None if patch.strip() else "must not be empty; leave it out"
+
+
 def _byte_size(value: str) -> str | None:
     if not re.fullmatch(r"[0-9]{1,9}[MG]", value):
         return "must be a whole number and a unit, such as 512M or 8G"
@@ -172,6 +186,7 @@ BRANCH = Format("branch", _branch)
 COMMIT = Format("commit", _matching(r"[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadecimal digits"))
 SUBPATH = Format("subpath", _subpath)
 PROMPT = Format("prompt", _prompt)
+GIT_PATCH = Format("git_patch", _git_patch)
 BYTE_SIZE = Format("byte_size", _byte_size)
 DURATION = Format("duration", _duration)
 PATTERN = Format("pattern", _pattern)

@@ -21,6 +21,7 @@ from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, File
 from sandbox.workspace.git import Git, GitError, Setting
 from sandbox.workspace.git_directory import OBJECT_ID, neutralise, read_branch, write_git_directory
 from sandbox.workspace.pipes import pipe, run_with_thread
+from sandbox.workspace.sent_work import commit_sent_work
 from sandbox.workspace.ssh import SSH
 from sandbox.workspace.stoppable import Stop, run_in_thread
 from sandbox.workspace.user_settings import read_user_settings, secrets_in, variables_of_user
@@ -85,6 +86,9 @@ class Staging:
     async def _prepare(self, confinement: Confinement) -> str:
         git = Git(self._path, confinement=confinement)
         commit = await self._find_commit(git)
+        if self._wanted.patch is not None:
+            where = (self._path, confinement, self._attempt.repository)
+            commit = await commit_sent_work(*where, commit, self._wanted.patch)
         await self._check_size(git, commit)
         await self._check_out(git, confinement, commit)
         return commit

@@ -1,7 +1,9 @@
 """`sandbox run`: a task from the checkout that one is in, and its patch back into it."""
 
+import base64
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -141,8 +143,50 @@ def test_what_is_not_pushed_stops_it_before_anything_is_paid_for(api, sandbox, c
     assert result.returncode == 4
     told = result.stderr.decode()
     assert "1 file changed and not committed and 1 commit not on origin" in told
+    assert "--include-dirty" in told
     assert "--leave-dirty" in told
     assert api.asked == []
+
+
+def test_what_is_not_pushed_can_be_sent_along_and_the_patch_comes_back_upon_it(api, done, sandbox, checkout):
+    pushed = head(checkout)
+    (checkout / "committed.txt").write_text("here only\n")
+    commit(checkout, "Here only")
+    (checkout / "committed.txt").write_text("and changed\n")
+    (checkout / "untracked.bin").write_bytes(b"\0\1\2")
+    (checkout / "ignored.log").write_text("noise\n")
+    (checkout / ".git" / "info" / "exclude").write_text("*.log\n")
+    git("config", "diff.noprefix", "true", cwd=checkout)
+    git("config", "diff.context", "0", cwd=checkout)
+    before = git("status", "--porcelain", cwd=checkout)
+    result = sandbox("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    repository = sent(api)["repository"]
+    assert repository["commit"] == pushed
+    assert b"With 2 files as they are here: committed.txt, untracked.bin." in result.stderr
+    git("clone", "-q", str(checkout), "elsewhere", cwd=checkout.parent)
+    elsewhere = checkout.parent / "elsewhere"
+    git("checkout", "-q", "--detach", pushed, cwd=elsewhere)
+    (elsewhere / "sent.patch").write_bytes(base64.b64decode(repository["patch"]))
+    git("apply", "sent.patch", cwd=elsewhere)
+    assert (elsewhere / "committed.txt").read_text() == "and changed\n"
+    assert (elsewhere / "untracked.bin").read_bytes() == b"\0\1\2"
+    assert not (elsewhere / "ignored.log").exists()
+    assert (checkout / "new.txt").read_text() == "new\n"
+    after = git("status", "--porcelain", cwd=checkout)
+    assert set(before.splitlines()) < set(after.splitlines())  # what was staged, and what was not, stays so
+
+
+def test_nothing_is_sent_along_where_everything_is_pushed(api, done, sandbox, checkout):
+    assert sandbox("run", "Go.", "--include-dirty", cwd=checkout).returncode == 0
+    assert "patch" not in sent(api)["repository"]
+
+
+def test_more_than_can_be_sent_stops_it_and_says_what_to_do(api, sandbox, checkout):
+    (checkout / "large.bin").write_bytes(os.urandom(600 * 1024))
+    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    assert (result.returncode, api.asked) == (4, [])
+    assert b"and 512.0 KiB can be sent" in result.stderr
 
 
 def test_what_is_not_pushed_can_be_left_out_and_is_kept(api, done, sandbox, checkout):

@@ -1,0 +1,47 @@
+"""What only this checkout has (changes, new files, commits that are not pushed) as a patch upon a pushed commit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail
+from sandbox.cli.figures import counted, size
+from sandbox.cli.visible import visible
+from sandbox.cli.wrapping import window_cells, wrapped
+from sandbox.model.manifest_formats import GIT_PATCH_BYTES_MAX
+
+if TYPE_CHECKING:
+    from sandbox.cli.checkout import ChangedFile, Checkout
+
+SHOWN_FILES_MAX = 10
+
+
+def pack_local_work(checkout: Checkout, commit: str) -> bytes:
+    """The patch that makes what is here of `commit`, empty where that is the same; says what is in it.
+
+    Ignored files stay. Ends the command where it is more than can be sent.
+    """
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "patch"
+        checkout.write_difference(commit, path, Path(directory) / "index")
+        if path.stat().st_size > GIT_PATCH_BYTES_MAX:
+            found, most = size(path.stat().st_size), size(GIT_PATCH_BYTES_MAX)
+            message = f"Error: What is only here makes a patch of {found}, and {most} can be sent."
+            fail(f"{message}\n  Commit and push it, or keep large files out of it: .gitignore", ExitCode.CONFLICT)
+        patch = path.read_bytes()
+        if patch:
+            _say_files(checkout.list_changes(path))
+        return patch
+
+
+def _say_files(files: list[ChangedFile]) -> None:
+    names = [file.path for file in files[:SHOWN_FILES_MAX]]
+    more = [f"{len(files) - len(names):,} more"] if len(files) > len(names) else []
+    line = f"With {counted(len(files), 'file')} as they are here: {', '.join([*names, *more])}."
+    click.echo("\n".join(wrapped(visible(line), window_cells(sys.stderr), "  ")), err=True)
