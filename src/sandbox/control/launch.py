@@ -25,7 +25,7 @@ from sandbox.model.event import (
     FollowUpForgone,
     TaskFinished,
 )
-from sandbox.model.follow_up import find_follow_up, pause_seconds, takes_disk_over
+from sandbox.model.follow_up import find_follow_up, pause_seconds
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.manifest import Secret
 from sandbox.model.refusal import refusal_of
@@ -148,7 +148,7 @@ class Launcher:
 
     def _next_attempt(self, task: Task) -> AttemptStarted:
         before = task.attempt
-        resumes = before is not None and before.follow_up is not None and takes_disk_over(task, before.follow_up)
+        resumes = before is not None and before.follow_up is not None and before.hands_disk_on(before.follow_up)
         return AttemptStarted(
             new_attempt_id(),
             self._template.runtime,

@@ -58,12 +58,6 @@ def pause_seconds(task: Task) -> float:
     return min(RETRY_PAUSE_SECONDS * 2.0**earlier, RETRY_PAUSE_SECONDS_MAX)
 
 
-def takes_disk_over(task: Task, follow_up: FollowUp) -> bool:
-    """Whether the attempt that follows goes on with the disk of the present one."""
-    goes_on = task.attempt is not None and task.attempt.resumes
-    return follow_up is FollowUp.RESUME or (follow_up is FollowUp.AGAIN and goes_on)
-
-
 def _is_within_bound(task: Task, follow_up: FollowUp) -> bool:
     if follow_up is FollowUp.AGAIN:
         return _count_again(task) + 1 < ATTEMPTS_MAX

@@ -13,7 +13,7 @@ from sandbox.model.event import CancelRequested, FollowUp, Idempotency, Progress
 from sandbox.model.manifest import Manifest
 from sandbox.model.state import TaskState
 
-FOLD = 2
+FOLD = 3
 """Raised with every change by which an old journal makes another `Task`: indexes of before are then made anew."""
 
 
@@ -48,6 +48,10 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     exit_code: int | None = None
     ended_at: datetime | None = None
     follow_up: FollowUp | None = None
+
+    def hands_disk_on(self, follow_up: FollowUp) -> bool:
+        """Whether the attempt that follows goes on with the disk of this one."""
+        return follow_up is FollowUp.RESUME or (follow_up is FollowUp.AGAIN and self.resumes)
 
 
 class Spent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -141,6 +145,10 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_preserved(self) -> bool:
-        """A failure leaves the sandbox's files for its user: it was asked for, and there is a sandbox."""
-        wanted = self.manifest.lifecycle.failure_action == "preserve"
-        return wanted and self.attempt is not None and self.attempt.vm_name is not None
+        """A failure leaves the sandbox's files for its user: it was asked for, and there are some of a sandbox."""
+        attempt = self.attempt
+        if attempt is None or self.manifest.lifecycle.failure_action != "preserve":
+            return False
+        if attempt.follow_up is not None:
+            return attempt.hands_disk_on(attempt.follow_up)
+        return attempt.vm_name is not None or attempt.resumes

@@ -18,7 +18,7 @@ from sandbox.model.event import (
     TaskFinished,
     Trouble,
 )
-from sandbox.model.follow_up import find_follow_up, takes_disk_over
+from sandbox.model.follow_up import find_follow_up
 from sandbox.model.life import EndAttempt
 from sandbox.model.limits import OUTPUT_SYNC_SECONDS, RETRY_SECONDS
 from sandbox.model.refusal import NO_ROOM, refusal_of
@@ -74,6 +74,9 @@ class AttemptLife:
         async with self._written():
             self._tell_what_is_not_redacted()
             await self._work()
+            if self._attempt.resumes:
+                # It may have ended before it had the disk, on which is all that the agent did so far.
+                await self._find_disk()
             await self._conclude()
 
     def _tell_what_is_not_redacted(self) -> None:
@@ -186,7 +189,8 @@ class AttemptLife:
         try:
             if follow_up is FollowUp.RESUME and not await asyncio.to_thread(self._keeps_session):
                 raise AttemptError(FailureCode.SANDBOX_LOST, "The agent's session is not on the disk.")
-            keeps_disk = takes_disk_over(attempt.task, follow_up)
+            present = attempt.task.attempt
+            keeps_disk = present is not None and present.hands_disk_on(follow_up)
             await clear_away(attempt, read_handle(attempt.files.handle), keeps_disk=keeps_disk)
         except Exception as error:
             _log.error("No other attempt can follow", exc_info=error)

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from doubles.attempt_equipment import ATTEMPT_ID, Script
+from doubles.attempt_equipment import ATTEMPT_ID, BOOT_ID, Script
 from sandbox.contracts.placement import CancelOrder
 from sandbox.contracts.runtime import Exit
 from sandbox.model.errors import AttemptError, Failure, FailureCode
@@ -44,7 +44,7 @@ def killed(scene, *facts):
 
 def second(scene, *, resumes):
     """The attempt after it, as the server would begin it."""
-    scene.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", number=2, resumes=resumes))
+    scene.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
     attempt = dataclasses.replace(scene.attempt, id=SECOND_ID)
     attempt.files.root.mkdir()
     return AttemptLife(attempt)
@@ -155,6 +155,48 @@ def test_a_wish_to_cancel_before_the_resumed_agent_goes_on_keeps_what_was_there(
     asyncio.run(life.finish())
     assert scene.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= scene.artifacts
+
+
+def test_a_wish_to_cancel_while_the_disk_is_taken_over_keeps_what_was_there(stage):
+    scene = stage(Script(), lifecycle={"resume": True})
+    killed(scene, *TO_RUNNING)
+    asyncio.run(scene.life.finish())
+    life = second(scene, resumes=True)
+    assert life.cancel(CancelOrder("enough")).done
+    asyncio.run(life.carry_out())
+    assert scene.task.state is TaskState.CANCELLED
+    assert {"task-1.patch", "metadata.json"} <= scene.artifacts
+
+
+def test_a_lost_agent_whose_time_is_over_before_it_can_go_on_loses_no_work(stage):
+    """As after a machine that was down for longer than `lifecycle.timeout`."""
+    scene = stage(Script(), lifecycle={"resume": True, "timeout": "1s"})
+    killed(scene, *TO_RUNNING[:-1], AgentStarted("session", scene.attempt.equipment.clock.monotonic() - 3600))
+    asyncio.run(scene.life.finish())
+    assert scene.task.attempt.follow_up == "resume"
+    asyncio.run(second(scene, resumes=True).carry_out())
+    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "timeout")
+    assert "task-1.patch" in scene.artifacts
+    assert (left(scene), left(scene, SECOND_ID)) == (set(), set())
+
+
+def test_the_files_of_an_agent_that_could_not_go_on_are_kept_where_that_is_asked_for(stage):
+    scene = stage(Script(), lifecycle={"resume": True, "timeout": "1s", "failure_action": "preserve"})
+    killed(scene, *TO_RUNNING[:-1], AgentStarted("session", scene.attempt.equipment.clock.monotonic() - 3600))
+    asyncio.run(scene.life.finish())
+    asyncio.run(second(scene, resumes=True).carry_out())
+    assert scene.task.state is TaskState.FAILED_PRESERVED
+    kept = scene.attempt.task_files.attempt(SECOND_ID).workspace / "edited.txt"
+    assert kept.read_text() == "half done\n"
+
+
+def test_nothing_is_called_preserved_that_made_way_for_a_retry(stage):
+    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1, "failure_action": "preserve"})
+    asyncio.run(scene.life.carry_out())
+    scene.recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "gone")))
+    asyncio.run(AttemptLife(scene.attempt).finish())
+    assert left(scene) == set()
+    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])

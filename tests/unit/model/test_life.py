@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sandbox.model import event as e
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.follow_up import LOST, RETRIED, find_follow_up, pause_seconds, takes_disk_over
+from sandbox.model.follow_up import LOST, RETRIED, find_follow_up, pause_seconds
 from sandbox.model.life import Advance, EndAttempt, Finish, IllegalEventError, advance, final_state, is_followed
 from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_PAUSE_SECONDS_MAX
 from sandbox.model.manifest import Claude, Lifecycle, Manifest, Metadata, Repository
@@ -536,7 +536,7 @@ def test_a_resumed_attempt_that_is_lost_before_its_agent_goes_on_keeps_the_disk(
         Lifecycle(resume=True), *TO_READY, STARTED, AGENT_LOST, ENDED, resumed, failed(FailureCode.RUNNER_LOST)
     )
     assert find_follow_up(steps[-1].task) == "again"
-    assert takes_disk_over(steps[-1].task, e.FollowUp.AGAIN)
+    assert steps[-1].task.attempt.hands_disk_on(e.FollowUp.AGAIN)
     assert steps[-1].task.base_commit == PREPARED.base_commit
 
 
