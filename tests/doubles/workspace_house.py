@@ -12,6 +12,7 @@ from typing import Any
 from doubles.git_http_server import GitHttpServer
 from doubles.sandbox_life import new_attempt_id
 from sandbox.contracts.runtime import ConfinementSpec
+from sandbox.gateway.outward import may_be_dialled
 from sandbox.model.manifest import Repository
 from sandbox.runtimes import ownership
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
@@ -153,7 +154,7 @@ class House:
 
     @property
     def workspaces(self) -> GitWorkspaces:
-        return GitWorkspaces(self.environment, follow_redirects=self.follow_redirects)
+        return GitWorkspaces(self.environment, may_be_sent_to=may_be_dialled if self.follow_redirects else None)
 
     def configure(self, text: str) -> None:
         """Add to the git configuration of the server's user."""

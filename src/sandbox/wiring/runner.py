@@ -26,6 +26,7 @@ from sandbox.disks.mounts import hide_mounts
 from sandbox.disks.plain import PlainDisks
 from sandbox.disks.removal import remove
 from sandbox.disks.space import ReserveFile, measure_space
+from sandbox.gateway.outward import may_be_dialled
 from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import END_RESERVE_BYTES, LAUNCH_SECONDS
@@ -163,7 +164,7 @@ def _gather(order: LaunchOrder) -> Equipment:
         runtime=make_runtime(order.runtime, Path(order.run_dir)),
         gateways=SocketGateways(),
         agent=ClaudeCode(Path(order.agent_program)),
-        workspaces=GitWorkspaces(os.environ, follow_redirects=order.follow_redirects),
+        workspaces=GitWorkspaces(os.environ, may_be_sent_to=may_be_dialled if order.follow_redirects else None),
         clock=SystemClock(),
         boot_id=read_boot_id(),
         confine=None if order.confines else confine_nothing,

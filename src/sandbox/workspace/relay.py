@@ -6,11 +6,11 @@ Bytes are passed on as they are; TLS ends in the confinement.
 
 import asyncio
 import errno
-import ipaddress
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 CLONE_CONNECT_SECONDS = 30.0
@@ -22,6 +22,10 @@ _GRANTED, _FORBIDDEN, _UNREACHABLE, _UNKNOWN_NAME, _REFUSED = 0, 2, 3, 4, 5
 _IPV4, _NAME, _IPV6 = 1, 3, 4
 
 
+Reachable = Callable[[IPv4Address | IPv6Address], bool]
+"""Which addresses a redirect may lead to."""
+
+
 class Address(NamedTuple):
     """A host, by name or address, and a port."""
 
@@ -31,15 +35,16 @@ class Address(NamedTuple):
 
 class Relay:
     """Connects to `wanted`; where redirects are followed also to other ports of its host, and to the web's ports of
-    public addresses.
+    addresses that they may lead to.
 
+    may_be_sent_to: which those are; None: no redirect is followed.
     via: the proxy of the server's user; then everything goes there, and what git says is for that proxy to read.
     """
 
-    def __init__(self, wanted: Address, *, via: Address | None, follow_redirects: bool) -> None:
+    def __init__(self, wanted: Address, *, via: Address | None, may_be_sent_to: Reachable | None) -> None:
         self._wanted = wanted
         self._via = via
-        self._follow_redirects = follow_redirects
+        self._may_be_sent_to = may_be_sent_to
 
     @asynccontextmanager
     async def serving(self, door: socket.socket) -> AsyncIterator[None]:
@@ -96,16 +101,16 @@ class Relay:
         found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         addresses = [Address(str(one[4][0]), address.port) for one in found]
         if not self._is_wanted(address):
-            addresses = [one for one in addresses if self._may_be_sent_to(one)]
+            addresses = [one for one in addresses if self._is_sent_to(one)]
         return await _dial_any(addresses)
 
     def _is_wanted(self, address: Address) -> bool:
-        return address == self._wanted or (self._follow_redirects and address.host == self._wanted.host)
+        return address == self._wanted or (self._may_be_sent_to is not None and address.host == self._wanted.host)
 
-    def _may_be_sent_to(self, address: Address) -> bool:
-        ip = ipaddress.ip_address(address.host.partition("%")[0])
-        mapped = getattr(ip, "ipv4_mapped", None) or ip
-        return self._follow_redirects and address.port in _WEB_PORTS and mapped.is_global and not mapped.is_multicast
+    def _is_sent_to(self, address: Address) -> bool:
+        if self._may_be_sent_to is None or address.port not in _WEB_PORTS:
+            return False
+        return self._may_be_sent_to(ip_address(address.host))
 
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]

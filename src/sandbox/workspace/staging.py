@@ -21,6 +21,7 @@ from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, File
 from sandbox.workspace.git import Git, GitError, Setting
 from sandbox.workspace.git_directory import OBJECT_ID, neutralise, read_branch, write_git_directory
 from sandbox.workspace.pipes import pipe, run_with_thread
+from sandbox.workspace.relay import Reachable
 from sandbox.workspace.sent_work import commit_sent_work
 from sandbox.workspace.ssh import SSH
 from sandbox.workspace.stoppable import Stop, run_in_thread
@@ -54,15 +55,15 @@ class Staging:
         attempt: AttemptLayout,
         confine: Confine,
         *,
-        follow_redirects: bool = True,
+        may_be_sent_to: Reachable | None,
     ) -> None:
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
         self._confine = confine
         self._wanted = repository
         self._attempt = attempt
-        self._redirects: Sequence[Setting] = () if follow_redirects else (NO_REDIRECTS,)
-        self._follow_redirects = follow_redirects
+        self._redirects: Sequence[Setting] = (NO_REDIRECTS,) if may_be_sent_to is None else ()
+        self._may_be_sent_to = may_be_sent_to
         self._secrets: set[str] = set()
 
     async def run(self) -> str:
@@ -117,7 +118,7 @@ class Staging:
             git = Git(self._path, [*_UNCONFINED, *settings, *user_settings, *self._redirects], variables)
             await git.run(*arguments, directory=self._attempt.repository, file_bytes_max=REPOSITORY_BYTES_MAX)
             return
-        cloning = Cloning(self._wanted.url, user_settings, self._environment, follow_redirects=self._follow_redirects)
+        cloning = Cloning(self._wanted.url, user_settings, self._environment, may_be_sent_to=self._may_be_sent_to)
         try:
             await cloning.run(
                 confinement, settings, arguments, self._attempt.repository, file_bytes_max=REPOSITORY_BYTES_MAX

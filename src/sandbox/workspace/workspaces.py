@@ -16,6 +16,7 @@ from sandbox.workspace.collection import collect
 from sandbox.workspace.git import Git
 from sandbox.workspace.ignore_rules import make_rules_directory
 from sandbox.workspace.patch import write_patch
+from sandbox.workspace.relay import Reachable
 from sandbox.workspace.staging import Staging
 from sandbox.workspace.stoppable import run_in_thread
 
@@ -24,17 +25,17 @@ class GitWorkspaces:
     """See `sandbox.contracts.workspace.Workspaces`.
 
     environment: of the server's user; HOME, XDG_CONFIG_HOME, GIT_CONFIG_GLOBAL, SSH_AUTH_SOCK and PATH are looked at.
-    follow_redirects: the first request of a clone may be sent on to another place.
+    may_be_sent_to: the addresses that the first request of a clone may be redirected to; None: it may not be.
     """
 
-    def __init__(self, environment: Mapping[str, str], *, follow_redirects: bool = True) -> None:
+    def __init__(self, environment: Mapping[str, str], *, may_be_sent_to: Reachable | None = None) -> None:
         self._environment = environment
-        self._follow_redirects = follow_redirects
+        self._may_be_sent_to = may_be_sent_to
 
     async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine) -> str:
         """Clone; gives the full base commit. Raises AttemptError (clone_failed)."""
         layout = AttemptLayout(attempt_dir)
-        staging = Staging(self._environment, repository, layout, confine, follow_redirects=self._follow_redirects)
+        staging = Staging(self._environment, repository, layout, confine, may_be_sent_to=self._may_be_sent_to)
         return await staging.run()
 
     async def patch(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from doubles.git_http_server import GitHttpServer
+from sandbox.gateway.outward import may_be_dialled
 from sandbox.model.errors import AttemptError
 from sandbox.model.manifest import Repository
 from sandbox.workspace.credentials import CREDENTIALS_ASKED_MAX, Credentials
@@ -140,34 +141,41 @@ def greeter():
 
 
 def test_the_wanted_host_is_connected_to(greeter):
-    relay = Relay(Address("localhost", greeter), via=None, follow_redirects=False)
+    relay = Relay(Address("localhost", greeter), via=None, may_be_sent_to=None)
 
     assert connect(relay, "localhost", greeter) == (GRANTED, b"hello")
 
 
-@pytest.mark.parametrize("follow_redirects", [True, False])
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0", "::ffff:127.0.0.1", "169.254.169.254"])
-def test_no_private_address_is_connected_to_that_was_not_wanted(greeter, host, follow_redirects):
-    relay = Relay(Address("git.example", greeter), via=None, follow_redirects=follow_redirects)
+PRIVATE = (
+    *("127.0.0.1", "localhost", "::1", "0.0.0.0", "::ffff:127.0.0.1", "169.254.169.254", "168.63.129.16"),
+    *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::7f00:1", "fec0::1"),
+)
+"""The latter lead to an IPv4 address of anybody's, where the machine's network translates, or to no public host."""
+
+
+@pytest.mark.parametrize("may_be_sent_to", [may_be_dialled, None])
+@pytest.mark.parametrize("host", PRIVATE)
+def test_no_private_address_is_connected_to_that_was_not_wanted(greeter, host, may_be_sent_to):
+    relay = Relay(Address("git.example", greeter), via=None, may_be_sent_to=may_be_sent_to)
 
     assert connect(relay, host, greeter)[0] == FORBIDDEN
     assert connect(relay, host, 80)[0] == FORBIDDEN
 
 
 def test_another_port_of_the_host_needs_redirects(greeter):
-    strict, lenient = (Relay(Address("localhost", 1), via=None, follow_redirects=one) for one in (False, True))
+    strict, lenient = (Relay(Address("localhost", 1), via=None, may_be_sent_to=one) for one in (None, may_be_dialled))
 
     assert connect(strict, "localhost", greeter)[0] == FORBIDDEN
     assert connect(lenient, "localhost", greeter) == (GRANTED, b"hello")
 
 
 def test_git_is_told_why_it_is_not_connected(greeter):
-    relay = Relay(Address("no-such-host.invalid", 80), via=None, follow_redirects=False)
+    relay = Relay(Address("no-such-host.invalid", 80), via=None, may_be_sent_to=None)
     assert connect(relay, "no-such-host.invalid", 80)[0] == UNKNOWN_NAME
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
-        relay = Relay(Address("127.0.0.1", port), via=None, follow_redirects=False)
+        relay = Relay(Address("127.0.0.1", port), via=None, may_be_sent_to=None)
         assert connect(relay, "127.0.0.1", port)[0] == REFUSED
 
 
