@@ -1,6 +1,11 @@
 """One collected result of a task."""
 
+from typing import Annotated
+
 import msgspec
+
+ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z")]
+"""What can be a file's name in one directory; journals are held to it when they are read."""
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -11,7 +16,7 @@ class Artifact(msgspec.Struct, frozen=True):
     size_bytes, checksum: of the bytes as stored; checksum is `sha256:<64 hex digits>`.
     """
 
-    name: str
+    name: ArtifactName
     path: str
     size_bytes: int
     content_type: str

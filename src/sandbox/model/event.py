@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -15,6 +15,9 @@ from sandbox.model.state import TaskState
 
 Stream = Literal["stdout", "stderr", "transcript"]
 """`transcript` is the agent's own events where `stdout` is rendered from them; clients see it in the artifact only."""
+
+AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
+"""Names directories, sockets and control groups, so that a journal from elsewhere must not choose it freely."""
 
 
 class _Fact(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
@@ -42,7 +45,7 @@ class AttemptStarted(_Fact, frozen=True, tag="attempt_started"):
     resumes: it takes the disk of the attempt before over, and the agent goes on in its session.
     """
 
-    attempt_id: str
+    attempt_id: AttemptId
     runtime: str
     host: str
     boot_id: str = ""

@@ -32,7 +32,8 @@ from sandbox.wiring.backup import MANIFEST, TOKENS, VERSION, BackupManifest, Ent
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.private_directory import only_ours
 
-_TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/\0]{1,255}))")
+_TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/\0]+))")
+_NAME_BYTES_MAX = 255
 _MANIFEST_BYTES_MAX = 256 * 1024**2
 _READ_BYTES_MAX = 1024 * 1024
 _LOST = "The task was under way when the backup was made; what was kept of it until then is here. Submit it again."
@@ -99,7 +100,7 @@ def _unpack(file: _Bounded, directory: Path) -> BackupManifest:
                     manifest = _decode(_read_manifest(content))
                 else:
                     found[member.name] = _store(content, directory, member.name)
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise BackupUnusableError(f"This is no whole backup ({error}); take another one.") from error
     if manifest is None:
         raise BackupUnusableError("The backup ends before its manifest; take another one.")
@@ -127,7 +128,7 @@ def _read_manifest(content: IO[bytes]) -> bytes:
 def _decode(content: bytes) -> BackupManifest:
     try:
         manifest = msgspec.json.decode(content, type=BackupManifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BackupUnusableError(f"The backup's manifest cannot be understood ({error}).") from error
     if manifest.version > VERSION:
         raise BackupUnusableError(f"The backup has version {manifest.version}; restore it with a newer Sandbox.")
@@ -156,7 +157,8 @@ def _place(directory: Path, name: str) -> Path:
     if name == TOKENS:
         return directory / TOKENS
     match = _TASK_FILE.fullmatch(name)
-    if match is None or TASK_ID.complain(match[1]) is not None or match[3] in {".", ".."}:
+    is_short = len(os.fsencode(name.rpartition("/")[2])) <= _NAME_BYTES_MAX
+    if match is None or not is_short or TASK_ID.complain(match[1]) is not None or match[3] in {".", ".."}:
         raise BackupUnusableError(f"{name!r} is no name that a backup has; nothing was restored.")
     return directory / name
 
@@ -172,7 +174,8 @@ def _end_lost(data_dir: Path) -> list[str]:
             task = read_task(journals, task_id).task
         except SandboxError:
             continue
-        if task is None or task.state.is_terminal or task.attempt is None:
+        # By the name of its directory: which task a journal tells of is for its writer to say, who may lie.
+        if task is None or task.id != task_id or task.state.is_terminal or task.attempt is None:
             continue
         _end(journals, task)
         lost.append(task_id)
@@ -192,10 +195,19 @@ def _end(journals: FileJournals, task: Task) -> None:
 
 
 class _Bounded(io.BufferedReader):
-    """A file for `tarfile`, which reads the header of a hostile archive in one piece, however long that says it is."""
+    """A file for `tarfile`, which believes the headers of a hostile archive.
+
+    It reads one in one piece, however long that says it is, and goes to where one says that the next begins.
+    """
 
     def read(self, size: int | None = -1) -> bytes:
         """The next bytes. Raises BackupUnusableError."""
         if size is None or not 0 <= size <= 2 * _READ_BYTES_MAX:
             raise BackupUnusableError("The backup has a header that no backup has; nothing was restored.")
         return super().read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to a place. Raises BackupUnusableError."""
+        if whence == os.SEEK_SET and not 0 <= offset < 2**63:
+            raise BackupUnusableError("The backup has a member that no backup has; nothing was restored.")
+        return super().seek(offset, whence)

@@ -10,9 +10,12 @@ import pytest
 from doubles.kept_tasks import KeptTasks
 from sandbox.access.token_file import TokenFile
 from sandbox.contracts.access import Role
+from sandbox.contracts.journal import JournalDamagedError
 from sandbox.contracts.recorder import read_task
 from sandbox.journal.journals import FileJournals
-from sandbox.model.event import AgentExited, Output
+from sandbox.model.artifact import Artifact
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.event import AgentExited, ArtifactCollected, Output, TaskFinished
 from sandbox.wiring.backup import back_up
 from sandbox.wiring.restoration import BackupUnusableError
 from sandbox.wiring.restoration import restore as restore_here
@@ -145,6 +148,7 @@ HOSTILE = {
     "through a link": [entry("tasks/t/artifacts", tarfile.SYMTYPE, "/tmp"), entry("tasks/t/artifacts/a")],
     "twice": [entry("tasks/t/artifacts/a"), entry("tasks/t/artifacts/a")],
     "more than the manifest says": [entry("tasks/t/artifacts/a")],
+    "a name that no disk takes": [entry("tasks/t/artifacts/" + "ü" * 200)],
 }
 
 
@@ -189,6 +193,80 @@ def test_a_backup_that_is_not_as_it_was_written_is_refused(kept, tmp_path):
         with pytest.raises(BackupUnusableError):
             restore_here(tmp_path / "harmed.tar", new)
         assert not new.exists()
+
+
+def header(kind, size_bytes, content=b"", copies=1):
+    """The bytes of a member that says of itself what no honest archive says."""
+    info = tarfile.TarInfo("tokens.json")
+    info.type, info.size = kind, size_bytes
+    return (info.tobuf(tarfile.GNU_FORMAT) + content.ljust(-len(content) % 512 + len(content), b"\0")) * copies
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(tarfile.GNUTYPE_LONGNAME, 2, b"x\0", copies=3000),
+        header(tarfile.XHDTYPE, 14, b"13 comment=ab\n", copies=3000),
+        header(tarfile.XHDTYPE, 25, b"99999999999999999999 a=b\n"),
+        header(tarfile.REGTYPE, -512),
+        header(tarfile.REGTYPE, -1024),
+        header(tarfile.REGTYPE, -(2**60)),
+        header(tarfile.REGTYPE, 2**80),
+    ],
+    ids=["names of names", "headers of headers", "a long word", "again", "before", "far before", "behind all"],
+)
+def test_headers_that_lead_astray_are_refused_by_a_sentence(tmp_path, content):
+    (tmp_path / "astray.tar").write_bytes(content)
+    with pytest.raises(BackupUnusableError):
+        restore_here(tmp_path / "astray.tar", tmp_path / "new")
+    assert everything(tmp_path) == [str(tmp_path / "astray.tar")]
+
+
+def test_a_manifest_without_a_bottom_is_refused_by_a_sentence(tmp_path):
+    write(tmp_path / "deep.tar", [(tarfile.TarInfo("manifest.json"), b'{"version":1,"x":' + b"[" * 200_000)])
+    with pytest.raises(BackupUnusableError):
+        restore_here(tmp_path / "deep.tar", tmp_path / "new")
+
+
+@pytest.mark.parametrize("lie", ["attempt", "artifact", "absolute artifact"])
+def test_a_journal_that_names_places_elsewhere_leads_nobody_there(tmp_path, lie):
+    """Its checksums are right, since whoever makes an archive makes them, too."""
+    precious = tmp_path / "precious"
+    (precious / "disk").mkdir(parents=True)
+    (precious / "key").write_text("top secret")
+    artifact = str(precious / "key") if lie == "absolute artifact" else "../../../../precious/key"
+    kept = KeptTasks(tmp_path / "data")
+    names = {"attempt_id": "../../../../precious"} if lie == "attempt" else {}
+    told = () if lie == "attempt" else (tell(artifact),)
+    recorder = kept.run("evil", lifecycle={"failure_action": "preserve"}, **names)
+    for event in (*told, AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished()):
+        recorder.record(event)
+    recorder.writer.close()
+    task = recorder.task
+    kept.finish("good")
+    back_up(kept.data_dir, tmp_path / "backup.tar")
+
+    restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
+    assert [(each.task_id, each.kind) for each in restored.discrepancies] == [("evil", "journal_damaged")]
+    assert restored.tasks_count == 1
+    with pytest.raises(JournalDamagedError):
+        read_task(FileJournals(tmp_path / "new"), task.id)
+
+
+def tell(name):
+    return ArtifactCollected(Artifact(name, "key", 10, "text/plain", "sha256:" + "0" * 64))
+
+
+def test_a_journal_in_the_place_of_another_tasks_is_refused(tmp_path):
+    kept = KeptTasks(tmp_path / "data")
+    kept.run("one").writer.close()
+    kept.finish("two")
+    (kept.data_dir / "tasks" / "one").rename(kept.data_dir / "tasks" / "three")
+    kept.run("one", attempt_id="b" * 12).writer.close()
+    back_up(kept.data_dir, tmp_path / "backup.tar")
+    restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
+    assert (restored.tasks_count, restored.lost) == (2, ["one"])
+    assert {each.task_id for each in restored.discrepancies} == {"three"}
 
 
 def test_a_header_that_says_it_is_long_fills_no_memory(restore, tmp_path):

@@ -1,6 +1,7 @@
 """A journal that was cut or whose bits flipped never tells a wrong story."""
 
 from datetime import UTC, datetime
+from zlib import crc32
 
 import pytest
 
@@ -123,3 +124,21 @@ def test_a_task_whose_first_record_is_damaged_is_not_forgotten(journals, records
 
     records.write_bytes(data[: ends(data)[1] - 5])
     assert journals.task_ids() == []
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"type":"agent_exited","exit_code":0,"result":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
+        b'{"type":"attempt_started","attempt_id":"../../elsewhere","runtime":"bubblewrap","host":"h"}',
+        b'{"type":"attempt_started","attempt_id":"aaaaaaaaaaaa\\n","runtime":"bubblewrap","host":"h"}',
+        b'{"type":"artifact_collected","artifact":{"name":"/etc/passwd","path":"p","size_bytes":1,'
+        b'"content_type":"text/plain","checksum":"sha256:0"}}',
+    ],
+    ids=["without a bottom", "an attempt elsewhere", "an attempt of two lines", "an artifact elsewhere"],
+)
+def test_a_record_that_is_whole_and_says_what_no_writer_says_is_damage(journals, records, event):
+    payload = b'{"seq":4,"epoch":1,"at":"2026-01-29T10:10:15Z","event":' + event + b"}"
+    records.write_bytes(records.read_bytes() + b"%08x %b\n" % (crc32(payload), payload))
+    with pytest.raises(JournalDamagedError, match="cannot be understood"):
+        journals.read("t")

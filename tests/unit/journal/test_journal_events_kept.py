@@ -16,6 +16,8 @@ from sandbox.model.manifest import Claude, Manifest, McpConfig, McpServer, Metad
 from sandbox.model.state import TaskState
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+ids = st.from_regex(r"[a-z2-7]{12}", fullmatch=True)
+names = words.filter(lambda word: word not in {"", ".", ".."} and not set(word) & {"/", "\0"})
 counts = st.integers(0, 2**53)
 times = st.datetimes(timezones=st.just(UTC))
 failures = st.builds(Failure, st.sampled_from(FailureCode), words)
@@ -39,7 +41,7 @@ manifests = st.builds(
 streams = st.sampled_from(["stdout", "stderr"])
 events = st.one_of(
     st.builds(e.TaskSubmitted, words, manifests),
-    st.builds(e.AttemptStarted, words, words, words, words),
+    st.builds(e.AttemptStarted, ids, words, words, words),
     st.builds(e.Output.of, streams, st.binary() | words.map(str.encode), continued=st.booleans()),
     st.builds(e.ToolCall, words, words, counts, st.booleans()),
     st.builds(e.Usage, words, counts, counts, counts, counts, st.none() | st.floats(0, 1e6)),
@@ -50,7 +52,7 @@ events = st.one_of(
     st.builds(e.CancelRequested, words, st.booleans()),
     st.builds(e.AttemptFailed, failures),
     st.builds(e.AgentExited, st.none() | st.integers(0, 255), st.none() | results, st.none() | failures),
-    st.builds(e.ArtifactCollected, st.builds(Artifact, words, words, counts, words, words, st.booleans())),
+    st.builds(e.ArtifactCollected, st.builds(Artifact, names, words, counts, words, words, st.booleans())),
     st.just(e.TaskFinished()),
 )
 transitions = st.none() | st.builds(
