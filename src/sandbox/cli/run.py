@@ -146,6 +146,7 @@ def _offer(
 ) -> None:
     """Show what changed, and apply it where that is wanted."""
     changed: list[ChangedFile] = []
+    stages = False
     with TemporaryDirectory() as directory:
         patch = Path(directory) / "patch"
         fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
@@ -153,19 +154,18 @@ def _offer(
         if not is_empty and applies is None and options.format != "json":
             applies = _ask(patch, checkout, options)
         if not is_empty:
-            changed = _apply(patch, checkout) if applies else checkout.list_changes(patch)
+            # What else is in the index is the user's own business, and stays apart.
+            stages = not checkout.changed()
+            changed = checkout.apply(patch, stages=stages) if applies else checkout.list_changes(patch)
     if options.format == "json":
         files = [asdict(file) for file in changed]
         click.echo(
             json.dumps({"type": "patch", "task_id": task_id, "applied": bool(applies and changed), "files": files})
         )
         return
-    _tell(task_id, changed, options, is_applied=bool(applies))
-
-
-def _apply(patch: Path, checkout: Checkout) -> list[ChangedFile]:
-    # What else is in the index is the user's own business, and stays apart.
-    return checkout.apply(patch, stages=not checkout.changed())
+    _tell(changed, options)
+    if changed:
+        click.echo(_advice(task_id, len(changed), is_applied=bool(applies), is_staged=stages), err=True)
 
 
 def _ask(patch: Path, checkout: Checkout, options: Chosen) -> bool:
@@ -180,13 +180,17 @@ def _ask(patch: Path, checkout: Checkout, options: Chosen) -> bool:
     return click.confirm(f"Apply this to {visible(str(checkout.root))}?", default=None, err=True)
 
 
-def _tell(task_id: str, changed: list[ChangedFile], options: Chosen, *, is_applied: bool) -> None:
-    shown = visible(task_id)
-    if not changed:
+def _tell(changed: list[ChangedFile], options: Chosen) -> None:
+    if changed:
+        print_changes(changed, talk_console(has_color=options.has_color))
+    else:
         click.echo("It changed nothing.", err=True)
-        return
-    print_changes(changed, talk_console(has_color=options.has_color))
-    if is_applied:
-        click.echo(f"Applied to {counted(len(changed), 'file')}. Look at it with: git diff HEAD", err=True)
-        return
-    click.echo(f"  Look at it: sandbox task diff {shown}\n  Apply it:   sandbox task apply {shown}", err=True)
+
+
+def _advice(task_id: str, files: int, *, is_applied: bool, is_staged: bool) -> str:
+    if not is_applied:
+        shown = visible(task_id)
+        return f"  Look at it: sandbox task diff {shown}\n  Apply it:   sandbox task apply {shown}"
+    if is_staged:
+        return f"Applied to {counted(files, 'file')} and staged. Look at it with: git diff --cached"
+    return f"Applied to {counted(files, 'file')}, beside your own changes. Look at it with: git status"

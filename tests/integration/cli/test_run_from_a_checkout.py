@@ -93,7 +93,7 @@ def test_off_a_terminal_nothing_is_applied_unless_that_was_asked_for(done, sandb
 def test_the_patch_is_applied_on_request(done, sandbox, checkout):
     result = sandbox("run", "Say goodbye.", "--apply", cwd=checkout)
     assert (result.returncode, (checkout / "src" / "app.py").read_text()) == (0, "print('goodbye')\n")
-    assert "Applied to 2 files." in result.stderr.decode()
+    assert "Applied to 2 files and staged." in result.stderr.decode()
     assert git("status", "--porcelain", cwd=checkout) == "A  new.txt\nM  src/app.py\n"
 
 
@@ -198,6 +198,7 @@ def test_what_is_not_pushed_can_be_left_out_and_is_kept(api, done, sandbox, chec
     assert result.returncode == 0, result.stderr
     assert sent(api)["repository"]["commit"] == pushed
     assert (checkout / "README.md").read_text() == "mine too\n"
+    assert "Applied to 2 files, beside your own changes." in result.stderr.decode()
     assert (checkout / "new.txt").read_text() == "new\n"
 
 
