@@ -1,10 +1,15 @@
 """`sandbox run` in a fresh clone, against the real server: from nothing to an applied patch."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 from doubles.live import bash, git, says
+from sandbox.demo.git_server import make_example_repository
+from sandbox.demo.model_script import example_script
 
 
 def run_in(checkout, machine, *arguments):
@@ -16,6 +21,29 @@ def run_in(checkout, machine, *arguments):
     }
     run = [sys.executable, "-m", "sandbox", "run", *arguments]
     return subprocess.run(run, cwd=checkout, env=environment, capture_output=True, timeout=90, check=False)
+
+
+def test_what_the_page_shows_is_what_happens(empty_world, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
+    command, _, captured = page.split("```\n$ ")[1].split("\n```")[0].partition("\n")
+    machine = empty_world
+    make_example_repository(machine.repositories)
+    machine.start_git()
+    machine.start_model(*example_script().turns)
+    machine.start_server()
+    git("clone", "-q", str(machine.repositories / "example.git"), "example", cwd=tmp_path)
+    checkout = tmp_path / "example"
+    git("remote", "set-url", "origin", "https://github.com/org/example.git", cwd=checkout)
+    ran = run_in(checkout, machine, *shlex.split(command)[2:], "--apply")
+    assert ran.returncode == 0, ran.stderr.decode() + machine.tell("mend-basket")
+    assert re.findall(r"[▸✗] \w+  [\w .]+?(?=  [0-9])", captured) == re.findall(
+        r"[▸✗] \w+  [\w .]+?(?=  [0-9])", ran.stderr.decode()
+    )
+    assert captured.splitlines()[-3:] == ran.stderr.decode().splitlines()[-3:]
+    shown = captured[captured.index("diff --git") : captured.index("\nApply this")]
+    made = machine.artifact("mend-basket.patch", "mend-basket").decode()
+    short = re.sub(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", made)
+    assert [line.strip() for line in shown.splitlines()] == [line.strip() for line in short.splitlines()]
 
 
 def test_work_that_is_not_pushed_goes_along_and_the_answer_comes_back_upon_it(world, tmp_path):

@@ -80,7 +80,8 @@ def test_the_common_options_are_listed_and_every_command_that_asks_the_server_ha
 
 
 @pytest.mark.parametrize(
-    "page", ["rest", "websocket", "cli", "metrics", "access", "secrets", "manifest", "errors", "python-client", "mcp"]
+    "page",
+    ["rest", "websocket", "cli", "metrics", "access", "secrets", "manifest", "errors", "python-client", "mcp", "run"],
 )
 def test_links_between_pages_lead_somewhere(root: Path, page: str):
     text = (root / "docs" / f"{page}.md").read_text()
