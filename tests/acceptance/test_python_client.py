@@ -98,6 +98,10 @@ def test_errors_of_the_server_come_with_what_it_says_of_them(world):
         with pytest.raises(InvalidManifestError) as wrong:
             client.submit(MANIFEST + "vm: {cpus: many}\n")
         assert [(one["field"], one["line"]) for one in wrong.value.mistakes] == [("vm.cpus", 6)]
+        with pytest.raises(InvalidManifestError):
+            client.check(MANIFEST + "vm: {cpus: many}\n")
+        assert client.check(MANIFEST)["definition"]["vm"]["cpus"] == 4
+        assert client.tasks()["total_count"] == 1
         with pytest.raises(InvalidParameterError):
             client.tasks(limit=0)
         with pytest.raises(TaskNotFoundError) as missing:

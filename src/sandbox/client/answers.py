@@ -97,6 +97,14 @@ class Definition(TypedDict):
     lifecycle: dict[str, Any]
 
 
+class Checked(TypedDict):
+    """The answer for a manifest that would be taken."""
+
+    dry_run: bool
+    message: str
+    definition: Definition
+
+
 class TaskSummary(TypedDict):
     """A task as it stands in a list. result: Claude Code's own last words."""
 

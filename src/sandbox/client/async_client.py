@@ -14,6 +14,7 @@ from sandbox.client import calls, conversations
 from sandbox.client.answers import (
     ArtifactList,
     Cancellation,
+    Checked,
     Draining,
     Health,
     Pruned,
@@ -79,6 +80,13 @@ class AsyncClient:
         return await self._hold(
             conversations.submit(calls.submit(manifest, content_type, idempotency_key or str(uuid4())))
         )
+
+    async def check(self, manifest: Manifest, content_type: str | None = None) -> Checked:
+        """Whether a manifest would be taken, with the defaults filled in; nothing is submitted.
+
+        Raises InvalidManifestError with all its mistakes.
+        """
+        return await self._ask(calls.check(manifest, content_type))
 
     async def tasks(
         self,

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from sandbox.client.answers import (
     ArtifactList,
     Cancellation,
+    Checked,
     Draining,
     Health,
     Pruned,
@@ -54,6 +55,12 @@ def submit(manifest: Manifest, content_type: str | None, idempotency_key: str) -
     body, own_type = _body(manifest)
     headers = {"Content-Type": content_type or own_type, "Idempotency-Key": idempotency_key}
     return Call("POST", "/tasks", headers=headers, content=body)
+
+
+def check(manifest: Manifest, content_type: str | None) -> Call[Checked]:
+    """Raises OSError where the manifest is a file that cannot be read."""
+    body, own_type = _body(manifest)
+    return Call("POST", "/tasks", {"dry_run": "true"}, {"Content-Type": content_type or own_type}, body)
 
 
 def tasks(states: Iterable[str], labels: Mapping[str, str] | None, **plain: str | int | None) -> Call[TaskPage]:

@@ -14,6 +14,7 @@ from sandbox.client import calls, conversations
 from sandbox.client.answers import (
     ArtifactList,
     Cancellation,
+    Checked,
     Draining,
     Health,
     Pruned,
@@ -80,6 +81,13 @@ class Client:
         each task, for programs that may ask again after they have ended; without, one is made.
         """
         return self._hold(conversations.submit(calls.submit(manifest, content_type, idempotency_key or str(uuid4()))))
+
+    def check(self, manifest: Manifest, content_type: str | None = None) -> Checked:
+        """Whether a manifest would be taken, with the defaults filled in; nothing is submitted.
+
+        Raises InvalidManifestError with all its mistakes.
+        """
+        return self._ask(calls.check(manifest, content_type))
 
     def tasks(
         self,
