@@ -91,6 +91,12 @@ JANITOR_INTERVAL_SECONDS = 300.0
 DUTY_SECONDS = 240.0
 """For one of the janitor's duties in a round; past it the next one's turn comes, and the next round does the rest."""
 
+CLOCK_TRUST_SECONDS = 3600.0
+"""How long the wall clock must have gone evenly before what is kept for so long or longer is removed by its age."""
+
+CLOCK_JUMP_SECONDS = 60.0
+"""By how much the wall clock may leave the one that only goes forward before it counts as set."""
+
 PROBE_WAIT_SECONDS = 60.0
 """For a probe of the machine to wait until a server has cleared away what earlier ones left."""
 

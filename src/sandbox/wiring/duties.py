@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sandbox.contracts.leftovers import Leftovers
+from sandbox.control.calendar import Calendar
 from sandbox.control.clearing import Clearing, Rooms
 from sandbox.control.expiry import Expiry
 from sandbox.control.janitor import Duty
@@ -28,20 +30,28 @@ def gather_duties(data_dir: Path, run_dir: Path, rooms: Equipment, settings: Ser
         DiskLeftovers(data_dir),
         SocketLeftovers(run_dir),
     )
-    expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, settings.preserve.time_to_live_seconds)
+    calendar, time_to_live_seconds = Calendar(rooms.clock), settings.preserve.time_to_live_seconds
+    expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, time_to_live_seconds)
     clearing = Clearing(Rooms(data_dir, rooms.journals, rooms.store, rooms.preservation, remove), kinds)
     probes = ProbeClearing(run_dir, kinds, remove)
 
     packing = Packing(rooms.journals, rooms.store, rooms.clock)
 
+    async def expire() -> None:
+        if calendar.is_believed(time_to_live_seconds):
+            await expiry.sweep()
+
     async def prune() -> None:
-        await rooms.pruning.prune(rooms.retention)
+        bounds = rooms.retention
+        if not calendar.is_believed(bounds.older_than_seconds or 0):
+            bounds = replace(bounds, older_than_seconds=None)
+        await rooms.pruning.prune(bounds)
 
     async def clear_profiles() -> None:
         await asyncio.to_thread(Catalog(data_dir).clear)
 
     return (
-        Duty("preserved sandboxes", expiry.sweep, "Look at the index and the disk of the data directory."),
+        Duty("preserved sandboxes", expire, "Look at the index and the disk of the data directory."),
         Duty("what crashes left of attempts", clearing.clear, "docs/operations.md tells how to remove it by hand."),
         Duty("tasks that are kept no longer", prune, "Look at [retention] and the disk of the data directory."),
         Duty("journals of finished tasks", packing.sweep, "Make room on the disk of the data directory."),
