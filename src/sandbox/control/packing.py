@@ -12,6 +12,7 @@ from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 
 _FINISHED = frozenset(state for state in TaskState if state.is_terminal)
+_FAILURES_TOLD = 5
 _log = logging.getLogger(__name__)
 
 
@@ -25,7 +26,16 @@ class Packing:
         self._packed_until: Cursor | None = None
 
     async def sweep(self) -> None:
-        """Pack all that are due, the oldest end first. Raises StoreError, OSError; the rest is for the next round."""
+        """Pack all that are due, the oldest end first. What a disk refuses keeps no other from its turn.
+
+        Raises StoreError; OSError at the end, for what is left for the next round.
+        """
+        failures: list[str] = []
+        await self._sweep(failures)
+        if failures:
+            raise OSError("; ".join(failures[:_FAILURES_TOLD]))
+
+    async def _sweep(self, failures: list[str]) -> None:
         ended_before = self._clock.now() - timedelta(seconds=JOURNAL_PLAIN_SECONDS)
         place = self._packed_until
         while True:
@@ -34,10 +44,14 @@ class Packing:
             for task in page.tasks:
                 if task.state_changed_at > ended_before:
                     return
-                await asyncio.to_thread(self._pack, task)
+                try:
+                    await asyncio.to_thread(self._pack, task)
+                except OSError as error:
+                    failures.append(f"journal of task {task.id}: {error.strerror or error}")
             if page.next_cursor is None:
                 return
-            place = self._packed_until = page.next_cursor
+            place = page.next_cursor
+            self._packed_until = self._packed_until if failures else place
 
     def _pack(self, task: Task) -> None:
         try:

@@ -120,7 +120,8 @@ def pack(records: Path, packed: Path) -> None:
     """Put a packed journal in the place of a plain one, whose lock the caller holds; a torn tail is left out.
 
     Beside first, read again and compared, then renamed, then the plain one goes: a crash leaves one of them whole, and
-    the next try begins anew. Raises JournalDamagedError, OSError, FileNotFoundError where there is neither.
+    the next try begins anew. What a full disk refuses takes no room there meanwhile.
+    Raises JournalDamagedError, OSError, FileNotFoundError where there is neither.
     """
     beside = packed.with_name(f"{packed.name}.new")
     beside.unlink(missing_ok=True)
@@ -129,10 +130,11 @@ def pack(records: Path, packed: Path) -> None:
     except FileNotFoundError:
         packed.stat()
         return
-    checksum = _write(_lines_before(records, end), beside)
-    with Packed(beside) as written:
-        if reduce(lambda value, data: zlib.crc32(data, value), written.unpacked(), 0) != checksum:
-            raise JournalDamagedError(f"{beside} is not as it was written; look at the disk that it is on.")
+    try:
+        _write_proved(_lines_before(records, end), beside)
+    except Exception:
+        beside.unlink(missing_ok=True)
+        raise
     beside.rename(packed)
     flush(packed.parent)
     records.unlink()
@@ -141,6 +143,13 @@ def pack(records: Path, packed: Path) -> None:
 
 def _lines_before(records: Path, end: int) -> Iterator[bytes]:
     return (text for offset, text in lines(records) if offset < end)
+
+
+def _write_proved(texts: Iterable[bytes], target: Path) -> None:
+    checksum = _write(texts, target)
+    with Packed(target) as written:
+        if reduce(lambda value, data: zlib.crc32(data, value), written.unpacked(), 0) != checksum:
+            raise JournalDamagedError(f"{target} is not as it was written; look at the disk that it is on.")
 
 
 def _write(texts: Iterable[bytes], target: Path) -> int:

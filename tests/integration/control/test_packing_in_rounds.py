@@ -82,5 +82,21 @@ def test_what_a_full_disk_left_over_is_done_in_the_next_round(kept, world, monke
         with pytest.raises(OSError, match="No space"):
             asyncio.run(packing.sweep())
     assert packed(kept) == []
+    # What was half written takes no room that the disk does not have.
+    assert list((kept.data_dir / "tasks").glob("*/journal/*.new")) == []
     asyncio.run(packing.sweep())
     assert packed(kept) == ["old-1", "old-2"]
+
+
+def test_a_journal_that_its_disk_does_not_read_keeps_no_other_from_its_turn(kept, world, monkeypatch):
+    real = kept.journals.pack
+
+    def pack(task_id):
+        if task_id == "old-1":
+            raise OSError(5, "Input/output error")
+        real(task_id)
+
+    monkeypatch.setattr(world.journals, "pack", pack)
+    with pytest.raises(OSError, match=r"old-1.*Input/output error"):
+        asyncio.run(Packing(world.journals, world.store, world.clock).sweep())
+    assert packed(kept) == ["old-2"]
