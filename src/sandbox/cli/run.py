@@ -152,7 +152,7 @@ def _offer(
         fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
         is_empty = not patch.stat().st_size
         if not is_empty and applies is None and options.format != "json":
-            applies = _ask(patch, checkout, options)
+            applies = _ask(patch, options)
         if not is_empty:
             # What else is in the index is the user's own business, and stays apart.
             stages = not checkout.changed()
@@ -168,7 +168,7 @@ def _offer(
         click.echo(_advice(task_id, len(changed), is_applied=bool(applies), is_staged=stages), err=True)
 
 
-def _ask(patch: Path, checkout: Checkout, options: Chosen) -> bool:
+def _ask(patch: Path, options: Chosen) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     lines = patch.read_text(errors="replace").split("\n")
@@ -177,7 +177,11 @@ def _ask(patch: Path, checkout: Checkout, options: Chosen) -> bool:
         click.echo(line, err=True, color=True)
     if len(lines) > SHOWN_LINES_MAX:
         click.echo(f"… {counted(len(lines) - SHOWN_LINES_MAX, 'more line')}", err=True)
-    return click.confirm(f"Apply this to {visible(str(checkout.root))}?", default=None, err=True)
+    try:
+        return click.confirm("Apply this to the checkout?", default=None, err=True)
+    except click.Abort:  # ^C, or the end of the terminal: the task is done all the same
+        click.echo("", err=True)
+        return False
 
 
 def _tell(changed: list[ChangedFile], options: Chosen) -> None:

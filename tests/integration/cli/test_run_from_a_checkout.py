@@ -108,6 +108,16 @@ def test_a_terminal_is_shown_the_patch_and_asked(done, on_terminal, terminal, ch
     assert ((checkout / "new.txt").exists()) == applied
 
 
+def test_who_does_not_answer_is_told_how_to_apply_it_later(done, on_terminal, terminal, checkout):
+    process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
+    terminal.read_until(b"[y/n]:")
+    process.send_signal(2)
+    terminal.read_to_end(process)
+    assert process.returncode == 0
+    assert f"Apply it:   sandbox task apply {TASK}".encode() in terminal.seen
+    assert git("status", "--porcelain", cwd=checkout) == ""
+
+
 def test_for_programs_the_patch_is_the_last_line(done, sandbox, checkout):
     lines = sandbox("run", "Say goodbye.", "--apply", "-f", "json", cwd=checkout).stdout.splitlines()
     assert json.loads(lines[-2])["type"] == "end"
