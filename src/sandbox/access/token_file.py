@@ -151,11 +151,19 @@ class TokenFile:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """One change at a time, over all processes."""
+        """One change at a time, over all processes. The directory's own lock is its server's, as long as that lives."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
+        try:
+            _lock(lock)
+            yield
+            self._flush_name()
+        finally:
+            os.close(lock)
+
+    def _flush_name(self) -> None:
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _lock(directory)
-            yield
             os.fsync(directory)
         finally:
             os.close(directory)
@@ -170,14 +178,14 @@ class TokenFile:
         new.replace(self.path)
 
 
-def _lock(directory: int) -> None:
+def _lock(descriptor: int) -> None:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise
+                raise TimeoutError("Somebody else is changing the tokens; try again.") from None
             time.sleep(_LOCK_POLL_SECONDS)
         else:
             return

@@ -1,5 +1,6 @@
 """Tokens in a file: private, durable, changed by the command line while a server reads them."""
 
+import fcntl
 import stat
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from sandbox.access.token_file import InvalidTokenNameError, TokenFile, TokenFileError, TokenNotFoundError
 from sandbox.contracts.access import Role
+from sandbox.wiring.data_dir_lock import held
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def test_the_file_is_private_and_holds_no_secret(tokens):
     token, _ = tokens.create(Role.OPERATOR)
     assert stat.S_IMODE(tokens.path.stat().st_mode) == 0o600
     assert token.rpartition("_")[2] not in tokens.path.read_text()
-    assert [path.name for path in tokens.path.parent.iterdir()] == ["tokens.json"]
+    assert sorted(path.name for path in tokens.path.parent.iterdir()) == ["tokens.json", "tokens.lock"]
 
 
 def test_a_running_server_notices_new_and_revoked_tokens(tokens, tmp_path):
@@ -109,3 +111,19 @@ def test_tokens_made_at_the_same_time_are_all_kept(tmp_path):
     assert [maker.wait(60) for maker in makers] == [0, 0, 0]
     names = [record.name for record in TokenFile(tmp_path).list()]
     assert sorted(names) == sorted("012" * 5)
+
+
+def test_tokens_are_made_and_revoked_while_a_server_works_on_the_directory(tokens, tmp_path):
+    with held(tmp_path):
+        _, record = tokens.create(Role.VIEWER, "wall")
+        tokens.revoke(record.id)
+    assert tokens.list() == ()
+
+
+def test_a_change_that_waits_too_long_for_another_says_so(tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.access.token_file.LOCK_SECONDS", 0.05)
+    tokens.create(Role.VIEWER, "wall")
+    with (tmp_path / "tokens.lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="try again"):
+            tokens.create(Role.VIEWER, "late")
