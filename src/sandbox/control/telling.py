@@ -76,7 +76,12 @@ class Telling:
         except JournalDamagedError as error:
             yield trouble_frame(feed.task, error.code, error.message)
         except FileNotFoundError:
-            yield trouble_frame(feed.task, JournalDamagedError.code, "The journal is gone; restore it from a backup.")
+            yield self._without_journal(feed)
+
+    def _without_journal(self, feed: Feed) -> Frame:
+        if self._store.load(feed.task.id) is None:
+            return trouble_frame(feed.task, TaskNotFoundError.code, "The task is kept no longer; the rest is gone.")
+        return trouble_frame(feed.task, JournalDamagedError.code, "The journal is gone; restore it from a backup.")
 
     def _between(self, task_id: str, offset: int, end: int, after: int) -> Iterator[Frame]:
         while offset < end:

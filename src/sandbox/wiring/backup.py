@@ -5,6 +5,7 @@ The index is left out, because it is made of the journals. Nor is what attempts 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -72,8 +73,8 @@ def back_up(data_dir: Path, target: Path) -> BackupManifest:
 
     Each task is as its journal told at one moment. Raises BackupExistsError, OSError.
     """
-    if target.exists():
-        raise BackupExistsError(f"{target} is there already; choose another name, or remove it.")
+    if os.path.lexists(target):
+        raise _exists(target)
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -82,11 +83,29 @@ def back_up(data_dir: Path, target: Path) -> BackupManifest:
                 manifest = _write(data_dir, Backup(tar))
             file.flush()
             os.fsync(file.fileno())
-        os.link(beside, target)
+        _give_name(beside, target)
     finally:
         beside.unlink(missing_ok=True)
     flush(target.parent)
     return manifest
+
+
+def _give_name(beside: Path, target: Path) -> None:
+    """Nothing is overwritten. Where a disk has no hard links (FAT, some of a network) only a look before tells."""
+    try:
+        os.link(beside, target)
+    except FileExistsError:
+        raise _exists(target) from None
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise
+        if os.path.lexists(target):
+            raise _exists(target) from None
+        beside.rename(target)
+
+
+def _exists(target: Path) -> BackupExistsError:
+    return BackupExistsError(f"{target} is there already; choose another name, or remove it.")
 
 
 def _write(data_dir: Path, backup: Backup) -> BackupManifest:

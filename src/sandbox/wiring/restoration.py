@@ -51,6 +51,12 @@ class NotEmptyError(SandboxError):
     code = "data_dir_not_empty"
 
 
+class PlaceUnusableError(SandboxError):
+    """No directory can be put there by one rename."""
+
+    code = "restore_place_unusable"
+
+
 @dataclass(frozen=True, slots=True)
 class Restored:
     """What is there now. lost: unfinished tasks that ended with the machine they were on."""
@@ -65,10 +71,9 @@ def restore(source: Path, data_dir: Path) -> Restored:
     """Make `data_dir`, which must not be there or be empty, of a backup; it is there whole or not at all.
 
     Tasks that had begun end as `host_lost`; those that had not are begun by the next server.
-    Raises BackupUnusableError, NotEmptyError, OSError.
+    Raises BackupUnusableError, NotEmptyError, PlaceUnusableError, OSError.
     """
-    if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
-        raise NotEmptyError(f"{data_dir} is not empty; restore into a directory that is not there yet.")
+    _refuse_place(data_dir)
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}.", dir=data_dir.parent))
     try:
@@ -84,6 +89,17 @@ def restore(source: Path, data_dir: Path) -> Restored:
         raise
     flush(data_dir.parent)
     return Restored(tasks_count, lost, manifest.remarks, found)
+
+
+def _refuse_place(data_dir: Path) -> None:
+    if data_dir.is_symlink():
+        raise PlaceUnusableError(f"{data_dir} is a symbolic link; name the directory that it leads to.")
+    if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
+        raise NotEmptyError(f"{data_dir} is not empty; restore into a directory that is not there yet.")
+    if os.path.ismount(data_dir):
+        raise PlaceUnusableError(
+            f"{data_dir} is a file system of its own, which cannot be replaced; restore into a directory below it."
+        )
 
 
 def _unpack(file: _Bounded, directory: Path) -> BackupManifest:

@@ -16,8 +16,8 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, ArtifactCollected, Output, TaskFinished
-from sandbox.wiring.backup import back_up
-from sandbox.wiring.restoration import BackupUnusableError
+from sandbox.wiring.backup import BackupExistsError, back_up
+from sandbox.wiring.restoration import BackupUnusableError, PlaceUnusableError
 from sandbox.wiring.restoration import restore as restore_here
 
 
@@ -95,6 +95,32 @@ def test_nothing_is_overwritten(sandbox, backup, restore, kept, tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
     (tmp_path / "new" / "mine").unlink()
     assert restore(file).returncode == 0
+
+
+def test_a_place_that_cannot_become_the_directory_is_refused_before_anything_is_unpacked(kept, tmp_path, monkeypatch):
+    back_up(kept.data_dir, tmp_path / "backup.tar")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "volume"))
+    monkeypatch.setattr("sandbox.wiring.restoration._unpack", None)
+    for place, reason in (("link", "a symbolic link"), ("volume", "a file system of its own")):
+        with pytest.raises(PlaceUnusableError, match=reason):
+            restore_here(tmp_path / "backup.tar", tmp_path / place)
+
+
+def test_a_disk_without_hard_links_takes_backups_and_overwrites_none(kept, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    back_up(kept.data_dir, tmp_path / "backup.tar")
+    content = (tmp_path / "backup.tar").read_bytes()
+    with pytest.raises(BackupExistsError):
+        back_up(kept.data_dir, tmp_path / "backup.tar")
+    assert (tmp_path / "backup.tar").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == ["backup.tar"]
+    assert restore_here(tmp_path / "backup.tar", tmp_path / "new").tasks_count == 5
 
 
 def test_what_was_damaged_before_is_kept_and_told(sandbox, kept, restore, tmp_path):

@@ -82,6 +82,23 @@ def test_what_is_gone_is_not_found_and_its_id_may_come_again(kept, world):
     assert asyncio.run(play()) == (1, 0)
 
 
+def test_whoever_is_in_the_middle_of_its_story_is_told_that_the_rest_is_gone(kept, world):
+    kept.finish("long", lines=20_000)
+    kept.index("long")
+
+    async def play():
+        async with world.server() as service:
+            story = service.frames("long")
+            await anext(story)
+            await service.prune(EVERYTHING, dry_run=False)
+            *_, trouble, end = [frame async for frame in story]
+            return trouble, end
+
+    trouble, end = asyncio.run(play())
+    assert (trouble["type"], trouble["error"], end["type"]) == ("error", "task_not_found", "end")
+    assert "kept no longer" in trouble["message"]
+
+
 def kept_manifest():
     from doubles.manifests import manifest
 
