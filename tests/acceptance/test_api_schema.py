@@ -9,6 +9,9 @@ import httpx
 
 from doubles.live import bash, make_repository, says
 
+DRAINS = "POST /api/v1/admin/drain"
+"""Left out: after it the server rightly takes no tasks, and all other requests would be asked of such a one."""
+
 SETTINGS = Path(__file__).with_name("schemathesis.toml")
 
 
@@ -25,12 +28,12 @@ def test_no_answer_is_other_than_the_schema_says(empty_world, tmp_path):
         [
             str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(SETTINGS),
             "run", f"{address}/openapi.json", "--max-examples", "20", "--seed", "1",
-            "--no-shrink", "--continue-on-failure", "--request-timeout", "60",
+            "--no-shrink", "--continue-on-failure", "--request-timeout", "60", "--exclude-name", DRAINS,
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr[-3000:]
     assert int(re.search(r"(\d+) generated", ran.stdout)[1]) > 300
     operations = httpx.get(f"{address}/openapi.json").json()["paths"].values()
-    assert f"Tested: {sum(map(len, operations))}\n" in ran.stdout
+    assert f"Tested: {sum(map(len, operations)) - 1}\n" in ran.stdout
     assert "Traceback" not in machine.server.log.read_text()
