@@ -9,6 +9,7 @@ from typing import Any
 from sandbox.agent.beginning import judge_beginning
 from sandbox.agent.conversation import ClaudeConversation
 from sandbox.agent.interactive import interactive_arguments, interactive_files, interactive_variables
+from sandbox.agent.kept_session import is_kept
 from sandbox.agent.mcp import MCP_CONNECT_SECONDS, mcp_file
 from sandbox.agent.rendering import render_result
 from sandbox.agent.tools import tool_options
@@ -78,11 +79,8 @@ class ClaudeCode:
         return AgentStart(command, session_id, programs={self._binary: PROGRAM}, home_files=files)
 
     def has_session(self, home: Path, session_id: str) -> bool:
-        """Whether Claude Code's own transcript is there. The home is not trusted: only names are looked at."""
-        projects = home / ".claude" / "projects"
-        if any(path.is_symlink() for path in (projects.parent, projects)):
-            return False
-        return any(found.is_file() for found in projects.glob(f"*/{session_id}.jsonl") if not found.is_symlink())
+        """Whether Claude Code's own transcript is there. The home is not trusted."""
+        return is_kept(home, session_id)
 
     def conversation(self, session_id: str) -> ClaudeConversation:
         """A reader for one run."""
