@@ -52,7 +52,7 @@ def test_no_link_on_the_way_is_followed(tmp_path, projects, link):
     assert not is_kept(tmp_path)
 
 
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/passwd")])
 def test_what_is_no_file_is_no_session(tmp_path, projects, make):
     (projects / "-workspace").mkdir()
     make(projects / "-workspace" / f"{SESSION}.jsonl")
