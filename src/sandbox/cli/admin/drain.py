@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,8 @@ from sandbox.cli.options import chosen, common_options
 from sandbox.cli.time_options import span_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sandbox.client import Client
     from sandbox.client.answers import Draining
 
@@ -40,11 +43,14 @@ def drain(*, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
     """
     if undo and (wait or timeout_seconds is not None):
         raise click.UsageError("--undo waits for nothing")
+    if timeout_seconds is not None and not wait:
+        raise click.UsageError("--timeout counts with --wait")
     options = chosen()
     with options.connect() as client:
         told = client.undo_drain() if undo else client.drain()
         if wait:
-            told = _await_end(client, told, timeout_seconds)
+            with _looking_on():
+                told = _await_end(client, told, timeout_seconds)
     if options.format == "json":
         print_json(told)
     if wait and told["running"]:
@@ -52,6 +58,15 @@ def drain(*, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
         fail(f"{running} still running after {waited}; the drain goes on.", ExitCode.WAIT_TIMEOUT)
     if options.format != "json":
         click.echo(_sentence(told), err=True)
+
+
+@contextmanager
+def _looking_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = "\nStopped waiting. The drain goes on.\n  Take it back: sandbox admin drain --undo"
+        fail(message, ExitCode.INTERRUPTED)
 
 
 def _await_end(client: Client, told: Draining, timeout_seconds: int | None) -> Draining:
