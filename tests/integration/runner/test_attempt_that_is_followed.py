@@ -91,6 +91,22 @@ def test_no_attempt_follows_while_something_of_the_sandbox_will_not_go(stage):
     assert "task-1.patch" in scene.artifacts
 
 
+def test_of_a_workspace_that_is_half_removed_no_patch_is_made(stage):
+    """It would say that the agent had removed the files."""
+    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1})
+
+    async def break_off(paths):
+        if paths:
+            raise OSError("some files would not go")
+
+    equipment = dataclasses.replace(scene.attempt.equipment, remove=break_off)
+    asyncio.run(AttemptLife(dataclasses.replace(scene.attempt, equipment=equipment)).carry_out())
+    assert len(scene.events(FollowUpForgone)) == 1
+    assert scene.task.failure.code == "agent_failed"
+    assert "metadata.json" in scene.artifacts
+    assert "task-1.patch" not in scene.artifacts
+
+
 @pytest.mark.parametrize("come_to", range(3))
 def test_a_finisher_makes_way_for_what_had_not_begun(stage, come_to):
     scene = stage(Script())

@@ -42,6 +42,9 @@ async def _remove(
     if handle is not None:
         await attempt.equipment.runtime.destroy(handle, files.disk)
     await attempt.equipment.disks.close(files)
+    if files.repository not in kept and files.repository.is_dir():
+        # Goes at once, so that nobody compares with it what is left of a workspace that is half removed.
+        files.repository.rename(files.root / "repository.gone")
     spared = {files.handle, files.runner_log, *kept}
     earlier = left_by_earlier_attempts(attempt) if with_earlier else []
     await attempt.equipment.remove([*(path for path in files.root.iterdir() if path not in spared), *earlier])
