@@ -78,15 +78,23 @@ def rebuild_index(data_dir: Path) -> Rebuilt:
     with held(data_dir), only_ours():
         beside = data_dir / "index.sqlite.new"
         _remove_database(beside)
-        journals, store = FileJournals(data_dir), SqliteStore(beside)
         try:
-            refused = index_journals(journals, store, journals.task_ids())
-            tasks_count = len(store.task_ids())
+            rebuilt = _make_index(FileJournals(data_dir), beside)
+            _replace_index(index_file(data_dir), beside)
         finally:
-            store.close()
-        flush(beside)
-        _replace_index(index_file(data_dir), beside)
-        return Rebuilt(tasks_count, refused)
+            _remove_database(beside)  # on a full disk it would take the room that is left
+        return rebuilt
+
+
+def _make_index(journals: FileJournals, file: Path) -> Rebuilt:
+    store = SqliteStore(file)
+    try:
+        refused = index_journals(journals, store, journals.task_ids())
+        tasks_count = len(store.task_ids())
+    finally:
+        store.close()
+    flush(file)
+    return Rebuilt(tasks_count, refused)
 
 
 def prune_data(data_dir: Path, retention: Retention, *, dry_run: bool) -> Sequence[PrunedTask]:

@@ -8,6 +8,7 @@ import pytest
 
 from doubles.kept_tasks import KeptTasks
 from sandbox.contracts.store import Indexed, TaskQuery
+from sandbox.wiring.administration import rebuild_index
 from sandbox.wiring.data_dir_lock import held
 
 
@@ -94,3 +95,16 @@ def test_beside_a_server_nothing_is_touched_and_it_says_so(admin, kept):
     assert b"stop it" in refused.stderr
     assert (kept.data_dir / "index.sqlite").read_bytes() == before
     assert not (kept.data_dir / "index.sqlite.new").exists()
+
+
+def test_what_a_full_disk_breaks_off_leaves_nothing_and_the_index_as_it_was(kept, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    before, index = rows(kept), (kept.data_dir / "index.sqlite").read_bytes()
+    monkeypatch.setattr("sandbox.wiring.administration.index_journals", refuse)
+    with pytest.raises(OSError, match="No space"):
+        rebuild_index(kept.data_dir)
+    assert list(kept.data_dir.glob("index.sqlite.*")) == []
+    assert (kept.data_dir / "index.sqlite").read_bytes() == index
+    assert rows(kept) == before
