@@ -202,14 +202,16 @@ def _write_words(argv: Sequence[str]) -> int:
 
 
 async def wait_readable(descriptor: int) -> None:
-    """Wait until something can be read, or the process that a pidfd means has ended."""
+    """Wait until something can be read, or the process that a pidfd means has ended. Several may wait for one."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, _resolve, readable)
+    own = os.dup(descriptor)  # an event loop knows one reader a descriptor, and a second one would take its place
+    loop.add_reader(own, _resolve, readable)
     try:
         await readable
     finally:
-        loop.remove_reader(descriptor)
+        loop.remove_reader(own)
+        os.close(own)
 
 
 def _resolve(readable: asyncio.Future[None]) -> None:
