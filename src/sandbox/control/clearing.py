@@ -58,10 +58,20 @@ class Clearing:
         for task_id, attempt_ids in _by_task(known, frozenset().union(*found.values())).items():
             failures += await self._clear_task(task_id, attempt_ids, found)
         for kind in filter(lambda kind: kind.is_private, self._kinds):
-            for attempt_id in found[kind] - known.keys():
-                await kind.end(attempt_id, TaskLayout(self._rooms.data_dir, attempt_id).attempt(attempt_id))
+            failures += await self._clear_nobodys(kind, found[kind] - known.keys())
         if failures:
             raise ClearingFailedError("; ".join(failures))
+
+    async def _clear_nobodys(self, kind: Leftovers, attempt_ids: Collection[str]) -> list[str]:
+        """What has no directory in a place that is this server's alone; gives what went wrong."""
+        failures = []
+        for attempt_id in attempt_ids:
+            try:
+                async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                    await kind.end(attempt_id, TaskLayout(self._rooms.data_dir, attempt_id).attempt(attempt_id))
+            except (SandboxError, OSError, ValueError, TimeoutError) as error:
+                failures.append(f"{kind.kind} of attempt {attempt_id}: {error or 'it takes too long'}")
+        return failures
 
     async def _clear_task(
         self, task_id: str, attempt_ids: Sequence[str], found: Mapping[Leftovers, Collection[str]]

@@ -214,3 +214,16 @@ def test_a_duty_that_fails_or_hangs_keeps_no_other_from_its_turn(monkeypatch, ca
         "The janitor could not look after a: no such luck; tried again in 5 minutes. Mend a.",
         "The janitor could not look after b: TimeoutError; tried again in 5 minutes. Mend b.",
     ]
+
+
+def test_a_leftover_of_nobody_that_does_not_go_keeps_no_other(world):
+    private = PlayedLeftovers(is_private=True)
+    private.there, private.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
+
+    async def play():
+        async with world.server() as service:
+            with pytest.raises(ClearingFailedError, match="nobody7: It does not end"):
+                await clearing(world, service, private).clear()
+
+    asyncio.run(play())
+    assert private.there == {"nobody7"}
