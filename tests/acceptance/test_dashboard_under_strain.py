@@ -18,6 +18,21 @@ HOSTILE = (
     f"{SCRIPT} **bold** [a](javascript:window.hacked=3) [b](data:text/html,x) <b>raw</b>\n\n"
     f"```html\n{SCRIPT}\n```\n\n| {SCRIPT} | b |\n| --- | --- |\n| {BIDI} | {NUL} |\n"
 )
+PATCH = f"""diff --git a/src/<i>.py b/src/<i>.py
+new file mode 100644
+--- /dev/null
++++ b/src/<i>.py
+@@ -0,0 +1,3 @@
++def f(): return "{SCRIPT}"  # {BIDI}
++x = 42
++--- a/not/a/file
+diff --git a/old.c b/old.c
+--- a/old.c
++++ b/old.c
+@@ -1,2 +1,1 @@
+ int main(void) {{ return 0; }} /* one */
+-static const char *s = "two"; // 3
+"""
 LONG_LINE = "<i>" + "0123456789" * 104_857 + "the very end"
 
 
@@ -65,7 +80,9 @@ def strained(tmp_path_factory):
     world = World(tmp_path_factory.mktemp("strained"))
     kept = KeptTasks(world.data_dir)
     kept.at = datetime.now(UTC) - timedelta(hours=1)  # what is older than its retention is not kept
-    recorder = kept.run("hostile", lines=0, artifacts=[("page.html", SCRIPT.encode()), ("notes.md", HOSTILE.encode())])
+    files = {"page.html": SCRIPT, "notes.md": HOSTILE, "hostile.patch": PATCH}
+    artifacts = [(name, text.encode()) for name, text in files.items()]
+    recorder = kept.run("hostile", lines=0, artifacts=artifacts)
     for event in hostile_events():
         recorder.record(event)
     kept.end(recorder)
@@ -115,6 +132,11 @@ def test_hostile_output_is_shown_as_text_everywhere(place, browser):
     for name in ("page.html", "notes.md"):
         page.get_by_role("button", name=name, exact=True).click()
         page.locator(".preview:visible").get_by_text(SCRIPT).first.wait_for()
+    page.get_by_role("tab", name="Changes").click()
+    page.get_by_text("2 files changed").wait_for()
+    assert page.locator(".file summary").all_inner_texts() == ["src/<i>.py\nnew\n+3\n−0", "old.c\n+0\n−1"]
+    added = page.locator(".file").first.locator(".tx").all_inner_texts()
+    assert added == [f'+ def f(): return "{SCRIPT}"  # a‹U+202E›b‹U+2066›c', "+ x = 42", "+ --- a/not/a/file"]
     assert page.evaluate("window.hacked === undefined")
     assert page.locator("#main script, #main img, #main iframe, #main b").count() == 0
 
@@ -134,6 +156,7 @@ def test_fifty_thousand_lines_are_searched_on_a_page_that_does_not_freeze(place,
     assert slowest_milliseconds < 1000, "the page was frozen"
 
 
+SOMETHING = ".says, .line, .file, .artifact-row, .chart path, .refused, .code"
 WATCH = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
   .observe({ type: "longtask", buffered: true });"""
@@ -150,9 +173,10 @@ def test_everybody_can_use_every_page(place, browser, scheme, width):
     page = browser.open(f"{place}/tasks/hostile", width=width, scheme=scheme)
     page.locator(".says").first.wait_for()
     page.evaluate(AXE.read_text())
-    for view in ("conversation", "output", "artifacts", "figures", "network", "manifest"):
+    for view in ("conversation", "output", "changes", "artifacts", "figures", "network", "manifest"):
         page.locator(f"#tab-{view}").click()
         page.locator(f"#panel-{view}").wait_for()
+        page.locator(f"#panel-{view}").locator(SOMETHING).first.wait_for()
         assert shut_out(page, width) == [], view
     browser.forgive("status of 404")
 

@@ -4,9 +4,9 @@ import { markdown } from "/assets/markdown.js";
 import { put, visible } from "/assets/plain.js";
 
 const ENTRIES_MAX = 4000;
-const SHOWN_MAX = 400;
+const SHOWN_MAX = 300;
 const TEXT_MAX = 100_000;
-const BUDGET_MILLISECONDS = 12;
+const BUDGET_MILLISECONDS = 6;
 
 const BRIEF = ["command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill", "notebook_path"];
 
@@ -18,6 +18,7 @@ export class Conversation {
   #partial = "";
   #lastSaid = null;
   #list = $("talk");
+  #byElement = new WeakMap();
   #isTranscript = false;
 
   constructor(format) {
@@ -131,7 +132,7 @@ export class Conversation {
     if (!entry.element) return;
     const before = entry.element;
     const details = before.querySelector("details");
-    entry.element = make(entry);
+    this.#make(entry);
     const after = entry.element.querySelector("details");
     if (details?.open && after) after.open = true;
     const had = before.contains(document.activeElement);
@@ -148,8 +149,7 @@ export class Conversation {
     const fresh = document.createDocumentFragment();
     while (this.#made < this.#entries.length && performance.now() < until) {
       const entry = this.#entries[this.#made++];
-      entry.element = make(entry);
-      fresh.append(entry.element);
+      fresh.append(this.#make(entry));
     }
     const hasNew = fresh.childElementCount > 0;
     this.#list.append(fresh);
@@ -159,9 +159,15 @@ export class Conversation {
     return { hasMore: this.#made < this.#entries.length, isAtEnd, hasNew };
   }
 
+  #make(entry) {
+    entry.element = make(entry);
+    this.#byElement.set(entry.element, entry);
+    return entry.element;
+  }
+
   #forgetFirst() {
     const first = this.#list.firstElementChild;
-    const entry = this.#entries.find((each) => each.element === first);
+    const entry = this.#byElement.get(first);
     if (entry) entry.element = null;
     first.remove();
   }
@@ -183,7 +189,7 @@ export class Conversation {
     const first = this.#entries.findIndex((entry) => entry.element);
     const from = Math.max(0, first - 200);
     const height = document.documentElement.scrollHeight;
-    const earlier = this.#entries.slice(from, first).map((entry) => (entry.element = make(entry)));
+    const earlier = this.#entries.slice(from, first).map((entry) => this.#make(entry));
     this.#list.prepend(...earlier);
     window.scrollBy(0, document.documentElement.scrollHeight - height);
     this.#tellEarlier();

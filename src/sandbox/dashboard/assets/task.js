@@ -10,7 +10,7 @@ import { follow } from "/assets/story.js";
 
 const { task, api, story, after, format, patch } = $("story").dataset;
 const FRESH_MILLISECONDS = 1000;
-const TAKE_MILLISECONDS = 12;
+const TAKE_MILLISECONDS = 6;
 
 const conversation = new Conversation(format);
 const output = new Output();

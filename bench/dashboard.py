@@ -1,0 +1,198 @@
+"""What an open page bears, and what many cost: `python bench/dashboard.py [SECONDS] [PAGES]`.
+
+A task has 1,000 events a second (for 60 s without SECONDS) in a real journal: lines of output, a tenth of them the
+agent's messages, tool calls and their answers, some refusals and figures. A page in Chromium is open on it, first at
+the conversation, then at the output. Printed: its long tasks (the browser's own measure of what keeps a page from
+answering), its memory, and whether it had all events. Then PAGES (200 without) read the same task as pages do; printed:
+what the server's memory grew by.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+EVENTS_PER_SECOND = 1000
+TICKS_PER_SECOND = 20
+TASK = "task-001"
+MANY_SECONDS = 10
+WATCH = """window.longTasks = [];
+const note = (list) => window.longTasks.push(...list.getEntries().map((entry) => Math.round(entry.duration)));
+new PerformanceObserver(note)
+  .observe({ type: "longtask", buffered: true });"""
+LINE = b"a line of output as programs print it, \x1b[32mwith colours\x1b[0m: %d\n"
+SAID = "I looked at `module_{0}` and found **one** more place:\n\n- it reads the file twice\n- it never closes it\n"
+
+
+def main(seconds: int = 60, pages: int = 200) -> None:
+    """One page for so many seconds, then many."""
+    print(f"load average before: {os.getloadavg()[0]:.2f}", flush=True)
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve_one_task, args=(there,))
+    server.start()
+    port = here.recv()
+    look_at_one_page(here, port, seconds)
+    asyncio.run(open_many_pages(here, port, pages))
+    here.send(None)
+    server.join(20)
+    print(f"load average after: {os.getloadavg()[0]:.2f}")
+
+
+def look_at_one_page(server: Connection, port: int, seconds: int) -> None:
+    """The longest tasks and the memory of a page on the busy task."""
+    from doubles.browser import open_browser
+
+    with open_browser() as browser:
+        page = browser.open(f"http://127.0.0.1:{port}/tasks/{TASK}", before=WATCH)
+        page.wait_for_timeout(2000)
+        page.evaluate("window.longTasks.length = 0")
+        chromium = page.context.new_cdp_session(page)
+        server.send(seconds)
+        heaps = []
+        for second in range(seconds):
+            if second == seconds // 2:
+                at_conversation = page.evaluate("window.longTasks.splice(0)")
+                page.locator("#tab-output").click()
+            page.wait_for_timeout(1000)
+            heaps.append(chromium.send("Runtime.getHeapUsage")["usedSize"] / 1e6)
+        events = server.recv()
+        page.wait_for_timeout(2000)
+        tally = page.locator("#tally-output").inner_text()
+        at_output = page.evaluate("window.longTasks")
+        elements = page.evaluate("document.querySelectorAll('*').length")
+        print(
+            f"one page, {EVENTS_PER_SECOND} events/s for {seconds} s: {events} events, {tally} lines told on the page"
+        )
+        for view, longs in (("conversation", at_conversation), ("output", at_output)):
+            print(f"at the {view}: {len(longs)} tasks over 50 ms, the longest {sorted(longs)[-3:]} ms")
+        halves = max(heaps[: seconds // 2]), max(heaps[seconds // 2 :])
+        print(f"memory of its scripts: at most {halves[0]:.0f} MB in the first half, {halves[1]:.0f} MB in the second")
+        print(f"elements at the end: {elements}; complaints of the browser: {browser.complaints}")
+
+
+async def open_many_pages(server: Connection, port: int, pages: int) -> None:
+    """What the server's memory grows by while so many pages follow the task."""
+    server.send("memory")
+    before = await asyncio.to_thread(server.recv)
+    readers = [asyncio.create_task(be_a_page(port)) for _ in range(pages)]
+    await asyncio.sleep(3)
+    server.send(MANY_SECONDS)
+    await asyncio.to_thread(server.recv)
+    server.send("memory")
+    after = await asyncio.to_thread(server.recv)
+    for reader in readers:
+        reader.cancel()
+    read = await asyncio.gather(*readers, return_exceptions=True)
+    died = [error for error in read if not isinstance(error, asyncio.CancelledError)]
+    print(f"{pages} pages on a task with {EVENTS_PER_SECOND} events/s: the server grew by {after - before:.0f} MB "
+          f"(from {before:.0f} MB); {len(died)} were lost")  # fmt: skip
+
+
+async def be_a_page(port: int) -> None:
+    """Ask for the page, then for the story as its module does, and read."""
+    head = f"Host: 127.0.0.1:{port}\r\nAccept: text/html\r\n"
+    for path, close in ((f"/tasks/{TASK}", "Connection: close\r\n"), (f"/tasks/{TASK}/story?after=0", "")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(f"GET {path} HTTP/1.1\r\n{head}{close}\r\n".encode())
+            while await reader.read(65536):
+                pass
+        finally:
+            writer.close()
+
+
+def serve_one_task(parent: Connection) -> None:
+    """The server's process; the task's runner is a part of it."""
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(serve_and_play(Path(directory), parent))
+
+
+async def serve_and_play(data_dir: Path, parent: Connection) -> None:
+    """Play so many seconds as asked for, or tell the memory, until nobody asks."""
+    from doubles.fake_access import FakeAccess
+    from doubles.fake_tasks import manifest
+    from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
+    from sandbox.api.addresses import bind
+    from sandbox.api.app import create_app, create_stream_app
+    from sandbox.api.guard import Guard
+    from sandbox.api.serve import serve
+    from sandbox.api.settings import ApiSettings
+    from sandbox.dashboard.routes import add_dashboard
+    from sandbox.stores.sqlite import SqliteStore
+
+    rooms = Rooms(data_dir, SqliteStore(data_dir / "index.sqlite"))
+    sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
+    port = sockets[0].getsockname()[1]
+    settings = ApiSettings("bench", frozenset({port}))
+    shutting_down = asyncio.Event()
+    async with rooms.server() as service:
+        app = create_app(service, settings=settings, shutting_down=shutting_down, guard=Guard(FakeAccess(), settings))
+        add_dashboard(app)
+        serving = asyncio.create_task(
+            serve(app, create_stream_app(app), sockets, stream_sockets, shutting_down=shutting_down)
+        )
+        await service.submit(manifest(TASK))
+        await rooms.launched(TASK)
+        rooms.runners.play(TASK, *TO_RUNNING)
+        parent.send(port)
+        while (order := await asyncio.to_thread(parent.recv)) is not None:
+            parent.send(memory_megabytes() if order == "memory" else await play(rooms, order))
+        rooms.runners.play(TASK, *TO_END)
+        shutting_down.set()
+        await serving
+
+
+async def play(rooms, seconds: int) -> int:
+    """Let the task be busy; gives how many events it had."""
+    began = time.monotonic()
+    per_tick = EVENTS_PER_SECOND // TICKS_PER_SECOND
+    for tick in range(seconds * TICKS_PER_SECOND):
+        rooms.runners.play(TASK, *[an_event(tick * per_tick + number) for number in range(per_tick)])
+        await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
+    return seconds * EVENTS_PER_SECOND
+
+
+def an_event(number: int):
+    from sandbox.model import event as e
+
+    match number % 30:
+        case 0:
+            return told("assistant", {"type": "text", "text": SAID.format(number)})
+        case 10:
+            use = {"type": "tool_use", "id": f"t{number}", "name": "Bash", "input": {"command": f"make part-{number}"}}
+            return told("assistant", use)
+        case 11:
+            answer = {"type": "tool_result", "tool_use_id": f"t{number - 1}", "content": "done\n" * 20}
+            return told("user", answer | {"is_error": number % 90 == 11})
+        case 12:
+            return e.ToolCall("Bash", f"t{number - 2}", 25)
+        case 20 if number % 300 == 20:
+            return e.EgressDenied(f"host-{number % 7}.example.com", 443, "not in allowed_hosts")
+        case 21 if number % 300 == 21:
+            return e.Metrics(cpu_percent=number % 100, memory_used_bytes=10**8 + number)
+        case _:
+            return e.Output.of(
+                "stdout", b"a line of output as programs print it, \x1b[32mwith colours\x1b[0m: %d\n" % number
+            )
+
+
+def told(kind: str, block: dict[str, object]):
+    from sandbox.model.event import Output
+
+    return Output.of("stdout", json.dumps({"type": kind, "message": {"content": [block]}}).encode() + b"\n")
+
+
+def memory_megabytes() -> float:
+    """What the server's process has resident."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
