@@ -6,7 +6,7 @@ import { put, visible } from "/assets/plain.js";
 const ENTRIES_MAX = 4000;
 const SHOWN_MAX = 300;
 const TEXT_MAX = 100_000;
-const BUDGET_MILLISECONDS = 6;
+const BUDGET_MILLISECONDS = 10;
 
 const BRIEF = ["command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill", "notebook_path"];
 
@@ -19,6 +19,7 @@ export class Conversation {
   #lastSaid = null;
   #list = $("talk");
   #byElement = new WeakMap();
+  #stale = new Set();
   #isTranscript = false;
 
   constructor(format) {
@@ -101,7 +102,7 @@ export class Conversation {
     if (!entry) return;
     entry.output = textOf(block.content);
     entry.isError = block.is_error === true;
-    this.#remake(entry);
+    this.#stale.add(entry);
   }
 
   #timed(frame) {
@@ -109,7 +110,7 @@ export class Conversation {
     if (entry) {
       entry.took = frame.duration_ms;
       entry.isError ||= frame.is_error;
-      this.#remake(entry);
+      this.#stale.add(entry);
     } else if (!this.isTold) {
       this.#add({ kind: "tool", at: frame.timestamp, name: frame.tool, input: null, took: frame.duration_ms, isError: frame.is_error, output: "" });
     }
@@ -128,6 +129,7 @@ export class Conversation {
     }
   }
 
+  // What has an answer now, or a duration.
   #remake(entry) {
     if (!entry.element) return;
     const before = entry.element;
@@ -140,12 +142,17 @@ export class Conversation {
     if (had) entry.element.querySelector("summary")?.focus();
   }
 
-  // Makes elements for a slice of time; true when there is more to do.
-  show() {
+  get hasMore() {
+    return this.#made < this.#entries.length;
+  }
+
+  // Makes elements for a slice of time; gives whether there are new ones. isAtEnd: somebody looks at the newest.
+  show(isAtEnd) {
     const until = performance.now() + BUDGET_MILLISECONDS;
     $("talk-empty").hidden = this.#entries.length > 0;
     if (this.#entries.length - this.#made > SHOWN_MAX) this.#made = this.#entries.length - SHOWN_MAX;
-    const isAtEnd = window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
+    for (const entry of this.#stale) this.#remake(entry);
+    this.#stale.clear();
     const fresh = document.createDocumentFragment();
     while (this.#made < this.#entries.length && performance.now() < until) {
       const entry = this.#entries[this.#made++];
@@ -156,7 +163,7 @@ export class Conversation {
     while (this.#list.childElementCount > SHOWN_MAX && isAtEnd) this.#forgetFirst();
     while (this.#list.childElementCount > SHOWN_MAX * 3) this.#forgetFirst();
     this.#tellEarlier();
-    return { hasMore: this.#made < this.#entries.length, isAtEnd, hasNew };
+    return hasNew;
   }
 
   #make(entry) {

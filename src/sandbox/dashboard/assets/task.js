@@ -10,7 +10,8 @@ import { follow } from "/assets/story.js";
 
 const { task, api, story, after, format, patch } = $("story").dataset;
 const FRESH_MILLISECONDS = 1000;
-const TAKE_MILLISECONDS = 6;
+const TAKE_MILLISECONDS = 8;
+const DRAW_MILLISECONDS = 100;
 
 const conversation = new Conversation(format);
 const output = new Output();
@@ -52,15 +53,18 @@ window.addEventListener("hashchange", () => choose(location.hash.slice(1) || "co
 
 const isOver = () => document.querySelector("#head [data-over]") !== null;
 
-// What came is taken in slices between two pictures, so that a thousand events a second leave the page its time.
+// What came is taken in slices, and drawn ten times a second at most, so that a thousand events a second leave the page
+// its time.
 let waiting = [];
 let first = 0;
 let next = 0;
+let isTaking = false;
 let isDrawing = false;
+let drawnAt = 0;
 
 function take(frames) {
   waiting.push(frames);
-  draw();
+  if (!isTaking) takeSome();
 }
 
 function takeSome() {
@@ -80,32 +84,40 @@ function takeSome() {
     waiting = waiting.slice(first);
     first = 0;
   }
+  isTaking = waiting.length > 0;
+  if (isTaking) setTimeout(takeSome, 0);
+  draw();
 }
 
 function draw() {
   if (isDrawing) return;
   isDrawing = true;
-  requestAnimationFrame(() => {
-    isDrawing = false;
-    takeSome();
-    let hasMore = waiting.length > 0;
-    if (chosen === "conversation") {
-      const { hasMore: more, isAtEnd, hasNew } = conversation.show();
-      hasMore ||= more;
-      if (hasNew && isAtEnd && isFollowing) window.scrollTo(0, document.documentElement.scrollHeight);
-      $("talk-jump").hidden = isAtEnd || isOver();
-    } else if (chosen === "output") output.show();
-    else if (chosen === "figures") figures.show();
-    refusals.show();
-    $("tally-output").textContent = output.count ? count(output.count) : "";
-    if (hasMore) draw();
-  });
+  setTimeout(() => requestAnimationFrame(redraw), Math.max(0, drawnAt + DRAW_MILLISECONDS - performance.now()));
 }
+
+function redraw() {
+  isDrawing = false;
+  drawnAt = performance.now();
+  let hasMore = false;
+  if (chosen === "conversation") {
+    const isAtEnd = isEndSeen();
+    const hasNew = conversation.show(isAtEnd);
+    hasMore = conversation.hasMore;
+    if (hasNew && isAtEnd && isFollowing) window.scrollTo(0, document.documentElement.scrollHeight);
+    $("talk-jump").hidden = isAtEnd || isOver();
+  } else if (chosen === "output") output.show();
+  else if (chosen === "figures") figures.show();
+  refusals.show();
+  $("tally-output").textContent = output.count ? count(output.count) : "";
+  if (hasMore) draw();
+}
+
+const isEndSeen = () => window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
 
 // Only who has gone to the end themselves is taken along.
 let isFollowing = false;
 window.addEventListener("scroll", () => {
-  isFollowing = window.scrollY > 0 && window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
+  isFollowing = window.scrollY > 0 && isEndSeen();
   if (isFollowing) $("talk-jump").hidden = true;
 }, { passive: true });
 $("talk-jump").addEventListener("click", () => window.scrollTo(0, document.documentElement.scrollHeight));
