@@ -8,8 +8,13 @@ from doubles.browser import open_browser
 from doubles.live import ORGANISATION, World, make_repository, until
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
-LOOKS = (("light", 1280, 800), ("dark", 1280, 800), ("light", 390, 844))
-VIEWS = ("conversation", "output", "changes", "artifacts", "figures", "network", "manifest")
+VIEWS = ("conversation", "output", "changes", "artifacts", "figures", "network")
+LOOKS = (
+    ("light", 1120, 700, VIEWS),
+    ("dark", 1120, 700, ("conversation", "changes")),
+    ("light", 390, 844, ("conversation", "changes")),
+)
+"""Of the system's choice, of width and height in CSS pixels, and the views of a task that are taken then."""
 
 APP = '''"""Greets people."""
 
@@ -110,7 +115,7 @@ def submit(world, task_id, name, *, branch="main", cpus=2, **labels):
 
 def take(place, directory):
     with open_browser() as browser:
-        for scheme, width, height in LOOKS:
+        for scheme, width, height, views in LOOKS:
             look = f"{scheme}-{'phone' if width < 500 else 'wide'}"
             for name, path in (("tasks", "/"), ("submit", "/submit?from=fix-greeting"), ("server", "/server")):
                 page = browser.open(f"{place}{path}", width=width, scheme=scheme)
@@ -118,7 +123,7 @@ def take(place, directory):
                 page.close()
             page = browser.open(f"{place}/tasks/fix-greeting", width=width, scheme=scheme)
             page.locator(".says").first.wait_for()
-            for view in VIEWS:
+            for view in views:
                 page.locator(f"#tab-{view}").click()
                 if view == "changes":
                     page.locator(".file").first.wait_for()
