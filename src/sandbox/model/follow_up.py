@@ -52,6 +52,8 @@ def pause_seconds(task: Task) -> float:
     attempt = task.attempt
     if attempt is None or attempt.follow_up is None or attempt.failure is None:
         return 0.0
+    if task.cancel is not None or task.failure is not None:  # none follows any more
+        return 0.0
     if attempt.follow_up is not FollowUp.RETRY and attempt.failure.code in LOST:
         return 0.0
     earlier = _count_again(task) if attempt.follow_up is FollowUp.AGAIN else _count(task, attempt.follow_up)

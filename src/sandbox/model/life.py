@@ -181,7 +181,7 @@ def _attempt_ended(task: Task, _: e.AttemptEnded) -> _Outcome:
         raise IllegalEventError(f"Task {task.id}: no other attempt follows.")
     ended = msgspec.structs.replace(attempt, failure=task.failure, exit_code=task.exit_code, follow_up=follow_up)
     changes = {"attempt": ended, "failure": None, "agent_has_exited": False, "exit_code": None, "result": None}
-    wait = pause_seconds(msgspec.structs.replace(task, attempt=ended))
+    wait = pause_seconds(msgspec.structs.replace(task, attempt=ended, failure=None))
     pause = f" in {wait:.15g} s" if wait else ""
     message = f"Attempt {attempt.number} ended with {task.failure.code}; another one follows{pause}"
     return {**changes, "state_message": message}, None, ()

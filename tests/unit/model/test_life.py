@@ -526,6 +526,13 @@ def test_a_lost_agent_is_resumed_first_and_retried_when_it_was_resumed_often_eno
     assert follow_ups == [*["resume"] * RESUMES_MAX, "retry", None]
 
 
+@pytest.mark.parametrize("end", [e.CancelRequested("enough"), failed(FailureCode.SECRET_UNAVAILABLE)])
+def test_nobody_waits_for_an_attempt_that_will_not_follow(end):
+    steps = carrying(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_FAILED, ENDED, end)
+    assert [pause_seconds(step.task) for step in steps[-2:]] == [2.0, 0.0]
+    assert "another one follows in 2 s" in steps[-2].task.state_message
+
+
 def test_an_agent_that_failed_by_itself_is_not_resumed():
     assert find_follow_up(carrying(Lifecycle(resume=True), *TO_READY, STARTED, AGENT_FAILED)[-1].task) is None
 
