@@ -107,11 +107,17 @@ def test_a_page_goes_on_where_the_server_died(world, browser, place):
     browser.forgive("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED")
 
 
-def test_a_task_is_cancelled_from_its_page(world, browser, place):
+def test_a_page_that_nobody_sees_lets_go_and_a_task_is_cancelled_from_it(world, browser, place):
     made = world(python("import time; time.sleep(60)"), says())
     made.submit("slow")
     page = browser.open(f"{place(made)}/tasks/slow")
     page.locator(".tool").wait_for()
+    followers = 'sandbox_streams_open{kind="logs"} '
+    for is_hidden, count in (("true", "0.0"), ("false", "1.0")):
+        page.evaluate(f"""Object.defineProperty(document, "hidden", {{ value: {is_hidden}, configurable: true }});
+            document.dispatchEvent(new Event("visibilitychange"))""")
+        until(lambda told=followers + count: told in made.http.get("/metrics").text, 10, "the page's connection")
+    assert page.locator(".tool").count() == 1
     page.get_by_role("button", name="Cancel").click()
     page.get_by_label("Reason").fill("not needed <b>any</b> more")
     page.get_by_role("button", name="Cancel task").click()

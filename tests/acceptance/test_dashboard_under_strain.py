@@ -87,6 +87,8 @@ def strained(tmp_path_factory):
         recorder.record(event)
     kept.end(recorder)
     kept.finish("endless", lines=LINES)
+    transcript = b"".join(event.data for event in [assistant({"type": "text", "text": "Said *afterwards*."})])
+    kept.finish("plain", artifacts=[("transcript.ndjson", transcript)], claude={"output_format": "text"})
     kept.index()
     world.start_model(says())
     world.start_server()
@@ -190,6 +192,12 @@ def shut_out(page, width):
         if one["impact"] in {"serious", "critical"}
     ]
     return [*serious, *(["wide"] if page.evaluate("document.documentElement.scrollWidth") > width else [])]
+
+
+def test_without_a_stream_of_json_the_conversation_comes_out_of_the_transcript(place, browser):
+    page = browser.open(f"{place}/tasks/plain")
+    page.locator(".says em").wait_for()
+    assert page.locator(".says").inner_text() == "Said afterwards."
 
 
 def test_views_are_reached_by_keyboard(place, browser):

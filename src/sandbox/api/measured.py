@@ -6,6 +6,7 @@ import logging
 import time
 from http import HTTPStatus
 
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,9 +69,10 @@ class Measured:
 
 
 def _log_answer(scope: Scope, status: int, seconds: float) -> None:
-    """Probes ask again and again: they are told of when something is wrong."""
+    """Probes and open pages ask again and again: they are told of when something is wrong."""
     path, client = scope["path"], scope.get("client")
-    is_dull = status < 400 and path in _PROBED
+    is_asked_again = path in _PROBED or path.startswith(paths.ASSETS) or "hx-request" in Headers(scope=scope)
+    is_dull = status < 400 and is_asked_again
     _log.log(
         logging.DEBUG if is_dull else logging.INFO,
         "Answered" if scope["type"] == "http" else "Stream answered",

@@ -40,6 +40,27 @@ async def collect(frames):
     return [frame async for frame in frames]
 
 
+def test_a_check_tells_what_a_submission_would_and_leaves_nothing(world):
+    world.capacity = Capacity(8, 16 * GIB, 100 * GIB)
+
+    async def play():
+        async with world.server() as service:
+            await service.check(manifest())
+            with pytest.raises(InsufficientResourcesError):
+                await service.check(manifest(vm={"cpus": 9}))
+            assert (await service.query(TaskQuery())).total_count == 0
+            assert not world.runners.orders
+            await service.submit(manifest())
+            with pytest.raises(DuplicateTaskError):
+                await service.check(manifest())
+            await service.check(manifest("task-2"))
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await service.wait("task-1", 10)
+
+    asyncio.run(play())
+
+
 def test_a_task_is_taken_launched_followed_and_finished(world):
     async def play():
         async with world.server() as service:
