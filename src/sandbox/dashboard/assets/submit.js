@@ -37,8 +37,9 @@ function show() {
   if (sheet.value.length > PAINTED_MAX) paint.replaceChildren(sheet.value);
   else {
     const rows = lines.map((line, at) => {
-      const row = h("span", { class: bad.has(at + 1) ? "y-bad" : "" }, ...painted(line));
-      return [row, "\n"];
+      if (!bad.has(at + 1)) return [...painted(line), "\n"];
+      const indent = /^\s*/.exec(line)[0];
+      return [indent, h("span", { class: "y-bad" }, ...painted(line.slice(indent.length))), "\n"];
     });
     paint.replaceChildren(...rows.flat());
   }

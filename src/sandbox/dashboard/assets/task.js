@@ -122,7 +122,7 @@ window.addEventListener("scroll", () => {
 }, { passive: true });
 $("talk-jump").addEventListener("click", () => window.scrollTo(0, document.documentElement.scrollHeight));
 
-// Figures at once; the head, which the server makes, when the state has changed.
+// Figures at once; the head, which the server makes, when the state has changed, and now and then for what is no event.
 let fresh = 0;
 let begun = Date.now();
 
@@ -142,7 +142,10 @@ function notice(frame) {
       if (frame.type === "end") changes.show(true);
     }, frame.type === "end" ? 100 : Math.min(FRESH_MILLISECONDS, 200));
   }
-  if (frame.type === "end") over();
+  if (frame.type === "end") {
+    delete $("head").dataset.refresh;
+    over();
+  }
 }
 
 async function over() {
