@@ -107,6 +107,18 @@ def test_a_page_goes_on_where_the_server_died(world, browser, place):
     browser.forgive("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED")
 
 
+def test_what_a_failed_task_left_is_released_from_its_page(world, browser, place):
+    made = world(python("import time; time.sleep(60)"), says())
+    made.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})
+    page = browser.open(f"{place(made)}/tasks/kept")
+    page.locator("#head .pill.failed").wait_for()
+    page.get_by_role("button", name="Release sandbox").click()
+    page.get_by_role("button", name="Release", exact=True).click()
+    page.get_by_role("button", name="Release sandbox").wait_for(state="detached")
+    assert made.http.delete("/api/v1/tasks/kept/vm").status_code == 404
+    assert state_of(page) == "failed, preserved"
+
+
 def test_a_page_that_nobody_sees_lets_go_and_a_task_is_cancelled_from_it(world, browser, place):
     made = world(python("import time; time.sleep(60)"), says())
     made.submit("slow")

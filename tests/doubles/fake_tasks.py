@@ -232,6 +232,10 @@ class FakeTasks:
                 return stored
         raise ArtifactNotFoundError(task_id, name)
 
+    async def keeps_sandbox(self, task_id: str) -> bool:
+        self._story(task_id)
+        return task_id in self.preserved
+
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
         self._story(task_id)
         raise TerminalRefusedError("There is no terminal here.")

@@ -192,6 +192,10 @@ class Tasks(Protocol):
         """
         ...
 
+    async def keeps_sandbox(self, task_id: str) -> bool:
+        """Whether there is a preserved sandbox of the task that `release` would remove."""
+        ...
+
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
         """A terminal in the task's sandbox. Raises TerminalRefusedError, UnavailableError."""
         ...

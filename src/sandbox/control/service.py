@@ -190,6 +190,10 @@ class TaskService:
             reason = str(error) or "it takes too long"
             raise UnavailableError(f"Finished tasks could not be removed: {reason}; try again.") from error
 
+    async def keeps_sandbox(self, task_id: str) -> bool:
+        """See `Tasks.keeps_sandbox`."""
+        return await asyncio.to_thread(self.equipment.preservation.is_kept, await self.status(task_id))
+
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
         """See `Tasks.open_terminal`."""
         task = await self.status(task_id)
