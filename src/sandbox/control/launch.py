@@ -4,7 +4,8 @@ import asyncio
 import base64
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import msgspec
@@ -158,52 +159,66 @@ class Launcher:
             resumes=resumes,
         )
 
-    async def finish(self, feed: Feed, wish: CancelRequested | None = None) -> None:
+    async def finish(self, feed: Feed) -> None:
         """Nobody carries the task on: let a finisher end what a dead runner left, or begin the attempt that follows.
 
-        When finishers die too, the books are ended here. A wish to cancel that the dead runner can no longer take is
-        written down first. A task that is still pending (its journal could not be taken when the server started) is
-        launched. Raises OSError, JournalDamagedError.
+        When finishers die too, the books are ended here. A task that is still pending (its journal could not be taken
+        when the server started) is launched. Raises OSError, JournalDamagedError.
         """
-        if wish is None and not feed.has_paused(pause_seconds(feed.task), self._clock.monotonic()):
+        if not feed.has_paused(pause_seconds(feed.task), self._clock.monotonic()):
             return
+        # As in `launch`: asked before anything is taken.
+        answer = await self._secrets(feed.task)
+        async with self._taking(feed) as recorder:
+            if recorder is not None and not recorder.task.state.is_terminal:
+                await self._finish(recorder, feed, answer)
+
+    async def take_wish(self, feed: Feed, wish: CancelRequested) -> bool:
+        """Write down a wish that no runner takes; whether it is on disk now. Who follows the task does the rest.
+
+        Raises OSError, JournalDamagedError.
+        """
+        async with self._taking(feed) as recorder:
+            if recorder is None or recorder.task.state.is_terminal:
+                return False
+            await asyncio.to_thread(recorder.record, wish)
+        feed.stir()
+        return True
+
+    @asynccontextmanager
+    async def _taking(self, feed: Feed) -> AsyncIterator[Recorder | None]:
+        """Hold a journal that nobody holds, for as long as the block lasts; None when somebody does."""
         async with feed.writing:
             try:
                 writer = await asyncio.to_thread(self._journals.open, feed.task.id)
             except JournalBusyError:
+                yield None
                 return
-            reading = await asyncio.to_thread(read_task, self._journals, feed.task.id, feed.reading)
-            recorder = Recorder(writer, reading.task, self._clock.now)
             try:
-                if wish is not None and not recorder.task.state.is_terminal:
-                    await asyncio.to_thread(recorder.record, wish)
-                await self._finish(recorder, feed)
+                reading = await asyncio.to_thread(read_task, self._journals, feed.task.id, feed.reading)
+                yield Recorder(writer, reading.task, self._clock.now)
             finally:
                 writer.close()
 
-    async def _finish(self, recorder: Recorder, feed: Feed) -> None:
-        if recorder.task.state.is_terminal:
-            return
+    async def _finish(self, recorder: Recorder, feed: Feed, answer: Mapping[str, str] | Failure) -> None:
         attempt = recorder.task.attempt
         if attempt is None:
-            await self._begin(recorder, await self._secrets(recorder.task))
+            await self._begin(recorder, answer)
             return
         if _may_go_on(recorder.task):
-            await self._follow_up(recorder)
+            await self._follow_up(recorder, answer)
             feed.finishers_launched = 0
             return
         if feed.finishers_launched >= FINISHERS_MAX:
             lost = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
             await asyncio.to_thread(end_books, recorder, lost)
             return
-        answer = await self._secrets(recorder.task)
         secrets = {} if isinstance(answer, Failure) else dict(answer)
         await self._start(recorder, attempt.id, secrets=secrets, finish=True)
         feed.finishers_launched += 1
 
-    async def _follow_up(self, recorder: Recorder) -> None:
+    async def _follow_up(self, recorder: Recorder, answer: Mapping[str, str] | Failure) -> None:
         """Begin the next attempt; where it cannot, a finisher ends the books."""
-        answer = await self._secrets(recorder.task)
         if isinstance(answer, Failure):
             await asyncio.to_thread(recorder.record, AttemptFailed(answer))
         else:

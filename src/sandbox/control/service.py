@@ -57,6 +57,7 @@ from sandbox.model.task import Task
 
 _log = logging.getLogger(__name__)
 _SHUTS_DOWN = "The server is shutting down; submit to it again when it is back."
+_STOPPED = "The task is being stopped; what it made until now is kept."
 _STARTING = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
@@ -308,19 +309,23 @@ class TaskService:
                 return "The task had not begun and is cancelled."
         if feed.task.state.is_terminal:
             raise TaskTerminalError(feed.task)
+        wish = CancelRequested(order.reason, order.force)
         if feed.task.attempt is None:
-            return None
+            return await self._take_wish(feed, wish)
         try:
             receipt = await self.equipment.runners.cancel(feed.task.attempt.id, order)
         except RunnerUnreachableError:
-            if not self.equipment.journals.is_held(feed.task.id):
-                await self.equipment.launcher.finish(feed, CancelRequested(order.reason, order.force))
-            return None
+            return await self._take_wish(feed, wish)
         if receipt.unwritten:
             raise OSError(receipt.message)
         if not receipt.done:
             return None
-        return receipt.message or "The task is being stopped; what it made until now is kept."
+        return receipt.message or _STOPPED
+
+    async def _take_wish(self, feed: Feed, wish: CancelRequested) -> str | None:
+        if self.equipment.journals.is_held(feed.task.id) or not await self.equipment.launcher.take_wish(feed, wish):
+            return None
+        return _STOPPED
 
     def _finished(self, feed: Feed) -> None:
         self.equipment.room.leave(feed.task.id)

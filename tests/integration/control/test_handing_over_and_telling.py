@@ -150,6 +150,8 @@ def test_a_wish_that_a_dead_runner_cannot_take_is_written_before_a_finisher_begi
             await world.until(service, "task-1", TaskState.RUNNING)
             world.runners.die("task-1")
             await service.cancel("task-1", reason="enough", force=False)
+            monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.05)
+            await world.launched("task-1", 2)
 
     asyncio.run(play())
     assert wishes == [None, CancelRequested("enough")]

@@ -109,6 +109,39 @@ def test_a_wish_to_cancel_in_the_pause_ends_the_task_by_a_finisher(world, long_p
     assert orders(world) == [(False, False), (True, False)]
 
 
+@pytest.mark.parametrize("pause_seconds", [0.0, 300.0])
+def test_a_wish_to_cancel_between_attempts_waits_for_no_vault(world, monkeypatch, pause_seconds):
+    monkeypatch.setattr("sandbox.model.follow_up.RETRY_PAUSE_SECONDS", pause_seconds)
+    vault = world.resolve
+
+    async def play():
+        asked, answers = asyncio.Event(), asyncio.Event()
+
+        async def slow_vault(secrets):
+            if world.runners.orders:
+                asked.set()
+                await answers.wait()
+            return await vault(secrets)
+
+        world.resolve = slow_vault
+        async with world.server() as service:
+            await service.submit(manifest(lifecycle={"retries": 1}))
+            await world.launched("task-1")
+            one_attempt(world, FAILED)
+            async with asyncio.timeout(8):
+                if not pause_seconds:
+                    await asked.wait()
+                await service.cancel("task-1", reason="enough", force=False)
+            answers.set()
+            await world.launched("task-1", 2)
+            world.runners.play("task-1", TaskFinished())
+            return await service.wait("task-1", 10)
+
+    task = asyncio.run(play())
+    assert (task.state, task.state_message) == (TaskState.CANCELLED, "Cancelled: enough")
+    assert orders(world) == [(False, False), (True, False)]
+
+
 def test_secrets_that_are_gone_meanwhile_end_the_task_with_that_reason(world, no_pause):
     async def play():
         world.secrets = {"TOKEN": "value-of-the-token"}

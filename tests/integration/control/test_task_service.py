@@ -256,6 +256,7 @@ def test_cancel_of_a_task_whose_runner_is_dead_is_kept(world):
             await world.until(service, "task-1", TaskState.RUNNING)
             world.runners.die("task-1")
             await service.cancel("task-1", reason="", force=False)
+            await world.launched("task-1", 2)
             lost = Failure(FailureCode.RUNNER_LOST, "lost")
             world.runners.play("task-1", AgentExited(None, None, lost), TaskFinished())
             return (await service.wait("task-1", 10)).state
