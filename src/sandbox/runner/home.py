@@ -1,6 +1,7 @@
 """The agent's home, written to before a sandbox has it: also when an earlier one had it and left what it liked."""
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -40,7 +41,10 @@ def _replace(here: int, name: str, content: bytes) -> None:
 
 
 def _unlink(here: int, name: str) -> None:
+    """A directory is moved aside: emptying one that an agent filled may take without end."""
     try:
         os.unlink(name, dir_fd=here)
     except FileNotFoundError:
         return
+    except IsADirectoryError:
+        os.rename(name, f"{name}.aside-{secrets.token_hex(4)}", src_dir_fd=here, dst_dir_fd=here)

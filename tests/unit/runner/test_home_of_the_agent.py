@@ -65,7 +65,12 @@ def test_a_file_or_a_pipe_in_place_of_the_directory_is_replaced(home):
     assert read(home) == FILES
 
 
-def test_a_directory_in_place_of_the_file_is_an_error_and_no_hang(home):
-    (home / ".claude.json").mkdir()
-    with pytest.raises(OSError, match=r"\.claude\.json"):
-        write_home(home, FILES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_directory_in_place_of_the_file_is_moved_aside(home, name):
+    (home / name / "deep").mkdir(parents=True)
+    (home / name / "deep" / "notes").write_bytes(b"the agent's")
+    (home / name).chmod(0o500)
+    write_home(home, FILES)
+    assert read(home) == FILES
+    [aside] = (home / name).parent.glob(f"{(home / name).name}.aside-*")
+    assert (aside / "deep" / "notes").read_bytes() == b"the agent's"
