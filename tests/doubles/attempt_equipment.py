@@ -184,7 +184,7 @@ class ScriptedWorkspaces:
     def __init__(self, script):
         self._script = script
 
-    async def stage(self, repository, attempt_dir, confine):
+    async def stage(self, repository, attempt_dir, confine, disk_bytes):
         await asyncio.sleep(self._script.stage_seconds)
         if self._script.stage_error:
             raise self._script.stage_error

@@ -120,6 +120,7 @@ class House:
     base: str = ""
     follow_redirects: bool = True
     confined: bool = True
+    disk_bytes: int = 40 * 1024**3
 
     @asynccontextmanager
     async def confine(self, directories, read_only):
@@ -164,7 +165,7 @@ class House:
     def stage(self, url: str = PUBLIC_URL, branch: str = "main", **wanted: Any) -> str:
         """Clone into the attempt."""
         repository = Repository(url=url, branch=branch, **wanted)
-        base = asyncio.run(self.workspaces.stage(repository, self.attempt, self.confine))
+        base = asyncio.run(self.workspaces.stage(repository, self.attempt, self.confine, self.disk_bytes))
         if self.confined and os.geteuid() == 0:
             ownership.take_tree(str(self.workspace))
         return base

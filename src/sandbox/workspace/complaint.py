@@ -58,12 +58,17 @@ _MEANINGS = (
         r"no space left on device|disk quota",
         "there is no room for it; raise vm.disk, or make room in the server's data directory",
     ),
-    (r"file too large|died of signal 25", "it is larger than a clone may be"),
+    (r"file too large|died of signal 25", "it is larger than a clone may be; raise vm.disk (to 32G at most)"),
     (r"out of memory", "it holds objects so large that git has not enough memory for them"),
     (r"fsck error|invalid path|badtree|refusing to create", "it holds objects that git refuses as malformed"),
     (
         r"failed to execute (git|prlimit)|setpriv is not installed",
         "the server lacks git or setpriv; install git and util-linux",
+    ),
+    # Of a signal at a file's bound index-pack dies without a word, and git has no more to tell.
+    (
+        r"\A\s*fatal: fetch-pack: invalid index-pack output\s*\Z",
+        "it is most likely larger than a clone may be; raise vm.disk (to 32G at most)",
     ),
 )
 _TRANSIENT = re.compile(

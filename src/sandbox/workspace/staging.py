@@ -28,7 +28,8 @@ from sandbox.workspace.stoppable import Stop, run_in_thread
 from sandbox.workspace.user_settings import read_user_settings, secrets_in, variables_of_user
 
 REPOSITORY_BYTES_MAX = 32 * 1024**3
-"""A pack of a clone, and the files of a commit together; over it: `clone_failed`."""
+"""A file of a clone (its pack), and the files of a commit together, or `vm.disk` where that is less; over it:
+`clone_failed`."""
 
 _NETWORK: tuple[Setting, ...] = (
     ("http.lowSpeedLimit", "1"),
@@ -55,13 +56,16 @@ class Staging:
         attempt: AttemptLayout,
         confine: Confine,
         *,
+        bytes_max: int,
         may_be_sent_to: Reachable | None,
     ) -> None:
+        """bytes_max: of each file of the clone, and of the commit's files together."""
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
         self._confine = confine
         self._wanted = repository
         self._attempt = attempt
+        self._bytes_max = bytes_max
         self._redirects: Sequence[Setting] = (NO_REDIRECTS,) if may_be_sent_to is None else ()
         self._may_be_sent_to = may_be_sent_to
         self._secrets: set[str] = set()
@@ -116,12 +120,12 @@ class Staging:
         if confinement.door is None:
             variables = variables_of_user(self._environment)
             git = Git(self._path, [*_UNCONFINED, *settings, *user_settings, *self._redirects], variables)
-            await git.run(*arguments, directory=self._attempt.repository, file_bytes_max=REPOSITORY_BYTES_MAX)
+            await git.run(*arguments, directory=self._attempt.repository, file_bytes_max=self._bytes_max)
             return
         cloning = Cloning(self._wanted.url, user_settings, self._environment, may_be_sent_to=self._may_be_sent_to)
         try:
             await cloning.run(
-                confinement, settings, arguments, self._attempt.repository, file_bytes_max=REPOSITORY_BYTES_MAX
+                confinement, settings, arguments, self._attempt.repository, file_bytes_max=self._bytes_max
             )
         finally:
             self._secrets |= cloning.secrets
@@ -151,7 +155,7 @@ class Staging:
         with pipe() as (reading, writing):
 
             def work(stop: Stop) -> None:
-                problem = _oversize(read_entries(reading))
+                problem = _oversize(read_entries(reading), self._bytes_max)
                 if problem is not None:
                     raise _failed(f"Cannot check out {self._wanted.url}: {problem}.")
 
@@ -189,16 +193,18 @@ class Staging:
         return await git.run("--git-dir=.", *arguments, directory=self._attempt.repository)
 
 
-def _oversize(entries: Iterator[BaseEntry]) -> str | None:
+def _oversize(entries: Iterator[BaseEntry], bytes_max: int) -> str | None:
     """A few small trees can name each other so often that a checkout never ends: find that out before."""
-    bytes_left, path_bytes_left = REPOSITORY_BYTES_MAX, base_tree.PATHS_BYTES_MAX
+    bytes_left, path_bytes_left = bytes_max, base_tree.PATHS_BYTES_MAX
     for number, entry in enumerate(entries):
         bytes_left -= entry.size_bytes
         path_bytes_left -= len(entry.path)
         if number >= ENTRIES_MAX:
             return f"the commit has more than {ENTRIES_MAX} files"
         if bytes_left < 0:
-            return f"the files of the commit are larger than {REPOSITORY_BYTES_MAX // 1024**3} GiB"
+            return (
+                f"the files of the commit are larger than {bytes_max / 1024**3:.3g} GiB; raise vm.disk (to 32G at most)"
+            )
         if path_bytes_left < 0:
             return f"the paths of the commit are longer than {base_tree.PATHS_BYTES_MAX // 1024**2} MiB together"
         if len(entry.path) > PATH_BYTES_MAX or entry.path.count(b"/") >= DEPTH_MAX:

@@ -17,7 +17,7 @@ from sandbox.workspace.git import Git
 from sandbox.workspace.ignore_rules import make_rules_directory
 from sandbox.workspace.patch import write_patch
 from sandbox.workspace.relay import Reachable
-from sandbox.workspace.staging import Staging
+from sandbox.workspace.staging import REPOSITORY_BYTES_MAX, Staging
 from sandbox.workspace.stoppable import run_in_thread
 
 
@@ -32,10 +32,18 @@ class GitWorkspaces:
         self._environment = environment
         self._may_be_sent_to = may_be_sent_to
 
-    async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine) -> str:
+    async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine, disk_bytes: int) -> str:
         """Clone; gives the full base commit. Raises AttemptError (clone_failed)."""
         layout = AttemptLayout(attempt_dir)
-        staging = Staging(self._environment, repository, layout, confine, may_be_sent_to=self._may_be_sent_to)
+        bytes_max = min(disk_bytes, REPOSITORY_BYTES_MAX)
+        staging = Staging(
+            self._environment,
+            repository,
+            layout,
+            confine,
+            bytes_max=bytes_max,
+            may_be_sent_to=self._may_be_sent_to,
+        )
         return await staging.run()
 
     async def patch(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:

@@ -25,6 +25,26 @@ def complaint(house, *args, **wanted):
     return raised.value.message
 
 
+@pytest.mark.parametrize("is_confined", [True, False])
+def test_no_pack_is_larger_than_the_disk_that_was_asked_for(house, is_confined):
+    house.confined = is_confined
+    house.upstream.commit({"random": os.urandom(3_000_000)})
+
+    house.disk_bytes = 2_000_000
+    assert "larger than a clone may be; raise vm.disk" in complaint(house)
+    house.disk_bytes = 8_000_000
+    house.stage()
+
+
+def test_no_commit_has_more_than_the_disk_that_was_asked_for(house):
+    house.upstream.commit({"zeros": bytes(3_000_000)})
+
+    house.disk_bytes = 2_000_000
+    assert "files of the commit are larger than" in complaint(house)
+    house.disk_bytes = 8_000_000
+    house.stage()
+
+
 def test_a_branch_that_is_not_there(house):
     assert complaint(house, branch="nope") == (
         f"Cannot clone {PUBLIC_URL}: it has no branch 'nope'; check repository.branch."
@@ -197,7 +217,9 @@ def test_cancelling_ends_git_and_its_children(house):
     repository = Repository(url=PUBLIC_URL, branch="main")
 
     async def cancel_while_git_waits():
-        staging = asyncio.create_task(house.workspaces.stage(repository, house.attempt, house.confine))
+        staging = asyncio.create_task(
+            house.workspaces.stage(repository, house.attempt, house.confine, house.disk_bytes)
+        )
         for _ in range(500):
             if house.server.requests:
                 break
@@ -220,7 +242,7 @@ def test_git_does_not_outlive_a_runner_that_is_killed(house):
         "from sandbox.workspace.unconfined import confine_nothing\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
         "stage = GitWorkspaces(json.loads(sys.argv[1])).stage\n"
-        "asyncio.run(stage(Repository(url=sys.argv[2], branch='main'), Path(sys.argv[3]), confine_nothing))\n"
+        "asyncio.run(stage(Repository(url=sys.argv[2], branch='main'), Path(sys.argv[3]), confine_nothing, 10**9))\n"
     )
     arguments = [json.dumps(dict(house.environment)), PUBLIC_URL, str(house.attempt)]
     runner = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd="/")

@@ -24,6 +24,8 @@ REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
         ("fatal: unable to access 'https://x/': SSL certificate problem: expired", "TLS"),
         ("fatal: transport 'file' not allowed", "only https, http and ssh"),
         ("error: index-pack died of signal 25\nfatal: fetch-pack: invalid index-pack output", "larger than a clone"),
+        ("fatal: fetch-pack: invalid index-pack output", "larger than a clone"),
+        ("fatal: fsck error in packed object\nfatal: fetch-pack: invalid index-pack output", "git refuses"),
         ("fatal: write error: No space left on device", "raise vm.disk"),
         ("fatal: fsck error in packed object", "git refuses"),
         ("", "git said: nothing"),

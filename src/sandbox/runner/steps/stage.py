@@ -31,5 +31,6 @@ async def _prepare(attempt: Attempt) -> str:
         if (kept := attempt.task.base_commit) is None:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The disk of the attempt before has no workspace.")
         return kept
-    repository = attempt.task.manifest.repository
-    return await attempt.equipment.workspaces.stage(repository, attempt.files.root, confine_for(attempt))
+    manifest, workspaces = attempt.task.manifest, attempt.equipment.workspaces
+    confine, disk_bytes = confine_for(attempt), manifest.vm.disk_bytes
+    return await workspaces.stage(manifest.repository, attempt.files.root, confine, disk_bytes)
