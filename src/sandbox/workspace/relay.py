@@ -16,6 +16,9 @@ from typing import NamedTuple
 CLONE_CONNECT_SECONDS = 30.0
 """For the name of a clone's host to resolve and one of its addresses to answer; then the clone fails."""
 
+CLONE_CONNECTIONS_MAX = 32
+"""At once, two descriptors of the runner's each; git itself needs a handful. A further one waits at the door."""
+
 _CHUNK_BYTES = 256 * 1024
 _WEB_PORTS = (80, 443)
 _GRANTED, _FORBIDDEN, _UNREACHABLE, _UNKNOWN_NAME, _REFUSED = 0, 2, 3, 4, 5
@@ -50,13 +53,19 @@ class Relay:
     async def serving(self, door: socket.socket) -> AsyncIterator[None]:
         """Answer at the door until the block ends; then every connection is cut."""
         serving: set[asyncio.Task[None]] = set()
+        room = asyncio.Semaphore(CLONE_CONNECTIONS_MAX)
+
+        def end(task: asyncio.Task[None]) -> None:
+            serving.discard(task)
+            room.release()
 
         async def accept() -> None:
             while True:
+                await room.acquire()
                 client, _ = await asyncio.get_running_loop().sock_accept(door)
                 task = asyncio.create_task(self._serve(client))
                 serving.add(task)
-                task.add_done_callback(serving.discard)
+                task.add_done_callback(end)
 
         door.setblocking(False)
         accepting = asyncio.create_task(accept())

@@ -146,6 +146,30 @@ def test_the_wanted_host_is_connected_to(greeter):
     assert connect(relay, "localhost", greeter) == (GRANTED, b"hello")
 
 
+def test_a_git_that_was_taken_over_has_so_many_connections_and_no_more(greeter, monkeypatch):
+    monkeypatch.setattr("sandbox.workspace.relay.CLONE_CONNECTIONS_MAX", 2)
+    relay = Relay(Address("localhost", greeter), via=None, may_be_sent_to=None)
+
+    async def greeted(door):
+        reader, writer = await asyncio.open_connection(*door.getsockname())
+        writer.write(b"\x05\x01\x00")
+        return asyncio.create_task(reader.readexactly(2)), writer
+
+    async def story():
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            async with relay.serving(door):
+                made = [await greeted(door) for _ in range(3)]
+                (one, its_writer), (other, _), (third, _) = made
+                assert await asyncio.wait_for(asyncio.gather(one, other), 20) == [b"\x05\x00"] * 2
+                assert not (await asyncio.wait([third], timeout=0.5))[0]
+                its_writer.close()
+                assert await asyncio.wait_for(third, 20) == b"\x05\x00"
+                for _, writer in made:
+                    writer.close()
+
+    asyncio.run(story())
+
+
 PRIVATE = (
     *("127.0.0.1", "localhost", "::1", "0.0.0.0", "::ffff:127.0.0.1", "169.254.169.254", "168.63.129.16"),
     *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::7f00:1", "fec0::1"),
