@@ -4,17 +4,12 @@ import ast
 import dataclasses
 import importlib
 import re
-import shlex
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
-import pytest
-
-from sandbox.cli.command import root as command_line
 from sandbox.model.errors import FailureCode
 from sandbox.model.manifest import Manifest
 from sandbox.wiring.configuration import load
@@ -173,12 +168,6 @@ def test_the_glossary_explains_the_words_of_the_architecture(root: Path):
     assert plural <= words
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_links_between_documents_lead_somewhere(root: Path, name: str):
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", (root / name).read_text())
-    assert [target for target in targets if not (root / target).exists()] == []
-
-
 def test_decisions_are_numbered_without_a_hole(root: Path):
     pages = sorted((root / "docs" / "adr").glob("*.md"))
     assert [page.name[:4] for page in pages] == [f"{number:04}" for number in range(1, len(pages) + 1)]
@@ -186,21 +175,3 @@ def test_decisions_are_numbered_without_a_hole(root: Path):
         text = page.read_text()
         assert text.startswith(f"# {int(page.name[:4])}. ")
         assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences"))
-
-
-def commands(document: Path) -> list[list[str]]:
-    """The words of every line in a shell block that calls `sandbox`."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("sandbox ")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
-
-
-def test_every_command_in_the_readme_is_understood(root: Path):
-    written = commands(root / "README.md")
-    assert ["doctor"] in written
-    for words in written:
-        command: click.Command | None = command_line
-        while isinstance(command, click.Group):
-            command = command.get_command(click.Context(command), words.pop(0))
-        assert command is not None, words
-        command.make_parser(click.Context(command)).parse_args(words)

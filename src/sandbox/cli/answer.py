@@ -37,7 +37,11 @@ def ending(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
             lines = [f"{lines[0].removesuffix('.')}: {reason}"]
         lines.append(f"  See what happened: sandbox task logs {task_id}")
     if status.get("state") == "failed_preserved":
-        lines += ["  Its sandbox is kept.", f"  Remove it:         sandbox task release {task_id}"]
+        lines += [
+            "  Its sandbox is kept.",
+            f"  Look into it:      sandbox task shell {task_id}",
+            f"  Remove it:         sandbox task release {task_id}",
+        ]
     return "\n".join(lines)
 
 

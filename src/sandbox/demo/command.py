@@ -100,7 +100,7 @@ def _play(server: str, repository_url: str, console: Console) -> int:
         _print_patch(client, console)
     console.print(
         "\nThe demo's server has ended and its files are gone. For a task of your own\n"
-        "see README.md, or begin with: sandbox serve"
+        "follow docs/tutorial.md, or begin with: sandbox serve"
     )
     return 0
 

@@ -80,7 +80,7 @@ def test_a_script_learns_from_the_exit_code_how_the_task_went(sandbox, task, man
     assert result.stdout == f"{TASK}\n".encode()
 
 
-def test_a_failure_says_why_and_how_to_let_a_preserved_sandbox_go(sandbox, task, api, manifest):
+def test_a_failure_says_why_and_how_to_look_into_a_preserved_sandbox_and_let_it_go(sandbox, task, api, manifest):
     error = {"code": "timeout", "message": "It took \x1b[31m too long."}
     api.on("GET", f"/tasks/{TASK}", of_json(status("failed_preserved", error=error)))
     result = sandbox("task", "wait", TASK)
@@ -89,6 +89,7 @@ def test_a_failure_says_why_and_how_to_let_a_preserved_sandbox_go(sandbox, task,
         r"Task fix-42 failed: It took \x1b[31m too long. (timeout)",
         "  See what happened: sandbox task logs fix-42",
         "  Its sandbox is kept.",
+        "  Look into it:      sandbox task shell fix-42",
         "  Remove it:         sandbox task release fix-42",
     ]
 

@@ -52,6 +52,21 @@ def test_the_script_shows_a_handful_of_calls_in_a_few_seconds():
     assert turns[-1].reason == "end_turn"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "command"),
+    [
+        ("Print the secret in GREETING and how long it is.", "GREETING"),
+        ("Fetch https://example.com/ with curl and tell the status.", "https://example.com/"),
+        ("The tests fail. Mend them.", "python3 -m unittest"),
+    ],
+)
+def test_the_script_does_what_the_tutorial_asks_for(prompt, command):
+    script = example_script()
+    first = script.turn(script.branch(prompt), 0)
+    assert [command in block.input["command"] for block in first.content if isinstance(block, ToolUse)] == [True]
+    assert script.turn(script.branch(prompt), 1).content
+
+
 def test_a_script_can_be_kept_in_a_file(tmp_path):
     path = tmp_path / "script.json"
     path.write_bytes(msgspec.json.encode(example_script()))

@@ -1,0 +1,52 @@
+"""The demo's repository and model, kept for a server of one's own: `python -m sandbox.demo.playground`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from sandbox.demo.example_repository import NAME
+from sandbox.demo.git_server import git_service, make_example_repository
+from sandbox.demo.model_script import example_script
+from sandbox.demo.scripted_model import ScriptedModel
+
+GIT_PORT = 8130
+MODEL_PORT = 8131
+
+
+async def play(directory: Path, *, git_port: int, model_port: int) -> None:
+    """Serve both until SIGTERM or SIGINT. Raises OSError when a port is taken."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with (
+        git_service(directory, port=git_port) as git,
+        ScriptedModel(example_script(), port=model_port) as model,
+    ):
+        sys.stdout.write(f"Repository  {git.url}/{NAME}\nModel       {model.url}\n^C ends both.\n")
+        sys.stdout.flush()
+        await stop.wait()
+
+
+def main() -> int:
+    """Make the repository, and serve it with the scripted model. Gives an exit code."""
+    parser = argparse.ArgumentParser(description="Serve the demo's repository and scripted model on loopback.")
+    parser.add_argument("--git-port", type=int, default=GIT_PORT, help="0 means any free port")
+    parser.add_argument("--model-port", type=int, default=MODEL_PORT, help="0 means any free port")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sandbox-playground-") as directory:
+        make_example_repository(Path(directory))
+        try:
+            asyncio.run(play(Path(directory), git_port=options.git_port, model_port=options.model_port))
+        except OSError as error:
+            sys.stderr.write(f"{error}; choose others with --git-port and --model-port.\n")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
