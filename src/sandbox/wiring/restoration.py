@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -74,6 +75,7 @@ def restore(source: Path, data_dir: Path) -> Restored:
     Raises BackupUnusableError, NotEmptyError, PlaceUnusableError, OSError.
     """
     _refuse_place(data_dir)
+    _refuse_endless(source)
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}.", dir=data_dir.parent))
     try:
@@ -100,6 +102,12 @@ def _refuse_place(data_dir: Path) -> None:
         raise PlaceUnusableError(
             f"{data_dir} is a file system of its own, which cannot be replaced; restore into a directory below it."
         )
+
+
+def _refuse_endless(source: Path) -> None:
+    """Nobody may ever write to a pipe, and a device may have no end."""
+    if not stat.S_ISREG(source.stat().st_mode):
+        raise BackupUnusableError(f"{source} is no regular file, as every backup is; nothing was restored.")
 
 
 def _unpack(file: _Bounded, directory: Path) -> BackupManifest:

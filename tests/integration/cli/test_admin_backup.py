@@ -97,6 +97,20 @@ def test_nothing_is_overwritten(sandbox, backup, restore, kept, tmp_path):
     assert restore(file).returncode == 0
 
 
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(restore, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", "/dev/zero", "/dev/tty", "/dev/ptmx"):
+        refused = restore(place)
+        assert refused.returncode == 10
+        assert b"no regular file" in refused.stderr
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_link_to_a_backup_is_one(backup, restore, tmp_path):
+    (tmp_path / "link").symlink_to(backup[0])
+    assert restore(tmp_path / "link").returncode == 0
+
+
 def test_a_place_that_cannot_become_the_directory_is_refused_before_anything_is_unpacked(kept, tmp_path, monkeypatch):
     back_up(kept.data_dir, tmp_path / "backup.tar")
     (tmp_path / "elsewhere").mkdir()
