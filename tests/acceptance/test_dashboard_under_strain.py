@@ -143,6 +143,33 @@ def test_hostile_output_is_shown_as_text_everywhere(place, browser):
     assert page.locator("#main script, #main img, #main iframe, #main b").count() == 0
 
 
+def test_no_markdown_of_an_agent_keeps_the_page_busy(place, browser):
+    page = browser.open(f"{place}/tasks/hostile")
+    shown = """async (text) => {
+        const { markdown } = await import("/assets/markdown.js");
+        const began = performance.now();
+        return [markdown(text).innerHTML, performance.now() - began];
+    }"""
+    took = {
+        name: page.evaluate(shown, text)[1]
+        for name, text in {
+            "heading": f"# x{' ' * 4_000}x",
+            "fence": f"```{'a' * 150_000}`",
+            "tildes": f"{'~' * 4_000}`",
+            "table": f"a|b\n{' ' * 150_000}x",
+            "cells": f"a|b\n-{' ' * 150_000}x",
+        }.items()
+    }
+    assert {name: milliseconds for name, milliseconds in took.items() if milliseconds > 2_000} == {}
+    for text, html in {
+        "## Two ##": "<h4>Two</h4>",
+        "# C#": "<h3>C#</h3>",
+        "~~~ js\na\n~~~": '<pre tabindex="0" dir="ltr"><code>a</code></pre>',
+        "| a | b |\n| :-- | --: |\n| 1 | 2 |": "<td>1</td><td>2</td>",
+    }.items():
+        assert html in page.evaluate(shown, text)[0]
+
+
 def test_fifty_thousand_lines_are_searched_on_a_page_that_does_not_freeze(place, browser):
     page = browser.open(f"{place}/tasks/endless#output", before=WATCH)
     page.get_by_text(f"line {LINES - 1} of endless").wait_for()

@@ -13,12 +13,14 @@ export function markdown(text) {
   return said;
 }
 
-const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`\s]*)[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6})(?:\s+(.*?))?\s*#*\s*$/;
+// In none of these can two repetitions share a character: an agent's line of 200,000 spaces must not freeze the page.
+const FENCE = /^( {0,3})(`{3,}(?!`)|~{3,}(?!~))[^`]*$/;
+const HEADING = /^ {0,3}(#{1,6})(?!\S)(.*)$/;
+const HEADING_END = /(?:^|\s)#+$/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(\s+|$)(.*)$/;
 const QUOTE = /^ {0,3}> ?(.*)$/;
-const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
+const TABLE_RULE = /^(?:\|\s*)?:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?$/;
 
 function blocks(parent, lines, depth) {
   let at = 0;
@@ -30,7 +32,7 @@ function blocks(parent, lines, depth) {
     else if (RULE.test(line)) parent.append(h("hr")), at++;
     else if (depth < DEPTH_MAX && QUOTE.test(line)) at = quote(parent, lines, at, depth);
     else if (depth < DEPTH_MAX && ITEM.test(line)) at = list(parent, lines, at, depth);
-    else if (line.includes("|") && TABLE_RULE.test(lines[at + 1] ?? "") && lines[at + 1].includes("-")) at = table(parent, lines, at);
+    else if (line.includes("|") && TABLE_RULE.test((lines[at + 1] ?? "").trim())) at = table(parent, lines, at);
     else at = paragraph(parent, lines, at);
   }
 }
@@ -51,7 +53,7 @@ function fence(parent, lines, at) {
 function heading(parent, lines, at) {
   const [, marks, text] = HEADING.exec(lines[at]);
   const place = h(`h${Math.min(6, marks.length + 2)}`);
-  inline(place, text ?? "", 0);
+  inline(place, text.trim().replace(HEADING_END, "").trim(), 0);
   parent.append(place);
   return at + 1;
 }
@@ -198,7 +200,7 @@ function link(parent, name, address, depth) {
 }
 
 function words(parent, text) {
-  const lines = text.split(/ {2,}\n/);
+  const lines = text.split(/(?<! ) {2,}\n/);
   lines.forEach((line, at) => {
     if (at) parent.append(h("br"));
     parent.append(line);
