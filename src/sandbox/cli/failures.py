@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -89,7 +90,8 @@ def _fitted(line: str, width_cells: int | None) -> list[str]:
 
 def _sentence(error: OSError) -> str:
     place = f"{visible(str(error.filename))}: " if error.filename else ""
-    return f"{place}{error.strerror or error}"
+    advice = "; make room and try again" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+    return f"{place}{error.strerror or error}{advice}"
 
 
 def _abandon_stdout() -> None:

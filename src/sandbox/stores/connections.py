@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.contracts.store import StoreError
+from sandbox.stores.full_disk import is_disk_full
 
 BUSY_SECONDS = 5.0
 """How long a transaction waits for another process's; past it: StoreError."""
@@ -46,13 +47,13 @@ class Connections:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that is on disk once the block is left without an exception, and undone otherwise."""
-        with _complaints_as_ours(), self._writing_lock, _transaction(self._writer, "IMMEDIATE") as connection:
+        with _complaints_as_ours(self._path), self._writing_lock, _transaction(self._writer, "IMMEDIATE") as connection:
             yield connection
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A transaction that sees one state of the database throughout."""
-        with _complaints_as_ours():
+        with _complaints_as_ours(self._path):
             connection = self._take()
             try:
                 with _transaction(connection, "DEFERRED"):
@@ -97,11 +98,12 @@ class Connections:
 
 
 @contextmanager
-def _complaints_as_ours() -> Iterator[None]:
+def _complaints_as_ours(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreError(f"The index of tasks cannot be used at the moment ({error}); try again.") from error
+        advice = "its disk is full: make room and try again" if is_disk_full(error, path) else "try again"
+        raise StoreError(f"The index of tasks cannot be used at the moment ({error}); {advice}.") from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQ
 from sandbox.model.state import TaskState
 from sandbox.model.task import FOLD, Task
 from sandbox.stores.connections import Connections
+from sandbox.stores.full_disk import is_disk_full
 from sandbox.stores.listing import Listing
 from sandbox.stores.place import cursor_of, microseconds
 from sandbox.stores.queries import load_queries
@@ -33,10 +34,7 @@ class SqliteStore:
         try:
             self._connections = _open(path, read_only=read_only)
         except (sqlite3.Error, OSError) as error:
-            raise StoreUnusableError(
-                f"The index {path} cannot be used ({error}); if it is damaged, move it away to have it rebuilt from "
-                "the journals."
-            ) from error
+            raise StoreUnusableError(f"The index {path} cannot be used ({error}); {_advice(error, path)}.") from error
 
     def insert(self, indexed: Indexed) -> None:
         """Add a new task. Raises DuplicateTaskError."""
@@ -114,6 +112,12 @@ class SqliteStore:
             return
         connection.execute(self._sql["drop_labels"], {"id": task.id})
         connection.executemany(self._sql["add_label"], [(task.id, key, value) for key, value in labels.items()])
+
+
+def _advice(error: sqlite3.Error | OSError, path: Path) -> str:
+    if is_disk_full(error, path):
+        return "its disk is full: make room and try again"
+    return "if it is damaged, move it away to have it rebuilt from the journals"
 
 
 def _open(path: Path, *, read_only: bool) -> Connections:
