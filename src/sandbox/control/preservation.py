@@ -11,9 +11,11 @@ from sandbox.contracts.disks import Remove
 from sandbox.contracts.layout import AttemptLayout, TaskLayout
 from sandbox.contracts.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.control.locks import Locks
-from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS, VISIT_END_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
+
+_POLL_SECONDS = 0.1
 
 
 class Preservation:
@@ -39,14 +41,28 @@ class Preservation:
             if files is None or not await asyncio.to_thread(self.is_kept, task):
                 raise SandboxNotPreservedError(task.id)
             try:
-                with self.holding(task) as lock_fd:
-                    if lock_fd is None:
-                        raise UnavailableError("Somebody has a shell in this sandbox; release it when they have left.")
+                async with self._holding_after_a_visit(task):
                     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
                         await self._empty(files)
             except (OSError, TimeoutError) as error:
                 reason = str(error) or "it takes too long"
                 raise UnavailableError(f"The sandbox could not be removed: {reason}; release it again.") from error
+
+    @asynccontextmanager
+    async def _holding_after_a_visit(self, task: Task) -> AsyncIterator[None]:
+        """The lock, when a shell that was just left has let it go.
+
+        Raises SandboxNotPreservedError, UnavailableError.
+        """
+        deadline = asyncio.get_running_loop().time() + VISIT_END_SECONDS
+        while True:
+            with self.holding(task) as lock_fd:
+                if lock_fd is not None:
+                    yield
+                    return
+            if asyncio.get_running_loop().time() > deadline:
+                raise UnavailableError("Somebody has a shell in this sandbox; release it when they have left.")
+            await asyncio.sleep(_POLL_SECONDS)
 
     @contextmanager
     def holding(self, task: Task) -> Iterator[int | None]:

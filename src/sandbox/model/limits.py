@@ -43,6 +43,9 @@ SANDBOX_START_SECONDS = 60.0
 SANDBOX_TEARDOWN_SECONDS = 60.0
 """For ending a sandbox and removing its files; past it an event says what is left."""
 
+VISIT_END_SECONDS = 10.0
+"""For what a shell ran in to be gone when its preserved sandbox is released; past it the release is refused."""
+
 DISK_COMMAND_SECONDS = 60.0
 """For one command that makes, checks, mounts, unmounts or measures a disk; past it it counts as failed."""
 

@@ -8,7 +8,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.layout import TaskLayout
-from sandbox.contracts.tasks import SandboxNotPreservedError, TaskNotFoundError
+from sandbox.contracts.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.control.expiry import Expiry
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, TaskFinished
@@ -117,6 +117,36 @@ def test_nobody_gets_at_what_is_being_released(world):
             return got, [file.name for file in kept.root.iterdir()]
 
     assert asyncio.run(play()) == ([None], ["runner.log"])
+
+
+def test_a_release_right_after_a_shell_waits_until_the_shell_is_gone(world):
+    """The user has left; what the shell ran in takes a moment more to go."""
+
+    async def play():
+        async with world.server() as service:
+            kept = await fail(world, service, "task-1")
+            with service.equipment.preservation.holding(await service.status("task-1")):
+                release = asyncio.create_task(service.release("task-1"))
+                done, _ = await asyncio.wait([release], timeout=0.5)
+                assert not done
+            await asyncio.wait_for(release, 30)
+            return [file.name for file in kept.root.iterdir()]
+
+    assert asyncio.run(play()) == ["runner.log"]
+
+
+def test_a_release_while_somebody_stays_in_the_shell_is_refused_and_removes_nothing(world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.preservation.VISIT_END_SECONDS", 0.2)
+
+    async def play():
+        async with world.server() as service:
+            kept = await fail(world, service, "task-1")
+            held = service.equipment.preservation.holding(await service.status("task-1"))
+            with held, pytest.raises(UnavailableError, match="Somebody has a shell"):
+                await service.release("task-1")
+            return kept.handle.exists()
+
+    assert asyncio.run(play())
 
 
 def test_who_comes_too_late_for_a_release_leaves_nothing_behind(world, monkeypatch):
