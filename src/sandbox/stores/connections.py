@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sandbox.contracts.store import StoreError
@@ -95,6 +95,17 @@ class Connections:
             isolation_level=None,
             check_same_thread=False,
         )
+
+
+def fold_in_log(path: Path) -> bool:
+    """Bring what stands only in a database's write-ahead log into the database, and tell whether that worked."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as opened:
+            opened.execute("PRAGMA user_version").fetchone()
+            is_busy, *_ = opened.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error:
+        return False
+    return not is_busy
 
 
 @contextmanager

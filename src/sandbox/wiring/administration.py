@@ -19,6 +19,7 @@ from sandbox.journal.directory import flush
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import INDEX_INTERVAL_SECONDS
+from sandbox.stores.connections import fold_in_log
 from sandbox.stores.schema import StoreUnusableError
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
@@ -115,13 +116,20 @@ def prune_data(data_dir: Path, retention: Retention, *, dry_run: bool) -> Sequen
 
 
 def _replace_index(index: Path, new: Path) -> None:
-    """What a crash leaves here is an index that may know less than the journals, which the next server catches up."""
+    """A crash leaves the old index whole, or the new one.
+
+    Of an old one that SQLite cannot read it may leave none: then the next server makes it of the journals.
+    """
     if index.exists():
         kept = index.with_name("index.sqlite.before")
         kept.unlink(missing_ok=True)
-        os.link(index, kept)
+        if fold_in_log(index):
+            os.link(index, kept)
+        else:
+            index.rename(kept)
     for name in _companions(index):
         name.unlink(missing_ok=True)
+    flush(index.parent)  # before the new one has the name: with the old one's log it would be damaged
     new.rename(index)
     flush(index.parent)
 

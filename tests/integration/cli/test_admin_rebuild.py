@@ -1,13 +1,16 @@
 """`sandbox admin rebuild` makes the index of nothing but the journals, while no server is there."""
 
+import itertools
 import json
 import os
 import sqlite3
+from pathlib import Path
 
 import pytest
 
 from doubles.kept_tasks import KeptTasks
 from sandbox.contracts.store import Indexed, TaskQuery
+from sandbox.wiring import administration
 from sandbox.wiring.administration import rebuild_index
 from sandbox.wiring.data_dir_lock import held
 
@@ -107,4 +110,66 @@ def test_what_a_full_disk_breaks_off_leaves_nothing_and_the_index_as_it_was(kept
         rebuild_index(kept.data_dir)
     assert list(kept.data_dir.glob("index.sqlite.*")) == []
     assert (kept.data_dir / "index.sqlite").read_bytes() == index
+    assert rows(kept) == before
+
+
+@pytest.fixture
+def killed(kept):
+    """What a server leaves that was killed: one task is in the index's log and not in the index."""
+    store = kept.store()
+    indexed = store.load("task-1")
+    assert indexed is not None
+    store.forget("task-1")
+    store.close()
+    store = kept.store()
+    store.save(indexed)
+    files = {name: (kept.data_dir / name).read_bytes() for name in ("index.sqlite", "index.sqlite-wal")}
+    store.close()
+
+    def lay_out():
+        for left in kept.data_dir.glob("index.sqlite*"):
+            left.unlink()
+        for name, content in files.items():
+            (kept.data_dir / name).write_bytes(content)
+
+    return lay_out
+
+
+class CrashError(BaseException):
+    """The process ends here."""
+
+
+def crash_at(step, monkeypatch):
+    """Let the exchange of the two files end before its so-manieth step on the disk."""
+    steps, replace = itertools.count(1), administration._replace_index
+
+    def dying(real):
+        def carry_out(*arguments, **options):
+            if next(steps) == step:
+                raise CrashError
+            return real(*arguments, **options)
+
+        return carry_out
+
+    def replace_and_die(index, new):
+        with monkeypatch.context() as patched:
+            for owner, name in ((Path, "unlink"), (Path, "rename"), (os, "link")):
+                patched.setattr(owner, name, dying(getattr(owner, name)))
+            replace(index, new)
+
+    monkeypatch.setattr(administration, "_replace_index", replace_and_die)
+
+
+def test_a_crash_at_any_step_leaves_the_old_index_with_its_log_or_the_new_one(kept, killed, monkeypatch):
+    before = rows(kept)
+    for step in itertools.count(1):
+        killed()
+        with monkeypatch.context() as patched:
+            crash_at(step, patched)
+            try:
+                rebuild_index(kept.data_dir)
+                break
+            except CrashError:
+                assert rows(kept) == before
+    assert step > 3
     assert rows(kept) == before
