@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ _PLAIN_DIFF = (
     *("--no-relative", "--src-prefix=a/", "--dst-prefix=b/"),
 )
 """Whatever the user's configuration says of diffs."""
+
+_QUIET = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+"""No program starts because it lies in the checkout's git directory, which may have come from anywhere."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,19 @@ class Checkout:
         """
         environment = {**os.environ, "GIT_INDEX_FILE": str(index)}
         difference = ("diff", "--cached", *_PLAIN_DIFF, f"--output={target}", commit, "--")
-        for arguments in (("read-tree", "HEAD"), ("add", "--all"), difference):
+        begin = () if self._copy_index(index) else (("read-tree", "HEAD"),)
+        for arguments in (*begin, ("add", "--all"), difference):
             done = self._run(*arguments, environment=environment)
             if done.returncode:
                 _refuse("git could not gather what is only here.", done.stderr)
+
+    def _copy_index(self, target: Path) -> bool:
+        """Whether there is one. It tells what git shall overlook (skip-worktree), such as files with the user's secrets."""
+        own = self.root / (self.ask("rev-parse", "--git-path", "index") or "")
+        if not own.is_file():
+            return False
+        shutil.copy2(own, target)  # with its time, by which git tells what may have changed since
+        return True
 
     def require_clean(self) -> None:
         """Refuse where something that git tracks was changed and is not committed."""
@@ -122,7 +135,7 @@ class Checkout:
     def _run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
         try:
             return subprocess.run(
-                ["git", *arguments],  # noqa: S607
+                ["git", *_QUIET, *arguments],  # noqa: S607
                 cwd=self.root,
                 env=environment,
                 stdin=subprocess.DEVNULL,

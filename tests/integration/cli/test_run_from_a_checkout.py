@@ -187,6 +187,29 @@ def test_what_is_not_pushed_can_be_sent_along_and_the_patch_comes_back_upon_it(a
     assert set(before.splitlines()) < set(after.splitlines())  # what was staged, and what was not, stays so
 
 
+@pytest.mark.parametrize("marked", ["--skip-worktree", "--assume-unchanged"])
+def test_what_git_was_told_to_overlook_is_not_sent_along(api, done, sandbox, checkout, marked):
+    (checkout / "local.env").write_text("PASSWORD=\n")
+    commit(checkout, "Add settings")
+    push(checkout)
+    git("update-index", marked, "local.env", cwd=checkout)
+    (checkout / "local.env").write_text("PASSWORD=hunter2\n")
+    (checkout / "src" / "app.py").write_text("print('changed')\n")
+    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    patch = base64.b64decode(sent(api)["repository"]["patch"])
+    assert (b"hunter2" in patch, b"changed" in patch) == (False, True)
+
+
+def test_a_checkout_without_an_index_is_sent_along(api, done, sandbox, checkout):
+    (checkout / ".git" / "index").unlink()
+    (checkout / "src" / "app.py").write_text("print('changed')\n")
+    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    patch = base64.b64decode(sent(api)["repository"]["patch"])
+    assert (b"-print('hello')" in patch, b"+print('changed')" in patch) == (True, True)
+
+
 def test_nothing_is_sent_along_where_everything_is_pushed(api, done, sandbox, checkout):
     assert sandbox("run", "Go.", "--include-dirty", cwd=checkout).returncode == 0
     assert "patch" not in sent(api)["repository"]
@@ -301,6 +324,22 @@ def test_a_checkout_that_no_task_can_begin_from_says_what_to_do(api, sandbox, ch
     result = sandbox("run", "Go.", cwd=checkout)
     assert (result.returncode, api.asked) == (2, [])
     assert told in result.stderr.decode()
+
+
+@pytest.mark.parametrize("way", ["monitor", "hook"])
+def test_no_program_starts_because_it_lies_in_the_checkout(api, done, sandbox, checkout, way):
+    ran = checkout.parent / "ran"
+    program = checkout / ".git" / "hooks" / "post-index-change"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    if way == "monitor":
+        program = program.rename(checkout / ".git" / "monitor")
+        git("config", "core.fsmonitor", str(program), cwd=checkout)
+    (checkout / "untracked.txt").write_text("new\n")
+    result = sandbox("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
+    assert (result.returncode, ran.exists()) == (0, False), result.stderr
+    assert (checkout / "new.txt").read_text() == "new\n"
 
 
 def test_outside_of_a_checkout_it_says_so(sandbox):
