@@ -99,7 +99,7 @@ class Checkout:
                 _refuse("git could not gather what is only here.", done.stderr)
 
     def _copy_index(self, target: Path) -> bool:
-        """Whether there is one. It tells what git shall overlook (skip-worktree), such as files with the user's secrets."""
+        """Whether there is one. It knows what git shall overlook (skip-worktree): often files with secrets."""
         own = self.root / (self.ask("rev-parse", "--git-path", "index") or "")
         if not own.is_file():
             return False
