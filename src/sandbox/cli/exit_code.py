@@ -26,6 +26,19 @@ class ExitCode(IntEnum):
 _OF_STATE = {"completed": ExitCode.DONE, "cancelled": ExitCode.TASK_CANCELLED}
 
 
+_OF_ERROR = {
+    "backup_exists": ExitCode.CONFLICT,
+    "data_dir_busy": ExitCode.CONFLICT,
+    "data_dir_not_empty": ExitCode.CONFLICT,
+    "no_data": ExitCode.NOT_FOUND,
+}
+
+
+def of_error(error_code: str) -> ExitCode:
+    """The code for what failed on this machine, by the stable code of its error."""
+    return _OF_ERROR.get(error_code, ExitCode.SERVER_ERROR)
+
+
 def of_final_state(state: str) -> ExitCode:
     """The code for a task that ended in `state`."""
     return _OF_STATE.get(state, ExitCode.TASK_FAILED)

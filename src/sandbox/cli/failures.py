@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli.exit_code import ExitCode, of_client_error
+from sandbox.cli.exit_code import ExitCode, of_client_error, of_error
 from sandbox.cli.lazy import LazyGroup
 from sandbox.cli.options import chosen
 from sandbox.cli.visible import visible
@@ -78,7 +78,7 @@ def _fail_by_kind(error: Exception) -> NoReturn:
 def _code(error: SandboxError) -> ExitCode:
     from sandbox.client import ClientError
 
-    return of_client_error(error) if isinstance(error, ClientError) else ExitCode.SERVER_ERROR
+    return of_client_error(error) if isinstance(error, ClientError) else of_error(error.code)
 
 
 def _fitted(line: str, width_cells: int | None) -> list[str]:

@@ -87,11 +87,13 @@ def test_nothing_is_overwritten(sandbox, backup, restore, kept, tmp_path):
     file, _ = backup
     content = file.read_bytes()
     again = sandbox("admin", "backup", str(file), "--data-dir", str(kept.data_dir))
-    assert (again.returncode, file.read_bytes()) == (10, content)
+    assert (again.returncode, file.read_bytes()) == (4, content)
     assert b"is there already" in again.stderr
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine").touch()
-    assert b"is not empty" in restore(file).stderr
+    refused = restore(file)
+    assert refused.returncode == 4
+    assert b"is not empty" in refused.stderr
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
     (tmp_path / "new" / "mine").unlink()
     assert restore(file).returncode == 0

@@ -25,7 +25,7 @@ def serve(data_dir, *, prefix=()):
 def test_a_second_server_says_whose_directory_it_is_and_what_to_do(tmp_path):
     with held(tmp_path):
         refused = serve(tmp_path)
-    assert refused.returncode == 10
+    assert refused.returncode == 4
     assert refused.stderr == (
         f"Error: The server with process id {os.getpid()} works on {tmp_path}; stop it or choose another --data-dir.\n"
     )
@@ -36,7 +36,7 @@ def test_another_path_to_it_is_the_same_directory(tmp_path):
     data_dir.mkdir(parents=True)
     link.symlink_to(data_dir.parent)
     with held(data_dir):
-        assert serve(link / "data").returncode == 10
+        assert serve(link / "data").returncode == 4
     assert choose_run_dir(link / "data") == choose_run_dir(data_dir)
 
 
@@ -48,7 +48,7 @@ def test_a_bind_mount_of_it_is_the_same_directory(tmp_path):
     prefix = ("unshare", "--mount", "sh", "-c", f'mount --bind "{data_dir}" "{mounted}" && exec "$@"', "sh")
     with held(data_dir):
         refused = serve(mounted, prefix=prefix)
-    assert refused.returncode == 10
+    assert refused.returncode == 4
     assert f"process id {os.getpid()}" in refused.stderr
 
 
