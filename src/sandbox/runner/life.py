@@ -28,6 +28,7 @@ from sandbox.runner.leftovers import take_over
 from sandbox.runner.steps.collect import collect, is_collected
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
+from sandbox.runner.steps.show import show_last_result
 from sandbox.runner.steps.stage import stage
 from sandbox.runner.steps.teardown import clear_away, teardown
 from sandbox.runner.terminals import Terminals
@@ -224,6 +225,7 @@ class AttemptLife:
         while True:
             try:
                 self._attempt.recorder.catch_up()
+                await show_last_result(self._attempt)
                 await collect(self._attempt)
                 return
             except (OSError, AttemptError) as error:

@@ -14,6 +14,7 @@ from sandbox.model.event import (
     AttemptEnded,
     AttemptFailed,
     AttemptStarted,
+    CancelRequested,
     FollowUpForgone,
     SandboxCreated,
     WorkspacePrepared,
@@ -77,6 +78,24 @@ def test_of_rendered_output_only_the_last_attempts_is_shown(stage):
     assert scene.outputs("stdout") == []
     scene.script.exit = Exit(0)
     asyncio.run(second(scene, resumes=False).carry_out())
+    assert scene.outputs("stdout") == [b"rendered\n"]
+
+
+def test_rendered_output_is_shown_when_the_next_attempt_is_forgone(stage):
+    script = Script(exit=Exit(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
+    scene = stage(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
+    asyncio.run(scene.life.carry_out())
+    assert scene.task.state is TaskState.FAILED
+    assert scene.outputs("stdout") == [b"rendered\n"]
+
+
+def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_next_attempt(stage):
+    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1}, claude={"output_format": "text"})
+    asyncio.run(scene.life.carry_out())
+    assert scene.outputs("stdout") == []
+    scene.recorder.record(CancelRequested("enough"))
+    asyncio.run(AttemptLife(scene.attempt).finish())
+    assert scene.task.state is TaskState.CANCELLED
     assert scene.outputs("stdout") == [b"rendered\n"]
 
 
