@@ -127,6 +127,8 @@ class LaunchedSandboxes:
         started: Launch | None = None
         try:
             self._orphans.begin(handle.attempt_id)
+            # Those of an ended sandbox count in its group for as long as nobody collects them.
+            processes.reap_adopted(_uid_of(handle))
             try:
                 started = self._launch_confinement(handle, spec)
                 await _finish(partial(_move_in, _group_of(handle), started.pid, spec.directories, _uid_of(handle)))
