@@ -147,11 +147,17 @@ def _compare(known: Indexed, at_index: Reading, at_end: Reading) -> Iterator[Dis
         what = "The index knows more than the journal kept; start a server, or run: sandbox admin rebuild"
         yield Discrepancy(task_id, Kind.INDEX_AHEAD, what)
     elif at_index.offset > known.offset or at_index.task != known.task:
-        what = f"The index tells {_brief(known.task)}, the journal {_brief(at_index.task)}; run: sandbox admin rebuild"
+        told = f"The index tells {_brief(known.task)}, the journal {_brief(at_index.task)}"
+        what = f"{told}{_name_differing(known.task, at_index.task)}; run: sandbox admin rebuild"
         yield Discrepancy(task_id, Kind.INDEX_DIFFERS, what)
     elif known.task.state.is_terminal and at_end.offset > known.offset:
         what = "The journal goes on after the task's end; run: sandbox admin rebuild"
         yield Discrepancy(task_id, Kind.INDEX_DIFFERS, what)
+
+
+def _name_differing(known: Task, told: Task | None) -> str:
+    names = [name for name in Task.__struct_fields__ if told and getattr(known, name) != getattr(told, name)]
+    return f", with another {', '.join(names)}" if names else ""
 
 
 def _brief(task: Task | None) -> str:

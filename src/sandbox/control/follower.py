@@ -93,6 +93,8 @@ class Follower:
             # What the server itself writes at this moment may be taken back, when the disk refuses to flush it.
             async with feed.writing:
                 batch = self._journals.read(feed.task.id, feed.offset)
+                if feed.recorder and batch.records and batch.records[-1].seq > feed.recorder.writer.last_seq:
+                    return Batch((), feed.offset)
             if not batch.records or batch.records[0].seq == feed.task.last_seq + 1:
                 return batch
         except JournalDamagedError:

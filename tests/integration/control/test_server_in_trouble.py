@@ -388,6 +388,33 @@ def test_a_runner_for_whose_log_there_is_no_room_is_followed_by_a_finisher_and_f
     asyncio.run(play())
 
 
+def test_nobody_reads_what_could_neither_be_flushed_nor_taken_back_yet(world, monkeypatch):
+    """It looks whole in the file until the server may cut it off, and writes another one in its place."""
+    monkeypatch.setattr("sandbox.control.service.RETRY_SECONDS", 0.5)
+    fdatasync, ftruncate, refused = os.fdatasync, os.ftruncate, []
+
+    def refuse_once(what, work, *arguments):
+        if what not in refused and b"attempt_started" in Path(f"/proc/self/fd/{arguments[0]}").read_bytes():
+            refused.append(what)
+            raise OSError(5, "Input/output error")
+        work(*arguments)
+
+    monkeypatch.setattr("sandbox.journal.writer.os.fdatasync", lambda fd: refuse_once("flush", fdatasync, fd))
+    monkeypatch.setattr("sandbox.journal.writer.os.ftruncate", lambda fd, size: refuse_once("cut", ftruncate, fd, size))
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            return await service.wait("task-1", 10)
+
+    shown = asyncio.run(play())
+    assert refused == ["flush", "cut"]
+    assert shown == read_task(world.journals, "task-1").task
+    assert world.store.load("task-1").task == shown
+
+
 def test_nobody_reads_what_the_server_takes_back_because_it_could_not_be_flushed(world, monkeypatch):
     """The follower looks all the time, also between a record that is written and its flush, which fails."""
     monkeypatch.setattr("sandbox.control.service.RETRY_SECONDS", 0.0)
