@@ -4,10 +4,11 @@ import base64
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from doubles.live import git
+from doubles.live import git, until
 from doubles.recorded_api import Answer, of_error, of_frames, of_json
 from doubles.recorded_story import TASK, frames, status
 
@@ -108,9 +109,15 @@ def test_a_terminal_is_shown_the_patch_and_asked(done, on_terminal, terminal, ch
     assert ((checkout / "new.txt").exists()) == applied
 
 
+def is_waiting(pid):
+    """A signal between a prompt and the wait for its answer is seen only with the answer."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def test_who_does_not_answer_is_told_how_to_apply_it_later(done, on_terminal, terminal, checkout):
     process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
     terminal.read_until(b"[y/n]:")
+    until(lambda: is_waiting(process.pid), what="the answer to be waited for")
     process.send_signal(2)
     terminal.read_to_end(process)
     assert process.returncode == 0
