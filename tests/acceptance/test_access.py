@@ -87,9 +87,9 @@ def test_an_operator_works_a_viewer_looks_on_and_nobody_else_gets_in(guarded, sa
     assert ask(machine, None, path="/metrics").status_code == 401
 
     stream = f"{machine.server.said['ws']}/api/v1/tasks/stream?task_id=task-1&after=0"
-    with connect(stream, additional_headers={"Authorization": f"Bearer {viewer}"}) as frames:
+    with connect(stream, max_queue=None, additional_headers={"Authorization": f"Bearer {viewer}"}) as frames:
         assert json.loads(frames.recv(timeout=10))["task_id"] == "task-1"
-    with connect(stream, subprotocols=["sandbox.v1", f"sandbox.bearer.{viewer}"]) as frames:
+    with connect(stream, max_queue=None, subprotocols=["sandbox.v1", f"sandbox.bearer.{viewer}"]) as frames:
         assert frames.subprotocol == "sandbox.v1"
     with pytest.raises(InvalidStatus), connect(stream):
         pass

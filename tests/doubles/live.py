@@ -1,14 +1,18 @@
 """The real thing as processes: the server, a git server and a scripted model, each ended by its own process id."""
 
+import atexit
 import base64
 import contextlib
+import functools
 import json
 import os
 import secrets
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -16,6 +20,7 @@ from urllib.parse import quote
 import httpx
 
 from doubles.network_namespace import NamespaceTransport
+from sandbox.agent.binary import install_binary
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 
 SERVER_KEY = f"sk-ant-the-servers-own-key-{secrets.token_hex(8)}"
@@ -112,6 +117,14 @@ def make_repository(bare, files, *, branch="main"):
     return git("rev-parse", "HEAD", cwd=work).strip()
 
 
+@functools.cache
+def _installed_agent():
+    """As a server installs it; one for all servers of this process."""
+    directory = tempfile.mkdtemp(prefix="agent-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return install_binary(Path(directory))
+
+
 class World:
     """One user's machine: a server with its data, its git host and its model. All end with the world."""
 
@@ -148,6 +161,8 @@ class World:
 
     def start_server(self, *, ports=(0, 0), **environment):
         """ports: of the REST API and of the stream; 0 for any."""
+        if not self.prefix and not self.data_dir.exists():
+            self._lay_agent_ready()
         port, ws_port = map(str, ports)
         command = [sys.executable, "-m", "sandbox", "serve", "--port", port, "--ws-port", ws_port]
         command += ["--data-dir", str(self.data_dir), "--format", "json"]
@@ -158,6 +173,15 @@ class World:
             self.http.close()
         self.http = self._client()
         return self.server.said
+
+    def _lay_agent_ready(self):
+        """The copy of Claude Code that the server would make: 400 MB for each of hundreds of servers take minutes."""
+        copy = _installed_agent()
+        place = self.data_dir / "agent" / copy.name
+        place.parent.mkdir(parents=True)
+        self.data_dir.chmod(0o700)
+        with contextlib.suppress(OSError):  # another file system: the server copies it
+            place.hardlink_to(copy)
 
     def restart_server(self, signal_number):
         """End it by the signal; another one answers at the same addresses."""

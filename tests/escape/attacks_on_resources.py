@@ -2,7 +2,7 @@
 
 from escape.attack import Attack
 
-MEMORY_MIB, DISK_MIB, PROCESSES = 2048, 300, 512
+MEMORY_MIB, DISK_MIB, PROCESSES = 1024, 300, 512
 
 PRELUDE = f"""
 import os, pathlib, subprocess, sys, threading, time, errno, mmap, resource
@@ -68,7 +68,7 @@ through()""", "if os.fork() == 0: os._exit(0)\nos.wait(); through()")  # fmt: sk
     yield Attack("more memory than the bound", "x = bytearray(2 * MEMORY)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()",
                  "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()")  # fmt: skip
     yield Attack("memory by many children", """
-source = "x = bytearray(700 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
+source = "x = bytearray(350 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
 started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]
 if sum(each.communicate()[0] == b"up\\n" and each.returncode == 0 for each in started) == 4: through()""", "x = bytearray(100 << 20); through()")  # fmt: skip
     yield Attack("memory by shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: through()", "if fill('/dev/shm/filler', 20 << 20): through()")  # fmt: skip
@@ -108,10 +108,11 @@ except OSError as error: print(error)""", "held = [os.open('/dev/null', os.O_RDO
     )
     yield Attack("memory that cannot be taken away", """
 import ctypes
-memory = mmap.mmap(-1, 512 << 20)
+memory = mmap.mmap(-1, 2 * MEMORY)
 libc = ctypes.CDLL(None, use_errno=True)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-if libc.mlock(ctypes.c_void_p(address), 512 << 20) == 0 and MEMORY < 512 << 20: through()""", "mmap.mmap(-1, 1 << 20).write(b'x'); through()")  # fmt: skip
+if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(2 * MEMORY)) == 0: through()
+print(os.strerror(ctypes.get_errno()))""", "mmap.mmap(-1, 1 << 20).write(b'x'); through()")  # fmt: skip
     yield Attack("a core dump on the host's disk", """
 import signal
 if os.fork() == 0: os.kill(os.getpid(), signal.SIGABRT)

@@ -1,7 +1,8 @@
 """Runs inside a sandbox: every attack and its legitimate twin, each in a process of its own.
 
-Usage: python3 battery.py ATTACKS RESULTS AT_ONCE. ATTACKS is JSON, `{prelude, attacks: [{name, attack, twin}]}`;
-RESULTS gets `{name: {attack, twin}}`. A piece of code has its way when it prints the word of THROUGH.
+Usage: python3 battery.py ATTACKS RESULTS AT_ONCE SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name, attack,
+twin}]}`; RESULTS gets `{name: {attack, twin}}`. A piece of code has its way when it prints the word of THROUGH; one
+that is not done after SECONDS has hung, which proves nothing.
 """
 
 import contextlib
@@ -15,16 +16,16 @@ import time
 import traceback
 
 THROUGH = "THROUGH"
-SECONDS = 25
+HUNG = "it hung"
 
 
 class Play:
     """One piece of code in a fork of this process: a new interpreter for each would take minutes in a microVM."""
 
-    def __init__(self, name, kind, prelude, code):
+    def __init__(self, name, kind, prelude, code, seconds):
         self.name, self.kind = name, kind
         self.said = b""
-        self.deadline = time.monotonic() + SECONDS
+        self.deadline = time.monotonic() + seconds
         self.fd, inside = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -47,7 +48,7 @@ class Play:
         text = self.said.decode(errors="replace").strip()
         if THROUGH in text.split():
             return THROUGH
-        return "it hung" if hung else (text.splitlines() or ["it ended without a word"])[-1][-300:]
+        return HUNG if hung else (text.splitlines() or ["it ended without a word"])[-1][-300:]
 
 
 def run(source, inside):
@@ -77,7 +78,7 @@ def keep(results, path):
 
 
 def main():
-    attacks, path, at_once = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    attacks, path, at_once, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     given = json.loads(pathlib.Path(attacks).read_text())
     waiting = [(one["name"], kind, one[kind]) for one in given["attacks"] for kind in ("twin", "attack")]
     results, playing = {}, []
@@ -85,7 +86,7 @@ def main():
         while waiting and len(playing) < at_once:
             name, kind, code = waiting.pop(0)
             results.setdefault(name, {})
-            playing.append(Play(name, kind, given["prelude"], code))
+            playing.append(Play(name, kind, given["prelude"], code, seconds))
         readable = select.select([one.fd for one in playing], [], [], 0.5)[0]
         for one in list(playing):
             hung = time.monotonic() > one.deadline

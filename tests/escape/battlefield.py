@@ -36,6 +36,7 @@ ALLOWED = [HOST, "inside.example", "metadata.example", "own.example"]
 TOOL_MILLISECONDS = 600_000
 TASK_SECONDS = 900
 STEPS = 3
+PLAY_SECONDS, PLAY_SECONDS_EMULATED = 30, 180
 
 ATTACKS = {
     "network": tuple(attacks_on_network.network_attacks()),
@@ -128,7 +129,7 @@ class Battlefield:
         world.start_server(SANDBOX_RUNTIME=self.tier)
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
         self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._programs()}
-        _make_repository(world, "repo", self._files, "network .network.json 4", "credentials .credentials.json 2", "")
+        _make_repository(world, "repo", self._files, *self._plays("network 4", "credentials 2"), "")
         packets = len(internet.packets)
         self.status = self._task(
             "task-1", ["out/**", "nested/**", ".network.json", ".credentials.json"], ("network", "credentials"),
@@ -158,7 +159,7 @@ class Battlefield:
         self.errors = {}
         for number in itertools.count(2):
             files = {**self._files, "resources.json": json.dumps(given)}
-            _make_repository(self.world, f"resources-{number}", files, "resources .resources.json 1")
+            _make_repository(self.world, f"resources-{number}", files, *self._plays("resources 1"))
             repository = {"url": f"{ORGANISATION}resources-{number}.git"}
             status = self._task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
             played = self.results["resources"]
@@ -170,6 +171,11 @@ class Battlefield:
             given["attacks"] = [one for one in given["attacks"] if "attack" not in played.get(one["name"], {})]
             if not given["attacks"]:
                 return
+
+    def _plays(self, *plays):
+        """What the battery is to be told: the kind of attacks, where results go, how many at once, and for how long."""
+        seconds = PLAY_SECONDS_EMULATED if self.tier == "qemu" else PLAY_SECONDS
+        return [f"{kind}.json .{kind}.json {at_once} {seconds}" for kind, at_once in map(str.split, plays)]
 
     def _programs(self):
         settings = {
@@ -204,10 +210,7 @@ def _make_repository(world, name, files, *plays):
     """With a program for each step of the model's; a play without a word lays what collecting stumbles over."""
     steps = {f"step-{number}.sh": "true\n" for number in range(STEPS)}
     for number, play in enumerate(plays):
-        kind, *rest = play.split() or ("",)
-        steps[f"step-{number}.sh"] = (
-            f"python3 battery.py {kind}.json {' '.join(rest)}\n" if kind else "python3 laid.py\n"
-        )
+        steps[f"step-{number}.sh"] = f"python3 battery.py {play}\n" if play else "python3 laid.py\n"
     make_repository(world.repositories / f"{name}.git", {**files, **steps})
 
 

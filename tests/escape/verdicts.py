@@ -12,7 +12,7 @@ from escape.attacks_on_collection import (
     SHOWN,
     TRAPS,
 )
-from escape.battery import THROUGH
+from escape.battery import HUNG, THROUGH
 from escape.battlefield import ATTACKS, HOST, HOST_ADDRESS
 
 ON_THE_WIRE = "a packet to anything that is not allowed"
@@ -33,8 +33,8 @@ def judge(field):
 
 
 def is_held(came_of_it):
-    """The attack failed and its twin had its way."""
-    return came_of_it["attack"] != THROUGH and came_of_it["twin"] == THROUGH
+    """The attack failed, rather than not to be done in time, and its twin had its way."""
+    return came_of_it["attack"] not in {THROUGH, HUNG} and came_of_it["twin"] == THROUGH
 
 
 def _judge_attacks(attacks, results):
