@@ -171,9 +171,15 @@ def every_task_ends_truly(story: Story) -> Iterator[str]:
         yield f"clients are told {story.status.get('state')}, the journal says {states[-1]}"
     # Where the manifest allows another agent, the loss of one is no end.
     goes_on = story.victim is None or story.retries
-    true = {DONE} if goes_on else TRUE_ENDS[story.victim].get(story.state, set())
+    true = {DONE} if goes_on else TRUE_ENDS[story.victim].get(_state_at_blow(story), set())
     if story.end not in true:
         yield f"it ended as {story.end}: {story.status.get('error')}"
+
+
+def _state_at_blow(story: Story) -> str:
+    """A runner that outlives its sandbox may have written down that the agent begins before it saw the end of both."""
+    outran = story.victim == "sandbox" and story.state == "ready" and story.has("agent_started")
+    return "running" if outran and story.end != DONE else story.state
 
 
 def no_line_is_lost_or_doubled(story: Story) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from escape.attack import Attack
 
-MEMORY_MIB, DISK_MIB, PROCESSES = 1024, 300, 512
+MEMORY_MIB, DISK_MIB, PROCESSES = 1024, 150, 512
 
 PRELUDE = f"""
 import os, pathlib, subprocess, sys, threading, time, errno, mmap, resource
@@ -32,7 +32,7 @@ def children(count):
 def touch(directory, count):
     os.makedirs(directory)
     try:
-        for number in range(count): os.close(os.open(f"{{directory}}/{{number}}", os.O_CREAT | os.O_WRONLY))
+        for number in range(count): os.symlink("x", f"{{directory}}/{{number}}")
     finally:
         subprocess.run(["rm", "-rf", directory])
     return count

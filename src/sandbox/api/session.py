@@ -38,7 +38,7 @@ async def open_session(request: Request, asked: Asked) -> Json:
             COOKIE,
             asked.guard.sessions.open(principal.id),
             max_age=SESSION_SECONDS,
-            secure=request.url.scheme == "https",
+            secure=_is_encrypted(request),
             httponly=True,
             samesite="strict",
         )
@@ -50,5 +50,10 @@ async def close_session(request: Request, asked: Asked) -> Response:
     if cookie := request.cookies.get(COOKIE):
         asked.guard.sessions.close(cookie)
     answer = Response(status_code=204)
-    answer.delete_cookie(COOKIE, secure=request.url.scheme == "https", httponly=True, samesite="strict")
+    answer.delete_cookie(COOKIE, secure=_is_encrypted(request), httponly=True, samesite="strict")
     return answer
+
+
+def _is_encrypted(request: Request) -> bool:
+    """Between the browser and whatever it speaks to: a proxy in front may do TLS, and pages say where they are from."""
+    return request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")

@@ -15,6 +15,9 @@ SESSION_SECONDS = 12 * 3600
 SESSIONS_MAX = 1000
 """Open sessions; one more ends the oldest."""
 
+SESSIONS_OF_TOKEN_MAX = 20
+"""Open sessions of one token; one more ends its oldest, so that nobody signs others out."""
+
 _SECRET_BYTES = 32
 
 
@@ -33,6 +36,9 @@ class Sessions:
 
     def open(self, principal_id: str) -> str:
         """Begin a session; gives the cookie's value."""
+        own = [digest for digest, session in self._open.items() if session.principal_id == principal_id]
+        if len(own) >= SESSIONS_OF_TOKEN_MAX:
+            del self._open[own[0]]
         secret = secrets.token_urlsafe(_SECRET_BYTES)
         self._open[_digest(secret)] = _Session(principal_id, self._monotonic() + SESSION_SECONDS)
         if len(self._open) > SESSIONS_MAX:

@@ -15,10 +15,14 @@ PAST_BYTES_MAX = 4 * 1024 * 1024
 _PIECE_BYTES = 64 * 1024
 _PAST_PIECE_BYTES = 256 * 1024
 _FRAME_BYTES = 256
+_VIEWS_KEPT = 8
 
 
 class Batch:
-    """Frames that came together, all those past `after`, and what each view makes of them."""
+    """Frames that came together, all those past `after`, and what the first views to ask make of them.
+
+    Views are chosen by those who follow: not as many are kept as they can think of.
+    """
 
     def __init__(self, after: int, frames: Sequence[Frame], size_bytes: int) -> None:
         self.after = after
@@ -34,7 +38,9 @@ class Batch:
             return view.messages([frame for frame in self._frames if frame["seq"] > after])
         found = self._shown.get(view)
         if found is None:
-            found = self._shown[view] = view.messages(self._frames)
+            found = view.messages(self._frames)
+            if len(self._shown) < _VIEWS_KEPT:
+                self._shown[view] = found
         return found
 
 

@@ -102,8 +102,9 @@ async def _listen(websocket: WebSocket, line: TerminalLine) -> None:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             return
-        if data := message.get("bytes"):
-            await line.send(Typed(data))
+        if (data := message.get("bytes")) is not None:
+            if data:
+                await line.send(Typed(data))
             continue
         try:
             size = msgspec.json.decode(message.get("text") or "", type=_Message)

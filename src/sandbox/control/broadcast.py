@@ -5,7 +5,9 @@ from collections import deque
 from collections.abc import AsyncGenerator
 
 from sandbox.model.frame import Frame
-from sandbox.model.limits import SUBSCRIBER_FRAMES_MAX
+from sandbox.model.limits import SUBSCRIBER_BYTES_MAX, SUBSCRIBER_FRAMES_MAX
+
+_FRAME_BYTES = 256
 
 
 class Broadcast:
@@ -41,25 +43,31 @@ class Broadcast:
 class _Subscriber:
     def __init__(self) -> None:
         self._frames: deque[Frame] = deque()
+        self._bytes = 0
         self._missed: dict[str, Frame] = {}
         self._arrived = asyncio.Event()
 
     def take(self, frame: Frame) -> None:
-        if self._missed or len(self._frames) >= SUBSCRIBER_FRAMES_MAX:
+        is_full = len(self._frames) >= SUBSCRIBER_FRAMES_MAX or self._bytes >= SUBSCRIBER_BYTES_MAX
+        if self._missed or is_full:
             self._miss(frame)
         else:
             self._frames.append(frame)
+            self._bytes += _size_bytes(frame)
         self._arrived.set()
 
     async def next(self) -> Frame:
         while not self._frames:
             if self._missed:
                 self._frames.extend(self._missed.values())
+                self._bytes = sum(map(_size_bytes, self._frames))
                 self._missed.clear()
                 continue
             self._arrived.clear()
             await self._arrived.wait()
-        return self._frames.popleft()
+        frame = self._frames.popleft()
+        self._bytes -= _size_bytes(frame)
+        return frame
 
     def _miss(self, frame: Frame) -> None:
         task_id = str(frame["task_id"])
@@ -67,6 +75,10 @@ class _Subscriber:
             task_id, {**_identity(frame), "type": "gap", "first_seq": frame["seq"], "reason": "slow_client"}
         )
         gap.update(_identity(frame), last_seq=frame["seq"])
+
+
+def _size_bytes(frame: Frame) -> int:
+    return _FRAME_BYTES + len(frame.get("data", ""))
 
 
 def _identity(frame: Frame) -> Frame:

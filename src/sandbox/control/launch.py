@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -40,6 +41,10 @@ ResolveSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
 
 FindImage = Callable[[str], Image | None]
 """What a profile stands for now, None for the host's own /usr. Raises ImageUnusableError."""
+
+
+_SCARCE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""What a machine says that has no process, memory or descriptor to give at this moment; no task has a part in it."""
 
 
 class Host(NamedTuple):
@@ -120,7 +125,7 @@ class Launcher:
     async def _begin(self, recorder: Recorder, answer: Mapping[str, str] | Failure) -> None:
         if recorder.task.state is not TaskState.PENDING:
             return
-        if recorder.task.cancel is not None:
+        if recorder.task.cancel is not None or recorder.task.failure is not None:
             await asyncio.to_thread(recorder.record, TaskFinished())
             return
         if isinstance(answer, Failure):
@@ -140,8 +145,8 @@ class Launcher:
         try:
             await self._start(recorder, started.attempt_id, secrets=dict(secrets), image=image)
         except OSError as error:
-            if refusal_of(error) is not None:
-                # The journal is free now: a finisher ends this attempt once the disk takes it, and another may follow.
+            if refusal_of(error) is not None or error.errno in _SCARCE:
+                # The journal is free now: a finisher ends this attempt once it can be started, and another may follow.
                 _log.warning("The runner of task %s could not be started: %s", recorder.task.id, error)
                 return
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")

@@ -77,16 +77,15 @@ class Pruning:
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
         """Remove what is to go; gives it, the oldest first. dry_run: only say so. Raises StoreError, OSError."""
         async with self._turn:
-            if not dry_run:
-                await self._remove_rest()
             pruned = [task async for task in self._choose(retention)]
             if dry_run:
                 return pruned
             gone = [task for task in pruned if await asyncio.to_thread(self._take_away, task.id)]
-            await self._remove_rest()
             if gone:
                 size_bytes = sum(task.size_bytes for task in gone)
                 _log.info("Finished tasks that are kept no longer are gone: %d of %d bytes", len(gone), size_bytes)
+            # What cannot be removed keeps no other task: they are set aside all the same.
+            await self._remove_rest()
             return gone
 
     async def _choose(self, retention: Retention) -> AsyncIterator[PrunedTask]:
@@ -131,6 +130,8 @@ class Pruning:
             try:
                 self._set_aside(task_id)
             except OSError as error:
+                if not TaskLayout(self._rooms.data_dir, task_id).root.exists():
+                    return True  # only that it is gone is not on disk yet
                 self._take_back(indexed, error)
                 return False
             return True

@@ -221,8 +221,11 @@ class TaskService:
         """See `Tasks.cancel`."""
         feed = self.equipment.follower.feeds.get(task_id)
         before = feed.task if feed is not None else await self._load(task_id)
-        if feed is None or before.state.is_terminal:
+        if before.state.is_terminal:
             raise TaskTerminalError(before)
+        feed = feed or self.equipment.follower.feeds.get(task_id)
+        if feed is None:
+            raise UnavailableError(f"Task {task_id} is being accepted at this moment; try again.")
         deadline = self.equipment.clock.monotonic() + CANCEL_SECONDS
         while self.equipment.clock.monotonic() < deadline:
             try:

@@ -1,7 +1,8 @@
 """Tells the story of a task from its journal, to whoever asks, at their own pace."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 from sandbox.contracts.journal import JournalDamagedError, Journals
 from sandbox.contracts.store import Store
@@ -27,7 +28,7 @@ class Telling:
     async def frames(self, task_id: str, *, after: int) -> AsyncIterator[Frame]:
         """What is there now; `end` too if the task is finished."""
         feed = self._feed(task_id)
-        for shown in self._told(feed, None, feed.offset, after):
+        async for shown in self._told(feed, None, feed.offset, after):
             yield shown
         if feed.task.state.is_terminal:
             yield end_frame(feed.task)
@@ -43,7 +44,7 @@ class Telling:
             offset = None
         while True:
             reached, is_over = feed.offset, feed.task.state.is_terminal
-            for shown in self._told(feed, offset, reached, after):
+            async for shown in self._told(feed, offset, reached, after):
                 yield shown
             offset = reached
             if is_over:
@@ -67,12 +68,13 @@ class Telling:
             raise TaskNotFoundError(task_id)
         return Feed(indexed)
 
-    def _told(self, feed: Feed, offset: int | None, end: int, after: int) -> Iterator[Frame]:
+    async def _told(self, feed: Feed, offset: int | None, end: int, after: int) -> AsyncIterator[Frame]:
         """What lies between, as far as it can be read; offset: None for the place of what follows `after`."""
         task_id = feed.task.id
         try:
             begin = self._journals.find(task_id, after + 1) if offset is None else offset
-            yield from self._between(task_id, begin, end, after)
+            async for shown in self._between(task_id, begin, end, after):
+                yield shown
         except JournalDamagedError as error:
             yield trouble_frame(feed.task, error.code, error.message)
         except FileNotFoundError:
@@ -83,8 +85,10 @@ class Telling:
             return trouble_frame(feed.task, TaskNotFoundError.code, "The task is kept no longer; the rest is gone.")
         return trouble_frame(feed.task, JournalDamagedError.code, "The journal is gone; restore it from a backup.")
 
-    def _between(self, task_id: str, offset: int, end: int, after: int) -> Iterator[Frame]:
+    async def _between(self, task_id: str, offset: int, end: int, after: int) -> AsyncIterator[Frame]:
+        """However much of it shows nothing, everybody else has a turn after each batch."""
         while offset < end:
+            await asyncio.sleep(0)
             batch = self._journals.read(task_id, offset, bytes_max=min(FOLLOW_BATCH_BYTES, end - offset))
             if not batch.records:
                 return

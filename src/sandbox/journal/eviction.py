@@ -42,8 +42,16 @@ def _holds(pid: int, mark: str) -> bool:
     try:
         if RUNNER not in (place / "cmdline").read_bytes().split(b"\0"):
             return False
-        told = [path.read_text() for path in (place / "fdinfo").iterdir()]
+        told = [_read(path) for path in (place / "fdinfo").iterdir()]
     except OSError:
         return False
     locks = [line for text in told for line in text.splitlines() if line.startswith("lock:")]
     return any(" FLOCK " in line and " WRITE " in line and f" {mark}" in line for line in locks)
+
+
+def _read(path: Path) -> str:
+    """Nothing of a descriptor that is closed meanwhile: the others tell."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

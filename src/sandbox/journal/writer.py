@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class FileJournalWriter:
         self._is_dirty = extent.end > 0
         self._flushed_end = 0
         self._flush_failed = False
+        self._flushing = threading.Lock()
         self._records_fd = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             self._drop_torn_tail()
@@ -76,17 +78,21 @@ class FileJournalWriter:
             self._records_fd = self._lock_fd = -1
 
     def _flush(self) -> None:
-        """A flush that failed is not made good by another one: the kernel takes what it could not write for written."""
-        end = self._end
-        try:
-            if self._flush_failed:
-                _write_again(self._records, self._flushed_end, end)
-            os.fdatasync(self._records_fd)
-        except BaseException:
-            self._is_dirty = self._flush_failed = True
-            raise
-        self._flush_failed = False
-        self._flushed_end = end
+        """A flush that failed is not made good by another one: the kernel takes what it could not write for written.
+
+        It says so once, and so there is one flush at a time.
+        """
+        with self._flushing:
+            end = self._end
+            try:
+                if self._flush_failed:
+                    _write_again(self._records, self._flushed_end, end)
+                os.fdatasync(self._records_fd)
+            except BaseException:
+                self._is_dirty = self._flush_failed = True
+                raise
+            self._flush_failed = False
+            self._flushed_end = end
 
     def _write(self, text: bytes, *, durable: bool) -> None:
         self._drop_torn_tail()

@@ -8,6 +8,10 @@ ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z"
 """What can be a file's name in one directory; journals are held to it when they are read."""
 
 
+OWN_DIRECTORY = ".sandbox"
+"""Where the paths of what Sandbox itself made begin; nothing that an agent wrote has such a path."""
+
+
 class Artifact(msgspec.Struct, frozen=True):
     """A file kept after the sandbox is gone.
 

@@ -156,6 +156,7 @@ FINISHERS_MAX = 3
 """Finishers started for one attempt; when they all die, the server ends the task's books itself."""
 
 SUBSCRIBER_FRAMES_MAX = 10_000
+SUBSCRIBER_BYTES_MAX = 16 * 1024**2
 """Frames kept for a slow subscriber to all tasks; past it a `gap` says which ones it missed."""
 
 CANCEL_SECONDS = 10.0

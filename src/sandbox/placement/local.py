@@ -44,10 +44,12 @@ class LocalPlacement:
 
     def _start(self, order: LaunchOrder, lock_fd: int, loop: asyncio.AbstractEventLoop) -> None:
         """Blocks, so it has a thread."""
-        order_in, order_out = os.pipe()
-        try:
-            log_path = self._log_path(order)
+        with contextlib.ExitStack() as held:
+            held.callback(os.close, lock_fd)
+            order_in, order_out = os.pipe()
+            held.callback(os.close, order_out)
             try:
+                log_path = self._log_path(order)
                 pidfd = self._spawn(order_in, log_path, lock_fd)
             finally:
                 os.close(order_in)
@@ -55,9 +57,6 @@ class LocalPlacement:
                 _hand_over(order_out, msgspec.json.encode(order), pidfd, log_path)
             finally:
                 loop.call_soon_threadsafe(loop.add_reader, pidfd, _reap, loop, pidfd)
-        finally:
-            os.close(order_out)
-            os.close(lock_fd)
 
     def _spawn(self, order_in: int, log_path: Path, lock_fd: int) -> int:
         """Start the process; gives a descriptor of it."""

@@ -180,6 +180,8 @@ class AttemptLife:
         while (follow_up := find_follow_up(self._attempt.task)) is not None:
             if await self._make_way(follow_up):
                 return
+            # To be handed on it may have been let go; now its work is collected here.
+            await self._find_disk()
         await self._collect_in_time()
         await teardown(self._attempt, read_handle(self._attempt.files.handle))
         self._attempt.recorder.record(TaskFinished())

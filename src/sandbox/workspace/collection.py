@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from sandbox.contracts.workspace import LeftOut
-from sandbox.model.artifact import Artifact
+from sandbox.model.artifact import OWN_DIRECTORY, Artifact
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import ARTIFACT_BYTES_MAX
 from sandbox.workspace.artifact_names import TEMPORARY_NAME, ArtifactNames
@@ -20,6 +20,9 @@ from sandbox.workspace.visible_path import show
 
 ARTIFACTS_MAX = 10_000
 """Files that are collected from one workspace; the rest is left out."""
+
+_NOT_ENTERED = frozenset({b".git", OWN_DIRECTORY.encode()})
+"""At the top of the workspace."""
 
 
 async def collect(
@@ -69,7 +72,7 @@ class _Search:
             directory, state = pending.pop()
             for entry in self._entries(files, directory):
                 inside = self._globs.enter(state, os.fsdecode(entry.name))
-                if entry.is_directory and inside and entry.path != b".git":
+                if entry.is_directory and inside and entry.path not in _NOT_ENTERED:
                     pending += self._reachable(entry, inside)
                 elif not entry.is_directory and self._globs.is_match(inside):
                     self._add(entry)

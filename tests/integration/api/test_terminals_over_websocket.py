@@ -71,6 +71,7 @@ def test_bytes_and_sizes_go_through_on_both_ports(open_doors):
                     assert json.loads(await terminal.recv()) == {"type": "role", "types": True}
                     assert await terminal.recv() == b"\x1b[1mhi\xff"
                     await terminal.send(json.dumps({"type": "resize", "rows": 10, "columns": 20}))
+                    await terminal.send(b"")
                     await terminal.send(b"exit")
                     assert json.loads(await terminal.recv()) == {"type": "exit", "exit_code": 7, "message": ""}
                     with pytest.raises(ConnectionClosed) as closed:

@@ -182,6 +182,30 @@ def test_what_cannot_be_moved_is_listed_again(kept, world, monkeypatch, caplog):
     assert prune(world, Retention(keep=4))[0] == ["task-1"]
 
 
+def test_a_rename_that_may_not_be_on_disk_yet_is_one_all_the_same(kept, world, monkeypatch):
+    real = __import__("sandbox.control.pruning", fromlist=["Pruning"]).Pruning._set_aside
+
+    def refuse_afterwards(*arguments):
+        real(*arguments)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("sandbox.control.pruning.Pruning._set_aside", refuse_afterwards)
+        assert prune(world, Retention(keep=4)) == (["task-1"], [f"task-{number}" for number in range(2, 6)])
+
+
+def test_a_rest_that_cannot_be_removed_keeps_no_other_task(kept, world, monkeypatch):
+    async def refuse(_):
+        raise OSError("Operation not permitted")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("sandbox.control.pruning.Pruning._remove_rest", refuse)
+        with pytest.raises(UnavailableError):
+            prune(world, Retention(keep=4))
+    assert prune(world, Retention(keep=4)) == ([], [f"task-{number}" for number in range(2, 6)])
+    assert directories(kept) == [f"task-{number}" for number in range(2, 6)]
+
+
 def test_a_task_stays_until_its_sandbox_is_cleared_away(kept, world):
     handle = TaskLayout(kept.data_dir, "task-1").attempt("a" * 12).handle
     handle.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from chaos import processes
 from doubles.live import until
 from doubles.manifests import manifest
 from doubles.server_rooms import Rooms
@@ -52,7 +53,7 @@ def hold(journals, process, *words):
 
 def test_the_stopped_runner_that_holds_the_lock_is_killed_and_the_lock_is_free(journals, process):
     runner = hold(journals, process, RUNNER)
-    os.kill(runner.pid, signal.SIGSTOP)
+    assert processes.stop(runner.pid)
     assert journals.is_held("task-1")
     assert journals.evict("task-1")
     assert runner.wait(20) == -signal.SIGKILL

@@ -1,6 +1,7 @@
 """What the server does when disk, index, processes or journals let it down: no task is lost, none is stuck for ever."""
 
 import asyncio
+import errno
 import os
 import time
 from pathlib import Path
@@ -14,9 +15,11 @@ from sandbox.contracts.store import StoreError
 from sandbox.contracts.tasks import UnavailableError
 from sandbox.control.admission import Capacity
 from sandbox.journal.writer import FileJournalWriter
-from sandbox.model.event import AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.event import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
 from sandbox.model.state import TaskState
 from sandbox.stores.memory import MemoryStore
+from sandbox.wiring.clock import SystemClock
 
 
 class FullDisk:
@@ -372,6 +375,35 @@ def test_a_refused_task_leaves_nothing_to_be_found_by_the_next_server(world, dis
     asyncio.run(before())
     assert asyncio.run(after()) == []
     assert read_task(world.journals, "task-1").task is None
+
+
+@pytest.mark.parametrize("scarce", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_a_machine_that_can_start_nothing_at_the_moment_fails_nobody(world, scarce):
+    async def play():
+        async with world.server() as service:
+            world.runners.refuses = OSError(scarce, os.strerror(scarce))
+            await service.submit(manifest())
+            await refused(world.runners)
+            assert not (await service.status("task-1")).state.is_terminal
+            world.runners.refuses = None
+            await world.launched("task-1")
+            assert world.runners.orders[-1].finish
+
+    asyncio.run(play())
+
+
+def test_a_task_whose_failure_is_written_and_whose_end_is_not_ends(world):
+    async def play():
+        writer = world.journals.create("task-1")
+        recorder = Recorder(writer, None, SystemClock().now)
+        recorder.record(TaskSubmitted("task-1", manifest()))
+        recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "The vault was away.")))
+        writer.close()
+        async with world.server() as service:
+            return await service.wait("task-1", 10)
+
+    ended = asyncio.run(play())
+    assert (ended.state, ended.failure.code) == (TaskState.FAILED, "secret_unavailable")
 
 
 def test_a_runner_for_whose_log_there_is_no_room_is_followed_by_a_finisher_and_fails_nobody(world):

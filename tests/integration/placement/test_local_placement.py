@@ -277,3 +277,23 @@ def test_a_caller_that_is_cancelled_may_close_its_lock(place):
 
     asyncio.run(launch())
     assert not is_held(place)
+
+
+@pytest.mark.parametrize("step", ["os.pipe", "the log"])
+def test_a_machine_without_descriptors_or_room_costs_neither_the_lock_nor_a_descriptor(
+    place, lock_fd, monkeypatch, step
+):
+    def refuse(*_):
+        raise OSError("no more")
+
+    async def launch():
+        placement = LocalPlacement(["true"], {}, refuse if step == "the log" else lambda _: place / "log")
+        if step == "os.pipe":
+            monkeypatch.setattr("sandbox.placement.local.os.pipe", refuse)
+        before = open_descriptors()
+        with pytest.raises(OSError, match="no more"):
+            await placement.launch(order_for(place), lock_fd)
+        monkeypatch.undo()
+        assert open_descriptors() == before
+
+    asyncio.run(launch())

@@ -49,6 +49,16 @@ def desk(tmp_path):
     return Desk(tmp_path)
 
 
+def test_no_agent_lays_what_looks_like_the_products_own_proof(desk):
+    for name in (".sandbox/metadata.json", ".sandbox/SHA256SUMS", "deep/.sandbox/metadata.json", ".config/kept.json"):
+        desk.file(name).write_text("{}")
+
+    assert desk.paths("**/.*/**", ".sandbox/", ".sandbox/*.json") == [
+        ".config/kept.json",
+        "deep/.sandbox/metadata.json",
+    ]
+
+
 def test_an_artifact_is_the_file_with_its_figures(desk):
     desk.file("out/report.json").write_bytes(b"{}\n")
 

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from sandbox.api.feed import READ_AHEAD_BYTES_MAX, Feed
+from sandbox.api.tail import Batch
 
 
 async def every(frames):
@@ -104,3 +105,19 @@ def test_what_the_source_raises_is_raised_after_what_it_gave():
                 await feed.batch()
 
     asyncio.run(scene())
+
+
+def test_no_more_views_of_a_batch_are_kept_than_a_few():
+    made = []
+
+    class View:
+        def messages(self, frames):
+            made.append(self)
+            return tuple(str(frame["seq"]).encode() for frame in frames)
+
+    batch = Batch(0, [{"seq": 1, "type": "output"}], 1)
+    first, *others = [View() for _ in range(50)]
+    for view in (first, *others, *others, first):
+        assert batch.messages(view, 0) == (b"1",)
+    assert made.count(first) == 1
+    assert made.count(others[-1]) == 2

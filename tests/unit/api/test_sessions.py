@@ -1,6 +1,6 @@
 """A session stands for a token that was shown, for a time."""
 
-from sandbox.api.sessions import SESSION_SECONDS, SESSIONS_MAX, Sessions
+from sandbox.api.sessions import SESSION_SECONDS, SESSIONS_MAX, SESSIONS_OF_TOKEN_MAX, Sessions
 
 
 class Time:
@@ -33,7 +33,17 @@ def test_what_is_no_secret_finds_nothing():
 
 def test_only_so_many_sessions_are_open():
     sessions = Sessions(Time())
-    secrets = [sessions.open("a") for _ in range(SESSIONS_MAX + 1)]
+    secrets = [sessions.open(f"{number}") for number in range(SESSIONS_MAX + 1)]
     assert sessions.find(secrets[0]) is None
-    assert sessions.find(secrets[1]) == "a"
-    assert sessions.find(secrets[-1]) == "a"
+    assert sessions.find(secrets[1]) == "1"
+    assert sessions.find(secrets[-1]) == f"{SESSIONS_MAX}"
+
+
+def test_a_token_with_many_sessions_ends_its_own_oldest_and_nobody_elses():
+    sessions = Sessions(Time())
+    operators = sessions.open("operator")
+    viewers = [sessions.open("viewer") for _ in range(SESSIONS_OF_TOKEN_MAX + 1)]
+    assert sessions.find(operators) == "operator"
+    assert sessions.find(viewers[0]) is None
+    assert sessions.find(viewers[1]) == "viewer"
+    assert sessions.find(viewers[-1]) == "viewer"

@@ -144,6 +144,14 @@ def test_a_browser_shows_its_token_once_and_has_a_session_then(api):
     assert api.get("/api/v1/tasks", headers=session).status_code == 401
 
 
+def test_a_cookie_that_was_given_behind_tls_is_sent_by_nothing_else(api):
+    plain = api.post("/api/v1/session", headers=OPERATOR)
+    behind = {**OPERATOR, "host": "sandbox.example.net", "origin": "https://sandbox.example.net"}
+    encrypted = api.post("/api/v1/session", headers=behind)
+    assert "secure" not in plain.headers["set-cookie"].lower()
+    assert "secure" in encrypted.headers["set-cookie"].lower()
+
+
 def test_a_session_ends_with_its_token(api, access):
     session = cookie_of(api.post("/api/v1/session", headers=OPERATOR))
     assert api.delete("/api/v1/tasks/task-001", headers=session).status_code == 200

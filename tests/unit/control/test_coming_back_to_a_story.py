@@ -17,6 +17,7 @@ from sandbox.control.follower import Follower
 from sandbox.control.telling import Telling
 from sandbox.journal.journals import FileJournals
 from sandbox.model import event as e
+from sandbox.model.limits import FOLLOW_BATCH_BYTES
 from sandbox.stores.memory import MemoryStore
 from sandbox.wiring.clock import SystemClock
 
@@ -26,6 +27,7 @@ TO_RUNNING = (
     e.SandboxCreated("vm", "bubblewrap", "host"),
     e.AgentStarted("s"),
 )
+UNSEEN_LINES = 50
 TO_END = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
 
 UNSEEN = e.Output.of("transcript", b"what no client is shown\n")
@@ -97,6 +99,27 @@ def test_what_is_there_now_is_told_past_any_record(events):
         assert asyncio.run(come_back_after_everything(story)) == 5
         story.learn()
         assert asyncio.run(come_back_after_everything(story)) == 5 + len(events) - events.count(UNSEEN)
+
+
+def test_others_have_their_turn_while_a_long_story_shows_nothing():
+    async def tell(story):
+        turns = 0
+
+        async def take_turns():
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(take_turns())
+        await story.told(story.recorder.task.last_seq - UNSEEN_LINES)
+        other.cancel()
+        return turns
+
+    with a_story() as story:
+        story.play(*[e.Output.of("transcript", b"x" * 100_000 + b"\n")] * UNSEEN_LINES)
+        story.learn()
+        assert asyncio.run(tell(story)) >= UNSEEN_LINES * 100_000 // FOLLOW_BATCH_BYTES
 
 
 comings = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 70)), min_size=1, max_size=8)

@@ -55,6 +55,26 @@ def test_each_task_has_a_gap_of_its_own():
     assert shown(asyncio.run(play()))[2:] == [("a", 3, 3, "gap"), ("b", 4, 4, "gap")]
 
 
+def test_long_output_is_bounded_by_its_bytes(monkeypatch):
+    monkeypatch.setattr("sandbox.control.broadcast.SUBSCRIBER_FRAMES_MAX", 100)
+    monkeypatch.setattr("sandbox.control.broadcast.SUBSCRIBER_BYTES_MAX", 3000)
+
+    async def play():
+        broadcast = Broadcast()
+        frames = broadcast.subscribe()
+        for seq in range(1, 10):
+            broadcast.send({**frame(seq), "data": "x" * 1000})
+        seen = await read(frames, 4)
+        broadcast.send({**frame(10), "data": "x" * 1000})
+        return seen + await read(frames, 1)
+
+    assert shown(asyncio.run(play())) == [
+        *[("task-1", seq, seq, "output") for seq in (1, 2, 3)],
+        ("task-1", 4, 9, "gap"),
+        ("task-1", 10, 10, "output"),
+    ]
+
+
 def test_who_keeps_up_misses_nothing_whatever_the_others_do():
     async def play():
         broadcast = Broadcast()

@@ -13,7 +13,7 @@ import msgspec
 
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.workspace import LeftOut
-from sandbox.model.artifact import Artifact
+from sandbox.model.artifact import OWN_DIRECTORY, Artifact
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
 from sandbox.model.frame import attempts_fields, error, timestamp
@@ -149,7 +149,7 @@ async def _keep(
 async def _record(attempt: Attempt, directory: Path, name: str, content_type: str, part: Path) -> None:
     """Flush, take the checksum, give the file its name, then say that it is there."""
     checksum, size_bytes = await asyncio.to_thread(_store, part, directory / name)
-    artifact = Artifact(name, f".sandbox/{name}", size_bytes, content_type, f"sha256:{checksum}")
+    artifact = Artifact(name, f"{OWN_DIRECTORY}/{name}", size_bytes, content_type, f"sha256:{checksum}")
     attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, artifact)))
 
 
