@@ -8,6 +8,8 @@ import pytest
 from doubles.attempt_equipment import ATTEMPT_ID, BOOT_ID, Script
 from sandbox.contracts.placement import CancelOrder
 from sandbox.contracts.runtime import Exit
+from sandbox.disks import removal
+from sandbox.disks.plain import PlainDisks
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import (
     AgentStarted,
@@ -298,3 +300,38 @@ def test_a_gateway_whose_work_breaks_in_a_living_runner_loses_the_sandbox(stage,
     assert failure.code == "sandbox_lost"
     assert "gateway broke" in failure.message
     assert scene.task.attempt.follow_up == follow_up
+
+
+class MountedDisks(PlainDisks):
+    """What is on them is seen only from `open` to `close`, as with a file system in a file."""
+
+    async def open(self, files, size_bytes):
+        if (files.root / "disk.img").exists():
+            files.disk.rmdir()
+            (files.root / "disk.img").rename(files.disk)
+        await super().open(files, size_bytes)
+
+    async def verify(self, files):
+        """What collecting begins with."""
+        assert (files.workspace / "edited.txt").exists()
+
+    async def close(self, files):
+        if any(files.disk.iterdir()):
+            files.disk.rename(files.root / "disk.img")
+            files.disk.mkdir()
+
+
+def test_a_wish_to_cancel_while_the_disk_is_let_go_for_the_next_attempt_keeps_what_was_there(stage):
+    scene = stage(Script(), lifecycle={"resume": True})
+    killed(scene, *TO_RUNNING)
+
+    async def remove(paths):
+        if scene.task.cancel is None:
+            scene.recorder.record(CancelRequested("enough"))
+        await removal.remove(paths)
+
+    equipment = dataclasses.replace(scene.attempt.equipment, remove=remove, disks=MountedDisks())
+    asyncio.run(AttemptLife(dataclasses.replace(scene.attempt, equipment=equipment)).finish())
+    assert scene.task.state is TaskState.CANCELLED
+    assert {"task-1.patch", "metadata.json"} <= scene.artifacts
+    assert left(scene) <= {"disk", "disk.img"}
