@@ -120,12 +120,11 @@ class SocketGateway:
         attend: Callable[[socket], Coroutine[Any, Any, None]],
         room: asyncio.Semaphore,
     ) -> None:
-        loop = asyncio.get_running_loop()
         listener.setblocking(False)
         while True:
             await room.acquire()
             try:
-                accepted, _ = await loop.sock_accept(listener)
+                accepted = await _accepted(listener)
             except OSError as error:  # the peer is gone already, or there is no descriptor left
                 if error.errno == EINVAL:
                     raise  # it does not listen any more: nobody will ever come
@@ -192,6 +191,30 @@ class SocketGateway:
             except OSError:  # a reply that cannot be sent now is lost, as datagrams may be
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0)  # a flood of queries must not take the loop from everybody else
+
+
+async def _accepted(listener: socket) -> socket:
+    """The next connection, as of a loop's `sock_accept`, which complains where it is cancelled as the listener dies.
+
+    Raises OSError.
+    """
+    while True:
+        try:
+            accepted, _ = listener.accept()
+        except (BlockingIOError, InterruptedError):
+            await _readable(listener)
+        else:
+            accepted.setblocking(False)
+            return accepted
+
+
+async def _readable(listener: socket) -> None:
+    loop, there_is = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listener, there_is.set)
+    try:
+        await there_is.wait()
+    finally:
+        loop.remove_reader(listener)
 
 
 def _leave(accepted: socket, room: asyncio.Semaphore, _task: asyncio.Task[None]) -> None:
