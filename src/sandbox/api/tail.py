@@ -7,15 +7,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from sandbox.api.view import Messages, View, close
-from sandbox.model.frame import Frame
+from sandbox.model.frame import Frame, size_bytes
 
 BATCH_SECONDS = 0.05
 TAIL_BYTES_MAX = 1024 * 1024
 PAST_BYTES_MAX = 4 * 1024 * 1024
 _PIECE_BYTES = 64 * 1024
 _PAST_PIECE_BYTES = 256 * 1024
-_FRAME_BYTES = 256
-_VIEWS_KEPT = 8
+VIEWS_KEPT_MAX = 8
 
 
 class Batch:
@@ -39,7 +38,7 @@ class Batch:
         found = self._shown.get(view)
         if found is None:
             found = view.messages(self._frames)
-            if len(self._shown) < _VIEWS_KEPT:
+            if len(self._shown) < VIEWS_KEPT_MAX:
                 self._shown[view] = found
         return found
 
@@ -58,16 +57,16 @@ class Past:
     async def read(self, frames: AsyncIterator[Frame], after: int) -> Batch | None:
         """A batch of the first of these frames, which are those past `after`; None when there are none."""
         found: list[Frame] = []
-        size_bytes = 0
+        kept_bytes = 0
         try:
             async for frame in frames:
                 found.append(frame)
-                size_bytes += _size_bytes(frame)
-                if size_bytes > _PAST_PIECE_BYTES:
+                kept_bytes += size_bytes(frame)
+                if kept_bytes > _PAST_PIECE_BYTES:
                     break
         finally:
             await close(frames)
-        return self._keep(Batch(after, found, size_bytes)) if found else None
+        return self._keep(Batch(after, found, kept_bytes)) if found else None
 
     def _keep(self, piece: Batch) -> Batch:
         self._pieces.append(piece)
@@ -75,10 +74,6 @@ class Past:
         while self._kept_bytes > PAST_BYTES_MAX and len(self._pieces) > 1:
             self._kept_bytes -= self._pieces.popleft().size_bytes
         return piece
-
-
-def _size_bytes(frame: Frame) -> int:
-    return _FRAME_BYTES + len(frame.get("data", ""))
 
 
 class Tail:
@@ -132,7 +127,7 @@ class Tail:
                     self._ring()
                     continue
                 self._fresh.append(frame)
-                self._fresh_bytes += _size_bytes(frame)
+                self._fresh_bytes += size_bytes(frame)
                 if self._fresh_bytes > _PIECE_BYTES:
                     self._publish()
                     await asyncio.sleep(0)

@@ -4,10 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 
-from sandbox.model.frame import Frame
+from sandbox.model.frame import Frame, size_bytes
 from sandbox.model.limits import SUBSCRIBER_BYTES_MAX, SUBSCRIBER_FRAMES_MAX
-
-_FRAME_BYTES = 256
 
 
 class Broadcast:
@@ -53,20 +51,20 @@ class _Subscriber:
             self._miss(frame)
         else:
             self._frames.append(frame)
-            self._bytes += _size_bytes(frame)
+            self._bytes += size_bytes(frame)
         self._arrived.set()
 
     async def next(self) -> Frame:
         while not self._frames:
             if self._missed:
                 self._frames.extend(self._missed.values())
-                self._bytes = sum(map(_size_bytes, self._frames))
+                self._bytes = sum(map(size_bytes, self._frames))
                 self._missed.clear()
                 continue
             self._arrived.clear()
             await self._arrived.wait()
         frame = self._frames.popleft()
-        self._bytes -= _size_bytes(frame)
+        self._bytes -= size_bytes(frame)
         return frame
 
     def _miss(self, frame: Frame) -> None:
@@ -75,10 +73,6 @@ class _Subscriber:
             task_id, {**_identity(frame), "type": "gap", "first_seq": frame["seq"], "reason": "slow_client"}
         )
         gap.update(_identity(frame), last_seq=frame["seq"])
-
-
-def _size_bytes(frame: Frame) -> int:
-    return _FRAME_BYTES + len(frame.get("data", ""))
 
 
 def _identity(frame: Frame) -> Frame:

@@ -17,6 +17,14 @@ LogStream = Literal["all", "stdout", "stderr", "events"]
 """What `stream=` of the logs takes; a frame belongs to exactly one of the last three, or to none."""
 
 
+_FRAME_BYTES = 256
+
+
+def size_bytes(frame: Frame) -> int:
+    """About what a frame takes in memory, for bounds: its text, and a round figure for the rest."""
+    return _FRAME_BYTES + len(frame.get("data", ""))
+
+
 def timestamp(at: datetime) -> str:
     """UTC, RFC 3339 with milliseconds and `Z`."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

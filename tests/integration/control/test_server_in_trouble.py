@@ -377,8 +377,8 @@ def test_a_refused_task_leaves_nothing_to_be_found_by_the_next_server(world, dis
     assert read_task(world.journals, "task-1").task is None
 
 
-@pytest.mark.parametrize("scarce", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
-def test_a_machine_that_can_start_nothing_at_the_moment_fails_nobody(world, scarce):
+@pytest.mark.parametrize("scarce", [errno.ENOSPC, errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_a_runner_that_cannot_be_started_now_is_followed_by_a_finisher_and_fails_nobody(world, scarce):
     async def play():
         async with world.server() as service:
             world.runners.refuses = OSError(scarce, os.strerror(scarce))
@@ -404,20 +404,6 @@ def test_a_task_whose_failure_is_written_and_whose_end_is_not_ends(world):
 
     ended = asyncio.run(play())
     assert (ended.state, ended.failure.code) == (TaskState.FAILED, "secret_unavailable")
-
-
-def test_a_runner_for_whose_log_there_is_no_room_is_followed_by_a_finisher_and_fails_nobody(world):
-    async def play():
-        async with world.server() as service:
-            world.runners.refuses = OSError(28, "No space left on device")
-            await service.submit(manifest())
-            await refused(world.runners)
-            assert not (await service.status("task-1")).state.is_terminal
-            world.runners.refuses = None
-            await world.launched("task-1")
-            assert world.runners.orders[-1].finish
-
-    asyncio.run(play())
 
 
 def test_nobody_reads_what_could_neither_be_flushed_nor_taken_back_yet(world, monkeypatch):
