@@ -115,14 +115,20 @@ class FakeTasks:
             raise TaskNotFoundError(task_id)
         return self.stories[task_id]
 
+    async def find_submission(self, idempotency: e.Idempotency) -> Submission | None:
+        known = self.keys.get(idempotency.key)
+        if known is None:
+            return None
+        if known.body_sha256 != idempotency.body_sha256:
+            raise IdempotencyKeyReusedError
+        task = next(one.task for one in self.stories.values() if one.task.idempotency == known)
+        return Submission(task, is_replayed=True)
+
     async def submit(self, manifest: Manifest, idempotency: e.Idempotency | None = None) -> Submission:
         if self.failure is not None:
             raise self.failure
-        if idempotency is not None and (known := self.keys.get(idempotency.key)):
-            if known.body_sha256 != idempotency.body_sha256:
-                raise IdempotencyKeyReusedError
-            task = next(one.task for one in self.stories.values() if one.task.idempotency == known)
-            return Submission(task, is_replayed=True)
+        if idempotency is not None and (before := await self.find_submission(idempotency)):
+            return before
         task_id = manifest.metadata.id or str(uuid.uuid4())
         if task_id in self.stories:
             raise DuplicateTaskError(self.stories[task_id].task)

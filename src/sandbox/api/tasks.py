@@ -15,7 +15,7 @@ from sandbox.api.request_body import CancelWish, is_json, read_body, read_cancel
 from sandbox.api.status import definition_body, status_body
 from sandbox.api.streamed import disconnected
 from sandbox.contracts.subject import TASK_ID
-from sandbox.contracts.tasks import Tasks
+from sandbox.contracts.tasks import Submission, Tasks
 from sandbox.model.frame import timestamp
 from sandbox.model.manifest import Manifest
 from sandbox.model.manifest_parsing import parse_manifest
@@ -83,12 +83,18 @@ async def submit_task(request: Request, asked: Asked, dry_run: _DryRun = False) 
     """Submit a task. It is durable once the answer is sent."""
     body = await read_body(request)
     idempotency = read_idempotency(request, body)
+    if idempotency is not None and not dry_run and (before := await asked.tasks.find_submission(idempotency)):
+        # What the server takes may have changed since; what it took has not.
+        return _submitted(before)
     manifest = await asyncio.to_thread(_parse, body, request, asked)
     if dry_run:
         await asked.tasks.check(manifest)
         message = "The manifest is valid; nothing was submitted."
         return Json({"dry_run": True, "message": message, "definition": definition_body(manifest)})
-    submission = await asked.tasks.submit(manifest, idempotency)
+    return _submitted(await asked.tasks.submit(manifest, idempotency))
+
+
+def _submitted(submission: Submission) -> Json:
     task = submission.task
     TASK_ID.set(task.id)
     here = paths.task_path(task.id)

@@ -158,6 +158,10 @@ class Draining:
 class Tasks(Protocol):
     """The server's tasks. Every method about one task may raise TaskNotFoundError."""
 
+    async def find_submission(self, idempotency: Idempotency) -> Submission | None:
+        """What came with this key and body within the last 24 h. Raises IdempotencyKeyReusedError, UnavailableError."""
+        ...
+
     async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
         """Take a task; it is durable on return. The same key and body within 24 h give the same task again.
 

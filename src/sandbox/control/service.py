@@ -133,21 +133,24 @@ class TaskService:
         self.equipment.launcher.break_off_questions()
         await asyncio.gather(*self._launches, return_exceptions=True)
 
-    async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
-        """See `Tasks.submit`."""
+    async def find_submission(self, idempotency: Idempotency) -> Submission | None:
+        """See `Tasks.find_submission`."""
         if self._draining.is_set():
             raise UnavailableError(_SHUTS_DOWN)
+        living = [feed.task for feed in self.equipment.follower.feeds.values()]
+        try:
+            before = await asyncio.to_thread(self.equipment.register.find, idempotency, living)
+        except StoreError as error:
+            raise UnavailableError(error.message) from error
+        return None if before is None else Submission(before, is_replayed=True)
+
+    async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
+        """See `Tasks.submit`."""
         if idempotency is None:
             return Submission(await self._take(manifest, None))
         async with self._keys.of(idempotency.key):
-            living = [feed.task for feed in self.equipment.follower.feeds.values()]
-            try:
-                before = await asyncio.to_thread(self.equipment.register.find, idempotency, living)
-            except StoreError as error:
-                raise UnavailableError(error.message) from error
-            if before is not None:
-                return Submission(before, is_replayed=True)
-            return Submission(await self._take(manifest, idempotency))
+            before = await self.find_submission(idempotency)
+            return before or Submission(await self._take(manifest, idempotency))
 
     async def check(self, manifest: Manifest) -> None:
         """See `Tasks.check`."""

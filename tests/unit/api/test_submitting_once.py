@@ -2,6 +2,7 @@
 
 import pytest
 
+from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 
 BODY = b"""{"version": "1", "kind": "Task", "metadata": {"name": "My Task", "id": "task-001"},
@@ -27,6 +28,16 @@ def test_a_task_that_went_on_meanwhile_is_answered_as_it_was_taken(api, tasks):
     first = submit(api, "6f1c")
     tasks.tell("task-001", *TO_RUNNING)
     assert submit(api, "6f1c").json() == first.json()
+
+
+def test_what_was_taken_is_answered_when_the_server_would_take_it_no_more(guarded_api):
+    offered = {"my-tools": ""}
+    api = guarded_api(FakeAccess(), profiles=lambda: offered)
+    body = BODY.replace(b'"repository"', b'"vm": {"profile": "my-tools"}, "repository"')
+    first = submit(api, "6f1c", body)
+    offered.clear()
+    assert submit(api, "6f1d", body).status_code == 400
+    assert (first.status_code, submit(api, "6f1c", body).json()) == (202, first.json())
 
 
 def test_another_body_with_the_same_key_is_refused(api, tasks):
