@@ -1,22 +1,103 @@
 """On a server with tokens somebody signs in with one, once."""
 
+import http.server
+import json
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 
 import pytest
 
-from doubles.live import says
+from doubles.browser import shut_out
+from doubles.live import ORGANISATION, make_repository, says
+
+MINIMAL = {
+    "version": "1",
+    "kind": "Task",
+    "repository": {"url": f"{ORGANISATION}repo.git", "branch": "main"},
+    "claude": {"prompt": "Do it."},
+}
+FORGED = """<!doctype html><title>forged</title>
+<form id=form method=post enctype=text/plain action="%(place)s/api/v1/tasks" target=frame>
+<input name='%(manifest)s'>
+</form><iframe name=frame></iframe>
+<script>
+const tries = {
+  read: async () => (await fetch("%(place)s/api/v1/tasks", {credentials: "include"})).status,
+  cancel: async () => (await fetch("%(place)s/api/v1/tasks/task-1", {method: "DELETE", credentials: "include"})).status,
+  submit: async () => (await fetch("%(place)s/api/v1/tasks", {method: "POST", mode: "no-cors", credentials: "include",
+    headers: {"Content-Type": "text/plain"}, body: '%(manifest)s'})).status || "opaque",
+  stream: () => new Promise((done) => {
+    const line = new WebSocket("%(socket)s/api/v1/tasks/stream?task_id=task-1");
+    line.onopen = () => done("open");
+    line.onerror = () => done("refused");
+  }),
+  events: () => new Promise((done) => {
+    const source = new EventSource("%(place)s/api/v1/tasks/stream?task_id=task-1", {withCredentials: true});
+    source.onopen = () => done("open");
+    source.onerror = () => { source.close(); done("refused"); };
+  }),
+};
+window.came_of_it = (async () => {
+  document.getElementById("form").submit();
+  const found = {};
+  for (const [name, attempt] of Object.entries(tries)) found[name] = await attempt().catch(() => "refused");
+  return found;
+})();
+</script>"""
 
 
 @pytest.fixture
-def guarded(empty_world):
-    """A server with a viewer's token; gives its address and the token."""
-    empty_world.start_model(says())
-    command = [sys.executable, "-m", "sandbox", "token", "create", "--role", "viewer", "--name", "bob", "--data-dir"]
+def role():
+    return "viewer"
+
+
+@pytest.fixture
+def guarded(empty_world, role):
+    """A server with one token, which is in `bearer`."""
+    make_repository(empty_world.repositories / "repo.git", {"README.md": "# Hi\n"})
+    empty_world.start_git()
+    empty_world.start_model(says(), says())
+    command = [sys.executable, "-m", "sandbox", "token", "create", "--role", role, "--name", "bob", "--data-dir"]
     made = subprocess.run([*command, str(empty_world.data_dir)], capture_output=True, text=True, timeout=30, check=True)
     empty_world.bearer = made.stdout.split()[-1]
+    configuration = empty_world.home / ".config" / "sandbox" / "sandbox.toml"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text('[git]\nallowed_hosts = ["github.com"]\n')
     empty_world.start_server()
     return empty_world
+
+
+def sign_in(world, browser):
+    page = browser.open(f"{world.server.said['http']}/sign-in")
+    page.get_by_label("Token").fill(world.bearer)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("button", name="Sign out").wait_for()
+    return page
+
+
+@contextmanager
+def other_site(html):
+    """A page of somebody else's on this machine: a browser takes it for the same site, cookies and all."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_token_is_shown_once_and_signing_out_ends_it(guarded, browser):
@@ -38,3 +119,40 @@ def test_a_token_is_shown_once_and_signing_out_ends_it(guarded, browser):
     page.goto(place)
     assert page.url.startswith(f"{place}/sign-in")
     assert browser.complaints == []
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_everybody_can_sign_in(guarded, browser, scheme, width):
+    page = browser.open(f"{guarded.server.said['http']}/sign-in", width=width, scheme=scheme)
+    assert shut_out(page) == []
+    page.get_by_label("Token").fill("sbx_wrong")
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("This token is not known here.").wait_for()
+    assert shut_out(page) == []
+
+
+@pytest.mark.parametrize("role", ["operator"])
+def test_a_page_of_another_site_does_nothing_in_the_name_of_who_is_signed_in(guarded, browser):
+    guarded.submit("task-1")
+    guarded.wait("task-1")
+    page = sign_in(guarded, browser)
+    manifest = json.dumps({**MINIMAL, "metadata": {"name": "Forged", "id": "task-2"}})
+    given = {"place": guarded.server.said["http"], "socket": guarded.server.said["ws"], "manifest": manifest}
+    answers = []
+    page.on("response", lambda answer: answers.append((answer.request.method, answer.url, answer.status)))
+    with other_site(FORGED % given) as address:
+        page.goto(address)
+        came_of_it = page.evaluate("window.came_of_it")
+    assert set(came_of_it) == {"read", "cancel", "submit", "stream", "events"}
+    assert {*came_of_it.values()} <= {"refused", "opaque"}
+    # Forbidden is said to those who have the cookie; without it they would be unknown.
+    asked = {(method, status) for method, url, status in answers if url.startswith(given["place"])}
+    assert ("POST", 403) in asked
+    assert {status for method, status in asked if method != "OPTIONS"} == {403}
+    known = guarded.http.get("/api/v1/tasks").json()["tasks"]
+    assert [task["id"] for task in known] == ["task-1"]
+    # The same, asked by a page of the server's own.
+    page.goto(given["place"])
+    sent = "(body) => fetch('/api/v1/tasks', {method: 'POST', headers: {'Content-Type': 'application/json'}, body})"
+    assert page.evaluate(f"async (body) => (await ({sent})(body)).status", manifest) == 202
+    assert guarded.wait("task-2")["state"] == "completed", guarded.tell("task-2")

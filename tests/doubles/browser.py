@@ -3,10 +3,12 @@
 import contextlib
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
 
+AXE = Path(__file__).parents[2] / ".venv/share/npm-dev/node_modules/axe-core/axe.min.js"
 PROGRAMS = ("chromium-headless-shell", "chromium")
 HEIGHT = 900
 PATIENCE_SECONDS = 60
@@ -75,3 +77,19 @@ class Browser:
     def _listen(self, message):
         if message.type in {"error", "warning"}:
             self.complaints.append(message.text)
+
+
+def shut_out(page):
+    """What keeps people from using the page: axe's serious findings, and whether it is wider than its window."""
+    if not AXE.exists():
+        pytest.skip("axe-core is not here; script/setup --dev fetches it")
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]
+    serious = [
+        (one["id"], [(node["html"][:200], node["failureSummary"]) for node in one["nodes"][:3]])
+        for one in found
+        if one["impact"] in {"serious", "critical"}
+    ]
+    is_wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    return [*serious, *(["wide"] if is_wide else [])]

@@ -47,7 +47,7 @@ def test_a_page_offers_its_token_beside_the_protocol_and_it_is_not_sent_back(ope
     asyncio.run(story())
 
 
-def test_a_session_of_the_one_port_opens_the_stream_on_the_other(open_doors):
+def test_a_session_of_the_one_port_opens_the_stream_on_the_other(open_doors, caplog):
     async def story():
         async with open_doors(access()) as doors:
             doors.tasks.add("task-001")
@@ -63,6 +63,7 @@ def test_a_session_of_the_one_port_opens_the_stream_on_the_other(open_doors):
             assert refused.value.response.status_code == 403
 
     asyncio.run(story())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize(
