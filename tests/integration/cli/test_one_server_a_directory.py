@@ -1,6 +1,7 @@
 """One server works on a data directory, whoever asks and whatever path leads there."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.ordinary_user import as_ordinary_user, ordinary_place
 from sandbox.wiring.data_dir_lock import DataDirBusyError, held
 from sandbox.wiring.machine import choose_run_dir
 
@@ -82,3 +84,27 @@ def test_two_directories_have_two_servers_and_two_places_for_sockets(tmp_path):
     other.mkdir()
     with held(one), held(other):
         assert choose_run_dir(one) != choose_run_dir(other)
+
+
+def test_a_server_of_another_session_finds_the_sockets_of_the_one_before():
+    with ordinary_place() as place:
+        as_ordinary_user(_restarted_in_other_sessions, place)
+
+
+async def _restarted_in_other_sessions(place):
+    data_dir, session, other = place / "data", place / "session", place / "other"
+    for directory in (data_dir, session, other):
+        directory.mkdir(mode=0o700)
+    os.environ["XDG_RUNTIME_DIR"] = str(session)
+    first = choose_run_dir(data_dir)
+    assert first.is_relative_to(session)
+    for runtime_dir in (str(other), ""):
+        os.environ["XDG_RUNTIME_DIR"] = runtime_dir
+        assert choose_run_dir(data_dir) == first
+    # The session is over, and what was in it is gone.
+    shutil.rmtree(session)
+    os.environ["XDG_RUNTIME_DIR"] = str(other)
+    assert choose_run_dir(data_dir).is_relative_to(other)
+    # A copy of the directory is another one.
+    subprocess.run(["cp", "-a", str(data_dir), str(place / "copy")], check=True, timeout=20)
+    assert choose_run_dir(place / "copy") != choose_run_dir(data_dir)
