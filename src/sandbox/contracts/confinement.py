@@ -51,13 +51,10 @@ class Confinement(Protocol):
         """
         ...
 
-    async def give(self, directory: Path) -> None:
-        """Make what the caller wrote in one of its writable directories its own. Raises AttemptError, OSError."""
-        ...
-
 
 Confine = Callable[[Sequence[Path], Sequence[Path]], AbstractAsyncContextManager[Confinement]]
 """Makes one for an attempt, with directories that it may write to and others that it may read; they must exist.
 
+What stands in the former afterwards is hostile: whoever reads or writes there follows no link.
 Raises AttemptError (provision_failed). All is gone at the end of the block.
 """

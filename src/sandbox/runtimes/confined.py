@@ -5,10 +5,8 @@ the host's /usr, a few directories of the attempt, and the network namespace of 
 one door.
 """
 
-import asyncio
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path, PurePosixPath
 from socket import socket
 
@@ -16,7 +14,7 @@ from sandbox.contracts.confinement import ConfinedCommand
 from sandbox.contracts.inside import UID
 from sandbox.contracts.profiles import IMAGE_FILES
 from sandbox.contracts.runtime import ConfinementSpec
-from sandbox.runtimes import image, launch, launcher, ownership, seccomp
+from sandbox.runtimes import image, launch, launcher, seccomp
 from sandbox.runtimes.launch import Launch, mark_attempt
 from sandbox.runtimes.payload import Payload, refuse_nul
 
@@ -37,14 +35,12 @@ class ConfinedPrograms:
         started: Launch,
         door: socket,
         spec: ConfinementSpec,
-        kernel_uid: int | None,
     ) -> None:
         self.door: socket | None = door
         self._attempt_id = attempt_id
         self._program = program
         self._launch = started
         self._spec = spec
-        self._kernel_uid = kernel_uid
 
     async def run(self, command: ConfinedCommand) -> int:
         """Its exit code, 128+n after signal n. Raises OSError, AttemptError (provision_failed) for NUL characters."""
@@ -55,11 +51,6 @@ class ConfinedPrograms:
         finally:
             payload.close()
         return code if code >= 0 else 128 - code
-
-    async def give(self, directory: Path) -> None:
-        """As root to the kernel uid; an ordinary user's is its own already."""
-        if self._kernel_uid is not None:
-            await asyncio.to_thread(partial(ownership.give_tree, str(directory), self._kernel_uid))
 
     def _build_payload(self, command: ConfinedCommand) -> Payload:
         payload = Payload()

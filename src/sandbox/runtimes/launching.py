@@ -138,7 +138,7 @@ class LaunchedSandboxes:
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
             with listeners.proxy.dup() as door:
                 listeners.close()
-                yield ConfinedPrograms(handle.attempt_id, program, started, door, spec, _uid_of(handle))
+                yield ConfinedPrograms(handle.attempt_id, program, started, door, spec)
         finally:
             await self._end_confinement(handle, started)
 

@@ -5,8 +5,10 @@ and git compares the two trees. So no configuration, attribute, hook or filter o
 bytes in the patch are the bytes in the files.
 """
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sandbox.contracts.layout import AttemptLayout
@@ -24,6 +26,7 @@ from sandbox.workspace.stoppable import Stop, run_in_thread
 from sandbox.workspace.visible_path import show
 
 _LEFT_OUT_SHOWN_MAX = 20
+_HELD = {b"objects/pack": ".keep", NEW_TREE_REF.rpartition("/")[0].encode(): ".lock"}
 
 
 async def write_patch(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
@@ -84,8 +87,12 @@ async def _build_new_tree(
 
 def _let_go(repository: Path) -> None:
     """Of what a git held that was killed with an earlier runner: it keeps its pack until its reference is written."""
-    for held in (*(repository / "objects" / "pack").glob("*.keep"), repository / f"{NEW_TREE_REF}.lock"):
-        held.unlink(missing_ok=True)
+    with Files(repository) as files:
+        for place, ending in _HELD.items():
+            with suppress(FileNotFoundError), files.open_directory(place) as directory:
+                for entry in [*os.scandir(directory)]:
+                    if entry.name.endswith(ending):
+                        os.unlink(entry.name, dir_fd=directory)
 
 
 async def _write_difference(git: Git, repository: Path, base_commit: str, target: Path, preamble: bytes) -> None:

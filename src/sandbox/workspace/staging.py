@@ -74,9 +74,13 @@ class Staging:
         """Gives the full base commit. Raises AttemptError (clone_failed, sandbox_lost)."""
         try:
             await run_in_thread(lambda _: self._clear())
-            async with self._confine([self._attempt.repository, self._attempt.workspace], []) as confinement:
+            async with self._confine([self._attempt.repository], []) as confinement:
                 await self._clone(confinement)
                 commit = await self._prepare(confinement)
+            # No git has seen the workspace until here: what is written there leads nowhere else.
+            await run_in_thread(lambda stop: self._write_git_directory(commit, stop))
+            async with self._confine([self._attempt.workspace], []) as confinement:
+                await self._check_out(Git(self._path, confinement=confinement), commit)
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:
             message = explain(error.complaint, self._wanted, self._secrets)
@@ -95,7 +99,6 @@ class Staging:
             where = (self._path, confinement, self._attempt.repository)
             commit = await commit_sent_work(*where, commit, self._wanted.patch)
         await self._check_size(git, commit)
-        await self._check_out(git, confinement, commit)
         return commit
 
     def _clear(self) -> None:
@@ -163,15 +166,13 @@ class Staging:
             listing = git.run(*list_tree(commit), directory=repository, stdout=writing)
             await run_with_thread(work, listing)
 
-    async def _check_out(self, git: Git, confinement: Confinement, commit: str) -> None:
-        workspace = self._attempt.workspace
-        await run_in_thread(
-            lambda stop: write_git_directory(workspace, self._attempt.repository, self._wanted, commit, stop)
-        )
-        await confinement.give(workspace)
+    def _write_git_directory(self, commit: str, stop: Stop) -> None:
+        write_git_directory(self._attempt.workspace, self._attempt.repository, self._wanted, commit, stop)
+
+    async def _check_out(self, git: Git, commit: str) -> None:
         await git.run(
             *("--git-dir=.git", "--work-tree=.", "read-tree", "-m", "-u", commit),
-            directory=workspace,
+            directory=self._attempt.workspace,
         )
 
     def _check_subpath(self) -> None:

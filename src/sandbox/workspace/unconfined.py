@@ -44,9 +44,6 @@ class Unconfined:
             await _kill(process)
         return code if code >= 0 else 128 - code
 
-    async def give(self, directory: Path) -> None:
-        """It is this process's own already."""
-
 
 @asynccontextmanager
 async def confine_nothing(_directories: Sequence[Path], _read_only: Sequence[Path]) -> AsyncIterator[Unconfined]:

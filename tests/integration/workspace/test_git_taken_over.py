@@ -21,6 +21,7 @@ from doubles.sandbox_life import new_attempt_id
 from doubles.workspace_house import programs_below
 from sandbox.contracts.confinement import ConfinedCommand
 from sandbox.contracts.runtime import ConfinementSpec
+from sandbox.model.errors import AttemptError
 from sandbox.runtimes import launch, launcher
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
@@ -114,6 +115,67 @@ async def has_no_privileges(hold):
 
 def test_no_privilege_is_left_nor_can_be_had(tmp_path):
     play(tmp_path, has_no_privileges)
+
+
+class Planting:
+    """A confinement in which git was taken over: after each program a link stands where the host may write next."""
+
+    def __init__(self, confinement, directories, target):
+        self.confinement, self.directories, self.target = confinement, directories, target
+
+    def __getattr__(self, name):
+        return getattr(self.confinement, name)
+
+    async def run(self, command):
+        code = await self.confinement.run(command)
+        for directory in self.directories:
+            if directory.name == "workspace":
+                if (directory / ".git").exists():
+                    (directory / ".git").rename(directory / "old")
+                (directory / ".git").symlink_to(self.target)
+        return code
+
+
+def test_a_clone_leads_the_host_nowhere_by_what_it_leaves_in_the_workspace(house, tmp_path):
+    outside, shown = tmp_path / "outside", []
+    outside.mkdir()
+    real = house.confine
+
+    @contextlib.asynccontextmanager
+    async def confine(directories, read_only):
+        shown.append([one.name for one in directories])
+        async with real(directories, read_only) as confinement:
+            yield Planting(confinement, directories, outside)
+
+    house.confine = confine
+    house.stage()
+    assert not list(outside.iterdir())
+    assert (house.workspace / "README.md").exists()
+    assert shown == [["repository.git"], ["workspace"]]
+
+
+def test_a_clone_leads_the_host_nowhere_when_a_patch_is_made(house, tmp_path):
+    base = house.stage()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    kept = [outside / "some.keep", outside / "new.lock"]
+    for file in kept:
+        file.touch()
+    (house.workspace / "README.md").write_text("changed\n")
+    refs = house.attempt / "repository.git" / "refs" / "sandbox"
+    refs.symlink_to(outside)
+    with pytest.raises(AttemptError, match="The patch could not be made"):
+        house.patch(base)
+    refs.unlink()
+    packs = house.attempt / "repository.git" / "objects" / "pack"
+    packs.rename(outside / "packs")
+    packs.symlink_to(outside)
+    with pytest.raises(AttemptError, match="The patch could not be made"):
+        house.patch(base)
+    assert all(file.exists() for file in kept)
+    packs.unlink()
+    (outside / "packs").rename(packs)
+    assert b"+changed" in house.patch(base)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has one kernel uid")
