@@ -68,6 +68,7 @@ class Visit:
             memory_bytes=self.vm.memory_bytes,
             processes_max=SANDBOX_PROCESSES_MAX,
             image=None if image is None else Path(image.directory),
+            disk_was_used=True,
         )
         sandbox = await runtime.create(handle, spec)
         # Nobody serves the gateway's sockets here: what wants to connect is refused at once.
