@@ -145,7 +145,9 @@ def test_the_agents_terminal_has_one_who_types_and_many_who_look_on(world, perso
 
 
 def test_what_a_failure_left_can_be_visited_by_two_and_is_kept_as_it_is_left(world, person):
-    made = world(bash("echo kept > kept.txt; ln kept.txt kept-too.txt"), Turn(faults=(Fault("error", status=400, times=9),)))
+    made = world(
+        bash("echo kept > kept.txt; ln kept.txt kept-too.txt"), Turn(faults=(Fault("error", status=400, times=9),))
+    )
     made.submit(lifecycle={"failure_action": "preserve"})
     assert made.wait()["state"] == "failed_preserved", made.tell()
     server = made.server.said["http"]

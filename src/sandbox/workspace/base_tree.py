@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from sandbox.workspace.files import ENTRIES_MAX, Entry
+from sandbox.workspace.files import ENTRIES_MAX, PATHS_BYTES_MAX, Entry
 from sandbox.workspace.git import Git, GitError
 from sandbox.workspace.pipes import pipe, run_with_thread
 from sandbox.workspace.stoppable import Stop
@@ -19,15 +19,12 @@ _LINE = re.compile(
     rb"(?P<mode>[0-7]{6}) [a-z]+ (?P<id>[0-9a-f]{40}|[0-9a-f]{64}) +(?P<size>[0-9]{1,18}|-)\t(?P<path>.+)", re.DOTALL
 )
 
-PATHS_BYTES_MAX = 256 * 1024**2
-"""All paths of a commit together, which are held in memory; over it: `clone_failed`."""
-
 
 def mode_of(entry: Entry) -> bytes:
     """What git would record of a file or link in the workspace."""
     if entry.is_link:
         return LINK
-    return EXECUTABLE if entry.stat.st_mode & 0o100 else _FILE
+    return EXECUTABLE if entry.mode & 0o100 else _FILE
 
 
 def canonical_mode(mode: bytes) -> bytes:

@@ -9,7 +9,7 @@ from sandbox.workspace.base_tree import read_base_tree
 from sandbox.workspace.changes_tar import ChangesTar
 from sandbox.workspace.comparing import compare
 from sandbox.workspace.complaint import last_line
-from sandbox.workspace.files import ENTRIES_MAX, Files, TooManyEntriesError
+from sandbox.workspace.files import Files, TooManyEntriesError
 from sandbox.workspace.git import Git, GitError
 from sandbox.workspace.new_file import create, flush
 from sandbox.workspace.stoppable import Stop, run_in_thread
@@ -31,8 +31,8 @@ async def write_changed_files(git: Git, attempt: AttemptLayout, base_commit: str
             reason = None
             try:
                 await compare(git, attempt, base, begin, lambda _: None)
-            except TooManyEntriesError:
-                reason = f"only the first {ENTRIES_MAX} files were looked at"
+            except TooManyEntriesError as error:
+                reason = f"there are {error}, and only the first were looked at"
             await run_in_thread(lambda _: tar.close())
         await run_in_thread(lambda _: flush(target))
     except GitError as error:

@@ -12,7 +12,7 @@ from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import ARTIFACT_BYTES_MAX
 from sandbox.workspace.artifact_names import TEMPORARY_NAME, ArtifactNames
 from sandbox.workspace.content_types import content_type
-from sandbox.workspace.files import ENTRIES_MAX, Entry, Files, TooManyEntriesError, UnreadableError, read_chunks
+from sandbox.workspace.files import Entry, Files, TooManyEntriesError, UnreadableError, read_chunks
 from sandbox.workspace.globs import Globs, State
 from sandbox.workspace.new_file import create, flush
 from sandbox.workspace.stoppable import Stop, run_in_thread
@@ -47,8 +47,9 @@ def _find(workspace: Path, patterns: Sequence[str], stop: Stop) -> tuple[list[by
     try:
         with Files(workspace) as files:
             search.run(files)
-    except TooManyEntriesError:
-        search.left_out.append(LeftOut(".", f"only the first {ENTRIES_MAX} files were looked at; narrow the patterns"))
+    except TooManyEntriesError as error:
+        reason = f"there are {error}, and only the first were looked at; narrow the patterns"
+        search.left_out.append(LeftOut(".", reason))
     except OSError as error:
         search.left_out.append(LeftOut(".", f"the workspace could not be read: {error.strerror or error}"))
     found = sorted(search.found)

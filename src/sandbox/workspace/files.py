@@ -23,6 +23,9 @@ DEPTH_MAX = 256
 ENTRIES_MAX = 1_000_000
 """Files and directories of one workspace that are looked at."""
 
+PATHS_BYTES_MAX = 256 * 1024**2
+"""Of all paths of one commit, or of one workspace that is looked at, together: they are held in memory."""
+
 _CHUNK_BYTES = 256 * 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -30,7 +33,7 @@ _NODE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class TooManyEntriesError(Exception):
-    """There are more entries than are looked at."""
+    """There are more entries than are looked at, or longer paths; says of what there are too many."""
 
 
 class UnreadableError(OSError):
@@ -39,26 +42,26 @@ class UnreadableError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One name in a directory. `stat` is of the entry itself, never of what a link leads to."""
+    """One name in a directory. `mode` is of the entry itself, never of what a link leads to (inode(7))."""
 
     name: bytes
     path: bytes
-    stat: os.stat_result
+    mode: int
 
     @property
     def is_directory(self) -> bool:
         """A real directory."""
-        return stat.S_ISDIR(self.stat.st_mode)
+        return stat.S_ISDIR(self.mode)
 
     @property
     def is_file(self) -> bool:
         """A regular file."""
-        return stat.S_ISREG(self.stat.st_mode)
+        return stat.S_ISREG(self.mode)
 
     @property
     def is_link(self) -> bool:
         """A symbolic link."""
-        return stat.S_ISLNK(self.stat.st_mode)
+        return stat.S_ISLNK(self.mode)
 
     @property
     def is_reachable(self) -> bool:
@@ -72,6 +75,7 @@ class Files:
     def __init__(self, root: Path) -> None:
         self._root = os.open(root, _DIRECTORY)
         self._seen = 0
+        self._path_bytes = 0
 
     def __enter__(self) -> "Files":
         return self
@@ -98,11 +102,14 @@ class Files:
         prefix = path + b"/" if path else b""
         with self.open_directory(path) as directory, os.scandir(directory) as listing:
             for item in listing:
-                self._seen += 1
-                if self._seen > ENTRIES_MAX:
-                    raise TooManyEntriesError
                 name = os.fsencode(item.name)
-                found.append(Entry(name, prefix + name, item.stat(follow_symlinks=False)))
+                self._seen += 1
+                self._path_bytes += len(prefix) + len(name)
+                if self._seen > ENTRIES_MAX:
+                    raise TooManyEntriesError(f"more than {ENTRIES_MAX} files")
+                if self._path_bytes > PATHS_BYTES_MAX:
+                    raise TooManyEntriesError(f"files with more than {PATHS_BYTES_MAX // 1024**2} MiB of paths")
+                found.append(Entry(name, prefix + name, item.stat(follow_symlinks=False).st_mode))
         return sorted(found, key=lambda entry: entry.name)
 
     @contextmanager

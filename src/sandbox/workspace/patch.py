@@ -17,7 +17,7 @@ from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.workspace.base_tree import BaseTree, read_base_tree
 from sandbox.workspace.comparing import compare
 from sandbox.workspace.complaint import last_line
-from sandbox.workspace.files import ENTRIES_MAX, Files, TooManyEntriesError
+from sandbox.workspace.files import Files, TooManyEntriesError
 from sandbox.workspace.git import MEMORY_BYTES_MAX, Git, GitError
 from sandbox.workspace.new_file import create, flush
 from sandbox.workspace.new_tree import NEW_TREE_REF, NewTree
@@ -36,8 +36,8 @@ async def write_patch(git: Git, attempt: AttemptLayout, base_commit: str, target
     """
     try:
         return await _write(git, attempt, base_commit, target)
-    except TooManyEntriesError:
-        reason: str | None = f"there are more than {ENTRIES_MAX} files that are not ignored"
+    except TooManyEntriesError as error:
+        reason: str | None = f"there are {error} that are not ignored"
     except GitError as error:
         reason = _bound_of(error)
         if reason is None:

@@ -13,11 +13,10 @@ from sandbox.contracts.confinement import Confine, Confinement, ConfinementLostE
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.manifest import Repository
-from sandbox.workspace import base_tree
 from sandbox.workspace.base_tree import BaseEntry, list_tree, read_entries
 from sandbox.workspace.cloning import NO_REDIRECTS, Cloning
 from sandbox.workspace.complaint import explain, is_transient
-from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, Files
+from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, Files
 from sandbox.workspace.git import Git, GitError, Setting
 from sandbox.workspace.git_directory import OBJECT_ID, neutralise, read_branch, write_git_directory
 from sandbox.workspace.pipes import pipe, run_with_thread
@@ -196,7 +195,7 @@ class Staging:
 
 def _oversize(entries: Iterator[BaseEntry], bytes_max: int) -> str | None:
     """A few small trees can name each other so often that a checkout never ends: find that out before."""
-    bytes_left, path_bytes_left = bytes_max, base_tree.PATHS_BYTES_MAX
+    bytes_left, path_bytes_left = bytes_max, PATHS_BYTES_MAX
     for number, entry in enumerate(entries):
         bytes_left -= entry.size_bytes
         path_bytes_left -= len(entry.path)
@@ -207,7 +206,7 @@ def _oversize(entries: Iterator[BaseEntry], bytes_max: int) -> str | None:
                 f"the files of the commit are larger than {bytes_max / 1024**3:.3g} GiB; raise vm.disk (to 32G at most)"
             )
         if path_bytes_left < 0:
-            return f"the paths of the commit are longer than {base_tree.PATHS_BYTES_MAX // 1024**2} MiB together"
+            return f"the paths of the commit are longer than {PATHS_BYTES_MAX // 1024**2} MiB together"
         if len(entry.path) > PATH_BYTES_MAX or entry.path.count(b"/") >= DEPTH_MAX:
             return "directories of the commit are nested too deeply"
     return None

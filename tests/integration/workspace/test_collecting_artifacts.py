@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from sandbox.contracts.workspace import LeftOut
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError
 from sandbox.workspace import collection, files
+from sandbox.workspace.files import Files
 from sandbox.workspace.workspaces import GitWorkspaces
 
 
@@ -178,7 +180,6 @@ def test_too_many_files_are_bounded_and_told(desk, monkeypatch):
 
 def test_what_was_found_before_the_search_grew_too_large_is_kept(desk, monkeypatch):
     monkeypatch.setattr(files, "ENTRIES_MAX", 5)
-    monkeypatch.setattr(collection, "ENTRIES_MAX", 5)
     desk.file("report").touch()
     for number in range(10):
         desk.file(f"many/f{number}").touch()
@@ -186,6 +187,31 @@ def test_what_was_found_before_the_search_grew_too_large_is_kept(desk, monkeypat
     made = desk.collect("report", "many/*")
 
     assert [item.path for item in made] == ["report", "."]
+    assert made[-1].reason == "there are more than 5 files, and only the first were looked at; narrow the patterns"
+
+
+def test_names_that_are_long_together_end_the_search_like_many_files(desk, monkeypatch):
+    monkeypatch.setattr(files, "PATHS_BYTES_MAX", 1024**2)
+    desk.file("report").touch()
+    for number in range(1000):
+        desk.file(f"{'d' * 200}/{'e' * 200}/{'f' * 200}/{'g' * 200}/{'h' * 200}/{number:0200}").touch()
+
+    assert [item.path for item in desk.collect("report")] == ["report"]
+    many = desk.collect("report", "**/*")
+    assert [item.path for item in many[-1:]] == ["."]
+    assert "1 MiB of paths" in many[-1].reason
+
+
+def test_many_names_take_little_memory(desk):
+    for number in range(1000):
+        desk.file(f"many/{number}").touch()
+    tracemalloc.start()
+    with Files(desk.workspace) as found:
+        kept = found.entries(b"many")
+        size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(kept) == 1000
+    assert size / 1000 < 400
 
 
 def test_directories_nested_without_end_are_left_out(desk):

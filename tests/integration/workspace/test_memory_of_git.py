@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sandbox.model.errors import AttemptError
-from sandbox.workspace import base_tree, git
+from sandbox.workspace import git, staging
 
 MEMORY_BYTES_MAX = 128 * 1024**2
 
@@ -38,7 +38,7 @@ def test_large_files_without_so_many_lines_are_in_the_patch(house, small):
 
 
 def test_paths_that_are_too_long_together(house, monkeypatch):
-    monkeypatch.setattr(base_tree, "PATHS_BYTES_MAX", 100)
+    monkeypatch.setattr(staging, "PATHS_BYTES_MAX", 100)
     house.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
     house.stage()
     house.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(4)})
