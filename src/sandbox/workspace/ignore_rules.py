@@ -34,8 +34,8 @@ class IgnoreRules:
     """Asks a `git check-ignore` that runs at the other ends of two pipes.
 
     Never more than a page is asked before the answers are read: that much always fits into a pipe, so neither side
-    can wait for the other. Git wants to see whether a path is a directory, so directories are made before they are
-    asked about; not where the agent put one in place of a `.gitignore`, for that is a file here.
+    can wait for the other. Git wants to see whether a path is a directory, so directories are made for as long as they
+    are asked about; not where the agent put one in place of a `.gitignore`, for that is a file here.
     """
 
     def __init__(self, directory: Path, questions: IO[bytes], answers: IO[bytes]) -> None:
@@ -45,10 +45,14 @@ class IgnoreRules:
 
     def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
         """The paths among these, all of them untracked, that the rules ignore. Raises BrokenPipeError without git."""
+        made: list[bytes] = []
         for entry in entries:
             if entry.is_directory and b".gitignore" not in entry.path.split(b"/"):
-                _make_directory(self._directory, entry.path)
-        return frozenset(path for page in _pages(entries) for path in self._ask(page))
+                made += _make_directory(self._directory, entry.path)
+        found = frozenset(path for page in _pages(entries) for path in self._ask(page))
+        for path in reversed(made):
+            os.rmdir(path)  # noqa: PTH106 (bytes)
+        return found
 
     def _ask(self, page: Sequence[bytes]) -> Iterator[bytes]:
         # "./" keeps a name such as ":(top)x" from being read as pathspec magic.
@@ -83,14 +87,16 @@ def _fields(answers: IO[bytes]) -> Iterator[bytes]:
     raise BrokenPipeError("git check-ignore ended early")
 
 
-def _make_directory(root: Path, path: bytes) -> None:
-    """With its parents, in sight of the kernel uid that git has."""
-    here = os.fsencode(root)
+def _make_directory(root: Path, path: bytes) -> list[bytes]:
+    """With its parents, in sight of the kernel uid that git has; gives those that were not there."""
+    here, made = os.fsencode(root), []
     for name in path.split(b"/") if path else ():
         here = os.path.join(here, name)  # noqa: PTH118 (bytes)
         with suppress(FileExistsError):
             os.mkdir(here)  # noqa: PTH102 (bytes)
+            made.append(here)
             os.chmod(here, _DIRECTORY_MODE)  # noqa: PTH101 (bytes)
+    return made
 
 
 def make_rules_directory(directory: Path) -> None:

@@ -106,10 +106,14 @@ class Relay:
         return far
 
     async def _dial(self, address: Address) -> "Ends":
+        is_wanted = self._is_wanted(address)
+        if not is_wanted and (self._may_be_sent_to is None or address.port not in _WEB_PORTS):
+            # Not even asked for: a name can carry what a clone has read, and its answer tells what names there are.
+            raise _forbidden()
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         addresses = [Address(str(one[4][0]), address.port) for one in found]
-        if not self._is_wanted(address):
+        if not is_wanted:
             addresses = [one for one in addresses if self._is_sent_to(one)]
         return await _dial_any(addresses)
 
@@ -117,9 +121,7 @@ class Relay:
         return address == self._wanted or (self._may_be_sent_to is not None and address.host == self._wanted.host)
 
     def _is_sent_to(self, address: Address) -> bool:
-        if self._may_be_sent_to is None or address.port not in _WEB_PORTS:
-            return False
-        return self._may_be_sent_to(ip_address(address.host))
+        return self._may_be_sent_to is not None and self._may_be_sent_to(ip_address(address.host))
 
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -141,13 +143,17 @@ async def _read_address(reader: asyncio.StreamReader) -> Address:
 
 
 async def _dial_any(addresses: Sequence[Address]) -> Ends:
-    problem = OSError(errno.EACCES, "no such host may be reached")
+    problem = _forbidden()
     for address in addresses:
         try:
             return await asyncio.open_connection(*address)
         except OSError as error:
             problem = error
     raise problem
+
+
+def _forbidden() -> OSError:
+    return OSError(errno.EACCES, "no such host may be reached")
 
 
 def _answer(code: int) -> bytes:

@@ -193,6 +193,14 @@ def test_another_port_of_the_host_needs_redirects(greeter):
     assert connect(lenient, "localhost", greeter) == (GRANTED, b"hello")
 
 
+def test_no_other_name_is_looked_up(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    strict, lenient = (Relay(Address("git.example", 1), via=None, may_be_sent_to=one) for one in (None, may_be_dialled))
+
+    assert connect(strict, "c2VjcmV0.evil.example", 443)[0] == FORBIDDEN
+    assert connect(lenient, "c2VjcmV0.evil.example", 53)[0] == FORBIDDEN
+
+
 def test_git_is_told_why_it_is_not_connected(greeter):
     relay = Relay(Address("no-such-host.invalid", 80), via=None, may_be_sent_to=None)
     assert connect(relay, "no-such-host.invalid", 80)[0] == UNKNOWN_NAME

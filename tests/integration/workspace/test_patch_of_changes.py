@@ -137,6 +137,23 @@ def test_ignored_files_are_left_out_by_the_rules_of_the_base_commit(house):
     assert changed == ["deep/node_modules.txt", "deep/only-here", "foo/kept", "keep.log", "tracked.log", "z.tmp"]
 
 
+def test_the_agents_directories_are_not_made_a_second_time(house):
+    house.upstream.commit({".gitignore": b"ignored/\n", "src/.gitignore": b"*.tmp/\n"})
+    base = house.stage()
+    for number in range(50):
+        (house.workspace / f"new/{number}/inner").mkdir(parents=True)
+    for ignored in ("new/ignored", "src/a.tmp", "src/deep/b.tmp"):
+        (house.workspace / ignored).mkdir(parents=True)
+        (house.workspace / ignored / "file").touch()
+    (house.workspace / "new" / "file").write_text("new\n")
+
+    clone = house.apply(base, house.patch(base))
+
+    assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["new/file"]
+    left = sorted(str(path.relative_to(house.attempt)) for path in house.attempt.glob("ignore-rules/**/*"))
+    assert left == ["ignore-rules/.gitignore", "ignore-rules/src", "ignore-rules/src/.gitignore"]
+
+
 def test_names_that_look_like_a_pattern_of_git_are_asked_about_as_they_are(house):
     base = house.upstream.commit({".gitignore": b"/hidden\n"})
     house.stage()
