@@ -45,6 +45,9 @@ HOLD_SECONDS = 120.0
 REQUEST_VALUES_MAX = 500_000
 """Commas, colons and brackets in a model request that is read, so that reading takes little memory; over it: 413."""
 
+MODEL_WORD_CHARACTERS_MAX = 256
+"""A model's name, and the type of a tool or a source, in a request that is read; a longer one is refused, not told."""
+
 HELD_BYTES_MAX = 64 * 1024 * 1024
 """Bodies of all model requests that wait to be judged or for the model to take them, together; over it: 429."""
 
@@ -95,3 +98,6 @@ TROUBLE_SECONDS = 10.0
 
 REPORTED_HOST_CHARACTERS_MAX = 255
 """A host's name in a report; longer ones are cut, once no secret is in them any more."""
+
+REDACTED_NAME_CHARACTERS_MAX = 4096
+"""A name from inside in which secrets are looked for; a longer one is not told, since a cut might leave part of one."""

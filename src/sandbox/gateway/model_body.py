@@ -6,11 +6,11 @@ of a sandbox that has no network of its own. What is judged is written anew, so 
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
-from sandbox.gateway.limits import REQUEST_VALUES_MAX
+from sandbox.gateway.limits import MODEL_WORD_CHARACTERS_MAX, REQUEST_VALUES_MAX
 from sandbox.gateway.policy import Refused
 
 _RUN_INSIDE = re.compile(r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}")
@@ -28,7 +28,7 @@ def read_document(body: bytes | bytearray) -> dict[str, Any] | Refused:
         document = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         document = None
-    if not isinstance(document, dict) or not isinstance(document.get("model", ""), str):
+    if not isinstance(document, dict) or not _is_word(document.get("model", "")):
         return Refused(400, "invalid_request_error", "The request's body must be a JSON object that names a model.")
     return document
 
@@ -58,7 +58,7 @@ def _tool_objection(tool: Any, shown: Callable[[str], str]) -> str | None:
     if not isinstance(tool, dict):
         return "A tool of unknown shape"
     kind = tool.get("type") or "custom"
-    if not isinstance(kind, str):
+    if not _is_word(kind):
         return "A tool of unknown type"
     return _misspelling(tool) if _RUN_INSIDE.fullmatch(kind) else f"The tool {shown(kind)}"
 
@@ -70,7 +70,7 @@ def _block_objection(block: dict[str, Any], shown: Callable[[str], str]) -> str 
     if not isinstance(source, dict):
         return _misspelling(block)
     kind = source.get("type")
-    if not isinstance(kind, str):
+    if not _is_word(kind):
         return "A source of unknown type"
     if kind not in _SOURCES_IN_PLACE:
         return f"A source of type {shown(kind)}"
@@ -85,6 +85,10 @@ def _blocks(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if isinstance(block, dict):
                 yield block
                 waiting += [block.get("content"), _field(block.get("source"), "content")]
+
+
+def _is_word(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) <= MODEL_WORD_CHARACTERS_MAX
 
 
 def _items(value: Any) -> list[Any]:

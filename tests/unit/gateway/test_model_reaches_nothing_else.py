@@ -8,6 +8,7 @@ import pytest
 from sandbox.contracts.gateway import Budget, GatewayRules, KeyRefused, ModelUpstream
 from sandbox.gateway import model_body
 from sandbox.gateway.admission import Admission
+from sandbox.gateway.limits import MODEL_WORD_CHARACTERS_MAX
 from sandbox.gateway.model import ModelConversation
 from sandbox.gateway.policy import ModelPolicy
 from sandbox.gateway.reports import Reports
@@ -202,12 +203,41 @@ def test_a_body_that_takes_far_more_memory_than_it_is_long_is_not_read(monkeypat
 
 
 def test_a_model_without_a_price_is_told_without_a_secret_in_its_name():
-    secret = "s3cr3t" * 100
+    secret = "s3cr3t" * 40
     rules = GatewayRules(budget=Budget(usd=1.0))
     model = Model(rules, lambda text: text.replace(secret, "[REDACTED]"))
     status, told, _ = model.ask({"model": f"a{secret}", "messages": []})
     assert status == 403
     assert "The model a[REDACTED] has no price" in told
+
+
+ENDLESS = "x" * (MODEL_WORD_CHARACTERS_MAX + 1)
+ENDLESS_WORDS = {
+    "model": {"model": ENDLESS},
+    "tool": request(tools=[{"type": ENDLESS, "name": "x"}]),
+    "source": request(message({"type": "image", "source": {"type": ENDLESS, "url": "x"}})),
+}
+
+
+@pytest.mark.parametrize("target", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("name", ENDLESS_WORDS)
+def test_an_endless_word_is_refused_before_anybody_looks_for_secrets_in_it(name, target):
+    looked_at: list[str] = []
+
+    def redact(text: str) -> str:
+        looked_at.append(text)
+        return text
+
+    model = Model(GatewayRules(budget=Budget(usd=1.0)), redact)
+    status, told, _ = model.ask(ENDLESS_WORDS[name], target=target)
+    assert status in (400, 403)
+    assert ENDLESS[:10] not in told
+    assert max(map(len, looked_at)) < MODEL_WORD_CHARACTERS_MAX
+
+
+def test_a_word_at_the_bound_is_told():
+    _, told, _ = Model(ISOLATED).ask(request(tools=[{"type": ENDLESS[1:], "name": "x"}]))
+    assert ENDLESS[2:256] in told
 
 
 @pytest.mark.parametrize("dearer", [{"speed": "fast"}, {"inference_geo": "us"}, {"speed": ["fast"]}])
