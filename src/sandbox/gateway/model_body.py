@@ -43,6 +43,7 @@ def reach_objection(document: dict[str, Any], shown: Callable[[str], str]) -> st
             return f"'{key}'"
     objections = (
         _misspelling(document),
+        *(_misspelling(message) for message in _items(document.get("messages")) if isinstance(message, dict)),
         *(_tool_objection(tool, shown) for tool in _items(document.get("tools"))),
         *(_block_objection(block, shown) for block in _blocks(document)),
     )

@@ -89,6 +89,9 @@ REACHING = {
     "capital tools": request(Tools=[{"type": "web_search_20250305", "name": "web_search"}]),
     "capital type": request(tools=[{"Type": "web_search_20250305", "name": "web_search"}]),
     "capital source": request(message({"type": "image", "Source": BY_URL["source"]})),
+    "capital content": request({"role": "user", "Content": [BY_URL]}),
+    "capital content beside": request({"role": "user", "content": "x", "CONTENT": [BY_URL]}),
+    "one message without a list": {"model": "claude-haiku-4-5", "messages": {"role": "user", "Content": [BY_URL]}},
     "long s": request(**{"tool\u017f": [{"type": "web_search_20250305"}]}),
 }
 
