@@ -10,7 +10,7 @@ from sandbox.contracts.gateway import Budget, GatewayRules
 from sandbox.gateway.asked import Asked, asked_by
 from sandbox.gateway.limits import HELD_BYTES_MAX
 from sandbox.gateway.meter import Meter
-from sandbox.gateway.model_body import reach_objection, read_document
+from sandbox.gateway.model_body import fee_objection, reach_objection, read_document
 from sandbox.gateway.policy import Refused
 from sandbox.gateway.prices import price
 from sandbox.gateway.reports import Reports
@@ -130,6 +130,13 @@ class Admission:
                     "bound it; leave it out, or set lifecycle.budget_tokens instead."
                 )
                 return Refused(403, "permission_error", message)
+        objection = fee_objection(document, self._reports.shown)
+        if objection is not None:
+            message = (
+                f"{objection} may cost what Sandbox's table does not say, so lifecycle.budget_usd cannot bound it; "
+                "leave it out, or set lifecycle.budget_tokens instead."
+            )
+            return Refused(403, "permission_error", message)
         model = document.get("model", "")
         if price(model) is not None:
             return None

@@ -6,7 +6,7 @@ import msgspec
 
 from sandbox.gateway.asked import Asked
 from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.prices import Tokens, cost_usd
+from sandbox.gateway.prices import WEB_SEARCH_USD, Tokens, cost_usd
 from sandbox.model.event import Usage
 
 _MODEL_CHARACTERS_MAX = 128
@@ -76,8 +76,13 @@ class _Iteration(_Counts):
     model: str | None = None
 
 
+class _ServerToolUse(msgspec.Struct):
+    web_search_requests: _Count | None = None
+
+
 class _Usage(_Counts):
     iterations: list[_Iteration] | None = None
+    server_tool_use: _ServerToolUse | None = None
 
 
 class _Message(msgspec.Struct):
@@ -212,6 +217,7 @@ class _Tally:
         self._model: str | None = None
         self._counts: dict[str, int] = {}
         self._beside: list[_Iteration] = []
+        self._searches = 0
 
     def name(self, model: str) -> None:
         self._model = model[:_MODEL_CHARACTERS_MAX]
@@ -222,6 +228,8 @@ class _Tally:
         self._counts |= _told_counts(told)
         if told.iterations is not None:
             self._beside = [one for one in told.iterations if one.type not in _COUNTED_ABOVE]
+        if told.server_tool_use is not None and told.server_tool_use.web_search_requests is not None:
+            self._searches = told.server_tool_use.web_search_requests
 
     def at_most(self, asked: Asked, output: int) -> Usage | None:
         if self._model is None:
@@ -237,13 +245,14 @@ class _Tally:
         parts += [(one.model or self._model, Tokens(**_told_counts(one))) for one in self._beside]
         costs = [cost_usd(model, tokens) for model, tokens in parts]
         priced = [cost for cost in costs if cost is not None]
+        fees = self._searches * WEB_SEARCH_USD
         return Usage(
             model=self._model,
             input_tokens=sum(tokens.input for _, tokens in parts),
             output_tokens=sum(tokens.output for _, tokens in parts),
             cache_read_tokens=sum(tokens.cache_read for _, tokens in parts),
             cache_write_tokens=sum(tokens.cache_write for _, tokens in parts),
-            cost_usd=round(sum(priced), 6) if len(priced) == len(costs) else None,
+            cost_usd=round(sum(priced) + fees, 6) if len(priced) == len(costs) else None,
         )
 
 

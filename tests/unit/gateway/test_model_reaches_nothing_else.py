@@ -254,6 +254,31 @@ def test_what_costs_more_than_the_table_says_is_refused_where_dollars_are_bounde
     assert in_dollars.ask(asked)[0] is None
 
 
+@pytest.mark.parametrize("tool", ["code_execution_20250825", "teleport_20300101", ["custom"], "x" * 1000])
+@pytest.mark.parametrize("name", ["tools", "Tools"])
+def test_a_tool_of_the_models_servers_without_a_known_fee_is_refused_where_dollars_are_bounded(name, tool):
+    in_dollars, in_tokens = (
+        Model(GatewayRules(egress=EgressRules(is_full=True), budget=budget))
+        for budget in (Budget(usd=1.0), Budget(tokens=1000))
+    )
+    asked = request(**{name: [{"name": "Bash"}, {"type": tool, "name": "x"}]})
+    status, told, _ = in_dollars.ask(asked)
+    assert status == 403
+    assert "lifecycle.budget_usd cannot bound it" in told
+    assert in_dollars.ask(asked, target="/v1/messages/count_tokens")[0] is None
+    assert in_tokens.ask(asked)[0] is None
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_has_a_known_fee_or_none_passes_where_dollars_are_bounded(name):
+    model = Model(GatewayRules(egress=EgressRules(is_full=True), budget=Budget(usd=1.0)))
+    own = [
+        {"type": kind} for kind in ("web_search_20250305", "web_search_20260209", "web_fetch_20250910", "mcp_toolset")
+    ]
+    assert model.ask(HARMLESS[name])[0] is None
+    assert model.ask(HARMLESS[name] | {"tools": own})[0] is None
+
+
 # The server's key
 
 
