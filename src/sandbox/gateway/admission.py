@@ -1,14 +1,16 @@
 """When a model request may go on: not while the agent is held back, not once the budget is spent or the server's key
 was refused, and not when it reaches beyond the model."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from sandbox.contracts.gateway import Budget, GatewayRules
+from sandbox.gateway.asked import Asked, asked_by
 from sandbox.gateway.limits import HELD_BYTES_MAX
 from sandbox.gateway.meter import Meter
-from sandbox.gateway.model_body import reach_objection, read_document
+from sandbox.gateway.model_body import fee_objection, reach_objection, read_document
 from sandbox.gateway.policy import Refused
 from sandbox.gateway.prices import price
 from sandbox.gateway.reports import Reports
@@ -16,6 +18,14 @@ from sandbox.model.event import Usage
 
 _AT_LIST_PRICE = {"speed": (None, "standard"), "inference_geo": (None, "global", "not_available")}
 """What a request may ask for at the prices of the table; fast inference and that of one country cost more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A body to forward. `asked` is there where what comes of it may not go uncounted."""
+
+    body: bytes
+    asked: Asked | None
 
 
 class Admission:
@@ -34,7 +44,7 @@ class Admission:
     @property
     def needs_body(self) -> bool:
         """Whether a request can be judged only when its body is there too."""
-        return self.is_holding or self._budget.usd is not None or not self._reaches_beyond
+        return self.is_holding or self.counts or not self._reaches_beyond
 
     @property
     def counts(self) -> bool:
@@ -65,15 +75,18 @@ class Admission:
         reached = self._spending.reached()
         return None if reached is None else Refused(403, "permission_error", reached)
 
-    def judge_body(self, body: bytes | bytearray, *, is_metered: bool) -> Refused | bytes:
-        """The body to forward. is_metered: its answer spends tokens."""
+    def judge_body(self, body: bytes | bytearray, *, is_metered: bool) -> Refused | Admitted:
+        """The body to forward, or why not. is_metered: its answer spends tokens."""
         document = read_document(body)
         if isinstance(document, Refused):
             return document
         refused = None if self._reaches_beyond else self._reach_refusal(document)
         if refused is None and self._budget.usd is not None and is_metered:
             refused = self._price_refusal(document)
-        return refused or msgspec.json.encode(document)
+        if refused is not None:
+            return refused
+        asked = asked_by(document, len(body)) if self.counts and is_metered else None
+        return Admitted(msgspec.json.encode(document), asked)
 
     def hear(self, status: int, model_address: str) -> Refused | None:
         """The upstream answered with this status: what to say instead when that means that it refused our key.
@@ -117,6 +130,13 @@ class Admission:
                     "bound it; leave it out, or set lifecycle.budget_tokens instead."
                 )
                 return Refused(403, "permission_error", message)
+        objection = fee_objection(document, self._reports.shown)
+        if objection is not None:
+            message = (
+                f"{objection} may cost what Sandbox's table does not say, so lifecycle.budget_usd cannot bound it; "
+                "leave it out, or set lifecycle.budget_tokens instead."
+            )
+            return Refused(403, "permission_error", message)
         model = document.get("model", "")
         if price(model) is not None:
             return None

@@ -24,6 +24,9 @@ KEEP_ALIVE_SECONDS = 300.0
 ANSWER_SECONDS = 900.0
 """Without anything moving to the client while it waits for its answer; over it the connection ends."""
 
+TAKING_SECONDS = 60.0
+"""A client may keep an answer under a budget waiting so long in all; then the answer is heard to its end without it."""
+
 LINGER_SECONDS = 1.0
 """Between our end of a connection and the client's own, so that the last answer is not lost; then it is cut."""
 
@@ -42,6 +45,9 @@ HOLD_SECONDS = 120.0
 REQUEST_VALUES_MAX = 500_000
 """Commas, colons and brackets in a model request that is read, so that reading takes little memory; over it: 413."""
 
+MODEL_WORD_CHARACTERS_MAX = 256
+"""A model's name, and the type of a tool or a source, in a request that is read; a longer one is refused, not told."""
+
 HELD_BYTES_MAX = 64 * 1024 * 1024
 """Bodies of all model requests that wait to be judged or for the model to take them, together; over it: 429."""
 
@@ -50,6 +56,12 @@ SSE_LINE_BYTES_MAX = 1024 * 1024
 
 JSON_BODY_BYTES_MAX = 4 * 1024 * 1024
 """An answer without streaming that is looked at for usage; longer ones pass unread."""
+
+INPUT_TOKENS_MAX = 1_000_000
+"""What a request counts as, whose answer broke before it told that; no model takes more."""
+
+OUTPUT_TOKENS_MAX = 1_000_000
+"""What an answer counts as that broke, where its request does not say how long it may be; no model says more."""
 
 CLIENT_HELLO_BYTES_MAX = 8 * 1024
 """Bytes waited for to learn the name in a TLS ClientHello; a longer one is refused."""
@@ -86,3 +98,6 @@ TROUBLE_SECONDS = 10.0
 
 REPORTED_HOST_CHARACTERS_MAX = 255
 """A host's name in a report; longer ones are cut, once no secret is in them any more."""
+
+REDACTED_NAME_CHARACTERS_MAX = 4096
+"""A name from inside in which secrets are looked for; a longer one is not told, since a cut might leave part of one."""

@@ -49,14 +49,17 @@ class Line:
 
     def renew(self, seconds: float) -> None:
         """Cut the line after so long from now."""
+        self.pause()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._time_out)
+
+    def pause(self) -> None:
+        """Do not cut it before it is renewed: nobody listens to it meanwhile."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._time_out)
 
     def cut(self) -> None:
         """End it at once, whatever was not yet sent."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self.pause()
         self._writer.transport.abort()
 
     def _time_out(self) -> None:

@@ -4,11 +4,15 @@ from typing import Annotated, Protocol
 
 import msgspec
 
+from sandbox.gateway.asked import Asked
 from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.prices import Tokens, cost_usd
+from sandbox.gateway.prices import WEB_SEARCH_USD, Tokens, cost_usd
 from sandbox.model.event import Usage
 
 _MODEL_CHARACTERS_MAX = 128
+_DELTA_FRAME_BYTES = 80
+"""What stands at least around the text in the line of an event that brings some."""
+
 _COUNTED_ABOVE = ("message", "fallback_message")
 """Iterations that the counts of the whole answer hold already. All others are billed beside: compaction, an advisor."""
 
@@ -26,6 +30,23 @@ class Meter(Protocol):
 
     def so_far(self) -> Usage | None:
         """The same, where that is cheap to tell while the body is under way; else None."""
+        ...
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a model has begun to answer."""
+        ...
+
+    @property
+    def has_told_all(self) -> bool:
+        """Whether `usage` is that of the whole answer."""
+        ...
+
+    def at_most(self, asked: Asked, *, is_heard: bool) -> Usage | None:
+        """What an answer to this may have used that went no further; nothing may be asked afterwards.
+
+        is_heard: all that the model has said by then has come here.
+        """
         ...
 
 
@@ -55,8 +76,13 @@ class _Iteration(_Counts):
     model: str | None = None
 
 
+class _ServerToolUse(msgspec.Struct):
+    web_search_requests: _Count | None = None
+
+
 class _Usage(_Counts):
     iterations: list[_Iteration] | None = None
+    server_tool_use: _ServerToolUse | None = None
 
 
 class _Message(msgspec.Struct):
@@ -81,6 +107,8 @@ class StreamMeter:
         self._line = bytearray()
         self._is_skipping = False
         self._tally = _Tally()
+        self._heard_bytes = 0
+        self.has_told_all = False
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the body, cut anywhere."""
@@ -98,9 +126,20 @@ class StreamMeter:
         """The same: it is told piece by piece."""
         return self.usage()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was told which model answers."""
+        return self.usage() is not None
+
+    def at_most(self, asked: Asked, *, is_heard: bool) -> Usage | None:
+        """No token is shorter than a byte, so the model has said no more of them than bytes have come."""
+        heard = self._heard_bytes + len(self._line)
+        return self._tally.at_most(asked, min(heard, asked.output_tokens) if is_heard else asked.output_tokens)
+
     def _extend(self, part: bytes) -> None:
         if self._is_skipping or len(self._line) + len(part) > SSE_LINE_BYTES_MAX:
             self._is_skipping = True
+            self._heard_bytes += len(self._line) + len(part)
             self._line.clear()
         else:
             self._line += part
@@ -108,6 +147,8 @@ class StreamMeter:
     def _end_line(self) -> None:
         line, self._is_skipping = bytes(self._line), False
         self._line.clear()
+        if line.startswith(b"data:"):
+            self._heard_bytes += max(0, len(line) - _DELTA_FRAME_BYTES)
         # Most lines are pieces of text: only those that can matter are worth decoding.
         if line.startswith(b"data:") and (b'"message_start"' in line or b'"message_delta"' in line):
             self._read(line[len(b"data:") :])
@@ -122,10 +163,13 @@ class StreamMeter:
             self._tally.count(event.message.usage)
         elif event.type == "message_delta":
             self._tally.count(event.usage)
+            self.has_told_all |= event.usage is not None and event.usage.output_tokens is not None
 
 
 class DocumentMeter:
-    """For one JSON document with `model` and `usage` on its top level."""
+    """For one JSON document with `model` and `usage` on its top level, written in full before its first byte comes."""
+
+    has_begun = True
 
     def __init__(self) -> None:
         self._body = bytearray()
@@ -156,6 +200,15 @@ class DocumentMeter:
         """Nothing: the document tells at its end only."""
         return None
 
+    @property
+    def has_told_all(self) -> bool:
+        """Whether it has come to its end."""
+        return self.usage() is not None
+
+    def at_most(self, asked: Asked, *, is_heard: bool) -> Usage | None:
+        """All that was asked for: what has come does not say how much more there is."""
+        return _Tally().at_most(asked, asked.output_tokens)
+
 
 class _Tally:
     """The latest of every count."""
@@ -164,6 +217,7 @@ class _Tally:
         self._model: str | None = None
         self._counts: dict[str, int] = {}
         self._beside: list[_Iteration] = []
+        self._searches = 0
 
     def name(self, model: str) -> None:
         self._model = model[:_MODEL_CHARACTERS_MAX]
@@ -174,6 +228,15 @@ class _Tally:
         self._counts |= _told_counts(told)
         if told.iterations is not None:
             self._beside = [one for one in told.iterations if one.type not in _COUNTED_ABOVE]
+        if told.server_tool_use is not None and told.server_tool_use.web_search_requests is not None:
+            self._searches = told.server_tool_use.web_search_requests
+
+    def at_most(self, asked: Asked, output: int) -> Usage | None:
+        if self._model is None:
+            self.name(asked.model)
+        self._counts = {"input": asked.input_tokens} | self._counts
+        self._counts["output"] = max(output, self._counts.get("output", 0))
+        return self.usage()
 
     def usage(self) -> Usage | None:
         if self._model is None:
@@ -182,13 +245,14 @@ class _Tally:
         parts += [(one.model or self._model, Tokens(**_told_counts(one))) for one in self._beside]
         costs = [cost_usd(model, tokens) for model, tokens in parts]
         priced = [cost for cost in costs if cost is not None]
+        fees = self._searches * WEB_SEARCH_USD
         return Usage(
             model=self._model,
             input_tokens=sum(tokens.input for _, tokens in parts),
             output_tokens=sum(tokens.output for _, tokens in parts),
             cache_read_tokens=sum(tokens.cache_read for _, tokens in parts),
             cache_write_tokens=sum(tokens.cache_write for _, tokens in parts),
-            cost_usd=round(sum(priced), 6) if len(priced) == len(costs) else None,
+            cost_usd=round(sum(priced) + fees, 6) if len(priced) == len(costs) else None,
         )
 
 

@@ -2,7 +2,8 @@
 
 Requests that are sent before the last one was answered are not answered; the connection ends after the answer.
 A client that ends its side while it is owed an answer has gone: its request is cut off upstream too. Where there is a
-budget the answer is heard to its end instead, since what it cost is said there.
+budget the answer is heard to its end instead, since what it cost is said there. A client that takes nothing
+of its answer for too long counts as gone then.
 """
 
 from dataclasses import dataclass, field
@@ -11,26 +12,17 @@ from typing import Any
 import h11
 
 from sandbox.gateway import http
-from sandbox.gateway.admission import Admission
+from sandbox.gateway.admission import Admission, Admitted
 from sandbox.gateway.conversation import Phase, Reaction
+from sandbox.gateway.exchange import Exchange
 from sandbox.gateway.key_screen import KeyScreen
 from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
-from sandbox.gateway.meter import Meter, meter_for
+from sandbox.gateway.meter import meter_for
 from sandbox.gateway.policy import Allowed, ModelPolicy, Refused, too_large
 from sandbox.gateway.reports import Reports
 from sandbox.gateway.upstream import Upstream
 
 _WAITS = (h11.NEED_DATA, h11.PAUSED)
-
-
-@dataclass(slots=True)
-class _Exchange:
-    """A request that was forwarded. `meter` is there once its answer has begun, where the answer is to be read."""
-
-    is_metered: bool
-    screen: KeyScreen
-    is_answered: bool = False
-    meter: Meter | None = None
 
 
 @dataclass(slots=True)
@@ -57,7 +49,7 @@ class ModelConversation:
         self._client_side = http.client_side()
         self._upstream_side: h11.Connection | None = None
         self._waiting: _Waiting | None = None
-        self._exchange: _Exchange | None = None
+        self._exchange: Exchange | None = None
         self._body_bytes = 0
         self._unsent_bytes = 0
         self._has_answered = False
@@ -83,6 +75,11 @@ class ModelConversation:
         """A request was forwarded and is not answered to its end."""
         return self._exchange is not None
 
+    @property
+    def must_be_heard(self) -> bool:
+        """What is in flight may not go uncounted, whether its client waits for it or not."""
+        return self._exchange is not None and self._exchange.asked is not None
+
     def client_sent(self, data: bytes) -> Reaction:
         """Bytes came from inside; none mean that no more will."""
         reaction = Reaction()
@@ -96,6 +93,13 @@ class ModelConversation:
             self._hear_client(reaction)
         except h11.RemoteProtocolError as error:
             self._refuse_malformed(reaction, error)
+        return reaction
+
+    def client_stalled(self) -> Reaction:
+        """It has kept its answer waiting for too long."""
+        reaction = Reaction()
+        if self.phase is not Phase.OVER:
+            self._let_go(reaction)
         return reaction
 
     def go_on(self) -> Reaction:
@@ -117,7 +121,7 @@ class ModelConversation:
 
     def abandon(self) -> None:
         """Both connections are gone: tell what was spent, if that was not told."""
-        self._settle(is_whole=False)
+        self._settle(is_given_up=True)
         self._forget_waiting()
         self.upstream_took()
 
@@ -144,13 +148,19 @@ class ModelConversation:
         return reaction
 
     def upstream_failed(self, status: int, message: str) -> Reaction:
-        """The upstream could not be reached (502) or did not answer in time (504)."""
+        """The upstream could not be reached (502), or not in time (504)."""
         reaction = Reaction()
         if self._exchange is None:
             self._drop_upstream(reaction)
         else:
             self._break(reaction, status, message)
         return reaction
+
+    def upstream_fell_silent(self) -> Reaction:
+        """The upstream did not answer, or go on with its answer, in time."""
+        if self._exchange is not None:
+            self._exchange.is_silent = True
+        return self.upstream_failed(504, "The model did not answer in time.")
 
     # From inside.
 
@@ -182,8 +192,11 @@ class ModelConversation:
         elif self._client_side.they_are_waiting_for_100_continue:
             self._to_client(reaction, h11.InformationalResponse(status_code=100, headers=[]))
 
-    def _forward(self, reaction: Reaction, request: h11.Request, allowed: Allowed, body: bytes | None = None) -> None:
-        self._exchange = _Exchange(allowed.is_metered, KeyScreen(self._upstream.key))
+    def _forward(
+        self, reaction: Reaction, request: h11.Request, allowed: Allowed, admitted: Admitted | None = None
+    ) -> None:
+        asked, body = (admitted.asked, admitted.body) if admitted is not None else (None, None)
+        self._exchange = Exchange(allowed.is_metered, KeyScreen(self._upstream.key), asked)
         if self._upstream_side is None:
             self._upstream_side = http.upstream_side()
             reaction.dial = True
@@ -205,7 +218,7 @@ class ModelConversation:
                 self._end_cycle(reaction)
             return
         self._forward(reaction, waiting.request, waiting.allowed, verdict)
-        self._to_upstream(reaction, h11.Data(data=verdict))
+        self._to_upstream(reaction, h11.Data(data=verdict.body))
         self._to_upstream(reaction, h11.EndOfMessage())
 
     def _forget_waiting(self) -> _Waiting | None:
@@ -285,7 +298,7 @@ class ModelConversation:
                 self._to_client(reaction, h11.Data(data=self._exchange.screen.end()))
                 self._end_answer(reaction)
 
-    def _begin_answer(self, reaction: Reaction, exchange: _Exchange, response: h11.Response) -> None:
+    def _begin_answer(self, reaction: Reaction, exchange: Exchange, response: h11.Response) -> None:
         if 300 <= response.status_code < 400:
             address = self._upstream.address
             self._break(reaction, 502, f"The model at {address} redirects elsewhere; set ANTHROPIC_BASE_URL to there.")
@@ -326,7 +339,7 @@ class ModelConversation:
         if self._client_is_gone:
             self._end(reaction)
             return
-        self._settle(is_whole=False)
+        self._settle()
         self._drop_upstream(reaction)
         reaction.to_client += http.api_error(told.status, told.kind, told.message).send(self._client_side)
         self._has_answered = True
@@ -343,17 +356,12 @@ class ModelConversation:
         if self._upstream_side is not None:
             reaction.to_upstream += self._upstream_side.send(event) or b""
 
-    def _settle(self, *, is_whole: bool) -> None:
+    def _settle(self, *, is_whole: bool = False, is_given_up: bool = False) -> None:
         """Tell what the exchange has spent; it is over."""
         exchange, self._exchange = self._exchange, None
-        if exchange is None or exchange.meter is None:
-            return
-        usage = exchange.meter.usage()
-        if usage is not None:
-            self._reports.used(usage)
+        if exchange is not None:
+            usage = exchange.tell(self._reports, is_whole=is_whole, is_given_up=is_given_up)
             self._admission.settle(self, usage)
-        elif is_whole:
-            self._reports.trouble("usage_unread", "An answer of the model told no usage; its tokens are not counted.")
 
     def _end_cycle(self, reaction: Reaction, *, is_followed: bool = False) -> None:
         """The request is read and answered: be ready for the next one, which is there if `is_followed`, or end."""
@@ -376,9 +384,8 @@ class ModelConversation:
             reaction.hang_up_upstream = True
 
     def _let_go(self, reaction: Reaction) -> None:
-        """The client has gone. What it has asked for in full and is counted is heard to its end all the same."""
-        exchange, is_asked = self._exchange, self._client_side.their_state is not h11.SEND_BODY
-        if exchange is not None and exchange.is_metered and is_asked and self._admission.counts:
+        """The client has gone, or might as well have. What may not go uncounted is heard to its end all the same."""
+        if self.must_be_heard:
             self._client_is_gone = True
             reaction.hang_up_client = True
         else:
@@ -386,7 +393,7 @@ class ModelConversation:
 
     def _end(self, reaction: Reaction) -> None:
         self._forget_waiting()
-        self._settle(is_whole=False)
+        self._settle()
         self._drop_upstream(reaction)
         self._is_over = True
         reaction.hang_up_client = True

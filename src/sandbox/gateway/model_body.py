@@ -6,15 +6,18 @@ of a sandbox that has no network of its own. What is judged is written anew, so 
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
-from sandbox.gateway.limits import REQUEST_VALUES_MAX
+from sandbox.gateway.limits import MODEL_WORD_CHARACTERS_MAX, REQUEST_VALUES_MAX
 from sandbox.gateway.policy import Refused
 
 _RUN_INSIDE = re.compile(r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}")
 """Tools that Claude Code runs itself, and those of the model's servers that look at nothing but the request."""
+
+_AT_KNOWN_FEE = re.compile(rf"{_RUN_INSIDE.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
+"""These, and those of the model's servers that cost tokens only, or a fee that answers tell and the table has."""
 
 _SOURCES_IN_PLACE = frozenset({"base64", "content", "text"})
 _STRUCTURE = (b",", b":", b"[", b"{")
@@ -28,7 +31,7 @@ def read_document(body: bytes | bytearray) -> dict[str, Any] | Refused:
         document = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         document = None
-    if not isinstance(document, dict) or not isinstance(document.get("model", ""), str):
+    if not isinstance(document, dict) or not _is_word(document.get("model", "")):
         return Refused(400, "invalid_request_error", "The request's body must be a JSON object that names a model.")
     return document
 
@@ -43,8 +46,18 @@ def reach_objection(document: dict[str, Any], shown: Callable[[str], str]) -> st
             return f"'{key}'"
     objections = (
         _misspelling(document),
-        *(_tool_objection(tool, shown) for tool in _items(document.get("tools"))),
+        *(_misspelling(message) for message in _items(document.get("messages")) if isinstance(message, dict)),
+        *(_tool_objection(tool, _RUN_INSIDE, shown) for tool in _items(document.get("tools"))),
         *(_block_objection(block, shown) for block in _blocks(document)),
+    )
+    return next((objection for objection in objections if objection is not None), None)
+
+
+def fee_objection(document: dict[str, Any], shown: Callable[[str], str]) -> str | None:
+    """What in the request may cost a fee beside its tokens that nobody knows, told as in `reach_objection`."""
+    objections = (
+        _misspelling(document),
+        *(_tool_objection(tool, _AT_KNOWN_FEE, shown) for tool in _items(document.get("tools"))),
     )
     return next((objection for objection in objections if objection is not None), None)
 
@@ -54,13 +67,13 @@ def _misspelling(record: dict[str, Any]) -> str | None:
     return "A name in capital letters" if any(key != key.casefold() for key in record) else None
 
 
-def _tool_objection(tool: Any, shown: Callable[[str], str]) -> str | None:
+def _tool_objection(tool: Any, allowed: re.Pattern[str], shown: Callable[[str], str]) -> str | None:
     if not isinstance(tool, dict):
         return "A tool of unknown shape"
     kind = tool.get("type") or "custom"
-    if not isinstance(kind, str):
+    if not _is_word(kind):
         return "A tool of unknown type"
-    return _misspelling(tool) if _RUN_INSIDE.fullmatch(kind) else f"The tool {shown(kind)}"
+    return _misspelling(tool) if allowed.fullmatch(kind) else f"The tool {shown(kind)}"
 
 
 def _block_objection(block: dict[str, Any], shown: Callable[[str], str]) -> str | None:
@@ -70,7 +83,7 @@ def _block_objection(block: dict[str, Any], shown: Callable[[str], str]) -> str 
     if not isinstance(source, dict):
         return _misspelling(block)
     kind = source.get("type")
-    if not isinstance(kind, str):
+    if not _is_word(kind):
         return "A source of unknown type"
     if kind not in _SOURCES_IN_PLACE:
         return f"A source of type {shown(kind)}"
@@ -85,6 +98,10 @@ def _blocks(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if isinstance(block, dict):
                 yield block
                 waiting += [block.get("content"), _field(block.get("source"), "content")]
+
+
+def _is_word(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) <= MODEL_WORD_CHARACTERS_MAX
 
 
 def _items(value: Any) -> list[Any]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 PRICES_DATE = "2026-10-24"
 
+WEB_SEARCH_USD = 0.01
+"""One search of the web by the model's own servers, beside its tokens: 10 USD per 1,000. Fetching has no fee."""
+
 
 @dataclass(frozen=True, slots=True)
 class Price:

@@ -3,7 +3,12 @@
 from collections.abc import Callable
 
 from sandbox.contracts.gateway import BudgetReached, KeyRefused, Report
-from sandbox.gateway.limits import DENIALS_PER_SECOND_MAX, REPORTED_HOST_CHARACTERS_MAX, TROUBLE_SECONDS
+from sandbox.gateway.limits import (
+    DENIALS_PER_SECOND_MAX,
+    REDACTED_NAME_CHARACTERS_MAX,
+    REPORTED_HOST_CHARACTERS_MAX,
+    TROUBLE_SECONDS,
+)
 from sandbox.model.event import EgressDenied, Trouble, Usage
 
 
@@ -23,7 +28,9 @@ class Reports:
         self._troubles: dict[str, float] = {}
 
     def shown(self, text: str) -> str:
-        """A name from inside as it may stand in a journal: redacted while it is whole, then cut."""
+        """A name from inside as it may stand in a journal: redacted while it is whole, then cut, or not told."""
+        if len(text) > REDACTED_NAME_CHARACTERS_MAX:
+            return "(too-long)"
         return printable(self._redact(text))
 
     def used(self, usage: Usage) -> None:

@@ -13,7 +13,8 @@ _RECORD_BYTES_MAX = 16384 + 256
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What the bytes so far tell. `server_name` is None in a whole hello without one, and in what is no hello.
+    """What the bytes so far tell. `server_name` is None in a whole hello without one, and in what is no hello or
+    not alone in its record.
 
     hides_name: another hello is in it, encrypted (ECH), which may name another server; browsers put random bytes there.
     byte_count: of the records that it stands in.
@@ -40,8 +41,12 @@ def read_hello(data: bytes) -> Hello:
         message += data[offset + 5 : offset + 5 + length]
         if message and message[0] != _CLIENT_HELLO:
             return Hello(is_whole=True)
-        if len(message) >= 4 and len(message) >= 4 + int.from_bytes(message[1:4]):
-            return _told_by(bytes(message[4 : 4 + int.from_bytes(message[1:4])]), offset + 5 + length)
+        end = 4 + int.from_bytes(message[1:4])
+        if len(message) >= 4 and len(message) >= end:
+            # No client sends more in the same record, and the server might take what follows for the hello that counts.
+            byte_count = offset + 5 + length
+            is_alone = len(message) == end and len(data) >= byte_count
+            return _told_by(bytes(message[4:end]), byte_count) if is_alone else Hello(True, byte_count=byte_count)
         offset += 5 + length
     could_begin = data[:1] in (b"", b"\x16") and data[1:2] in (b"", b"\x03")
     return Hello(is_whole=not could_begin)

@@ -54,7 +54,10 @@ class Visit:
         if reaction.hang_up_client:
             self._client.end()
         if reaction.to_client:
-            await self._client.drain()
+            await self._wait_for_client()
+
+    async def _wait_for_client(self) -> None:
+        await self._client.drain()
 
     def _renew(self) -> None:
         phase = self._conversation.phase
@@ -82,6 +85,7 @@ class ModelVisit(Visit):
         self._model_conversation = conversation
         self._dialler = dialler
         self._upstream: Line | None = None
+        self._patience_seconds = limits.TAKING_SECONDS
         self._relaying: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -106,15 +110,35 @@ class ModelVisit(Visit):
         if upstream is not None:
             upstream.write(reaction.to_upstream)
             reaction.to_upstream.clear()  # a large body need not be there twice
-            # While it owes nothing it is kept for a short time only: the other end may close it at any moment.
-            is_owed = self._model_conversation.is_in_flight
-            upstream.renew(limits.UPSTREAM_SECONDS if is_owed else limits.UPSTREAM_IDLE_SECONDS)
+            upstream.pause()
+        if has_more:
+            self._patience_seconds = limits.TAKING_SECONDS
         await super()._carry_out(reaction)
+        self._renew_upstream()
         if upstream is not None and has_more:
             await upstream.drain()
             self._model_conversation.upstream_took()
         if self._phase is Phase.HELD and self._hold is None:
             self._hold = self._group.create_task(self._await_release())
+
+    async def _wait_for_client(self) -> None:
+        if not self._model_conversation.must_be_heard:
+            await super()._wait_for_client()
+            return
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                await super()._wait_for_client()
+        except TimeoutError:
+            await self._carry_out(self._model_conversation.client_stalled())
+        self._patience_seconds -= loop.time() - began
+
+    def _renew_upstream(self) -> None:
+        if self._upstream is not None:
+            # While it owes nothing it is kept for a short time only: the other end may close it at any moment.
+            is_owed = self._model_conversation.is_in_flight
+            self._upstream.renew(limits.UPSTREAM_SECONDS if is_owed else limits.UPSTREAM_IDLE_SECONDS)
 
     async def _await_release(self) -> None:
         try:
@@ -145,9 +169,7 @@ class ModelVisit(Visit):
             if line is not self._upstream:
                 return
             if line.has_timed_out:
-                await self._carry_out(
-                    self._model_conversation.upstream_failed(504, "The model did not answer in time.")
-                )
+                await self._carry_out(self._model_conversation.upstream_fell_silent())
             else:
                 await self._carry_out(self._model_conversation.upstream_sent(data))
 

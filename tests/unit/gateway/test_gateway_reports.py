@@ -1,6 +1,11 @@
 """A sandbox cannot flood its task's journal through the gateway."""
 
-from sandbox.gateway.limits import DENIALS_PER_SECOND_MAX, TROUBLE_SECONDS
+from sandbox.gateway.limits import (
+    DENIALS_PER_SECOND_MAX,
+    REDACTED_NAME_CHARACTERS_MAX,
+    REPORTED_HOST_CHARACTERS_MAX,
+    TROUBLE_SECONDS,
+)
 from sandbox.gateway.reports import Reports, printable
 from sandbox.model.event import EgressDenied, Trouble, Usage
 
@@ -70,6 +75,20 @@ def test_a_secret_in_a_name_is_taken_out_while_the_name_is_whole():
         f"{'x' * 200}[REDACTED:TOKEN]",
         "b.example",
     ]
+
+
+def test_a_name_that_is_too_long_to_be_redacted_is_not_told_at_all():
+    """Cut before redaction it might end within a secret."""
+    looked_at: list[str] = []
+
+    def redact(text: str) -> str:
+        looked_at.append(text)
+        return text
+
+    reports = Reports([].append, Watch(), redact)
+    assert reports.shown("x" * REDACTED_NAME_CHARACTERS_MAX) == "x" * REPORTED_HOST_CHARACTERS_MAX
+    assert reports.shown("x" * (REDACTED_NAME_CHARACTERS_MAX + 1)) == "(too-long)"
+    assert len(looked_at) == 1
 
 
 def test_a_host_is_told_as_visible_characters_and_not_for_ever():

@@ -8,6 +8,7 @@ import pytest
 from sandbox.contracts.gateway import Budget, GatewayRules, KeyRefused, ModelUpstream
 from sandbox.gateway import model_body
 from sandbox.gateway.admission import Admission
+from sandbox.gateway.limits import MODEL_WORD_CHARACTERS_MAX
 from sandbox.gateway.model import ModelConversation
 from sandbox.gateway.policy import ModelPolicy
 from sandbox.gateway.reports import Reports
@@ -88,6 +89,9 @@ REACHING = {
     "capital tools": request(Tools=[{"type": "web_search_20250305", "name": "web_search"}]),
     "capital type": request(tools=[{"Type": "web_search_20250305", "name": "web_search"}]),
     "capital source": request(message({"type": "image", "Source": BY_URL["source"]})),
+    "capital content": request({"role": "user", "Content": [BY_URL]}),
+    "capital content beside": request({"role": "user", "content": "x", "CONTENT": [BY_URL]}),
+    "one message without a list": {"model": "claude-haiku-4-5", "messages": {"role": "user", "Content": [BY_URL]}},
     "long s": request(**{"tool\u017f": [{"type": "web_search_20250305"}]}),
 }
 
@@ -202,12 +206,41 @@ def test_a_body_that_takes_far_more_memory_than_it_is_long_is_not_read(monkeypat
 
 
 def test_a_model_without_a_price_is_told_without_a_secret_in_its_name():
-    secret = "s3cr3t" * 100
+    secret = "s3cr3t" * 40
     rules = GatewayRules(budget=Budget(usd=1.0))
     model = Model(rules, lambda text: text.replace(secret, "[REDACTED]"))
     status, told, _ = model.ask({"model": f"a{secret}", "messages": []})
     assert status == 403
     assert "The model a[REDACTED] has no price" in told
+
+
+ENDLESS = "x" * (MODEL_WORD_CHARACTERS_MAX + 1)
+ENDLESS_WORDS = {
+    "model": {"model": ENDLESS},
+    "tool": request(tools=[{"type": ENDLESS, "name": "x"}]),
+    "source": request(message({"type": "image", "source": {"type": ENDLESS, "url": "x"}})),
+}
+
+
+@pytest.mark.parametrize("target", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("name", ENDLESS_WORDS)
+def test_an_endless_word_is_refused_before_anybody_looks_for_secrets_in_it(name, target):
+    looked_at: list[str] = []
+
+    def redact(text: str) -> str:
+        looked_at.append(text)
+        return text
+
+    model = Model(GatewayRules(budget=Budget(usd=1.0)), redact)
+    status, told, _ = model.ask(ENDLESS_WORDS[name], target=target)
+    assert status in (400, 403)
+    assert ENDLESS[:10] not in told
+    assert max(map(len, looked_at)) < MODEL_WORD_CHARACTERS_MAX
+
+
+def test_a_word_at_the_bound_is_told():
+    _, told, _ = Model(ISOLATED).ask(request(tools=[{"type": ENDLESS[1:], "name": "x"}]))
+    assert ENDLESS[2:256] in told
 
 
 @pytest.mark.parametrize("dearer", [{"speed": "fast"}, {"inference_geo": "us"}, {"speed": ["fast"]}])
@@ -219,6 +252,31 @@ def test_what_costs_more_than_the_table_says_is_refused_where_dollars_are_bounde
     assert in_tokens.ask(asked | dearer)[0] is None
     assert in_dollars.ask(asked | {"speed": "standard", "inference_geo": "global"})[0] is None
     assert in_dollars.ask(asked)[0] is None
+
+
+@pytest.mark.parametrize("tool", ["code_execution_20250825", "teleport_20300101", ["custom"], "x" * 1000])
+@pytest.mark.parametrize("name", ["tools", "Tools"])
+def test_a_tool_of_the_models_servers_without_a_known_fee_is_refused_where_dollars_are_bounded(name, tool):
+    in_dollars, in_tokens = (
+        Model(GatewayRules(egress=EgressRules(is_full=True), budget=budget))
+        for budget in (Budget(usd=1.0), Budget(tokens=1000))
+    )
+    asked = request(**{name: [{"name": "Bash"}, {"type": tool, "name": "x"}]})
+    status, told, _ = in_dollars.ask(asked)
+    assert status == 403
+    assert "lifecycle.budget_usd cannot bound it" in told
+    assert in_dollars.ask(asked, target="/v1/messages/count_tokens")[0] is None
+    assert in_tokens.ask(asked)[0] is None
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_has_a_known_fee_or_none_passes_where_dollars_are_bounded(name):
+    model = Model(GatewayRules(egress=EgressRules(is_full=True), budget=Budget(usd=1.0)))
+    own = [
+        {"type": kind} for kind in ("web_search_20250305", "web_search_20260209", "web_fetch_20250910", "mcp_toolset")
+    ]
+    assert model.ask(HARMLESS[name])[0] is None
+    assert model.ask(HARMLESS[name] | {"tools": own})[0] is None
 
 
 # The server's key

@@ -60,6 +60,28 @@ def test_what_belongs_to_one_connection_passes_unchanged(said, step):
     assert through(sieve(), said, step) == client_hello(HOST) + said
 
 
+def in_one_record(*hellos: bytes) -> bytes:
+    messages = b"".join(hello[5:] for hello in hellos)
+    return b"\x16\3\1" + len(messages).to_bytes(2) + messages
+
+
+@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("behind", [client_hello(OTHER), client_hello(HOST), client_hello(OTHER)[:10], b"-----x"])
+def test_another_one_in_the_same_record_is_refused(behind, step):
+    opening, outcome = TlsOpening(POLICY, HOST, "198.18.0.2", 443), None
+    said = in_one_record(client_hello(HOST), behind)
+    for begin in range(0, len(said), step):
+        outcome = outcome or opening.client_sent(said[begin : begin + step])
+    assert isinstance(outcome, Refusal)
+    assert isinstance(through(sieve(), CHANGE + said, step), Refusal)
+    split = in_one_record(client_hello(HOST)[:50]) + in_one_record(b"-----" + client_hello(HOST)[50:], behind)
+    assert isinstance(TlsOpening(POLICY, HOST, "198.18.0.2", 443).client_sent(split), Refusal)
+
+
+def test_one_alone_in_its_record_passes():
+    assert sieve(CHANGE + in_one_record(client_hello(HOST))).begin()
+
+
 def test_it_is_seen_right_behind_the_first_one_too():
     assert isinstance(sieve(CHANGE + client_hello(OTHER)).begin(), Refusal)
     assert sieve(CHANGE + ENCRYPTED).begin() == client_hello(HOST) + CHANGE + ENCRYPTED

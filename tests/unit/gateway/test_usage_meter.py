@@ -83,6 +83,18 @@ def test_what_is_billed_beside_the_answer_is_counted_at_its_own_models_price():
     assert usage.cost_usd == pytest.approx(COST + (180_000 * 3 + 3500 * 15 + 100 * 15 + 10 * 75) / 1e6)
 
 
+def test_searches_of_the_models_own_servers_are_paid_for_beside_the_tokens():
+    searched = {"server_tool_use": {"web_search_requests": 3, "web_fetch_requests": 9}}
+    usage = metered(SSE, sse(START, DELTA | {"usage": {"output_tokens": 50} | searched}))
+    assert usage.cost_usd == pytest.approx(COST + 0.03)
+    earlier = DELTA | {"usage": {"output_tokens": 9, "server_tool_use": {"web_search_requests": 1}}}
+    again = DELTA | {"usage": {"output_tokens": 50} | searched}
+    assert metered(SSE, sse(START, earlier, again, DELTA)).cost_usd == pytest.approx(COST + 0.03)
+    document = {"model": "claude-opus-4-1", "usage": {"input_tokens": 0} | searched}
+    assert metered(b"application/json", json.dumps(document).encode()).cost_usd == 0.03
+    assert metered(SSE, sse(START, DELTA | {"usage": {"output_tokens": 50, "server_tool_use": None}})) == USED
+
+
 def test_an_advisor_without_a_price_leaves_the_answer_without_one():
     unknown = [{"type": "advisor_message", "model": "nobody-knows-it", "input_tokens": 1, "output_tokens": 1}]
     assert metered(SSE, sse(START, DELTA | {"usage": {"iterations": unknown}})).cost_usd is None
