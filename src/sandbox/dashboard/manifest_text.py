@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 import yaml
@@ -37,11 +37,8 @@ def write_manifest(manifest: Manifest, *, with_id: bool = False) -> str:
 
 def _spoken(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: spoken
-            for field in fields(value)
-            if not _is_default(value, field.name) and (spoken := _spoken(getattr(value, field.name))) not in ({}, [])
-        }
+        told = [(field, getattr(value, field.name)) for field in fields(value)]
+        return {field.name: _spoken(each) for field, each in told if each != _default(field)}
     if isinstance(value, dict):
         return {key: _spoken(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
@@ -49,6 +46,5 @@ def _spoken(value: Any) -> Any:
     return value
 
 
-def _is_default(record: Any, name: str) -> bool:
-    field = next(field for field in fields(record) if field.name == name)
-    return bool(field.default == getattr(record, name))
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
