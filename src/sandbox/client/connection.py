@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from sandbox.client.errors import (
     error_of,
     unexpected_answer,
 )
+from sandbox.client.told import fits, read_object
 from sandbox.model.address import DEFAULT_SERVER
 
 CONNECT_SECONDS = 5.0
@@ -66,12 +66,9 @@ class Connection:
         return arguments
 
     def answer(self, call: Call[AnswerT], status: int, body: bytes) -> AnswerT:
-        """The JSON object of an answer. Raises UnexpectedAnswerError for what is none."""
-        try:
-            told = json.loads(body)
-        except (ValueError, RecursionError):
-            told = None
-        if not isinstance(told, dict):
+        """The JSON object of an answer. Raises UnexpectedAnswerError for what is no answer to this call."""
+        told = read_object(body)
+        if told is None or not told.keys() >= set(call.keys) or not fits(told, call.answers):
             raise unexpected_answer(self.server, status)
         return cast("AnswerT", told)
 
