@@ -5,26 +5,8 @@ from __future__ import annotations
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-import yaml
-
 from sandbox.model.manifest import Manifest
-
-_WIDTH = 100
-
-
-class _Dumper(yaml.SafeDumper):
-    """Indents lists below their key, and writes texts of several lines as blocks."""
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)
-
-
-def _block(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _block)
+from sandbox.model.manifest_writing import write_yaml
 
 
 def write_manifest(manifest: Manifest, *, with_id: bool = False) -> str:
@@ -32,7 +14,7 @@ def write_manifest(manifest: Manifest, *, with_id: bool = False) -> str:
     data = _spoken(manifest)
     if not with_id:
         data["metadata"].pop("id", None)
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    return write_yaml(data)
 
 
 def _spoken(value: Any) -> Any:

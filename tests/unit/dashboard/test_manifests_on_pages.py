@@ -19,7 +19,7 @@ def test_a_pattern_is_a_manifest_and_is_written_as_it_was_read(pattern):
 def test_a_manifest_is_written_without_what_the_defaults_say():
     text = write_manifest(parse_manifest(PATTERNS[0].text.encode(), is_json=False))
     assert text.splitlines() == [
-        "version: '1'",
+        'version: "1"',
         "kind: Task",
         "metadata:",
         "  name: My task",
@@ -32,7 +32,20 @@ def test_a_manifest_is_written_without_what_the_defaults_say():
 
 
 @pytest.mark.parametrize(
-    "prompt", ["#1\n  two\n", "- : {", "\u202e\x85 x", "yes", "0x1", " a\tb \n\n", "'\"" * 9, "é" * 300]
+    "prompt",
+    [
+        "#1\n  two\n",
+        "- : {",
+        "\u202e\x85 x",
+        "a\x85b\nc",
+        "yes",
+        "0x1",
+        "12e0345",
+        "0o17",
+        " a\tb \n\n",
+        "'\"" * 9,
+        "é" * 300,
+    ],
 )
 def test_whatever_a_prompt_says_comes_back_as_it_was(prompt):
     body = json.loads(json.dumps({"claude": {"prompt": prompt}}))
