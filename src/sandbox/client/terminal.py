@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from sandbox.client.connection import authorization
 from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, error_of
 from sandbox.client.told import read_object
 
@@ -81,7 +82,7 @@ async def open_terminal(server: str, token: str | None, task_id: str, **wanted: 
     from websockets.asyncio.client import connect
 
     address = f"ws{server.removeprefix('http')}/api/v1/tasks/{quote(task_id, safe='')}/terminal?{urlencode(wanted)}"
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = authorization(token)
     try:
         connection = await connect(
             address,

@@ -471,6 +471,15 @@ def test_a_list_that_goes_on_says_how_to_see_the_rest(sandbox, api):
     assert sandbox("task", "list").stderr == b"1 of 7 tasks; see more with --limit, or --all.\n"
 
 
+@pytest.mark.parametrize("command", [("list",), ("submit", "task.yaml"), ("status", TASK)])
+def test_a_token_with_a_line_end_is_told_in_a_sentence(sandbox, environment, api, manifest, command):
+    environment["SANDBOX_TOKEN"] = "secret-token\r"
+    result = sandbox("task", *command)
+    assert (result.returncode, api.asked) == (2, [])
+    assert b"The token (--token, SANDBOX_TOKEN)" in result.stderr
+    assert b"secret-token" not in result.stderr
+
+
 ELSEWHERE = {"hello": "world"}
 OF_ANOTHER_KIND = status("running", created_at=5, progress={"turns": "many"})
 

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from doubles.recorded_story import status
-from sandbox.client import UnexpectedAnswerError, calls
+from sandbox.client import InvalidParameterError, UnexpectedAnswerError, calls
 from sandbox.client.answers import Health, Task
 from sandbox.client.connection import connection_to
-from sandbox.client.terminal import Exit, Terminal
+from sandbox.client.terminal import Exit, Terminal, open_terminal
 from sandbox.client.told import fits
 
 CALLS = [
@@ -96,6 +96,15 @@ def shown(*messages):
         return [await anext(frames) for _ in messages]
 
     return asyncio.run(read())
+
+
+def test_a_terminal_is_not_asked_for_with_a_token_that_no_request_can_bring():
+    async def ask():
+        async with open_terminal("http://localhost:9", "geheim-ü", "t"):
+            pass
+
+    with pytest.raises(InvalidParameterError, match="token"):
+        asyncio.run(ask())
 
 
 def test_a_terminal_tells_its_end():
