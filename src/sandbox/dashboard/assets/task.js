@@ -169,7 +169,9 @@ document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id === "head" && chosen === "changes") changes.show(isOver());
 });
 
-// What can be done about the task.
+// What can be done about the task. Back is no submit button: enter in the reason would take the first one of them.
+$("ask-back").addEventListener("click", () => $("ask").close());
+
 function confirm(title, text, yes, withReason) {
   const dialog = $("ask");
   $("ask-title").textContent = title;
