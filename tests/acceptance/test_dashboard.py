@@ -130,9 +130,15 @@ def test_a_page_that_nobody_sees_lets_go_and_a_task_is_cancelled_from_it(world, 
             document.dispatchEvent(new Event("visibilitychange"))""")
         until(lambda told=followers + count: told in made.http.get("/metrics").text, 10, "the page's connection")
     assert page.locator(".tool").count() == 1
-    page.get_by_role("button", name="Cancel").click()
-    page.get_by_label("Reason").fill("not needed <b>any</b> more")
-    page.get_by_role("button", name="Cancel task").click()
+    cancel = page.get_by_role("button", name="Cancel", exact=True)
+    cancel.click()
+    page.get_by_role("button", name="Back").click()
+    page.get_by_role("dialog").wait_for(state="hidden")
+    assert state_of(page) == "running"
+    cancel.click()
+    reason = page.get_by_label("Reason")
+    reason.fill("not needed <b>any</b> more")
+    reason.press("Enter")
     # Claude Code may be gone at once, or not before it is hurried.
     hurry, over = page.get_by_role("button", name="Stop at once"), page.locator("#head .pill.ended")
     hurry.or_(over).wait_for()

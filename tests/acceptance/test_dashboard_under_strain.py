@@ -75,7 +75,7 @@ def hostile_events():
 
 @pytest.fixture(scope="module")
 def strained(tmp_path_factory):
-    """A server with two old tasks: a hostile one, and one that printed 50,000 lines."""
+    """A server with old tasks: a hostile one, one that printed 50,000 lines, and two with a transcript only."""
     world = World(tmp_path_factory.mktemp("strained"))
     kept = KeptTasks(world.data_dir)
     kept.at = datetime.now(UTC) - timedelta(hours=1)  # what is older than its retention is not kept
@@ -88,6 +88,11 @@ def strained(tmp_path_factory):
     kept.finish("endless", lines=LINES)
     transcript = b"".join(event.data for event in [assistant({"type": "text", "text": "Said *afterwards*."})])
     kept.finish("plain", artifacts=[("transcript.ndjson", transcript)], claude={"output_format": "text"})
+    first = assistant({"type": "text", "text": "Said first."}).data
+    filling = (json.dumps({"type": "system", "text": "é" * 1000}, ensure_ascii=False).encode() + b"\n") * 4000
+    kept.finish(
+        "talkative", artifacts=[("transcript.ndjson", first + filling + transcript)], claude={"output_format": "text"}
+    )
     kept.index()
     world.start_model(says())
     world.start_server()
@@ -210,6 +215,15 @@ def test_without_a_stream_of_json_the_conversation_comes_out_of_the_transcript(p
     page = browser.open(f"{place}/tasks/plain")
     page.locator(".says em").wait_for()
     assert page.locator(".says").inner_text() == "Said afterwards."
+
+
+def test_of_a_long_transcript_the_end_is_told_and_that_the_rest_is_missing(place, browser):
+    page = browser.open(f"{place}/tasks/talkative")
+    page.locator(".says em").wait_for()
+    assert page.locator(".says").all_inner_texts() == ["Said afterwards."]
+    assert "the first 3.7 MiB of the transcript" in page.get_by_text("Something is missing here").inner_text()
+    (asked,) = (one for one in browser.requests if one.url.endswith("talkative/artifacts/transcript.ndjson"))
+    assert asked.headers["range"] == f"bytes=-{4 * 1024**2}"
 
 
 def test_views_are_reached_by_keyboard(place, browser):

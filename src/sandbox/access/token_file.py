@@ -101,7 +101,7 @@ class TokenFile:
             return ()
         try:
             return msgspec.json.decode(content, type=_Document).tokens
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             advice = "restore it, or remove it and create tokens anew"
             raise TokenFileError(f"{self.path} is damaged ({error}); {advice}.") from None
 

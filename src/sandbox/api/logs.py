@@ -172,12 +172,14 @@ def _form(request: Request) -> tuple[str, _Form]:
 
 
 def _line(frame: Frame) -> bytes:
-    """`[time] [STDOUT] text` for output as it came, `[time] [EVENT] {json}` for everything else."""
+    """`[time] [STDOUT] text` for each line of output, `[time] [EVENT] {json}` for everything else."""
     if frame["type"] == "output":
         source, text = str(frame["stream"]).upper(), str(frame["data"]).removesuffix("\n").encode()
     else:
         source, text = "EVENT", msgspec.json.encode(frame)
-    return f"[{frame['timestamp']}] [{source}] ".encode() + text + b"\n"
+    prefix = f"[{frame['timestamp']}] [{source}] ".encode()
+    # What a terminal shows is written down as it comes: a line without a prefix could be taken for an event.
+    return prefix + text.replace(b"\n", b"\n" + prefix) + b"\n"
 
 
 def _json_line(frame: Frame) -> bytes:

@@ -66,7 +66,7 @@ async def read_cancel_wish(request: Request, asked: CancelWish) -> CancelWish:
     try:
         given: Any = msgspec.json.decode(body)
         wish = msgspec.convert({**msgspec.structs.asdict(asked), **given}, CancelWish)
-    except (msgspec.DecodeError, TypeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
         allowed = json.dumps({"reason": "…", "force": False}, ensure_ascii=False)
         raise InvalidParameterError("body", f"must be a JSON object such as {allowed} ({error})", rule="type") from None
     return wish.checked()

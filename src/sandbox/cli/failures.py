@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -71,7 +72,8 @@ def _fail_by_kind(error: Exception) -> NoReturn:
     from sandbox.model.errors import SandboxError
 
     if not isinstance(error, SandboxError):
-        raise error
+        # A defect, or an answer that nobody foresaw; Python's own exit code would say that the task has failed.
+        fail("\n".join(map(visible, "".join(traceback.format_exception(error)).splitlines())), ExitCode.SERVER_ERROR)
     fail(f"Error: {visible(error.message)}", _code(error))
 
 

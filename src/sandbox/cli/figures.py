@@ -6,30 +6,30 @@ from datetime import UTC, datetime
 
 
 def moment(timestamp: str | None) -> datetime | None:
-    """The API's time (RFC 3339), None for none and for what is not one."""
+    """The API's time (RFC 3339) as it is here, None for none and for what is not one."""
     try:
         at = datetime.fromisoformat(timestamp) if timestamp else None
-    except ValueError:
+        return at and (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone()
+    except (ValueError, OverflowError):
         return None
-    return at if at is None or at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def clock(timestamp: str | None) -> str:
     """The time of day here, `12:00:01`."""
     at = moment(timestamp)
-    return at.astimezone().strftime("%H:%M:%S") if at else "--:--:--"
+    return at.strftime("%H:%M:%S") if at else "--:--:--"
 
 
 def day(timestamp: str | None) -> str:
     """The date here, `2026-01-29`; empty for no time."""
     at = moment(timestamp)
-    return at.astimezone().strftime("%Y-%m-%d") if at else ""
+    return at.strftime("%Y-%m-%d") if at else ""
 
 
 def date(timestamp: str | None) -> str:
     """Date and time here, `2026-01-29 12:00:01`."""
     at = moment(timestamp)
-    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if at else "-"
+    return at.strftime("%Y-%m-%d %H:%M:%S") if at else "-"
 
 
 def span(first: str | None, last: str | None) -> str:

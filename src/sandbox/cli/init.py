@@ -56,6 +56,8 @@ def init(file: Path, yes: bool, force: bool, settings: list[Assignment]) -> None
 
     FILE is task.yaml when it is left out; '-' stands for stdout.
     """
+    from sandbox.model.manifest_writing import write_yaml
+
     if file.exists() and str(file) != "-" and not force:
         message = f"Error: {visible(str(file))} exists already.\n  Write over it: add --force, or give another FILE"
         fail(message, ExitCode.CONFLICT)
@@ -66,7 +68,7 @@ def init(file: Path, yes: bool, force: bool, settings: list[Assignment]) -> None
     _set(data, settings)
     if not yes:
         _ask(data, given)
-    text = _HEAD.format(name="FILE" if str(file) == "-" else file.name) + _yaml(data)
+    text = _HEAD.format(name="FILE" if str(file) == "-" else file.name) + write_yaml(data)
     _require_valid(text)
     if str(file) == "-":
         click.echo(text, nl=False)
@@ -150,19 +152,6 @@ def _hosts(value: str) -> list[str]:
 
 def _patterns(value: str) -> list[str]:
     return [] if value.strip() == "none" else [_checked(PATTERN)(pattern.strip()) for pattern in value.split(",")]
-
-
-def _yaml(data: dict[str, Any]) -> str:
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        """Longer texts as people write them."""
-
-    def write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-    Dumper.add_representer(str, write_text)
-    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _require_valid(text: str) -> None:

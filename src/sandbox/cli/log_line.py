@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", re.DOTALL)
@@ -19,7 +19,7 @@ def split(line: bytes) -> Line:
     return (match[1], match[2], match[3]) if match else (b"", b"", line)
 
 
-def frames_of(lines: Iterable[bytes], task_id: str) -> Iterator[dict[str, Any]]:
+def frames_of(lines: Iterable[bytes], task_id: str) -> Iterator[Mapping[str, Any]]:
     """Lines as the frames that they were made of; output has no `seq` in them. Other lines are passed over."""
     for line in lines:
         time, tag, content = split(line)
@@ -31,10 +31,9 @@ def frames_of(lines: Iterable[bytes], task_id: str) -> Iterator[dict[str, Any]]:
             yield {"type": "output", "task_id": task_id, "timestamp": stamp, "stream": stream, "data": data}
 
 
-def _event(content: bytes) -> Iterator[dict[str, Any]]:
-    try:
-        frame = json.loads(content)
-    except (ValueError, RecursionError):
-        return
-    if isinstance(frame, dict):
-        yield frame
+def _event(content: bytes) -> Iterator[Mapping[str, Any]]:
+    from sandbox.client import UnexpectedAnswerError
+    from sandbox.client.event_stream import read_event
+
+    with suppress(UnexpectedAnswerError):
+        yield read_event(content)

@@ -1,6 +1,7 @@
 """The API's answers as the dictionaries that they are, with the keys that clients may count on.
 
-What a newer server adds is in them too. Times are RFC 3339 in UTC.
+What a newer server adds is in them too. Whoever reads a key that an older one does not tell gets UnexpectedAnswerError.
+Times are RFC 3339 in UTC.
 """
 
 from __future__ import annotations

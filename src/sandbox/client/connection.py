@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +18,15 @@ from sandbox.client.errors import (
     error_of,
     unexpected_answer,
 )
+from sandbox.client.told import fits, read_object
 from sandbox.model.address import DEFAULT_SERVER
 
 CONNECT_SECONDS = 5.0
 ERROR_BYTES_MAX = 1024 * 1024
 TIMEOUT_SECONDS = 30.0
+
+_TOKEN = re.compile("[!-~]+")
+_HEADER_VALUE = re.compile("[!-~]([ -~]*[!-~])?")
 
 if TYPE_CHECKING:
     import httpx
@@ -44,16 +48,19 @@ class Connection:
 
         return {
             "base_url": self.server,
-            "headers": {"Authorization": f"Bearer {self.token}"} if self.token else {},
+            "headers": authorization(self.token),
             "timeout": httpx.Timeout(self.timeout_seconds, connect=CONNECT_SECONDS),
             "trust_env": False,  # a proxy variable must not catch a server on this machine
             "verify": _certificates(self.server),
         }
 
     def request(self, call: Call[Any]) -> dict[str, Any]:
-        """The arguments of httpx for one call."""
+        """The arguments of httpx for one call. Raises InvalidParameterError for a header that cannot be sent."""
         import httpx
 
+        for name, value in call.headers.items():
+            if not _HEADER_VALUE.fullmatch(value):
+                raise InvalidParameterError(f"{name} must be ASCII without line ends and without spaces around it.")
         arguments: dict[str, Any] = {
             "method": call.method,
             "url": "/api/v1" + call.path,
@@ -66,12 +73,9 @@ class Connection:
         return arguments
 
     def answer(self, call: Call[AnswerT], status: int, body: bytes) -> AnswerT:
-        """The JSON object of an answer. Raises UnexpectedAnswerError for what is none."""
-        try:
-            told = json.loads(body)
-        except (ValueError, RecursionError):
-            told = None
-        if not isinstance(told, dict):
+        """The JSON object of an answer. Raises UnexpectedAnswerError for what is no answer to this call."""
+        told = read_object(body)
+        if told is None or not told.keys() >= set(call.keys) or not fits(told, call.answers):
             raise unexpected_answer(self.server, status)
         return cast("AnswerT", told)
 
@@ -81,7 +85,7 @@ class Connection:
 
     @contextmanager
     def translating(self) -> Iterator[None]:
-        """What httpx raises inside comes out as UnreachableError."""
+        """What httpx raises inside comes out as UnreachableError; as InvalidParameterError what it will not send."""
         import httpx
 
         try:
@@ -92,6 +96,8 @@ class Connection:
         except httpx.TimeoutException as error:
             message = f"{self.server} did not answer in time. Try again."
             raise UnreachableError(message, may_have_arrived=True) from error
+        except httpx.LocalProtocolError as error:
+            raise InvalidParameterError("The request cannot be sent; what is asked for is no proper HTTP.") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             message = f"The connection to {self.server} broke. Try again."
             raise UnreachableError(message, may_have_arrived=True) from error
@@ -101,7 +107,18 @@ def connection_to(server: str | None, token: str | None, timeout_seconds: float)
     """None: what the environment says, SANDBOX_SERVER and SANDBOX_TOKEN. Raises InvalidParameterError."""
     address = server if server is not None else os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER
     shown = token if token is not None else os.environ.get("SANDBOX_TOKEN")
+    authorization(shown)
     return Connection(_checked(address), shown or None, timeout_seconds)
+
+
+def authorization(token: str | None) -> dict[str, str]:
+    """The header that shows a token, none without one. Raises InvalidParameterError, which does not tell the token."""
+    if not token:
+        return {}
+    if not _TOKEN.fullmatch(token):
+        message = "The token (--token, SANDBOX_TOKEN) must be visible ASCII without spaces and line ends."
+        raise InvalidParameterError(message)
+    return {"Authorization": f"Bearer {token}"}
 
 
 def _checked(address: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import cast
+from functools import cache
+from typing import Any, cast, get_args, get_type_hints
 
 from sandbox.client.errors import UnexpectedAnswerError
-from sandbox.client.events import Event
+from sandbox.client.events import Event, Numbered
+from sandbox.client.told import fits, read_object
 
 EVENT_BYTES_MAX = 16 * 1024 * 1024
 """An event in its JSON form; a line of output of 1 MiB, all of it escaped, stays far below."""
@@ -30,7 +31,7 @@ class EventStream:
                 self._data.append(line[5:].removeprefix(b" "))
             elif not line and self._data:
                 data, self._data = b"\n".join(self._data), []
-                yield _event(data)
+                yield read_event(data)
 
     def _lines(self, chunk: bytes) -> Iterator[bytes]:
         # By bytes and not as text: U+2028 and its like are ends of lines to Python, but not here.
@@ -44,11 +45,16 @@ class EventStream:
             raise UnexpectedAnswerError("The server sent an event that is too large.")
 
 
-def _event(data: bytes) -> Event:
-    try:
-        told = json.loads(data)
-    except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict) or not isinstance(told.get("type"), str) or not isinstance(told.get("seq"), int):
+def read_event(data: bytes) -> Event:
+    """One event from its JSON. Raises UnexpectedAnswerError for what is none of Sandbox's."""
+    told = read_object(data)
+    kind = told.get("type") if told is not None and "seq" in told else None
+    if not isinstance(kind, str) or not fits(told, _kinds().get(kind, Numbered)):
         raise UnexpectedAnswerError("The server sent an event that is not Sandbox's.")
     return cast("Event", told)
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """The events that are known, by their type."""
+    return {get_args(get_type_hints(kind)["type"])[0]: kind for kind in get_args(Event)}

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from sandbox.client.errors import UnreachableError, error_of
+from sandbox.client.connection import authorization
+from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, error_of
+from sandbox.client.told import read_object
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -29,7 +31,7 @@ class Exit:
 
 
 class Terminal:
-    """An open terminal. Every method may raise UnreachableError."""
+    """An open terminal. Every method may raise UnreachableError, `frames` UnexpectedAnswerError as well."""
 
     def __init__(self, server: str, socket: ClientConnection) -> None:
         self._server = server
@@ -44,12 +46,15 @@ class Terminal:
                 if isinstance(message, bytes):
                     yield message
                     continue
-                told = json.loads(message)
+                told = read_object(message)
+                if told is None:
+                    raise UnexpectedAnswerError(f"{self._server} sent a message that is not Sandbox's.")
                 if told.get("type") == "exit":
-                    yield Exit(told.get("exit_code"), str(told.get("message", "")))
+                    exit_code = told.get("exit_code")
+                    yield Exit(exit_code if isinstance(exit_code, int) else None, str(told.get("message", "")))
                     return
                 yield bool(told.get("types"))
-        except (websockets.ConnectionClosedError, ValueError) as error:
+        except websockets.ConnectionClosedError as error:
             raise UnreachableError(f"The connection to {self._server} broke.") from error
         raise UnreachableError(f"{self._server} closed the connection; the task goes on.")
 
@@ -77,7 +82,7 @@ async def open_terminal(server: str, token: str | None, task_id: str, **wanted: 
     from websockets.asyncio.client import connect
 
     address = f"ws{server.removeprefix('http')}/api/v1/tasks/{quote(task_id, safe='')}/terminal?{urlencode(wanted)}"
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = authorization(token)
     try:
         connection = await connect(
             address,

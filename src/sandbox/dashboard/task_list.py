@@ -143,18 +143,17 @@ def _sorts(request: Request, query: TaskQuery) -> list[Choice]:
 
 def _changed(request: Request, **changes: str | None) -> str:
     """The address with these parameters in place of what it has, on its first page."""
-    kept = [
-        (name, value)
-        for name, value in request.query_params.multi_items()
-        if name not in {*changes, "cursor", "offset", "label"} and value
-    ]
-    return urlencode([*kept, *((name, value) for name, value in changes.items() if value)])
+    given = request.query_params.multi_items()
+    kept = [(name, value) for name, value in given if name not in {*changes, "cursor", "offset", "label"}]
+    wanted = [*kept, *((name, value) for name, value in changes.items() if value is not None)]
+    # Labels may be empty; nothing else is asked for with nothing.
+    return urlencode([(name, value) for name, value in wanted if value or name.startswith("label.")])
 
 
 def _with_label(request: Request, label: str) -> str:
     """What the form sends, `key=value`, as the API has it."""
-    key, _, value = label.partition("=")
-    return _changed(request, **({f"label.{key.strip()}": value.strip()} if key.strip() else {}))
+    key, equals, value = label.partition("=")
+    return _changed(request, **({f"label.{key.strip()}": value.strip()} if key.strip() and equals else {}))
 
 
 def _without_label(request: Request, key: str) -> str:

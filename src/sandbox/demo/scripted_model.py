@@ -77,7 +77,7 @@ class ScriptedModel:
             body = _read_body(request)
             turn, fault = self._next(body)
             model = str(body["model"])
-        except (msgspec.DecodeError, LookupError, TypeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
             await channel.send(400, _JSON, [error_body(400, f"Not a Messages request: {error}")])
             return
         await asyncio.sleep(turn.delay_seconds)

@@ -61,7 +61,7 @@ def decode(text: bytes) -> Record:
     """The record of a whole line. Raises JournalDamagedError when it is none that this program knows."""
     try:
         record = _decoder.decode(memoryview(text)[_CHECKSUM_BYTES:-1])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise JournalDamagedError(f"A record cannot be understood ({error}); is it of a newer Sandbox?") from error
     if record.version > VERSION:
         raise JournalDamagedError(f"Record {record.seq} has version {record.version}; read it with a newer Sandbox.")

@@ -40,5 +40,5 @@ def _read(path: Path) -> SandboxHandle | None:
     """None also for one that cannot be read: what it said may be found without it."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None

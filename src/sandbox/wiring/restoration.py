@@ -152,7 +152,7 @@ def _read_manifest(content: IO[bytes]) -> bytes:
 def _decode(content: bytes) -> BackupManifest:
     try:
         manifest = msgspec.json.decode(content, type=BackupManifest)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BackupUnusableError(f"The backup's manifest cannot be understood ({error}).") from error
     if manifest.version > VERSION:
         raise BackupUnusableError(f"The backup has version {manifest.version}; restore it with a newer Sandbox.")

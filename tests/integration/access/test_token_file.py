@@ -75,7 +75,18 @@ def test_revoking_the_last_token_does_not_open_the_door(tokens):
     assert not tokens.has_tokens
 
 
-@pytest.mark.parametrize("content", [b"", b"{}x", b'{"tokens": [{"id": 1}]}', b'{"tokens": [], "more": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}x",
+        b'{"tokens": [{"id": 1}]}',
+        b'{"tokens": [], "more": 1}',
+        b"\xff",
+        b'{"tokens": [{"id": "\xff"}]}',
+        b'{"\xff": 1}',
+    ],
+)
 def test_a_damaged_file_lets_nobody_in_and_is_never_overwritten(tokens, caplog, content):
     token, record = tokens.create(Role.OPERATOR)
     tokens.path.write_bytes(content)

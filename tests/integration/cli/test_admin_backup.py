@@ -264,9 +264,10 @@ def test_headers_that_lead_astray_are_refused_by_a_sentence(tmp_path, content):
     assert everything(tmp_path) == [str(tmp_path / "astray.tar")]
 
 
-def test_a_manifest_without_a_bottom_is_refused_by_a_sentence(tmp_path):
-    write(tmp_path / "deep.tar", [(tarfile.TarInfo("manifest.json"), b'{"version":1,"x":' + b"[" * 200_000)])
-    with pytest.raises(BackupUnusableError):
+@pytest.mark.parametrize("more", [b"[" * 200_000, b'"\xff"}', b'1,"files":{"\xff":"0"}}'])
+def test_a_manifest_without_sense_is_refused_by_a_sentence(tmp_path, more):
+    write(tmp_path / "deep.tar", [(tarfile.TarInfo("manifest.json"), b'{"version":1,"x":' + more)])
+    with pytest.raises(BackupUnusableError, match="cannot be understood"):
         restore_here(tmp_path / "deep.tar", tmp_path / "new")
 
 

@@ -30,6 +30,12 @@ def test_an_interrupted_wait_says_that_the_drain_goes_on_and_how_to_end_it(drain
     assert b"sandbox admin drain --undo" in told
 
 
+def test_what_a_server_tells_does_not_steer_the_terminal(sandbox, api):
+    api.on("POST", "/admin/drain", of_json({**DRAINED, "since": "\x1b]0;x\x07"}))
+    told = sandbox("admin", "drain").stderr
+    assert rb"since \x1b]0;x\x07: running" in told
+
+
 @pytest.mark.parametrize("options", [("--timeout", "5s"), ("--undo", "--wait"), ("--undo", "--timeout", "5s")])
 def test_what_waits_for_nothing_is_a_usage_error(drained, sandbox, options):
     assert sandbox("admin", "drain", *options).returncode == 2

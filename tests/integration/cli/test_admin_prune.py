@@ -68,3 +68,12 @@ def test_the_server_is_asked_unless_told_otherwise(sandbox, api):
     plain = sandbox("admin", "prune", "--keep", "2")
     assert plain.stdout == b"old  completed  2026-01-29T00:00:00.000Z  4096 bytes\n"
     assert api.asked[-1].query == {"keep": ["2"]}
+
+
+def test_what_a_server_tells_does_not_steer_the_terminal(sandbox, api):
+    hostile = "\x1b]0;x\x07"
+    gone = {"id": hostile, "state": hostile, "finished_at": hostile, "size_bytes": 1}
+    api.on("POST", "/admin/prune", of_json({"tasks": [gone], "total_count": 1, "total_size_bytes": 1}))
+    plain = sandbox("admin", "prune", "--keep", "2")
+    shown = rb"\x1b]0;x\x07"
+    assert plain.stdout == b"  ".join([shown, shown, shown, b"1 bytes\n"])

@@ -68,6 +68,13 @@ def test_a_manifest_can_go_to_stdout(sandbox, checkout):
     assert list(checkout.glob("*.yaml")) == []
 
 
+def test_a_text_that_looks_like_a_number_stays_one(sandbox, checkout):
+    result = sandbox("init", "--yes", "--set", 'metadata.name="12e0345"', cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert '  name: "12e0345"\n' in (checkout / "task.yaml").read_text()
+    assert sandbox("task", "validate", "task.yaml", cwd=checkout).returncode == 0
+
+
 def test_a_file_that_is_there_is_not_written_over(sandbox, checkout):
     (checkout / "task.yaml").write_text("mine\n")
     result = sandbox("init", "--yes", cwd=checkout)

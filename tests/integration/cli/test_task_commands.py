@@ -469,3 +469,39 @@ def test_all_pages_of_a_list_are_put_together(sandbox, api):
 def test_a_list_that_goes_on_says_how_to_see_the_rest(sandbox, api):
     api.on("GET", "/tasks", of_json({"tasks": [status("running")], "total_count": 7}))
     assert sandbox("task", "list").stderr == b"1 of 7 tasks; see more with --limit, or --all.\n"
+
+
+@pytest.mark.parametrize("command", [("list",), ("submit", "task.yaml"), ("status", TASK)])
+def test_a_token_with_a_line_end_is_told_in_a_sentence(sandbox, environment, api, manifest, command):
+    environment["SANDBOX_TOKEN"] = "secret-token\r"
+    result = sandbox("task", *command)
+    assert (result.returncode, api.asked) == (2, [])
+    assert b"The token (--token, SANDBOX_TOKEN)" in result.stderr
+    assert b"secret-token" not in result.stderr
+
+
+ELSEWHERE = {"hello": "world"}
+OF_ANOTHER_KIND = status("running", created_at=5, progress={"turns": "many"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method", "path", "answer"),
+    [
+        (("task", "submit", "task.yaml"), "POST", "/tasks", ELSEWHERE),
+        (("task", "submit", "task.yaml", "-f", "json"), "POST", "/tasks", ELSEWHERE),
+        (("task", "wait", TASK), "GET", f"/tasks/{TASK}", ELSEWHERE),
+        (("task", "status", TASK), "GET", f"/tasks/{TASK}", OF_ANOTHER_KIND),
+        (("task", "status", TASK), "GET", f"/tasks/{TASK}", {"id": TASK, "state": "running"}),
+        (("task", "list"), "GET", "/tasks", {"tasks": [{}], "total_count": 1}),
+        (("task", "artifacts", TASK), "GET", f"/tasks/{TASK}/artifacts", {"artifacts": [{"name": "a"}]}),
+        (("task", "cancel", TASK), "DELETE", f"/tasks/{TASK}", ELSEWHERE),
+        (("admin", "drain"), "POST", "/admin/drain", {"draining": True}),
+        (("admin", "prune", "--keep", "1"), "POST", "/admin/prune", {"tasks": [{"id": "a"}]}),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_told_in_a_sentence(sandbox, api, manifest, arguments, method, path, answer):
+    api.on(method, path, of_json(answer))
+    result = sandbox(*arguments)
+    assert result.returncode == 10
+    assert b"Check the address of the server" in result.stderr
+    assert b"Traceback" not in result.stderr

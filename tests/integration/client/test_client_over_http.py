@@ -2,18 +2,21 @@
 
 import hashlib
 
+import httpx
 import pytest
 
 from doubles.recorded_api import Answer, RecordedApi, of_error, of_frames, of_json
 from doubles.recorded_story import TASK, frames, status
 from sandbox.client import (
     ChecksumError,
+    InvalidParameterError,
     NotFoundError,
     RateLimitError,
     ServerError,
     TooLargeError,
     UnreachableError,
 )
+from sandbox.client.connection import connection_to
 
 LOGS = f"/tasks/{TASK}/logs"
 
@@ -21,6 +24,31 @@ LOGS = f"/tasks/{TASK}/logs"
 def test_every_request_brings_the_token(api, client):
     client.status(TASK)
     assert api.asked[0].headers["authorization"] == "Bearer secret-token"
+
+
+@pytest.mark.parametrize("token", ["geheim-ü", "s3cr3t\r", "s3cr3t\n", " s3cr3t", "s3 cr3t"])
+def test_a_token_that_no_request_can_bring_is_refused_at_once_and_not_told(api, client_class, token, monkeypatch):
+    with pytest.raises(InvalidParameterError, match="token") as caught:
+        client_class(api.url, token)
+    assert token.strip() not in caught.value.message
+    monkeypatch.setenv("SANDBOX_TOKEN", token)
+    with pytest.raises(InvalidParameterError, match="SANDBOX_TOKEN"):
+        client_class(api.url)
+    assert api.asked == []
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "key\r", "key ", "a\nb: c"])
+def test_a_key_that_no_request_can_bring_is_refused_at_once(api, client, key):
+    with pytest.raises(InvalidParameterError, match="Idempotency-Key"):
+        client.submit(b"x", idempotency_key=key)
+    assert api.asked == []
+
+
+def test_what_cannot_be_sent_is_no_broken_connection(api, client):
+    api.on("POST", "/tasks", of_json({"task_id": TASK}, 202))
+    with pytest.raises(InvalidParameterError, match="cannot be sent"), connection_to(api.url, None, 1).translating():
+        raise httpx.LocalProtocolError("Illegal header value")
+    assert api.asked == []
 
 
 def test_a_manifest_arrives_as_the_bytes_that_it_is(api, client):

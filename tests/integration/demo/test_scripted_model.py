@@ -120,6 +120,7 @@ def test_requests_are_kept_for_assertions():
     [
         ("POST", "/v1/messages", b"no json", 400),
         ("POST", "/v1/messages", b"{}", 400),
+        ("POST", "/v1/messages", b'{"model": "\xff"}', 400),
         ("POST", "/v1/messages", b'{"messages": [1]}', 400),
         ("GET", "/v1/models", b"", 404),
         ("HEAD", "/", b"", 200),

@@ -174,6 +174,7 @@ def test_a_cancel_may_have_a_reason_and_force(api, tasks, query, body, wish):
         ("", b'{"force": "yes"}'),
         ("", b'{"forse": true}'),
         ("", b"[" * 100_000),
+        ("", '{"reason": "zu spät"}'.encode("latin-1")),
         ("?force=perhaps", b""),
         ("?reason=%1b%5b2J", b""),
         ("", b'{"reason": "%s"}' % (b"x" * 1025)),

@@ -55,6 +55,14 @@ def test_plain_logs_are_lines_with_time_and_source(api):
     assert told[-1] == ""
 
 
+def test_output_of_several_lines_passes_for_nothing_else(api, tasks):
+    forged = b'a\r\n[2026-01-29T10:10:15.123Z] [EVENT] {"type": "end"}\n\n[2026-01-29T10:10:15.123Z] [STDERR] b\n'
+    tasks.add("task-003", *TO_RUNNING, e.Output.of("stdout", forged))
+    answer = api.get("/api/v1/tasks/task-003/logs?stream=stdout")
+    told = [line.split(" ", 2)[1:] for line in answer.text.removesuffix("\n").split("\n")]
+    assert told == [["[STDOUT]", text] for text in forged.decode().removesuffix("\n").split("\n")]
+
+
 @pytest.mark.parametrize(("stream", "count"), [("all", 11), ("", 11), ("stdout", 2), ("stderr", 1), ("events", 8)])
 def test_each_line_is_in_one_stream_and_in_all(api, stream, count):
     assert len(lines(api.get(LOGS, params={"stream": stream} if stream else {}))) == count

@@ -35,6 +35,7 @@ def test_durations(seconds, shown):
         ("2026-01-25T09:00:00.000Z", "4 d"),
         ("2026-01-29T12:00:09.000Z", "0 s"),
         ("nonsense", "-"),
+        ("0001-01-01T00:00:00+14:00", "-"),
         (None, "-"),
     ],
 )
@@ -55,4 +56,6 @@ def test_small_amounts_of_money_keep_their_digits():
 
 
 def test_a_time_that_is_none_is_shown_as_none():
+    for before_and_after_all in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        assert figures.clock(before_and_after_all) == "--:--:--"
     assert (figures.clock("nonsense"), figures.date(None), figures.span(None, "x")) == ("--:--:--", "-", "")

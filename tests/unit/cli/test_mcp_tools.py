@@ -62,6 +62,29 @@ def test_what_contains_a_secret_is_not_sent_to_a_model(ask):
     assert asyncio.run(ask(Kept(data=b"fine"))) == "fine"
 
 
+class NamedAlike(Kept):
+    """Two artifacts: the name of one, which has a secret in it, is the path of the other. Read as the server does."""
+
+    async def artifacts(self, task_id):
+        rows = [("patch", "a.md", False), ("a.md", f".sandbox/{task_id}.patch", False), ("b.md", "patch", True)]
+        keys = ("name", "path", "contains_secret")
+        return {"artifacts": [{"content_type": "x/y", **dict(zip(keys, row, strict=True))} for row in rows]}
+
+    async def read(self, task_id, name, *, bytes_max):
+        listed = (await self.artifacts(task_id))["artifacts"]
+        found = [entry for key in ("name", "path") for entry in listed if entry[key] == name]
+        return found[0]["name"].encode()
+
+
+def test_what_is_read_is_the_artifact_whose_flag_was_looked_at():
+    client = NamedAlike()
+    assert asyncio.run(tools.artifacts(client, "t", "a.md", 0)) == "a.md"
+    assert asyncio.run(tools.artifacts(client, "t", "patch", 0)) == "patch"
+    assert asyncio.run(tools.diff(client, "t", 0)) == "a.md"
+    with pytest.raises(tools.RefusedError, match="artifact_contains_secret"):
+        asyncio.run(tools.artifacts(client, "t", "b.md", 0))
+
+
 def test_an_artifact_is_found_by_its_name_and_by_its_path():
     for name in ("a.md", "docs/a.md"):
         assert asyncio.run(tools.artifacts(Kept(data=b"text"), "t", name, 0)) == "text"

@@ -94,6 +94,17 @@ def test_a_server_that_cannot_start_says_why_in_a_sentence(server, error, senten
     assert "Traceback" not in result.stderr
 
 
+def test_what_nobody_foresaw_does_not_end_as_a_task_that_failed(server):
+    def run(settings, *, announce):
+        raise KeyError("\x1b[2J")
+
+    server.run = run
+    result = invoke("serve")
+    assert result.exit_code == 10
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1] == r"KeyError: '\x1b[2J'"
+
+
 FINE = Finding("bubblewrap", True, "version 0.11")
 BROKEN = Finding("namespaces", False, "user namespaces are switched off", "Switch them on with sysctl …")
 WEAK = Finding("cgroups", False, "not writable; limits do not hold", "Run as root", is_needed=False)

@@ -42,7 +42,20 @@ def test_an_event_that_was_cut_off_is_left_out():
     assert [frame["seq"] for frame in read(event(1), event(2)[:-1])] == [1]
 
 
-@pytest.mark.parametrize("data", ["nonsense", "[]", '{"type": "output"}', '{"type": 1, "seq": 1}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        "nonsense",
+        "[]",
+        '{"type": "output"}',
+        '{"type": 1, "seq": 1}',
+        '{"type": "output", "seq": "1"}',
+        '{"type": "brand_new", "seq": null}',
+        '{"type": "tool_call", "seq": 1, "duration_ms": "long"}',
+        '{"type": "usage", "seq": 1, "cost_usd": 1e999}',
+        "[" * 100_000,
+    ],
+)
 def test_an_event_that_is_not_one_of_ours_is_refused(data):
     with pytest.raises(UnexpectedAnswerError):
         read(f"data: {data}\n\n".encode())

@@ -1,5 +1,7 @@
 """Manifests that the form begins with, and those of tasks that run again."""
 
+import json
+
 import pytest
 
 from doubles.fake_tasks import FakeTasks
@@ -17,7 +19,7 @@ def test_a_pattern_is_a_manifest_and_is_written_as_it_was_read(pattern):
 def test_a_manifest_is_written_without_what_the_defaults_say():
     text = write_manifest(parse_manifest(PATTERNS[0].text.encode(), is_json=False))
     assert text.splitlines() == [
-        "version: '1'",
+        'version: "1"',
         "kind: Task",
         "metadata:",
         "  name: My task",
@@ -30,11 +32,22 @@ def test_a_manifest_is_written_without_what_the_defaults_say():
 
 
 @pytest.mark.parametrize(
-    "prompt", ["#1\n  two\n", "- : {", "\u202e\x85 x", "yes", "0x1", " a\tb \n\n", "'\"" * 9, "é" * 300]
+    "prompt",
+    [
+        "#1\n  two\n",
+        "- : {",
+        "\u202e\x85 x",
+        "a\x85b\nc",
+        "yes",
+        "0x1",
+        "12e0345",
+        "0o17",
+        " a\tb \n\n",
+        "'\"" * 9,
+        "é" * 300,
+    ],
 )
 def test_whatever_a_prompt_says_comes_back_as_it_was(prompt):
-    import json
-
     body = json.loads(json.dumps({"claude": {"prompt": prompt}}))
     minimal = {
         "version": "1",
@@ -44,6 +57,40 @@ def test_whatever_a_prompt_says_comes_back_as_it_was(prompt):
     }
     manifest = parse_manifest(json.dumps({**minimal, **body}).encode(), is_json=True)
     assert parse_manifest(write_manifest(manifest).encode(), is_json=False).claude.prompt == prompt
+
+
+SERVER = {"type": "stdio", "command": "npx", "args": ["-y", ""], "env": {"A": ""}}
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("metadata", {"labels": {"team": "", "a": "b"}}),
+        ("metadata", {"labels": {}}),
+        ("repository", {"commit": "0" * 40, "subpath": "a/b"}),
+        ("claude", {"allowed_tools": []}),
+        ("claude", {"allowed_tools": ["Read"]}),
+        ("claude", {"headless": False, "skip_permissions": False, "output_format": "json", "max_turns": 1}),
+        ("claude", {"mcp_config": {"mcpServers": {}}}),
+        ("claude", {"mcp_config": {"mcpServers": {"github": SERVER, "far": {"type": "http", "url": "https://h/x"}}}}),
+        ("vm", {}),
+        ("vm", {"network_mode": "outbound", "allowed_hosts": ["example.org"]}),
+        ("vm", {"allowed_hosts": [], "cpus": 1, "memory": "512M"}),
+        ("lifecycle", {"artifact_patterns": [], "budget_usd": 0, "budget_tokens": 1, "retries": 0, "resume": True}),
+        ("lifecycle", {"artifact_patterns": ["a/*"], "budget_usd": 0.5, "timeout": "90s", "retries": 2}),
+    ],
+)
+def test_every_field_comes_back_as_it_was_said(part, said):
+    body = {
+        "version": "1",
+        "kind": "Task",
+        "metadata": {"name": "x"},
+        "repository": {"url": "https://h/x", "branch": "m"},
+        "claude": {"prompt": "p"},
+    }
+    body[part] = body.get(part, {}) | said
+    manifest = parse_manifest(json.dumps(body).encode(), is_json=True)
+    assert parse_manifest(write_manifest(manifest).encode(), is_json=False) == manifest
 
 
 def test_a_second_task_does_not_claim_the_id_of_the_first(pages):

@@ -33,6 +33,21 @@ def test_the_form_for_a_label_leads_to_its_address(some):
     assert some.get("/?label=").headers["location"] == "/?"
 
 
+def test_a_label_without_a_value_is_a_filter_too(pages):
+    for number in range(51):
+        pages.tasks.add(f"task-{number:03}", labels={"team": "", "kind": "bug"})
+    pages.tasks.add("other", labels={"team": "a", "kind": "bug"})
+    assert pages.get("/?label=team%3D").headers["location"] == "/?label.team="
+    assert pages.get("/?label=team").headers["location"] == "/?"
+    first = pages.get("/?label.team=&sort=name")
+    links = [link.replace("&amp;", "&") for link in re.findall(r'href="(/\?[^"]*)"', first.text)]
+    assert "/?label.team=&sort=name&label.kind=bug" in links
+    assert "/?sort=name" in links
+    following = next(link for link in links if "cursor=" in link)
+    assert "label.team=&" in following
+    assert rows(pages.get(following)) == ["task-050"]
+
+
 def test_every_link_of_a_filter_leads_to_a_page(some):
     links = {
         link.replace("&amp;", "&") for link in re.findall(r'href="(/\?[^"]*)"', some.get("/?label.team=a%26b").text)

@@ -134,8 +134,9 @@ def test_a_task_whose_first_record_is_damaged_is_not_forgotten(journals, records
         b'{"type":"attempt_started","attempt_id":"aaaaaaaaaaaa\\n","runtime":"bubblewrap","host":"h"}',
         b'{"type":"artifact_collected","artifact":{"name":"/etc/passwd","path":"p","size_bytes":1,'
         b'"content_type":"text/plain","checksum":"sha256:0"}}',
+        b'{"type":"output","stream":"stdout","text":"\xff"}',
     ],
-    ids=["without a bottom", "an attempt elsewhere", "an attempt of two lines", "an artifact elsewhere"],
+    ids=["without a bottom", "an attempt elsewhere", "an attempt of two lines", "an artifact elsewhere", "no text"],
 )
 def test_a_record_that_is_whole_and_says_what_no_writer_says_is_damage(journals, records, event):
     payload = b'{"seq":4,"epoch":1,"at":"2026-01-29T10:10:15Z","event":' + event + b"}"

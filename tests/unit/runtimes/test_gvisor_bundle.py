@@ -84,7 +84,7 @@ def test_a_signal_goes_to_the_command_alone():
 
 
 def test_the_last_error_of_a_log_counts_and_what_is_no_log_does_not():
-    lines = [b'{"msg":"one","level":"error"}', b'{"msg":"two","level":"warning"}', b"no json", b"[]"]
+    lines = [b'{"msg":"one","level":"error"}', b'{"msg":"two","level":"warning"}', b"no json", b"[]", b'{"msg":"\xff"}']
     assert last_error(b"\n".join(lines)) == "one"
     assert last_error(b"\n".join(lines[1:])) == ""
 

@@ -14,6 +14,7 @@ from sandbox.cli.failures import fail
 from sandbox.cli.figures import counted, duration
 from sandbox.cli.options import chosen, common_options
 from sandbox.cli.time_options import span_seconds
+from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,4 +82,4 @@ def _sentence(told: Draining) -> str:
     if not told["draining"]:
         return "The server takes and begins tasks again."
     running, waiting = counted(told["running"], "task"), counted(told["waiting"], "task")
-    return f"The server is drained since {told['since']}: running {running}, waiting {waiting}."
+    return f"The server is drained since {visible(str(told['since']))}: running {running}, waiting {waiting}."

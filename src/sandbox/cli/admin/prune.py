@@ -65,7 +65,7 @@ def prune(
         print_json(answer)
         return
     for task in answer["tasks"]:
-        click.echo(f"{visible(task['id'])}  {task['state']}  {task['finished_at']}  {task['size_bytes']} bytes")
+        click.echo(visible(f"{task['id']}  {task['state']}  {task['finished_at']}  {task['size_bytes']} bytes"))
     tasks = "1 task" if answer["total_count"] == 1 else f"{answer['total_count']} tasks"
     said = "would go" if dry_run else "gone"
     click.echo(f"{tasks} {said}, {answer['total_size_bytes']} bytes.", err=True)

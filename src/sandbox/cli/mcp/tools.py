@@ -69,7 +69,8 @@ async def artifacts(client: AsyncClient, task_id: str, name: str | None, offset:
     if name is None:
         rows = [{field: value for field, value in entry.items() if field in _LISTED} for entry in listed]
         return _part(_json(rows), offset)
-    entry = next((entry for entry in listed if name in {entry["name"], entry["path"]}), None)
+    found = {entry[key]: entry for key in ("path", "name") for entry in listed}
+    entry = found.get(name)
     if entry is None:
         raise RefusedError("artifact_not_found: The task has no such artifact. List them: leave out the name.")
     return await _text(client, task_id, entry, offset)
@@ -84,7 +85,7 @@ async def _text(client: AsyncClient, task_id: str, entry: Artifact, offset: int)
     if entry["contains_secret"]:
         message = "artifact_contains_secret: It has the value of a secret in it, which no model is to be sent."
         raise RefusedError(message)
-    data = await client.read(task_id, entry["path"], bytes_max=READ_BYTES_MAX)
+    data = await client.read(task_id, entry["name"], bytes_max=READ_BYTES_MAX)
     if b"\0" in data[:8000]:
         raise RefusedError(f"artifact_not_text: {entry['name']} is {entry['content_type']}; a person can download it.")
     return _part(data.decode(errors="replace"), offset)

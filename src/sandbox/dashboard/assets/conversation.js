@@ -51,9 +51,16 @@ export class Conversation {
     }
   }
 
-  takeTranscript(text) {
+  // In slices of time, as it may be long.
+  async takeTranscript(text) {
     this.#isTranscript = true;
-    for (const line of text.split("\n")) if (line) this.#takeLine(line, null);
+    let until = performance.now() + BUDGET_MILLISECONDS;
+    for (const line of text.split("\n")) {
+      if (line) this.#takeLine(line, null);
+      if (performance.now() < until) continue;
+      await new Promise((resolve) => setTimeout(resolve, 0));
+      until = performance.now() + BUDGET_MILLISECONDS;
+    }
   }
 
   #takeOutput(frame) {

@@ -1,5 +1,5 @@
 // The page of one task: its story, told to the views of it, and what can be done about it.
-import { $, ask, count, money, refresh, toast } from "/assets/page.js";
+import { $, ask, count, money, refresh, size, toast } from "/assets/page.js";
 import "/assets/artifacts.js";
 import { Changes } from "/assets/changes.js";
 import { Conversation } from "/assets/conversation.js";
@@ -10,6 +10,7 @@ import { follow } from "/assets/story.js";
 
 const { task, api, story, after, format, patch } = $("story").dataset;
 const FRESH_MILLISECONDS = 1000;
+const TRANSCRIPT_BYTES_MAX = 4 * 1024 * 1024;
 const TAKE_MILLISECONDS = 8;
 const DRAW_MILLISECONDS = 100;
 
@@ -150,11 +151,20 @@ function notice(frame) {
 
 async function over() {
   if (conversation.isTold) return;
-  const answer = await ask(`${api}/artifacts/transcript.ndjson`).catch(() => null);
-  if (answer) {
-    conversation.takeTranscript(await answer.text());
-    draw();
-  }
+  const found = await endOfTranscript().catch(() => null);
+  if (!found) return;
+  const { text, missing } = found;
+  if (missing) conversation.take({ type: "gap", timestamp: null, reason: `the first ${size(missing)} of the transcript; the whole is among the artifacts.` });
+  await conversation.takeTranscript(text);
+  draw();
+}
+
+// Whole lines of it, and how many bytes are before what was asked for.
+async function endOfTranscript() {
+  const answer = await ask(`${api}/artifacts/transcript.ndjson`, { headers: { range: `bytes=-${TRANSCRIPT_BYTES_MAX}` } });
+  const text = await answer.text();
+  const missing = Number(/^bytes (\d+)-/.exec(answer.headers.get("content-range") ?? "")?.[1] ?? 0);
+  return { text: missing ? text.slice(text.indexOf("\n") + 1) : text, missing };
 }
 
 const LIVE = { live: ["Live", "live on"], lost: ["Connection lost, trying again", "live off"], over: ["", "live"] };
@@ -169,7 +179,9 @@ document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id === "head" && chosen === "changes") changes.show(isOver());
 });
 
-// What can be done about the task.
+// What can be done about the task. Back is no submit button: enter in the reason would take the first one of them.
+$("ask-back").addEventListener("click", () => $("ask").close());
+
 function confirm(title, text, yes, withReason) {
   const dialog = $("ask");
   $("ask-title").textContent = title;

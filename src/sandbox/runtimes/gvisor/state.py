@@ -33,7 +33,7 @@ def read_state(runsc_pid: int, attempt_id: str) -> State:
     path = Path(f"/proc/{runsc_pid}/root{STATE}/{attempt_id}_sandbox:{attempt_id}.state")
     try:
         return msgspec.json.decode(path.read_bytes(), type=State)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return State()
 
 
@@ -43,7 +43,7 @@ def last_error(log: bytes) -> str:
     for line in log.splitlines():
         try:
             message = msgspec.json.decode(line, type=_Message)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
         if message.level == "error":
             found = message.msg

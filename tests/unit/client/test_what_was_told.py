@@ -1,0 +1,122 @@
+"""An answer has the keys and the kinds that are promised, or is told for none of Sandbox's."""
+
+import asyncio
+import json
+
+import pytest
+
+from doubles.recorded_story import status
+from sandbox.client import InvalidParameterError, UnexpectedAnswerError, calls
+from sandbox.client.answers import Health, Task
+from sandbox.client.connection import connection_to
+from sandbox.client.terminal import Exit, Terminal, open_terminal
+from sandbox.client.told import fits
+
+CALLS = [
+    calls.submit("", None, "k"),
+    calls.check("", None),
+    calls.tasks((), None),
+    calls.status("t"),
+    calls.wait("t", 1),
+    calls.cancel("t", None, force=False),
+    calls.release("t"),
+    calls.artifacts("t"),
+    calls.health(),
+    calls.prune(older_than_seconds=None, keep=None, max_bytes=None, dry_run=True),
+    calls.drain(),
+    calls.undo_drain(),
+    calls.draining(),
+]
+
+
+def answer(call, told):
+    return connection_to(None, None, 1).answer(call, 200, json.dumps(told).encode())
+
+
+@pytest.mark.parametrize("told", [{}, {"hello": "world"}, {"tasks": 1, "artifacts": [1], "status": None}])
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.method} {call.path}")
+def test_an_object_of_another_program_is_no_answer(call, told):
+    with pytest.raises(UnexpectedAnswerError, match="not Sandbox's"):
+        answer(call, told)
+
+
+def test_a_key_that_an_older_server_does_not_tell_is_missed_by_whoever_reads_it():
+    told = answer(calls.status("t"), {"id": "t", "state": "running", "progress": {}, "more": [{}]})
+    assert (told["state"], told.get("name"), json.dumps(told["progress"])) == ("running", None, "{}")
+    for read in (lambda: told["name"], lambda: told["progress"]["turns"], lambda: told["more"][0]["x"]):
+        with pytest.raises(UnexpectedAnswerError, match="lacks"):
+            read()
+
+
+def test_what_a_newer_server_tells_is_taken():
+    for changes in ({"state": "paused"}, {"vm_ip": "10.0.0.1"}, {"more": {"a": [1]}}, {"result": {"a": 1e999}}):
+        assert fits({**status("running"), **changes}, Task)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": 1},
+        {"name": None},
+        {"created_at": 5},
+        {"labels": {"team": 1}},
+        {"attempts": [{"error": "bad"}]},
+        {"exit_code": "0"},
+        {"progress": {"turns": "many"}},
+        {"progress": {"cost_usd": float("nan")}},
+        {"progress": {"input_tokens": 10**400}},
+        {"definition": []},
+    ],
+)
+def test_a_value_of_another_kind_is_no_answer(changes):
+    assert not fits({**status("running"), **changes}, Task)
+
+
+def test_times_without_end_are_no_figures():
+    assert fits({"uptime_seconds": 3}, Health)
+    assert not fits({"uptime_seconds": float("inf")}, Health)
+
+
+class Socket:
+    """Gives what a server sends."""
+
+    def __init__(self, *messages):
+        self._messages = iter(messages)
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return next(self._messages)
+
+
+def shown(*messages):
+    async def read():
+        frames = Terminal("http://localhost:8122", Socket(*messages)).frames()
+        return [await anext(frames) for _ in messages]
+
+    return asyncio.run(read())
+
+
+def test_a_terminal_is_not_asked_for_with_a_token_that_no_request_can_bring():
+    async def ask():
+        async with open_terminal("http://localhost:9", "geheim-ü", "t"):
+            pass
+
+    with pytest.raises(InvalidParameterError, match="token"):
+        asyncio.run(ask())
+
+
+def test_a_terminal_tells_its_end():
+    assert shown(b"$ ", '{"types": true}', '{"type": "exit", "exit_code": 3, "message": "Bye."}') == [
+        b"$ ",
+        True,
+        Exit(3, "Bye."),
+    ]
+    assert shown('{"type": "exit", "exit_code": [3]}') == [Exit(None, "")]
+
+
+@pytest.mark.parametrize("message", ["[]", "nonsense", "5", "[" * 100_000])
+def test_a_terminal_that_says_what_no_server_says_is_none(message):
+    with pytest.raises(UnexpectedAnswerError):
+        shown(message)

@@ -1,0 +1,42 @@
+"""What is written as YAML is read as it was."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sandbox.model.manifest_parsing import read_document
+from sandbox.model.manifest_writing import write_yaml
+
+PARTS = ["1", "0", "e5", "0o17", "08", "+", ".", "a", " ", "\t", "\n", "\r", "\x85", "\u2028", "\u2029", "#", ":", "- "]
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")) | st.lists(
+    st.sampled_from(PARTS)
+).map("".join)
+
+
+@given(TEXTS, TEXTS)
+@example("12e0345", "1e5")
+@example("0o17", "08")
+@example("+1e2", "a\x85b\nc")
+@example("\u2028", "a b\u2029" * 40)
+@example("\ufeff", "\n a")
+def test_any_text_comes_back_as_it_was(name, value):
+    data = {"x": {name: value, "list": [value, {"y": value}]}, "text": value}
+    document = read_document(write_yaml(data).encode(), is_json=False)
+    assert (document.data, document.mistakes) == (data, [])
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("plain words", "plain words"),
+        ("two\nlines\n", "|\n  two\n  lines"),
+        ("1e5", '"1e5"'),
+        ("no", "'no'"),
+        (1, "1"),
+        (None, "null"),
+        ([], "[]"),
+        (["a"], "\n  - a"),
+    ],
+)
+def test_it_is_written_as_people_would(value, written):
+    assert write_yaml({"x": value}) == f"x: {written}\n".replace(": \n", ":\n")
