@@ -69,7 +69,8 @@ def test_detach_keys_end_a_shell_and_leave_the_task_alone(world, person):
     made = working(world)
     one = person(made.server.said["http"], "task", "shell", "task-1", "--detach-keys", "ctrl-a,d")
     one.sees(r"\$ ")
-    one.types("sleep 4711\n")
+    one.types("(sleep 4711 & echo be''gun; wait)\n")
+    one.sees("begun")
     one.types("\x01d")
     one.sees("The shell was left")
     assert one.exit_code() == 0
