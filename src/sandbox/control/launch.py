@@ -270,6 +270,13 @@ def _give_up(recorder: Recorder, failure: Failure, is_first: bool) -> None:
         recorder.record(AttemptFailed(failure))
 
 
+def cancel_pending(recorder: Recorder, wish: CancelRequested) -> None:
+    """A task that has not begun ends at once, and its journal is let go."""
+    recorder.record(wish)
+    recorder.record(TaskFinished())
+    recorder.writer.close()
+
+
 def end_books(recorder: Recorder, failure: Failure) -> None:
     """No attempt follows: what is left of the last one may still live."""
     if recorder.task.attempt_state is TaskState.RUNNING:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError, TerminalOrder
-from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.retention import PrunedTask, Retention
 from sandbox.contracts.store import DuplicateTaskError, Store, StoreError, TaskPage, TaskQuery
 from sandbox.contracts.subject import work_on
@@ -32,7 +31,7 @@ from sandbox.control.drain import REASON, Drain
 from sandbox.control.feed import Feed
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
-from sandbox.control.launch import Launcher
+from sandbox.control.launch import Launcher, cancel_pending
 from sandbox.control.locks import Locks
 from sandbox.control.preservation import Preservation
 from sandbox.control.pruning import Pruning
@@ -42,7 +41,7 @@ from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
 from sandbox.control.watch import Watch
-from sandbox.model.event import CancelRequested, Idempotency, Record, TaskFinished
+from sandbox.model.event import CancelRequested, Idempotency, Record
 from sandbox.model.frame import Frame
 from sandbox.model.limits import (
     CANCEL_SECONDS,
@@ -99,7 +98,7 @@ class TaskService:
         self._keys = Locks()
         self._next_look: asyncio.TimerHandle | None = None
         equipment.follower.on_finished = self._finished
-        equipment.follower.on_lost = equipment.launcher.finish
+        equipment.follower.on_lost = self._lost
         equipment.follower.on_held = Watch(equipment.runners, equipment.journals, equipment.clock).look
         equipment.space.on_more = self._admit
 
@@ -307,15 +306,15 @@ class TaskService:
 
     async def _try_cancel(self, feed: Feed, order: CancelOrder) -> str | None:
         """The message for the caller once the wish is durable, None to try again."""
+        wish = CancelRequested(order.reason, order.force)
         async with feed.writing:
             if feed.recorder is not None:
-                await asyncio.to_thread(_cancel_pending, feed.recorder, order)
+                await asyncio.to_thread(cancel_pending, feed.recorder, wish)
                 feed.recorder = None
                 feed.stir()
                 return "The task had not begun and is cancelled."
         if feed.task.state.is_terminal:
             raise TaskTerminalError(feed.task)
-        wish = CancelRequested(order.reason, order.force)
         if feed.task.attempt is None:
             return await self._take_wish(feed, wish)
         try:
@@ -355,6 +354,13 @@ class TaskService:
         """What keeps all waiting tasks from beginning, however much room was promised to them."""
         return REASON if self.equipment.drain.since is not None else self.equipment.space.look()
 
+    async def _lost(self, feed: Feed) -> None:
+        """Nobody holds the journal. A pending task's is one that could not be taken when the server started."""
+        if feed.task.state is TaskState.PENDING and (obstacle := self._obstacle()) is not None:
+            feed.note = obstacle
+        else:
+            await self.equipment.launcher.finish(feed)
+
     def _let_in(self) -> Mapping[str, str]:
         """Gives what those wait for that there is no room for."""
         available_bytes = self._memory_available_bytes()
@@ -388,9 +394,3 @@ class TaskService:
                 feed.complain(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._draining.wait(), RETRY_SECONDS)
-
-
-def _cancel_pending(recorder: Recorder, order: CancelOrder) -> None:
-    recorder.record(CancelRequested(order.reason, order.force))
-    recorder.record(TaskFinished())
-    recorder.writer.close()

@@ -235,6 +235,29 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_is_launched_not_fail
     assert asyncio.run(after()) is None
 
 
+def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_the_drain_to_be_undone(world):
+    async def before():
+        world.capacity = Capacity(0, 0, 0)
+        async with world.server() as service:
+            service.take_in((await asyncio.to_thread(service.equipment.register.add, manifest(), None))[0])
+            await service.drain()
+
+    async def after():
+        world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+        busy = world.journals.open("task-1")
+        async with world.server() as service:
+            busy.close()
+            async with asyncio.timeout(10):
+                while "being drained" not in (await service.status("task-1")).state_message:
+                    await asyncio.sleep(0.01)
+            assert (await service.status("task-1")).state is TaskState.PENDING
+            await service.undo_drain()
+            await world.launched("task-1")
+
+    asyncio.run(before())
+    asyncio.run(after())
+
+
 def test_a_journal_that_cannot_happen_stops_neither_the_server_nor_other_tasks(world):
     """A record that the rules refuse, as another version might write it."""
     writer = world.journals.create("odd")
