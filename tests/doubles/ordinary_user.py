@@ -16,16 +16,20 @@ _SECONDS = 60
 
 
 @contextmanager
-def ordinary_place():
-    """A directory that is the ordinary user's. Skips the test where the kernel gives such users no namespace."""
+def ordinary_place(*, for_sandboxes=False):
+    """A directory that is the ordinary user's. Skips the test where the kernel gives such users no namespace.
+
+    for_sandboxes: also where it lets them mount no /proc in one, as in containers that cover parts of theirs.
+    """
     place = Path(tempfile.mkdtemp(prefix="ordinary-"))
     try:
         if os.geteuid() == 0:
             os.chown(place, _UID, _UID)
         lowered = ("setpriv", f"--reuid={_UID}", f"--regid={_UID}", "--clear-groups") if os.geteuid() == 0 else ()
-        tried = subprocess.run([*lowered, "unshare", "--user", "--map-root-user", "true"], check=False)
+        wanted = ("--pid", "--fork", "--mount-proc") if for_sandboxes else ()
+        tried = subprocess.run([*lowered, "unshare", "--user", "--map-root-user", *wanted, "true"], check=False)
         if tried.returncode != 0:
-            pytest.skip("ordinary users get no user namespace here")
+            pytest.skip("ordinary users get no user namespace here" + (", or no /proc in it" if for_sandboxes else ""))
         yield place
     finally:
         subprocess.run(["chmod", "-R", "u+rwX", "--", str(place)], check=False)

@@ -41,6 +41,7 @@ def prune(world, retention, **options):
             page = await service.query(TaskQuery(order="asc"))
             return [task.id for task in gone], [task.id for task in page.tasks]
 
+    world.store.close()
     world.store = SqliteStore(world.data_dir / "index.sqlite")
     return asyncio.run(play())
 
@@ -146,6 +147,7 @@ def test_a_crash_leaves_a_task_whole_or_gone(kept, world, monkeypatch, step):
         with pytest.raises(KeyboardInterrupt):
             prune(world, Retention(keep=4))
 
+    world.store.close()
     world.store = SqliteStore(world.data_dir / "index.sqlite")
 
     async def look():
