@@ -221,7 +221,10 @@ class World:
         return status
 
     def until_state(self, state, task_id="task-1", seconds=30):
-        until(lambda: self.status(task_id)["state"] == state, seconds, f"state {state}")
+        try:
+            until(lambda: self.status(task_id)["state"] == state, seconds, f"state {state}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.status(task_id)}\n{self.tell(task_id)}") from None
 
     def artifact(self, name, task_id="task-1"):
         answer = self.http.get(f"/api/v1/tasks/{task_id}/artifacts/{quote(name, safe='')}")
