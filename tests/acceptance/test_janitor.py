@@ -117,10 +117,11 @@ def test_a_living_neighbour_and_what_is_preserved_are_let_alone(world, tmp_path)
     (neighbour.home / ".gitconfig").write_text((machine.home / ".gitconfig").read_text())
     with contextlib.closing(neighbour):
         neighbour.start_server()
-        neighbour.submit("next-door")
-        machine.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})
-        machine.submit("living")
-        machine.submit("lost")
+        vm = {"disk": "1G"}  # there is room for all of them at once on a small disk too
+        neighbour.submit("next-door", vm=vm)
+        machine.submit("kept", vm=vm, lifecycle={"timeout": "1s", "failure_action": "preserve"})
+        machine.submit("living", vm=vm)
+        machine.submit("lost", vm=vm)
         assert machine.wait("kept")["state"] == "failed_preserved"
         for here, task_id in ((neighbour, "next-door"), (machine, "living"), (machine, "lost")):
             here.until_state("running", task_id)
