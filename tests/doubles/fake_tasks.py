@@ -190,6 +190,7 @@ class FakeTasks:
 
     async def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[Frame]:
         story = self._story(task_id)
+        await asyncio.sleep(0)  # as the real ones give everybody else a turn
         for told in list(story.frames):
             if told["seq"] > after:
                 yield told

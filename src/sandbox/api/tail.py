@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from sandbox.api.view import Messages, View, close
 from sandbox.model.frame import Frame, size_bytes
@@ -49,6 +49,15 @@ class Past:
     def __init__(self) -> None:
         self._pieces: deque[Batch] = deque()
         self._kept_bytes = 0
+        self._reading = asyncio.Lock()
+
+    async def after(self, position: int, frames: Callable[[], AsyncIterator[Frame]]) -> Batch | None:
+        """A batch that begins with, or has, what comes next; None when there is nothing.
+
+        frames: all past `position`. One reads at a time, so that many who come at once share what the first has read.
+        """
+        async with self._reading:
+            return self.around(position) or await self.read(frames(), position)
 
     def around(self, position: int) -> Batch | None:
         """A batch that has what comes next after `position`."""

@@ -63,9 +63,7 @@ class Tails:
                 await bell.wait()
             return batches
         await asyncio.sleep(0)
-        piece = tail.before.around(position)
-        if piece is None:
-            piece = await tail.before.read(self._tasks.frames(task_id, after=position), position)
+        piece = await tail.before.after(position, lambda: self._tasks.frames(task_id, after=position))
         return None if piece is None else [piece]
 
     def _join(self, task_id: str) -> Tail:
