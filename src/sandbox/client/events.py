@@ -52,7 +52,7 @@ class Metrics(TypedDict):
     memory_total_bytes: int | None
     disk_used_bytes: int | None
     disk_total_bytes: int | None
-    load_avg: list[float] | None
+    load_avg: float | None
 
 
 class Measured(Numbered):
@@ -73,7 +73,7 @@ class ToolCall(Numbered):
 
 
 class Usage(Numbered):
-    """What a model request cost."""
+    """What a model request cost; None for a model without a price."""
 
     type: Literal["usage"]
     model: str
@@ -81,7 +81,7 @@ class Usage(Numbered):
     output_tokens: int
     cache_read_tokens: int
     cache_write_tokens: int
-    cost_usd: float
+    cost_usd: float | None
 
 
 class EgressDenied(Numbered):

@@ -273,7 +273,9 @@ class TaskService:
 
     async def draining(self) -> Draining:
         """See `Tasks.draining`."""
-        feeds, waiting = self.equipment.follower.feeds.values(), self.equipment.room.waiting_count
+        feeds = self.equipment.follower.feeds.values()
+        held_back = sum(feed.recorder is None and feed.note == REASON for feed in feeds)
+        waiting = self.equipment.room.waiting_count + held_back
         unfinished = sum(not feed.task.state.is_terminal for feed in feeds)
         return Draining(self.equipment.drain.since, max(unfinished - waiting, 0), waiting)
 
@@ -356,7 +358,8 @@ class TaskService:
 
     async def _lost(self, feed: Feed) -> None:
         """Nobody holds the journal. A pending task's is one that could not be taken when the server started."""
-        if feed.task.state is TaskState.PENDING and (obstacle := self._obstacle()) is not None:
+        waits = feed.task.state is TaskState.PENDING and feed.task.cancel is None and feed.task.failure is None
+        if waits and (obstacle := self._obstacle()) is not None:
             feed.note = obstacle
         else:
             await self.equipment.launcher.finish(feed)

@@ -37,9 +37,10 @@ class Exchange:
         return usage
 
     def _at_most(self, *, is_given_up: bool) -> Usage | None:
-        """None where the answer has told, where it may go uncounted, and where the upstream broke before it began."""
+        """None where the answer has told, refuses or may go uncounted, and where the upstream broke before it began."""
         asked, meter = self.asked, self.meter
-        if asked is None or (meter is not None and meter.has_told_all):
+        is_refused = self.is_answered and meter is None
+        if asked is None or is_refused or (meter is not None and meter.has_told_all):
             return None
         has_begun = meter is not None and meter.has_begun
         if not (has_begun or is_given_up or self.is_silent):

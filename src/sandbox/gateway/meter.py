@@ -1,6 +1,6 @@
 """Reads the usage out of the model's answer while it passes, holding no more of it than a line."""
 
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
@@ -76,13 +76,9 @@ class _Iteration(_Counts):
     model: str | None = None
 
 
-class _ServerToolUse(msgspec.Struct):
-    web_search_requests: _Count | None = None
-
-
 class _Usage(_Counts):
     iterations: list[_Iteration] | None = None
-    server_tool_use: _ServerToolUse | None = None
+    server_tool_use: Any = None
 
 
 class _Message(msgspec.Struct):
@@ -228,8 +224,9 @@ class _Tally:
         self._counts |= _told_counts(told)
         if told.iterations is not None:
             self._beside = [one for one in told.iterations if one.type not in _COUNTED_ABOVE]
-        if told.server_tool_use is not None and told.server_tool_use.web_search_requests is not None:
-            self._searches = told.server_tool_use.web_search_requests
+        searches = told.server_tool_use.get("web_search_requests") if isinstance(told.server_tool_use, dict) else None
+        if isinstance(searches, int) and searches >= 0:
+            self._searches = searches
 
     def at_most(self, asked: Asked, output: int) -> Usage | None:
         if self._model is None:

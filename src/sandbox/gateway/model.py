@@ -272,10 +272,10 @@ class ModelConversation:
     def _refuse_malformed(self, reaction: Reaction, error: h11.RemoteProtocolError) -> None:
         message = "The request is not valid HTTP/1.1."
         self._reports.denied("model", self._port, message)
-        if self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if not self.must_be_heard and self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             answer = http.api_error(error.error_status_hint, "invalid_request_error", message, is_last=True)
             reaction.to_client += answer.send(self._client_side)
-        self._end(reaction)
+        self._let_go(reaction)
 
     def _is_flooded(self, data: bytes) -> bool:
         return len(self._client_side.trailing_data[0]) + len(data) > PIPELINED_BYTES_MAX

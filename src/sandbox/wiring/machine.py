@@ -1,15 +1,17 @@
 """What this machine is: its size, its name, its places."""
 
-import contextlib
 import hashlib
 import os
 import socket
-import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox.control.admission import Capacity
 from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.settings import CapacitySection
+
+_LOGINS = Path("/run/user")
+"""Where a machine with logins has a directory for each user who is there (pam_systemd(8))."""
 
 
 def measure_capacity(data_dir: Path, factors: CapacitySection) -> Capacity:
@@ -45,35 +47,17 @@ def choose_run_dir(data_dir: Path) -> Path:
     """
     found = data_dir.stat()
     name = hashlib.sha256(f"{found.st_dev}:{found.st_ino}".encode()).hexdigest()[:12]
-    if os.geteuid() == 0:
-        return _make(Path("/run/sandbox"), name)
-    # What a login session offers differs from one to the next; the runners of an earlier server stay where they are.
-    kept = data_dir / "run"
-    if (before := _owned(kept)) is not None and before.name == name:
-        return make_private(before)
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
-    parent = Path(runtime_dir) / "sandbox" if runtime_dir else Path(f"/tmp/sandbox-{os.geteuid()}")  # noqa: S108  (is made private)
-    chosen = _make(parent, name)
-    _replace_link(kept, chosen)
-    return chosen
+    places = _places()
+    # What a login session tells differs from one to the next; the runners of an earlier server stay where they are.
+    place = next((place for place in places if (place / name).is_dir()), places[0])
+    make_private(place)
+    return make_private(place / name)
 
 
-def _make(parent: Path, name: str) -> Path:
-    make_private(parent)
-    return make_private(parent / name)
-
-
-def _owned(link: Path) -> Path | None:
-    """The directory of this user's that a link leads to."""
-    with contextlib.suppress(OSError):
-        target = link.readlink()
-        found = target.lstat()
-        return target if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() else None
-    return None
-
-
-def _replace_link(link: Path, target: Path) -> None:
-    new = link.with_name(f".{link.name}.{os.getpid()}")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target)
-    new.replace(link)
+def _places() -> Sequence[Path]:
+    """Where it may be, the best first. Those that anybody could make are made private or refused."""
+    user = os.geteuid()
+    if user == 0:
+        return (Path("/run/sandbox"),)
+    told, usual = os.environ.get("XDG_RUNTIME_DIR"), _LOGINS / str(user)
+    return (*((Path(told) / "sandbox",) if told else ()), Path(f"/tmp/sandbox-{user}"), usual / "sandbox")  # noqa: S108

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
+from sandbox.wiring import machine
 from sandbox.wiring.data_dir_lock import DataDirBusyError, held
 from sandbox.wiring.machine import choose_run_dir
+from sandbox.wiring.private_directory import UnsafePlaceError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts, and becomes somebody else")
 NOBODY = 65534
@@ -92,9 +94,10 @@ def test_a_server_of_another_session_finds_the_sockets_of_the_one_before():
 
 
 async def _restarted_in_other_sessions(place):
-    data_dir, session, other = place / "data", place / "session", place / "other"
+    machine._LOGINS = place / "logins"
+    data_dir, session, other = place / "data", machine._LOGINS / str(os.geteuid()), place / "other"
     for directory in (data_dir, session, other):
-        directory.mkdir(mode=0o700)
+        directory.mkdir(mode=0o700, parents=True)
     os.environ["XDG_RUNTIME_DIR"] = str(session)
     first = choose_run_dir(data_dir)
     assert first.is_relative_to(session)
@@ -105,6 +108,8 @@ async def _restarted_in_other_sessions(place):
     shutil.rmtree(session)
     os.environ["XDG_RUNTIME_DIR"] = str(other)
     assert choose_run_dir(data_dir).is_relative_to(other)
-    # A copy of the directory is another one.
-    subprocess.run(["cp", "-a", str(data_dir), str(place / "copy")], check=True, timeout=20)
-    assert choose_run_dir(place / "copy") != choose_run_dir(data_dir)
+    # Somebody else's link in its place is not followed.
+    (other / "sandbox").rename(place / "elsewhere")
+    (other / "sandbox").symlink_to(place / "elsewhere")
+    with pytest.raises(UnsafePlaceError):
+        choose_run_dir(data_dir)

@@ -235,7 +235,8 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_is_launched_not_fail
     assert asyncio.run(after()) is None
 
 
-def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_the_drain_to_be_undone(world):
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_the_drain_to_be_undone(world, is_cancelled):
     async def before():
         world.capacity = Capacity(0, 0, 0)
         async with world.server() as service:
@@ -251,6 +252,12 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_the_drain_
                 while "being drained" not in (await service.status("task-1")).state_message:
                     await asyncio.sleep(0.01)
             assert (await service.status("task-1")).state is TaskState.PENDING
+            draining = await service.draining()
+            assert (draining.running, draining.waiting) == (0, 1)
+            if is_cancelled:
+                await service.cancel("task-1", reason="", force=False)
+                assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
+                return
             await service.undo_drain()
             await world.launched("task-1")
 

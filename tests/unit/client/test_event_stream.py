@@ -1,11 +1,14 @@
 """What a client makes of the bytes of an event stream."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
 from sandbox.client import UnexpectedAnswerError
-from sandbox.client.event_stream import EventStream
+from sandbox.client.event_stream import EventStream, read_event
+from sandbox.model import event as e
+from sandbox.model.frame import frame
 
 
 def event(seq: int, **fields) -> bytes:
@@ -64,3 +67,21 @@ def test_an_event_that_is_not_one_of_ours_is_refused(data):
 def test_an_event_without_an_end_is_given_up_before_it_fills_the_memory():
     with pytest.raises(UnexpectedAnswerError, match="too large"):
         read(*[b"x" * 1024 * 1024] * 17)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        e.Usage("a-model-without-a-price", 1, 2, 3, 4, cost_usd=None),
+        e.Usage("m", 1, 2, 3, 4, cost_usd=0.5),
+        e.Metrics(),
+        e.Metrics(cpu_percent=1.5, memory_used_bytes=1, disk_used_bytes=2, load_avg=0.5),
+        e.Trouble("upstream_unreachable", "no"),
+        e.EgressDenied("host", 443, "no"),
+        e.ToolCall("Bash", "t1", 25),
+        e.Output.of("stdout", b"x\n"),
+    ],
+)
+def test_what_the_server_tells_is_taken(event):
+    sent = frame("task-1", e.Record(7, 1, datetime(2026, 1, 2, tzinfo=UTC), event))
+    assert read_event(json.dumps(sent).encode())["seq"] == 7

@@ -36,7 +36,7 @@ def sse(*events: dict) -> bytes:
 class Asking:
     """One request, forwarded under a budget."""
 
-    def __init__(self, budget: Budget = USD, *, is_full: bool = False, **fields) -> None:
+    def __init__(self, budget: Budget = USD, *, is_full: bool = False, headers: str = "", **fields) -> None:
         self.told: list = []
         reports = Reports(self.told.append, lambda: 0.0)
         rules = GatewayRules(egress=EgressRules(is_full=is_full), budget=budget)
@@ -45,7 +45,7 @@ class Asking:
             ModelPolicy(TASK_KEY, 8123), Admission(rules, reports), upstream, reports, 8123
         )
         body = json.dumps({"model": MODEL, "max_tokens": 64_000, "messages": []} | fields).encode()
-        head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\n"
+        head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\n{headers}"
         self.conversation.client_sent(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         assert self.conversation.is_in_flight
         self.body_bytes = len(body)
@@ -156,3 +156,20 @@ def test_no_request_counts_as_more_input_than_a_model_takes():
     asking = Asking(padding="x" * 4 * INPUT_TOKENS_MAX)
     asking.conversation.upstream_fell_silent()
     assert asking.usage.input_tokens == INPUT_TOKENS_MAX
+
+
+@pytest.mark.parametrize("headers", ["Connection: close\r\n", ""])
+def test_what_is_sent_behind_a_request_makes_its_answer_cost_no_less(headers):
+    """After a last request nothing may follow: that is no HTTP, and all the same no way out of paying."""
+    asking = Asking(headers=headers)
+    reaction = asking.conversation.client_sent(b"x")
+    assert not reaction.hang_up_upstream
+    asking.heard(DOCUMENT_HEAD, b'{"model":"claude-haiku-4-5"', b"")
+    assert asking.usage.output_tokens == 64_000
+
+
+@pytest.mark.parametrize("status", [429, 529])
+def test_a_refusal_that_is_not_heard_to_its_end_costs_nothing(status):
+    asking = Asking().heard(b"HTTP/1.1 %d No\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n" % status)
+    asking.conversation.upstream_fell_silent()
+    assert asking.usage is None

@@ -95,6 +95,11 @@ def test_searches_of_the_models_own_servers_are_paid_for_beside_the_tokens():
     assert metered(SSE, sse(START, DELTA | {"usage": {"output_tokens": 50, "server_tool_use": None}})) == USED
 
 
+@pytest.mark.parametrize("odd", [[], 3, {"web_search_requests": 1.5}, {"web_search_requests": -1}, "x"])
+def test_counts_beside_which_something_odd_is_told_are_read(odd):
+    assert metered(SSE, sse(START, DELTA | {"usage": {"output_tokens": 50, "server_tool_use": odd}})) == USED
+
+
 def test_an_advisor_without_a_price_leaves_the_answer_without_one():
     unknown = [{"type": "advisor_message", "model": "nobody-knows-it", "input_tokens": 1, "output_tokens": 1}]
     assert metered(SSE, sse(START, DELTA | {"usage": {"iterations": unknown}})).cost_usd is None
