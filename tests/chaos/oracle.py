@@ -31,7 +31,8 @@ TRUE_ENDS = {
     },
     "gateway": {"ready": {DONE, LOST_SANDBOX}, "running": {LOST_SANDBOX}},
 }
-TRUE_ENDS["all"] = TRUE_ENDS["runner"]
+# A runner that dies after its sandbox may have seen that first.
+TRUE_ENDS["all"] = {**TRUE_ENDS["runner"], "running": {LOST_RUNNER, LOST_SANDBOX}}
 """`{victim: {state at the blow: {(state, code)}}}`. Nothing else is promised to happen."""
 
 MARK = "written.txt"
@@ -89,6 +90,12 @@ class Story:
     def written(self):
         """What the agent wrote down beside what it printed, as far as it was kept."""
         return next((kept.content for kept in self.artifacts if kept.name == MARK), None)
+
+    @property
+    def lost_its_sandbox(self):
+        """Whether its runner wrote down that the sandbox went away."""
+        exits = [one["event"] for one in self.records if one["event"]["type"] == "agent_exited"]
+        return any((one.get("failure") or {}).get("code") == "sandbox_lost" for one in exits)
 
     def has(self, kind):
         """Whether the journal has such an event."""
@@ -179,7 +186,8 @@ def every_task_ends_truly(story: Story) -> Iterator[str]:
 def _state_at_blow(story: Story) -> str:
     """A runner that outlives its sandbox may have written down that the agent begins before it saw the end of both."""
     outran = story.victim == "sandbox" and story.state == "ready" and story.has("agent_started")
-    return "running" if outran and story.end != DONE else story.state
+    saw_it_first = story.victim == "all" and story.state == "completing" and story.lost_its_sandbox
+    return "running" if saw_it_first or (outran and story.end != DONE) else story.state
 
 
 def no_line_is_lost_or_doubled(story: Story) -> Iterator[str]:
@@ -194,7 +202,7 @@ def no_line_is_lost_or_doubled(story: Story) -> Iterator[str]:
     if story.end == LOST_RUNNER:
         if not written.startswith(printed) or (printed and not printed.endswith(b"\n")):
             yield f"{_compared(printed, written)}, which is no beginning of it"
-    elif story.end == DONE or story.victim not in {"sandbox", "gateway"}:
+    elif story.end == DONE or story.victim not in {"sandbox", "gateway", "all"}:
         if printed != written:
             yield _compared(printed, written)
     elif printed not in {written, _without_last_line(written)}:

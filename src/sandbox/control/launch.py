@@ -43,8 +43,9 @@ FindImage = Callable[[str], Image | None]
 """What a profile stands for now, None for the host's own /usr. Raises ImageUnusableError."""
 
 
-_SCARCE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
-"""What a machine says that has no process, memory or descriptor to give at this moment; no task has a part in it."""
+_OF_THE_MOMENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE})
+"""What a machine says that has no process, memory or descriptor to give just now, and a runner's pipe when somebody
+killed the runner before it had its order; no task has a part in it."""
 
 
 class Host(NamedTuple):
@@ -145,7 +146,7 @@ class Launcher:
         try:
             await self._start(recorder, started.attempt_id, secrets=dict(secrets), image=image)
         except OSError as error:
-            if refusal_of(error) is not None or error.errno in _SCARCE:
+            if refusal_of(error) is not None or error.errno in _OF_THE_MOMENT:
                 # The journal is free now: a finisher ends this attempt once it can be started, and another may follow.
                 _log.warning("The runner of task %s could not be started: %s", recorder.task.id, error)
                 return

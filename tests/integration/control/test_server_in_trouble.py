@@ -407,7 +407,7 @@ def test_a_refused_task_leaves_nothing_to_be_found_by_the_next_server(world, dis
     assert read_task(world.journals, "task-1").task is None
 
 
-@pytest.mark.parametrize("scarce", [errno.ENOSPC, errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+@pytest.mark.parametrize("scarce", [errno.ENOSPC, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.EPIPE])
 def test_a_runner_that_cannot_be_started_now_is_followed_by_a_finisher_and_fails_nobody(world, scarce):
     async def play():
         async with world.server() as service:

@@ -9,7 +9,7 @@ from sandbox.contracts.runtime import Command, SandboxSpec
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes.gvisor.arguments import execute_words, signal_words
 from sandbox.runtimes.gvisor.bundle import encode_config, encode_process, lay_out
-from sandbox.runtimes.gvisor.state import State, last_error, read_state
+from sandbox.runtimes.gvisor.state import State, is_of_a_lost_process, last_error, read_state
 
 PROGRAM = Path("/data/tool")
 SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, programs={PROGRAM: "/opt/tool"})
@@ -92,3 +92,21 @@ def test_the_last_error_of_a_log_counts_and_what_is_no_log_does_not():
 def test_the_state_of_what_is_not_there_is_nothing_yet():
     assert not read_state(2**22 + 1, "attemptattem").is_running
     assert not State(status="running").is_running
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (
+            "starting sandbox: failed to setupFS: creating root file system: input/output error",
+            True,
+        ),
+        ("cannot read client sync file: waiting for sandbox to start: EOF", True),
+        ("starting container: write: broken pipe", True),
+        ("creating container: cannot create sandbox: no such file or directory", False),
+        ("unexpected EOF marker in config: permission denied", False),
+        ("it ended without a word", False),
+    ],
+)
+def test_what_breaks_because_another_process_of_gvisors_is_gone_is_told_apart(error, is_lost):
+    assert is_of_a_lost_process(error) is is_lost

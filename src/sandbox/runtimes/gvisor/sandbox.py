@@ -8,7 +8,7 @@ from sandbox.contracts.runtime import Command, Exit, Stats, Terminal, TerminalSi
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import processes
 from sandbox.runtimes.gvisor import arguments, bundle, entering
-from sandbox.runtimes.gvisor.state import last_error, read_state
+from sandbox.runtimes.gvisor.state import is_of_a_lost_process, last_error, read_state
 from sandbox.runtimes.join import JoinedTerminal
 from sandbox.runtimes.launched import FORCED, LaunchedSandbox, Made
 from sandbox.runtimes.payload import Payload
@@ -52,7 +52,8 @@ class GvisorSandbox(LaunchedSandbox):
             await asyncio.sleep(_POLL_SECONDS)
         if not self._has_begun and (await self.wait()).code is None:
             await self._launch.refuse_killed()
-            raise AttemptError(FailureCode.PROVISION_FAILED, f"gVisor did not begin: {self._failure}.")
+            code = FailureCode.SANDBOX_LOST if is_of_a_lost_process(self._failure) else FailureCode.PROVISION_FAILED
+            raise AttemptError(code, f"gVisor did not begin: {self._failure}.")
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
         """By a further runsc, whose terminal is in the launcher's mounts. Raises AttemptError (sandbox_lost)."""

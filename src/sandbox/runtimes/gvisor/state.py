@@ -6,6 +6,8 @@ import msgspec
 
 from sandbox.runtimes.gvisor.bundle import STATE
 
+_OF_A_LOST_PROCESS = ("input/output error", "eof", "broken pipe", "connection reset by peer")
+
 
 class _Kernel(msgspec.Struct):
     pid: int = 0
@@ -35,6 +37,11 @@ def read_state(runsc_pid: int, attempt_id: str) -> State:
         return msgspec.json.decode(path.read_bytes(), type=State)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return State()
+
+
+def is_of_a_lost_process(error: str) -> bool:
+    """Whether runsc broke off because another of gVisor's processes had gone: somebody ended that one."""
+    return error.casefold().endswith(_OF_A_LOST_PROCESS)
 
 
 def last_error(log: bytes) -> str:
