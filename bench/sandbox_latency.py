@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from sandbox.contracts.inside import WORKSPACE
 from sandbox.contracts.runtime import Command, Runtime, SandboxSpec
 from sandbox.wiring.runtime import make_runtime
 
@@ -34,7 +35,7 @@ async def time_sandbox(runtime: Runtime, disk: Path, number: int) -> tuple[float
     handle = runtime.plan(attempt_id)
     try:
         sandbox = await runtime.create(handle, SandboxSpec(attempt_id, disk, 2, MEMORY_BYTES, 64))
-        output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo; exec true"], {}, "/workspace"))
+        output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo; exec true"], {}, WORKSPACE))
         await output.readexactly(1)
         said = time.perf_counter()
         assert (await sandbox.wait()).code == 0

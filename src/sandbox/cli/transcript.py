@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox.contracts.inside import WORKSPACE
+
 LINE_CHARACTERS_MAX = 8 * 1024 * 1024
 """A longer line is not looked into: nothing of it would be shown anyway."""
 
@@ -125,7 +127,7 @@ def _summary(given: Any) -> str:
     if not isinstance(given, dict):
         return ""
     texts = (given[field] for field in _SUMMARIES if isinstance(given.get(field), str))
-    return next((text.removeprefix("/workspace/") for text in texts if text.strip()), "")
+    return next((text.removeprefix(f"{WORKSPACE}/") for text in texts if text.strip()), "")
 
 
 def _text(content: Any) -> str:
