@@ -34,7 +34,8 @@ class Script:
     """How an attempt goes.
 
     stays: the agent works until it is ended; deaf: it does not mind TERM; immortal: nor KILL.
-    report: what the gateway tells its runner by, redact: what it redacts names with, once it is open.
+    report: what the gateway tells its runner by, redact: what it redacts names with, once it is open;
+    reports: what the gateway tells as soon as it serves.
     """
 
     stdout: bytes = b'{"type":"result"}\n'
@@ -44,6 +45,7 @@ class Script:
     deaf: bool = False
     immortal: bool = False
     report: Callable | None = None
+    reports: tuple = ()
     stage_error: AttemptError | None = None
     create_error: AttemptError | None = None
     patch_error: AttemptError | None = None
@@ -138,6 +140,8 @@ class SilentGateway:
         self._script.seen.append("release model")
 
     async def serve(self, listeners):
+        for event in self._script.reports:
+            self._script.report(event)
         await asyncio.Event().wait()
 
 

@@ -47,14 +47,11 @@ async def ended(scene, work):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("kind", [Output, Progress, AgentExited, Usage, ArtifactCollected, TaskFinished])
 def test_what_the_disk_refuses_for_a_while_is_written_afterwards_and_nothing_is_lost(stage, monkeypatch, kind, number):
-    scene = stage(Script(stdout=LINES))
+    scene = stage(Script(stdout=LINES, reports=(Usage("a-model", 1, 1),)))
     disk = Disk(scene, monkeypatch, kind, number=number)
 
     async def play():
         work = asyncio.create_task(scene.life.carry_out())
-        if kind is Usage:
-            await until(lambda: scene.script.report is not None)
-            scene.script.report(Usage("a-model", 1, 1))
         await until(lambda: disk.refused > 2)
         assert not work.done()
         disk.refuses = False
