@@ -153,24 +153,28 @@ class Battlefield:
         return status
 
     def _play_resources(self):
-        """An attack that takes its agent along has failed with it; the next task goes on with the others."""
+        """An attack that takes its agent along has failed with it; the next task goes on with the others.
+
+        An agent may also fall to what the attack before has left, when the next one has not begun.
+        """
         vm = {"memory": f"{attacks_on_resources.MEMORY_MIB}M", "disk": f"{attacks_on_resources.DISK_MIB}M"}
         given = json.loads(self._files["resources.json"])
-        self.errors = {}
         for number in itertools.count(2):
             files = {**self._files, "resources.json": json.dumps(given)}
             _make_repository(self.world, f"resources-{number}", files, *self._plays("resources 1"))
             repository = {"url": f"{ORGANISATION}resources-{number}.git"}
             status = self._task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
-            played = self.results["resources"]
             if status["state"] == "completed":
                 return
-            name = next(one["name"] for one in given["attacks"] if "attack" not in played.get(one["name"], {}))
-            played[name]["attack"] = f"its agent went with it: {status['error']['code']}"
-            self.errors[name] = status["error"]
-            given["attacks"] = [one for one in given["attacks"] if "attack" not in played.get(one["name"], {})]
-            if not given["attacks"]:
+            played = self.results["resources"]
+            under_way = [one for one in given["attacks"] if set(played.get(one["name"], ())) == {"twin"}]
+            for one in under_way:
+                played[one["name"]]["attack"] = f"its agent went with it: {status['error']['code']}"
+            left = [one for one in given["attacks"] if "attack" not in played.get(one["name"], {})]
+            assert len(left) < len(given["attacks"]), status["error"]
+            if not left:
                 return
+            given["attacks"] = left
 
     def _plays(self, *plays):
         """What the battery is to be told: the kind of attacks, where results go, how many at once, and for how long."""
