@@ -286,6 +286,20 @@ def test_a_journal_that_cannot_happen_stops_neither_the_server_nor_other_tasks(w
     assert asyncio.run(play()) is TaskState.COMPLETED
 
 
+def test_a_journal_that_its_disk_does_not_give_stops_neither_the_server_nor_other_tasks(world, caplog):
+    (world.data_dir / "tasks" / "broken" / "journal" / "records").mkdir(parents=True)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest("other"))
+            await world.launched("other")
+            world.runners.play("other", *TO_RUNNING, *TO_END)
+            return await service.wait("other", 10)
+
+    assert asyncio.run(play()).state is TaskState.COMPLETED
+    assert "Task broken cannot be taken into the index" in caplog.text
+
+
 def test_damage_of_a_journal_is_told_in_the_status(world):
     async def play():
         async with world.server() as service:
