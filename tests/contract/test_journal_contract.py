@@ -160,6 +160,16 @@ def test_strangers_beside_the_journals_are_no_tasks(journals, tmp_path):
     assert journals.task_ids() == ["a", "b"]
 
 
+def test_what_stands_where_records_should_be_is_a_task_for_whoever_reads_it_to_find_out(journals, tmp_path):
+    with writing(journals, "a") as writer:
+        writer.append(line("x"), at=AT)
+    (tmp_path / "tasks" / "b" / "journal" / "records").mkdir(parents=True)
+
+    assert journals.task_ids() == ["a", "b"]
+    with pytest.raises(IsADirectoryError):
+        journals.read("b")
+
+
 def test_only_the_owner_may_look(journals, tmp_path):
     with writing(journals) as writer:
         writer.append(line("x"), at=AT)

@@ -1,12 +1,14 @@
 """One writer at a time, also when the writers are processes that hand over, crash and are killed."""
 
+import contextlib
+import errno
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
@@ -61,7 +63,7 @@ def journals(tmp_path):
     return journals
 
 
-@contextmanager
+@contextlib.contextmanager
 def process(code, *arguments, pass_fds=()):
     """A child that speaks by lines; killed at the end."""
     with subprocess.Popen(
@@ -230,3 +232,59 @@ def test_a_promise_is_flushed_although_another_flush_has_just_begun(journals, mo
         monkeypatch.setattr(os, "write", write_while_another_flushes)
         writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
         assert len(flushed) == 2
+
+
+class ForgetfulDisk:
+    """A kernel's cache: what a flush could not write counts as written, and is told as an error once."""
+
+    def __init__(self, monkeypatch, refusals):
+        self.refusals, self._dirty, self._stored = refusals, set(), set()
+        self._write, self._pwrite = os.write, os.pwrite
+        monkeypatch.setattr(os, "write", self.write)
+        monkeypatch.setattr(os, "pwrite", self.pwrite)
+        monkeypatch.setattr(os, "fdatasync", self.flush)
+
+    def write(self, descriptor, data):
+        begin = os.fstat(descriptor).st_size
+        self._dirty.update(range(begin, begin + len(data)))
+        return self._write(descriptor, data)
+
+    def pwrite(self, descriptor, data, offset):
+        self._dirty.update(range(offset, offset + len(data)))
+        return self._pwrite(descriptor, data, offset)
+
+    def flush(self, _):
+        dirty, self._dirty = self._dirty, set()
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        self._stored |= dirty
+
+    def lacks(self, begin, records):
+        return set(range(begin, records.stat().st_size)) - self._stored
+
+
+@pytest.mark.parametrize("flushes_beside", [1, 2])
+def test_a_promise_is_on_disk_although_a_flush_beside_it_has_just_failed(
+    journals, tmp_path, monkeypatch, flushes_beside
+):
+    """The second one beside it succeeds, and is too early for the promise all the same."""
+    records = tmp_path / "tasks" / "task-1" / "journal" / "records"
+    with closing(journals.open("task-1")) as writer:
+        writer.sync()
+        begin = records.stat().st_size
+        disk = ForgetfulDisk(monkeypatch, refusals=1)
+        write = os.write
+
+        def write_while_another_flushes(descriptor, data):
+            written = write(descriptor, data)
+            for _ in range(flushes_beside):
+                with contextlib.suppress(OSError):
+                    writer.sync()
+            return written
+
+        writer.append(e.Trouble("second", ""), at=datetime.now(UTC))
+        monkeypatch.setattr(os, "write", write_while_another_flushes)
+        writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
+        assert not disk.refusals
+        assert not disk.lacks(begin, records)

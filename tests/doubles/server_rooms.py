@@ -171,8 +171,7 @@ class Rooms:
                 read_memory_available_bytes=lambda: self.memory_available_bytes,
             )
         )
-        for feed in recover(self.journals, self.store, clock):
-            service.take_in(feed)
+        service.take_in(*recover(self.journals, self.store, clock))
         try:
             yield service
         finally:

@@ -29,6 +29,7 @@ class Kind(StrEnum):
     INDEX_AHEAD = "index_ahead"
     JOURNAL_MISSING = "journal_missing"
     JOURNAL_DAMAGED = "journal_damaged"
+    JOURNAL_UNREADABLE = "journal_unreadable"
     JOURNAL_TORN = "journal_torn"
     ARTIFACT_MISSING = "artifact_missing"
     ARTIFACT_DAMAGED = "artifact_damaged"
@@ -77,6 +78,9 @@ class Audit:
             except IllegalEventError as error:
                 what = f"Its records tell no life of a task ({error.message}); restore it from a backup."
                 yield Discrepancy(task_id, Kind.JOURNAL_DAMAGED, what)
+            except OSError as error:
+                what = f"Its journal cannot be read ({error}); look at its disk, or restore it from a backup."
+                yield Discrepancy(task_id, Kind.JOURNAL_UNREADABLE, what)
 
     def _look_at(self, task_id: str, *, is_in_index: bool) -> Iterator[Discrepancy]:
         known = self._store.load(task_id) if is_in_index else None
@@ -118,20 +122,23 @@ class Audit:
             yield Discrepancy(task_id, Kind.JOURNAL_TORN, what)
 
     def _artifact(self, task_id: str, artifact: Artifact) -> Iterator[Discrepancy]:
-        file = TaskLayout(self._data_dir, task_id).artifacts / artifact.name
+        kind = Kind.ARTIFACT_DAMAGED
         try:
-            found = file.lstat()
+            fault = self._fault(TaskLayout(self._data_dir, task_id).artifacts / artifact.name, artifact)
         except FileNotFoundError:
-            if self._store.load(task_id) is not None:
-                what = f"Artifact {artifact.name!r} is gone; restore it from a backup."
-                yield Discrepancy(task_id, Kind.ARTIFACT_MISSING, what)
-            return
+            kind, fault = Kind.ARTIFACT_MISSING, "is gone" if self._store.load(task_id) is not None else ""
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror})"
+        if fault:
+            yield Discrepancy(task_id, kind, f"Artifact {artifact.name!r} {fault}; restore it from a backup.")
+
+    def _fault(self, file: Path, artifact: Artifact) -> str:
+        found = file.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_size != artifact.size_bytes:
-            what = f"Artifact {artifact.name!r} is no file of {artifact.size_bytes} bytes; restore it from a backup."
-            yield Discrepancy(task_id, Kind.ARTIFACT_DAMAGED, what)
-        elif self._deep and checksum(file) != artifact.checksum:
-            what = f"Artifact {artifact.name!r} does not match its checksum; restore it from a backup."
-            yield Discrepancy(task_id, Kind.ARTIFACT_DAMAGED, what)
+            return f"is no file of {artifact.size_bytes} bytes"
+        if self._deep and checksum(file) != artifact.checksum:
+            return "does not match its checksum"
+        return ""
 
 
 def checksum(file: Path) -> str:

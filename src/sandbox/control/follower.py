@@ -113,10 +113,12 @@ class Follower:
             task = advance(task, record.event, seq=record.seq, at=record.at).task
         if is_due:
             await asyncio.to_thread(self._store.save, Indexed(task, batch.next_offset))
-        for record in batch.records:
+        # A writer takes a record back that it could not flush, and then writes it again.
+        for record in batch.records[max(0, feed.told_seq + 1 - batch.records[0].seq) :]:
             self._tell(task.id, record)
             if record.transition is not None:
                 _log_transition(task, record.transition)
+        feed.told_seq = max(feed.told_seq, task.last_seq)
         feed.advance(task, batch.next_offset)
         if task.state.is_terminal and self._broadcast.has_subscribers:
             self._broadcast.send(end_frame(task))

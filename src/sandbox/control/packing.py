@@ -3,10 +3,12 @@
 import asyncio
 import logging
 from datetime import timedelta
+from functools import partial
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import JournalBusyError, JournalDamagedError, Journals
 from sandbox.contracts.store import Cursor, Store, TaskQuery
+from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.model.limits import JOURNAL_PLAIN_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
@@ -45,7 +47,8 @@ class Packing:
                 if task.state_changed_at > ended_before:
                     return
                 try:
-                    await asyncio.to_thread(self._pack, task)
+                    # It may take longer than a server has that is told to end; what is half done is begun anew.
+                    await wait_in_thread(partial(self._pack, task))
                 except OSError as error:
                     failures.append(f"journal of task {task.id}: {error.strerror or error}")
             if page.next_cursor is None:

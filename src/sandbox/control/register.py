@@ -4,13 +4,13 @@ import logging
 from datetime import timedelta
 
 from sandbox.contracts.clock import Clock
-from sandbox.contracts.journal import Journals
+from sandbox.contracts.journal import JournalDamagedError, Journals
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.contracts.store import DuplicateTaskError, Indexed, Store, StoreError
 from sandbox.contracts.tasks import IdempotencyKeyReusedError, UnavailableError
 from sandbox.control.feed import Feed
 from sandbox.model.event import Idempotency, Record, TaskSubmitted
-from sandbox.model.life import advance
+from sandbox.model.life import IllegalEventError, advance
 from sandbox.model.limits import IDEMPOTENCY_SECONDS
 from sandbox.model.manifest import Manifest
 from sandbox.model.task import Task
@@ -44,7 +44,10 @@ class Register:
         return None
 
     def add(self, manifest: Manifest, idempotency: Idempotency | None) -> tuple[Feed, Record]:
-        """A new task and its record 1, which is on disk. Raises DuplicateTaskError, UnavailableError, OSError."""
+        """A new task and its record 1, which is on disk.
+
+        Raises DuplicateTaskError, UnavailableError, StoreError, OSError.
+        """
         task_id = manifest.metadata.id
         existing = self._store.load(task_id)
         if existing is not None:
@@ -76,4 +79,6 @@ class Register:
             existing = read_task(self._journals, task_id).task
         except FileNotFoundError:
             existing = None
+        except (JournalDamagedError, IllegalEventError) as error:
+            return UnavailableError(f"A task {task_id} is there, and cannot be read: {error.message}")
         return DuplicateTaskError(existing) if existing else UnavailableError(f"Task {task_id} is being submitted.")

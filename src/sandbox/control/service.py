@@ -27,11 +27,12 @@ from sandbox.contracts.tasks import (
 )
 from sandbox.contracts.terminals import TerminalLine, TerminalRefusedError
 from sandbox.control.admission import Capacity, WaitingRoom
+from sandbox.control.cancelling import Cancelling
 from sandbox.control.drain import REASON, Drain
 from sandbox.control.feed import Feed
 from sandbox.control.follower import Follower
 from sandbox.control.health import HealthReport
-from sandbox.control.launch import Launcher, cancel_pending
+from sandbox.control.launch import Launcher
 from sandbox.control.locks import Locks
 from sandbox.control.preservation import Preservation
 from sandbox.control.pruning import Pruning
@@ -41,10 +42,9 @@ from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
 from sandbox.control.watch import Watch
-from sandbox.model.event import CancelRequested, Idempotency, Record
+from sandbox.model.event import Idempotency, Record
 from sandbox.model.frame import Frame
 from sandbox.model.limits import (
-    CANCEL_SECONDS,
     LAUNCH_END_SECONDS,
     MEMORY_AVAILABLE_BYTES_MIN,
     RETRY_SECONDS,
@@ -56,7 +56,6 @@ from sandbox.model.task import Task
 
 _log = logging.getLogger(__name__)
 _SHUTS_DOWN = "The server is shutting down; submit to it again when it is back."
-_STOPPED = "The task is being stopped; what it made until now is kept."
 _STARTING = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
@@ -97,20 +96,25 @@ class TaskService:
         self._draining = asyncio.Event()
         self._keys = Locks()
         self._next_look: asyncio.TimerHandle | None = None
+        self._cancelling = Cancelling(equipment.journals, equipment.runners, equipment.launcher, equipment.clock)
         equipment.follower.on_finished = self._finished
         equipment.follower.on_lost = self._lost
         equipment.follower.on_held = Watch(equipment.runners, equipment.journals, equipment.clock).look
         equipment.space.on_more = self._admit
 
-    def take_in(self, feed: Feed, submission: Record | None = None) -> None:
-        """Follow a task that is in journal and store; wait for room if it has not begun."""
+    def take_in(self, *feeds: Feed, submission: Record | None = None) -> None:
+        """Follow tasks that are in journal and store; those that have not begun wait for room."""
+        for feed in feeds:
+            self._follow(feed, submission)
+        self._admit()
+
+    def _follow(self, feed: Feed, submission: Record | None) -> None:
         need = Capacity.asked_by(feed.task.manifest.vm)
         if feed.recorder is not None:
             self.equipment.room.enter(feed.task.id, need)
         else:
             self.equipment.room.claim(feed.task.id, need)
         self.equipment.follower.follow(feed, submission)
-        self._admit()
 
     async def close(self) -> None:
         """Take nothing more, let launches that have begun end, stop following. The tasks go on."""
@@ -169,7 +173,7 @@ class TaskService:
             raise UnavailableError(f"The task could not be written down: {error}; submit it again.") from error
         submitted = feed.task
         _log.info("Task %s was accepted", submitted.id, extra={"task_id": submitted.id, "state": submitted.state})
-        self.take_in(feed, submission)
+        self.take_in(feed, submission=submission)
         return submitted
 
     async def status(self, task_id: str) -> Task:
@@ -228,16 +232,8 @@ class TaskService:
         feed = feed or self.equipment.follower.feeds.get(task_id)
         if feed is None:
             raise UnavailableError(f"Task {task_id} is being accepted at this moment; try again.")
-        deadline = self.equipment.clock.monotonic() + CANCEL_SECONDS
-        while self.equipment.clock.monotonic() < deadline:
-            try:
-                message = await self._try_cancel(feed, CancelOrder(reason, force))
-            except OSError as error:
-                raise UnavailableError(f"The wish could not be carried out: {error}; try again.") from error
-            if message is not None:
-                return Cancellation(before, self.equipment.clock.now(), message)
-            await feed.changed(0.05)
-        raise UnavailableError(f"The runner of task {task_id} does not answer; try again.")
+        message = await self._cancelling.cancel(feed, CancelOrder(reason, force))
+        return Cancellation(before, self.equipment.clock.now(), message)
 
     def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[Frame]:
         """See `Tasks.frames`."""
@@ -305,34 +301,6 @@ class TaskService:
                 requested_memory_bytes=need.memory_bytes,
                 available_memory_bytes=total.memory_bytes,
             )
-
-    async def _try_cancel(self, feed: Feed, order: CancelOrder) -> str | None:
-        """The message for the caller once the wish is durable, None to try again."""
-        wish = CancelRequested(order.reason, order.force)
-        async with feed.writing:
-            if feed.recorder is not None:
-                await asyncio.to_thread(cancel_pending, feed.recorder, wish)
-                feed.recorder = None
-                feed.stir()
-                return "The task had not begun and is cancelled."
-        if feed.task.state.is_terminal:
-            raise TaskTerminalError(feed.task)
-        if feed.task.attempt is None:
-            return await self._take_wish(feed, wish)
-        try:
-            receipt = await self.equipment.runners.cancel(feed.task.attempt.id, order)
-        except RunnerUnreachableError:
-            return await self._take_wish(feed, wish)
-        if receipt.unwritten:
-            raise OSError(receipt.message)
-        if not receipt.done:
-            return None
-        return receipt.message or _STOPPED
-
-    async def _take_wish(self, feed: Feed, wish: CancelRequested) -> str | None:
-        if self.equipment.journals.is_held(feed.task.id) or not await self.equipment.launcher.take_wish(feed, wish):
-            return None
-        return _STOPPED
 
     def _finished(self, feed: Feed) -> None:
         self.equipment.room.leave(feed.task.id)

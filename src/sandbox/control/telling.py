@@ -45,6 +45,8 @@ class Telling:
         while True:
             reached, is_over = feed.offset, feed.task.state.is_terminal
             async for shown in self._told(feed, offset, reached, after):
+                # A writer takes a record back that it could not flush, and then writes it again.
+                after = max(after, shown["seq"])
                 yield shown
             offset = reached
             if is_over:

@@ -37,7 +37,10 @@ def _decode(records: Path, offset: int, texts: Iterable[bytes]) -> Batch:
 
 
 def begins_with_record(records: Path) -> bool:
-    """Record 1 is there, so the task was admitted. Where it is damaged, what follows proves that it was there."""
+    """Record 1 is there, so the task was admitted. Where it is damaged, what follows proves that it was there.
+
+    What the system does not let us read counts as there, so that whoever reads it finds out.
+    """
     try:
         with records.open("rb") as file:
             if line.is_whole(file.readline(line.LINE_BYTES_MAX)):
@@ -45,7 +48,7 @@ def begins_with_record(records: Path) -> bool:
         refuse_damage(records, 0)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except JournalDamagedError:
+    except (JournalDamagedError, OSError):
         return True
     return False
 

@@ -28,7 +28,7 @@ class FileJournalWriter:
         # Whoever wrote before may have died with records that are not on disk yet.
         self._is_dirty = extent.end > 0
         self._flushed_end = 0
-        self._flush_failed = False
+        self._doubtful_end = 0
         self._flushing = threading.Lock()
         self._records_fd = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
@@ -77,21 +77,22 @@ class FileJournalWriter:
             os.close(self._lock_fd)
             self._records_fd = self._lock_fd = -1
 
-    def _flush(self) -> None:
+    def _flush(self, appended_bytes: int = 0) -> None:
         """A flush that failed is not made good by another one: the kernel takes what it could not write for written.
 
-        It says so once, and so there is one flush at a time.
+        It says so once, and so there is one flush at a time. appended_bytes: behind the last record, of the one that
+        waits for this; whoever flushes beside the writer leaves them alone, because they may be cut off meanwhile.
         """
         with self._flushing:
-            end = self._end
+            end = self._end + appended_bytes
             try:
-                if self._flush_failed:
+                if self._doubtful_end > self._flushed_end:
                     _write_again(self._records, self._flushed_end, end)
                 os.fdatasync(self._records_fd)
             except BaseException:
-                self._is_dirty = self._flush_failed = True
+                self._is_dirty = True
+                self._doubtful_end = os.fstat(self._records_fd).st_size
                 raise
-            self._flush_failed = False
             self._flushed_end = end
 
     def _write(self, text: bytes, *, durable: bool) -> None:
@@ -101,7 +102,7 @@ class FileJournalWriter:
             _write_all(self._records_fd, text)
             if durable:
                 # Whatever another thread has flushed: it may have begun before this was written.
-                self._flush()
+                self._flush(len(text))
             else:
                 self._is_dirty = True
         except BaseException:

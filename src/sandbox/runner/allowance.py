@@ -4,15 +4,21 @@ import asyncio
 
 from sandbox.contracts.clock import Clock
 from sandbox.model.limits import OUTPUT_BURST_BYTES, OUTPUT_BYTES_MAX, OUTPUT_BYTES_PER_SECOND
+from sandbox.model.task import Task
 
 _RECORD_BYTES = 128
 """What a record takes in the journal beside its text: a flood of empty lines is a flood all the same."""
 
 
+def output_cost_bytes(task: Task) -> int:
+    """Of what earlier attempts wrote down. Which of their records were output is told nowhere: all count as such."""
+    return task.progress.output_bytes + task.last_seq * _RECORD_BYTES
+
+
 class OutputAllowance:
     """Holds back whoever writes too fast, loses nothing of it, and ends at a total.
 
-    left_out_bytes: what came after the total was used up. used_bytes: by earlier attempts.
+    left_out_bytes: what came after the total was used up. used_bytes: what earlier attempts cost.
     """
 
     def __init__(self, clock: Clock, used_bytes: int = 0) -> None:

@@ -13,7 +13,7 @@ import secrets
 import stat
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,9 +115,7 @@ def _write(data_dir: Path, backup: Backup) -> BackupManifest:
             _add(backup, TOKENS, file, os.fstat(file.fileno()).st_size)
     journals = FileJournals(data_dir)
     for task_id in journals.task_ids():
-        # Whether a runner holds it or we do: the task is neither removed nor packed meanwhile.
-        with journals.holding(task_id), suppress(FileNotFoundError):
-            _add_task(backup, journals, TaskLayout(data_dir, task_id))
+        _add_task(backup, journals, TaskLayout(data_dir, task_id))
     created_at = timestamp(datetime.now(UTC))
     manifest = BackupManifest(VERSION, __version__, created_at, backup.files, backup.remarks)
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
@@ -126,38 +124,66 @@ def _write(data_dir: Path, backup: Backup) -> BackupManifest:
 
 
 def _add_task(backup: Backup, journals: FileJournals, layout: TaskLayout) -> None:
-    """Raises FileNotFoundError when the task was removed before."""
-    directory = layout.root / "journal"
-    name = "records" if (directory / "records").exists() else "records.gz"
-    with _opened(directory / name) as file:
-        size_bytes = os.fstat(file.fileno()).st_size
-        artifacts: tuple[Artifact, ...] = ()
+    """Nothing of a task that was removed before. Raises OSError when the backup cannot be written."""
+    with ExitStack() as held:
         try:
-            reading = read_task(journals, layout.task_id)
-            size_bytes = reading.offset if name == "records" else size_bytes
-            artifacts = reading.task.artifacts if reading.task else ()
-        except SandboxError as error:
-            backup.remarks.append(f"Task {layout.task_id}: {error.message}")
+            # Whether a runner holds it or we do: the task is neither removed nor packed meanwhile.
+            held.enter_context(journals.holding(layout.task_id))
+            name, file = _open_journal(held, layout)
+            size_bytes, artifacts = _look_at(backup, journals, layout, name, file)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            backup.remarks.append(f"Task {layout.task_id} is left out: its journal cannot be read ({error.strerror})")
+            return
         _add(backup, f"tasks/{layout.task_id}/journal/{name}", file, size_bytes)
     for artifact in artifacts:
         _add_artifact(backup, layout, artifact)
 
 
+def _open_journal(held: ExitStack, layout: TaskLayout) -> tuple[str, _Hashing]:
+    """The plain one first: it goes when the packed one is there, which may be at this moment."""
+    directory = layout.root / "journal"
+    try:
+        return "records", held.enter_context(_opened(directory / "records"))
+    except FileNotFoundError:
+        return "records.gz", held.enter_context(_opened(directory / "records.gz"))
+
+
+def _look_at(
+    backup: Backup, journals: FileJournals, layout: TaskLayout, name: str, file: _Hashing
+) -> tuple[int, tuple[Artifact, ...]]:
+    """How much of the journal's file is to be kept, and the artifacts that it tells of."""
+    size_bytes = os.fstat(file.fileno()).st_size
+    try:
+        reading = read_task(journals, layout.task_id)
+    except SandboxError as error:
+        backup.remarks.append(f"Task {layout.task_id}: {error.message}")
+        return size_bytes, ()
+    artifacts = reading.task.artifacts if reading.task else ()
+    return reading.offset if name == "records" else size_bytes, artifacts
+
+
 def _add_artifact(backup: Backup, layout: TaskLayout, artifact: Artifact) -> None:
     name = f"tasks/{layout.task_id}/artifacts/{artifact.name}"
-    try:
-        with _opened(layout.artifacts / artifact.name) as file:
+    entry = None
+    with ExitStack() as held:
+        try:
+            file = held.enter_context(_opened(layout.artifacts / artifact.name))
             found = os.fstat(file.fileno())
-            entry = _add(backup, name, file, found.st_size) if stat.S_ISREG(found.st_mode) else None
-    except OSError as error:
-        backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} is missing ({error.strerror})")
-        return
+        except OSError as error:
+            backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} is missing ({error.strerror})")
+            return
+        if stat.S_ISREG(found.st_mode):
+            entry = _add(backup, name, file, found.st_size)
     if entry is None or f"sha256:{entry.sha256}" != artifact.checksum:
         backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} does not match its checksum")
 
 
 def _add(backup: Backup, name: str, file: _Hashing, size_bytes: int) -> Entry:
     backup.tar.addfile(_info(name, size_bytes), file)
+    if file.failure is not None:
+        backup.remarks.append(f"{name!r} cannot be read to its end ({file.failure.strerror}): zeros fill its place")
     entry = backup.files[name] = Entry(size_bytes, file.digest.hexdigest())
     return entry
 
@@ -175,14 +201,26 @@ def _opened(path: Path) -> Iterator[_Hashing]:
 
 
 class _Hashing(io.BufferedReader):
-    """A file whose bytes are hashed as they are read."""
+    """A file whose bytes are hashed as they are read.
+
+    From what its disk does not give on it is zeros: the tar has told its size by then, and others are to follow.
+    """
 
     def __init__(self, file: io.FileIO) -> None:
         super().__init__(file)
         self.digest = hashlib.sha256()
+        self.failure: OSError | None = None
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next bytes."""
-        data = super().read(size)
+        """The next bytes; `size` is given."""
+        data = self._read(size or 0)
         self.digest.update(data)
         return data
+
+    def _read(self, size: int) -> bytes:
+        if self.failure is None:
+            try:
+                return super().read(size)
+            except OSError as error:
+                self.failure = error
+        return bytes(size)

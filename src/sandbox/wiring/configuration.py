@@ -82,17 +82,25 @@ def _read(file: Path) -> dict[str, Any]:
         data = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{file} is not TOML: {error}.") from None
-    return _with_absolute_paths(data, file.parent)
+    return _with_absolute_paths(data, file)
 
 
-def _with_absolute_paths(data: dict[str, Any], parent: Path) -> dict[str, Any]:
+def _with_absolute_paths(data: dict[str, Any], file: Path) -> dict[str, Any]:
     """A path in a file is meant from where the file is; `~` is this user's home."""
     for key in keys():
         section = _section(data, key)
         value = section.get(key.name) if section is not None else None
         if section is not None and key.kind is Path and isinstance(value, str) and value:
-            section[key.name] = str(parent / Path(value).expanduser())
+            section[key.name] = str(file.parent / _expanded(key, value, file))
     return data
+
+
+def _expanded(key: Key, value: str, file: Path) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        mistake = f"{key.path} ({file}) begins with the home of a user who has none here"
+        raise ConfigurationError(_sentence([mistake])) from None
 
 
 def _paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str]:

@@ -5,6 +5,7 @@ Imports nothing of the server's, so that a runner starts fast and stays small.
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ from sandbox.disks.space import ReserveFile, measure_space
 from sandbox.gateway.outward import may_be_dialled
 from sandbox.gateway.serve import SocketGateways
 from sandbox.journal.journals import FileJournals
-from sandbox.model.limits import END_RESERVE_BYTES, LAUNCH_SECONDS
+from sandbox.model.limits import END_RESERVE_BYTES, JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.watermark import Space
 from sandbox.profiles.catalog import HeldImages
@@ -61,6 +62,7 @@ def main() -> None:
     log = begin_log(os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info"))
     lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))
     order = _read_order()
+    signal.alarm(_take_over_seconds(order))
     TASK_ID.set(order.task_id)
     ATTEMPT_ID.set(order.attempt_id)
     if (redaction := _redaction(order.secrets)) is not None:
@@ -79,6 +81,12 @@ def _read_order() -> LaunchOrder:
     except msgspec.DecodeError:
         _log.info("The server ended before it had given its order; the next one starts another runner")
         sys.exit(1)
+
+
+def _take_over_seconds(order: LaunchOrder) -> int:
+    """Every record of the journal is read, and a busy machine is no reason to give up the work that it tells of."""
+    size_bytes = FileJournals(Path(order.data_dir)).size(order.task_id)
+    return math.ceil(LAUNCH_SECONDS + size_bytes / JOURNAL_READ_BYTES_PER_SECOND)
 
 
 async def _live(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -> None:

@@ -1,6 +1,9 @@
 """What a server hands to runners and finishers, and what it tells those who come back to a story."""
 
 import asyncio
+import os
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -205,6 +208,50 @@ def test_who_follows_all_tasks_hears_of_a_new_one_from_its_first_record(world):
 
     told = asyncio.run(play())
     assert (told["task_id"], told["seq"], told["new_state"]) == ("task-1", 1, "pending")
+
+
+def test_a_record_that_its_runner_takes_back_and_writes_again_is_told_once(world, monkeypatch):
+    """Its flush fails when it was read and told already."""
+    fdatasync, heard, refused = os.fdatasync, threading.Event(), []
+
+    def fail_once_it_is_told(descriptor):
+        if not refused and b"agent_started" in Path(f"/proc/self/fd/{descriptor}").read_bytes():
+            refused.append(heard.wait(10))
+            raise OSError(5, "Input/output error")
+        fdatasync(descriptor)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            one, every = [], []
+
+            async def hear(frames, told):
+                async for frame in frames:
+                    told.append((frame["seq"], frame["type"]))
+                    if all(told and told[-1][0] == 5 for told in (one, every)):
+                        heard.set()
+                    if frame["type"] == "end":
+                        return
+
+            hearing = [
+                asyncio.create_task(hear(service.follow("task-1", after=0), one)),
+                asyncio.create_task(hear(service.follow_all(), every)),
+            ]
+            await asyncio.sleep(0)
+            world.runners.play("task-1", *TO_RUNNING[:2])
+            monkeypatch.setattr("sandbox.journal.writer.os.fdatasync", fail_once_it_is_told)
+            with pytest.raises(OSError, match="Input/output"):
+                await asyncio.to_thread(world.runners.play, "task-1", TO_RUNNING[2])
+            await world.until(service, "task-1", TaskState.READY)
+            world.runners.play("task-1", TO_RUNNING[2], *TO_END)
+            await asyncio.wait_for(asyncio.gather(*hearing), 10)
+            return one, every
+
+    for told in asyncio.run(play()):
+        seqs = [seq for seq, _ in told]
+        assert seqs == sorted(set(seqs))
+    assert refused == [True]
 
 
 def test_an_index_whose_task_and_place_disagree_is_read_anew(world):

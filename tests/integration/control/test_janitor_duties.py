@@ -118,6 +118,24 @@ def test_somebody_who_still_holds_the_journal_of_a_task_that_has_ended_is_not_di
     assert asyncio.run(play()) == ((True, 1), ["runner.log"], set())
 
 
+def test_a_lock_that_cannot_be_opened_keeps_no_other_task_from_being_cleared_away(world):
+    async def play():
+        async with world.server() as service:
+            broken, files = await begin(world, service, "task-1"), await begin(world, service, "task-2")
+            machine = PlayedLeftovers()
+            machine.there |= {broken.root.name, files.root.name}
+            for task_id in ("task-1", "task-2"):
+                await end(world, service, task_id, *TO_END)
+            lock = TaskLayout(world.data_dir, "task-1").root / "journal" / "lock"
+            lock.unlink()
+            lock.mkdir()
+            with pytest.raises(ClearingFailedError, match="lock of task task-1"):
+                await clearing(world, service, machine).clear()
+            return names(files), machine.there == {broken.root.name}
+
+    assert asyncio.run(play()) == (["runner.log"], True)
+
+
 def test_a_task_that_waits_for_its_finisher_is_the_finishers(world):
     async def play():
         async with world.server() as service:

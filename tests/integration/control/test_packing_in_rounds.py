@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -86,6 +87,30 @@ def test_what_a_full_disk_left_over_is_done_in_the_next_round(kept, world, monke
     assert list((kept.data_dir / "tasks").glob("*/journal/*.new")) == []
     asyncio.run(packing.sweep())
     assert packed(kept) == ["old-1", "old-2"]
+
+
+def test_a_server_that_ends_does_not_wait_for_a_large_journal(world, monkeypatch):
+    """Its data directory is the next one's at once; what was half packed is begun anew."""
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def pack(_):
+        begun.set()
+        may_end.wait(60)
+        ended.set()
+
+    monkeypatch.setattr(world.journals, "pack", pack)
+
+    async def play():
+        sweeping = asyncio.create_task(Packing(world.journals, world.store, world.clock).sweep())
+        async with asyncio.timeout(10):
+            while not begun.is_set():
+                await asyncio.sleep(0.005)
+        sweeping.cancel()
+
+    asyncio.run(play())
+    assert not ended.is_set()
+    may_end.set()
+    assert ended.wait(10)
 
 
 def test_a_journal_that_its_disk_does_not_read_keeps_no_other_from_its_turn(kept, world, monkeypatch):

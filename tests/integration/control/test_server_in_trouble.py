@@ -13,7 +13,7 @@ from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.contracts.store import StoreError
 from sandbox.contracts.tasks import UnavailableError
-from sandbox.control.admission import Capacity
+from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
@@ -286,6 +286,20 @@ def test_a_journal_that_cannot_happen_stops_neither_the_server_nor_other_tasks(w
     assert asyncio.run(play()) is TaskState.COMPLETED
 
 
+def test_a_journal_that_its_disk_does_not_give_stops_neither_the_server_nor_other_tasks(world, caplog):
+    (world.data_dir / "tasks" / "broken" / "journal" / "records").mkdir(parents=True)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest("other"))
+            await world.launched("other")
+            world.runners.play("other", *TO_RUNNING, *TO_END)
+            return await service.wait("other", 10)
+
+    assert asyncio.run(play()).state is TaskState.COMPLETED
+    assert "Task broken cannot be taken into the index" in caplog.text
+
+
 def test_damage_of_a_journal_is_told_in_the_status(world):
     async def play():
         async with world.server() as service:
@@ -302,6 +316,71 @@ def test_damage_of_a_journal_is_told_in_the_status(world):
                     await asyncio.sleep(0.01)
 
     asyncio.run(play())
+
+
+def test_a_task_that_is_held_up_by_its_damaged_journal_cannot_be_cancelled_and_that_is_said(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            await world.until(service, "task-1", TaskState.RUNNING)
+            damage(world.data_dir / "tasks/task-1/journal/records")
+            world.runners.die("task-1")
+            with pytest.raises(UnavailableError, match=r"held up.*checksum"):
+                await service.cancel("task-1", reason="", force=False)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("harm", ["damaged", "senseless"])
+def test_an_id_whose_journal_cannot_be_read_is_taken_and_that_is_said(world, harm):
+    recorder = Recorder(world.journals.create("task-1"), None, SystemClock().now)
+    recorder.record(TaskSubmitted("task-1", manifest()))
+    recorder.writer.append(TaskSubmitted("task-1", manifest()), at=world.clock.now())
+    recorder.writer.close()
+    if harm == "damaged":
+        damage(world.data_dir / "tasks/task-1/journal/records")
+
+    async def play():
+        async with world.server() as service:
+            with pytest.raises(UnavailableError, match="task-1 is there, and cannot be read"):
+                await service.submit(manifest())
+
+    asyncio.run(play())
+
+
+def damage(records):
+    data = bytearray(records.read_bytes())
+    data[50] ^= 1
+    records.write_bytes(data)
+
+
+def test_a_server_that_starts_looks_once_for_whom_of_all_that_wait_there_is_room(world, monkeypatch):
+    """Not once for each: thousands may wait, and each look is at all of them."""
+    world.capacity, looks = Capacity(4, 1000 * GIB, 1000 * GIB), []
+    monkeypatch.setattr("sandbox.control.service.ROOM_CHECK_SECONDS", 60)
+
+    async def before():
+        async with world.server() as service:
+            for number in range(20):
+                await service.submit(manifest(f"task-{number:02}"))
+            await world.launched("task-00")
+
+    asyncio.run(before())
+    complaints = WaitingRoom.complaints
+
+    def look(room, available_bytes):
+        looks.append(room.waiting_count)
+        return complaints(room, available_bytes)
+
+    monkeypatch.setattr(WaitingRoom, "complaints", look)
+
+    async def after():
+        async with world.server():
+            return list(looks)
+
+    assert len(asyncio.run(after())) == 1
 
 
 def test_sixty_tasks_with_room_for_three_begin_in_their_order_and_all_end(world):

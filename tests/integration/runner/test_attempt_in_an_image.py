@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from doubles.attempt_equipment import Script, Stage
+from doubles.attempt_equipment import Script
 from sandbox.contracts.profiles import Image
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import SandboxCreated
@@ -15,11 +15,11 @@ IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root"
 
 
 @pytest.fixture
-def carried(tmp_path):
+def carried(stage):
     """An attempt in this image, carried to its end."""
 
     def carry(image, hold=None):
-        scene = Stage(tmp_path, Script())
+        scene = stage(Script())
         if hold is not None:
             scene.attempt.equipment.images.hold = hold
         asyncio.run(AttemptLife(dataclasses.replace(scene.attempt, image=image)).carry_out())

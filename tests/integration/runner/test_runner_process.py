@@ -47,6 +47,40 @@ BEGUN = (TaskSubmitted("task-1", manifest("task-1")), AttemptStarted("abcdefghij
 FOLLOWED = (*BEGUN, AttemptStarted("mnopqrstuvwx", "bubblewrap", "here"))
 ENDED = (*BEGUN, AttemptFailed(Failure(FailureCode.INTERNAL, "It failed.")), TaskFinished())
 
+SLOW = """
+import time
+import sandbox.model.limits
+sandbox.model.limits.LAUNCH_SECONDS = 1
+sandbox.model.limits.JOURNAL_READ_BYTES_PER_SECOND = {rate}
+import sandbox.wiring.runner as runner
+read_task = runner.read_task
+def read_slowly(*arguments):
+    time.sleep(3)
+    return read_task(*arguments)
+runner.read_task = read_slowly
+runner.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_second", "ends_as"), [(10, 1), (1024**2, -signal.SIGALRM)], ids=["a long journal", "a short one"]
+)
+def test_a_runner_has_time_to_read_the_journal_that_it_takes_over(tmp_path, bytes_per_second, ends_as):
+    """After a reboot a hundred finishers share the machine; a long story must not cost a task its workspace."""
+    journals = FileJournals(tmp_path)
+    recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
+    for event in ENDED:
+        recorder.record(event)
+    order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path), str(tmp_path / "run"), "bubblewrap", finish=True)
+    lock_fd = recorder.writer.lock_fd
+    ran = subprocess.run(
+        [sys.executable, "-c", SLOW.format(rate=bytes_per_second), f"--lock-fd={lock_fd}"],
+        input=msgspec.json.encode(order), pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    recorder.writer.close()
+    assert ran.returncode == ends_as
+    assert (b"StaleOrderError" in ran.stderr) is (ends_as == 1)
+
 
 @pytest.mark.parametrize(
     ("events", "finish"),

@@ -1,5 +1,6 @@
 """Bounds of a task hold for all its attempts together."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -10,6 +11,7 @@ from sandbox.contracts.gateway import Budget
 from sandbox.model.event import Progress
 from sandbox.model.state import TaskState
 from sandbox.model.task import Attempt, Beginning, Spent, StateEntry, Task
+from sandbox.runner import allowance
 from sandbox.runner.remaining import budget_of, counted_before, remaining_seconds
 
 BEGAN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
@@ -53,6 +55,15 @@ def test_after_a_start_of_the_machine_the_wall_clock_is_all_there_is(later, left
 def test_what_earlier_gateways_counted_is_spent():
     spent = Spent(input_tokens=300, output_tokens=20, usd=0.5)
     assert budget_of(task(spent=spent)) == Budget(2.0, 1000, spent_usd=0.5, spent_tokens=320)
+
+
+def test_a_flood_of_empty_lines_is_a_flood_for_all_attempts_together(monkeypatch):
+    monkeypatch.setattr(allowance, "OUTPUT_BYTES_MAX", 1024**2)
+    flooded = msgspec.structs.replace(task(progress=Progress(output_bytes=9000)), last_seq=9000)
+    used_up = allowance.OutputAllowance(Clock(0.0, BEGAN), allowance.output_cost_bytes(flooded))
+    assert not asyncio.run(used_up.admits(1))
+    fresh = allowance.OutputAllowance(Clock(0.0, BEGAN), allowance.output_cost_bytes(task()))
+    assert asyncio.run(fresh.admits(1))
 
 
 def test_counters_go_on_from_what_was_told_of_every_request():

@@ -155,6 +155,8 @@ def test_a_relative_path_in_a_file_is_meant_from_there(home, monkeypatch):
         ("[server]\nport = 1.5", "server.port ({file}) must be a whole number"),
         ("[server]\nport = 65536", "server.port ({file}) must be at most 65535"),
         ("[server]\nhost = ''", "server.host ({file}) must not be empty"),
+        ("[server]\ndata_dir = '~nosuchuser/x'", "server.data_dir ({file}) begins with the home of a user who has none "
+                                                "here"),
         ("[server]\nhost = 2026-01-29", "server.host ({file}) must be text"),
         ("[server]\nhost_names = 'a.example'", "server.host_names ({file}) must be a list of texts"),
         ("[server]\nhost_names = ['a b']", "server.host_names.0 ({file}) must be a host name or an IP address"),

@@ -5,7 +5,7 @@ import errno
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -104,15 +104,18 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
         return
     own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), "transcript.ndjson", _LAST})
     telling: list[Artifact] = []
+    names: set[str] = set()
     async for found in attempt.equipment.workspaces.collect(attempt.files.workspace, patterns, directory, own):
         if isinstance(found, LeftOut):
             attempt.recorder.record(Trouble("artifact_left_out", f"{found.path}: {found.reason}"))
         elif _tells(attempt, found):
             telling.append(found)
         else:
+            names.add(found.name)
             attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, found)))
-    for found in telling:
-        attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, _renamed(directory, found))))
+    for found, name in zip(telling, _telling_nothing(names), strict=False):
+        renamed = _renamed(directory, found, name)
+        attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, renamed)))
 
 
 def _tar_name(attempt: Attempt) -> str:
@@ -125,9 +128,12 @@ def _tells(attempt: Attempt, artifact: Artifact) -> bool:
     return redaction is not None and redaction.redact_text(artifact.name) != artifact.name
 
 
-def _renamed(directory: Path, artifact: Artifact) -> Artifact:
-    """Under a name that tells nothing; given when every other artifact has its name."""
-    name = next(name for number in itertools.count(1) if not (directory / (name := f"redacted-{number}")).exists())
+def _telling_nothing(names: Collection[str]) -> Iterator[str]:
+    """Names that no other artifact has; each time the same, so that what is collected again takes its own place."""
+    return (name for number in itertools.count(1) if (name := f"redacted-{number}") not in names)
+
+
+def _renamed(directory: Path, artifact: Artifact, name: str) -> Artifact:
     (directory / artifact.name).rename(directory / name)
     flush(directory)
     return msgspec.structs.replace(artifact, name=name)
@@ -194,16 +200,25 @@ def _transcript(attempt: Attempt) -> Callable[[BinaryIO], None]:
 
 def _metadata(attempt: Attempt) -> Callable[[BinaryIO], None]:
     def write(file: BinaryIO) -> None:
-        refusals = [
-            {"at": timestamp(record.at), "host": denied.host, "port": denied.port, "reason": denied.reason}
-            for record in read_records(attempt.equipment.journals, attempt.task.id)
-            if isinstance(denied := record.event, EgressDenied)
-        ]
-        total = max(len(refusals), attempt.task.progress.egress_denied)
-        content = {**_story(attempt.task), "refusals": refusals[:_REFUSALS_MAX], "refusals_total": total}
+        refusals, told_count = _refusals(attempt)
+        total = max(told_count, attempt.task.progress.egress_denied)
+        content = {**_story(attempt.task), "refusals": refusals, "refusals_total": total}
         file.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
     return write
+
+
+def _refusals(attempt: Attempt) -> tuple[list[dict[str, object]], int]:
+    """The first ones, and how many there are: a day has room for more than a runner's memory has."""
+    first: list[dict[str, object]] = []
+    count = 0
+    for record in read_records(attempt.equipment.journals, attempt.task.id):
+        if isinstance(denied := record.event, EgressDenied):
+            count += 1
+            if count <= _REFUSALS_MAX:
+                told = {"at": timestamp(record.at), "host": denied.host, "port": denied.port, "reason": denied.reason}
+                first.append(told)
+    return first, count
 
 
 _LAST = "metadata.json"

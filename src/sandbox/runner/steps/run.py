@@ -22,7 +22,7 @@ from sandbox.model.limits import (
 )
 from sandbox.model.manifest import Manifest
 from sandbox.model.task import Task
-from sandbox.runner.allowance import OutputAllowance
+from sandbox.runner.allowance import OutputAllowance, output_cost_bytes
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.metrics import MetricsSampler
 from sandbox.runner.output import AgentOutput, redacted_chunks
@@ -64,7 +64,7 @@ class _Run:
             self._heard,
             self._listen,
             redaction=attempt.redaction,
-            allowance=OutputAllowance(equipment.clock, attempt.task.progress.output_bytes),
+            allowance=OutputAllowance(equipment.clock, output_cost_bytes(attempt.task)),
             stdout_as="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
         )
         self._killed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Work that waits for somebody else, in a thread that holds nothing up: not the event loop, not the program's end."""
+"""Work that may take long, in a thread that holds nothing up: not the event loop, not the program's end."""
 
 import asyncio
 import concurrent.futures

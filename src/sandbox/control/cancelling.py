@@ -1,0 +1,68 @@
+"""Brings a wish to cancel to whoever holds the task's journal: the server, a runner, or nobody."""
+
+import asyncio
+
+from sandbox.contracts.clock import Clock
+from sandbox.contracts.journal import JournalDamagedError, Journals
+from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError
+from sandbox.contracts.tasks import TaskTerminalError, UnavailableError
+from sandbox.control.feed import Feed
+from sandbox.control.launch import Launcher, cancel_pending
+from sandbox.model.event import CancelRequested
+from sandbox.model.life import IllegalEventError
+from sandbox.model.limits import CANCEL_SECONDS
+
+_STOPPED = "The task is being stopped; what it made until now is kept."
+
+
+class Cancelling:
+    """Tries until the wish is on disk, or CANCEL_SECONDS are over."""
+
+    def __init__(self, journals: Journals, runners: RunnerControl, launcher: Launcher, clock: Clock) -> None:
+        self._journals = journals
+        self._runners = runners
+        self._launcher = launcher
+        self._clock = clock
+
+    async def cancel(self, feed: Feed, order: CancelOrder) -> str:
+        """Gives the message for the caller once the wish is durable. Raises TaskTerminalError, UnavailableError."""
+        deadline = self._clock.monotonic() + CANCEL_SECONDS
+        while self._clock.monotonic() < deadline:
+            try:
+                message = await self._try(feed, order)
+            except (JournalDamagedError, IllegalEventError) as error:
+                raise UnavailableError(f"The task is held up, and cannot be cancelled: {error.message}") from error
+            except OSError as error:
+                raise UnavailableError(f"The wish could not be carried out: {error}; try again.") from error
+            if message is not None:
+                return message
+            await feed.changed(0.05)
+        raise UnavailableError(f"The runner of task {feed.task.id} does not answer; try again.")
+
+    async def _try(self, feed: Feed, order: CancelOrder) -> str | None:
+        """None to try again."""
+        wish = CancelRequested(order.reason, order.force)
+        async with feed.writing:
+            if feed.recorder is not None:
+                await asyncio.to_thread(cancel_pending, feed.recorder, wish)
+                feed.recorder = None
+                feed.stir()
+                return "The task had not begun and is cancelled."
+        if feed.task.state.is_terminal:
+            raise TaskTerminalError(feed.task)
+        if feed.task.attempt is None:
+            return await self._take_wish(feed, wish)
+        try:
+            receipt = await self._runners.cancel(feed.task.attempt.id, order)
+        except RunnerUnreachableError:
+            return await self._take_wish(feed, wish)
+        if receipt.unwritten:
+            raise OSError(receipt.message)
+        if not receipt.done:
+            return None
+        return receipt.message or _STOPPED
+
+    async def _take_wish(self, feed: Feed, wish: CancelRequested) -> str | None:
+        if self._journals.is_held(feed.task.id) or not await self._launcher.take_wish(feed, wish):
+            return None
+        return _STOPPED

@@ -1,0 +1,44 @@
+"""What an attempt leaves behind is told in bounds, and is there once however often it is tried."""
+
+import asyncio
+import errno
+import json
+
+from doubles.attempt_equipment import Script
+from sandbox.model.event import EgressDenied
+from sandbox.runner.steps import collect
+
+SECRET = "s3cret-value-of-the-customer"
+
+
+def test_of_many_refusals_the_first_are_told_and_all_are_counted(stage, monkeypatch):
+    monkeypatch.setattr(collect, "_REFUSALS_MAX", 3)
+    scene = stage(Script(reports=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)]))
+    asyncio.run(scene.life.carry_out())
+    metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
+    assert [each["host"] for each in metadata["refusals"]] == ["host-0.test", "host-1.test", "host-2.test"]
+    assert metadata["refusals_total"] == 7
+
+
+def test_a_full_disk_multiplies_no_artifact_whose_name_had_to_be_changed(stage, monkeypatch):
+    """The agent's own `redacted-1` keeps its name, also when everything is collected again and again."""
+    monkeypatch.setattr("sandbox.runner.life.RETRY_SECONDS", 0.01)
+    found = {f"{SECRET}-a.md": b"a\n", "redacted-1": b"the agent's\n", f"{SECRET}-b.md": b"b\n"}
+    scene = stage(
+        Script(collected=found), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("*",), "timeout": "20s"}
+    )
+    refused, keep = [], collect._keep
+
+    async def keep_when_there_is_room(attempt, directory, name, *rest):
+        if name == "metadata.json" and len(refused) < 4:
+            refused.append(name)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await keep(attempt, directory, name, *rest)
+
+    monkeypatch.setattr(collect, "_keep", keep_when_there_is_room)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    artifacts = scene.attempt.task_files.artifacts
+    kept = {path.name: path.read_bytes() for path in artifacts.glob("redacted-*")}
+    assert len(refused) == 4
+    assert kept == {"redacted-1": b"the agent's\n", "redacted-2": b"a\n", "redacted-3": b"b\n"}
+    assert scene.artifacts == {*kept, "task-1.patch", "transcript.ndjson", "metadata.json"}
