@@ -440,6 +440,12 @@ def test_verify_reads_the_files_back_and_tells_their_checksums(sandbox, artifact
     assert result.stderr.splitlines()[0] == f"fix-42/fix-42.patch  5 B  sha256:{digest}".encode()
 
 
+def test_only_a_file_can_be_read_back(sandbox, artifacts, api):
+    result = sandbox("task", "download", TASK, "fix-42.patch", "-o", "/dev/full", "--verify")
+    assert (result.returncode, api.to("GET", f"/tasks/{TASK}/artifacts/fix-42.patch")) == (2, [])
+    assert b"--verify" in result.stderr
+
+
 def test_verify_notices_a_file_that_is_not_the_listed_one(sandbox, api, artifacts):
     listed = [{**entry, "checksum": "sha256:" + "0" * 64} for entry in artifacts]
     api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": listed}))

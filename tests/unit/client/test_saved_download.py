@@ -1,6 +1,9 @@
 """A download is a whole and verified file, or none."""
 
 import hashlib
+import os
+import stat
+import threading
 
 import pytest
 
@@ -52,3 +55,44 @@ def test_a_link_in_the_way_is_replaced_and_not_followed(tmp_path):
     save(BYTES, SHA256, tmp_path / "a.patch")
     assert (tmp_path / "precious").read_text() == "mine"
     assert not (tmp_path / "a.patch").is_symlink()
+
+
+def test_the_longest_name_that_a_file_may_have_does(tmp_path):
+    target = tmp_path / ("長" * 85)
+    assert save(BYTES, SHA256, target) == 15
+    assert target.read_bytes() == b"".join(BYTES)
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """A place that is no file, as /dev/null is none, and the bytes that came out of it when it was closed."""
+    place, taken = tmp_path / "pipe", []
+    os.mkfifo(place)
+    keeper = os.open(place, os.O_RDWR)
+    reader = threading.Thread(target=lambda: taken.append(place.read_bytes()))
+    reader.start()
+
+    def drained():
+        os.close(keeper)
+        reader.join(10)
+        return taken[0]
+
+    return place, drained
+
+
+@pytest.mark.parametrize("name", ["pipe", "link"])
+def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path, pipe, name):
+    place, drained = pipe
+    (tmp_path / "link").symlink_to(place)
+    assert save(BYTES, SHA256, tmp_path / name) == 15
+    assert drained() == b"".join(BYTES)
+    assert stat.S_ISFIFO(place.lstat().st_mode)
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_what_is_no_file_is_not_told_damaged_bytes(tmp_path, pipe):
+    place, drained = pipe
+    with pytest.raises(ChecksumError, match="damaged"):
+        save(BYTES, "", place)
+    assert drained() == b""
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
