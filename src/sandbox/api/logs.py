@@ -25,6 +25,7 @@ from sandbox.model.task import Task
 
 TAIL_MAX = 1_000_000
 SEQ_MAX = 2**63 - 1
+TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024
 
 _NDJSON = "application/x-ndjson"
 _SSE = "text/event-stream"
@@ -105,7 +106,7 @@ async def read_logs(
 ) -> Response:
     """What the agent printed and what happened, in the order of `seq`."""
     task = await asked.tasks.status(task_id)
-    media_type, form = _form(request) if query.follow else (_TEXT, _line)
+    media_type, form = _form(request) if query.follow else (_TEXT, _Lines().line)
     view = LogView(query.stream, _moment(query.since), form, query.follow)
     last_event_id = _last_event_id(request)
     resumed = last_event_id if query.follow else None
@@ -171,15 +172,28 @@ def _form(request: Request) -> tuple[str, _Form]:
     return _SSE, _sse
 
 
-def _line(frame: Frame) -> bytes:
-    """`[time] [STDOUT] text` for each line of output, `[time] [EVENT] {json}` for everything else."""
-    if frame["type"] == "output":
-        source, text = str(frame["stream"]).upper(), str(frame["data"]).removesuffix("\n").encode()
-    else:
-        source, text = "EVENT", msgspec.json.encode(frame)
-    prefix = f"[{frame['timestamp']}] [{source}] ".encode()
-    # What a terminal shows is written down as it comes: a line without a prefix could be taken for an event.
-    return prefix + text.replace(b"\n", b"\n" + prefix) + b"\n"
+class _Lines:
+    """Frames as lines. What came in parts is one line again, unless something else came in between."""
+
+    def __init__(self) -> None:
+        self._unfinished = ""
+        self._length = 0
+
+    def line(self, frame: Frame) -> bytes:
+        """`[time] [STDOUT] text` for each line of output, `[time] [EVENT] {json}` for everything else."""
+        is_output = frame["type"] == "output"
+        source = str(frame["stream"]).upper() if is_output else "EVENT"
+        text = str(frame["data"]).removesuffix("\n").encode() if is_output else msgspec.json.encode(frame)
+        prefix = f"[{frame['timestamp']}] [{source}] ".encode()
+        if source == self._unfinished and self._length + len(text) <= TEXT_LINE_BYTES_MAX:
+            begin = b""
+        else:
+            begin, self._length = (b"\n" if self._unfinished else b"") + prefix, 0
+        is_continued = is_output and bool(frame["continued"])
+        self._unfinished = source if is_continued else ""
+        self._length += len(text)
+        # What a terminal shows is written down as it comes: a line without a prefix could be taken for an event.
+        return begin + text.replace(b"\n", b"\n" + prefix) + (b"" if is_continued else b"\n")
 
 
 def _json_line(frame: Frame) -> bytes:

@@ -255,6 +255,21 @@ def test_a_followed_stream_is_joined_to_the_bytes_that_it_was(sandbox, api, task
     assert sandbox("task", "logs", TASK, "-f", "--stream", "stdout").stdout == b"one line\nno newline"
 
 
+def test_a_followed_line_that_came_in_parts_is_one_line(sandbox, api, task):
+    base = {"type": "output", "task_id": TASK, "timestamp": "t", "stream": "stdout", "continued": True}
+    parts = [
+        {**base, "seq": 1, "data": "one "},
+        {**base, "seq": 2, "data": "line\n", "continued": False},
+        {**base, "seq": 3, "data": "cut by "},
+        {**base, "seq": 4, "data": "a warning\n", "stream": "stderr", "continued": False},
+        {**base, "seq": 5, "data": "no end"},
+        {"type": "end", "seq": 6, "state": "completed"},
+    ]
+    api.on("GET", f"/tasks/{TASK}/logs", of_frames(parts))
+    told = b"[t] [STDOUT] one line\n[t] [STDOUT] cut by \n[t] [STDERR] a warning\n[t] [STDOUT] no end"
+    assert sandbox("task", "logs", TASK, "-f", "--timestamps").stdout == told
+
+
 def test_logs_since_a_while_ago_are_asked_for_by_time(sandbox, api):
     api.on("GET", f"/tasks/{TASK}/logs", Answer(200, []))
     sandbox("task", "logs", TASK, "--since", "2026-01-29T12:00:00+02:00")

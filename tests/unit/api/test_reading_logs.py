@@ -63,6 +63,28 @@ def test_output_of_several_lines_passes_for_nothing_else(api, tasks):
     assert told == [["[STDOUT]", text] for text in forged.decode().removesuffix("\n").split("\n")]
 
 
+def test_a_line_that_was_too_long_for_one_record_is_one_line(api, tasks):
+    parts = [
+        e.Output.of("stdout", b"one ", continued=True),
+        e.Progress(turns=1),
+        e.Output.of("stdout", b"long ", continued=True),
+        e.Output.of("stdout", b"line\n"),
+        e.Output.of("stdout", b"cut by ", continued=True),
+        e.Output.of("stderr", b"a warning\n"),
+        e.Output.of("stdout", b"and no end yet", continued=True),
+    ]
+    tasks.add("task-003", *TO_RUNNING, *parts)
+    told = api.get("/api/v1/tasks/task-003/logs").text.split("\n")[-4:]
+    assert [line.split(" ", 1)[1] for line in told] == [
+        "[STDOUT] one long line",
+        "[STDOUT] cut by ",
+        "[STDERR] a warning",
+        "[STDOUT] and no end yet",
+    ]
+    alone = api.get("/api/v1/tasks/task-003/logs?stream=stdout").text.split("\n")
+    assert [line.split(" ", 2)[2] for line in alone] == ["one long line", "cut by and no end yet"]
+
+
 @pytest.mark.parametrize(("stream", "count"), [("all", 11), ("", 11), ("stdout", 2), ("stderr", 1), ("events", 8)])
 def test_each_line_is_in_one_stream_and_in_all(api, stream, count):
     assert len(lines(api.get(LOGS, params={"stream": stream} if stream else {}))) == count
