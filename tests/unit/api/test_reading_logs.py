@@ -5,6 +5,7 @@ import json
 import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from sandbox.api import logs
 from sandbox.model import event as e
 
 LOGS = "/api/v1/tasks/task-001/logs"
@@ -83,6 +84,14 @@ def test_a_line_that_was_too_long_for_one_record_is_one_line(api, tasks):
     ]
     alone = api.get("/api/v1/tasks/task-003/logs?stream=stdout").text.split("\n")
     assert [line.split(" ", 2)[2] for line in alone] == ["one long line", "cut by and no end yet"]
+
+
+def test_a_line_without_an_end_is_cut_before_it_takes_all_memory_of_who_reads_it(api, tasks, monkeypatch):
+    monkeypatch.setattr(logs, "TEXT_LINE_BYTES_MAX", 8)
+    parts = [e.Output.of("stdout", b"part", continued=True)] * 3
+    tasks.add("task-003", *TO_RUNNING, *parts, e.Output.of("stdout", b"end\n"))
+    told = api.get("/api/v1/tasks/task-003/logs?stream=stdout").text
+    assert [line.split(" ", 1)[1] for line in told.splitlines()] == ["[STDOUT] partpart", "[STDOUT] partend"]
 
 
 @pytest.mark.parametrize(("stream", "count"), [("all", 11), ("", 11), ("stdout", 2), ("stderr", 1), ("events", 8)])
