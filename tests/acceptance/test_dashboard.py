@@ -90,6 +90,18 @@ def test_a_task_is_handed_in_watched_to_its_end_and_taken_home(world, browser, p
     assert (tmp_path / "clone" / "src" / "app.py").read_text() == 'print("good day")\n'
 
 
+def test_the_list_of_tasks_stays_on_the_page_and_takes_in_what_is_new(world, browser, place):
+    made = world(says(), says())
+    made.submit("first")
+    page = browser.open(place(made))
+    answered = []
+    page.on("requestfinished", lambda request: answered.append(request) if request.url == f"{place(made)}/" else None)
+    until(lambda: page.wait_for_timeout(100) or len(answered) >= 2, 30, "the page to ask again")
+    assert page.locator("#task-first").is_visible()
+    made.submit("second")
+    page.locator("#task-second").wait_for()
+
+
 def test_a_page_goes_on_where_the_server_died(world, browser, place):
     made = world(bash("sleep 3"), says("Still here."))
     made.submit("long", claude={"prompt": "Wait."})

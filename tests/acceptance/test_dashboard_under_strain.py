@@ -8,11 +8,13 @@ import pytest
 from doubles.browser import shut_out
 from doubles.kept_tasks import KeptTasks
 from doubles.live import World, says
+from sandbox.cli.visible import visible
 from sandbox.model.event import EgressDenied, Metrics, Output, ToolCall, Usage
 
 LINES = 50_000
+VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
-BIDI, NUL = "a\u202eb\u2066c", "x\x00y\x1b]0;title\x07z"
+BIDI, NUL = "a\u202eb\u2066c\U000e0041d", "x\x00y\x1b]0;title\x07z"
 HOSTILE = (
     f"{SCRIPT} **bold** [a](javascript:window.hacked=3) [b](data:text/html,x) <b>raw</b>\n\n"
     f"```html\n{SCRIPT}\n```\n\n| {SCRIPT} | b |\n| --- | --- |\n| {BIDI} | {NUL} |\n"
@@ -116,7 +118,7 @@ def test_hostile_output_is_shown_as_text_everywhere(place, browser):
     assert said.locator("strong").inner_text() == "bold"
     assert said.locator("a").count() == 0
     assert "<b>raw</b>" in said.inner_text()
-    assert "a‹U+202E›b‹U+2066›c" in said.inner_text()
+    assert "a‹U+202E›b‹U+2066›c‹U+E0041›d" in said.inner_text()
     tool = page.locator(".tool")
     assert (tool.get_attribute("open"), SCRIPT in tool.inner_text()) == ("", True)
     assert tool.locator(".a1").inner_text() == "red"
@@ -125,7 +127,7 @@ def test_hostile_output_is_shown_as_text_everywhere(place, browser):
     page.get_by_role("button", name="stdout").click()
     lines = page.locator(".line-text")
     shown = next(text for text in lines.all_inner_texts() if text.startswith("green"))
-    assert shown == f"green {SCRIPT} a‹U+202E›b‹U+2066›c x␀y␛]0;title␇z"
+    assert shown == f"green {SCRIPT} a‹U+202E›b‹U+2066›c‹U+E0041›d x␀y␛]0;title␇z"
     page.get_by_role("button", name=f"all {len(LONG_LINE)} characters").click()
     page.get_by_role("dialog").get_by_text("<i>0123456789").wait_for()
     page.keyboard.press("Escape")
@@ -142,9 +144,18 @@ def test_hostile_output_is_shown_as_text_everywhere(place, browser):
     page.get_by_text("2 files changed").wait_for()
     assert page.locator(".file summary").all_inner_texts() == ["src/<i>.py\nnew\n+3\n−0", "old.c\n+0\n−1"]
     added = page.locator(".file").first.locator(".tx").all_inner_texts()
-    assert added == [f'+ def f(): return "{SCRIPT}"  # a‹U+202E›b‹U+2066›c', "+ x = 42", "+ --- a/not/a/file"]
+    assert added == [f'+ def f(): return "{SCRIPT}"  # a‹U+202E›b‹U+2066›c‹U+E0041›d', "+ x = 42", "+ --- a/not/a/file"]
     assert page.evaluate("window.hacked === undefined")
     assert page.locator("#main script, #main img, #main iframe, #main b").count() == 0
+
+
+def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):
+    page = browser.open(place)
+    for hidden in map(chr, (*range(9), *range(11, 32), 0x7F, 0x9F, 0xAD, 0x180E, 0x200D, 0x2028, 0x202E, 0xE0041)):
+        assert visible(hidden) != hidden
+        assert page.evaluate(VISIBLE, hidden) != hidden, hex(ord(hidden))
+    plain = "caf\u00e9\t\u9577 \U0001f44d\n"
+    assert page.evaluate(VISIBLE, plain) == plain
 
 
 def test_no_markdown_of_an_agent_keeps_the_page_busy(place, browser):

@@ -121,6 +121,14 @@ def test_a_token_is_shown_once_and_signing_out_ends_it(guarded, browser):
     assert browser.complaints == []
 
 
+def test_a_page_whose_session_has_ended_leads_back_to_signing_in(guarded, browser):
+    page = sign_in(guarded, browser)
+    (session,) = [cookie["value"] for cookie in page.context.cookies() if cookie["name"] == "sandbox_session"]
+    guarded.http.delete("/api/v1/session", headers={"Cookie": f"sandbox_session={session}"}).raise_for_status()
+    page.wait_for_url("**/sign-in?to=%2F")
+    page.get_by_label("Token").wait_for()
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_everybody_can_sign_in(guarded, browser, scheme, width):
     page = browser.open(f"{guarded.server.said['http']}/sign-in", width=width, scheme=scheme)

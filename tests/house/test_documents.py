@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sandbox.client import Client
 from sandbox.model.errors import FailureCode
 from sandbox.model.manifest import Manifest
 from sandbox.wiring.configuration import load
@@ -175,3 +176,8 @@ def test_decisions_are_numbered_without_a_hole(root: Path):
         text = page.read_text()
         assert text.startswith(f"# {int(page.name[:4])}. ")
         assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences"))
+
+
+def test_every_method_of_the_python_client_is_in_its_table(root: Path):
+    told = {name for row in rows(root / "docs" / "python-client.md") for name in re.findall(r"`(\w+)\(", row[0])}
+    assert told == {name for name, member in vars(Client).items() if callable(member) and name[0] != "_"} - {"close"}

@@ -1,6 +1,8 @@
 """The guard before every route, also before the handshakes of WebSockets."""
 
+import logging
 import time
+from contextlib import suppress
 from http import HTTPStatus
 from urllib.parse import urlencode
 
@@ -18,6 +20,11 @@ RECHECK_SECONDS = 5.0
 
 _LEAVE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is not good any more."}
 _LEFT: Message = {"type": "websocket.disconnect", "code": 1008}
+_log = logging.getLogger(__name__)
+
+
+class VisitorUnknownError(OSError):
+    """The visitor is not known any more; an OSError, as servers raise for a client that is gone."""
 
 
 class Doorkeeper:
@@ -40,34 +47,41 @@ class Doorkeeper:
         scope.setdefault("state", {})["visitor"] = found
         if scope.get("subprotocols"):
             scope, send = _agreeing(scope, send)
-        await self._app(scope, *self._watching(found, receive, send))
+        with suppress(VisitorUnknownError):
+            await self._app(scope, *self._watching(found, scope["type"], receive, send))
 
-    def _watching(self, visitor: Visitor, receive: Receive, send: Send) -> tuple[Receive, Send]:
+    def _watching(self, visitor: Visitor, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """Pass on as long as the visitor is known; then break off as if the client had gone."""
-        checked_at = time.monotonic()
+        checked_at, has_left = time.monotonic(), False
 
         def is_unknown() -> bool:
             nonlocal checked_at
             now = time.monotonic()
-            if now - checked_at < RECHECK_SECONDS:
-                return False
-            if not self._guard.still_knows(visitor):
-                return True
+            if has_left or now - checked_at < RECHECK_SECONDS:
+                return has_left
             checked_at = now
-            return False
+            return not self._guard.still_knows(visitor)
+
+        async def dismiss() -> None:
+            nonlocal has_left
+            if has_left:
+                return
+            has_left = True
+            _log.info("An answer was broken off: the token or the session is not good any more")
+            if kind == "websocket":
+                await send(_LEAVE)
 
         async def receive_watched() -> Message:
             message = await receive()
             if message["type"] == "websocket.receive" and is_unknown():
-                await send(_LEAVE)
+                await dismiss()
                 return _LEFT
             return message
 
         async def send_watched(message: Message) -> None:
-            if message["type"] in {"http.response.body", "websocket.send"} and is_unknown():
-                if message["type"] == "websocket.send":
-                    await send(_LEAVE)
-                raise OSError("The visitor is not known any more.")  # what servers raise for a client that is gone
+            if has_left or (message["type"] in {"http.response.body", "websocket.send"} and is_unknown()):
+                await dismiss()
+                raise VisitorUnknownError
             await send(message)
 
         return receive_watched, send_watched

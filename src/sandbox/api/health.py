@@ -10,6 +10,7 @@ from sandbox.api import paths
 from sandbox.api.answer import Json
 from sandbox.api.bodies import AliveBody, HealthBody, ReadyBody
 from sandbox.api.context import Asked, Context
+from sandbox.api.errors import RETRY_AFTER_SECONDS
 from sandbox.api.openapi import problems
 from sandbox.api.problem import problem
 from sandbox.contracts.runtime import Probe
@@ -64,7 +65,8 @@ async def read_readiness(request: Request, asked: Asked) -> Response:
     reasons = reasons_against(health, asked)
     if not reasons:
         return Json({"status": "ready"})
-    return problem(request, 503, "service_unavailable", " ".join(reasons), fields={"reasons": reasons})
+    headers = {"retry-after": str(RETRY_AFTER_SECONDS)}
+    return problem(request, 503, "service_unavailable", " ".join(reasons), fields={"reasons": reasons}, headers=headers)
 
 
 def reasons_against(health: Health, asked: Context) -> list[str]:

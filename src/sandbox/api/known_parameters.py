@@ -1,13 +1,15 @@
-"""Query parameters that an address does not have: told, because a filter with a typo would silently filter nothing."""
+"""Query parameters that an address does not have, or that are given twice: told, because a filter with a typo would
+silently filter nothing, and of two values one would silently go."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection
 
 from sandbox.api.errors import InvalidParameterError
@@ -30,9 +32,11 @@ async def refuse_unknown_parameters(connection: HTTPConnection) -> None:
     )
 
 
-def refuse_unknown(given: Iterable[str], *, known: Collection[str], patterns: Collection[str] = ()) -> None:
-    """Raises InvalidParameterError for the first name that is neither known nor fits a pattern."""
+def refuse_unknown(given: QueryParams, *, known: Collection[str], patterns: Collection[str] = ()) -> None:
+    """Raises InvalidParameterError for the first name that is not known and fits no pattern, or is given twice."""
     for name in given:
+        if name in known and len(given.getlist(name)) > 1:
+            raise InvalidParameterError(name, "is there more than once; give it once")
         if name not in known and not any(re.search(pattern, name) for pattern in patterns):
             raise InvalidParameterError(
                 name[:NAME_SHOWN_LENGTH_MAX], _advice(name, known, patterns), rule="unknown_field"

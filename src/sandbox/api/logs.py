@@ -17,7 +17,8 @@ from sandbox.api import paths
 from sandbox.api.context import Asked
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import Responses, content, header, parameters, problems
-from sandbox.api.streamed import Streamed
+from sandbox.api.seq import read_seq
+from sandbox.api.streamed import SSE_KEEP_ALIVE, Streamed
 from sandbox.api.view import Messages, seen_alone
 from sandbox.contracts.tasks import Tasks
 from sandbox.model.frame import Frame, LogStream, log_stream, timestamp
@@ -25,6 +26,7 @@ from sandbox.model.task import Task
 
 TAIL_MAX = 1_000_000
 SEQ_MAX = 2**63 - 1
+TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024
 
 _NDJSON = "application/x-ndjson"
 _SSE = "text/event-stream"
@@ -33,8 +35,6 @@ _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[
 
 _TAIL_STRIDE = 4
 """Records looked at for each line of a tail, and that many times more until there are enough."""
-
-_KEEP_ALIVE = b": keep-alive\n\n"
 
 _Form = Callable[[Frame], bytes]
 
@@ -105,9 +105,9 @@ async def read_logs(
 ) -> Response:
     """What the agent printed and what happened, in the order of `seq`."""
     task = await asked.tasks.status(task_id)
-    media_type, form = _form(request) if query.follow else (_TEXT, _line)
+    media_type, form = _form(request) if query.follow else (_TEXT, _Lines().line)
     view = LogView(query.stream, _moment(query.since), form, query.follow)
-    last_event_id = _last_event_id(request)
+    last_event_id = read_seq(request.headers.get("last-event-id", "").strip(), "Last-Event-ID")
     resumed = last_event_id if query.follow else None
     if task.state.is_terminal and resumed is not None and resumed > task.last_seq:
         return Response(status_code=204)
@@ -121,7 +121,7 @@ async def read_logs(
         asked.tails.follow(task, view, after=start),
         media_type,
         ending=asked.shutting_down,
-        keep_alive=_KEEP_ALIVE if media_type == _SSE else b"",
+        keep_alive=SSE_KEEP_ALIVE if media_type == _SSE else b"",
         counted=asked.metrics.streaming("logs"),
     )
 
@@ -138,15 +138,6 @@ def _moment(since: str) -> str:
         return timestamp(datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3].upper().replace(' ', '+')}"))
     except (ValueError, OverflowError):
         raise InvalidParameterError("since", "must be a time such as 2026-01-29T10:10:15Z") from None
-
-
-def _last_event_id(request: Request) -> int | None:
-    text = request.headers.get("last-event-id", "").strip()
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 19):
-        raise InvalidParameterError("Last-Event-ID", "must be the id of an event")
-    return int(text)
 
 
 async def _start_of_tail(tasks: Tasks, task: Task, after: int, lines: int, view: LogView) -> int:
@@ -171,15 +162,28 @@ def _form(request: Request) -> tuple[str, _Form]:
     return _SSE, _sse
 
 
-def _line(frame: Frame) -> bytes:
-    """`[time] [STDOUT] text` for each line of output, `[time] [EVENT] {json}` for everything else."""
-    if frame["type"] == "output":
-        source, text = str(frame["stream"]).upper(), str(frame["data"]).removesuffix("\n").encode()
-    else:
-        source, text = "EVENT", msgspec.json.encode(frame)
-    prefix = f"[{frame['timestamp']}] [{source}] ".encode()
-    # What a terminal shows is written down as it comes: a line without a prefix could be taken for an event.
-    return prefix + text.replace(b"\n", b"\n" + prefix) + b"\n"
+class _Lines:
+    """Frames as lines. What came in parts is one line again, unless something else came in between."""
+
+    def __init__(self) -> None:
+        self._unfinished = ""
+        self._length = 0
+
+    def line(self, frame: Frame) -> bytes:
+        """`[time] [STDOUT] text` for each line of output, `[time] [EVENT] {json}` for everything else."""
+        is_output = frame["type"] == "output"
+        source = str(frame["stream"]).upper() if is_output else "EVENT"
+        text = str(frame["data"]).removesuffix("\n").encode() if is_output else msgspec.json.encode(frame)
+        prefix = f"[{frame['timestamp']}] [{source}] ".encode()
+        if source == self._unfinished and self._length + len(text) <= TEXT_LINE_BYTES_MAX:
+            begin = b""
+        else:
+            begin, self._length = (b"\n" if self._unfinished else b"") + prefix, 0
+        is_continued = is_output and bool(frame["continued"])
+        self._unfinished = source if is_continued else ""
+        self._length += len(text)
+        # What a terminal shows is written down as it comes: a line without a prefix could be taken for an event.
+        return begin + text.replace(b"\n", b"\n" + prefix) + (b"" if is_continued else b"\n")
 
 
 def _json_line(frame: Frame) -> bytes:

@@ -39,6 +39,8 @@ _PROBLEM_REF = {"$ref": _COMPONENT.format(model=ProblemBody.__name__)}
 _PHRASES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 """Those of RFC 9110, which Python knows from 3.13 on only; the schema is the same with every version."""
 
+_RETRY_AFTER = {"Retry-After": {"description": "Ask again after so many seconds", "schema": {"type": "integer"}}}
+
 MANIFEST_REF = {"$ref": _COMPONENT.format(model=Manifest.__name__)}
 """The schema of a manifest. What one field asks of another, and the form of texts, stand in docs/manifest.md only."""
 
@@ -46,7 +48,11 @@ MANIFEST_REF = {"$ref": _COMPONENT.format(model=Manifest.__name__)}
 def problems(*statuses: int) -> Responses:
     """The error answers of an operation; those that any operation may give are added."""
     told = [*statuses, 400, 401, 403, 429, 500]
-    return {status: _answer(_phrase(status), "application/problem+json", _PROBLEM_REF) for status in told}
+    return {
+        status: _answer(_phrase(status), "application/problem+json", _PROBLEM_REF)
+        | ({"headers": _RETRY_AFTER} if status in {429, 503} else {})
+        for status in told
+    }
 
 
 def _phrase(status: int) -> str:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from sandbox.api.errors import InvalidParameterError, PayloadTooLargeError, SlowRequestError
 from sandbox.model import limits
+from sandbox.model.manifest_formats import VISIBLE
 
 BODY_SECONDS = 30.0
 REASON_LENGTH_MAX = 1024
@@ -22,8 +23,9 @@ class CancelWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def checked(self) -> "CancelWish":
         """Itself. Raises InvalidParameterError."""
-        if len(self.reason) > REASON_LENGTH_MAX or not self.reason.isprintable():
-            raise InvalidParameterError("reason", f"must be one line of at most {REASON_LENGTH_MAX} characters")
+        if len(self.reason) > REASON_LENGTH_MAX or VISIBLE.complain(self.reason) is not None:
+            allowed = f"one line of at most {REASON_LENGTH_MAX} characters, without control characters"
+            raise InvalidParameterError("reason", f"must be {allowed}")
         return self
 
 

@@ -14,6 +14,7 @@ from sandbox.api.errors import InvalidParameterError
 from sandbox.api.feed import Feed
 from sandbox.api.known_parameters import refuse_unknown
 from sandbox.api.measured import note_route
+from sandbox.api.seq import read_seq
 from sandbox.api.streamed import disconnected
 from sandbox.api.view import Messages, seen_alone
 from sandbox.contracts.subject import TASK_ID
@@ -42,7 +43,7 @@ class Wish:
         """From the address. Raises InvalidParameterError."""
         refuse_unknown(query, known=("task_id", "filter", "after"))
         task_id = query.get("task_id") or None
-        after = _number(query.get("after", ""))
+        after = read_seq(query.get("after", ""), "after")
         if after is not None and task_id is None:
             raise InvalidParameterError("after", "needs a task_id, for seq counts within a task")
         return cls(task_id, _types(query.get("filter", "")), after)
@@ -95,14 +96,6 @@ async def _send(websocket: WebSocket, feed: Feed) -> None:
     while (batch := await feed.batch()) is not None:
         for message in batch:
             await websocket.send_text(message.decode())
-
-
-def _number(text: str) -> int | None:
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 19):
-        raise InvalidParameterError("after", "must be a seq, a whole number from 0")
-    return int(text)
 
 
 def _types(text: str) -> frozenset[str]:

@@ -12,6 +12,7 @@ from sandbox.api.feed import Feed
 from sandbox.api.view import Messages
 
 KEEP_ALIVE_SECONDS = 15.0
+SSE_KEEP_ALIVE = b": keep-alive\n\n"
 
 _UNCOUNTED = nullcontext()
 

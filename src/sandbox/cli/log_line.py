@@ -5,24 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", re.DOTALL)
 
-Line = tuple[bytes, bytes, bytes]
-"""Time, stream and content; the content with its newline."""
+
+class Line(NamedTuple):
+    """A line, or a part of one. goes_on: its next part is to come, which has neither time nor stream."""
+
+    time: bytes
+    stream: bytes
+    content: bytes
+    goes_on: bool = False
 
 
 def split(line: bytes) -> Line:
     """The parts of a line; a line of another kind is all content."""
     match = _LINE.fullmatch(line)
-    return (match[1], match[2], match[3]) if match else (b"", b"", line)
+    return Line(match[1], match[2], match[3]) if match else Line(b"", b"", line)
 
 
 def frames_of(lines: Iterable[bytes], task_id: str) -> Iterator[Mapping[str, Any]]:
     """Lines as the frames that they were made of; output has no `seq` in them. Other lines are passed over."""
     for line in lines:
-        time, tag, content = split(line)
+        time, tag, content, _ = split(line)
         if tag == b"[EVENT] ":
             yield from _event(content)
         elif tag:

@@ -32,6 +32,13 @@ def fetch_patch(client: Client, task_id: str, target: Path, *, allows_secrets: b
     client.download(task_id, path, target)
 
 
+def patch_lines(patch: Path) -> Iterator[str]:
+    """Its lines as git tells them apart: a carriage return is a part of one."""
+    with patch.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            yield line.removesuffix("\n")
+
+
 def painted(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
     """The lines of a patch, harmless on a terminal, in git's colours."""
     minus = plus = 0

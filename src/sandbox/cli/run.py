@@ -24,7 +24,7 @@ from sandbox.cli.local_work import pack_local_work
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import Chosen, chosen, common_options
 from sandbox.cli.origin import Origin, find_origin
-from sandbox.cli.patch import fetch_patch, painted
+from sandbox.cli.patch import fetch_patch, painted, patch_lines
 from sandbox.cli.submission import announce, end, submit_manifest
 from sandbox.cli.visible import visible
 from sandbox.cli.wrapping import window_cells, wrapped
@@ -171,7 +171,7 @@ def _offer(
 def _ask(patch: Path, options: Chosen) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    lines = patch.read_text(errors="replace").split("\n")
+    lines = list(patch_lines(patch))
     click.echo("", err=True)
     for line in painted(lines[:SHOWN_LINES_MAX], has_color=options.has_color):
         click.echo(line, err=True, color=True)

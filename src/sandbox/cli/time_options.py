@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def span_seconds(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -34,4 +34,4 @@ def past_time(ctx: click.Context, parameter: click.Parameter, value: str | None)
 
 def _seconds(value: str) -> int | None:
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", value, re.ASCII)
-    return int(match[1]) * _UNIT_SECONDS[match[2]] if match else None
+    return int(match[1]) * UNIT_SECONDS[match[2]] if match else None

@@ -14,6 +14,7 @@ from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
 from sandbox.cli.options import chosen, output_options
 from sandbox.cli.server_settings import data_dir_options, load_configuration
+from sandbox.cli.time_options import UNIT_SECONDS
 from sandbox.cli.visible import visible
 from sandbox.contracts.access import Role
 
@@ -23,15 +24,13 @@ if TYPE_CHECKING:
     from sandbox.access.token import TokenRecord
     from sandbox.access.token_file import TokenFile
 
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
 
 def _lifetime(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
     if value is None:
         return None
     if not re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", value, re.ASCII):
         raise click.BadParameter("must be a whole number and a unit, such as 12h or 90d")
-    return timedelta(seconds=int(value[:-1]) * _UNIT_SECONDS[value[-1]])
+    return timedelta(seconds=int(value[:-1]) * UNIT_SECONDS[value[-1]])
 
 
 @click.group()

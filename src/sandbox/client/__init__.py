@@ -12,6 +12,8 @@ from sandbox.client.answers import (
     Health,
     Mistake,
     Progress,
+    Pruned,
+    PrunedTask,
     Release,
     State,
     Submitted,
@@ -55,6 +57,7 @@ from sandbox.client.errors import (
     UnreachableError,
 )
 from sandbox.client.events import (
+    AttemptBegun,
     EgressDenied,
     End,
     Event,
@@ -75,6 +78,7 @@ __all__ = [
     "ArtifactList",
     "ArtifactNotFoundError",
     "AsyncClient",
+    "AttemptBegun",
     "BadRequestError",
     "Cancellation",
     "Checked",
@@ -108,6 +112,8 @@ __all__ = [
     "PayloadTooLargeError",
     "Progress",
     "ProgressMade",
+    "Pruned",
+    "PrunedTask",
     "RangeNotSatisfiableError",
     "RateLimitError",
     "Release",

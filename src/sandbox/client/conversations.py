@@ -121,9 +121,9 @@ class Following:
         return calls.follow(self._task_id, SILENCE_SECONDS, stream=self._stream, **self._beginning)
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """The events that these bytes complete."""
+        """The events that these bytes complete; also of a story with nothing to tell something arrives."""
+        self._patience.restore()
         for event in self._connection.feed(chunk):
-            self._patience.restore()
             self._beginning = {"after": event["seq"]}
             self.is_over = event["type"] == "end"
             yield event

@@ -1,10 +1,12 @@
-"""Bytes into a file that is either whole and verified, or not there."""
+"""Bytes into a file that is either whole and verified, or not there; what is no file is given verified bytes only."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Self
 
@@ -14,24 +16,29 @@ from sandbox.client.errors import ChecksumError, TooLargeError
 class Download:
     """A file on its way to `target`; a context manager that leaves nothing behind unless `keep` was called.
 
+    A device or a pipe is no file to replace: it is written to, once all bytes are here and verified.
     checksum: the SHA-256 in hexadecimal, with or without `sha256:` before it. Every method raises OSError as files do.
     """
 
     def __init__(self, target: Path, checksum: str) -> None:
         self._target = target
         self._checksum = Checksum(checksum)
-        self._part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+        self._part: Path | None = None
         self._size_bytes = 0
 
     def __enter__(self) -> Self:
-        self._file = self._part.open("xb")
+        is_no_file = self._target.exists() and not self._target.is_file()
+        # The target's name is no part of it: together they could be longer than a name may be.
+        self._part = None if is_no_file else self._target.with_name(f".{secrets.token_hex(8)}.part")
+        self._file = self._part.open("xb") if self._part else TemporaryFile()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._file.close()
-        self._part.unlink(missing_ok=True)
+        if self._part is not None:
+            self._part.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:
         """The next bytes."""
@@ -39,13 +46,18 @@ class Download:
         self._size_bytes += self._file.write(chunk)
 
     def keep(self) -> int:
-        """Put the whole file at its place, where it replaces another at once; give its size in bytes.
+        """Put the whole file at its place, where it replaces another file at once; give its size in bytes.
 
         Raises ChecksumError.
         """
         self._checksum.verify(self._target.name)
-        self._file.close()
-        self._part.replace(self._target)
+        if self._part is None:
+            self._file.seek(0)
+            with self._target.open("wb") as place:
+                shutil.copyfileobj(self._file, place)
+        else:
+            self._file.close()
+            self._part.replace(self._target)
         return self._size_bytes
 
 

@@ -27,6 +27,15 @@ class StateChange(Numbered):
     state_message: str
 
 
+class AttemptBegun(Numbered):
+    """A second or later attempt begins; `resumes`: the agent goes on in its session."""
+
+    type: Literal["attempt"]
+    attempt: int
+    attempt_id: str
+    resumes: bool
+
+
 class Output(Numbered):
     """A line of the agent process; `continued`: it goes on in the next one."""
 
@@ -120,4 +129,16 @@ class End(Numbered):
     error: Failure | None
 
 
-Event = StateChange | Output | ProgressMade | Measured | ToolCall | Usage | EgressDenied | Trouble | Gap | End
+Event = (
+    StateChange
+    | AttemptBegun
+    | Output
+    | ProgressMade
+    | Measured
+    | ToolCall
+    | Usage
+    | EgressDenied
+    | Trouble
+    | Gap
+    | End
+)

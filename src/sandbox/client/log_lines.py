@@ -7,13 +7,18 @@ class LogLines:
     """Puts together what the network has cut; every line has its newline."""
 
     def __init__(self) -> None:
-        self._pending = b""
+        self._pending: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The lines that `chunk` completes."""
-        *lines, self._pending = (self._pending + chunk).split(b"\n")
+        if b"\n" not in chunk:
+            self._pending.append(chunk)
+            return []
+        *lines, rest = b"".join([*self._pending, chunk]).split(b"\n")
+        self._pending = [rest]
         return [line + b"\n" for line in lines]
 
     def rest(self) -> list[bytes]:
         """The last line, where it had no newline."""
-        return [self._pending + b"\n"] if self._pending else []
+        last = b"".join(self._pending)
+        return [last + b"\n"] if last else []

@@ -17,7 +17,7 @@ from sandbox.model.state import TERMINAL_STATES, TaskState
 from sandbox.model.task import Task
 
 _HOURS = 24
-_TASKS_LOOKED_AT = 1000
+TASKS_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Hour:
 async def show_server(request: Request, asked: Context) -> Response:
     """How the server is now."""
     health = await asked.tasks.health()
-    ended = await _ended(asked.tasks)
+    ended, is_cut = await _ended(asked.tasks)
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
     return show(
         request,
@@ -43,17 +43,20 @@ async def show_server(request: Request, asked: Context) -> Response:
         uptime=timedelta(seconds=health.uptime_seconds),
         hours=_hours(ended, datetime.now(UTC)),
         ended_count=len(ended),
+        is_cut=is_cut,
         completed_count=len(completed),
         median=_median([task.state_changed_at - task.created_at for task in completed]),
         cost=sum(task.progress.cost_usd for task in ended),
     )
 
 
-async def _ended(tasks: Tasks) -> list[Task]:
-    """What ended within the last day, as far as one look goes."""
-    query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", limit=_TASKS_LOOKED_AT)
+async def _ended(tasks: Tasks) -> tuple[list[Task], bool]:
+    """What ended within the last day, as far as one look goes, and whether there was more."""
+    query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", limit=TASKS_LOOKED_AT)
     since = datetime.now(UTC) - timedelta(hours=_HOURS)
-    return [task for task in (await tasks.query(query)).tasks if task.state_changed_at >= since]
+    page = await tasks.query(query)
+    ended = [task for task in page.tasks if task.state_changed_at >= since]
+    return ended, page.next_cursor is not None and len(ended) == len(page.tasks)
 
 
 def _hours(ended: Sequence[Task], now: datetime) -> list[Hour]:

@@ -8,15 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox.api.context import Context
-from sandbox.api.errors import InvalidParameterError
-from sandbox.api.streamed import Streamed
+from sandbox.api.seq import read_seq
+from sandbox.api.streamed import SSE_KEEP_ALIVE, Streamed
 from sandbox.api.view import Messages, close
-from sandbox.model.frame import Frame
+from sandbox.model.frame import Frame, size_bytes
 
-_KEEP_ALIVE = b": keep-alive\n\n"
-_DIGITS_MAX = 18
 _MESSAGE_BYTES = 64 * 1024
-_FRAME_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +28,19 @@ class PageView:
 async def send_story(request: Request, asked: Context) -> Response:
     """What has happened after `after` or the last event that the page had, then live, until the end."""
     task = await asked.tasks.status(request.path_params["task_id"])
-    resumed = _seq(request.headers.get("last-event-id", ""), "Last-Event-ID")
-    after = _seq(request.query_params.get("after", ""), "after") if resumed is None else resumed
-    if task.state.is_terminal and (after or 0) > task.last_seq:
+    resumed = read_seq(request.headers.get("last-event-id", ""), "Last-Event-ID")
+    after = (read_seq(request.query_params.get("after", ""), "after") if resumed is None else resumed) or 0
+    is_past = task.state.is_terminal
+    if is_past and after > task.last_seq:
         return Response(status_code=204)
     view = PageView()
-    is_past = task.state.is_terminal
     return Streamed(
-        _told_together(asked.tasks.frames(task.id, after=after or 0), view)
+        _told_together(asked.tasks.frames(task.id, after=after), view)
         if is_past
-        else asked.tails.follow(task, view, after=after or 0),
+        else asked.tails.follow(task, view, after=after),
         "text/event-stream",
         ending=asked.shutting_down,
-        keep_alive=_KEEP_ALIVE,
+        keep_alive=SSE_KEEP_ALIVE,
         counted=asked.metrics.streaming("logs"),
     )
 
@@ -51,23 +48,15 @@ async def send_story(request: Request, asked: Context) -> Response:
 async def _told_together(frames: AsyncIterator[Frame], view: PageView) -> AsyncIterator[Messages]:
     """A story that is over, in messages of some size: each costs a page as much as a hundred events in it."""
     together: list[Frame] = []
-    size_bytes = 0
+    together_bytes = 0
     try:
         async for frame in frames:
             together.append(frame)
-            size_bytes += _FRAME_BYTES + len(frame.get("data", ""))
-            if size_bytes > _MESSAGE_BYTES:
+            together_bytes += size_bytes(frame)
+            if together_bytes > _MESSAGE_BYTES:
                 yield view.messages(together)
-                together, size_bytes = [], 0
+                together, together_bytes = [], 0
         if together:
             yield view.messages(together)
     finally:
         await close(frames)
-
-
-def _seq(text: str, name: str) -> int | None:
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX):
-        raise InvalidParameterError(name, "must be the number of an event")
-    return int(text)

@@ -117,12 +117,12 @@ def _end_task(client: Client) -> None:
 def _print_patch(client: Client, console: Console) -> None:
     import click
 
-    from sandbox.cli.patch import painted
+    from sandbox.cli.patch import painted, patch_lines
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "demo.patch"
         client.download("demo", "demo.patch", path)
-        lines = path.read_text(errors="replace").splitlines()
+        lines = list(patch_lines(path))
     console.print("\nThe patch, demo.patch:\n")
     for line in painted(lines[:_PATCH_LINES_MAX], has_color=console.color_system is not None):
         click.echo(line)

@@ -101,7 +101,7 @@ def test_a_token_in_the_address_is_no_token(open_doors):
     asyncio.run(story())
 
 
-def test_a_stream_ends_when_its_token_is_revoked(open_doors, monkeypatch):
+def test_a_stream_ends_when_its_token_is_revoked_and_nothing_broke(open_doors, monkeypatch, caplog):
     monkeypatch.setattr(doorkeeper, "RECHECK_SECONDS", 0.0)
     tokens = FakeAccess(vera="viewer", olga="operator")
 
@@ -129,3 +129,24 @@ def test_a_stream_ends_when_its_token_is_revoked(open_doors, monkeypatch):
                 assert "staging" in await asyncio.wait_for(kept.recv(), 5)
 
     asyncio.run(story())
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+
+
+def test_who_says_something_after_the_token_was_revoked_is_sent_away_once(open_doors, monkeypatch, caplog):
+    monkeypatch.setattr(doorkeeper, "RECHECK_SECONDS", 0.0)
+    tokens = FakeAccess(vera="viewer")
+
+    async def story():
+        async with open_doors(tokens) as doors:
+            doors.tasks.add("task-001")
+            headers = {"Authorization": "Bearer vera"}
+            async with connect(doors.ws("?task_id=task-001"), additional_headers=headers) as revoked:
+                await asyncio.wait_for(revoked.recv(), 5)
+                del tokens.roles["vera"]
+                await revoked.send("hello?")
+                with pytest.raises(ConnectionClosedError) as closed:
+                    await asyncio.wait_for(revoked.recv(), 5)
+                assert closed.value.rcvd.code == 1008
+
+    asyncio.run(story())
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []

@@ -70,6 +70,15 @@ def test_the_server_is_asked_unless_told_otherwise(sandbox, api):
     assert api.asked[-1].query == {"keep": ["2"]}
 
 
+@pytest.mark.parametrize("option", ["--data-dir", "--config"])
+def test_a_data_directory_that_was_named_is_never_mistaken_for_another_servers(sandbox, api, kept, option):
+    api.on("POST", "/admin/prune", of_json({"tasks": [], "total_count": 0, "total_size_bytes": 0}))
+    refused = sandbox("admin", "prune", option, str(kept.data_dir), "--keep", "1")
+    assert (refused.returncode, api.asked) == (2, [])
+    assert b"add --offline" in refused.stderr
+    assert b"--server" in refused.stderr
+
+
 def test_what_a_server_tells_does_not_steer_the_terminal(sandbox, api):
     hostile = "\x1b]0;x\x07"
     gone = {"id": hostile, "state": hostile, "finished_at": hostile, "size_bytes": 1}

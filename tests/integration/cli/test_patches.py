@@ -74,6 +74,13 @@ def test_a_diff_in_json_is_one_document(sandbox, offered, patch):
     assert json.loads(sandbox("task", "diff", TASK, "-f", "json").stdout) == {"task_id": TASK, "patch": patch.decode()}
 
 
+def test_a_diff_in_json_keeps_the_ends_of_lines_of_other_systems(sandbox, offer):
+    patch = b"--- a/x\r\n+++ b/x\r\n@@ -1 +1 @@\n-one\r\n+two\rthree\r\n+caf\xe9\n"
+    offer(patch, None)
+    told = json.loads(sandbox("task", "diff", TASK, "-f", "json").stdout)["patch"]
+    assert told == patch.decode(errors="replace")
+
+
 def test_a_task_without_a_patch_yet_says_when_there_is_one(sandbox, api):
     api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": []}))
     result = sandbox("task", "diff", TASK)

@@ -109,6 +109,14 @@ def test_a_terminal_is_shown_the_patch_and_asked(done, on_terminal, terminal, ch
     assert ((checkout / "new.txt").exists()) == applied
 
 
+def test_a_line_that_pretends_to_be_two_is_shown_as_the_one_that_would_be_applied(api, on_terminal, terminal, checkout):
+    (checkout / "src" / "app.py").write_bytes(b"good()\r-evil()\n")
+    play(api, git("diff", cwd=checkout).encode())
+    git("reset", "-q", "--hard", cwd=checkout)
+    on_terminal("run", "Say goodbye.", "--directory", str(checkout))
+    assert rb"+good()\r-evil()" in terminal.read_until(b"[y/n]:")
+
+
 def is_waiting(pid):
     """A signal between a prompt and the wait for its answer is seen only with the answer."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"

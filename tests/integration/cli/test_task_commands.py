@@ -255,6 +255,21 @@ def test_a_followed_stream_is_joined_to_the_bytes_that_it_was(sandbox, api, task
     assert sandbox("task", "logs", TASK, "-f", "--stream", "stdout").stdout == b"one line\nno newline"
 
 
+def test_a_followed_line_that_came_in_parts_is_one_line(sandbox, api, task):
+    base = {"type": "output", "task_id": TASK, "timestamp": "t", "stream": "stdout", "continued": True}
+    parts = [
+        {**base, "seq": 1, "data": "one "},
+        {**base, "seq": 2, "data": "line\n", "continued": False},
+        {**base, "seq": 3, "data": "cut by "},
+        {**base, "seq": 4, "data": "a warning\n", "stream": "stderr", "continued": False},
+        {**base, "seq": 5, "data": "no end"},
+        {"type": "end", "seq": 6, "state": "completed"},
+    ]
+    api.on("GET", f"/tasks/{TASK}/logs", of_frames(parts))
+    told = b"[t] [STDOUT] one line\n[t] [STDOUT] cut by \n[t] [STDERR] a warning\n[t] [STDOUT] no end"
+    assert sandbox("task", "logs", TASK, "-f", "--timestamps").stdout == told
+
+
 def test_logs_since_a_while_ago_are_asked_for_by_time(sandbox, api):
     api.on("GET", f"/tasks/{TASK}/logs", Answer(200, []))
     sandbox("task", "logs", TASK, "--since", "2026-01-29T12:00:00+02:00")
@@ -438,6 +453,12 @@ def test_verify_reads_the_files_back_and_tells_their_checksums(sandbox, artifact
     digest = hashlib.sha256(b"diff\n").hexdigest()
     assert result.returncode == 0
     assert result.stderr.splitlines()[0] == f"fix-42/fix-42.patch  5 B  sha256:{digest}".encode()
+
+
+def test_only_a_file_can_be_read_back(sandbox, artifacts, api):
+    result = sandbox("task", "download", TASK, "fix-42.patch", "-o", "/dev/full", "--verify")
+    assert (result.returncode, api.to("GET", f"/tasks/{TASK}/artifacts/fix-42.patch")) == (2, [])
+    assert b"--verify" in result.stderr
 
 
 def test_verify_notices_a_file_that_is_not_the_listed_one(sandbox, api, artifacts):

@@ -153,6 +153,12 @@ def test_a_stream_that_breaks_again_and_again_is_given_up(api, client):
     assert len(api.to("GET", LOGS)) == 6
 
 
+def test_a_quiet_story_outlasts_all_the_connections_that_a_proxy_closes(api, client):
+    quiet = [Answer(200, [b": keep-alive\n\n"])] * 20
+    api.on("GET", LOGS, *quiet, of_frames(frames()))
+    assert list(client.events(TASK)) == frames()
+
+
 def test_a_story_that_has_been_told_to_its_end_is_over(api, client):
     api.on("GET", LOGS, Answer(204))
     assert list(client.events(TASK, after=99)) == []

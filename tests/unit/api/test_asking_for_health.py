@@ -23,6 +23,7 @@ def test_a_server_that_cannot_run_tasks_says_why(api, tasks):
         "service_unavailable",
         [reason],
     )
+    assert answer.headers["retry-after"] == "5"
     assert api.get("/api/v1/health").json()["status"] == "degraded"
     assert api.get("/api/v1/health/live").status_code == 200
 

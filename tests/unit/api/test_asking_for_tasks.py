@@ -158,6 +158,11 @@ def test_a_cancel_says_what_was_and_what_will_be(api, tasks):
         ("?reason=too+slow&force=true", b"", ("too slow", True)),
         ("", b'{"reason": "too slow"}', ("too slow", False)),
         ("?force=true", b' {"reason": "late"}\n', ("late", True)),
+        (
+            "",
+            '{"reason": "10\u00a0€, said \U0001f469\u200d\U0001f4bb"}'.encode(),
+            ("10\u00a0€, said \U0001f469\u200d\U0001f4bb", False),
+        ),
     ],
 )
 def test_a_cancel_may_have_a_reason_and_force(api, tasks, query, body, wish):
@@ -177,6 +182,9 @@ def test_a_cancel_may_have_a_reason_and_force(api, tasks, query, body, wish):
         ("", '{"reason": "zu spät"}'.encode("latin-1")),
         ("?force=perhaps", b""),
         ("?reason=%1b%5b2J", b""),
+        ("?reason=two%0alines", b""),
+        ("", '{"reason": "two\u2028lines"}'.encode()),
+        ("", b'{"reason": "\\ud800"}'),
         ("", b'{"reason": "%s"}' % (b"x" * 1025)),
     ],
 )

@@ -1,4 +1,4 @@
-"""Somebody mistypes the name of a query parameter and is told, rather than given something else."""
+"""Somebody mistypes a query parameter or gives it twice and is told, rather than given something else."""
 
 import pytest
 
@@ -27,6 +27,22 @@ def test_an_unknown_parameter_is_named_with_the_known_ones(api, tasks, path, fie
     assert advice in detail["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/api/v1/tasks?state=running&state=pending", "state"),
+        ("/api/v1/tasks?limit=1&label.team=a&limit=5", "limit"),
+        ("/api/v1/tasks/task-001/logs?tail=1&tail=1", "tail"),
+    ],
+)
+def test_a_parameter_that_is_given_twice_is_named(api, tasks, path, field):
+    tasks.add("task-001")
+    answer = api.get(path)
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_parameter")
+    assert answer.json()["details"][0]["field"] == field
+    assert "give it once" in answer.json()["message"]
+
+
 def test_a_cancel_with_a_mistyped_wish_cancels_nothing(api, tasks):
     tasks.add("task-001")
     assert api.delete("/api/v1/tasks/task-001?forced=true").status_code == 400
@@ -35,4 +51,4 @@ def test_a_cancel_with_a_mistyped_wish_cancels_nothing(api, tasks):
 
 
 def test_labels_of_any_name_are_known(api):
-    assert api.get("/api/v1/tasks?label.states=a&label.=b&state=running&limit=1").status_code == 200
+    assert api.get("/api/v1/tasks?label.states=a&label.states=a&label.=b&state=running&limit=1").status_code == 200

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from sandbox.api import logs
 from sandbox.model import event as e
 
 LOGS = "/api/v1/tasks/task-001/logs"
@@ -61,6 +62,36 @@ def test_output_of_several_lines_passes_for_nothing_else(api, tasks):
     answer = api.get("/api/v1/tasks/task-003/logs?stream=stdout")
     told = [line.split(" ", 2)[1:] for line in answer.text.removesuffix("\n").split("\n")]
     assert told == [["[STDOUT]", text] for text in forged.decode().removesuffix("\n").split("\n")]
+
+
+def test_a_line_that_was_too_long_for_one_record_is_one_line(api, tasks):
+    parts = [
+        e.Output.of("stdout", b"one ", continued=True),
+        e.Progress(turns=1),
+        e.Output.of("stdout", b"long ", continued=True),
+        e.Output.of("stdout", b"line\n"),
+        e.Output.of("stdout", b"cut by ", continued=True),
+        e.Output.of("stderr", b"a warning\n"),
+        e.Output.of("stdout", b"and no end yet", continued=True),
+    ]
+    tasks.add("task-003", *TO_RUNNING, *parts)
+    told = api.get("/api/v1/tasks/task-003/logs").text.split("\n")[-4:]
+    assert [line.split(" ", 1)[1] for line in told] == [
+        "[STDOUT] one long line",
+        "[STDOUT] cut by ",
+        "[STDERR] a warning",
+        "[STDOUT] and no end yet",
+    ]
+    alone = api.get("/api/v1/tasks/task-003/logs?stream=stdout").text.split("\n")
+    assert [line.split(" ", 2)[2] for line in alone] == ["one long line", "cut by and no end yet"]
+
+
+def test_a_line_without_an_end_is_cut_before_it_takes_all_memory_of_who_reads_it(api, tasks, monkeypatch):
+    monkeypatch.setattr(logs, "TEXT_LINE_BYTES_MAX", 8)
+    parts = [e.Output.of("stdout", b"part", continued=True)] * 3
+    tasks.add("task-003", *TO_RUNNING, *parts, e.Output.of("stdout", b"end\n"))
+    told = api.get("/api/v1/tasks/task-003/logs?stream=stdout").text
+    assert [line.split(" ", 1)[1] for line in told.splitlines()] == ["[STDOUT] partpart", "[STDOUT] partend"]
 
 
 @pytest.mark.parametrize(("stream", "count"), [("all", 11), ("", 11), ("stdout", 2), ("stderr", 1), ("events", 8)])

@@ -25,7 +25,9 @@ def test_every_operation_documents_its_errors_in_the_one_shape(api):
             assert ("401" in errors) == (operation.get("security") != []), path
             assert ("422" in errors) == (operation["operationId"].startswith("submit_task"))
             for status in errors:
-                assert list(operation["responses"][status]["content"]) == ["application/problem+json"]
+                answer = operation["responses"][status]
+                assert list(answer["content"]) == ["application/problem+json"]
+                assert ("Retry-After" in answer.get("headers", {})) == (status in {"429", "503"})
 
 
 def test_what_routes_read_by_themselves_is_listed_too(api):

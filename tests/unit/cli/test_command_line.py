@@ -112,6 +112,7 @@ def test_the_environment_is_heard(seen):
         ["task", "submit", "/no/such/file.yaml"],
         ["task", "list", "--state", "sleeping"],
         ["task", "list", "--label", "team"],
+        ["task", "list", "--label", "team=a", "--label", "team=b"],
         ["task", "list", "--limit", "0"],
         ["task", "wait", "t", "--timeout", "soon"],
         ["task", "logs", "t", "--since", "yesterday"],

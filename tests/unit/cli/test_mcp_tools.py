@@ -53,6 +53,12 @@ def test_a_long_text_is_read_part_by_part_without_a_hole():
     assert got == text
 
 
+def test_who_asks_for_more_than_there_is_is_not_told_that_nothing_changed():
+    assert asyncio.run(tools.diff(Kept(data=b"text"), "t", 4)) == "[That is all: it has 4 characters.]"
+    assert asyncio.run(tools.artifacts(Kept(data=b"text"), "t", "a.md", 9)) == "[That is all: it has 4 characters.]"
+    assert asyncio.run(tools.diff(Kept(), "t", 0)) == "It changed nothing."
+
+
 @pytest.mark.parametrize(
     "ask", [lambda kept: tools.diff(kept, "t", 0), lambda kept: tools.artifacts(kept, "t", "a.md", 0)]
 )

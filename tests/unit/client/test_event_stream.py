@@ -1,11 +1,13 @@
 """What a client makes of the bytes of an event stream."""
 
 import json
+import typing
 from datetime import UTC, datetime
 
 import pytest
 
-from sandbox.client import UnexpectedAnswerError
+from sandbox.api.stream import TYPES
+from sandbox.client import Event, UnexpectedAnswerError
 from sandbox.client.event_stream import EventStream, read_event
 from sandbox.model import event as e
 from sandbox.model.frame import frame
@@ -85,3 +87,8 @@ def test_an_event_without_an_end_is_given_up_before_it_fills_the_memory():
 def test_what_the_server_tells_is_taken(event):
     sent = frame("task-1", e.Record(7, 1, datetime(2026, 1, 2, tzinfo=UTC), event))
     assert read_event(json.dumps(sent).encode())["seq"] == 7
+
+
+def test_whoever_matches_events_by_their_type_finds_each_that_a_server_sends():
+    hints = [typing.get_type_hints(kind)["type"] for kind in typing.get_args(Event)]
+    assert {typing.get_args(hint)[0] for hint in hints} == {*TYPES, "usage"}

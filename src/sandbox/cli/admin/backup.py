@@ -12,6 +12,7 @@ from sandbox.cli.admin.check import print_discrepancies
 from sandbox.cli.answer import print_json
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
+from sandbox.cli.figures import counted
 from sandbox.cli.options import chosen, output_options
 from sandbox.cli.server_settings import data_dir_options, load_configuration
 from sandbox.cli.visible import visible
@@ -40,7 +41,7 @@ def backup(file: Path, **options: Any) -> None:
         print_json({"file": str(file), "tasks": tasks_count, "size_bytes": size_bytes, "remarks": manifest.remarks})
     else:
         _print_remarks(manifest.remarks)
-    said = f"{visible(str(file))} has {_tasks(tasks_count)}, {size_bytes} bytes"
+    said = f"{visible(str(file))} has {counted(tasks_count, 'task')}, {size_bytes} bytes"
     if manifest.remarks:
         fail(f"{said}; {len(manifest.remarks)} things in it are damaged.", ExitCode.TASK_FAILED)
     click.echo(f"{said}.", err=True)
@@ -67,7 +68,7 @@ def restore(file: Path, **options: Any) -> None:
         print_discrepancies(done.discrepancies)
         for task_id in done.lost:
             click.echo(f"{visible(task_id)}  had begun, and has ended as host_lost")
-    said = f"{visible(str(data_dir))} has {_tasks(done.tasks_count)}"
+    said = f"{visible(str(data_dir))} has {counted(done.tasks_count, 'task')}"
     if done.discrepancies:
         fail(f"{said}; {len(done.discrepancies)} things do not agree.", ExitCode.TASK_FAILED)
     click.echo(f"{said}.", err=True)
@@ -76,7 +77,3 @@ def restore(file: Path, **options: Any) -> None:
 def _print_remarks(remarks: Any) -> None:
     for remark in remarks:
         click.echo(visible(remark))
-
-
-def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count} tasks"

@@ -10,6 +10,7 @@ import click
 from sandbox.cli.answer import print_json
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
+from sandbox.cli.figures import counted
 from sandbox.cli.options import chosen, output_options
 from sandbox.cli.server_settings import data_dir_options, load_configuration
 from sandbox.cli.visible import visible
@@ -38,9 +39,9 @@ def check(*, deep: bool, **options: Any) -> None:
         print_json({"clean": not found, "tasks": tasks_count, "findings": [asdict(each) for each in found]})
     else:
         print_discrepancies(found)
-    tasks = "1 task" if tasks_count == 1 else f"{tasks_count} tasks"
+    tasks = counted(tasks_count, "task")
     if found:
-        things = "1 thing does" if len(found) == 1 else f"{len(found)} things do"
+        things = counted(len(found), "thing") + (" does" if len(found) == 1 else " do")
         fail(f"Looked at {tasks}: {things} not agree.", ExitCode.TASK_FAILED)
     click.echo(f"Looked at {tasks}: index, journals and artifacts agree.", err=True)
 

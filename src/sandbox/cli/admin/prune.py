@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from sandbox.cli.answer import print_json
+from sandbox.cli.figures import counted
 from sandbox.cli.options import chosen, output_options, server_options
 from sandbox.cli.server_settings import data_dir_options, load_configuration
 from sandbox.cli.visible import visible
@@ -55,6 +56,11 @@ def prune(
     those of [retention] in sandbox.toml count, by which a server also removes tasks by itself. The server does it;
     with --offline this command does.
     """
+    if not offline and any(value is not None for value in options.values()):
+        message = (
+            "--data-dir and --config say where to prune with --offline; add --offline, or name a server with --server."
+        )
+        raise click.UsageError(message)
     bounds = {"older_than_seconds": older_than, "keep": keep, "max_bytes": max_bytes}
     if offline:
         answer = _prune_here(bounds, options, dry_run=dry_run)
@@ -66,9 +72,8 @@ def prune(
         return
     for task in answer["tasks"]:
         click.echo(visible(f"{task['id']}  {task['state']}  {task['finished_at']}  {task['size_bytes']} bytes"))
-    tasks = "1 task" if answer["total_count"] == 1 else f"{answer['total_count']} tasks"
     said = "would go" if dry_run else "gone"
-    click.echo(f"{tasks} {said}, {answer['total_size_bytes']} bytes.", err=True)
+    click.echo(f"{counted(answer['total_count'], 'task')} {said}, {answer['total_size_bytes']} bytes.", err=True)
 
 
 def _prune_here(bounds: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:

@@ -9,6 +9,7 @@ import click
 from sandbox.cli.answer import print_json
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
+from sandbox.cli.figures import counted
 from sandbox.cli.options import chosen, output_options
 from sandbox.cli.server_settings import data_dir_options, load_configuration
 from sandbox.cli.visible import visible
@@ -33,7 +34,7 @@ def rebuild(**options: Any) -> None:
     else:
         for task_id, reason in done.refused.items():
             click.echo(f"{visible(task_id)}  {visible(reason)}")
-    tasks = "1 task" if done.tasks_count == 1 else f"{done.tasks_count} tasks"
+    tasks = counted(done.tasks_count, "task")
     if done.refused:
         fail(f"The new index has {tasks}; {len(done.refused)} could not be read.", ExitCode.TASK_FAILED)
     click.echo(f"The new index has {tasks}.", err=True)

@@ -92,6 +92,8 @@ async def _text(client: AsyncClient, task_id: str, entry: Artifact, offset: int)
 
 
 def _part(text: str, offset: int) -> str:
+    if offset and offset >= len(text):
+        return f"[That is all: it has {len(text)} characters.]"
     end = offset + ANSWER_CHARACTERS_MAX
     more = f"\n[{len(text) - end} more characters: go on with offset={end}]" if len(text) > end else ""
     return text[offset:end] + more

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +13,7 @@ from sandbox.cli.answer import print_json
 from sandbox.cli.flagged import secrets_option
 from sandbox.cli.options import chosen, common_options
 from sandbox.cli.pager import show_paged
-from sandbox.cli.patch import fetch_patch, painted
+from sandbox.cli.patch import fetch_patch, painted, patch_lines
 from sandbox.cli.task_argument import task_argument
 from sandbox.cli.visible import visible
 
@@ -34,17 +33,11 @@ def diff(task_id: str, allows_secrets: bool) -> None:
         with options.connect() as client:
             fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
         if options.format == "json":
-            print_json({"task_id": task_id, "patch": patch.read_text(errors="replace")})
+            print_json({"task_id": task_id, "patch": patch.read_bytes().decode(errors="replace")})
         elif not patch.stat().st_size:
             click.echo(f"Task {visible(task_id)} changed nothing.", err=True)
         elif sys.stdout.isatty():
-            show_paged(painted(_lines(patch), has_color=options.has_color))
+            show_paged(painted(patch_lines(patch), has_color=options.has_color))
         else:
             with patch.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
-
-
-def _lines(patch: Path) -> Iterator[str]:
-    with patch.open(errors="replace", newline="\n") as file:
-        for line in file:
-            yield line.removesuffix("\n")

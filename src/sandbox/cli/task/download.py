@@ -54,6 +54,8 @@ def download(
             _print(client, task_id, taken[0]["name"])
             return
         targets = _targets(task_id, taken, output, takes_all=takes_all)
+        if verifies and any(target.exists() and not target.is_file() for _, target in targets):
+            raise click.UsageError("Only a file can be read back; leave --verify out, or choose a file with --output.")
         saved = [_save(client, task_id, entry, target, verifies=verifies) for entry, target in targets]
     if options.format == "json":
         print_json({"task_id": task_id, "files": saved})

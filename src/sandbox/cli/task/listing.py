@@ -27,10 +27,13 @@ SORTS = ("created_at", "started_at", "state_changed_at", "name")
 
 def _label(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     pairs = [value.partition("=") for value in values]
-    for key, equals, _ in pairs:
+    labels: dict[str, str] = {}
+    for key, equals, value in pairs:
         if not key or not equals:
             raise click.BadParameter("must be KEY=VALUE, such as team=platform")
-    return {key: value for key, _, value in pairs}
+        if labels.setdefault(key, value) != value:
+            raise click.BadParameter(f"{key} has one value in a task; give it once")
+    return labels
 
 
 def _states(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str]:

@@ -65,23 +65,34 @@ def _frames(client: Client, task_id: str, *, follows: bool, **wanted: Any) -> It
 
 
 def _print(lines: Iterable[Line], *, has_times: bool, has_tags: bool) -> None:
-    for time, tag, content in lines:
+    for time, tag, content, goes_on in lines:
         line = (time if has_times else b"") + (tag if has_tags else b"") + content
         if sys.stdout.isatty():
-            click.echo(visible(line.decode(errors="replace").removesuffix("\n")))
+            click.echo(visible(line.decode(errors="replace").removesuffix("\n")), nl=not goes_on)
             continue
         is_bare = not has_times and not has_tags
-        sys.stdout.buffer.write(line if is_bare or line.endswith(b"\n") else line + b"\n")
+        sys.stdout.buffer.write(line if is_bare or goes_on or line.endswith(b"\n") else line + b"\n")
         sys.stdout.buffer.flush()
 
 
 def _followed(client: Client, task_id: str, **wanted: Any) -> Iterator[Line]:
+    unfinished = b""
+    for frame in client.events(task_id, **wanted):
+        if frame["type"] == "end":
+            continue
+        line = _line(frame)
+        if unfinished and line.stream != unfinished:
+            yield Line(b"", b"", b"\n")
+        yield line._replace(time=b"", stream=b"") if line.stream == unfinished else line
+        unfinished = line.stream if line.goes_on else b""
+
+
+def _line(frame: Mapping[str, Any]) -> Line:
     import json
 
-    for frame in client.events(task_id, **wanted):
-        time, tag = f"[{frame.get('timestamp')}] ".encode(), _TAGS.get(str(frame.get("stream")), b"[EVENT] ")
-        if frame["type"] == "output":
-            yield time, tag, str(frame.get("data", "")).encode(errors="replace")
-        elif frame["type"] != "end":
-            event = json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
-            yield time, b"[EVENT] ", event.encode(errors="replace") + b"\n"
+    time = f"[{frame.get('timestamp')}] ".encode()
+    if frame["type"] == "output":
+        tag, text = _TAGS.get(str(frame.get("stream")), b"[EVENT] "), str(frame.get("data", ""))
+        return Line(time, tag, text.encode(errors="replace"), goes_on=bool(frame.get("continued")))
+    event = json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
+    return Line(time, b"[EVENT] ", event.encode(errors="replace") + b"\n")

@@ -32,7 +32,8 @@ setInterval(() => {
 }, 500);
 document.addEventListener("visibilitychange", () => asked.clear());
 
-// What has not changed stays as it is, so that nobody loses a selection; an open menu is not pulled away.
+// What has not changed stays as it is, so that nobody loses a selection; an open menu is not pulled away, and only a
+// page takes a page's place.
 const last = new Map();
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { target, serverResponse, xhr } = event.detail;
@@ -42,9 +43,10 @@ document.addEventListener("htmx:beforeSwap", (event) => {
     return;
   }
   if (!target.id) return;
+  const isPage = xhr.getResponseHeader("Content-Type")?.startsWith("text/html");
   const isSame = last.get(target.id) === serverResponse;
   const isInUse = target.querySelector("details.menu[open], input:focus") !== null;
-  if (isSame || isInUse) event.detail.shouldSwap = false;
+  if (!isPage || isSame || isInUse) event.detail.shouldSwap = false;
   else last.set(target.id, serverResponse);
 });
 document.addEventListener("htmx:afterSwap", tick);

@@ -1,8 +1,8 @@
-// Text as it came, with nothing hidden in it: control characters and marks that turn the reading direction are shown by
-// name, colours of terminals are kept, everything else of them is shown.
+// Text as it came, with nothing hidden in it: control characters and marks that do not show are named, by the rule of the
+// command line; colours of terminals are kept, everything else of them is shown.
 
 const SGR = /\x1b\[([0-9;:]*)m/g;
-const UNSEEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+const UNSEEN = /(?![\t\n])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
 
 function spoken(character) {
   const code = character.codePointAt(0);
@@ -24,7 +24,7 @@ function putSeen(parent, text) {
     mark.className = "ctl";
     mark.textContent = spoken(found[0]);
     parent.append(mark);
-    end = found.index + 1;
+    end = found.index + found[0].length;
   }
   if (end < text.length) parent.append(text.slice(end).replace(/\r$/, ""));
 }
