@@ -138,7 +138,7 @@ class LaunchedSandboxes:
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
             with listeners.proxy.dup() as door:
                 listeners.close()
-                yield ConfinedPrograms(handle.attempt_id, program, started, door, spec)
+                yield ConfinedPrograms(handle.attempt_id, program, started, door, spec, _group_of(handle))
         finally:
             await self._end_confinement(handle, started)
 

@@ -16,6 +16,11 @@ _AT_CREDENTIALS = (
     "key for ssh), and check that they may read it"
 )
 _MEANINGS = (
+    # First: what git says when a program of its own was ended for this reads as a connection that broke.
+    (
+        r"out of memory",
+        "it holds objects so large that git has not enough memory for them; raise vm.memory (to 4G at most)",
+    ),
     (r"remote branch .* not found", "it has no branch '{branch}'; check repository.branch"),
     (
         r"could not read (username|password)|authentication failed|returned error: 40[13]|permission denied"
@@ -59,7 +64,6 @@ _MEANINGS = (
         "there is no room for it; raise vm.disk, or make room in the server's data directory",
     ),
     (r"file too large|died of signal 25", "it is larger than a clone may be; raise vm.disk (to 32G at most)"),
-    (r"out of memory", "it holds objects so large that git has not enough memory for them"),
     (r"fsck error|invalid path|badtree|refusing to create", "it holds objects that git refuses as malformed"),
     (
         r"failed to execute (git|prlimit)|setpriv is not installed",
@@ -82,7 +86,8 @@ answer at all is as often a mistake in the manifest."""
 
 def is_transient(complaint: str) -> bool:
     """Whether git may well succeed the next time."""
-    return _TRANSIENT.search(complaint) is not None
+    is_memory = "out of memory" in complaint.lower()
+    return _TRANSIENT.search(complaint) is not None and not is_memory
 
 
 def explain(complaint: str, repository: Repository, secrets: Collection[str]) -> str:

@@ -28,6 +28,7 @@ REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
         ("fatal: fsck error in packed object\nfatal: fetch-pack: invalid index-pack output", "git refuses"),
         ("fatal: write error: No space left on device", "raise vm.disk"),
         ("fatal: fsck error in packed object", "git refuses"),
+        ("fatal: early EOF\nfatal: out of memory: the kernel ended git", "raise vm.memory"),
         ("", "git said: nothing"),
     ],
 )
