@@ -64,7 +64,7 @@ class Script:
 
 class ScriptedSandbox:
     def __init__(self, handle, script):
-        self.handle, self.listeners, self._script = handle, None, script
+        self.handle, self.listeners, self.slow_because, self._script = handle, None, None, script
         self._over = asyncio.Event()
         self._exit = script.exit
         self._readers = []

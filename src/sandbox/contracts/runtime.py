@@ -189,6 +189,11 @@ class Sandbox(Protocol):
         """The only door."""
         ...
 
+    @property
+    def slow_because(self) -> str | None:
+        """Why it is slower than such a sandbox has to be, for people; None where it is not."""
+        ...
+
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
         """Run the sandbox's one command; gives its stdout and stderr.
 
