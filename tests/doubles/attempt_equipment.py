@@ -59,6 +59,7 @@ class Script:
     start_failure: Failure | None = None
     has_session: bool = True
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
+    taken_back: list = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
 
 
@@ -119,6 +120,7 @@ class ScriptedRuntime:
 
     async def destroy(self, handle, disk):
         self._script.seen.append("destroy")
+        self._script.taken_back.append(disk)
         if self._script.destroy_error:
             raise self._script.destroy_error
 

@@ -116,7 +116,7 @@ class LyingRuntime:
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[Unconfined]:
         yield Unconfined()
 
-    async def destroy(self, handle: SandboxHandle, disk: Path) -> None:
+    async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
         self._lies.seen.append("destroy")
         await asyncio.sleep(self._lies.slow_destroy_seconds)
 

@@ -1,7 +1,5 @@
 """The `Runtime` that makes sandboxes in guests of QEMU's."""
 
-import asyncio
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,6 @@ from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.launch import Launch, start_launcher
 from sandbox.runtimes.launching import LaunchedSandboxes
-from sandbox.runtimes.places import take_places
 from sandbox.runtimes.qemu import cage, machine
 from sandbox.runtimes.qemu.kvm import KvmFinding
 from sandbox.runtimes.qemu.machine import Accelerator
@@ -150,8 +147,7 @@ class QemuRuntime(LaunchedSandboxes):
         made = self._sandboxes.pop(handle.attempt_id)
         await made.close()
         await self._sweep(handle)
-        if os.getuid() == 0:
-            await asyncio.to_thread(take_places, disk)
+        await self._take_back(handle, disk)
         self._orphans.end(handle.attempt_id)
 
 
