@@ -89,7 +89,7 @@ class QemuRuntime(LaunchedSandboxes):
         self.booted_by: Accelerator | None = None
 
     async def probe(self) -> Probe:
-        """Boot a guest, run `true` in it, end it; within 4 s by KVM, and where that does not work within 60 s."""
+        """Boot a guest, run `true` in it, end it; within 10 s by KVM alone, within 60 s where it may be emulated."""
         return await probe_by_trying(self, self._run_dir, self._kvm, only_kvm=self._only_kvm)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> QemuSandbox:
