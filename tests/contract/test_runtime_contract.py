@@ -361,6 +361,20 @@ def test_everything_inside_dies_within_a_second_when_its_creator_is_killed(runti
     assert {path.stat().st_uid for path in disk.iterdir()} == {os.getuid()}
 
 
+def test_a_disk_that_is_removed_next_is_left_as_it_is(runtime: Runtime, disk: Path):
+    creator, handle = _start_creator(runtime, disk)
+    try:
+        owners = {path.lstat().st_uid for path in disk.iterdir()}
+        asyncio.run(runtime.destroy(handle, None))
+        assert not processes_of(handle)
+        assert handle.attempt_id not in runtime.leftovers()
+        assert {path.lstat().st_uid for path in disk.iterdir()} == owners
+        asyncio.run(runtime.destroy(handle, disk))
+        assert {path.lstat().st_uid for path in disk.iterdir()} == {os.getuid()}
+    finally:
+        _close_creator(creator)
+
+
 def test_another_process_can_destroy_a_living_sandbox(runtime: Runtime, disk: Path):
     creator, handle = _start_creator(runtime, disk)
     try:

@@ -59,12 +59,13 @@ class Script:
     start_failure: Failure | None = None
     has_session: bool = True
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
+    taken_back: list = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
 
 
 class ScriptedSandbox:
     def __init__(self, handle, script):
-        self.handle, self.listeners, self._script = handle, None, script
+        self.handle, self.listeners, self.slow_because, self._script = handle, None, None, script
         self._over = asyncio.Event()
         self._exit = script.exit
         self._readers = []
@@ -119,6 +120,7 @@ class ScriptedRuntime:
 
     async def destroy(self, handle, disk):
         self._script.seen.append("destroy")
+        self._script.taken_back.append(disk)
         if self._script.destroy_error:
             raise self._script.destroy_error
 

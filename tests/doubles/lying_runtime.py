@@ -38,6 +38,7 @@ class Lies:
     dies_silently: bool = False
     never_ready: bool = False
     never_begins: bool = False
+    slow_because: str | None = None
     slow_stop_seconds: float = 0.0
     slow_destroy_seconds: float = 0.0
     seen: list[str] = field(default_factory=list)
@@ -49,6 +50,7 @@ class LyingSandbox:
     def __init__(self, handle: SandboxHandle, lies: Lies) -> None:
         self.handle = handle
         self.listeners = cast("Listeners", None)  # for gateways that are doubles too
+        self.slow_because = lies.slow_because
         self._lies = lies
         self._readers = (StreamReader(), StreamReader())
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -114,7 +116,7 @@ class LyingRuntime:
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[Unconfined]:
         yield Unconfined()
 
-    async def destroy(self, handle: SandboxHandle, disk: Path) -> None:
+    async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
         self._lies.seen.append("destroy")
         await asyncio.sleep(self._lies.slow_destroy_seconds)
 

@@ -121,6 +121,7 @@ class House:
     follow_redirects: bool = True
     confined: bool = True
     disk_bytes: int = 40 * 1024**3
+    memory_bytes: int = 8 * 1024**3
 
     @asynccontextmanager
     async def confine(self, directories, read_only):
@@ -131,7 +132,7 @@ class House:
         runtime = BubblewrapRuntime(self.root)
         handle = runtime.plan(new_attempt_id())
         try:
-            spec = ConfinementSpec(2, 8 * 1024**3, 512, directories, read_only)
+            spec = ConfinementSpec(2, self.memory_bytes, 512, directories, read_only)
             async with runtime.confine(handle, spec) as confinement:
                 yield confinement
         finally:

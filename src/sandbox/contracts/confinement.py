@@ -44,6 +44,15 @@ class Confinement(Protocol):
         network is in sight, because nothing is confined."""
         ...
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """What its programs may have together; None: as much as there is."""
+        ...
+
+    def has_killed_for_memory(self) -> bool:
+        """The kernel ended one of its programs because that was used up."""
+        ...
+
     async def run(self, command: ConfinedCommand) -> int:
         """Gives the exit code, 128+n after signal n. Cancelled, it kills the program and all that it started.
 

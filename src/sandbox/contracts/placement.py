@@ -17,7 +17,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
 
     finish: only end and collect what a dead runner left (the finisher). visit: only make a sandbox of a preserved disk,
     for shells; the lock that comes with the order is that of the visit then, and not the journal's. resumes: the
-    attempt takes the disk of an earlier one over.
+    attempt takes the disk of an earlier one over. auto: the server chose the runtime by itself, so nothing is emulated.
     agent_program: host path of the agent's executable. follow_redirects: git may be sent to another host than the
     manifest's when it begins to clone. disks: what kind this machine can make. image: what the
     manifest's profile stands for, None for the host's own /usr. confines: programs of the host's that read what is
@@ -36,6 +36,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     agent_program: str = ""
     disks: Literal["loop", "plain"] = "plain"
     confines: bool = False
+    auto: bool = False
     image: Image | None = None
     secrets: dict[str, str] = {}
     follow_redirects: bool = True

@@ -189,6 +189,11 @@ class Sandbox(Protocol):
         """The only door."""
         ...
 
+    @property
+    def slow_because(self) -> str | None:
+        """Why it is slower than such a sandbox has to be, for people; None where it is not."""
+        ...
+
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
         """Run the sandbox's one command; gives its stdout and stderr.
 
@@ -256,10 +261,11 @@ class Runtime(Protocol):
         """
         ...
 
-    async def destroy(self, handle: SandboxHandle, disk: Path) -> None:
+    async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
         """End whatever there is of it; again is fine, from any process, also after a crash or a reboot.
 
-        On return no process, mount, namespace or cgroup of it is left, and `disk` belongs to the caller.
+        On return no process, mount, namespace or cgroup of it is left, and `disk` belongs to the caller; None: it is
+        removed next, whoever has it, and a million files need no new owner for that.
         Raises AttemptError (sandbox_lost) when something will not go within 10 s.
         """
         ...

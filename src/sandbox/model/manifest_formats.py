@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 PROMPT_BYTES_MAX = 512 * 1024
 GIT_PATCH_BYTES_MAX = 512 * 1024
@@ -100,10 +101,11 @@ def _repository_url(value: str) -> str | None:
     match = _URL.fullmatch(value)
     if match is None:
         return _URL_COMPLAINT
-    user = match["user"] or ""
+    # As git takes it, which reads what is escaped before it looks for the host.
+    user = unquote(match["user"] or "")
     if ":" in user or (user and match["scheme"] != "ssh"):
         return "must not contain credentials; put them into the server user's git configuration"
-    if user.startswith("-"):
+    if user.startswith("-") or "/" in user or not user.isprintable():
         return _URL_COMPLAINT
     return _port(match["port"])
 

@@ -1,10 +1,10 @@
 """Bounds of images. `docs/limits.md` lists them."""
 
 IMAGE_BYTES_MAX = 16 * 1024**3
-"""All files of an image together, and all its layers uncompressed; over it it is refused."""
+"""All files of an image together, by each of their names, and all its layers uncompressed; over it it is refused."""
 
 IMAGE_ENTRIES_MAX = 1_000_000
-"""Files, directories and links in all layers together."""
+"""Files, directories, links and whiteouts in all layers together, and names that whiteouts of directories look at."""
 
 IMAGE_LAYERS_MAX = 128
 """Layers of an archive."""

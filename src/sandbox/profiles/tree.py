@@ -33,6 +33,7 @@ class Tree:
         self.root = root
         self._bytes = 0
         self._entries = 0
+        self._looked_at = 0
         self._fresh: set[str] = set()
 
     def begin_layer(self) -> None:
@@ -69,10 +70,15 @@ class Tree:
         os.symlink(target, self._vacate(name))  # noqa: PTH211
 
     def add_hard_link(self, name: str, target: str) -> None:
-        """Give a file of the tree a second name. Raises ImageRefusedError when there is no such file in it."""
+        """Give a file of the tree a second name. Raises ImageRefusedError when there is no such file in it.
+
+        Its bytes count again, since whoever reads the whole tree reads them again.
+        """
         source = self.find(target)
-        if source is None or not stat.S_ISREG(os.lstat(source).st_mode):
+        found = None if source is None else os.lstat(source)
+        if source is None or found is None or not stat.S_ISREG(found.st_mode):
             raise ImageRefusedError(f"The image has a hard link to what is no file of its own: {name[:200]}")
+        self._count_bytes(found.st_size)
         path = self._vacate(name)
         if not os.path.lexists(source):
             raise ImageRefusedError(f"The image has a hard link to itself: {name[:200]}")
@@ -86,12 +92,14 @@ class Tree:
 
     def white_out(self, name: str) -> None:
         """Take away what earlier layers have at this name. Raises ImageRefusedError."""
+        self._count_entry()
         path = self.find(name)
         if path is not None and path != str(self.root):
             self._clear(path)
 
     def white_out_content(self, name: str) -> None:
         """Take away what earlier layers have in this directory. Raises ImageRefusedError."""
+        self._count_entry()
         path = self.find(name)
         if path is not None and _is_directory(path):
             self._clear_content(path)
@@ -129,9 +137,7 @@ class Tree:
         return path
 
     def _place(self, parts: Sequence[str]) -> str:
-        self._entries += 1
-        if self._entries > IMAGE_ENTRIES_MAX:
-            raise ImageRefusedError(f"The image has more than {IMAGE_ENTRIES_MAX} files.")
+        self._count_entry()
         try:
             path = os.path.join(self._walk(parts[:-1], makes=True), parts[-1])  # noqa: PTH118
         except OSError as error:
@@ -187,8 +193,17 @@ class Tree:
             self._clear_content(path)
 
     def _clear_content(self, path: str) -> None:
-        for name in os.listdir(path):  # noqa: PTH208
+        names = os.listdir(path)  # noqa: PTH208
+        self._looked_at += len(names)
+        if self._looked_at > IMAGE_ENTRIES_MAX:
+            raise ImageRefusedError(f"The image has whiteouts over more than {IMAGE_ENTRIES_MAX} files.")
+        for name in names:
             self._clear(f"{path}/{name}")
+
+    def _count_entry(self) -> None:
+        self._entries += 1
+        if self._entries > IMAGE_ENTRIES_MAX:
+            raise ImageRefusedError(f"The image has more than {IMAGE_ENTRIES_MAX} files.")
 
     def _count_bytes(self, size: int) -> None:
         self._bytes += size

@@ -15,6 +15,7 @@ from sandbox.contracts.inside import UID
 from sandbox.contracts.profiles import IMAGE_FILES
 from sandbox.contracts.runtime import ConfinementSpec
 from sandbox.runtimes import image, launch, launcher, seccomp
+from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.launch import Launch, mark_attempt
 from sandbox.runtimes.payload import Payload, refuse_nul
 
@@ -35,8 +36,11 @@ class ConfinedPrograms:
         started: Launch,
         door: socket,
         spec: ConfinementSpec,
+        group: ControlGroup,
     ) -> None:
         self.door: socket | None = door
+        self.memory_bytes = spec.memory_bytes if "memory" in group.limits() else None
+        self.has_killed_for_memory = group.has_killed_for_memory
         self._attempt_id = attempt_id
         self._program = program
         self._launch = started

@@ -37,6 +37,7 @@ class LaunchedSandbox(ABC):
     def __init__(self, made: Made) -> None:
         self.handle = made.handle
         self.listeners = made.listeners
+        self.slow_because = None
         self._spec = made.spec
         self._program = made.program
         self._group = made.group

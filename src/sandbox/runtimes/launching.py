@@ -138,7 +138,7 @@ class LaunchedSandboxes:
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
             with listeners.proxy.dup() as door:
                 listeners.close()
-                yield ConfinedPrograms(handle.attempt_id, program, started, door, spec)
+                yield ConfinedPrograms(handle.attempt_id, program, started, door, spec, _group_of(handle))
         finally:
             await self._end_confinement(handle, started)
 
@@ -155,15 +155,13 @@ class LaunchedSandboxes:
         await self._sweep(handle)
         self._orphans.end(handle.attempt_id)
 
-    async def destroy(self, handle: SandboxHandle, disk: Path) -> None:
+    async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
         """End it by its own means where this process made it, by control group, by kernel uid, by marker."""
         made = self._sandboxes.get(handle.attempt_id)
         if made is not None:
             await made.close()
         await self._sweep(handle)
-        uid = _uid_of(handle)
-        if uid is not None and disk.is_dir():
-            await _finish(partial(take_places, disk))
+        await self._take_back(handle, disk)
         if self._uids is not None:
             self._uids.release(handle.attempt_id)
         self._sandboxes.pop(handle.attempt_id, None)
@@ -191,9 +189,12 @@ class LaunchedSandboxes:
             await launch.ended()
             launch.close()
         await self._sweep(handle)
-        if _uid_of(handle) is not None:
-            await _finish(partial(take_places, disk))
+        await self._take_back(handle, disk)
         self._orphans.end(handle.attempt_id)
+
+    async def _take_back(self, handle: SandboxHandle, disk: Path | None) -> None:
+        if _uid_of(handle) is not None and disk is not None and disk.is_dir():
+            await _finish(partial(take_places, disk))
 
     async def _sweep(self, handle: SandboxHandle) -> None:
         """KILL until nothing is left, then remove the control group. Raises AttemptError (sandbox_lost) after 10 s."""

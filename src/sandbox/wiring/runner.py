@@ -169,7 +169,7 @@ def _gather(order: LaunchOrder) -> Equipment:
         disks=choose_disks(order),
         remove=remove,
         images=HeldImages(data_dir),
-        runtime=make_runtime(order.runtime, Path(order.run_dir)),
+        runtime=make_runtime(order.runtime, Path(order.run_dir), auto=order.auto),
         gateways=SocketGateways(),
         agent=ClaudeCode(Path(order.agent_program)),
         workspaces=GitWorkspaces(os.environ, may_be_sent_to=may_be_dialled if order.follow_redirects else None),

@@ -17,9 +17,9 @@ class UnknownRuntimeError(SandboxError):
     code = "unknown_runtime"
 
 
-def make_runtime(name: str, run_dir: Path) -> Runtime:
-    """The runtime of this name. Raises UnknownRuntimeError."""
-    maker = _MAKERS.get(name)
+def make_runtime(name: str, run_dir: Path, *, auto: bool = False) -> Runtime:
+    """The runtime of this name; auto: nobody asked for it by that. Raises UnknownRuntimeError."""
+    maker = (_AUTO_MAKERS if auto else _MAKERS).get(name)
     if maker is None:
         names = ", ".join((AUTO, *_MAKERS))
         raise UnknownRuntimeError(f"There is no runtime {name!r}; choose one of {names}.")
@@ -75,7 +75,9 @@ async def choose_runtime(wish: str, run_dir: Path) -> Choice:
 
     A name is that runtime, working or not; then no other is looked at, because looking makes sandboxes.
     """
-    runtimes = [make(run_dir) for make in _AUTO_MAKERS.values()] if wish == AUTO else [make_runtime(wish, run_dir)]
+    runtimes = (
+        [make_runtime(name, run_dir, auto=True) for name in _MAKERS] if wish == AUTO else [make_runtime(wish, run_dir)]
+    )
     return choose(await asyncio.gather(*(runtime.probe() for runtime in runtimes)))
 
 

@@ -68,7 +68,7 @@ from sandbox.wiring.machine import (
 )
 from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.profiles import tell_offered
-from sandbox.wiring.runtime import Choice, choose_runtime, explain_failure, make_runtime
+from sandbox.wiring.runtime import AUTO, Choice, choose_runtime, explain_failure, make_runtime
 from sandbox.wiring.server_secrets import ServerSecrets
 from sandbox.wiring.settings import LogSection, ServerSettings
 from sandbox.wiring.upstream import read_upstream
@@ -173,6 +173,7 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
         data_dir=str(places.data_dir),
         run_dir=str(places.run_dir),
         runtime=choice.chosen.runtime,
+        auto=settings.server.runtime == AUTO,
         agent_program=str(agent_program),
         upstream=upstream,
         disks="plain" if no_loop else "loop",

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -122,18 +123,22 @@ def _take(
 def _store(chunks: Iterable[bytes], target: Path, name: str) -> str:
     """Write, flush, then name: a file with an artifact's name is whole. Gives the SHA-256 in hex."""
     digest = hashlib.sha256()
+    part = target / TEMPORARY_NAME
     try:
-        with create(target / TEMPORARY_NAME) as file:
+        with create(part) as file:
             for chunk in chunks:
                 digest.update(chunk)
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        (target / TEMPORARY_NAME).replace(target / name)
+        part.replace(target / name)
         flush(target)
     except UnreadableError:
         raise
     except OSError as error:
         problem = f"The artifact {name} could not be stored: {error.strerror or error}."
         raise AttemptError(FailureCode.COLLECT_FAILED, problem) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
     return digest.hexdigest()

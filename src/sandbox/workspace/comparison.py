@@ -60,7 +60,7 @@ class Comparison:
         return [entry.path for entry in visited if entry.is_directory and not self._is_gitlink(entry)]
 
     def _is_carried(self, entry: Entry) -> bool:
-        if not is_refused(entry.name, is_link=entry.is_link) and entry.is_reachable:
+        if not is_refused(entry.path, is_link=entry.is_link) and entry.is_reachable:
             return True
         if entry.path != b".git":
             self.left_out.append(entry.path)

@@ -15,7 +15,14 @@ _AT_CREDENTIALS = (
     "put credentials into the git configuration of the server's user (credential.helper, http.<url>.extraHeader, a "
     "key for ssh), and check that they may read it"
 )
+NO_ROOM_MEANING = "there is no room for it; raise vm.disk, or make room in the server's data directory"
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s']+", re.IGNORECASE)
 _MEANINGS = (
+    # First: what git says when a program of its own was ended for this reads as a connection that broke.
+    (
+        r"out of memory",
+        "it holds objects so large that git has not enough memory for them; raise vm.memory (to 4G at most)",
+    ),
     (r"remote branch .* not found", "it has no branch '{branch}'; check repository.branch"),
     (
         r"could not read (username|password)|authentication failed|returned error: 40[13]|permission denied"
@@ -54,12 +61,8 @@ _MEANINGS = (
         "it redirects to somewhere else; use the final URL",
     ),
     (r"returned error: 5\d\d", "its host answers with a server error; try again later"),
-    (
-        r"no space left on device|disk quota",
-        "there is no room for it; raise vm.disk, or make room in the server's data directory",
-    ),
+    (r"no space left on device|disk quota", NO_ROOM_MEANING),
     (r"file too large|died of signal 25", "it is larger than a clone may be; raise vm.disk (to 32G at most)"),
-    (r"out of memory", "it holds objects so large that git has not enough memory for them"),
     (r"fsck error|invalid path|badtree|refusing to create", "it holds objects that git refuses as malformed"),
     (
         r"failed to execute (git|prlimit)|setpriv is not installed",
@@ -82,13 +85,16 @@ answer at all is as often a mistake in the manifest."""
 
 def is_transient(complaint: str) -> bool:
     """Whether git may well succeed the next time."""
-    return _TRANSIENT.search(complaint) is not None
+    is_memory = "out of memory" in complaint.lower()
+    return _TRANSIENT.search(complaint) is not None and not is_memory
 
 
 def explain(complaint: str, repository: Repository, secrets: Collection[str]) -> str:
     """Why cloning failed. Of git's own words only one line is ever shown, without the secrets."""
+    # Words in a URL, such as openssl, tell nothing of what went wrong.
+    told = _URL.sub("", complaint.replace(repository.url, ""))
     for pattern, meaning in _MEANINGS:
-        if re.search(pattern, complaint, re.IGNORECASE):
+        if re.search(pattern, told, re.IGNORECASE):
             return f"Cannot clone {repository.url}: {meaning.format(branch=repository.branch)}."
     line = last_line(scrub(complaint, secrets)) or "nothing"
     return f"Cannot clone {repository.url}: git said: {line}"

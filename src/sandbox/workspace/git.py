@@ -13,6 +13,7 @@ Decisions:
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,8 +45,15 @@ _NEUTRAL: Sequence[Setting] = (
     ("maintenance.auto", "false"),
 )
 MEMORY_BYTES_MAX = 3 * 1024**3
-"""Memory of one git process that is its own; what it maps of a pack does not count. Past it git gives up."""
+"""Memory of one git process that is its own; what it maps of a pack does not count. Past it git gives up.
 
+Where its confinement may not have that much beside what else runs there, it is less (`Git.memory_bytes_max`).
+"""
+
+_MEMORY_SHARE = 0.75
+"""Of the confinement's memory, so that git gives up, with a word, before the kernel ends it without one."""
+
+_KILLED = b"\nfatal: out of memory: the kernel ended git"
 _OUTPUT_BYTES_MAX = 1024 * 1024
 _DRAIN_SECONDS = 1.0
 
@@ -60,7 +68,7 @@ class GitError(Exception):
 
     @property
     def is_out_of_memory(self) -> bool:
-        """Git said that it was given no more memory."""
+        """Git said that it was given no more memory, or was ended for it."""
         return "out of memory" in self.complaint.lower()
 
 
@@ -101,15 +109,25 @@ class Git:
         Files given are closed here as soon as git has ended. No file that git writes grows past `file_bytes_max`.
         Raises GitError, and OSError when the machine is out of something. Cancelled, it kills git and its children.
         """
-        argv = [*_limits(file_bytes_max), "git", *arguments]
+        argv = [*_limits(self.memory_bytes_max, file_bytes_max), "git", *arguments]
         async with _reading(stdout) as (out, output), _reading(None) as (err, complaints):
             with open(os.devnull, "rb") as nothing, out, err, stdin or nothing as given:  # noqa: ASYNC230, PTH123
                 ends = (given.fileno(), out.fileno(), err.fileno())
                 command = ConfinedCommand(argv, self._environment, directory, *ends, self._descriptors, self._files)
                 code = await self._run(command)
         if code not in good_codes:
-            raise GitError(code, complaints())
+            raise GitError(code, complaints() + (_KILLED if self._was_killed_for_memory(code) else b""))
         return output()
+
+    @property
+    def memory_bytes_max(self) -> int:
+        """What one git process may have."""
+        allowed = self._confinement.memory_bytes
+        return MEMORY_BYTES_MAX if allowed is None else min(MEMORY_BYTES_MAX, int(allowed * _MEMORY_SHARE))
+
+    def _was_killed_for_memory(self, code: int) -> bool:
+        """Itself, or a program that it started. Nobody else kills git and lets its runner go on."""
+        return code == 128 + signal.SIGKILL or self._confinement.has_killed_for_memory()
 
     async def _run(self, command: ConfinedCommand) -> int:
         try:
@@ -126,9 +144,9 @@ def _as_variables(settings: Sequence[Setting]) -> dict[str, str]:
     return variables
 
 
-def _limits(file_bytes_max: int | None) -> Sequence[str]:
+def _limits(memory_bytes_max: int, file_bytes_max: int | None) -> Sequence[str]:
     files = () if file_bytes_max is None else (f"--fsize={file_bytes_max}",)
-    return ("prlimit", f"--data={MEMORY_BYTES_MAX}", *files, "--core=0")
+    return ("prlimit", f"--data={memory_bytes_max}", *files, "--core=0")
 
 
 @asynccontextmanager

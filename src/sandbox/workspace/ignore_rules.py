@@ -7,8 +7,8 @@ agent newly ignores is therefore in the patch, and one that it un-ignores is not
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,7 +35,8 @@ class IgnoreRules:
 
     Never more than a page is asked before the answers are read: that much always fits into a pipe, so neither side
     can wait for the other. Git wants to see whether a path is a directory, so directories are made for as long as they
-    are asked about; not where the agent put one in place of a `.gitignore`, for that is a file here.
+    are asked about, which is a page's at once, since the agent may have made a million on its own disk; not where the
+    agent put one in place of a `.gitignore`, for that is a file here.
     """
 
     def __init__(self, directory: Path, questions: IO[bytes], answers: IO[bytes]) -> None:
@@ -44,15 +45,17 @@ class IgnoreRules:
         self._fields = _fields(answers)
 
     def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
-        """The paths among these, all of them untracked, that the rules ignore. Raises BrokenPipeError without git."""
-        made: list[bytes] = []
-        for entry in entries:
-            if entry.is_directory and b".gitignore" not in entry.path.split(b"/"):
-                made += _make_directory(self._directory, entry.path)
-        found = frozenset(path for page in _pages(entries) for path in self._ask(page))
-        for path in reversed(made):
-            os.rmdir(path)  # noqa: PTH106 (bytes)
-        return found
+        """The paths that the rules ignore among these of one directory, all of them untracked.
+
+        Raises OSError, BrokenPipeError without git.
+        """
+        shown = {entry.path for entry in entries if entry.is_directory and b".gitignore" not in entry.path.split(b"/")}
+        found: set[bytes] = set()
+        with _directories(self._directory, {path.rpartition(b"/")[0] for path in shown}):
+            for page in _pages(entries):
+                with _directories(self._directory, shown.intersection(page)):
+                    found.update(self._ask(page))
+        return frozenset(found)
 
     def _ask(self, page: Sequence[bytes]) -> Iterator[bytes]:
         # "./" keeps a name such as ":(top)x" from being read as pathspec magic.
@@ -85,6 +88,19 @@ def _fields(answers: IO[bytes]) -> Iterator[bytes]:
             raise BrokenPipeError("git check-ignore said more than it can have to say")
         yield from fields
     raise BrokenPipeError("git check-ignore ended early")
+
+
+@contextmanager
+def _directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
+    """There for as long as the block lasts, unless they were there before."""
+    made: list[bytes] = []
+    try:
+        for path in paths:
+            made += _make_directory(root, path)
+        yield
+    finally:
+        for path in reversed(made):
+            os.rmdir(path)  # noqa: PTH106 (bytes)
 
 
 def _make_directory(root: Path, path: bytes) -> list[bytes]:

@@ -18,7 +18,7 @@ from sandbox.workspace.base_tree import BaseTree, read_base_tree
 from sandbox.workspace.comparing import compare
 from sandbox.workspace.complaint import last_line
 from sandbox.workspace.files import Files, TooManyEntriesError
-from sandbox.workspace.git import MEMORY_BYTES_MAX, Git, GitError
+from sandbox.workspace.git import Git, GitError
 from sandbox.workspace.new_file import create, flush
 from sandbox.workspace.new_tree import NEW_TREE_REF, NewTree
 from sandbox.workspace.pipes import pipe
@@ -39,7 +39,7 @@ async def write_patch(git: Git, attempt: AttemptLayout, base_commit: str, target
     except TooManyEntriesError as error:
         reason: str | None = f"there are {error} that are not ignored"
     except GitError as error:
-        reason = _bound_of(error)
+        reason = _bound_of(error, git.memory_bytes_max)
         if reason is None:
             raise _failed(f"git said: {last_line(error.complaint)}") from error
     except OSError as error:
@@ -132,14 +132,14 @@ def _flush(target: Path) -> None:
     flush(target.parent)
 
 
-def _bound_of(error: GitError) -> str | None:
+def _bound_of(error: GitError, memory_bytes_max: int) -> str | None:
     """Which bound git met, for people; None when it is no bound that stopped it."""
     if error.returncode == 128 + signal.SIGXFSZ:
         return f"it is larger than a patch may be ({PATCH_BYTES_MAX // 1024**2} MiB)"
     if error.is_out_of_memory:
         return (
-            f"comparing the files takes git more than {MEMORY_BYTES_MAX // 1024**3} GiB of memory; have large files "
-            "that are built or downloaded ignored in .gitignore"
+            f"comparing the files takes git more than {memory_bytes_max // 1024**2} MiB of memory; raise vm.memory (to "
+            "4G at most), and have large files that are built or downloaded ignored in .gitignore"
         )
     return None
 

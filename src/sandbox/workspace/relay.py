@@ -36,6 +36,16 @@ class Address(NamedTuple):
     port: int
 
 
+def canonical(host: str) -> str:
+    """One spelling of a host, however it was written: of an IPv4 address too the short, octal and hexadecimal forms."""
+    name = host.lower().rstrip(".")
+    with suppress(ValueError):
+        return ip_address(name).compressed
+    with suppress(OSError):
+        return socket.inet_ntoa(socket.inet_aton(name))
+    return name
+
+
 class Relay:
     """Connects to `wanted`; where redirects are followed also to other ports of its host, and to the web's ports of
     addresses that they may lead to.
@@ -137,9 +147,9 @@ async def _read_address(reader: asyncio.StreamReader) -> Address:
         host = socket.inet_ntop(socket.AF_INET6, await reader.readexactly(16))
     else:
         (length,) = await reader.readexactly(1)
-        host = (await reader.readexactly(length)).decode("ascii").lower().rstrip(".")
+        host = (await reader.readexactly(length)).decode("ascii")
     (port,) = struct.unpack("!H", await reader.readexactly(2))
-    return Address(host, port)
+    return Address(canonical(host), port)
 
 
 async def _dial_any(addresses: Sequence[Address]) -> Ends:

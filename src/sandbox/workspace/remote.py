@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from sandbox.contracts.inside import PROXY_PORT
 from sandbox.workspace.git import Setting
-from sandbox.workspace.relay import Address
+from sandbox.workspace.relay import Address, canonical
 
 FILES = "/etc/clone"
 """Where files that the settings name are laid; the home of a confined clone."""
@@ -23,6 +23,8 @@ _NAMES_FILE = frozenset(
     {"sslcainfo", "sslcert", "sslkey", "cookiefile", "proxysslcert", "proxysslkey", "proxysslcainfo"}
 )
 _LEFT_OUT = frozenset({"proxy", "savecookies", "curloptresolve"})
+_RESOLVING = {"socks5": "socks5h", "socks4": "socks4a"}
+"""No name can be resolved in the confinement, so that is left to the proxy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,14 @@ def rewrite(url: str, settings: Sequence[Setting]) -> str:
 
 
 def describe_remote(url: str, settings: Sequence[Setting], proxy: str, home: Path) -> Remote:
-    """Of a URL as `rewrite` gives it. proxy: what the user has for it, if anything. Raises OSError, ValueError."""
+    """Of a URL as `rewrite` gives it. proxy: what the user has for it, if anything.
+
+    Raises ValueError, and OSError for a file that a setting names.
+    """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or parts.hostname is None:
         return Remote(url, None)
-    address = Address(parts.hostname.rstrip("."), parts.port or _PORTS[parts.scheme])
+    address = Address(canonical(parts.hostname), parts.port or _PORTS[parts.scheme])
     taken: list[Setting] = []
     files: dict[str, bytes] = {}
     for key, value in settings:
@@ -59,14 +64,28 @@ def describe_remote(url: str, settings: Sequence[Setting], proxy: str, home: Pat
         if match is None or match["name"] in _LEFT_OUT or not _is_of(match["url"], address.host):
             continue
         if match["name"] in _NAMES_FILE:
-            path = f"{FILES}/{len(files)}"
-            files[path] = (home / value.removeprefix("~/")).read_bytes()
+            content = _read(match["name"], value, home)
+            path = "" if content is None else f"{FILES}/{len(files)}"
+            files.update({} if content is None else {path: content})
             taken.append((key, path))
         else:
             taken.append((key, value))
     if not proxy:
         return Remote(url, address, None, [*taken, ("http.proxy", f"socks5h://127.0.0.1:{PROXY_PORT}")], files)
+    taken += [(key, value) for key, value in settings if key == "remote.origin.proxyauthmethod"]
     return Remote(url, address, *_behind(proxy, taken, files))
+
+
+def _read(name: str, value: str, home: Path) -> bytes | None:
+    """None where a setting names no file, and for cookies that nobody has stored yet. Raises OSError that names it."""
+    path = home / value.removeprefix("~/")
+    try:
+        return path.read_bytes() if value else None
+    except OSError as error:
+        if name == "cookiefile" and isinstance(error, FileNotFoundError):
+            return None
+        problem = f"http.{name} of the server's user names {path}, which cannot be read: {error.strerror}"
+        raise OSError(problem) from error
 
 
 def _behind(
@@ -79,14 +98,15 @@ def _behind(
     user, at, _ = parts.netloc.rpartition("@")
     is_name = not re.fullmatch(r"[0-9.]+|.*:.*", host)
     inside = host if is_name else "127.0.0.1"
-    moved = urlunsplit(parts._replace(netloc=f"{user}{at}{inside}:{PROXY_PORT}"))
+    scheme = _RESOLVING.get(parts.scheme, parts.scheme)
+    moved = urlunsplit(parts._replace(scheme=scheme, netloc=f"{user}{at}{inside}:{PROXY_PORT}"))
     names = {"/etc/hosts": f"127.0.0.1 localhost {host}\n".encode()} if is_name else {}
     return via, [*taken, ("http.proxy", moved)], {**files, **names}
 
 
 def _is_of(url: str | None, host: str) -> bool:
     """Whether settings of this URL may be for the host."""
-    return url is None or fnmatchcase(host, (urlsplit(url).hostname or "").rstrip("."))
+    return url is None or fnmatchcase(host, canonical(urlsplit(url).hostname or ""))
 
 
 def _is_instead_of(key: str) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from sandbox.contracts.confinement import FIRST_DESCRIPTOR, ConfinedCommand
 from sandbox.workspace.git import Setting
@@ -16,8 +17,15 @@ COMMAND = f"f() {{ cat <&{FIRST_DESCRIPTOR + 1} & cat >&{FIRST_DESCRIPTOR}; }}; 
 """What git takes for ssh inside: it passes on what goes to the far end, and what comes from there."""
 
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=20"
-_URL = re.compile(r"ssh://(?P<user>[^@/]+@)?(?P<host>\[[^\]]+\]|[^:/]+)(?::(?P<port>[0-9]+))?(?P<path>/.*)", re.DOTALL)
-_SCP = re.compile(r"(?P<user>[^@/:]+@)?(?P<host>\[[^\]]+\]|[^:/]+):(?P<port>)(?P<path>(?!//|:).+)", re.DOTALL)
+_URL = re.compile(
+    r"ssh://(?:(?P<user>[^@/]+)@)?(?P<host>\[[^\]]+\]|[^:/]+)(?::(?P<port>[0-9]+))?(?P<path>/.*)", re.DOTALL
+)
+_SCP = re.compile(r"(?:(?P<user>[^@/:]+)@)?(?P<host>\[[^\]]+\]|[^:/]+):(?P<port>)(?P<path>(?!//|:).+)", re.DOTALL)
+
+_UNFIT = re.compile(r"[\x00-\x20\x7f'\"`$;&<>|(){}]")
+"""What no user and no host is made of, but what a shell would take for its own where the user's ssh starts one."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +38,18 @@ class Far:
 
 
 def find_far(url: str) -> Far | None:
-    """None for what is no ssh URL, and for hosts that ssh would take for an option."""
-    match = _URL.fullmatch(url) or (None if "://" in url else _SCP.fullmatch(url))
-    if match is None or (match["user"] or match["host"]).startswith("-"):
+    """None for what is no ssh URL, and for what ssh or a shell of the user's would take for an option or more."""
+    is_scp = "://" not in url
+    match = (_SCP if is_scp else _URL).fullmatch(url)
+    if match is None:
         return None
-    path = match["path"].removeprefix("/") if match["path"].startswith("/~") else match["path"]
-    return Far((match["user"] or "") + match["host"].strip("[]"), match["port"] or "", path)
+    # Each part by itself: a slash or an @ that was escaped ends none.
+    raw = (match["user"] or "", match["host"].strip("[]"), match["path"])
+    user, host, path = raw if is_scp else (unquote(part, errors="surrogateescape") for part in raw)
+    if (user or host).startswith("-") or _UNFIT.search(user + host) or _CONTROL.search(path):
+        return None
+    path = path.removeprefix("/") if path.startswith("/~") else path
+    return Far(f"{user}@{host}" if user else host, match["port"] or "", path)
 
 
 async def run_ssh(

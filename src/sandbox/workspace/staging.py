@@ -13,9 +13,10 @@ from sandbox.contracts.confinement import Confine, Confinement, ConfinementLostE
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.manifest import Repository
+from sandbox.model.refusal import NO_ROOM
 from sandbox.workspace.base_tree import BaseEntry, list_tree, read_entries
 from sandbox.workspace.cloning import NO_REDIRECTS, Cloning
-from sandbox.workspace.complaint import explain, is_transient
+from sandbox.workspace.complaint import NO_ROOM_MEANING, explain, is_transient
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, Files
 from sandbox.workspace.git import Git, GitError, Setting
 from sandbox.workspace.git_directory import OBJECT_ID, neutralise, read_branch, write_git_directory
@@ -88,7 +89,8 @@ class Staging:
         except ConfinementLostError as error:
             raise AttemptError(FailureCode.SANDBOX_LOST, f"Cloning was broken off: {error}.") from error
         except OSError as error:
-            raise _failed(f"Cannot clone {self._wanted.url}: {error.strerror or error}.") from error
+            reason = NO_ROOM_MEANING if error.errno in NO_ROOM else error.strerror or error
+            raise _failed(f"Cannot clone {self._wanted.url}: {reason}.") from error
         return commit
 
     async def _prepare(self, confinement: Confinement) -> str:
@@ -207,7 +209,9 @@ def _oversize(entries: Iterator[BaseEntry], bytes_max: int) -> str | None:
             )
         if path_bytes_left < 0:
             return f"the paths of the commit are longer than {PATHS_BYTES_MAX // 1024**2} MiB together"
-        if len(entry.path) > PATH_BYTES_MAX or entry.path.count(b"/") >= DEPTH_MAX:
+        if len(entry.path) > PATH_BYTES_MAX:
+            return f"a path of the commit is longer than {PATH_BYTES_MAX} bytes"
+        if entry.path.count(b"/") >= DEPTH_MAX:
             return "directories of the commit are nested too deeply"
     return None
 

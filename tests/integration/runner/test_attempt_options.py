@@ -142,6 +142,7 @@ def test_a_preserved_failure_keeps_the_files_and_nothing_else(stage):
     assert scene.task.state is TaskState.FAILED_PRESERVED
     assert scene.attempt.files.workspace.is_dir()
     assert not scene.attempt.files.handle.exists()
+    assert scene.script.taken_back == [scene.attempt.files.disk]
     metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
     assert metadata["state"] == "failed_preserved"
 
@@ -151,6 +152,7 @@ def test_a_success_preserves_nothing(stage):
     asyncio.run(scene.life.carry_out())
     assert scene.task.state is TaskState.COMPLETED
     assert not scene.attempt.files.disk.exists()
+    assert scene.script.taken_back == [None]
 
 
 def test_what_the_sandbox_uses_is_sampled(stage):

@@ -106,3 +106,16 @@ def test_one_that_cannot_be_destroyed_in_time_changes_no_outcome(play, monkeypat
     scene = play(Lies(dies_silently=True, slow_destroy_seconds=3600))
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
     assert "teardown_failed" in {trouble.error for trouble in scene.events(Trouble)}
+
+
+def test_a_sandbox_that_is_slower_than_it_has_to_be_says_why(play):
+    slow = play(Lies(dies_silently=True, slow_because="No guest booted with KVM."))
+    assert ("sandbox_slow", "No guest booted with KVM.") in troubles(slow)
+
+
+def test_one_that_is_not_says_nothing(play):
+    assert "sandbox_slow" not in dict(troubles(play(Lies(dies_silently=True))))
+
+
+def troubles(scene):
+    return [(trouble.error, trouble.message) for trouble in scene.events(Trouble)]

@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from sandbox.model.manifest import Repository
 from sandbox.workspace.credentials import CREDENTIALS_ASKED_MAX, Credentials
 from sandbox.workspace.git_directory import neutralise, read_branch, write_git_directory
 from sandbox.workspace.relay import Address, Relay
+from sandbox.workspace.remote import describe_remote
 from sandbox.workspace.stoppable import Stop
 
 KNOWN = b"username=me\npassword=let-me-in\n"
@@ -144,6 +146,15 @@ def test_the_wanted_host_is_connected_to(greeter):
     relay = Relay(Address("localhost", greeter), via=None, may_be_sent_to=None)
 
     assert connect(relay, "localhost", greeter) == (GRANTED, b"hello")
+
+
+@pytest.mark.parametrize("asked", ["127.0.0.1", "127.1", "0x7f.1", "2130706433"])
+def test_an_address_is_the_same_however_it_is_written(greeter, asked):
+    remote = describe_remote(f"http://127.1:{greeter}/demo.git", [], "", Path("/"))
+    relay = Relay(remote.address, via=None, may_be_sent_to=None)
+
+    assert connect(relay, asked, greeter) == (GRANTED, b"hello")
+    assert connect(relay, "127.2", greeter)[0] == FORBIDDEN
 
 
 def test_a_git_that_was_taken_over_has_so_many_connections_and_no_more(greeter, monkeypatch):

@@ -13,6 +13,7 @@ from sandbox.contracts.workspace import LeftOut
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError
 from sandbox.workspace import collection, files
+from sandbox.workspace.artifact_names import TEMPORARY_NAME
 from sandbox.workspace.files import Files
 from sandbox.workspace.workspaces import GitWorkspaces
 
@@ -283,3 +284,28 @@ def test_cancelling_stops_between_files(desk):
     asyncio.run(cancel_after_the_first())
 
     assert 1 <= len(desk.stored) < 200
+
+
+def test_cancelling_leaves_no_half_file(desk):
+    with desk.file("big").open("wb") as file:
+        file.truncate(1024**3)
+    part = desk.target / TEMPORARY_NAME
+
+    async def cancel_while_it_is_copied():
+        workspaces = GitWorkspaces({"PATH": os.environ["PATH"]})
+
+        async def take():
+            async for _item in workspaces.collect(desk.workspace, ["*"], desk.target, frozenset()):
+                pass
+
+        taking = asyncio.create_task(take())
+        async with asyncio.timeout(20):
+            while not part.exists() or not part.stat().st_size:
+                await asyncio.sleep(0.001)
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+
+    asyncio.run(cancel_while_it_is_copied())
+
+    assert desk.stored == []

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from sandbox.model.errors import AttemptError
+from sandbox.runtimes.cgroups import find_hierarchies
 from sandbox.workspace import git, staging
 
 MEMORY_BYTES_MAX = 128 * 1024**2
@@ -35,6 +36,42 @@ def test_large_files_without_so_many_lines_are_in_the_patch(house, small):
     base = house.stage()
     (house.workspace / "line").write_bytes(b"x" * (MEMORY_BYTES_MAX // 16))
     assert len(house.patch(base)) > MEMORY_BYTES_MAX // 16
+
+
+@pytest.fixture(params=["git gives up", "the kernel ends git"])
+def little(house, request, monkeypatch):
+    """The house with a task of little memory, of which git is told what it may have or is not."""
+    if not find_hierarchies().roots:
+        pytest.skip("no control group can be written to")
+    house.memory_bytes = 160 * 1024**2
+    if request.param == "the kernel ends git":
+        monkeypatch.setattr(git, "_MEMORY_SHARE", 10)
+    return house
+
+
+def test_a_repository_that_takes_more_than_the_tasks_memory(little):
+    little.upstream.commit({"zeros": bytes(2 * little.memory_bytes)})
+    with pytest.raises(AttemptError, match=r"raise vm\.memory") as raised:
+        little.stage()
+    assert raised.value.code == "clone_failed"
+    assert not raised.value.failure.is_transient
+
+
+def test_work_of_the_agents_that_takes_more_than_the_tasks_memory(little):
+    base = little.stage()
+    (little.workspace / "lines").write_bytes(b"\n" * (little.memory_bytes // 16))
+
+    made, reason = little.patch_and_reason(base)
+
+    assert "raise vm.memory" in reason
+    assert made == f"# truncated: {reason}\n".encode()
+
+
+def test_ordinary_work_with_little_memory(little):
+    """The twin: there is enough for it."""
+    base = little.stage()
+    (little.workspace / "README.md").write_text("# Edited\n" * 10_000)
+    little.patch_applies_whole(base)
 
 
 def test_paths_that_are_too_long_together(house, monkeypatch):

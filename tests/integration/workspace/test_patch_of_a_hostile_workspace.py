@@ -145,11 +145,19 @@ def test_paths_that_git_would_not_take_spoil_nothing(staged):
     (staged.workspace / "git~1").write_text("short name of .git\n")
     (staged.workspace / ".gitmodules").symlink_to("README.md")
     (staged.workspace / ".git ").mkdir()
+    (staged.workspace / "out").mkdir()
+    (staged.workspace / "out" / "b\\.git").write_text("behind a backslash\n")
+    (staged.workspace / "~1234567").symlink_to("README.md")
+    (staged.workspace / "gi7e~123").symlink_to("README.md")
+    (staged.workspace / ".gitmodules:").mkdir()
+    (staged.workspace / ".gitmodules:" / "link").symlink_to("README.md")
     (staged.workspace / "kept").write_text("1\n")
+    (staged.workspace / "kept\\too").symlink_to("~12345")
 
     clone = staged.apply(staged.base, staged.patch(staged.base))
 
-    assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["kept"]
+    changed = run_git("-c", "core.quotePath=false", "diff", "--cached", "--name-only", "-z", directory=clone)
+    assert changed.rstrip("\0").split("\0") == ["kept", "kept\\too"]
 
 
 def test_directories_nested_without_end_are_left_out(staged):

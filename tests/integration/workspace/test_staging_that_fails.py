@@ -1,6 +1,7 @@
 """Cloning fails with a sentence that says what to do, and lets no secret out."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from doubles.git_http_server import GitHttpServer
 from doubles.workspace_house import PUBLIC_URL, programs_below, run_git
 from sandbox.model.errors import AttemptError
 from sandbox.model.manifest import Repository
+from sandbox.workspace import git_directory, staging
 
 
 def complaint(house, *args, **wanted):
@@ -198,6 +200,25 @@ def test_a_commit_of_far_too_many_files_is_refused_before_checkout(house):
 
     assert "more than 1000000 files" in complaint(house, branch="bomb")
     assert list(house.workspace.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("bound", "says"), [("PATH_BYTES_MAX", "path of the commit is longer than 2 bytes"), ("DEPTH_MAX", "too deeply")]
+)
+def test_a_commit_of_paths_that_nobody_can_work_with_is_refused_by_what_is_wrong(house, monkeypatch, bound, says):
+    monkeypatch.setattr(staging, bound, 2)
+    house.upstream.commit({"a/b/c/d": b""})
+
+    assert says in complaint(house)
+
+
+def test_a_disk_that_is_full_when_the_pack_is_copied(house, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(git_directory, "read_chunks", full)
+
+    assert "raise vm.disk" in complaint(house)
 
 
 def test_a_tree_with_a_git_directory_in_it_is_refused(house):

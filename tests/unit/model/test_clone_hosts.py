@@ -78,5 +78,15 @@ def test_a_repository_elsewhere_is_a_mistake_in_the_manifest():
     assert mistakes("https://evil.example/repo.git", None) == []
 
 
+@pytest.mark.parametrize("user", ["evil.example%2Fx", "%2DoProxyCommand=x", "me%3Apw", "%00", "%0A"])
+def test_a_user_in_whom_another_host_or_an_option_is_hidden_is_a_mistake(user):
+    """Git reads what is escaped before it looks for the host."""
+    assert mistakes(f"ssh://{user}@github.com/org/repo.git", ["github.com"]) == [("repository.url", "format")]
+
+
+def test_a_user_with_an_at_sign_is_none():
+    assert mistakes("ssh://me%40corp.example@github.com/org/repo.git", ["github.com"]) == []
+
+
 def test_a_url_that_is_none_is_told_once():
     assert mistakes("file:///etc", ["github.com"]) == [("repository.url", "format")]

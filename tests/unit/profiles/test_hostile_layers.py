@@ -179,6 +179,31 @@ def test_an_image_of_too_many_files_is_refused(planted, monkeypatch):
         planted.lay(layer(entry("one-more")))
 
 
+def test_an_image_that_is_too_large_by_the_names_of_one_file_is_refused(planted, monkeypatch):
+    """All of it is read by name, for its digest."""
+    monkeypatch.setattr(tree, "IMAGE_BYTES_MAX", 1000)
+    planted.lay(layer(entry("file", bytes(400)), hardlink("same", "file")))
+    with pytest.raises(ImageRefusedError, match="larger"):
+        planted.lay(layer(hardlink("once-more", "file")))
+
+
+@pytest.mark.parametrize("whiteout", [".wh.nothing", "place/.wh..wh..opq"])
+def test_an_image_of_too_many_whiteouts_is_refused(planted, monkeypatch, whiteout):
+    monkeypatch.setattr(tree, "IMAGE_ENTRIES_MAX", 4)
+    planted.lay(layer(directory("place"), *[entry(whiteout)] * 3))
+    with pytest.raises(ImageRefusedError, match="files"):
+        planted.lay(layer(entry(whiteout)))
+
+
+def test_a_directory_is_not_looked_through_for_whiteouts_again_and_again(planted, monkeypatch):
+    monkeypatch.setattr(tree, "IMAGE_ENTRIES_MAX", 20)
+    files, whiteout = [entry(f"place/{number}", b"new") for number in range(8)], entry("place/.wh..wh..opq")
+    planted.lay(layer(*files, whiteout, whiteout))
+    assert len(list((planted.root / "place").iterdir())) == 8
+    with pytest.raises(ImageRefusedError, match="whiteouts"):
+        planted.lay(layer(*files, whiteout))
+
+
 def test_a_layer_that_unpacks_to_more_than_its_bound_is_refused(planted):
     data = layer(entry("zeros", bytes(100_000)))
     with pytest.raises(ImageRefusedError, match="uncompressed"):

@@ -53,3 +53,9 @@ def test_an_unknown_name_is_told_with_those_that_there_are(tmp_path):
 @pytest.mark.parametrize("name", ["bubblewrap", "gvisor"])
 def test_each_name_is_a_runtime_of_that_name(name, tmp_path):
     assert make_runtime(name, tmp_path).name == name
+
+
+def test_a_runner_does_not_emulate_what_its_server_chose_by_itself(tmp_path):
+    assert make_runtime("qemu", tmp_path, auto=True)._only_kvm
+    assert not make_runtime("qemu", tmp_path)._only_kvm
+    assert make_runtime("bubblewrap", tmp_path, auto=True).name == "bubblewrap"

@@ -28,6 +28,16 @@ REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
         ("fatal: fsck error in packed object\nfatal: fetch-pack: invalid index-pack output", "git refuses"),
         ("fatal: write error: No space left on device", "raise vm.disk"),
         ("fatal: fsck error in packed object", "git refuses"),
+        ("fatal: early EOF\nfatal: out of memory: the kernel ended git", "raise vm.memory"),
+        ("fatal: unable to access 'https://x/openssl.git/': The requested URL returned error: 503", "server error"),
+        ("fatal: unable to access 'https://x/classlib/': The requested URL returned error: 500", "server error"),
+        ("fatal: unable to access 'https://x/openssl.git/': gnutls_handshake() failed", "TLS"),
+        ("fatal: unable to access 'https://x/redirect/': Couldn't connect to server", "does not accept the connection"),
+        ("fatal: unable to access 'https://x/redirect/': SSL certificate problem: expired", "TLS"),
+        (
+            "fatal: unable to update url base from redirection:\n  asked for: https://x\n   redirect: https://y",
+            "final URL",
+        ),
         ("", "git said: nothing"),
     ],
 )

@@ -1,6 +1,5 @@
 """Of the server user's git configuration only what reaches repositories is taken."""
 
-from sandbox.workspace.refused_names import is_refused
 from sandbox.workspace.user_settings import parse_settings
 
 
@@ -24,15 +23,3 @@ def test_only_these_sections_are_taken_in_their_order():
         ("core.sshcommand", "ssh -4"),
         ("remote.origin.proxy", "http://q"),
     ]
-
-
-def test_names_that_git_refuses_are_known():
-    for name in (b".git", b".GIT", b"git~1", b".git. .", b".git::$INDEX_ALLOCATION", b".git\\x"):
-        assert is_refused(name, is_link=False), name
-    assert is_refused(b".gitModules", is_link=True)
-
-
-def test_names_that_only_look_like_them_are_carried():
-    for name in (b".gitignore", b"git", b".git2", b"git~2", b".gitmodules", b".github"):
-        assert not is_refused(name, is_link=False), name
-    assert not is_refused(b".gitattributes", is_link=True)

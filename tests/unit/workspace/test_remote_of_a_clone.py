@@ -37,6 +37,9 @@ def test_the_longest_rule_of_the_user_counts(url, meant):
         ("http://git.example:8080/a", Address("git.example", 8080)),
         ("https://me:pw@GIT.example./a", Address("git.example", 443)),
         ("https://[2001:db8::1]/a", Address("2001:db8::1", 443)),
+        ("https://[2001:DB8:0:0::1]/a", Address("2001:db8::1", 443)),
+        ("http://127.1/a", Address("127.0.0.1", 80)),
+        ("http://0x7f.0.0.1/a", Address("127.0.0.1", 80)),
         ("git://git.example/a", None),
         ("/srv/a", None),
     ],
@@ -68,6 +71,27 @@ def test_files_that_settings_name_go_in_by_their_content(tmp_path):
     assert remote.files == {"/etc/clone/0": b"certificate"}
 
 
+def test_cookies_need_no_file(tmp_path):
+    settings = [("http.cookiefile", ""), ("http.https://git.example/.cookiefile", "~/not-yet")]
+    remote = describe_remote("https://git.example/a", settings, "", tmp_path)
+    assert remote.settings == [("http.cookiefile", ""), ("http.https://git.example/.cookiefile", ""), RELAY]
+    assert remote.files == {}
+
+
+def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path):
+    settings = [("http.https://me:pw@git.example/.sslcainfo", "~/gone.pem")]
+    with pytest.raises(OSError, match=r"http\.sslcainfo of the server's user names .*/gone\.pem, .*: No such file"):
+        describe_remote("https://git.example/a", settings, "", tmp_path)
+    with pytest.raises(OSError, match=r"http\.cookiefile .*: Is a directory"):
+        describe_remote("https://git.example/a", [("http.cookiefile", "~/.")], "", tmp_path)
+
+
+def test_how_a_proxy_is_asked_for_credentials_goes_in():
+    settings = [("remote.origin.proxyauthmethod", "basic"), ("http.proxyauthmethod", "digest")]
+    taken = describe_remote("https://git.example/a", settings, "http://me:pw@proxy.corp:8080", Path("/")).settings
+    assert set(settings) < set(taken)
+
+
 @pytest.mark.parametrize(
     ("proxy", "via", "inside", "hosts"),
     [
@@ -75,6 +99,8 @@ def test_files_that_settings_name_go_in_by_their_content(tmp_path):
         ("proxy.corp:8080", Address("proxy.corp", 8080), "http://proxy.corp:3128", True),
         ("socks5h://10.0.0.1:1080", Address("10.0.0.1", 1080), "socks5h://127.0.0.1:3128", False),
         ("https://proxy.corp", Address("proxy.corp", 443), "https://proxy.corp:3128", True),
+        ("socks5://proxy.corp", Address("proxy.corp", 1080), "socks5h://proxy.corp:3128", True),
+        ("socks4://10.0.0.1:1081", Address("10.0.0.1", 1081), "socks4a://127.0.0.1:3128", False),
     ],
 )
 def test_a_proxy_of_the_users_is_found_at_the_door(proxy, via, inside, hosts):
@@ -90,6 +116,11 @@ def test_a_proxy_of_the_users_is_found_at_the_door(proxy, via, inside, hosts):
         ("ssh://git.example:2222/a", Far("git.example", "2222", "/a")),
         ("ssh://git@[2001:db8::1]:22/a", Far("git@2001:db8::1", "22", "/a")),
         ("ssh://git.example/~me/a", Far("git.example", "", "~me/a")),
+        ("ssh://me%40corp@git.example/my%20work.git", Far("me@corp@git.example", "", "/my work.git")),
+        ("ssh://git.example/%7Eme/a", Far("git.example", "", "~me/a")),
+        ("ssh://git.example/a%FFb", Far("git.example", "", "/a\udcffb")),
+        ("ssh://git.example%2F@other.example/a", Far("git.example/@other.example", "", "/a")),
+        ("git@git.example:a%20b", Far("git@git.example", "", "a%20b")),
         ("git@git.example:a/b", Far("git@git.example", "", "a/b")),
         ("git.example:/srv/a", Far("git.example", "", "/srv/a")),
         ("https://git.example/a", None),
@@ -97,6 +128,12 @@ def test_a_proxy_of_the_users_is_found_at_the_door(proxy, via, inside, hosts):
         ("ext::sh -c x", None),
         ("ssh://-oProxyCommand=x/a", None),
         ("-oProxyCommand=x:a", None),
+        ("ssh://%2DoProxyCommand=x/a", None),
+        ("ssh://%2DoProxyCommand=x@git.example/a", None),
+        ("ssh://%60id%60/a", None),
+        ("ssh://%0Aid@git.example/a", None),
+        ("ssh://git.example/a%00b", None),
+        ("ssh://git.example/a%0Ab", None),
     ],
 )
 def test_the_far_end_of_ssh(url, far):

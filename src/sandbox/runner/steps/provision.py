@@ -12,7 +12,7 @@ from sandbox.contracts.profiles import HOST_IMAGE
 from sandbox.contracts.runtime import HANDLE_VERSION, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.egress import egress_rules, transparent_ports
 from sandbox.model.errors import SandboxError
-from sandbox.model.event import SandboxCreated
+from sandbox.model.event import SandboxCreated, Trouble
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
 from sandbox.runner.durability import give_name
 from sandbox.runner.equipment import Attempt
@@ -65,6 +65,8 @@ async def provision(attempt: Attempt) -> Provisioned:
     attempt.recorder.record(
         SandboxCreated(vm_name=attempt.id, tier=runtime.tier, image=HOST_IMAGE if image is None else image.name)
     )
+    if sandbox.slow_because is not None:
+        attempt.recorder.record(Trouble("sandbox_slow", sandbox.slow_because))
     return Provisioned(sandbox, start, task_key)
 
 

@@ -40,7 +40,7 @@ async def _remove(
     files = attempt.files
     await end_earlier_attempts(attempt)
     if handle is not None:
-        await attempt.equipment.runtime.destroy(handle, files.disk)
+        await attempt.equipment.runtime.destroy(handle, files.disk if files.disk in kept else None)
     await attempt.equipment.disks.close(files)
     if files.repository not in kept and files.repository.is_dir():
         # Goes at once, so that nobody compares with it what is left of a workspace that is half removed.

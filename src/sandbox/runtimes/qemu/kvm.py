@@ -14,9 +14,13 @@ class KvmFinding:
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / _NAME
 
+    def is_there(self) -> bool:
+        """There is a device."""
+        return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
     def may_work(self) -> bool:
         """There is a device, and it has not failed since the machine was booted."""
-        if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        if not self.is_there():
             return False
         try:
             return self._file.read_text() != _BOOT_ID.read_text()
@@ -24,7 +28,7 @@ class KvmFinding:
             return True
 
     def note_failure(self) -> None:
-        """A guest did not boot with it."""
+        """No guest came to its end of booting with it, however long it was given."""
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(_BOOT_ID.read_text())

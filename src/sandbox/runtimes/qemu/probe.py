@@ -8,7 +8,9 @@ from sandbox.contracts.runtime import Probe, Runtime
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes import cgroups
 from sandbox.runtimes.qemu.kvm import KvmFinding
+from sandbox.runtimes.qemu.machine import Accelerator
 from sandbox.runtimes.qemu.parts import find_parts
+from sandbox.runtimes.qemu.sandbox import BootError
 from sandbox.runtimes.trying import missing_limits, try_once
 
 NAME = "qemu"
@@ -16,6 +18,7 @@ TIER = "vm"
 _STRENGTH = 30
 _MEMORY_BYTES = 128 * 1024 * 1024
 _SECONDS = 60.0
+_KVM_SECONDS = 10.0
 _NEEDS_KVM = "KVM does not work here, so every instruction would be emulated: ask for the runtime by its name, qemu."
 
 _ISOLATES = (
@@ -32,9 +35,10 @@ _GAP_EMULATED = "no KVM: all is emulated, five to twenty times slower, and QEMU 
 
 
 class Guests(Runtime, Protocol):
-    """What is probed: a runtime that knows its control groups."""
+    """What is probed: a runtime that knows its control groups, and what its last guest booted with."""
 
     hierarchies: cgroups.Hierarchies
+    booted_by: Accelerator | None
 
 
 async def probe_by_trying(runtime: Guests, run_dir: Path, kvm: KvmFinding, *, only_kvm: bool) -> Probe:
@@ -46,14 +50,16 @@ async def probe_by_trying(runtime: Guests, run_dir: Path, kvm: KvmFinding, *, on
     try:
         find_parts()
         kvm.forget()
-        if only_kvm and not kvm.may_work():
+        if only_kvm and not kvm.is_there():
             return _failing(_NEEDS_KVM)
+        seconds = _KVM_SECONDS if only_kvm else _SECONDS
         limits = await try_once(
-            runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, within_seconds=_SECONDS
+            runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, within_seconds=seconds
         )
     except (SandboxError, OSError, TimeoutError) as error:
-        return _failing(_NEEDS_KVM if only_kvm and not kvm.may_work() else str(error) or "No guest booted in time.")
-    has_kvm = kvm.may_work()
+        has_not_booted = isinstance(error, TimeoutError) or isinstance(error.__cause__, BootError)
+        return _failing(_NEEDS_KVM if only_kvm and has_not_booted else str(error) or "No guest booted in time.")
+    has_kvm = runtime.booted_by is Accelerator.KVM
     return Probe(
         NAME,
         works=True,

@@ -30,7 +30,11 @@ _FORCED = 128 + signal.SIGKILL
 
 
 class BootError(Exception):
-    """The guest did not come to its agent; the text says how far it came."""
+    """The guest did not come to its agent; the text says how far it came. is_late: it may have been on its way."""
+
+    def __init__(self, message: str, *, is_late: bool = False) -> None:
+        super().__init__(message)
+        self.is_late = is_late
 
 
 class QemuSandbox:
@@ -57,6 +61,7 @@ class QemuSandbox:
         self._status: asyncio.Transport | None = None
         self._was_killed = False
         self._exit: asyncio.Task[Exit] | None = None
+        self.slow_because: str | None = None
 
     async def boot(self, within_seconds: float) -> None:
         """Until the agent answers. Raises BootError, and AttemptError (provision_failed) when nothing begins."""
@@ -68,7 +73,7 @@ class QemuSandbox:
                 await self._hold_first(reports)
                 await _first_of(self._ready, self._channel.ended)
         except TimeoutError:
-            raise BootError(f"not within {within_seconds:.0f} s; {self._last_words()}") from None
+            raise BootError(f"not within {within_seconds:.0f} s; {self._last_words()}", is_late=True) from None
         if not self._ready.done():
             raise BootError(self._last_words())
 
@@ -169,7 +174,7 @@ class QemuSandbox:
         ours, guests = socket.socketpair()
         reports, self._status = await read_from(status)
         await self._channel.open(ours)
-        accelerator = os.open(self._plan.accelerator.device, os.O_RDWR | os.O_CLOEXEC)
+        accelerator = self._open_accelerator()
         ends = Ends(*_join_files(self._plan.run_dir, self.handle.attempt_id), guests.detach(), accelerator)
         payload = build_payload(self._program, self._plan, ends, status_inside.detach())
         try:
@@ -179,6 +184,13 @@ class QemuSandbox:
         finally:
             payload.close()
         return reports
+
+    def _open_accelerator(self) -> int:
+        device = self._plan.accelerator.device
+        try:
+            return os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise BootError(f"{device} cannot be opened: {error.strerror}") from error
 
     async def _hold_first(self, reports: asyncio.StreamReader) -> None:
         """Hold the cage's first process by a descriptor: it ends only when nothing else is left in the cage."""

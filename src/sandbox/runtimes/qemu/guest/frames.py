@@ -18,9 +18,7 @@ START, TYPE, RESIZE, HANG_UP, SIGNAL, PAUSE, RESUME, ASK = b"S", b"T", b"Z", b"H
 READY, SAID, CLOSED, TYPED, EXIT, FIGURES, FAILED = b"r", b"s", b"c", b"t", b"e", b"f", b"x"
 
 EXIT_BODY = struct.Struct("<i?")
-"""Code, or NO_CODE, and whether the memory was used up."""
-
-NO_CODE = -1
+"""Code, and whether the memory was used up."""
 
 FIGURES_BODY = struct.Struct("<QQQQ")
 """Bytes of memory, processes, processes ended for want of memory, processes that could not be born."""
