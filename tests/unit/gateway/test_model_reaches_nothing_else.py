@@ -62,6 +62,13 @@ def within_result(block: Any) -> dict[str, Any]:
     return message({"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "x"}, block]})
 
 
+def inline(definition: Any, kind: Any = "tool_definition") -> dict[str, Any]:
+    return {"type": "tool_addition", "tool": {"type": kind, "definition": definition}}
+
+
+FETCH = {"type": "web_fetch_20250910", "name": "web_fetch"}
+OWN_TOOL = {"name": "mcp__x__y", "description": "d", "input_schema": {"type": "object", "properties": {"Tools": {}}}}
+
 REACHING = {
     "web_search": request(tools=[{"name": "Bash"}, {"type": "web_search_20250305", "name": "web_search"}]),
     "web_fetch": request(tools=[{"type": "web_fetch_20250910", "name": "web_fetch"}]),
@@ -92,6 +99,30 @@ REACHING = {
     "capital content": request({"role": "user", "Content": [BY_URL]}),
     "capital content beside": request({"role": "user", "content": "x", "CONTENT": [BY_URL]}),
     "one message without a list": {"model": "claude-haiku-4-5", "messages": {"role": "user", "Content": [BY_URL]}},
+    "tool in a message": request(message(inline(FETCH), role="system")),
+    "tool in a message of the user": request(message({"type": "text", "text": "x"}, inline(FETCH))),
+    "tools in a message": request(message({"type": "tool_addition", "tools": [FETCH]}, role="system")),
+    "mcp_toolset in a message": request(message(inline({"type": "mcp_toolset", "mcp_server_name": "x"}))),
+    "unknown tool in a message": request(message(inline({"type": "teleport", "name": "x"}))),
+    "tool in a message within": request(
+        message({"type": "mid_conv_system", "content": [{"type": "text", "text": "x"}, inline(FETCH)]})
+    ),
+    "tool in a compaction": request(
+        message({"type": "compaction", "content": None, "tool_changes": [inline(FETCH)]}, role="assistant")
+    ),
+    "tool in a result": request(within_result(inline(FETCH))),
+    "tool of the system": request(system=[inline(FETCH)]),
+    "tool without a place": request(message({"type": "tool_addition", "tool": FETCH})),
+    "tool with another name": request(message({"type": "tool_addition", "new": {"what": FETCH}})),
+    "change of tools of unknown type": request(message(inline(FETCH, "mcp_toolset_reference"))),
+    "change of tools without a type": request(message(inline(OWN_TOOL, None))),
+    "change of tools of another shape": request(message({"type": "tool_addition", "tool": "web_fetch"})),
+    "definition of another shape": request(message(inline("web_fetch_20250910"))),
+    "capital definition": request(
+        message({"type": "tool_addition", "tool": {"type": "tool_definition", "Definition": FETCH}})
+    ),
+    "tool of a fallback": request(fallbacks=[{"model": "claude-haiku-4-5", "tools": [FETCH]}]),
+    "mcp_servers of a fallback": request(fallbacks=[{"model": "claude-haiku-4-5", "mcp_servers": [{"name": "x"}]}]),
     "long s": request(**{"tool\u017f": [{"type": "web_search_20250305"}]}),
 }
 
@@ -127,6 +158,30 @@ HARMLESS = {
         message(
             {"type": "tool_use", "id": "t", "name": "mcp__x", "input": {"Source": {"type": "url"}}}, role="assistant"
         )
+    ),
+    "tools in messages": request(
+        message({"type": "text", "text": "x"}, inline(OWN_TOOL), inline({"type": "custom", **OWN_TOOL}), role="system"),
+        message(
+            {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "Bash"}},
+            {"type": "tool_removal", "tool": {"type": "tool_reference", "name": "Bash"}},
+            inline({"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-5"}),
+            role="system",
+        ),
+        message({"type": "compaction", "content": "x", "tool_changes": [inline(OWN_TOOL)]}, role="assistant"),
+    ),
+    "what Claude Code says beside": request(
+        message(
+            {"type": "tool_use", "id": "t", "name": "x", "input": {"tool": "x", "tools": ["x"], "type": "a_20250101"}},
+            {"type": "thinking", "thinking": "x", "signature": "x"},
+            {"type": "fallback", "from": {"model": "claude-fable-5"}, "to": {"model": "claude-opus-5"}},
+            role="assistant",
+        ),
+        within_result({"type": "tool_reference", "tool_name": "x"}),
+        context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        output_config={"effort": "high", "format": {"type": "json_schema", "schema": {"properties": {"Tool": {}}}}},
+        metadata={"user_id": "x"},
+        thinking={"type": "adaptive"},
+        fallbacks=[{"model": "claude-opus-4-8"}],
     ),
     "nulls": request(mcp_servers=[], container=None, tools=[], system=None),
 }
@@ -267,6 +322,7 @@ def test_a_tool_of_the_models_servers_without_a_known_fee_is_refused_where_dolla
     assert "lifecycle.budget_usd cannot bound it" in told
     assert in_dollars.ask(asked, target="/v1/messages/count_tokens")[0] is None
     assert in_tokens.ask(asked)[0] is None
+    assert in_dollars.ask(request(message(inline({"type": tool, "name": "x"}), role="system")))[0] == 403
 
 
 @pytest.mark.parametrize("name", HARMLESS)
