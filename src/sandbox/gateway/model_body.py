@@ -62,6 +62,15 @@ def fee_objection(document: dict[str, Any], shown: Callable[[str], str]) -> str 
     return next((objection for objection in objections if objection is not None), None)
 
 
+def models_beside(document: dict[str, Any]) -> Iterator[str]:
+    """Those that a request may be answered by beside the one that it names; "" for what is no name."""
+    for place, value in _values(document):
+        kind = _field(value, "type")
+        if place == "fallbacks" or (isinstance(kind, str) and kind.startswith("advisor_")):
+            model = _field(value, "model")
+            yield model if _is_word(model) else ""
+
+
 def _tool_objection(place: str, value: Any, allowed: re.Pattern[str], shown: Callable[[str], str]) -> str | None:
     """What is wrong with a value as a tool, or as what may hold one."""
     if not isinstance(value, dict):
@@ -116,3 +125,7 @@ def _is_tool(place: str, record: dict[str, Any]) -> bool:
 
 def _is_word(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and len(value) <= MODEL_WORD_CHARACTERS_MAX
+
+
+def _field(record: Any, name: str) -> Any:
+    return record.get(name) if isinstance(record, dict) else None

@@ -298,6 +298,56 @@ def test_a_word_at_the_bound_is_told():
     assert ENDLESS[2:256] in told
 
 
+UNKNOWN_ADVISOR = {"type": "advisor_20260301", "name": "advisor", "model": "nobody-knows-it"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fallbacks": [{"model": "claude-opus-4-8"}, {"model": "nobody-knows-it"}]},
+        {"fallbacks": [{"model": "nobody-knows-it", "speed": "standard"}]},
+        {"tools": [{"name": "Bash"}, UNKNOWN_ADVISOR]},
+        {"messages": [message(inline(UNKNOWN_ADVISOR), role="system")]},
+    ],
+)
+def test_another_model_without_a_price_is_refused_where_dollars_are_bounded(fields):
+    in_dollars, in_tokens = (Model(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000)))
+    status, told, _ = in_dollars.ask(request() | fields)
+    assert (status, told.partition(" in Sandbox")[0]) == (403, "The model nobody-knows-it has no price")
+    assert in_tokens.ask(request() | fields)[0] is None
+
+
+@pytest.mark.parametrize(
+    "fallbacks",
+    [
+        [{"model": "claude-opus-4-8", "speed": "fast"}],
+        [{"model": "claude-opus-4-8", "inference_geo": "us"}],
+        [{}],
+        [{"model": ["claude-opus-4-8"]}],
+        [{"model": "endless" * 1000}],
+        ["claude-opus-4-8"],
+        [[{"model": "claude-opus-4-8"}]],
+        {"model": "claude-opus-4-8"},
+        "claude-opus-4-8",
+        7,
+    ],
+)
+def test_fallbacks_that_cost_nobody_knows_what_are_refused_where_dollars_are_bounded(fallbacks):
+    in_dollars, in_tokens = (Model(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000)))
+    status, told, _ = in_dollars.ask(request(fallbacks=fallbacks))
+    assert status == 403
+    assert "lifecycle.budget_usd cannot bound it" in told
+    assert "endless" not in told
+    assert in_tokens.ask(request(fallbacks=fallbacks))[0] is None
+
+
+@pytest.mark.parametrize(
+    "fallbacks", [None, [], "default", [{"model": "claude-opus-4-8", "max_tokens": 9, "speed": "standard"}]]
+)
+def test_fallbacks_as_claude_code_asks_for_them_pass_where_dollars_are_bounded(fallbacks):
+    assert Model(GatewayRules(budget=Budget(usd=1.0))).ask(request(fallbacks=fallbacks))[0] is None
+
+
 @pytest.mark.parametrize("dearer", [{"speed": "fast"}, {"inference_geo": "us"}, {"speed": ["fast"]}])
 def test_what_costs_more_than_the_table_says_is_refused_where_dollars_are_bounded(dearer):
     asked = {"model": "claude-opus-5-5", "messages": []}
