@@ -48,26 +48,35 @@ def test_claude_codes_own_fetch_is_a_matter_of_the_sandboxs_hosts_alone(world):
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.example.com/?leak=1"}}
-BODY = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": [IMAGE]}]}
-FETCH = f"""
-curl -sS -m 20 "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $ANTHROPIC_API_KEY" -d '{json.dumps(BODY)}'
-"""
+TOOL = {"type": "web_fetch_20250910", "name": "web_fetch"}
+ADDED = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": TOOL}}
+REASONS = (
+    (IMAGE, "A source of type url makes the model's servers reach elsewhere"),
+    (ADDED, "The tool web_fetch_20250910 makes the model's servers reach elsewhere"),
+)
 
 
-def images_by_url(world):
-    """How many model requests that reached the model have one."""
+def asking_with(block):
+    body = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": [block]}]}
+    return bash(f"""
+curl -sS -m 20 "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $ANTHROPIC_API_KEY" -d '{json.dumps(body)}'
+""")
+
+
+def asked_with(world, block):
+    """How many model requests that reached the model have it."""
     bodies = [json.loads(request["body"]) for request in world.model_requests() if request["method"] == "POST"]
-    return sum(IMAGE in message["content"] for body in bodies for message in body["messages"])
+    return sum(block in message["content"] for body in bodies for message in body["messages"])
 
 
+@pytest.mark.parametrize(("block", "reason"), REASONS)
 @pytest.mark.parametrize(("vm", "reached"), [({}, 0), ({"network_mode": "full"}, 1)])
-def test_a_program_inside_cannot_have_the_models_servers_fetch_either(world, vm, reached):
-    machine = world(bash(FETCH), says(), says())
+def test_a_program_inside_cannot_have_the_models_servers_fetch_either(world, block, reason, vm, reached):
+    machine = world(asking_with(block), says(), says())
     machine.submit(vm=vm)
     assert machine.wait()["state"] == "completed", machine.tell()
-    assert images_by_url(machine) == reached
-    is_told = "A source of type url makes the model's servers reach elsewhere" in machine.tool_results()[0]
-    assert is_told is not bool(reached)
+    assert asked_with(machine, block) == reached
+    assert (reason in machine.tool_results()[0]) is not bool(reached)
 
 
 @pytest.mark.parametrize("status", [401, 403])

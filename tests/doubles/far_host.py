@@ -15,11 +15,15 @@ RULES = GatewayRules(egress=EgressRules((EgressRule(HOST),)))
 MODEL = "http://127.0.0.9:9"
 
 
-def client_hello(name: str, *, encrypted_too: bool = False) -> bytes:
-    """The least that is a ClientHello; encrypted_too: another one, encrypted, is within it (ECH)."""
+def client_hello(name: str, *, encrypted_too: bool = False, beside: bytes = b"") -> bytes:
+    """The least that is a ClientHello; encrypted_too: another one, encrypted, is within it (ECH).
+
+    beside: further extensions.
+    """
     names = b"\0" + len(name).to_bytes(2) + name.encode()
     extension = b"\0\0" + (len(names) + 2).to_bytes(2) + len(names).to_bytes(2) + names
     extension += b"\xfe\x0d\0\4\0\1\2\3" if encrypted_too else b""
+    extension += beside
     body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\1" + b"\1\0" + len(extension).to_bytes(2) + extension
     message = b"\1" + len(body).to_bytes(3) + body
     return b"\x16\3\1" + len(message).to_bytes(2) + message

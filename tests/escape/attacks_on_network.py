@@ -3,7 +3,7 @@
 from escape.attack import Attack
 
 PRELUDE = r"""
-import base64, http.client, os, socket, ssl, struct, subprocess, sys, threading, urllib.request
+import base64, http.client, json, os, socket, ssl, struct, subprocess, sys, threading, urllib.request
 
 def through(): print("THROUGH")
 
@@ -35,6 +35,19 @@ def proxy(request):
 
 def connect(target, host=None, more=b""):
     return proxy(b"CONNECT " + target + b" HTTP/1.1\r\nHost: " + (host or target) + b"\r\n" + more + b"\r\n")
+
+def ask_model(*blocks, **fields):
+    key = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN") or ""
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, *blocks]}]
+    body = json.dumps({"model": "claude-haiku-4-5", "max_tokens": 9, "messages": messages, **fields})
+    head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nx-api-key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ok(tcp("127.0.0.1", 8123, (head + body).encode()))
+
+def added(tool):
+    return {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": tool}}
+
+FETCH = {"type": "web_fetch_20250910", "name": "web_fetch"}
+OWN_TOOL = {"name": "own", "input_schema": {"type": "object"}}
 
 def query(name, kind=1, server="198.18.0.1", port=53, by=udp):
     labels = b"".join(bytes([len(part)]) + part for part in name.encode().split(b".") if part) + b"\0"
@@ -176,12 +189,15 @@ def _through_the_open_door():
         "no Host on port 80", "ok(tcp(HOST, 80, b'GET /x HTTP/1.0\\r\\n\\r\\n'))", "ok(tcp(HOST, 80, get(HOST)))"
     )
     yield Attack("a redirect to another host", "curl('-L', 'http://' + HOST + '/away/other.example?x')", REACH_BY_CURL)
-    yield Attack("the model's door without the task's key", "ok(tcp('127.0.0.1', 8123, b'POST /v1/messages HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\nContent-Length: 2\\r\\nx-api-key: made-up\\r\\n\\r\\n{}'))",
+    yield Attack("the model's door without the task's key", "ok(tcp('127.0.0.1', 8123, b'POST /v1/messages HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nContent-Length: 2\\r\\nx-api-key: made-up\\r\\n\\r\\n{}'))",
                  "if os.environ['ANTHROPIC_BASE_URL'].startswith('http://127.0.0.1:8123'): answered(tcp('127.0.0.1', 8123))")  # fmt: skip
     yield Attack("another path of the model's door", """
 key = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN") or ""
-ok(tcp("127.0.0.1", 8123, f"GET /v1/files HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\nx-api-key: {key}\\r\\nAuthorization: Bearer {key}\\r\\n\\r\\n".encode()))""",
+ok(tcp("127.0.0.1", 8123, f"GET /v1/files HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nx-api-key: {key}\\r\\n\\r\\n".encode()))""",
                  "answered(tcp('127.0.0.1', 8123))")  # fmt: skip
+
+    yield Attack("a tool of the model's servers", "ask_model(tools=[FETCH])", "ask_model(tools=[OWN_TOOL])")
+    yield Attack("a tool of the model's servers in a message", "ask_model(added(FETCH))", "ask_model(added(OWN_TOOL))")
 
 
 def _by_other_families():

@@ -8,7 +8,7 @@ from typing import Any
 
 from sandbox.agent.beginning import judge_beginning
 from sandbox.agent.conversation import ClaudeConversation
-from sandbox.agent.interactive import interactive_arguments, interactive_files, interactive_variables
+from sandbox.agent.interactive import TEXT_MARK, interactive_arguments, interactive_files, interactive_variables
 from sandbox.agent.kept_session import is_kept
 from sandbox.agent.mcp import MCP_CONNECT_SECONDS, mcp_file
 from sandbox.agent.rendering import render_result
@@ -31,7 +31,6 @@ _PROGRAM_PATH = (
     *("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"),
 )
 _MCP_FILE = ".sandbox/mcp.json"
-_TEXT_MARK = "Task:\n"
 
 RESUMED = (
     b"You were interrupted: the machine lost your sandbox, and every process in it ended. The files of the workspace "
@@ -105,7 +104,7 @@ def prompt_bytes(prompt: str) -> bytes:
     It obeys `/clear`, `/init` and others when they come first. Words in front are safe where white space is safe
     only as long as nobody trims it. Leading `-`, `!` and `#` mean nothing on stdin.
     """
-    framed = _TEXT_MARK + prompt if prompt.lstrip().startswith("/") else prompt
+    framed = TEXT_MARK + prompt if prompt.lstrip().startswith("/") else prompt
     return framed.encode(errors="replace")
 
 

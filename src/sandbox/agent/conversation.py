@@ -82,7 +82,7 @@ class ClaudeConversation:
                 self._last_message_id = message.id[:1024]
                 yield TurnBegan()
         for block in read_blocks(message):
-            if block.type == "tool_use" and block.id and block.id not in self._open_calls:
+            if block.type == "tool_use" and block.id and clean(block.id) not in self._open_calls:
                 yield self._open(block)
 
     def _hear_tools(self, event: Line) -> Iterator[AgentEvent]:

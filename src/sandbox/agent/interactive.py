@@ -9,11 +9,13 @@ from sandbox.contracts.inside import HOME
 
 PROMPT_FILE = ".sandbox/prompt.md"
 
+TEXT_MARK = "Task:\n"
+"""Before a prompt that would be taken for a command."""
+
 _ARGUMENT_BYTES_MAX = 100 * 1024
 """A prompt over it goes through a file: the kernel takes no argument of more than 128 KiB."""
 
 _KEY_CHARACTERS = 20
-_TEXT_MARK = "Task:\n"
 _ASKS = {"dontAsk": "default"}
 _MARKS = ("/", "!", "#", "@")
 
@@ -52,7 +54,7 @@ def _first_words(prompt: str) -> str:
     if _is_long(prompt):
         return f"Your task is in the file {HOME}/{PROMPT_FILE}. Read it whole and carry it out."
     text = prompt.replace("\0", "\ufffd")
-    return _TEXT_MARK + text if text.lstrip().startswith(_MARKS) else text
+    return TEXT_MARK + text if text.lstrip().startswith(_MARKS) else text
 
 
 def _is_long(prompt: str) -> bool:

@@ -10,11 +10,18 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def wait_in_thread(work: Callable[[], T]) -> T:
-    """What `work` gives or raises. When cancelled, or when the program ends, the thread is left to itself."""
+async def wait_in_thread(work: Callable[[], T], leave: Callable[[], None]) -> T:
+    """What `work` gives or raises. When cancelled, or when the program ends, the thread is left to itself.
+
+    leave: called once the thread has ended, whether somebody still waits for it or not.
+    """
     loop = asyncio.get_running_loop()
     answered = asyncio.Event()
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def end() -> None:
+        answered.set()
+        leave()
 
     def run() -> None:
         try:
@@ -22,8 +29,12 @@ async def wait_in_thread(work: Callable[[], T]) -> T:
         except Exception as error:
             done.set_exception(error)
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-            loop.call_soon_threadsafe(answered.set)
+            loop.call_soon_threadsafe(end)
 
-    threading.Thread(target=run, name="wait", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="wait", daemon=True).start()
+    except RuntimeError:  # the machine has no more threads
+        leave()
+        raise
     await answered.wait()
     return done.result()

@@ -9,15 +9,12 @@ import msgspec
 from sandbox.contracts.gateway import Budget, GatewayRules
 from sandbox.gateway.asked import Asked, asked_by
 from sandbox.gateway.limits import HELD_BYTES_MAX
+from sandbox.gateway.list_price import price_objection
 from sandbox.gateway.meter import Meter
-from sandbox.gateway.model_body import fee_objection, reach_objection, read_document
+from sandbox.gateway.model_body import reach_objection, read_document
 from sandbox.gateway.policy import Refused
-from sandbox.gateway.prices import price
 from sandbox.gateway.reports import Reports
 from sandbox.model.event import Usage
-
-_AT_LIST_PRICE = {"speed": (None, "standard"), "inference_geo": (None, "global", "not_available")}
-"""What a request may ask for at the prices of the table; fast inference and that of one country cost more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,28 +120,8 @@ class Admission:
         return Refused(403, "permission_error", message)
 
     def _price_refusal(self, document: dict[str, Any]) -> Refused | None:
-        for name, listed in _AT_LIST_PRICE.items():
-            if document.get(name) not in listed:
-                message = (
-                    f"A request with '{name}' costs more than Sandbox's table says, so lifecycle.budget_usd cannot "
-                    "bound it; leave it out, or set lifecycle.budget_tokens instead."
-                )
-                return Refused(403, "permission_error", message)
-        objection = fee_objection(document, self._reports.shown)
-        if objection is not None:
-            message = (
-                f"{objection} may cost what Sandbox's table does not say, so lifecycle.budget_usd cannot bound it; "
-                "leave it out, or set lifecycle.budget_tokens instead."
-            )
-            return Refused(403, "permission_error", message)
-        model = document.get("model", "")
-        if price(model) is not None:
-            return None
-        message = (
-            f"The model {self._reports.shown(model)} has no price in Sandbox's table, so lifecycle.budget_usd cannot "
-            "bound it; ask for a model that has one, or set lifecycle.budget_tokens instead."
-        )
-        return Refused(403, "permission_error", message)
+        message = price_objection(document, self._reports.shown)
+        return None if message is None else Refused(403, "permission_error", message)
 
 
 class Spending:

@@ -10,8 +10,9 @@ from sandbox.gateway.tls_opening import TlsOpening
 _TLS = re.compile(rb"\x16(\x03|\Z)")
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _SPACE = rb"[ \t\v\f]"  # what lenient servers take for one (RFC 9112 §3)
-_FIRST_LINE_BEGUN = re.compile(rb"[\r\n]*(%s+(%s[^\n]*)?)?" % (_TOKEN, _SPACE))
-_REQUEST_LINE = re.compile(rb"[\r\n]*%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_TOKEN, _SPACE), re.IGNORECASE)
+_BEFORE = rb"[ \t\v\f\r\n]*"
+_FIRST_LINE_BEGUN = re.compile(rb"%s(%s+(%s[^\n]*)?)?" % (_BEFORE, _TOKEN, _SPACE))
+_REQUEST_LINE = re.compile(rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_BEFORE, _TOKEN, _SPACE), re.IGNORECASE)
 _HTTP_2 = b"PRI * HTTP/2"
 
 

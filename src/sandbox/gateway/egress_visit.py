@@ -26,6 +26,8 @@ class EgressVisit:
         self._outward = outward
         self._turns = turns
         self._has_half_ended = False
+        self._host_was_heard = False
+        self._refusal: Refusal | None = None
 
     async def run(self) -> None:
         """Until both sides have ended, or one is silent for too long."""
@@ -82,6 +84,8 @@ class EgressVisit:
                 group.create_task(self._carry_in(passage.sieve, host))
         finally:
             host.cut()
+        if self._refusal is not None:
+            await self._refuse(self._refusal)
 
     async def _carry_out(self, sieve: Sieve, host: Line) -> None:
         onward = sieve.begin()
@@ -89,9 +93,10 @@ class EgressVisit:
         while True:
             self._renew(host)
             if isinstance(onward, Refusal):
-                self._reports.denied(onward.host, onward.port, onward.reason)
-                self._client.cut()
-                host.cut()
+                self._refusal = onward
+                host.cut()  # which ends the other way too
+                if self._host_was_heard:  # and an answer of ours would stand in the middle of the host's
+                    self._client.cut()
                 return
             host.write(onward)
             await host.drain()
@@ -108,8 +113,12 @@ class EgressVisit:
     async def _carry_in(self, sieve: Sieve, host: Line) -> None:
         while (data := await host.read()) and not self._client.is_gone:
             self._renew(host)
+            self._host_was_heard = True
             self._client.write(data)
             await self._client.drain()
+        if self._refusal is not None:
+            return
+        self._host_was_heard = True
         self._client.end()
         self._has_half_ended = True
         self._renew(host)

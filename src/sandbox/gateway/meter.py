@@ -1,12 +1,13 @@
 """Reads the usage out of the model's answer while it passes, holding no more of it than a line."""
 
+from dataclasses import astuple
 from typing import Annotated, Any, Protocol
 
 import msgspec
 
 from sandbox.gateway.asked import Asked
 from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.prices import WEB_SEARCH_USD, Tokens, cost_usd
+from sandbox.gateway.prices import ONE_COUNTRY_FACTOR, WEB_SEARCH_USD, Tokens, cost_usd, is_priced
 from sandbox.model.event import Usage
 
 _MODEL_CHARACTERS_MAX = 128
@@ -14,7 +15,10 @@ _DELTA_FRAME_BYTES = 80
 """What stands at least around the text in the line of an event that brings some."""
 
 _COUNTED_ABOVE = ("message", "fallback_message")
-"""Iterations that the counts of the whole answer hold already. All others are billed beside: compaction, an advisor."""
+"""Iterations that the counts of the whole answer hold, if only in part: not what the model read anew after an advisor's
+word, nor what was begun by another model. All others are billed beside: compaction, an advisor."""
+
+_ANYWHERE = ("", "global", "not_available")
 
 
 class Meter(Protocol):
@@ -79,6 +83,7 @@ class _Iteration(_Counts):
 class _Usage(_Counts):
     iterations: list[_Iteration] | None = None
     server_tool_use: Any = None
+    inference_geo: Any = None
 
 
 class _Message(msgspec.Struct):
@@ -206,14 +211,19 @@ class DocumentMeter:
         return _Tally().at_most(asked, asked.output_tokens)
 
 
+_Part = tuple[str, Tokens]
+"""What a model has used."""
+
+
 class _Tally:
     """The latest of every count."""
 
     def __init__(self) -> None:
         self._model: str | None = None
         self._counts: dict[str, int] = {}
-        self._beside: list[_Iteration] = []
+        self._iterations: list[_Iteration] = []
         self._searches = 0
+        self._factor = 1.0
 
     def name(self, model: str) -> None:
         self._model = model[:_MODEL_CHARACTERS_MAX]
@@ -223,7 +233,9 @@ class _Tally:
             return
         self._counts |= _told_counts(told)
         if told.iterations is not None:
-            self._beside = [one for one in told.iterations if one.type not in _COUNTED_ABOVE]
+            self._iterations = told.iterations
+        if isinstance(told.inference_geo, str):
+            self._factor = 1.0 if told.inference_geo in _ANYWHERE else ONE_COUNTRY_FACTOR
         searches = told.server_tool_use.get("web_search_requests") if isinstance(told.server_tool_use, dict) else None
         if isinstance(searches, int) and searches >= 0:
             self._searches = searches
@@ -238,19 +250,36 @@ class _Tally:
     def usage(self) -> Usage | None:
         if self._model is None:
             return None
-        parts = [(self._model, Tokens(**self._counts))]
-        parts += [(one.model or self._model, Tokens(**_told_counts(one))) for one in self._beside]
-        costs = [cost_usd(model, tokens) for model, tokens in parts]
-        priced = [cost for cost in costs if cost is not None]
-        fees = self._searches * WEB_SEARCH_USD
+        whole = (self._model, Tokens(**self._counts))
+        within, beside = self._told(is_counted_above=True), self._told(is_counted_above=False)
+        parts = [*within, (self._model, _beyond(whole[1], within)), *beside]
+        unpriced = next((model for model, _ in parts if not is_priced(model)), None)
+        usd = max(_cost(parts), _cost([whole, *beside])) * self._factor + self._searches * WEB_SEARCH_USD
         return Usage(
-            model=self._model,
+            model=unpriced or self._model,
             input_tokens=sum(tokens.input for _, tokens in parts),
             output_tokens=sum(tokens.output for _, tokens in parts),
             cache_read_tokens=sum(tokens.cache_read for _, tokens in parts),
             cache_write_tokens=sum(tokens.cache_write for _, tokens in parts),
-            cost_usd=round(sum(priced) + fees, 6) if len(priced) == len(costs) else None,
+            cost_usd=round(usd, 6) if unpriced is None else None,
         )
+
+    def _told(self, *, is_counted_above: bool) -> list[_Part]:
+        return [
+            ((one.model or self._model or "")[:_MODEL_CHARACTERS_MAX], Tokens(**_told_counts(one)))
+            for one in self._iterations
+            if (one.type in _COUNTED_ABOVE) is is_counted_above
+        ]
+
+
+def _beyond(whole: Tokens, within: list[_Part]) -> Tokens:
+    """What the whole has and its parts do not."""
+    counts = zip(astuple(whole), *(astuple(tokens) for _, tokens in within), strict=True)
+    return Tokens(*(max(0, first - sum(others)) for first, *others in counts))
+
+
+def _cost(parts: list[_Part]) -> float:
+    return sum(cost_usd(model, tokens) or 0.0 for model, tokens in parts)
 
 
 def _told_counts(told: _Counts) -> dict[str, int]:

@@ -12,6 +12,9 @@ PRICES_DATE = "2026-10-24"
 WEB_SEARCH_USD = 0.01
 """One search of the web by the model's own servers, beside its tokens: 10 USD per 1,000. Fetching has no fee."""
 
+ONE_COUNTRY_FACTOR = 1.1
+"""What tokens cost more where an answer tells that it was made in one country, as models since Claude Opus 4.6 may."""
+
 
 @dataclass(frozen=True, slots=True)
 class Price:

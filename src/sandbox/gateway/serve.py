@@ -140,9 +140,12 @@ class SocketGateway:
         try:
             await attend(accepted)
         except Exception as error:
-            kinds = sorted({type(one).__name__ for one in getattr(error, "exceptions", [error])})
-            with suppress(Exception):
-                self._reports.trouble("gateway_error", f"A connection was given up: {', '.join(kinds)}.")
+            self._give_up("A connection", error)
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        kinds = sorted({type(one).__name__ for one in getattr(error, "exceptions", [error])})
+        with suppress(Exception):
+            self._reports.trouble("gateway_error", f"{what} was given up: {', '.join(kinds)}.")
 
     def _model_door(self, listener: socket) -> Callable[[socket], Coroutine[Any, Any, None]]:
         port = listener.getsockname()[1]
@@ -190,6 +193,8 @@ class SocketGateway:
                     listener.sendto(reply, sender)
             except OSError:  # a reply that cannot be sent now is lost, as datagrams may be
                 await asyncio.sleep(0.01)
+            except Exception as error:
+                self._give_up("A name query", error)
             await asyncio.sleep(0)  # a flood of queries must not take the loop from everybody else
 
 

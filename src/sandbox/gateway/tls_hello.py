@@ -6,6 +6,7 @@ from dataclasses import dataclass
 _HANDSHAKE_RECORD = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME_EXTENSION = 0
+_EARLY_DATA_EXTENSION = 42
 _ENCRYPTED_HELLO_EXTENSION = 0xFE0D
 _HOST_NAME = 0
 _RECORD_BYTES_MAX = 16384 + 256
@@ -17,12 +18,14 @@ class Hello:
     not alone in its record.
 
     hides_name: another hello is in it, encrypted (ECH), which may name another server; browsers put random bytes there.
-    byte_count: of the records that it stands in.
+    is_before_data: the client may send data before the server has answered (RFC 8446 §4.2.10).
+    byte_count: of the records that it stands in, or the first of them: some servers may find a hello in what is odd.
     """
 
     is_whole: bool
     server_name: str | None = None
     hides_name: bool = False
+    is_before_data: bool = False
     byte_count: int = 0
 
 
@@ -36,8 +39,9 @@ def read_hello(data: bytes) -> Hello:
     offset = 0
     while len(data) >= offset + 5:
         length = int.from_bytes(data[offset + 3 : offset + 5])
-        if data[offset] != _HANDSHAKE_RECORD or data[offset + 1] != 3 or not 0 < length <= _RECORD_BYTES_MAX:
-            return Hello(is_whole=True)
+        is_handshake = data[offset] == _HANDSHAKE_RECORD
+        if not is_handshake or data[offset + 1] != 3 or not 0 < length <= _RECORD_BYTES_MAX:
+            return Hello(is_whole=True, byte_count=offset + 5 if is_handshake else 0)
         message += data[offset + 5 : offset + 5 + length]
         if message and message[0] != _CLIENT_HELLO:
             return Hello(is_whole=True)
@@ -48,21 +52,22 @@ def read_hello(data: bytes) -> Hello:
             is_alone = len(message) == end and len(data) >= byte_count
             return _told_by(bytes(message[4:end]), byte_count) if is_alone else Hello(True, byte_count=byte_count)
         offset += 5 + length
-    could_begin = data[:1] in (b"", b"\x16") and data[1:2] in (b"", b"\x03")
-    return Hello(is_whole=not could_begin)
+    is_odd = data[:1] == b"\x16" and data[1:2] not in (b"", b"\x03")
+    return Hello(is_whole=is_odd or data[:1] not in (b"", b"\x16"), byte_count=len(data) if is_odd else 0)
 
 
 def _told_by(body: bytes, byte_count: int) -> Hello:
-    names, hides_name = [], False
+    names, hides_name, is_before_data = [], False, False
     try:
         for kind, content in _extensions(body):
             if kind == _SERVER_NAME_EXTENSION:
                 names += _host_names(content)
             hides_name |= kind == _ENCRYPTED_HELLO_EXTENSION
+            is_before_data |= kind == _EARLY_DATA_EXTENSION
     except _CutShortError:
         return Hello(True, byte_count=byte_count)
     # Several names are against the rules, and the server might take another one than we.
-    return Hello(True, names[0] if len(names) == 1 else None, hides_name, byte_count)
+    return Hello(True, names[0] if len(names) == 1 else None, hides_name, is_before_data, byte_count)
 
 
 def _extensions(body: bytes) -> Iterator[tuple[int, bytes]]:

@@ -30,7 +30,7 @@ class TlsOpening:
             objection = self._mismatch(hello)
         if objection is not None:
             return Refusal(asked or wanted, self._port, objection)
-        return Passage(wanted, self._port, SecondHello(self._received, hello.byte_count, self._judge_again))
+        return Passage(wanted, self._port, SecondHello(self._received, hello, self._judge_again))
 
     def _judge_again(self, hello: Hello) -> Refusal | None:
         objection = self._mismatch(hello)
@@ -51,23 +51,29 @@ class TlsOpening:
         return None
 
 
-_MEANINGLESS = (20, 21)
+_MEANINGLESS = frozenset({20, 21})
 """Records that may stand between two hellos, as often as somebody likes: changes of the cipher, and alerts."""
+
+_DATA = 23
+_HEADER_BYTES = 5
 
 
 class SecondHello:
     """Lets everything through but a second ClientHello that names another server.
 
     A server of TLS 1.3 may ask for one (RFC 8446 §4.1.4), and might serve whom that names. After it all is encrypted.
+    Data that the client sends before the server has answered may stand between the two as well.
     """
 
     is_over = False
 
-    def __init__(self, received: bytes, first_bytes: int, judge: Callable[[Hello], Refusal | None]) -> None:
-        self._first = received[:first_bytes]
-        self._waiting = received[first_bytes:]
+    def __init__(self, received: bytes, first: Hello, judge: Callable[[Hello], Refusal | None]) -> None:
+        self._first = received[: first.byte_count]
+        self._waiting = received[first.byte_count :]
+        self._between = _MEANINGLESS | {_DATA} if first.is_before_data else _MEANINGLESS
+        self._between_bytes = 0
         self._judge = judge
-        self._has_passed = not first_bytes
+        self._has_passed = not first.byte_count
 
     def begin(self) -> bytes | Refusal:
         """The first one, and what came behind it."""
@@ -80,20 +86,28 @@ class SecondHello:
         if self._has_passed:
             return data
         self._waiting += data
-        hello = read_hello(self._waiting[_meaningless_bytes(self._waiting) :])
-        if data and not hello.is_whole and len(self._waiting) <= CLIENT_HELLO_BYTES_MAX:
-            return b""
+        between = self._take_between()
+        hello = read_hello(self._waiting)
+        is_known = hello.is_whole and self._waiting[0] not in self._between
+        if data and not is_known and len(self._waiting) <= CLIENT_HELLO_BYTES_MAX:
+            return between
         is_another = hello.byte_count > 0 or not hello.is_whole
         refusal = self._judge(hello) if is_another and data else None
         if refusal is not None:
             return refusal
-        onward, self._waiting, self._has_passed = self._waiting, b"", True
+        onward, self._waiting, self._has_passed = between + self._waiting, b"", True
         return onward
 
-
-def _meaningless_bytes(data: bytes) -> int:
-    """How many at the beginning are such records, the last of which may not be whole."""
-    offset = 0
-    while offset < len(data) and data[offset] in _MEANINGLESS:
-        offset += 5 + int.from_bytes(data[offset + 3 : offset + 5])
-    return min(offset, len(data))
+    def _take_between(self) -> bytes:
+        """What has come of the records that may stand between; the header of the last one is whole."""
+        end = 0
+        while True:
+            came = min(self._between_bytes, len(self._waiting) - end)
+            self._between_bytes -= came
+            end += came
+            header = self._waiting[end : end + _HEADER_BYTES]
+            if self._between_bytes or len(header) < _HEADER_BYTES or header[0] not in self._between:
+                break
+            self._between_bytes = _HEADER_BYTES + int.from_bytes(header[3:])
+        taken, self._waiting = self._waiting[:end], self._waiting[end:]
+        return taken

@@ -31,13 +31,19 @@ class Upstream:
 
 def parse_upstream(upstream: ModelUpstream) -> Upstream:
     """Raises ValueError with a sentence (without the credential) for what is no usable upstream."""
-    parts = urlsplit(upstream.base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(upstream.base_url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("ANTHROPIC_BASE_URL has a host or a port that cannot be.") from None
+    if parts.scheme not in ("http", "https") or not host:
         raise ValueError("ANTHROPIC_BASE_URL must be an http:// or https:// address with a host.")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValueError("ANTHROPIC_BASE_URL must have no user, password, query or fragment.")
+    if port == 0:
+        raise ValueError("ANTHROPIC_BASE_URL has port 0, at which nothing is reached.")
     is_tls = parts.scheme == "https"
-    host, port = _host(parts.hostname), parts.port or (443 if is_tls else 80)
+    host, port = _host(host), port or (443 if is_tls else 80)
     prefix = parts.path.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*", prefix):
         raise ValueError("ANTHROPIC_BASE_URL has a path with characters that a path cannot have.")
@@ -58,7 +64,8 @@ def _credential(upstream: ModelUpstream) -> tuple[bytes, bytes]:
     if bool(upstream.api_key) == bool(upstream.auth_token):
         raise ValueError("Set exactly one of ANTHROPIC_API_KEY and ANTHROPIC_AUTH_TOKEN.")
     if not re.fullmatch(r"[!-~]+", key):
-        raise ValueError("The model's key has characters that a header cannot have.")
+        name = "ANTHROPIC_API_KEY" if upstream.api_key else "ANTHROPIC_AUTH_TOKEN"
+        raise ValueError(f"{name} has characters that a header cannot have.")
     if upstream.api_key:
         return b"x-api-key", key.encode()
     return b"authorization", b"Bearer " + key.encode()

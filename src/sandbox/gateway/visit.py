@@ -153,12 +153,16 @@ class ModelVisit(Visit):
     async def _dial(self, reaction: Reaction) -> Reaction:
         """Open the connection that the reaction needs; gives what is to be done instead when that fails."""
         try:
-            self._upstream = await self._dialler.dial()
+            line = await self._dialler.dial()
         except UnreachableError as error:
             failed = self._model_conversation.upstream_failed(error.status, error.message)
             failed.to_client[:0] = reaction.to_client
             return failed
-        self._relaying = self._group.create_task(self._relay(self._upstream))
+        if not self._model_conversation.is_in_flight:  # its client has gone meanwhile
+            line.cut()
+            return Reaction()
+        self._upstream = line
+        self._relaying = self._group.create_task(self._relay(line))
         return reaction
 
     async def _relay(self, line: Line) -> None:

@@ -118,7 +118,10 @@ class ToolCall(_Fact, frozen=True, tag="tool_call"):
 
 
 class Usage(_Fact, frozen=True, tag="usage"):
-    """Tokens of one model request, as counted at the gateway; `cost_usd` is null for a model without a price."""
+    """Tokens of one model request, as counted at the gateway; `cost_usd` is null for a model without a price.
+
+    `model`: which answered; where several did, the one without a price, if there is one.
+    """
 
     model: str
     input_tokens: int

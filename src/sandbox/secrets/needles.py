@@ -52,7 +52,8 @@ def _texts(value: str) -> Iterator[bytes]:
         data = text.encode("utf-8", "surrogatepass")
         for layer in peel(data):
             yield layer.data
-            yield layer.data[1:]
+            if layer.data[:1] < b"\x80":  # no escape swallows half a letter
+                yield layer.data[1:]
             yield layer.data.replace(b"\\", b"")  # something invisible may stand between a backslash and its letter
         for before in _SWALLOWERS:
             yield from (layer.data for layer in peel(before + data)[1:])

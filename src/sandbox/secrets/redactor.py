@@ -35,7 +35,12 @@ class Redactor:
         """The text without values."""
         data = text.encode("utf-8", "surrogatepass")
         redacted = self.redact(data)
-        return text if redacted is data else redacted.decode("utf-8", "surrogatepass")
+        if redacted is data:
+            return text
+        try:
+            return redacted.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:  # a value that is no text once its escapes are undone was found within a character
+            return redacted.decode("utf-8", "replace")
 
     def redact_value(self, value: Any) -> Any:
         """Plain JSON data without values, neither in texts nor in keys."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from sandbox.secrets.layers import Layer, settle
-from sandbox.secrets.limits import REDACTED_LAYERS_MAX
+from sandbox.secrets.limits import REDACTED_LAYERS_MAX, REDACTED_SPREAD_BYTES_MAX
 from sandbox.secrets.needles import make_needles
 from sandbox.secrets.search import Hit, Search
 from sandbox.secrets.skeleton import Skeleton
@@ -36,7 +36,8 @@ class Scanner:
             (skeleton, Search(needles)) for skeleton, needles in make_needles(values) if needles
         ]
         longest = max((search.longest for _, search in self._kinds), default=0)
-        self.span_bytes_max = 32 * longest + 4096 if longest else 0
+        spread = min(32 * longest + 4096, max(4 * longest, REDACTED_SPREAD_BYTES_MAX))
+        self.span_bytes_max = spread if longest else 0
         """A value spread over more bytes, by escapes or what stands in between, is not found."""
 
     def find(self, layers: list[Layer]) -> list[Span]:

@@ -47,8 +47,8 @@ class VaultSource:
             raise unavailable(secret, "the key must be path#field, without . and .. in the path.")
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                async with self._turns:
-                    value = await wait_in_thread(partial(self._ask, secret, path, name))
+                await self._turns.acquire()
+                value = await wait_in_thread(partial(self._ask, secret, path, name), self._turns.release)
         except TimeoutError:
             raise unavailable(secret, f"Vault at {self._settings.address} did not answer in time.") from None
         if value is None:

@@ -8,6 +8,7 @@ import pytest
 
 from doubles.served_gateway import run, served_gateway
 from sandbox.gateway.egress import ISOLATED
+from sandbox.gateway.names_conversation import NameService
 from sandbox.model.event import EgressDenied, Trouble
 
 NOBODY = "http://127.0.0.1:9"
@@ -83,6 +84,30 @@ def test_no_name_exists_over_udp():
             assert answers[0][:2] == b"\xab\xcd"
             assert answers[0][3] & 0x0F == 3
             assert served.told == [EgressDenied("files.example.org", 53, ISOLATED)]
+
+    run(story)
+
+
+def test_a_query_that_fails_inside_ends_alone(monkeypatch):
+    answer = NameService.answer
+
+    def breaks_at_some(self, asked):
+        if b"breaks" in asked:
+            raise UnicodeDecodeError("utf-8", b"", 0, 1, "a mistake of ours")
+        return answer(self, asked)
+
+    monkeypatch.setattr(NameService, "answer", breaks_at_some)
+
+    async def story():
+        async with served_gateway(NOBODY) as served:
+            loop = asyncio.get_running_loop()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
+                resolver.setblocking(False)
+                resolver.connect(served.listeners.names_udp.getsockname())
+                await loop.sock_sendall(resolver, query("breaks.example.org"))
+                await loop.sock_sendall(resolver, query("files.example.org"))
+                assert (await asyncio.wait_for(loop.sock_recv(resolver, 4096), 10))[3] & 0x0F == 3
+            assert [trouble.error for trouble in served.of(Trouble)] == ["gateway_error"]
 
     run(story)
 

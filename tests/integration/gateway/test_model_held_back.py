@@ -2,10 +2,13 @@
 
 import asyncio
 
+import pytest
+
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, until_true
 from sandbox.contracts.gateway import GatewayRules
 from sandbox.gateway import limits
+from sandbox.gateway.model_dialler import ModelDialler
 
 HELD = GatewayRules(holds_model=True)
 
@@ -95,5 +98,36 @@ def test_who_leaves_while_waiting_is_forgotten():
             served.gateway.release_model()
             await asyncio.sleep(0.05)
             assert not upstream.connections
+
+    run(story)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_who_leaves_while_the_model_is_dialled_spends_nothing(monkeypatch, stays):
+    dialling, may_go_on, dial = asyncio.Event(), asyncio.Event(), ModelDialler.dial
+
+    async def dial_slowly(dialler):
+        dialling.set()
+        await may_go_on.wait()
+        return await dial(dialler)
+
+    monkeypatch.setattr(ModelDialler, "dial", dial_slowly)
+
+    async def story():
+        async with scripted_upstream(answers) as upstream, served_gateway(upstream.base_url, HELD) as served:
+            client = await served.connect()
+            client.ask()
+            await until_true(lambda: waiting(served) == 1)
+            served.gateway.release_model()
+            await until_true(dialling.is_set)
+            if not stays:
+                client.leave()
+                await until_true(lambda: served.gateway.requests_in_flight == 0)
+            may_go_on.set()
+            if stays:
+                assert (await client.answer())[0] == 200
+            else:
+                await until_true(lambda: not served.gateway._model_conversations)
+            assert len(upstream.requests) == stays
 
     run(story)

@@ -226,9 +226,31 @@ def test_a_request_for_another_host_reaches_nobody_at_any_port(monkeypatch):
             await client.until(b"\r\n\r\n")
             client.received = b""
             client.writer.write(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
-            assert await client.rest() == b""
+            answer = await client.rest()
+            assert answer.startswith(b"HTTP/1.1 403 ")
+            assert b"Sandbox refused other.example:8080: " in answer
             await until_true(lambda: served.of(EgressDenied) != [])
             assert (served.of(EgressDenied)[0].host, received) == ("other.example", b"")
+
+    run(story)
+
+
+@pytest.mark.parametrize("said", [b"220 host\r\n", b""])
+def test_a_refusal_does_not_stand_behind_what_the_host_has_said(monkeypatch, said):
+    async def greet(reader, writer):
+        writer.write(said)
+        writer.write_eof()
+        await reader.read()
+
+    async def story():
+        async with played(greet, monkeypatch, rules=OTHER_PORTS) as served:
+            client = await tunnel(served, port=8080)
+            await client.until(b"\r\n\r\n")
+            client.received = b""
+            assert await client.rest() == said
+            client.writer.write(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
+            await until_true(lambda: served.of(EgressDenied) != [])
+            assert [(one.host, one.port) for one in served.told] == [("other.example", 8080)]
 
     run(story)
 

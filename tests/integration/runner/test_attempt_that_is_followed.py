@@ -287,6 +287,18 @@ def test_an_agent_is_on_record_before_anybody_serves_its_gateway(stage):
     assert served == [True]
 
 
+def test_a_model_at_an_address_that_is_none_is_told_in_its_own_words(stage):
+    scene = stage(Script())
+
+    def refuse(*_, **__):
+        raise ValueError("ANTHROPIC_BASE_URL has no host.")
+
+    scene.attempt.equipment.gateways.open = refuse
+    asyncio.run(scene.life.carry_out())
+    told = (scene.task.state, scene.task.failure.code, scene.task.failure.message)
+    assert told == (TaskState.FAILED, "provision_failed", "ANTHROPIC_BASE_URL has no host.")
+
+
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
 def test_a_gateway_whose_work_breaks_in_a_living_runner_loses_the_sandbox(stage, retries, follow_up):
     scene = stage(Script(stays=True), lifecycle={"retries": retries})

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 import subprocess
+import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from doubles.key_value_vault import TOKEN, KeyValueVault, serving
 from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.model.manifest import Secret
+from sandbox.secrets.limits import VAULT_QUESTIONS_MAX
 from sandbox.secrets.vault import VaultSettings, VaultSource
 
 VALUE = "s3cr3t-value-of-the-database"
@@ -53,6 +55,30 @@ def refusal(vault: KeyValueVault, key: str = "team/app#password", **settings: An
 def test_a_field_of_a_secret_arrives(vault: KeyValueVault):
     assert ask(vault, "team/app#password") == VALUE
     assert vault.asked == [("/v1/secret/data/team/app", None)]
+
+
+def test_a_vault_that_hangs_is_never_asked_more_at_once_than_the_bound(monkeypatch: pytest.MonkeyPatch):
+    asked, may_answer = [], threading.Event()
+
+    def hang(*_: Any) -> str:
+        asked.append(threading.current_thread())
+        may_answer.wait(20)
+        return VALUE
+
+    monkeypatch.setattr(VaultSource, "_ask", hang)
+    secret = Secret(name="DB", source="vault", key="team/app#password")
+
+    async def story() -> None:
+        source = VaultSource(VaultSettings(address="http://127.0.0.1:1", token=TOKEN, timeout_seconds=1))
+        for _ in range(2):
+            many = [source.resolve(secret) for _ in range(VAULT_QUESTIONS_MAX + 1)]
+            told = await asyncio.gather(*many, return_exceptions=True)
+            assert {type(one) for one in told} == {SecretUnavailableError}
+            assert len(asked) == VAULT_QUESTIONS_MAX
+        may_answer.set()
+        assert await source.resolve(secret) == VALUE
+
+    asyncio.run(story())
 
 
 def test_the_mount_and_the_namespace_are_the_servers(vault: KeyValueVault):

@@ -188,6 +188,8 @@ def test_a_tool_answers_once_and_only_when_it_was_called():
     assert not conversation.feed(tool_result("t1"))
     conversation.feed(tool_use("t1"))
     assert not conversation.feed(tool_use("t1"))
+    assert conversation.feed(tool_use("t\x1b2"))
+    assert not conversation.feed(tool_use("t\x1b2"))
     assert conversation.feed(tool_result("t1", is_error=True)) == (ToolEnded("t1", "Bash", is_error=True),)
     assert not conversation.feed(tool_result("t1"))
 

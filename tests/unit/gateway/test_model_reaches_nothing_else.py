@@ -62,6 +62,13 @@ def within_result(block: Any) -> dict[str, Any]:
     return message({"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "x"}, block]})
 
 
+def inline(definition: Any, kind: Any = "tool_definition") -> dict[str, Any]:
+    return {"type": "tool_addition", "tool": {"type": kind, "definition": definition}}
+
+
+FETCH = {"type": "web_fetch_20250910", "name": "web_fetch"}
+OWN_TOOL = {"name": "mcp__x__y", "description": "d", "input_schema": {"type": "object", "properties": {"Tools": {}}}}
+
 REACHING = {
     "web_search": request(tools=[{"name": "Bash"}, {"type": "web_search_20250305", "name": "web_search"}]),
     "web_fetch": request(tools=[{"type": "web_fetch_20250910", "name": "web_fetch"}]),
@@ -92,6 +99,30 @@ REACHING = {
     "capital content": request({"role": "user", "Content": [BY_URL]}),
     "capital content beside": request({"role": "user", "content": "x", "CONTENT": [BY_URL]}),
     "one message without a list": {"model": "claude-haiku-4-5", "messages": {"role": "user", "Content": [BY_URL]}},
+    "tool in a message": request(message(inline(FETCH), role="system")),
+    "tool in a message of the user": request(message({"type": "text", "text": "x"}, inline(FETCH))),
+    "tools in a message": request(message({"type": "tool_addition", "tools": [FETCH]}, role="system")),
+    "mcp_toolset in a message": request(message(inline({"type": "mcp_toolset", "mcp_server_name": "x"}))),
+    "unknown tool in a message": request(message(inline({"type": "teleport", "name": "x"}))),
+    "tool in a message within": request(
+        message({"type": "mid_conv_system", "content": [{"type": "text", "text": "x"}, inline(FETCH)]})
+    ),
+    "tool in a compaction": request(
+        message({"type": "compaction", "content": None, "tool_changes": [inline(FETCH)]}, role="assistant")
+    ),
+    "tool in a result": request(within_result(inline(FETCH))),
+    "tool of the system": request(system=[inline(FETCH)]),
+    "tool without a place": request(message({"type": "tool_addition", "tool": FETCH})),
+    "tool with another name": request(message({"type": "tool_addition", "new": {"what": FETCH}})),
+    "change of tools of unknown type": request(message(inline(FETCH, "mcp_toolset_reference"))),
+    "change of tools without a type": request(message(inline(OWN_TOOL, None))),
+    "change of tools of another shape": request(message({"type": "tool_addition", "tool": "web_fetch"})),
+    "definition of another shape": request(message(inline("web_fetch_20250910"))),
+    "capital definition": request(
+        message({"type": "tool_addition", "tool": {"type": "tool_definition", "Definition": FETCH}})
+    ),
+    "tool of a fallback": request(fallbacks=[{"model": "claude-haiku-4-5", "tools": [FETCH]}]),
+    "mcp_servers of a fallback": request(fallbacks=[{"model": "claude-haiku-4-5", "mcp_servers": [{"name": "x"}]}]),
     "long s": request(**{"tool\u017f": [{"type": "web_search_20250305"}]}),
 }
 
@@ -127,6 +158,30 @@ HARMLESS = {
         message(
             {"type": "tool_use", "id": "t", "name": "mcp__x", "input": {"Source": {"type": "url"}}}, role="assistant"
         )
+    ),
+    "tools in messages": request(
+        message({"type": "text", "text": "x"}, inline(OWN_TOOL), inline({"type": "custom", **OWN_TOOL}), role="system"),
+        message(
+            {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "Bash"}},
+            {"type": "tool_removal", "tool": {"type": "tool_reference", "name": "Bash"}},
+            inline({"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-5"}),
+            role="system",
+        ),
+        message({"type": "compaction", "content": "x", "tool_changes": [inline(OWN_TOOL)]}, role="assistant"),
+    ),
+    "what Claude Code says beside": request(
+        message(
+            {"type": "tool_use", "id": "t", "name": "x", "input": {"tool": "x", "tools": ["x"], "type": "a_20250101"}},
+            {"type": "thinking", "thinking": "x", "signature": "x"},
+            {"type": "fallback", "from": {"model": "claude-fable-5"}, "to": {"model": "claude-opus-5"}},
+            role="assistant",
+        ),
+        within_result({"type": "tool_reference", "tool_name": "x"}),
+        context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        output_config={"effort": "high", "format": {"type": "json_schema", "schema": {"properties": {"Tool": {}}}}},
+        metadata={"user_id": "x"},
+        thinking={"type": "adaptive"},
+        fallbacks=[{"model": "claude-opus-4-8"}],
     ),
     "nulls": request(mcp_servers=[], container=None, tools=[], system=None),
 }
@@ -243,6 +298,56 @@ def test_a_word_at_the_bound_is_told():
     assert ENDLESS[2:256] in told
 
 
+UNKNOWN_ADVISOR = {"type": "advisor_20260301", "name": "advisor", "model": "nobody-knows-it"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fallbacks": [{"model": "claude-opus-4-8"}, {"model": "nobody-knows-it"}]},
+        {"fallbacks": [{"model": "nobody-knows-it", "speed": "standard"}]},
+        {"tools": [{"name": "Bash"}, UNKNOWN_ADVISOR]},
+        {"messages": [message(inline(UNKNOWN_ADVISOR), role="system")]},
+    ],
+)
+def test_another_model_without_a_price_is_refused_where_dollars_are_bounded(fields):
+    in_dollars, in_tokens = (Model(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000)))
+    status, told, _ = in_dollars.ask(request() | fields)
+    assert (status, told.partition(" in Sandbox")[0]) == (403, "The model nobody-knows-it has no price")
+    assert in_tokens.ask(request() | fields)[0] is None
+
+
+@pytest.mark.parametrize(
+    "fallbacks",
+    [
+        [{"model": "claude-opus-4-8", "speed": "fast"}],
+        [{"model": "claude-opus-4-8", "inference_geo": "us"}],
+        [{}],
+        [{"model": ["claude-opus-4-8"]}],
+        [{"model": "endless" * 1000}],
+        ["claude-opus-4-8"],
+        [[{"model": "claude-opus-4-8"}]],
+        {"model": "claude-opus-4-8"},
+        "claude-opus-4-8",
+        7,
+    ],
+)
+def test_fallbacks_that_cost_nobody_knows_what_are_refused_where_dollars_are_bounded(fallbacks):
+    in_dollars, in_tokens = (Model(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000)))
+    status, told, _ = in_dollars.ask(request(fallbacks=fallbacks))
+    assert status == 403
+    assert "lifecycle.budget_usd cannot bound it" in told
+    assert "endless" not in told
+    assert in_tokens.ask(request(fallbacks=fallbacks))[0] is None
+
+
+@pytest.mark.parametrize(
+    "fallbacks", [None, [], "default", [{"model": "claude-opus-4-8", "max_tokens": 9, "speed": "standard"}]]
+)
+def test_fallbacks_as_claude_code_asks_for_them_pass_where_dollars_are_bounded(fallbacks):
+    assert Model(GatewayRules(budget=Budget(usd=1.0))).ask(request(fallbacks=fallbacks))[0] is None
+
+
 @pytest.mark.parametrize("dearer", [{"speed": "fast"}, {"inference_geo": "us"}, {"speed": ["fast"]}])
 def test_what_costs_more_than_the_table_says_is_refused_where_dollars_are_bounded(dearer):
     asked = {"model": "claude-opus-5-5", "messages": []}
@@ -267,6 +372,7 @@ def test_a_tool_of_the_models_servers_without_a_known_fee_is_refused_where_dolla
     assert "lifecycle.budget_usd cannot bound it" in told
     assert in_dollars.ask(asked, target="/v1/messages/count_tokens")[0] is None
     assert in_tokens.ask(asked)[0] is None
+    assert in_dollars.ask(request(message(inline({"type": tool, "name": "x"}), role="system")))[0] == 403
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -39,6 +39,11 @@ def test_a_name_with_letters_of_the_world_is_dialled_as_dns_knows_it():
         ("https://x/?a=b", "k", ""),
         ("https://x/#a", "k", ""),
         ("https://x:99999", "k", ""),
+        ("https://x:many", "k", ""),
+        ("https://x:0", "k", ""),
+        ("https://[::1", "k", ""),
+        ("https://[no-address]", "k", ""),
+        ("https://x\u2100y", "k", ""),
         ("https://x/a b", "k", ""),
         (f"https://{'a' * 64}.example", "k", ""),
         ("https://x", "", ""),
@@ -50,6 +55,7 @@ def test_what_cannot_be_used_is_refused_without_telling_the_key(base_url, api_ke
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the message is looked at below
         parse_upstream(ModelUpstream(base_url, api_key, auth_token))
     assert "sk-secret" not in str(refused.value)
+    assert "ANTHROPIC_" in str(refused.value)
 
 
 def test_the_key_shows_in_no_description():

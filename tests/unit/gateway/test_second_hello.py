@@ -90,15 +90,46 @@ def test_it_is_seen_right_behind_the_first_one_too():
 def test_nothing_is_waited_for_without_a_bound():
     waiting = sieve()
     waiting.begin()
-    assert waiting.client_sent(CHANGE * (CLIENT_HELLO_BYTES_MAX // len(CHANGE))) == b""
-    assert isinstance(waiting.client_sent(CHANGE), Refusal)
+    endless = b"\x16\3\3\x40\0\1\0\x3f\xfc"
+    assert waiting.client_sent(endless.ljust(CLIENT_HELLO_BYTES_MAX)) == b""
+    assert isinstance(waiting.client_sent(b"x"), Refusal)
 
 
 def test_a_client_that_ends_sends_what_was_waited_for():
     waiting = sieve()
     waiting.begin()
-    assert waiting.client_sent(CHANGE) == b""
-    assert waiting.client_sent(b"") == CHANGE
+    assert waiting.client_sent(CHANGE + client_hello(HOST)[:20]) == CHANGE
+    assert waiting.client_sent(b"") == client_hello(HOST)[:20]
+
+
+def before_data(name: str) -> bytes:
+    """A ClientHello that announces data which come before the server's answer."""
+    return client_hello(name, beside=b"\0\x2a\0\0")
+
+
+@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("before", [ENCRYPTED, CHANGE + ENCRYPTED * 3, b"\x17\3\3\x40\0" + bytes(0x4000) + CHANGE])
+def test_another_name_behind_early_data_is_refused(before, step):
+    passage = TlsOpening(POLICY, HOST, "198.18.0.2", 443).client_sent(before_data(HOST))
+    refusal = through(passage.sieve, before + client_hello(OTHER), step)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.host, refusal.port) == (OTHER, 443)
+
+
+@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("behind", [b"", CHANGE + ENCRYPTED * 9, client_hello(HOST) + CHANGE + ENCRYPTED * 2])
+def test_a_session_taken_up_with_early_data_passes_at_once(behind, step):
+    passage = TlsOpening(POLICY, HOST, "198.18.0.2", 443).client_sent(before_data(HOST))
+    assert through(passage.sieve, ENCRYPTED + behind, step) == before_data(HOST) + ENCRYPTED + behind
+
+
+@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("odd", [b"\x16\4\1", b"\x16\3\1\0\0\x16\3\1"])
+def test_another_name_in_records_that_only_some_servers_read_is_refused(odd, step):
+    other = client_hello(OTHER)
+    assert isinstance(through(sieve(), CHANGE + odd + other[3:], step), Refusal)
+    split = other[:3] + b"\0\1" + other[5:6] + odd + (len(other) - 6).to_bytes(2) + other[6:]
+    assert isinstance(through(sieve(), split, step), Refusal)
 
 
 @pytest.mark.parametrize("curve", [None, "secp384r1"])

@@ -57,14 +57,19 @@ def test_a_hello_in_many_records_is_read(size):
     [
         b"GET / HTTP/1.1\r\n",
         b"SSH-2.0-x\r\n",
-        b"\x16\x02\0\0\1\1",
-        b"\x16\x03\1\0\0\1",
         b"\x16\x03\1\0\1\2",
         b"\x17\x03\3\0\1x",
     ],
 )
 def test_what_is_no_hello_is_told_at_once(other):
     assert read_hello(other) == Hello(True, None)
+
+
+@pytest.mark.parametrize("odd", [b"\x16\x02", b"\x16\x02\0\0\1\1", b"\x16\x03\1\0\0\1", b"\x16\x03\1\xff\xff\1"])
+def test_what_some_servers_may_take_for_a_hello_names_nobody(odd):
+    hello = read_hello(odd)
+    assert (hello.is_whole, hello.server_name) == (True, None)
+    assert hello.byte_count > 0
 
 
 @given(st.binary(max_size=300))

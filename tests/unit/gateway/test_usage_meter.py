@@ -83,6 +83,52 @@ def test_what_is_billed_beside_the_answer_is_counted_at_its_own_models_price():
     assert usage.cost_usd == pytest.approx(COST + (180_000 * 3 + 3500 * 15 + 100 * 15 + 10 * 75) / 1e6)
 
 
+def told(model: str, *iterations: dict, **counts: int) -> Usage | None:
+    document = {"model": model, "usage": counts | {"iterations": list(iterations)}}
+    return metered(b"application/json", json.dumps(document).encode())
+
+
+def test_what_the_model_reads_again_after_an_advisors_word_is_counted_too():
+    """On the top level stands the input of the first round only, and the output of all."""
+    usage = told(
+        "claude-sonnet-4-5",
+        {"type": "message", "input_tokens": 400, "output_tokens": 90},
+        {"type": "advisor_message", "model": "claude-opus-4-1", "input_tokens": 800, "output_tokens": 1600},
+        {"type": "message", "input_tokens": 1500, "cache_read_input_tokens": 400, "output_tokens": 450},
+        input_tokens=400,
+        output_tokens=540,
+    )
+    assert (usage.model, usage.input_tokens, usage.output_tokens) == ("claude-sonnet-4-5", 2700, 2140)
+    assert usage.cache_read_tokens == 400
+    assert usage.cost_usd == pytest.approx((1900 * 3 + 540 * 15 + 400 * 0.3 + 800 * 15 + 1600 * 75) / 1e6)
+
+
+def test_an_answer_that_another_model_began_costs_what_both_have_used():
+    usage = told(
+        "claude-opus-4-8",
+        {"type": "message", "model": "claude-fable-5", "input_tokens": 1000, "output_tokens": 20},
+        {"type": "fallback_message", "model": "claude-opus-4-8", "input_tokens": 1000, "output_tokens": 50},
+        input_tokens=1000,
+        output_tokens=50,
+    )
+    assert (usage.input_tokens, usage.output_tokens) == (2000, 70)
+    assert usage.cost_usd == pytest.approx((1000 * 10 + 20 * 50 + 1000 * 5 + 50 * 25) / 1e6)
+
+
+def test_an_answer_costs_no_less_for_what_is_told_of_its_parts():
+    part = {"type": "message", "model": "claude-haiku-4-5", "input_tokens": 600, "output_tokens": 10}
+    whole = {"input_tokens": 1000, "output_tokens": 50, "cache_read_input_tokens": 7}
+    assert told("claude-opus-4-1", part, **whole) == told("claude-opus-4-1", **whole)
+    assert told("claude-opus-4-1", part, input_tokens=0).cost_usd == pytest.approx((600 * 1 + 10 * 5) / 1e6)
+
+
+@pytest.mark.parametrize(("geo", "factor"), [("us", 1.1), ("global", 1), ("not_available", 1), (None, 1), (["us"], 1)])
+def test_tokens_cost_more_where_an_answer_was_made_in_one_country(geo, factor):
+    usage = {"input_tokens": 1000, "inference_geo": geo, "server_tool_use": {"web_search_requests": 1}}
+    start = {"type": "message_start", "message": {"model": "claude-opus-5", "usage": usage}}
+    assert metered(SSE, sse(start)).cost_usd == pytest.approx(1000 * 5 / 1e6 * factor + 0.01)
+
+
 def test_searches_of_the_models_own_servers_are_paid_for_beside_the_tokens():
     searched = {"server_tool_use": {"web_search_requests": 3, "web_fetch_requests": 9}}
     usage = metered(SSE, sse(START, DELTA | {"usage": {"output_tokens": 50} | searched}))
@@ -102,7 +148,8 @@ def test_counts_beside_which_something_odd_is_told_are_read(odd):
 
 def test_an_advisor_without_a_price_leaves_the_answer_without_one():
     unknown = [{"type": "advisor_message", "model": "nobody-knows-it", "input_tokens": 1, "output_tokens": 1}]
-    assert metered(SSE, sse(START, DELTA | {"usage": {"iterations": unknown}})).cost_usd is None
+    usage = metered(SSE, sse(START, DELTA | {"usage": {"iterations": unknown}}))
+    assert (usage.model, usage.cost_usd) == ("nobody-knows-it", None)
 
 
 def test_a_broken_answer_is_counted_as_far_as_it_came():

@@ -64,6 +64,17 @@ def test_every_escape_of_every_value(value: str, escape: Any):
     assert len(redacted) <= len("<[REDACTED:S]>") + 8
 
 
+@pytest.mark.parametrize(
+    "value", ["ähnlich-geheim-1", "пароль-секрет-123", "😀-as-a-password", "%A4hnlich-geheim-1", "\\xa4hnlich-1"]
+)
+@pytest.mark.parametrize("first", ["", "Ĥ", "ä", "¤", "п", "ѿ", "😀", "🐀", "\ud83d", "\\"])
+def test_a_value_that_begins_with_another_letter_than_ascii_is_found_in_texts(value: str, first: str):
+    redactor = Redactor({"S": value})
+    redacted = redactor.redact_text(f"<{value}> {first}{value[1:]} {first}hnlich-geheim-1 {first}{value}>")
+    assert redacted.startswith("<[REDACTED:S]> ")
+    assert value not in redacted
+
+
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize("url_safe", [True, False])

@@ -3,6 +3,8 @@
 import base64
 import json
 import random
+import secrets as secrets_of_the_system
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import VALUES, attack, texts, values
+from sandbox.secrets.layers import Layer
 from sandbox.secrets.redactor import Redactor
+from sandbox.secrets.scanner import Scanner, Span
 
 TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
 
@@ -57,6 +61,55 @@ def test_only_what_may_be_a_beginning_is_held_back():
     assert stream.feed(b"now " + TOKEN[:39].encode()) == b"now "
     assert stream.feed(TOKEN[39:].encode() + b"!\n") == b"[REDACTED:TOKEN]!\n"
     assert stream.held_bytes == 0
+
+
+LARGE = secrets_of_the_system.token_urlsafe(45_000)
+"""A value of 60 KB."""
+
+
+def noisily(value: str) -> bytes:
+    return b"".join(bytes([letter]) + b"\x1b[0m\x1b[1m" for letter in value.encode())
+
+
+@pytest.fixture(scope="module")
+def large() -> Redactor:
+    return Redactor({"LARGE": LARGE})
+
+
+def test_what_is_held_is_not_looked_at_over_and_over(large: Redactor, monkeypatch: pytest.MonkeyPatch):
+    looked_at, find = 0, Scanner.find
+
+    def counted(scanner: Scanner, layers: list[Layer]) -> list[Span]:
+        nonlocal looked_at
+        looked_at += len(layers[0].data)
+        return find(scanner, layers)
+
+    monkeypatch.setattr(Scanner, "find", counted)
+    said = noisily(LARGE[:20_000])
+    stream = large.stream()
+    assert b"".join(stream.feed(said[at : at + 100]) for at in range(0, len(said), 100)) == b""
+    assert stream.held_bytes == len(said)
+    assert looked_at < 16 * len(said)
+    assert stream.flush() == said
+
+
+@pytest.mark.parametrize("step", [1000, 4096, 300_000])
+@pytest.mark.parametrize("write", [str.encode, noisily, lambda value: base64.b64encode(value.encode())])
+def test_a_large_value_is_found_however_it_is_cut(large: Redactor, step: int, write: Callable[[str], bytes]):
+    said = b"<" + write(LARGE) + b"> and\nsome more " + write(LARGE[:30_000]) + b" that is none\n"
+    whole = large.redact(said)
+    assert whole.startswith(b"<[REDACTED:LARGE]")
+    assert streamed(large, said, list(range(0, len(said), step))) == whole
+
+
+def test_what_follows_a_large_beginning_is_let_go_at_a_pause(large: Redactor):
+    stream = large.stream()
+    assert stream.feed(LARGE[:40_000].encode()) == b""
+    assert stream.feed(b"!\n$ ") + stream.pause() == LARGE[:40_000].encode() + b"!\n$ "
+    assert stream.feed(b".") + stream.pause() == b"."
+    assert stream.feed(LARGE[:40_000].encode()) == b""
+    assert stream.feed(LARGE[40_000:50_000].encode()) + stream.pause() == b""
+    assert stream.feed(LARGE[50_000:].encode()) + stream.pause() + stream.flush() == b"[REDACTED:LARGE]"
 
 
 def test_stdout_and_stderr_between_each_other_do_not_help():

@@ -73,13 +73,16 @@ class _Run:
             raise AttemptError(
                 FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
             )
-        self._gateway: Gateway = equipment.gateways.open(
-            attempt.upstream,
-            provisioned.task_key,
-            self._report,
-            _gateway_rules(attempt.task),
-            redact=attempt.redaction.redact_text if attempt.redaction is not None else str,
-        )
+        try:
+            self._gateway: Gateway = equipment.gateways.open(
+                attempt.upstream,
+                provisioned.task_key,
+                self._report,
+                _gateway_rules(attempt.task),
+                redact=attempt.redaction.redact_text if attempt.redaction is not None else str,
+            )
+        except ValueError as error:
+            raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 
     async def carry_out(self) -> None:
         async with _helpers() as helpers:
