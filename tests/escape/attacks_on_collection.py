@@ -47,6 +47,8 @@ TRAPS = (
     Trap("alternates to a repository of the host", READS_ITS_OWN),
     Trap("a nested repository with a config of its own", ORDINARY, "nested/file.txt"),
     Trap("a .gitmodules", ORDINARY, ".gitmodules"),
+    Trap("a file with .git behind a backslash", LEFT_OUT, "odd\\.git"),
+    Trap("a link with a short name of .gitmodules", LEFT_OUT, "~1234567"),
     Trap("a link to a file of the host", LEFT_OUT, "out/link-to-the-host.txt"),
     Trap("a link to /etc/shadow", LEFT_OUT, "out/shadow.txt"),
     Trap("a link to /proc/self/environ", LEFT_OUT, "out/environ.txt"),
@@ -103,6 +105,9 @@ pathlib.Path(".gitmodules").write_text(f'[submodule "x"]\n\tpath = x\n\turl = "e
 os.makedirs("nested/.git/hooks", exist_ok=True)
 pathlib.Path("nested/.git/config").write_text(f"[core]\n\tfsmonitor = {MARK_SHELL}\n\tworktree = /\n")
 pathlib.Path("nested/file.txt").write_text("ordinary\n")
+# Names for which git refuses a whole patch.
+pathlib.Path("odd\\.git").write_text("odd\n")
+os.symlink("README.md", "~1234567")
 # Artifacts that lead out, hang, lie or flood.
 os.makedirs("out", exist_ok=True)
 os.chdir("out")

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def wait_in_thread(work: Callable[[], T], leave: Callable[[], None]) -> T:
+async def wait_in_thread(work: Callable[[], T], leave: Callable[[], None] = lambda: None) -> T:
     """What `work` gives or raises. When cancelled, or when the program ends, the thread is left to itself.
 
     leave: called once the thread has ended, whether somebody still waits for it or not.
