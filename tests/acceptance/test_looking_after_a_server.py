@@ -15,7 +15,8 @@ def admin(empty_world):
     """Run `sandbox admin …` against the server and its data directory."""
 
     def run(command, *arguments, data_dir=None, code=0):
-        place = ["--data-dir", str(data_dir or empty_world.data_dir)]
+        asks_the_server = command == "prune" and "--offline" not in arguments
+        place = [] if asks_the_server else ["--data-dir", str(data_dir or empty_world.data_dir)]
         environment = {
             "PATH": os.environ["PATH"], "HOME": str(empty_world.home), "SANDBOX_SERVER": empty_world.server.said["http"]
         }  # fmt: skip

@@ -20,6 +20,7 @@ KEEPS_BYTES = "makes the patch of the bytes as they are"
 READS_ITS_OWN = "reads its own repository and no other"
 ORDINARY = "takes it for ordinary files"
 LEFT_OUT = "leaves it out and says so"
+OUT_OF_PATCH = "leaves it out of the patch and says so at its head"
 NOT_DELIVERED = "delivers nothing of it"
 """And may have nothing to say: what is no file stays in gVisor's own kernel and never comes to the host."""
 
@@ -47,8 +48,8 @@ TRAPS = (
     Trap("alternates to a repository of the host", READS_ITS_OWN),
     Trap("a nested repository with a config of its own", ORDINARY, "nested/file.txt"),
     Trap("a .gitmodules", ORDINARY, ".gitmodules"),
-    Trap("a file with .git behind a backslash", LEFT_OUT, "odd\\.git"),
-    Trap("a link with a short name of .gitmodules", LEFT_OUT, "~1234567"),
+    Trap("a file with .git behind a backslash", OUT_OF_PATCH, "odd\\.git"),
+    Trap("a link with a short name of .gitmodules", OUT_OF_PATCH, "~1234567"),
     Trap("a link to a file of the host", LEFT_OUT, "out/link-to-the-host.txt"),
     Trap("a link to /etc/shadow", LEFT_OUT, "out/shadow.txt"),
     Trap("a link to /proc/self/environ", LEFT_OUT, "out/environ.txt"),

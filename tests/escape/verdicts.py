@@ -7,6 +7,7 @@ from escape.attacks_on_collection import (
     LEFT_OUT,
     NOT_DELIVERED,
     ORDINARY,
+    OUT_OF_PATCH,
     READS_ITS_OWN,
     RUNS_NOTHING,
     SHOWN,
@@ -86,6 +87,7 @@ class Collected:
             ORDINARY: self._took_for_ordinary,
             NOT_DELIVERED: self._did_not_deliver,
             LEFT_OUT: self._left_out,
+            OUT_OF_PATCH: self._left_out_of_the_patch,
             SHOWN: self._shown,
         }[trap.must](trap.sign)
 
@@ -101,6 +103,10 @@ class Collected:
     def _left_out(self, sign):
         is_told = any(sign in message for message in self.told)
         return is_told and self._did_not_deliver(sign) and b"the host's own" not in self.patch
+
+    def _left_out_of_the_patch(self, sign):
+        head, _, rest = self.patch.partition(b"diff --git ")
+        return sign.encode() in head and sign.encode() not in rest
 
     def _shown(self, sign):
         return sign in self.paths and not any(_STEERING.search(text) for pair in self.artifacts for text in pair)

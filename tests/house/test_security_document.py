@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from escape import table
-from escape.attacks_on_collection import LEFT_OUT, NOT_DELIVERED, RUNS_NOTHING, SHOWN, TRAPS
+from escape.attacks_on_collection import LEFT_OUT, NOT_DELIVERED, OUT_OF_PATCH, RUNS_NOTHING, SHOWN, TRAPS
 from escape.battery import THROUGH
 from escape.verdicts import Collected, is_held
 
@@ -71,6 +71,8 @@ def test_a_tier_has_its_column_and_leaves_the_others_alone(document: str):
 GOOD_PATCH = b"diff --git a/README.md b/README.md\n+changed\n"
 TRAP = {trap.must: trap for trap in reversed(TRAPS)}
 
+HEAD = f"# left out: {TRAP[OUT_OF_PATCH].sign}\n".encode()
+
 
 def collected(
     patch: bytes = GOOD_PATCH, *, paths: tuple[str, ...] = (), told: str = "", is_marked: bool = False
@@ -89,6 +91,8 @@ def collected(
             collected(told=f"{TRAP[LEFT_OUT].sign}: it is not a regular file", paths=(TRAP[LEFT_OUT].sign,)),
         ),
         (LEFT_OUT, collected(told=TRAP[LEFT_OUT].sign), collected()),
+        (OUT_OF_PATCH, collected(HEAD + GOOD_PATCH), collected()),
+        (OUT_OF_PATCH, collected(HEAD + GOOD_PATCH), collected(HEAD + GOOD_PATCH + HEAD)),
         (NOT_DELIVERED, collected(), collected(paths=(TRAP[NOT_DELIVERED].sign,))),
         (SHOWN, collected(paths=(TRAP[SHOWN].sign,)), collected(paths=(TRAP[SHOWN].sign, "out/\x1b[2J"))),
         (SHOWN, collected(paths=(TRAP[SHOWN].sign,)), collected()),
