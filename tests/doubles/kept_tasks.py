@@ -26,6 +26,15 @@ class KeptTasks:
         self.at = BEGIN
         self.last_recorder = None
 
+    @classmethod
+    def of_three(cls, data_dir):
+        """With task-1, task-2 and task-3, completed and in the index."""
+        made = cls(data_dir)
+        for number in (1, 2, 3):
+            made.finish(f"task-{number}")
+        made.index()
+        return made
+
     def _now(self):
         self.at += timedelta(milliseconds=1)
         return self.at

@@ -5,6 +5,7 @@ import os
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+from doubles.manifests import manifest
 from sandbox.contracts.placement import LaunchOrder, Receipt, RunnerUnreachableError
 from sandbox.contracts.profiles import ImageUnusableError
 from sandbox.contracts.recorder import Recorder, read_task
@@ -38,6 +39,7 @@ from sandbox.model.event import (
     TaskFinished,
     WorkspacePrepared,
 )
+from sandbox.model.state import TaskState
 from sandbox.model.watermark import Space, Watermark
 from sandbox.wiring.clock import SystemClock
 
@@ -179,6 +181,13 @@ class Rooms:
 
     def clock_set_back(self):
         self.clock.set_back = timedelta(hours=1)
+
+    async def running(self, service):
+        """A first task, task-1, whose agent is at work."""
+        await service.submit(manifest())
+        await self.launched("task-1")
+        self.runners.play("task-1", *TO_RUNNING)
+        await self.until(service, "task-1", TaskState.RUNNING)
 
     async def until(self, service, task_id, state):
         async with asyncio.timeout(10):

@@ -13,11 +13,7 @@ from sandbox.model.event import Output
 
 @pytest.fixture
 def kept(tmp_path):
-    made = KeptTasks(tmp_path / "data")
-    for number in (1, 2, 3):
-        made.finish(f"task-{number}")
-    made.index()
-    return made
+    return KeptTasks.of_three(tmp_path / "data")
 
 
 @pytest.fixture

@@ -16,10 +16,7 @@ from sandbox.wiring.restoration import restore
 @pytest.fixture
 def kept(tmp_path):
     """Three tasks; of the second something stands in the journal's place that no system reads as a file."""
-    made = KeptTasks(tmp_path / "data")
-    for number in (1, 2, 3):
-        made.finish(f"task-{number}")
-    made.index()
+    made = KeptTasks.of_three(tmp_path / "data")
     made.records("task-2").unlink()
     made.records("task-2").mkdir()
     return made

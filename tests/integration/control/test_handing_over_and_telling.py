@@ -147,10 +147,7 @@ def test_a_wish_that_a_dead_runner_cannot_take_is_written_before_a_finisher_begi
 
     async def play():
         async with world.server() as service:
-            await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING)
-            await world.until(service, "task-1", TaskState.RUNNING)
+            await world.running(service)
             world.runners.die("task-1")
             await service.cancel("task-1", reason="enough", force=False)
             monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.05)

@@ -147,10 +147,7 @@ def test_a_launch_that_cannot_be_written_down_is_tried_again(world, disk):
 def test_a_finisher_that_cannot_be_started_is_tried_again(world):
     async def play():
         async with world.server() as service:
-            await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING)
-            await world.until(service, "task-1", TaskState.RUNNING)
+            await world.running(service)
             world.runners.refuses = True
             world.runners.die("task-1")
             await refused(world.runners)
@@ -303,10 +300,7 @@ def test_a_journal_that_its_disk_does_not_give_stops_neither_the_server_nor_othe
 def test_damage_of_a_journal_is_told_in_the_status(world):
     async def play():
         async with world.server() as service:
-            await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING)
-            await world.until(service, "task-1", TaskState.RUNNING)
+            await world.running(service)
             records = world.data_dir / "tasks/task-1/journal/records"
             with records.open("ab") as file:
                 file.write(b"00000000 {}\n")
@@ -321,10 +315,7 @@ def test_damage_of_a_journal_is_told_in_the_status(world):
 def test_a_task_that_is_held_up_by_its_damaged_journal_cannot_be_cancelled_and_that_is_said(world):
     async def play():
         async with world.server() as service:
-            await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING)
-            await world.until(service, "task-1", TaskState.RUNNING)
+            await world.running(service)
             damage(world.data_dir / "tasks/task-1/journal/records")
             world.runners.die("task-1")
             with pytest.raises(UnavailableError, match=r"held up.*checksum"):

@@ -160,10 +160,7 @@ def test_a_waiting_task_is_cancelled_without_a_runner(world):
 def test_cancel_reaches_the_runner_and_is_durable_before_the_answer(world):
     async def play():
         async with world.server() as service:
-            await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING)
-            await world.until(service, "task-1", TaskState.RUNNING)
+            await world.running(service)
             await service.cancel("task-1", reason="why not", force=False)
             assert read_task(world.journals, "task-1").task.cancel.reason == "why not"
             world.runners.play("task-1", AgentExited(143, None, Failure(FailureCode.AGENT_FAILED, "x")), TaskFinished())
@@ -250,10 +247,7 @@ def test_when_finishers_die_too_the_task_still_ends(world):
 def test_cancel_of_a_task_whose_runner_is_dead_is_kept(world):
     async def play():
         async with world.server() as service:
-            await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING)
-            await world.until(service, "task-1", TaskState.RUNNING)
+            await world.running(service)
             world.runners.die("task-1")
             await service.cancel("task-1", reason="", force=False)
             await world.launched("task-1", 2)
@@ -356,10 +350,7 @@ def test_an_index_that_is_ahead_of_its_journal_is_read_anew(world):
 
     async def before():
         async with world.server() as service:
-            await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING)
-            await world.until(service, "task-1", TaskState.RUNNING)
+            await world.running(service)
 
     async def after():
         async with world.server() as service:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+from contextlib import contextmanager
 
 import pytest
 
@@ -70,13 +71,19 @@ def test_a_tls_client_that_says_nothing_is_let_go(monkeypatch):
     run(story)
 
 
+@contextmanager
+def resolver_of(served):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
+        resolver.setblocking(False)
+        resolver.connect(served.listeners.names_udp.getsockname())
+        yield resolver
+
+
 def test_no_name_exists_over_udp():
     async def story():
         async with served_gateway(NOBODY) as served:
             loop = asyncio.get_running_loop()
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
-                resolver.setblocking(False)
-                resolver.connect(served.listeners.names_udp.getsockname())
+            with resolver_of(served) as resolver:
                 for scrap in (b"", b"\0", b"\xff" * 9000):
                     await loop.sock_sendall(resolver, scrap)
                 await loop.sock_sendall(resolver, query("files.example.org"))
@@ -101,9 +108,7 @@ def test_a_query_that_fails_inside_ends_alone(monkeypatch):
     async def story():
         async with served_gateway(NOBODY) as served:
             loop = asyncio.get_running_loop()
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
-                resolver.setblocking(False)
-                resolver.connect(served.listeners.names_udp.getsockname())
+            with resolver_of(served) as resolver:
                 await loop.sock_sendall(resolver, query("breaks.example.org"))
                 await loop.sock_sendall(resolver, query("files.example.org"))
                 assert (await asyncio.wait_for(loop.sock_recv(resolver, 4096), 10))[3] & 0x0F == 3
