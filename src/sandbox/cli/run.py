@@ -6,6 +6,7 @@ import base64
 import json
 import sys
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -171,12 +172,12 @@ def _offer(
 def _ask(patch: Path, options: Chosen) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    lines = list(patch_lines(patch))
+    lines = patch_lines(patch)
     click.echo("", err=True)
-    for line in painted(lines[:SHOWN_LINES_MAX], has_color=options.has_color):
+    for line in painted(islice(lines, SHOWN_LINES_MAX), has_color=options.has_color):
         click.echo(line, err=True, color=True)
-    if len(lines) > SHOWN_LINES_MAX:
-        click.echo(f"… {counted(len(lines) - SHOWN_LINES_MAX, 'more line')}", err=True)
+    if more := sum(1 for _ in lines):
+        click.echo(f"… {counted(more, 'more line')}", err=True)
     try:
         return click.confirm("Apply this to the checkout?", default=None, err=True)
     except click.Abort:  # ^C, or the end of the terminal: the task is done all the same

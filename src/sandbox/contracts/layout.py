@@ -90,7 +90,7 @@ class AttemptLayout:
 
     @property
     def workspace(self) -> Path:
-        """The clone, /workspace inside."""
+        """The clone, which the sandbox has at `inside.WORKSPACE`."""
         return self.disk / "workspace"
 
     @property

@@ -28,7 +28,7 @@ class KvmFinding:
             return True
 
     def note_failure(self) -> None:
-        """No guest came to its end of booting with it, however long it was given."""
+        """No guest boots with it, however much time it has."""
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(_BOOT_ID.read_text())
