@@ -46,9 +46,19 @@ class InsufficientResourcesError(SandboxError):
     code = "insufficient_resources"
 
     def __init__(
-        self, *, requested_cpus: int, available_cpus: int, requested_memory_bytes: int, available_memory_bytes: int
+        self,
+        lacking: Sequence[str],
+        *,
+        requested_cpus: int,
+        available_cpus: int,
+        requested_memory_bytes: int,
+        available_memory_bytes: int,
     ) -> None:
-        super().__init__("The task asks for more than this machine can give; lower vm.cpus, vm.memory or vm.disk.")
+        """lacking: what there is too little of, with both figures, for people."""
+        super().__init__(
+            f"The task asks for {' and '.join(lacking)}: more than this machine can give. "
+            "Lower vm.cpus, vm.memory or vm.disk, or raise the server's capacity settings."
+        )
         self.requested_cpus = requested_cpus
         self.available_cpus = available_cpus
         self.requested_memory_bytes = requested_memory_bytes

@@ -15,6 +15,9 @@ class Capacity:
     memory_bytes: int
     disk_bytes: int
 
+    def __str__(self) -> str:
+        return f"{self.cpus} CPUs, {_gib(self.memory_bytes)} of memory and {_gib(self.disk_bytes)} of disk"
+
     @classmethod
     def asked_by(cls, vm: Vm) -> "Capacity":
         """What a manifest asks for."""
@@ -161,4 +164,5 @@ def _lacks_memory(need: Capacity, available_bytes: int | None) -> list[str]:
 
 
 def _gib(byte_count: int) -> str:
-    return f"{byte_count / 1024**3:.3g} GiB"
+    gibibytes = byte_count / 1024**3
+    return f"{gibibytes:.0f} GiB" if gibibytes >= 1000 else f"{gibibytes:.3g} GiB"

@@ -296,6 +296,7 @@ class TaskService:
         need, total = Capacity.asked_by(manifest.vm), self.equipment.room.total
         if not need.fits_in(total):
             raise InsufficientResourcesError(
+                need.lacking_in(total, "in all"),
                 requested_cpus=need.cpus,
                 available_cpus=total.cpus,
                 requested_memory_bytes=need.memory_bytes,

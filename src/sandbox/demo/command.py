@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +22,16 @@ if TYPE_CHECKING:
 
     from sandbox.client import Client
 
+_COMMANDS = Path(sys.executable).parent
+"""Where the command `sandbox` is, beside the Python that runs it."""
+
 END_SECONDS = 20.0
 """For the task's end when somebody leaves the demo before."""
 
 _MODEL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _PATCH_LINES_MAX = 200
+_VM = {"cpus": 2, "memory": "2G", "disk": "2G"}
+"""Little enough for a machine of one CPU and 1 GiB, and plenty for the example."""
 
 PROMPT = """\
 The tests of this small project fail. Find the bug, mend it, run the tests,
@@ -86,6 +93,7 @@ def _play(server: str, repository_url: str, console: Console) -> int:
         "kind": "Task",
         "metadata": {"id": "demo", "name": "Mend the example"},
         "repository": {"url": repository_url, "branch": "main"},
+        "vm": _VM,
         "claude": {"prompt": PROMPT},
     }
     with Client(server) as client:
@@ -99,8 +107,11 @@ def _play(server: str, repository_url: str, console: Console) -> int:
             return 1
         _print_patch(client, console)
     console.print(
-        "\nThe demo's server has ended and its files are gone. For a task of your own\n"
-        "follow docs/tutorial.md, or begin with: sandbox serve"
+        "\nThe demo's server has ended and its files are gone. Next, docs/tutorial.md:\n"
+        "ten minutes, no key. Or tasks of your own, with a key of your own:\n\n"
+        f"  export PATH={shlex.quote(str(_COMMANDS))}:$PATH\n"
+        "  export ANTHROPIC_API_KEY=…\n"
+        "  sandbox serve"
     )
     return 0
 

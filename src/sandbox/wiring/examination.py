@@ -8,15 +8,17 @@ from collections.abc import Callable
 
 from sandbox.agent.binary import binary_version, find_binary
 from sandbox.contracts.layout import tasks_root
+from sandbox.control.admission import Capacity
 from sandbox.control.probes import probing
 from sandbox.disks.probe import why_no_loop
 from sandbox.disks.space import measure_space
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_CHECK_SECONDS
+from sandbox.model.manifest import Vm
 from sandbox.runtimes.cgroups import find_hierarchies
 from sandbox.runtimes.node import node_version, pinned_packages
 from sandbox.wiring.finding import Finding
-from sandbox.wiring.machine import choose_run_dir
+from sandbox.wiring.machine import choose_run_dir, measure_capacity
 from sandbox.wiring.private_directory import make_private
 from sandbox.wiring.profile_findings import find_profiles
 from sandbox.wiring.runtime_findings import find_runtimes
@@ -35,6 +37,7 @@ def examine(settings: ServerSettings) -> list[Finding]:
         ("ssh", _ssh),
         ("Claude Code", _claude_code),
         ("sandbox", _sandbox),
+        ("capacity", _capacity),
         ("disks", _disks),
         ("leftovers", _leftovers),
         ("profiles", find_profiles),
@@ -83,6 +86,17 @@ def _sandbox(settings: ServerSettings) -> list[Finding]:
     run_dir = choose_run_dir(settings.server.data_dir.absolute())
     with probing(run_dir):
         return find_runtimes(settings.server.runtime, run_dir)
+
+
+def _capacity(settings: ServerSettings) -> list[Finding]:
+    """Whether a task that says nothing of `vm` would ever be let in."""
+    total = measure_capacity(make_private(settings.server.data_dir.absolute()), settings.capacity)
+    lacking = Capacity.asked_by(Vm()).lacking_in(total, "in all")
+    if not lacking:
+        return [Finding("capacity", True, f"tasks may be promised {total} in all")]
+    message = f"a task whose manifest says nothing of vm asks for {' and '.join(lacking)}, and is refused"
+    mend = "Lower vm.cpus, vm.memory or vm.disk in manifests, or raise the capacity settings."
+    return [Finding("capacity", False, message, mend, is_needed=False)]
 
 
 def _disks(settings: ServerSettings) -> list[Finding]:

@@ -125,7 +125,7 @@ def test_what_never_fits_is_refused_and_what_does_not_fit_now_waits(world):
 
     async def play():
         async with world.server() as service:
-            with pytest.raises(InsufficientResourcesError):
+            with pytest.raises(InsufficientResourcesError, match=r"asks for 9 CPUs \(8 in all\): more than"):
                 await service.submit(manifest("huge", vm={"cpus": 9}))
             await service.submit(manifest("first", vm={"cpus": 8}))
             await service.submit(manifest("second", vm={"cpus": 1}))

@@ -98,7 +98,11 @@ def test_an_id_that_is_taken_is_told_with_the_task_that_has_it(api):
 
 def test_what_can_never_fit_is_told_with_its_figures(api):
     api.tasks.failure = InsufficientResourcesError(
-        requested_cpus=64, available_cpus=16, requested_memory_bytes=64 * 1024**3, available_memory_bytes=1536 * 1024**2
+        ["64 CPUs (16 in all)"],
+        requested_cpus=64,
+        available_cpus=16,
+        requested_memory_bytes=64 * 1024**3,
+        available_memory_bytes=1536 * 1024**2,
     )
     answer = api.post("/api/v1/tasks", content=YAML)
     problem = answer.json()

@@ -91,6 +91,10 @@ def test_a_task_waits_while_the_machine_itself_has_no_memory(room):
     assert room.admit(half_a_gib) == "a"
 
 
+def test_sizes_are_told_in_digits_however_large():
+    assert str(Capacity(16, GIB // 4, 12345 * GIB)) == "16 CPUs, 0.25 GiB of memory and 12345 GiB of disk"
+
+
 def test_a_task_that_asks_for_little_waits_for_no_more_than_that(room):
     room.enter("large", SMALL)
     room.enter("tiny", Capacity(1, 128 * 1024**2, GIB))
