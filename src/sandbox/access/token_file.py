@@ -13,6 +13,7 @@ import msgspec
 
 from sandbox.access.token import TokenRecord, id_of, make_token, matches
 from sandbox.contracts.access import Principal, Role
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import SandboxError
 
 NAME_CHARACTERS_MAX = 64
@@ -101,7 +102,7 @@ class TokenFile:
             return ()
         try:
             return msgspec.json.decode(content, type=_Document).tokens
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except DECODE_ERRORS as error:
             advice = "restore it, or remove it and create tokens anew"
             raise TokenFileError(f"{self.path} is damaged ({error}); {advice}.") from None
 

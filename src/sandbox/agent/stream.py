@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.printable import printable
 
 TEXT_CHARACTERS_MAX = 256
@@ -18,7 +19,7 @@ _RESULT_TEXT_CHARACTERS_MAX = 32 * 1024
 _FIELD_CHARACTERS_MAX = 1024
 _DEPTH_MAX = 16
 _INTEGER_BITS_MAX = 53
-_MALFORMED = (msgspec.MsgspecError, RecursionError, ValueError, OverflowError, UnicodeError)
+_MALFORMED = (*DECODE_ERRORS, ValueError, OverflowError)
 
 
 class Line(msgspec.Struct):

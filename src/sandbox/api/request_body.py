@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from sandbox.api.errors import InvalidParameterError, PayloadTooLargeError, SlowRequestError
 from sandbox.model import limits
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.manifest_formats import VISIBLE
 
 BODY_SECONDS = 30.0
@@ -68,7 +69,7 @@ async def read_cancel_wish(request: Request, asked: CancelWish) -> CancelWish:
     try:
         given: Any = msgspec.json.decode(body)
         wish = msgspec.convert({**msgspec.structs.asdict(asked), **given}, CancelWish)
-    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
+    except (TypeError, *DECODE_ERRORS) as error:
         allowed = json.dumps({"reason": "…", "force": False}, ensure_ascii=False)
         raise InvalidParameterError("body", f"must be a JSON object such as {allowed} ({error})", rule="type") from None
     return wish.checked()

@@ -19,6 +19,7 @@ from sandbox.api.measured import note_route
 from sandbox.contracts.placement import TerminalOrder
 from sandbox.contracts.subject import TASK_ID
 from sandbox.contracts.terminals import Ended, Resized, Role, Shown, TerminalLine, Typed
+from sandbox.model.decoding import DECODE_ERRORS
 
 _NORMAL, _GOING_AWAY, _NOT_UNDERSTOOD = 1000, 1001, 1008
 _TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}", re.ASCII)
@@ -108,7 +109,7 @@ async def _listen(websocket: WebSocket, line: TerminalLine) -> None:
             continue
         try:
             size = msgspec.json.decode(message.get("text") or "", type=_Message)
-        except msgspec.DecodeError:
+        except DECODE_ERRORS:
             await websocket.close(_NOT_UNDERSTOOD, "Text must be a resize; what is typed goes in binary frames.")
             return
         if 1 <= size.rows <= _SIZE_MAX and 1 <= size.columns <= _SIZE_MAX:

@@ -19,6 +19,7 @@ import msgspec
 from sandbox.demo.http_service import Channel, HttpRequest, HttpService
 from sandbox.demo.model_answer import error_body, stream_parts, whole_message
 from sandbox.demo.model_script import Fault, Script, Turn, example_script, load_script
+from sandbox.model.decoding import DECODE_ERRORS
 
 _JSON = (("content-type", "application/json"),)
 _EVENTS = (("content-type", "text/event-stream"), ("cache-control", "no-cache"))
@@ -77,7 +78,7 @@ class ScriptedModel:
             body = _read_body(request)
             turn, fault = self._next(body)
             model = str(body["model"])
-        except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
+        except (LookupError, TypeError, *DECODE_ERRORS) as error:
             await channel.send(400, _JSON, [error_body(400, f"Not a Messages request: {error}")])
             return
         await asyncio.sleep(turn.delay_seconds)

@@ -8,6 +8,7 @@ import msgspec
 from sandbox.gateway.asked import Asked
 from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
 from sandbox.gateway.prices import ONE_COUNTRY_FACTOR, WEB_SEARCH_USD, Tokens, cost_usd, is_priced
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.event import Usage
 
 _MODEL_CHARACTERS_MAX = 128
@@ -157,7 +158,7 @@ class StreamMeter:
     def _read(self, data: bytes) -> None:
         try:
             event = _event_decoder.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except DECODE_ERRORS:
             return
         if event.type == "message_start" and event.message is not None:
             self._tally.name(event.message.model)
@@ -188,7 +189,7 @@ class DocumentMeter:
         """None until the document is whole."""
         try:
             message = _message_decoder.decode(self._body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except DECODE_ERRORS:
             return None
         if message.usage is None:
             return None

@@ -12,6 +12,7 @@ import msgspec
 
 from sandbox.gateway.limits import MODEL_WORD_CHARACTERS_MAX, REQUEST_VALUES_MAX
 from sandbox.gateway.policy import Refused
+from sandbox.model.decoding import DECODE_ERRORS
 
 _RUN_INSIDE = re.compile(r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}")
 """Tools that Claude Code runs itself, and those of the model's servers that look at nothing but the request."""
@@ -37,7 +38,7 @@ def read_document(body: bytes | bytearray) -> dict[str, Any] | Refused:
         return Refused(413, "request_too_large", f"The request's body has over {REQUEST_VALUES_MAX} values.")
     try:
         document = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except DECODE_ERRORS:
         document = None
     if not isinstance(document, dict) or not _is_word(document.get("model", "")):
         return Refused(400, "invalid_request_error", "The request's body must be a JSON object that names a model.")

@@ -6,6 +6,7 @@ from zlib import crc32
 import msgspec
 
 from sandbox.contracts.journal import JournalDamagedError
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.event import Record
 
 LINE_BYTES_MAX = 32 * 1024 * 1024
@@ -61,7 +62,7 @@ def decode(text: bytes) -> Record:
     """The record of a whole line. Raises JournalDamagedError when it is none that this program knows."""
     try:
         record = _decoder.decode(memoryview(text)[_CHECKSUM_BYTES:-1])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         raise JournalDamagedError(f"A record cannot be understood ({error}); is it of a newer Sandbox?") from error
     if record.version > VERSION:
         raise JournalDamagedError(f"Record {record.seq} has version {record.version}; read it with a newer Sandbox.")

@@ -10,6 +10,7 @@ from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import msgspec
 
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.profiles.layer import refuse_many_words, refusing_damage
 from sandbox.profiles.limits import ARCHIVE_MEMBERS_MAX, IMAGE_METADATA_BYTES_MAX
 from sandbox.profiles.mistakes import ImageRefusedError
@@ -56,7 +57,7 @@ class Archive:
             raise ImageRefusedError(f"{name[:200]} in the archive is too large.")
         try:
             return msgspec.json.decode(self.open(name, digest).read(), type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except DECODE_ERRORS as error:
             raise ImageRefusedError(f"{name[:200]} in the archive is not as it should be: {error}.") from error
 
     def _find(self, name: str) -> tarfile.TarInfo:

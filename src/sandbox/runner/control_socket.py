@@ -9,6 +9,7 @@ import msgspec
 
 from sandbox.contracts.placement import CancelOrder, Receipt, TerminalOrder
 from sandbox.contracts.terminals import TerminalRefusedError
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.limits import CONTROL_SECONDS
 from sandbox.runner.terminals import Terminals
 
@@ -49,7 +50,7 @@ def _read(line: bytes) -> CancelOrder | TerminalOrder | Receipt:
     """The order, or what to answer to something that is none."""
     try:
         return _decoder.decode(line)
-    except msgspec.DecodeError as error:
+    except DECODE_ERRORS as error:
         return Receipt(done=False, message=f"Not an order: {error}")
 
 

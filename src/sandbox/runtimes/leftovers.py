@@ -8,6 +8,7 @@ import msgspec
 
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.runtime import Runtime, SandboxHandle
+from sandbox.model.decoding import DECODE_ERRORS
 
 
 class SandboxLeftovers:
@@ -40,5 +41,5 @@ def _read(path: Path) -> SandboxHandle | None:
     """None also for one that cannot be read: what it said may be found without it."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, *DECODE_ERRORS):
         return None

@@ -23,6 +23,7 @@ from sandbox.control.audit import Discrepancy
 from sandbox.control.launch import end_books
 from sandbox.journal.directory import flush
 from sandbox.journal.journals import FileJournals
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import Failure, FailureCode, SandboxError
 from sandbox.model.event import TaskFinished
 from sandbox.model.manifest_formats import TASK_ID
@@ -152,7 +153,7 @@ def _read_manifest(content: IO[bytes]) -> bytes:
 def _decode(content: bytes) -> BackupManifest:
     try:
         manifest = msgspec.json.decode(content, type=BackupManifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         raise BackupUnusableError(f"The backup's manifest cannot be understood ({error}).") from error
     if manifest.version > VERSION:
         raise BackupUnusableError(f"The backup has version {manifest.version}; restore it with a newer Sandbox.")

@@ -97,7 +97,16 @@ def test_a_client_that_leaves_leaves_the_terminal(open_doors):
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("text", ["", "ls", '{"type": "resize", "rows": "1", "columns": 2}', '{"type": "exec"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ls",
+        '{"type": "resize", "rows": "1", "columns": 2}',
+        '{"type": "exec"}',
+        pytest.param('{"type": ' + "[" * 50_000, id="deep"),
+    ],
+)
 def test_text_that_is_no_resize_ends_it(open_doors, text: str):
     async def story():
         async with open_doors() as doors:

@@ -62,6 +62,11 @@ def test_one_byte_at_a_time():
     assert metered(SSE, *(STREAM[i : i + 1] for i in range(len(STREAM)))) == USED
 
 
+def test_an_event_too_deep_to_read_is_passed_over():
+    deep = b'data: {"type": "message_delta", "x": ' + b"[" * 5_000 + b"\n\n"
+    assert metered(SSE, deep + STREAM) == USED
+
+
 def test_the_last_delta_wins_and_may_correct_the_input():
     again = DELTA | {"usage": {"output_tokens": 70, "input_tokens": 1100, "cache_read_input_tokens": None}}
     usage = metered(SSE, sse(START, DELTA, again))

@@ -8,6 +8,7 @@ from contextlib import suppress
 import msgspec
 
 from sandbox.contracts.runtime import Command, Exit, Stats, Terminal, TerminalSize
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import processes
 from sandbox.runtimes.bubblewrap.arguments import build_payload
@@ -99,7 +100,7 @@ class BubblewrapSandbox(LaunchedSandbox):
         """One line of bubblewrap's; False at the end. Its init is held by a descriptor from here on."""
         async with self._reading:
             line = await status.readline()
-        with suppress(msgspec.DecodeError):
+        with suppress(*DECODE_ERRORS):
             self._reports.update(msgspec.json.decode(line))
         init_pid = self._reports.get(_CHILD)
         if self._init_descriptor is None and init_pid is not None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.runtimes.gvisor.bundle import STATE
 
 _OF_A_LOST_PROCESS = ("input/output error", "eof", "broken pipe", "connection reset by peer")
@@ -35,7 +36,7 @@ def read_state(runsc_pid: int, attempt_id: str) -> State:
     path = Path(f"/proc/{runsc_pid}/root{STATE}/{attempt_id}_sandbox:{attempt_id}.state")
     try:
         return msgspec.json.decode(path.read_bytes(), type=State)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, *DECODE_ERRORS):
         return State()
 
 
@@ -50,7 +51,7 @@ def last_error(log: bytes) -> str:
     for line in log.splitlines():
         try:
             message = msgspec.json.decode(line, type=_Message)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except DECODE_ERRORS:
             continue
         if message.level == "error":
             found = message.msg

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sandbox.contracts.runtime import Command, Exit, Listeners, SandboxHandle, Stats, Terminal, TerminalSize
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.cgroups import ControlGroup
@@ -194,7 +195,7 @@ class QemuSandbox:
 
     async def _hold_first(self, reports: asyncio.StreamReader) -> None:
         """Hold the cage's first process by a descriptor: it ends only when nothing else is left in the cage."""
-        with suppress(msgspec.DecodeError, KeyError, ProcessLookupError):
+        with suppress(*DECODE_ERRORS, KeyError, ProcessLookupError):
             self._init_descriptor = os.pidfd_open(msgspec.json.decode(await reports.readline())["child-pid"])
 
     async def _await_end(self) -> Exit:
