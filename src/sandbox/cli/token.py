@@ -19,10 +19,15 @@ from sandbox.cli.visible import visible
 from sandbox.contracts.access import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sandbox.access.token import TokenRecord
     from sandbox.access.token_file import TokenFile
+    from sandbox.wiring.settings import ServerSettings
+
+
+_NO_CLONE_HOST = """\
+With tokens the server clones only from git.allowed_hosts, and that is empty here. Name the hosts, and start it again:
+  in sandbox.toml:    git.allowed_hosts = ["github.com"]
+  or its environment: SANDBOX_GIT_ALLOWED_HOSTS=github.com"""
 
 
 def _lifetime(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
@@ -53,15 +58,18 @@ def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) 
     from sandbox.access.token_file import InvalidTokenNameError
 
     expires_at = datetime.now(UTC) + lifetime if lifetime is not None else None
+    settings = load_configuration(options).settings
     try:
-        secret, record = _token_file(options, makes_directory=True).create(Role(role), name, expires_at)
+        secret, record = _token_file(settings, makes_directory=True).create(Role(role), name, expires_at)
     except InvalidTokenNameError as error:
         fail(f"Error: {error.message}", ExitCode.USAGE)
     if chosen().format == "json":
         print_json({**_shown(record), "token": secret})
-        return
-    click.echo(secret)
-    click.echo(f"Token {record.id} ({role}) is shown this once; the server keeps only its hash.", err=True)
+    else:
+        click.echo(secret)
+        click.echo(f"Token {record.id} ({role}) is shown this once; the server keeps only its hash.", err=True)
+    if not settings.git.allowed_hosts:
+        click.echo(_NO_CLONE_HOST, err=True)
 
 
 @token.command("list")
@@ -69,7 +77,7 @@ def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) 
 @output_options("text", "json", "table")
 def list_tokens(**options: Any) -> None:
     """List the tokens."""
-    file = _token_file(options)
+    file = _token_file(load_configuration(options).settings)
     records = file.list()
     if chosen().format == "json":
         print_json({"tokens": [_shown(record) for record in records]})
@@ -88,7 +96,7 @@ def revoke(token_id: str, **options: Any) -> None:
     """End a token, and the sessions that it opened."""
     from sandbox.access.token_file import TokenNotFoundError
 
-    file = _token_file(options)
+    file = _token_file(load_configuration(options).settings)
     try:
         file.revoke(token_id)
     except TokenNotFoundError as error:
@@ -102,11 +110,11 @@ def revoke(token_id: str, **options: Any) -> None:
         )
 
 
-def _token_file(options: Mapping[str, Any], *, makes_directory: bool = False) -> TokenFile:
+def _token_file(settings: ServerSettings, *, makes_directory: bool = False) -> TokenFile:
     from sandbox.access.token_file import TokenFile
     from sandbox.wiring.private_directory import make_private
 
-    data_dir = load_configuration(options).settings.server.data_dir.absolute()
+    data_dir = settings.server.data_dir.absolute()
     return TokenFile(make_private(data_dir) if makes_directory else data_dir)
 
 

@@ -74,8 +74,10 @@ def _unknown_clone_host(data: dict[str, Any], clone_hosts: Collection[str] | Non
     url = _text(_mapping(data.get("repository")).get("url"))
     if clone_hosts is None or clone_place(url) is None or may_clone(url, clone_hosts):
         return
-    offered = ", ".join(sorted(clone_hosts)) or "none; the operator lists them as allowed_hosts in [git]"
-    yield Breach(("repository", "url"), "not_offered", f"must be on a host that this server clones from: {offered}")
+    offered = ", ".join(sorted(clone_hosts)) or "none"
+    setting = "the operator lists them as git.allowed_hosts in sandbox.toml, or in SANDBOX_GIT_ALLOWED_HOSTS"
+    message = f"must be on a host that this server clones from: {offered}; {setting}"
+    yield Breach(("repository", "url"), "not_offered", message)
 
 
 def _repeated_secrets(data: dict[str, Any]) -> Iterator[Breach]:

@@ -80,6 +80,24 @@ def test_a_token_is_printed_alone_and_once(sandbox, written):
     assert b"nobody is let in" in sandbox("token", "list").stderr
 
 
+def test_who_makes_a_token_is_told_that_no_host_may_be_cloned_from_yet(sandbox, written, environment):
+    written("")
+    made = sandbox("token", "create", "--role", "operator")
+    assert made.stdout.startswith(b"sbx_")
+    told = made.stderr.decode()
+    assert "git.allowed_hosts" in told
+    assert "SANDBOX_GIT_ALLOWED_HOSTS" in told
+    environment["SANDBOX_GIT_ALLOWED_HOSTS"] = "github.com"
+    assert b"allowed_hosts" not in sandbox("token", "create", "--role", "operator").stderr
+
+
+def test_who_makes_a_token_for_looking_on_is_told_too(sandbox, written):
+    written("")
+    made = sandbox("token", "create", "--role", "viewer", "-f", "json")
+    assert json.loads(made.stdout)["role"] == "viewer"
+    assert b"git.allowed_hosts" in made.stderr
+
+
 def test_a_name_is_shown_as_text(sandbox, written):
     written("")
     refused = sandbox("token", "create", "--role", "viewer", "--name", "\x1b[31mred")

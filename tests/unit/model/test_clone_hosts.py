@@ -78,6 +78,16 @@ def test_a_repository_elsewhere_is_a_mistake_in_the_manifest():
     assert mistakes("https://evil.example/repo.git", None) == []
 
 
+@pytest.mark.parametrize(("clone_hosts", "offered"), [([], "none"), (["github.com"], "github.com")])
+def test_the_mistake_names_the_setting_that_allows_a_host(clone_hosts, offered):
+    with pytest.raises(InvalidManifestError) as refused:
+        parse_manifest(manifest("https://git.example/repo.git"), is_json=True, clone_hosts=clone_hosts)
+    (mistake,) = refused.value.mistakes
+    assert f"clones from: {offered};" in mistake.message
+    assert "git.allowed_hosts in sandbox.toml" in mistake.message
+    assert "SANDBOX_GIT_ALLOWED_HOSTS" in mistake.message
+
+
 @pytest.mark.parametrize("user", ["evil.example%2Fx", "%2DoProxyCommand=x", "me%3Apw", "%00", "%0A"])
 def test_a_user_in_whom_another_host_or_an_option_is_hidden_is_a_mistake(user):
     """Git reads what is escaped before it looks for the host."""
