@@ -173,9 +173,9 @@ class FakeTasks:
         return [PrunedTask("old", TaskState.COMPLETED, datetime(2026, 1, 29, tzinfo=UTC), 4096)]
 
     async def release(self, task_id: str) -> None:
-        self._story(task_id)
+        task = self._story(task_id).task
         if task_id not in self.preserved:
-            raise SandboxNotPreservedError(task_id)
+            raise SandboxNotPreservedError(task)
         self.preserved.remove(task_id)
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:

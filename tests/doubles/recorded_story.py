@@ -103,6 +103,7 @@ def status(state: str, task_id: str = TASK, **changes: Any) -> dict[str, Any]:
         },
         "result": None,
         "definition": {},
+        "sandbox_kept": state == "failed_preserved",
         **changes,
     }
 

@@ -128,9 +128,10 @@ class TaskItemBody(Body):
 
 
 class TaskBody(TaskItemBody):
-    """A task."""
+    """A task. sandbox_kept: it has failed, and its sandbox is there until it is released or its time is over."""
 
     definition: DefinitionBody
+    sandbox_kept: bool
 
 
 class TaskListBody(Body):

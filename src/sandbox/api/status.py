@@ -7,15 +7,18 @@ from typing import Any
 
 import msgspec
 
+from sandbox.contracts.tasks import Tasks
 from sandbox.model.frame import attempts_fields, error, progress_fields, timestamp
 from sandbox.model.manifest import Manifest
+from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 from sandbox.model.tier import ISOLATION
 
 
-def status_body(task: Task) -> dict[str, Any]:
-    """The whole status."""
-    return {**item_body(task), "definition": definition_body(task.manifest)}
+async def status_body(tasks: Tasks, task: Task) -> dict[str, Any]:
+    """The whole status. Raises TaskNotFoundError when the task was pruned meanwhile."""
+    is_kept = task.state is TaskState.FAILED_PRESERVED and await tasks.keeps_sandbox(task.id)
+    return {**item_body(task), "definition": definition_body(task.manifest), "sandbox_kept": is_kept}
 
 
 def item_body(task: Task) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _parse(body: bytes, request: Request, asked: Asked) -> Manifest:
 
 async def read_task(asked: Asked, task_id: paths.TaskId) -> Json:
     """The status of a task."""
-    return Json(status_body(await asked.tasks.status(task_id)))
+    return Json(await status_body(asked.tasks, await asked.tasks.status(task_id)))
 
 
 async def wait_for_task(
@@ -138,7 +138,7 @@ async def wait_for_task(
     ]
     try:
         await asyncio.wait([waiting, *interruptions], return_when=asyncio.FIRST_COMPLETED)
-        return Json(status_body(await _answer(waiting, asked.tasks, task_id)))
+        return Json(await status_body(asked.tasks, await _answer(waiting, asked.tasks, task_id)))
     finally:
         for task in (waiting, *interruptions):
             task.cancel()

@@ -36,7 +36,7 @@ def ending(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
             reason = visible(f"{error.get('message')} ({error.get('code')})")
             lines = [f"{lines[0].removesuffix('.')}: {reason}"]
         lines.append(f"  See what happened: sandbox task logs {task_id}")
-    if status.get("state") == "failed_preserved":
+    if status.get("sandbox_kept"):
         lines += [
             "  Its sandbox is kept.",
             f"  Look into it:      sandbox task shell {task_id}",

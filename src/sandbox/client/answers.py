@@ -129,9 +129,10 @@ class TaskSummary(TypedDict):
 
 
 class Task(TaskSummary):
-    """A task with its manifest."""
+    """A task with its manifest; sandbox_kept: there is a preserved sandbox to look into, and to release."""
 
     definition: Definition
+    sandbox_kept: bool
 
 
 class TaskPage(TypedDict):

@@ -96,8 +96,11 @@ class SandboxNotPreservedError(SandboxError):
 
     code = "not_found"
 
-    def __init__(self, task_id: str) -> None:
-        super().__init__(f"No sandbox of task {task_id} is kept; only failure_action: preserve keeps one, for a while.")
+    def __init__(self, task: Task) -> None:
+        why = "only failure_action: preserve keeps one, for a while"
+        if task.state is TaskState.FAILED_PRESERVED:
+            why = "it was released, or its time is over"
+        super().__init__(f"No sandbox of task {task.id} is kept; {why}.")
 
 
 @dataclass(frozen=True, slots=True)

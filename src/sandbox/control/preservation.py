@@ -39,7 +39,7 @@ class Preservation:
         async with self._locks.of(task.id):
             files = self._files(task)
             if files is None or not await asyncio.to_thread(self.is_kept, task):
-                raise SandboxNotPreservedError(task.id)
+                raise SandboxNotPreservedError(task)
             try:
                 async with self._holding_after_a_visit(task):
                     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
@@ -72,7 +72,7 @@ class Preservation:
         """
         files = self._files(task)
         if files is None or not self.is_kept(task):
-            raise SandboxNotPreservedError(task.id)
+            raise SandboxNotPreservedError(task)
         lock_fd = os.open(files.visit_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,7 +83,7 @@ class Preservation:
         try:
             if not self.is_kept(task):  # it was released meanwhile
                 files.visit_lock.unlink(missing_ok=True)
-                raise SandboxNotPreservedError(task.id)
+                raise SandboxNotPreservedError(task)
             yield lock_fd
         finally:
             os.close(lock_fd)

@@ -160,6 +160,14 @@ def test_status_shows_the_task(sandbox, api):
     assert json.loads(sandbox("task", "status", TASK, "--format", "json").stdout) == status("failed")
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_sandbox_is_offered_for_release_while_it_is_kept(sandbox, api, is_kept):
+    api.on("GET", f"/tasks/{TASK}", of_json(status("failed_preserved", sandbox_kept=is_kept)))
+    told = sandbox("task", "status", TASK).stdout.decode() + sandbox("task", "wait", TASK).stderr.decode()
+    assert told.count(f"sandbox task release {TASK}") == 2 * is_kept
+    assert told.count(f"sandbox task shell {TASK}") == is_kept
+
+
 def test_watching_a_task_tells_its_story_and_ends_with_it(sandbox, task):
     result = sandbox("task", "status", TASK, "--watch")
     assert result.returncode == 0

@@ -20,7 +20,8 @@ KEYS = {
 def test_a_waiting_task_has_every_key_and_the_defaults_filled_in(api, tasks):
     tasks.add(labels={"team": "platform"})
     status = api.get("/api/v1/tasks/task-001").json()
-    assert set(status) == KEYS | {"definition"}
+    assert set(status) == KEYS | {"definition", "sandbox_kept"}
+    assert status["sandbox_kept"] is False
     assert (status["state"], status["labels"]) == ("pending", {"team": "platform"})
     assert (status["started_at"], status["finished_at"], status["exit_code"], status["error"]) == (None,) * 4
     assert (status["vm_name"], status["vm_ip"], status["vm"]["runtime"], status["vm"]["cpus"]) == (None, None, None, 4)

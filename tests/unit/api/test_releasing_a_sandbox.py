@@ -1,5 +1,40 @@
 """Somebody is done with what a failed task left."""
 
+import asyncio
+
+from doubles.fake_tasks import TO_RUNNING
+from doubles.manifests import manifest
+from sandbox.contracts.tasks import SandboxNotPreservedError
+from sandbox.model import event as e
+from sandbox.model.errors import Failure, FailureCode
+
+FAILED = (e.AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), e.TaskFinished())
+
+
+def fail_preserved(tasks):
+    """A task that has failed, whose sandbox is kept."""
+    asyncio.run(tasks.submit(manifest("task-001", lifecycle={"failure_action": "preserve"})))
+    tasks.preserved.add("task-001")
+    return tasks.tell("task-001", *TO_RUNNING, *FAILED)
+
+
+def test_the_status_tells_whether_a_sandbox_is_kept_until_it_is_released(api, tasks):
+    fail_preserved(tasks)
+    for address in ("", "/wait"):
+        status = api.get(f"/api/v1/tasks/task-001{address}").json()
+        assert (status["state"], status["sandbox_kept"]) == ("failed_preserved", True)
+    api.delete("/api/v1/tasks/task-001/vm")
+    for address in ("", "/wait"):
+        status = api.get(f"/api/v1/tasks/task-001{address}").json()
+        assert (status["state"], status["sandbox_kept"]) == ("failed_preserved", False)
+
+
+def test_what_was_kept_once_and_what_never_was_are_told_apart(tasks):
+    was_kept = SandboxNotPreservedError(fail_preserved(tasks)).message
+    assert "was released, or its time is over" in was_kept
+    never = SandboxNotPreservedError(tasks.add("task-002")).message
+    assert "failure_action: preserve" in never
+
 
 def test_what_is_kept_is_released_once(api, tasks):
     tasks.add("task-001")

@@ -146,5 +146,5 @@ def _work(task: Task) -> Iterator[tuple[str, str]]:
         yield "Exit code", str(task["exit_code"])
     if task["error"]:
         yield "Error", f"{task['error'].get('message')} ({task['error'].get('code')})"
-    if task["state"] == "failed_preserved":
+    if task.get("sandbox_kept"):
         yield "Release it", f"sandbox task release {task['id']}"
