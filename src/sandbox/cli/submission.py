@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -21,7 +21,7 @@ from sandbox.cli.story import tell
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
-    from sandbox.client import Client
+    from sandbox.client import Client, DuplicateTaskIdError
     from sandbox.client.answers import Submitted, Task
 
 
@@ -35,6 +35,8 @@ def submit_manifest(client: Client, manifest: ManifestFile, settings: Sequence[A
         changed = manifest.change(settings) if settings else None
         sent = changed or manifest
         return client.submit(sent.body, sent.content_type)
+    except api.DuplicateTaskIdError as error:
+        _refuse_duplicate(error)
     except AssignmentError as error:
         raise click.BadParameter(str(error)) from None
     except InvalidManifestError as error:
@@ -42,6 +44,15 @@ def submit_manifest(client: Client, manifest: ManifestFile, settings: Sequence[A
     except api.InvalidManifestError as error:
         found = changed.find_places(error.details) if changed else error.details
         fail_with_mistakes(manifest.name, error.message, found)
+
+
+def _refuse_duplicate(error: DuplicateTaskIdError) -> NoReturn:
+    existing = error.existing_task
+    if existing is None:
+        raise error
+    task_id, state = visible(existing["id"]), visible(existing["state"])
+    message = f"Error: Task {task_id} exists already and is {state}.\n  Look at it:      sandbox task status {task_id}"
+    fail(f"{message}\n  Take another id: add --id ID", ExitCode.CONFLICT)
 
 
 def announce(answer: Submitted, *, is_watched: bool) -> None:

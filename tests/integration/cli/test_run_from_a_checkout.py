@@ -149,6 +149,22 @@ def test_the_prompt_may_come_from_stdin_and_fields_may_be_set(api, done, sandbox
     assert sent(api)["metadata"]["id"] == "mine"
 
 
+@pytest.mark.parametrize("command", ["run", "task submit"])
+def test_an_id_that_is_taken_is_told_with_the_option_that_gives_another(api, sandbox, checkout, command, tmp_path):
+    existing = {"id": "mine", "state": "completed", "created_at": "2026-01-29T10:10:15.123Z"}
+    told = {"error": "duplicate_task_id", "message": "Choose another metadata.id.", "existing_task": existing}
+    api.on("POST", "/tasks", of_json(told, 409))
+    (tmp_path / "task.json").write_text("{}")
+    subject = "Say it." if command == "run" else str(tmp_path / "task.json")
+    result = sandbox(*command.split(), subject, "--id", "mine", cwd=checkout)
+    assert result.returncode == 4
+    assert result.stderr.decode().splitlines()[-3:] == [
+        "Error: Task mine exists already and is completed.",
+        "  Look at it:      sandbox task status mine",
+        "  Take another id: add --id ID",
+    ]
+
+
 def test_a_mistake_in_what_was_set_is_told_of_the_option(api, sandbox, checkout):
     mistake = {"field": "vm.cpus", "rule": "type", "message": "must be a whole number", "line": None, "column": None}
     api.on("POST", "/tasks", of_error(400, "invalid_manifest", "It has mistakes.", [mistake]))
