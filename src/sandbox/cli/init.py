@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -75,19 +75,23 @@ def init(file: Path, yes: bool, force: bool, settings: list[Assignment]) -> None
         return
     file.write_text(text)
     shown = visible(str(file))
-    click.echo(f"Wrote {shown}.\n  Submit it and watch: sandbox task submit {shown} --follow", err=True)
+    click.echo(f"Wrote {shown}.", err=True)
+    if PLACEHOLDER in text:
+        click.echo("  First say in it what is to be done: claude.prompt", err=True)
+    click.echo(f"  Submit it and watch: sandbox task submit {shown} --follow", err=True)
 
 
 def _found(given: set[str], *, asks: bool) -> dict[str, Any]:
     """The manifest that the checkout says, without what only a person knows."""
     repository: dict[str, Any] = {}
-    name = Path.cwd().name
     checkout = Checkout.find(Path())
-    if checkout is not None:
-        name = checkout.root.name
-        if not {"repository.url", "repository.branch"} <= given:
-            origin = find_origin(checkout, None)
-            repository = {"url": origin.url, "branch": origin.branch}
+    name = (checkout.root if checkout else Path.cwd()).name
+    missing = [path for path in ("repository.url", "repository.branch") if path not in given]
+    if missing and checkout and checkout.ask("remote"):
+        origin = find_origin(checkout, None)
+        repository = {"url": origin.url, "branch": origin.branch}
+    elif missing and not asks:
+        _refuse_unknown_repository(checkout, missing)
     return {
         "version": "1",
         "kind": "Task",
@@ -97,6 +101,13 @@ def _found(given: set[str], *, asks: bool) -> dict[str, Any]:
         "vm": {"network_mode": "isolated"},
         "lifecycle": {"timeout": "1h"},
     }
+
+
+def _refuse_unknown_repository(checkout: Checkout | None, missing: list[str]) -> NoReturn:
+    reason = f"{checkout.root} has no remote" if checkout else f"{Path.cwd()} is not in a git checkout"
+    options = " ".join(f"--set {path}={path.rpartition('.')[2].upper()}" for path in missing)
+    message = f"Error: {visible(reason)}, so nothing says which repository the task is for."
+    fail(f"{message}\n  Say it: add {options}", ExitCode.USAGE)
 
 
 def _set(data: dict[str, Any], settings: list[Assignment]) -> None:

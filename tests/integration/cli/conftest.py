@@ -55,8 +55,8 @@ def sandbox_process(environment, tmp_path):
     """Start `sandbox …`; whatever still runs at the test's end is ended."""
     started = []
 
-    def start(*arguments: str, **streams) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([*SANDBOX, *arguments], env=environment, cwd=tmp_path, **streams)
+    def start(*arguments: str, cwd: Path = tmp_path, **streams) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([*SANDBOX, *arguments], env=environment, cwd=cwd, **streams)
         started.append(process)
         return process
 
@@ -116,4 +116,4 @@ def terminal():
 def on_terminal(sandbox_process, terminal):
     """Start `sandbox …` on the terminal."""
     theirs = terminal.theirs
-    return lambda *arguments: sandbox_process(*arguments, stdin=theirs, stdout=theirs, stderr=theirs)
+    return lambda *arguments, **where: sandbox_process(*arguments, stdin=theirs, stdout=theirs, stderr=theirs, **where)

@@ -88,10 +88,50 @@ def test_off_a_terminal_nobody_is_asked(sandbox, checkout):
     assert list(checkout.glob("*.yaml")) == []
 
 
-def test_what_makes_no_manifest_is_not_written(sandbox, tmp_path):
-    result = sandbox("init", "--yes", "--set", "vm.cpus=many")
+def test_what_makes_no_manifest_is_not_written(sandbox, checkout):
+    result = sandbox("init", "--yes", "--set", "vm.cpus=many", "--set", "repository.url=file:///etc", cwd=checkout)
     assert result.returncode == 9
     told = result.stderr.decode()
-    assert "manifest: repository.url: is required" in told
+    assert "manifest: repository.url: must be" in told
     assert "manifest: vm.cpus: must be a whole number" in told
-    assert not (tmp_path / "task.yaml").exists()
+    assert not (checkout / "task.yaml").exists()
+
+
+@pytest.fixture(params=["outside", "without a remote"])
+def bare(request, checkout, tmp_path):
+    """A directory that says nothing of a repository, and the reason."""
+    if request.param == "outside":
+        return tmp_path, f"{tmp_path} is not in a git checkout"
+    git("remote", "remove", "origin", cwd=checkout)
+    return checkout, f"{checkout} has no remote"
+
+
+def test_where_nothing_says_which_repository_is_meant_it_is_asked_for_by_option(sandbox, bare):
+    directory, reason = bare
+    result = sandbox("init", "--yes", cwd=directory)
+    assert result.returncode == 2
+    assert result.stderr.decode().splitlines() == [
+        f"Error: {reason}, so nothing says which repository the task is for.",
+        "  Say it: add --set repository.url=URL --set repository.branch=BRANCH",
+    ]
+    half = sandbox("init", "--yes", "--set", f"repository.url={URL}", cwd=directory)
+    assert half.stderr.decode().splitlines()[-1] == "  Say it: add --set repository.branch=BRANCH"
+    settings = ("--set", f"repository.url={URL}", "--set", "repository.branch=main")
+    assert sandbox("init", "--yes", *settings, cwd=directory).returncode == 0
+    assert yaml.safe_load((directory / "task.yaml").read_text())["repository"] == {"url": URL, "branch": "main"}
+
+
+def test_a_checkout_without_a_remote_is_asked_as_one_is_outside_of_any(on_terminal, terminal, bare):
+    on_terminal("init", cwd=bare[0])
+    terminal.read_until(b"Repository:")
+
+
+def test_a_prompt_that_is_still_to_be_written_is_told(sandbox, checkout):
+    result = sandbox("init", "--yes", cwd=checkout)
+    assert result.stderr.decode().splitlines() == [
+        "Wrote task.yaml.",
+        "  First say in it what is to be done: claude.prompt",
+        "  Submit it and watch: sandbox task submit task.yaml --follow",
+    ]
+    written = sandbox("init", "--yes", "--force", "--set", "claude.prompt=Mend it.", cwd=checkout)
+    assert b"claude.prompt" not in written.stderr
