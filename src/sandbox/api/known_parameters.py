@@ -32,11 +32,17 @@ async def refuse_unknown_parameters(connection: HTTPConnection) -> None:
     )
 
 
-def refuse_unknown(given: QueryParams, *, known: Collection[str], patterns: Collection[str] = ()) -> None:
-    """Raises InvalidParameterError for the first name that is not known and fits no pattern, or is given twice."""
+def refuse_repeated(given: QueryParams, known: Collection[str]) -> None:
+    """Raises InvalidParameterError for the first of the known names that is given twice."""
     for name in given:
         if name in known and len(given.getlist(name)) > 1:
             raise InvalidParameterError(name, "is there more than once; give it once")
+
+
+def refuse_unknown(given: QueryParams, *, known: Collection[str], patterns: Collection[str] = ()) -> None:
+    """Raises InvalidParameterError for the first name that is not known and fits no pattern, or is given twice."""
+    refuse_repeated(given, known)
+    for name in given:
         if name not in known and not any(re.search(pattern, name) for pattern in patterns):
             raise InvalidParameterError(
                 name[:NAME_SHOWN_LENGTH_MAX], _advice(name, known, patterns), rule="unknown_field"

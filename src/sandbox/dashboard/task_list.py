@@ -15,6 +15,7 @@ from sandbox.api.context import Context
 from sandbox.api.cursor import write_cursor
 from sandbox.api.doorkeeper import wants_page
 from sandbox.api.errors import InvalidParameterError
+from sandbox.api.known_parameters import refuse_repeated
 from sandbox.api.lists import ListQuery, list_page, read_query
 from sandbox.contracts.store import TaskQuery
 from sandbox.contracts.tasks import TaskNotFoundError, Tasks
@@ -94,6 +95,7 @@ def _directory(asked: Context) -> Response:
 
 
 def _asked(request: Request) -> ListQuery:
+    refuse_repeated(request.query_params, ListQuery.model_fields)
     given = {name: value for name, value in request.query_params.items() if name in ListQuery.model_fields}
     try:
         return ListQuery.model_validate({"limit": _ROWS, **given, "order": _order(given)})

@@ -1,5 +1,6 @@
 """How the command line behaves on a terminal, in a pipe that closes, and when it is interrupted."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -48,6 +49,16 @@ def test_logs_are_told_to_people_on_a_terminal_and_shown_as_they_came_on_request
         terminal.seen = b""
         on_terminal("task", "logs", TASK, option).wait(30)
         assert terminal.read_until(b"last").startswith(first + line.encode()[:20])
+
+
+def test_an_artifact_on_a_terminal_has_the_lines_that_it_has(api, on_terminal, terminal):
+    data = "one \u2028 line\nanother\x85one\n".encode()
+    listed = [{"name": "notes", "path": "notes", "contains_secret": False}]
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": listed}))
+    checksum = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
+    api.on("GET", f"/tasks/{TASK}/artifacts/notes", Answer(200, [data], checksum))
+    shown = terminal.read_to_end(on_terminal("task", "download", TASK, "notes", "-o", "-"))
+    assert shown.decode().splitlines() == [r"one \u2028 line", r"another\x85one"]
 
 
 def test_names_and_errors_of_a_task_are_written_out_too(api, on_terminal, terminal):

@@ -68,6 +68,12 @@ def test_a_mistaken_filter_is_told(some, query):
     assert (answer.status_code, query.split("=")[0] in answer.text) == (400, True)
 
 
+def test_a_filter_that_is_given_twice_is_told_as_the_api_tells_it(some):
+    answer = some.get("/?state=completed&state=failed")
+    assert (answer.status_code, "state is there more than once" in answer.text) == (400, True)
+    assert some.get("/?label.team=a&label.team=b").status_code == 200  # of labels each counts
+
+
 def test_pages_follow_each_other(pages):
     for number in range(60):
         pages.tasks.add(f"task-{number:03}")

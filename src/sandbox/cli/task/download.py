@@ -17,6 +17,7 @@ from sandbox.cli.failures import fail
 from sandbox.cli.figures import size
 from sandbox.cli.flagged import refuse_secrets, secrets_option
 from sandbox.cli.options import chosen, common_options
+from sandbox.cli.patch import patch_lines
 from sandbox.cli.task_argument import task_argument
 from sandbox.cli.visible import visible
 
@@ -111,7 +112,7 @@ def _print(client: Client, task_id: str, name: str) -> None:
         target = Path(directory) / "artifact"
         client.download(task_id, name, target)
         if sys.stdout.isatty():
-            for line in target.read_text(errors="replace").splitlines():
+            for line in patch_lines(target):
                 click.echo(visible(line))
             return
         with target.open("rb") as file:
