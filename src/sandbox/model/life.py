@@ -154,7 +154,9 @@ def _agent_started(task: Task, event: e.AgentStarted) -> _Outcome:
     changes = _with_attempt(task, TaskState.READY, session_id=event.session_id)
     if task.beginning is None and task.attempt is not None:
         changes["beginning"] = Beginning(event.monotonic_seconds, task.attempt.boot_id)
-    return changes, (TaskState.RUNNING, "Claude Code is working"), ()
+    at_terminal = f"Claude Code is at its terminal: sandbox task attach {task.id}"
+    message = "Claude Code is working" if task.manifest.claude.headless else at_terminal
+    return changes, (TaskState.RUNNING, message), ()
 
 
 def _cancel_requested(task: Task, event: e.CancelRequested) -> _Outcome:

@@ -499,6 +499,13 @@ def test_a_task_that_is_retried_stays_running_until_its_last_attempt_has_ended()
     assert "Attempt 2: Claude Code is working" in messages
 
 
+def test_an_agent_on_a_terminal_is_told_with_the_way_to_it():
+    claude = dataclasses.replace(MANIFEST.claude, headless=False)
+    submitted = e.TaskSubmitted("t", dataclasses.replace(MANIFEST, claude=claude))
+    task = life(submitted, *TO_RUNNING[1:])[-1].task
+    assert task.state_message == "Claude Code is at its terminal: sandbox task attach t"
+
+
 def test_when_no_retry_is_left_the_last_failure_is_the_tasks():
     steps = carrying(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_LOST, ENDED, *TO_READY, STARTED, AGENT_FAILED)
     assert steps[-1].transition.new_state is TaskState.COMPLETING
