@@ -160,6 +160,16 @@ def test_status_shows_the_task(sandbox, api):
     assert json.loads(sandbox("task", "status", TASK, "--format", "json").stdout) == status("failed")
 
 
+@pytest.mark.parametrize(
+    ("runtime", "tier", "told"),
+    [("gvisor", "gvisor", "gvisor · agentic-dev"), ("qemu", "vm", "qemu · vm · agentic-dev")],
+)
+def test_the_sandbox_is_told_without_saying_a_thing_twice(sandbox, api, runtime, tier, told):
+    vm = {"runtime": runtime, "tier": tier, "profile": "agentic-dev"}
+    api.on("GET", f"/tasks/{TASK}", of_json(status("running", vm=vm)))
+    assert f"Sandbox     {told}\n" in sandbox("task", "status", TASK).stdout.decode()
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_sandbox_is_offered_for_release_while_it_is_kept(sandbox, api, is_kept):
     api.on("GET", f"/tasks/{TASK}", of_json(status("failed_preserved", sandbox_kept=is_kept)))

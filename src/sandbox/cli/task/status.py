@@ -107,10 +107,8 @@ def _rows(task: Task) -> Iterator[tuple[str, str]]:
         took = span(task["started_at"], task["finished_at"])
         yield "Finished", date(task["finished_at"]) + (f"  after {took}" if took else "")
     if task["vm_name"] and task["vm"]:
-        yield (
-            "Sandbox",
-            " · ".join(str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)),
-        )
+        facts = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
+        yield "Sandbox", " · ".join(dict.fromkeys(facts))  # gvisor is the runtime's name, and its tier's
     yield from _attempts(task)
     yield from _work(task)
 
