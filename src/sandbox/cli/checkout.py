@@ -45,7 +45,7 @@ class Checkout:
         found = self.ask("rev-parse", "--show-toplevel")
         if found is None:
             hint = "Go to a checkout of the task's repository, or name one with --directory."
-            raise click.UsageError(f"{visible(str(directory))} is not in a git checkout. {hint}")
+            raise click.UsageError(f"{visible(str(directory.resolve()))} is not in a git checkout. {hint}")
         self.root = Path(found)
 
     @classmethod

@@ -30,7 +30,7 @@ ENTRIES = {
     cls=RootGroup,
     entries=ENTRIES,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Begin with: sandbox serve   and, in another terminal: sandbox task submit task.yaml --follow",
+    epilog='Begin with: sandbox serve   and, in another terminal, in a git checkout: sandbox run "Mend the tests."',
 )
 @common_options
 @click.version_option(None, "--version", package_name="sandbox", message="sandbox %(version)s")

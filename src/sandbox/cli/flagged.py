@@ -19,7 +19,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 def secrets_option(command: _Decorated) -> _Decorated:
     """Add `--allow-secrets`."""
-    help_text = "Take what contains the value of one of the task's secrets, too."
+    help_text = "Take artifacts in which a value of the task's secrets was found, too; else they are left out."
     return click.option("--allow-secrets", "allows_secrets", is_flag=True, help=help_text)(command)
 
 

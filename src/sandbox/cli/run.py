@@ -38,7 +38,12 @@ SHOWN_LINES_MAX = 200
 """Of the patch, before it is asked whether to apply it."""
 
 
-@click.command(epilog="Exit code: as of submit --follow; 4 when the patch does not fit the checkout any more.")
+_EXIT_CODES = """\
+Exit code: 0 the task completed, 1 it failed, 8 it was cancelled; 4 something here is not pushed, the id is taken, or
+the patch does not fit the checkout any more; 5 a secret was found in the patch; 9 the manifest has mistakes."""
+
+
+@click.command(epilog=_EXIT_CODES)
 @click.argument("prompt")
 @click.option(
     "--apply/--no-apply",

@@ -63,6 +63,7 @@ _SERVER_ADDRESS = Format(
     "server_address",
     _written_as(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
 )
+_RUNTIME = Format("runtime", _written_as("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
 _LOG_FORMAT = Format("log_format", _written_as("text|json", "must be text or json"))
 _LOG_LEVEL = Format("log_level", _written_as("debug|info|warning|error", "must be debug, info, warning or error"))
 Port = Annotated[int, Ge(0), Le(65535)]
@@ -96,7 +97,9 @@ class ServerSection:
     ws_port: Annotated[Port, Purpose("The port of the WebSocket; 0 for any free one.")] = 8121
     data_dir: Annotated[Path, Purpose("Where tasks are kept.")] = field(default_factory=default_data_dir)
     runtime: Annotated[
-        str, Len(1, 64), VISIBLE, Purpose("What makes the sandboxes; auto takes the strongest that works.")
+        str,
+        _RUNTIME,
+        Purpose("What makes the sandboxes: bubblewrap, gvisor or qemu; auto takes the strongest that works."),
     ] = "auto"
     host_names: Annotated[
         tuple[Annotated[str, _HOST_NAME], ...],

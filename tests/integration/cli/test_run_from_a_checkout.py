@@ -373,6 +373,6 @@ def test_no_program_starts_because_it_lies_in_the_checkout(api, done, sandbox, c
     assert (checkout / "new.txt").read_text() == "new\n"
 
 
-def test_outside_of_a_checkout_it_says_so(sandbox):
+def test_outside_of_a_checkout_it_says_where_that_is(sandbox, tmp_path):
     result = sandbox("run", "Go.")
-    assert (result.returncode, b"is not in a git checkout" in result.stderr) == (2, True)
+    assert (result.returncode, f"{tmp_path} is not in a git checkout" in result.stderr.decode()) == (2, True)

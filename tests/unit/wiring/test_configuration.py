@@ -75,6 +75,13 @@ def complaint(options=None, environment=None) -> str:
     return refused.value.message
 
 
+def test_a_runtime_that_there_is_not_is_told_with_those_that_there_are():
+    told = complaint(environment={"SANDBOX_RUNTIME": "docker"})
+    assert "server.runtime (SANDBOX_RUNTIME) must be auto, bubblewrap, gvisor or qemu" in told
+    for name in ("auto", "bubblewrap", "gvisor", "qemu"):
+        assert load({"runtime": name}, {}).settings.server.runtime == name
+
+
 def test_without_anything_the_defaults_hold(home):
     found = load({}, {})
     assert found.settings == ServerSettings()

@@ -51,7 +51,7 @@ def _states(ctx: click.Context, parameter: click.Parameter, values: tuple[str, .
     metavar="STATE",
     multiple=True,
     callback=_states,
-    help="Only in this state, or these: repeat it, or use commas.",
+    help=f"Only in this state, or these: repeat it, or use commas. States are {', '.join(TaskState)}.",
 )
 @click.option(
     "--label",

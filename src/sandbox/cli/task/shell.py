@@ -23,9 +23,9 @@ from sandbox.cli.terminal import DETACH_KEYS, detach_keys, run_terminal, tell_en
 def shell(task_id: str, keys: bytes) -> None:
     """Open a shell in a task's sandbox.
 
-    Of a task that runs beside its agent, as the agent's user, without the task's secrets in its variables; of a
-    preserved one in a new sandbox of the kept files, which cannot reach the model. Leaving ends the shell. Ends with
-    the shell's exit code.
+    While the task runs the shell is beside its agent, as the agent's user, without the task's secrets in its variables.
+    After a failure with lifecycle.failure_action: preserve it is in a new sandbox of the kept files, which cannot reach
+    the model. Leaving ends the shell, and the command with its exit code.
     """
     found = run_terminal(chosen(), task_id, keys, of="shell")
     tell_end(found, task_id, "\nThe shell was left, and is ended.")

@@ -17,7 +17,7 @@ from sandbox.cli.visible import visible
 
 @click.command(epilog="Prints the task's id alone on stdout, so that ID=$(sandbox task submit task.yaml) works.")
 @click.argument("file", type=click.File("rb"))
-@click.option("--wait", "-w", "waits", is_flag=True, help="Wait for the end; the exit code tells how it went.")
+@click.option("--wait", "-w", "waits", is_flag=True, help="Wait for the end; exit 0 completed, 1 failed, 8 cancelled.")
 @click.option("--follow", "follows", is_flag=True, help="Show what happens until the end; waits as well.")
 @click.option("--id", "task_id", metavar="ID", help="The task's id, instead of the manifest's.")
 @click.option(
