@@ -1,6 +1,8 @@
 """A connection from inside, carried through its conversation by sockets."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 from sandbox.gateway import limits
 from sandbox.gateway.conversation import Conversation, Phase, Reaction
@@ -42,11 +44,13 @@ class Visit:
     async def _listen(self) -> None:
         self._renew()
         while data := await self._client.read():
-            async with self._turns:
-                await asyncio.sleep(0)
-                reaction = self._conversation.client_sent(data)
-            await self._carry_out(reaction)
+            await self._carry_out(await self._in_turn(partial(self._conversation.client_sent, data)))
         await self._carry_out(self._conversation.client_sent(b""))
+
+    async def _in_turn(self, judge: Callable[[], Reaction]) -> Reaction:
+        async with self._turns:
+            await asyncio.sleep(0)
+            return judge()
 
     async def _carry_out(self, reaction: Reaction) -> None:
         self._client.write(reaction.to_client)
@@ -144,9 +148,10 @@ class ModelVisit(Visit):
         try:
             async with asyncio.timeout(limits.HOLD_SECONDS):
                 await self._released.wait()
-            reaction = self._model_conversation.go_on()
+            judge = self._model_conversation.go_on
         except TimeoutError:
-            reaction = self._model_conversation.give_up_waiting()
+            judge = self._model_conversation.give_up_waiting
+        reaction = await self._in_turn(judge)  # all that were held are released at once
         self._hold = None
         await self._carry_out(reaction)
 

@@ -2,44 +2,85 @@
 
 import asyncio
 from collections import Counter
+from contextlib import asynccontextmanager
 
 from doubles.served_gateway import run, served_gateway, until_true
+from sandbox.contracts.gateway import GatewayRules
 from sandbox.gateway import line
+from sandbox.gateway.conversation import Phase
 from sandbox.gateway.model import ModelConversation
 
 CLIENTS = 8
 CHUNKS = b"1\r\nx\r\n" * 10_000
 
 
+@asynccontextmanager
+async def others_at_work():
+    """Everything else that the runner does; gives the number of its turn."""
+    turn = [0]
+
+    async def others():
+        while True:
+            turn[0] += 1
+            await asyncio.sleep(0)
+
+    working = asyncio.create_task(others())
+    try:
+        yield turn
+    finally:
+        working.cancel()
+
+
 def test_many_who_send_tiny_chunks_never_keep_the_loop_from_others(monkeypatch):
     turns: Counter[int] = Counter()
-    turn, judged, longest = 0, 0, 0
+    turn, judged, longest = [0], 0, 0
     judge = ModelConversation.client_sent
 
     def client_sent(self, data):
         nonlocal judged, longest
-        turns[turn] += 1
+        turns[turn[0]] += 1
         judged, longest = judged + len(data), max(longest, len(data))
         return judge(self, data)
 
     monkeypatch.setattr(ModelConversation, "client_sent", client_sent)
 
-    async def others():
-        nonlocal turn
-        while True:
-            turn += 1
-            await asyncio.sleep(0)
-
     async def story():
-        async with served_gateway("http://127.0.0.1:9") as served:
-            other = asyncio.create_task(others())
+        nonlocal turn
+        async with served_gateway("http://127.0.0.1:9") as served, others_at_work() as turn:
             clients = [await served.connect() for _ in range(CLIENTS)]
             head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nTransfer-Encoding: chunked\r\n\r\n"
             for client in clients:
                 client.writer.write(head.encode() + CHUNKS)
             await until_true(lambda: judged == CLIENTS * len(head.encode() + CHUNKS), seconds=20)
-            other.cancel()
 
     run(story)
     assert max(turns.values()) == 1
     assert longest <= line.READ_BYTES < len(CHUNKS)
+
+
+def test_many_who_were_held_back_are_judged_in_turns_when_they_are_released(monkeypatch):
+    turns: Counter[int] = Counter()
+    turn = [0]
+    judge = ModelConversation.go_on
+
+    def go_on(self):
+        turns[turn[0]] += 1
+        return judge(self)
+
+    monkeypatch.setattr(ModelConversation, "go_on", go_on)
+
+    async def story():
+        nonlocal turn
+        async with (
+            served_gateway("http://127.0.0.1:9", GatewayRules(holds_model=True)) as served,
+            others_at_work() as turn,
+        ):
+            for _ in range(CLIENTS):
+                (await served.connect()).ask()
+            held = served.gateway._model_conversations
+            await until_true(lambda: sum(one.phase is Phase.HELD for one in held) == CLIENTS)
+            served.gateway.release_model()
+            await until_true(lambda: sum(turns.values()) == CLIENTS)
+
+    run(story)
+    assert max(turns.values()) == 1
