@@ -41,7 +41,7 @@ def read_hello(data: bytes) -> Hello:
         length = int.from_bytes(data[offset + 3 : offset + 5])
         is_handshake = data[offset] == _HANDSHAKE_RECORD
         if not is_handshake or data[offset + 1] != 3 or not 0 < length <= _RECORD_BYTES_MAX:
-            return Hello(is_whole=True, byte_count=offset + 5 if is_handshake else 0)
+            return Hello(is_whole=True, byte_count=offset + 5 if is_handshake or message else 0)
         message += data[offset + 5 : offset + 5 + length]
         if message and message[0] != _CLIENT_HELLO:
             return Hello(is_whole=True)

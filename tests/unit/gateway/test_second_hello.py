@@ -132,6 +132,16 @@ def test_another_name_in_records_that_only_some_servers_read_is_refused(odd, ste
     assert isinstance(through(sieve(), split, step), Refusal)
 
 
+@pytest.mark.parametrize("step", [1, 6, 100_000])
+@pytest.mark.parametrize("between", [CHANGE, ALERT, CHANGE * 2, ENCRYPTED])
+@pytest.mark.parametrize("cut", [1, 3, 10, 60])
+def test_another_name_with_a_record_in_its_midst_is_refused(cut, between, step):
+    """OpenSSL passes over such a record and puts together what stands before and behind it."""
+    message = client_hello(OTHER)[5:]
+    parts = [b"\x16\3\3" + len(part).to_bytes(2) + part for part in (message[:cut], message[cut:])]
+    assert isinstance(through(sieve(), between.join(parts), step), Refusal)
+
+
 @pytest.mark.parametrize("curve", [None, "secp384r1"])
 def test_a_real_handshake_passes_whether_the_server_asks_again_or_not(curve):
     """With a curve for which the client has sent no key the server asks for another hello."""
