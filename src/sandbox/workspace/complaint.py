@@ -16,7 +16,8 @@ _AT_CREDENTIALS = (
     "key for ssh), and check that they may read it"
 )
 NO_ROOM_MEANING = "there is no room for it; raise vm.disk, or make room in the server's data directory"
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s']+", re.IGNORECASE)
+# Tried once a word, and for so many letters: whoever sends the text may send a megabyte of them without an end.
+_URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,31}://[^\s']+", re.IGNORECASE)
 _MEANINGS = (
     # First: what git says when a program of its own was ended for this reads as a connection that broke.
     (
@@ -92,7 +93,8 @@ def is_transient(complaint: str) -> bool:
 def explain(complaint: str, repository: Repository, secrets: Collection[str]) -> str:
     """Why cloning failed. Of git's own words only one line is ever shown, without the secrets."""
     # Words in a URL, such as openssl, tell nothing of what went wrong.
-    told = _URL.sub("", complaint.replace(repository.url, ""))
+    lines = _URL.sub("", complaint.replace(repository.url, "")).split("\n")
+    told = "\n".join(line[:_LINE_CHARACTERS_MAX] for line in lines)
     for pattern, meaning in _MEANINGS:
         if re.search(pattern, told, re.IGNORECASE):
             return f"Cannot clone {repository.url}: {meaning.format(branch=repository.branch)}."
