@@ -5,12 +5,11 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from socket import socket
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from sandbox.api.connections import HttpConnection, WebSocketConnection
 from sandbox.model.limits import SHUTDOWN_SECONDS
 
 GRACE_SECONDS = round(SHUTDOWN_SECONDS / 2)
@@ -66,15 +65,6 @@ def set_by_signals(event: asyncio.Event) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-class _Line(WebSocketsSansIOProtocol):
-    """Counts an answer that refuses the handshake as its end; the original calls it an error of the application's."""
-
-    async def send(self, message: Any) -> None:
-        """As the original does."""
-        await super().send(message)
-        self.handshake_complete = self.handshake_complete or (self.initial_response is not None and self.close_sent)
-
-
 class _Door(uvicorn.Server):
     """A uvicorn server that leaves signals to its caller."""
 
@@ -82,7 +72,8 @@ class _Door(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                ws=_Line,
+                http=HttpConnection,
+                ws=WebSocketConnection,
                 ws_max_size=CLIENT_MESSAGE_BYTES_MAX,
                 ws_per_message_deflate=False,
                 ws_ping_interval=PING_SECONDS,

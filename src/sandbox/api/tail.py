@@ -98,7 +98,7 @@ class Tail:
         self._fresh_bytes = 0
         self._floor: int | None = None
         self._reached = 0
-        self._is_over = False
+        self.is_over = False
         self._loop = asyncio.get_running_loop()
         self._published_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -106,12 +106,12 @@ class Tail:
 
     async def started(self) -> None:
         """Return as soon as `reaches` can tell."""
-        while self._floor is None and not self._is_over:
+        while self._floor is None and not self.is_over:
             await self.bell.wait()
 
     def reaches(self, position: int) -> bool:
         """Whether everything past `position` is here, or will be."""
-        is_to_come = not self._is_over or position < self._reached
+        is_to_come = not self.is_over or position < self._reached
         return is_to_come and self._floor is not None and position >= self._floor
 
     def past(self, position: int) -> list[Batch]:
@@ -145,7 +145,7 @@ class Tail:
             self._publish()
         finally:
             # Who has not read the end here goes on alone, and meets there what went wrong.
-            self._is_over = True
+            self.is_over = True
             if self._timer is not None:
                 self._timer.cancel()
             self._ring()

@@ -68,7 +68,7 @@ class Tails:
 
     def _join(self, task_id: str) -> Tail:
         tail = self._open.get(task_id)
-        if tail is None:
+        if tail is None or tail.is_over:  # a pruned task's id may be taken again while somebody still reads of its end
             tail = self._open[task_id] = Tail(self._tasks.follow(task_id))
         tail.followers += 1
         return tail

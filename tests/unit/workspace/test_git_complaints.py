@@ -77,7 +77,9 @@ def test_the_last_line_that_tells_something_is_taken():
     assert last_line("") == ""
 
 
-@pytest.mark.parametrize("word", ["a", "repository '", "remote branch ", "SOCKS5 connection to ", "transport '", "a://"])
+@pytest.mark.parametrize(
+    "word", ["a", "repository '", "remote branch ", "SOCKS5 connection to ", "transport '", "a://"]
+)
 def test_a_megabyte_without_an_end_is_understood_at_once(word):
     """As long as it is looked at, the attempt can neither be cancelled nor end."""
     complaint = "remote: " + word * (1024**2 // len(word)) + "\nfatal: early EOF"
@@ -88,5 +90,5 @@ def test_a_megabyte_without_an_end_is_understood_at_once(word):
 
 
 def test_words_far_in_a_line_are_found_behind_a_long_address():
-    complaint = f"fatal: unable to access 'https://git.example/{'x' * 2000}/': Failed to connect to git.example port 443"
+    complaint = f"fatal: unable to access 'https://git.example/{'x' * 2000}/': Failed to connect to x port 443"
     assert "does not accept the connection" in explain(complaint, REPOSITORY, ())

@@ -1,0 +1,70 @@
+"""uvicorn's connections, with bounds on what a client that takes nothing can cost."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+STALLED_SECONDS = 600.0
+"""A client that does not take what is ready for it loses its connection."""
+
+
+class _Bounded(asyncio.Protocol):
+    """Ends a connection whose buffer stays full."""
+
+    transport: asyncio.Transport
+    loop: asyncio.AbstractEventLoop
+    _stall: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """The client takes less than comes."""
+        super().pause_writing()
+        self._stall = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has taken what was ready."""
+        self._forget_stall()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._forget_stall()
+        super().connection_lost(exc)
+
+    def _forget_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+
+class HttpConnection(_Bounded, H11Protocol):
+    """A connection that speaks HTTP."""
+
+
+class WebSocketConnection(_Bounded, WebSocketsSansIOProtocol):
+    """A connection that speaks WebSocket.
+
+    An answer that refuses the handshake counts as its end; the original calls it an error of the application's.
+    Who takes nothing is owed the answer to the latest ping only (RFC 6455 §5.5.3); the original keeps all of them.
+    """
+
+    _owed_pong = b""
+
+    async def send(self, message: Any) -> None:
+        """As the original does."""
+        await super().send(message)
+        self.handshake_complete = self.handshake_complete or (self.initial_response is not None and self.close_sent)
+
+    def handle_ping(self) -> None:
+        """Answer now, or when the client takes something again."""
+        if self.writable.is_set():
+            super().handle_ping()
+        elif pongs := self.conn.data_to_send():  # of all pings that came in one piece
+            self._owed_pong = pongs[-1]
+
+    def resume_writing(self) -> None:
+        """It has taken what was ready."""
+        super().resume_writing()
+        owed, self._owed_pong = self._owed_pong, b""
+        self.transport.write(owed)
