@@ -1,6 +1,7 @@
 """Whether the server is being drained: it finishes what it has begun, and begins nothing."""
 
 import os
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,12 +15,27 @@ class Drain:
 
     def __init__(self, data_dir: Path) -> None:
         self._file = data_dir / "draining"
+        self._changing = threading.Lock()
         self.since = self._read()
 
     def begin(self, now: datetime) -> None:
         """Again is fine: it began when it began. Raises UnavailableError."""
-        if self.since is not None:
-            return
+        with self._changing:
+            if self.since is None:
+                self._write(now)
+                self.since = now
+
+    def end(self) -> None:
+        """Take it back; again is fine. Raises UnavailableError."""
+        with self._changing:
+            try:
+                self._file.unlink(missing_ok=True)
+                self._flush_name()
+            except OSError as error:
+                raise UnavailableError(f"The drain could not be taken back: {error}; try again.") from error
+            self.since = None
+
+    def _write(self, now: datetime) -> None:
         part = self._file.with_suffix(".part")
         try:
             with part.open("w") as file:
@@ -32,16 +48,6 @@ class Drain:
             raise UnavailableError(
                 f"That the server is drained could not be written down: {error}; try again."
             ) from error
-        self.since = now
-
-    def end(self) -> None:
-        """Take it back; again is fine. Raises UnavailableError."""
-        try:
-            self._file.unlink(missing_ok=True)
-            self._flush_name()
-        except OSError as error:
-            raise UnavailableError(f"The drain could not be taken back: {error}; try again.") from error
-        self.since = None
 
     def _read(self) -> datetime | None:
         """A file that cannot be read stands for a drain all the same."""

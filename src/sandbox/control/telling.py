@@ -11,7 +11,7 @@ from sandbox.control.broadcast import Broadcast
 from sandbox.control.feed import Feed
 from sandbox.control.follower import Follower
 from sandbox.model.frame import Frame, end_frame, frame, present_state_frame, trouble_frame
-from sandbox.model.limits import FOLLOW_BATCH_BYTES
+from sandbox.model.limits import FOLLOW_BATCH_BYTES, RETRY_SECONDS
 
 _CHANGE_WAIT_SECONDS = 60.0
 
@@ -53,13 +53,22 @@ class Telling:
                 yield end_frame(feed.task)
                 return
             if feed.offset == reached and not feed.task.state.is_terminal:
-                await feed.changed(_CHANGE_WAIT_SECONDS)
+                feed = await self._on(feed)
 
     async def follow_all(self) -> AsyncIterator[Frame]:
         """Live frames of all tasks, from the first step of the iterator on."""
         async with contextlib.aclosing(self._broadcast.subscribe()) as frames:
             async for shown in frames:
                 yield shown
+
+    async def _on(self, feed: Feed) -> Feed:
+        """Where its story goes on, after a wait. Nobody advances one that came from the index: a task is in it for a
+        moment before it is followed."""
+        if self._follower.feeds.get(feed.task.id) is feed:
+            await feed.changed(_CHANGE_WAIT_SECONDS)
+            return feed
+        await asyncio.sleep(RETRY_SECONDS)
+        return self._feed(feed.task.id)
 
     def _feed(self, task_id: str) -> Feed:
         feed = self._follower.feeds.get(task_id)

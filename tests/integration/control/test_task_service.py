@@ -1,6 +1,7 @@
 """The server's view of tasks: taken, let in, handed to runners, followed, cancelled, found again after a restart."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -298,6 +299,46 @@ def test_an_unknown_task_is_not_found_anywhere(world):
             ):
                 with pytest.raises(TaskNotFoundError):
                     await call
+
+    asyncio.run(play())
+
+
+def test_who_follows_in_the_instant_of_acceptance_hears_all_of_it(world):
+    """Between its place in the index and its follower a task is for a moment known, and followed by nobody."""
+
+    async def play():
+        async with world.server() as service:
+            register, is_indexed, may_go_on = service.equipment.register, threading.Event(), threading.Event()
+            add = register.add
+
+            def add_slowly(*args):
+                added = add(*args)
+                is_indexed.set()
+                assert may_go_on.wait(10)
+                return added
+
+            register.add = add_slowly
+            submitting = asyncio.create_task(service.submit(manifest()))
+            await asyncio.to_thread(is_indexed.wait, 10)
+            told = asyncio.create_task(collect(service.follow("task-1", after=0)))
+            await asyncio.sleep(0.1)
+            may_go_on.set()
+            await submitting
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            return await asyncio.wait_for(told, 10)
+
+    told = asyncio.run(play())
+    assert told[-1]["type"] == "end"
+    assert [one["seq"] for one in told] == sorted({one["seq"] for one in told})
+
+
+def test_drains_and_their_undoing_may_come_at_once(world):
+    async def play():
+        async with world.server() as service:
+            await asyncio.gather(*(service.drain() for _ in range(50)), *(service.undo_drain() for _ in range(50)))
+            assert (await service.undo_drain()).since is None
+            assert (await service.drain()).since is not None
 
     asyncio.run(play())
 
