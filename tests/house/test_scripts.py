@@ -1,0 +1,100 @@
+"""What stands in script/ explains itself, and setting up again is cheap, whoever's python3 is first on PATH."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(path.name for path in (ROOT / "script").iterdir())
+FAKE_UV = """#!/bin/sh
+[ "$1" != --version ] || exit 0
+echo "uv $* UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS-} UV_NATIVE_TLS=${UV_NATIVE_TLS-}" >>"$CALLS"
+[ "$1" != venv ] || "$BASE_PYTHON" -m venv --without-pip .venv
+"""
+FOUND_ALREADY = ("bwrap", "chromium", "curl", "ip", "mkfs.ext4", "runsc", "strace", "zstd")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_tells_what_a_script_does_and_does_nothing(name: str, tmp_path: Path):
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [str(ROOT / "script" / name), "--help"]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert len(asked.stdout) > 60
+    assert list(tmp_path.iterdir()) == []
+
+
+class Checkout:
+    """A checkout that is set up by the real script, where all that it would install is there already."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "checkout"
+        self.calls = directory / "calls"
+        shutil.copytree(ROOT / "script", self.root / "script")
+        shutil.copytree(ROOT / "requirements", self.root / "requirements")
+        shutil.copy(ROOT / "pyproject.toml", self.root)
+        self.programs = directory / "programs"
+        self.programs.mkdir()
+        for name in FOUND_ALREADY:
+            self._write(name, "#!/bin/sh\n")
+        for name in ("apt-cache", "apt-get"):
+            self._write(name, "#!/bin/sh\nexit 100\n")
+        self._write("uv", FAKE_UV)
+
+    def _write(self, name: str, text: str) -> None:
+        (self.programs / name).write_text(text)
+        (self.programs / name).chmod(0o755)
+
+    def set_up(self, *options: str, before_path: tuple[Path, ...] = ()) -> tuple[str, list[str]]:
+        """What it says, and the calls of uv."""
+        self.calls.write_text("")
+        base_python = Path(sys.base_prefix) / "bin" / "python3"
+        path = [*before_path, self.programs, base_python.parent, "/usr/bin", "/bin"]
+        environment = {"PATH": ":".join(map(str, path)), "HOME": str(self.root.parent), "CALLS": str(self.calls)}
+        done = subprocess.run(
+            [str(self.root / "script" / "setup"), *options],
+            env=environment | {"BASE_PYTHON": str(base_python)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return done.stderr, self.calls.read_text().splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_setting_up_again_installs_nothing_also_with_the_own_environment_on_path(checkout: Checkout):
+    own = (checkout.root / ".venv" / "bin",)
+    _, calls = checkout.set_up()
+    assert [call.split()[1] for call in calls] == ["venv", "pip", "pip"]
+    assert checkout.set_up()[1] == []
+    assert checkout.set_up(before_path=own)[1] == []
+    (checkout.root / "pyproject.toml").write_text("changed\n")
+    assert checkout.set_up(before_path=own)[1] != [], "it would never install anything"
+
+
+def test_what_was_set_up_for_development_stays_so(checkout: Checkout):
+    checkout.set_up("--dev")
+    (checkout.root / "pyproject.toml").write_text("changed\n")
+    _, calls = checkout.set_up()
+    assert "requirements/dev.txt" in calls[0]
+    assert checkout.set_up("--dev")[1] == []
+
+
+def test_the_certificates_of_the_system_are_believed_by_newer_and_older_versions_of_uv(checkout: Checkout):
+    _, calls = checkout.set_up()
+    assert calls
+    assert [call for call in calls if not call.endswith("UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1")] == []
+
+
+def test_what_is_said_last_is_that_it_is_done(checkout: Checkout):
+    said, _ = checkout.set_up()
+    assert "npm packages" in said
+    assert said.splitlines()[-1] == "script/setup: done; .venv/bin/sandbox is the command"
