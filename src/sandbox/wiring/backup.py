@@ -76,9 +76,9 @@ def back_up(data_dir: Path, target: Path) -> BackupManifest:
     if os.path.lexists(target):
         raise _exists(target)
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = _create(beside, target)
     try:
-        with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 manifest = _write(data_dir, Backup(tar))
             file.flush()
@@ -88,6 +88,17 @@ def back_up(data_dir: Path, target: Path) -> BackupManifest:
         beside.unlink(missing_ok=True)
     flush(target.parent)
     return manifest
+
+
+def _create(beside: Path, target: Path) -> int:
+    """Raises OSError, which names what was asked for."""
+    try:
+        return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError as error:
+        advice = "There is no such directory; make it first"
+        raise FileNotFoundError(error.errno, advice, str(target.parent)) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
 
 
 def _give_name(beside: Path, target: Path) -> None:

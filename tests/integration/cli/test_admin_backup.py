@@ -96,7 +96,22 @@ def test_nothing_is_overwritten(sandbox, backup, restore, kept, tmp_path):
     assert b"is not empty" in refused.stderr
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
     (tmp_path / "new" / "mine").unlink()
-    assert restore(file).returncode == 0
+    done = restore(file)
+    assert done.returncode == 0
+    assert done.stderr.decode().splitlines()[-1] == f"  sandbox serve --data-dir {tmp_path}/new"
+
+
+def test_a_backup_into_a_directory_that_is_not_there_tells_which(sandbox, kept, tmp_path):
+    place = tmp_path / "missing"
+    refused = sandbox("admin", "backup", str(place / "backup.tar"), "--data-dir", str(kept.data_dir))
+    assert refused.returncode == 10
+    assert refused.stderr.decode() == f"Error: {place}: There is no such directory; make it first\n"
+
+
+def test_a_backup_into_a_place_that_cannot_be_written_names_what_was_asked_for(kept, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"/file/backup\.tar'$"):
+        back_up(kept.data_dir, tmp_path / "file" / "backup.tar")
 
 
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(restore, tmp_path):

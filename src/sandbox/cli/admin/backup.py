@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def restore(file: Path, **options: Any) -> None:
     said = f"{visible(str(data_dir))} has {counted(done.tasks_count, 'task')}"
     if done.discrepancies:
         fail(f"{said}; {len(done.discrepancies)} things do not agree.", ExitCode.TASK_FAILED)
-    click.echo(f"{said}.", err=True)
+    command = f"sandbox serve --data-dir {shlex.quote(visible(str(data_dir)))}"
+    click.echo(f"{said}.\nWhere no server works on the old one any more, start one on it:\n  {command}", err=True)
 
 
 def _print_remarks(remarks: Any) -> None:
