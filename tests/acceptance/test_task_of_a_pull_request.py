@@ -60,6 +60,43 @@ def test_a_task_that_fails_is_told_and_fails_the_job(world, run_task, tmp_path):
     comment = (tmp_path / "result" / "comment.md").read_text()
     assert " failed**" in comment
     assert "clone_failed: " in comment
+    assert " failed: clone_failed: " in ran.stderr
+
+
+@pytest.fixture
+def run_alone(tmp_path):
+    """Run it where no server is."""
+
+    def run(**variables):
+        environment = {"PATH": os.environ["PATH"], "SANDBOX_SERVER": "http://127.0.0.1:9", "PYTHONWARNINGS": "error"}
+        wanted = {"REPOSITORY_URL": "https://github.com/org/repo.git", "BRANCH": "main", "COMMIT": "0" * 40}
+        environment |= wanted | {"PROMPT": "Mend it.", "OUTPUT": str(tmp_path / "result")} | variables
+        command = [sys.executable, str(SCRIPT)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+    return run
+
+
+def test_a_server_that_is_not_there_is_told_in_one_sentence(run_alone):
+    ran = run_alone()
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
+    assert "127.0.0.1:9" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"PROMPT": "", "COMMIT": ""}, "Set PROMPT, COMMIT in the environment; "),
+        ({"FIELDS": "{"}, "FIELDS is not JSON: "),
+        ({"TIMEOUT_MINUTES": "an hour"}, "TIMEOUT_MINUTES is not a number"),
+        ({"OUTPUT": "/dev/null/result"}, "/dev/null/result: Not a directory"),
+        ({"SANDBOX_SERVER": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_is_wrong_with_a_variable_is_told_in_one_sentence(run_alone, variables, told):
+    ran = run_alone(**variables)
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1), ran.stderr
+    assert told in ran.stderr
 
 
 def test_a_manifest_with_mistakes_is_told_with_all_of_them(world, run_task):
