@@ -10,10 +10,11 @@ from sandbox.model.manifest import Secret
 from sandbox.secrets.limits import SECRET_BYTES_MAX
 from sandbox.secrets.unavailable import unavailable
 
+_DIRECTORY = "the server's secrets directory (secrets.directory, SANDBOX_SECRETS_DIRECTORY)"
 _REASONS = {
     errno.ENOENT: "there is no such file below the server's secrets directory; put it there.",
     errno.ENOTDIR: "there is no such file below the server's secrets directory; put it there.",
-    errno.EACCES: "the server's user may not read this file; give it the right to.",
+    errno.EACCES: f"the server's user may not read this file, or enter {_DIRECTORY}; give it the right to.",
     errno.ELOOP: "the symbolic links of this file lead in a circle; mend them.",
 }
 
@@ -43,7 +44,11 @@ class FileSource:
 
     def _content(self, secret: Secret) -> bytes:
         """Look at what the path leads to before it is opened for reading: opening a FIFO or device does something."""
-        directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            reason = f"{_DIRECTORY} cannot be opened ({error.strerror}); the server's user must be able to enter it."
+            raise unavailable(secret, reason) from None
         try:
             node = os.open(secret.key, os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
             try:

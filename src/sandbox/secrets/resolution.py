@@ -9,8 +9,9 @@ from sandbox.secrets.limits import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
 from sandbox.secrets.unavailable import unavailable
 
 _HOW_TO_OFFER = {
-    "file": "this server has no secrets directory; its operator must configure one.",
-    "vault": "this server has no access to Vault; its operator must configure address and token.",
+    "file": "this server has no secrets directory; its operator sets secrets.directory (SANDBOX_SECRETS_DIRECTORY).",
+    "vault": "this server has no access to Vault; its operator sets secrets.vault.address "
+    "(SANDBOX_SECRETS_VAULT_ADDRESS) and VAULT_TOKEN.",
 }
 
 

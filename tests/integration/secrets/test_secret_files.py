@@ -72,16 +72,22 @@ def test_the_directory_itself_may_be_a_link(directory: Path, tmp_path: Path):
     assert read(tmp_path / "link", "team/token") == "the-value-of-the-token"
 
 
+@pytest.mark.parametrize("make", [lambda place: None, Path.touch, lambda place: place.symlink_to(place)])
+def test_a_directory_that_cannot_be_opened_is_told_with_its_setting(tmp_path: Path, make):
+    make(tmp_path / "wrong")
+    told = refusal(tmp_path / "wrong", "team/token")
+    assert "secrets directory (secrets.directory, SANDBOX_SECRETS_DIRECTORY) cannot be opened" in told
+
+
 def test_only_regular_files_are_opened(directory: Path):
     os.mkfifo(directory / "fifo")  # opening it would wait for ever
     assert "not a regular file" in refusal(directory, "fifo")
     assert "not a regular file" in refusal(directory, "team")
 
 
-def test_what_is_not_there(directory: Path, tmp_path: Path):
+def test_what_is_not_there(directory: Path):
     assert "there is no such file" in refusal(directory, "team/other")
     assert "there is no such file" in refusal(directory, "team/token/x")
-    assert "there is no such file" in refusal(tmp_path / "nowhere", "x")
     (directory / "a").symlink_to("b")
     (directory / "b").symlink_to("a")
     assert "in a circle" in refusal(directory, "a")

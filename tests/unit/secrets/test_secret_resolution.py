@@ -76,8 +76,8 @@ def test_values_that_cannot_be_used(key: str, told: str):
 
 def test_sources_that_this_server_does_not_offer():
     told = refusal(secret("A", "a", "file"), secret("B", "b#c", "vault"))
-    assert "no secrets directory" in told
-    assert "no access to Vault" in told
+    assert "no secrets directory; its operator sets secrets.directory (SANDBOX_SECRETS_DIRECTORY)" in told
+    assert "no access to Vault; its operator sets secrets.vault.address (SANDBOX_SECRETS_VAULT_ADDRESS) and" in told
 
 
 def test_all_failures_are_told_at_once():
