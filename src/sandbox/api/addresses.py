@@ -37,10 +37,10 @@ def is_open(sockets: Sequence[socket.socket]) -> bool:
     return not all(ip_address(address).is_loopback for address in addresses)
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
+def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
     """Bound sockets, all on one port; 127.0.0.1 and localhost bring ::1 along where there is IPv6.
 
-    Port 0 means any free port. Raises AddressError.
+    Port 0 means any free port; `key` of the configuration says which one. Raises AddressError.
     """
     hosts = _LOOPBACKS if host in {"127.0.0.1", "localhost"} else (host,)
     for _ in range(_FREE_PORT_TRIES if port == 0 else 1):
@@ -48,7 +48,10 @@ def bind(host: str, port: int) -> list[socket.socket]:
             return _bind_all(hosts, port)
         except OSError as error:
             cause = error
-    raise AddressError(f"Cannot listen on {host} port {port}: {cause.strerror}; choose another address or port.")
+    raise AddressError(
+        f"Cannot listen on {host} port {port}: {cause.strerror}. Choose another port with --{key.replace('_', '-')} "
+        f"(SANDBOX_{key.upper()}, server.{key} in sandbox.toml), or another address with --host."
+    )
 
 
 def _bind_all(hosts: tuple[str, ...], port: int) -> list[socket.socket]:

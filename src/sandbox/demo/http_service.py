@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -90,7 +91,11 @@ class HttpService:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> HttpService:
-        self._server = await asyncio.start_server(self._connected, self._host, self._port)
+        try:
+            self._server = await asyncio.start_server(self._connected, self._host, self._port)
+        except OSError as error:
+            # asyncio tells the reason twice, and the place in the middle.
+            raise OSError(error.errno, f"{self._host}:{self._port}: {os.strerror(error.errno or 0)}") from None
         self.url = f"http://{self._host}:{self._server.sockets[0].getsockname()[1]}"
         return self
 

@@ -43,7 +43,7 @@ def main() -> int:
         try:
             asyncio.run(play(Path(directory), git_port=options.git_port, model_port=options.model_port))
         except OSError as error:
-            sys.stderr.write(f"{error}; choose others with --git-port and --model-port.\n")
+            sys.stderr.write(f"{error.strerror}; choose others with --git-port and --model-port.\n")
             return 1
     return 0
 

@@ -143,5 +143,5 @@ def _section(data: Any, key: Key) -> dict[str, Any] | None:
 
 def _sentence(mistakes: list[str]) -> str:
     if len(mistakes) == 1:
-        return f"The configuration has a mistake: {mistakes[0]}."
+        return f"The configuration has a mistake: {mistakes[0]}{'' if mistakes[0].endswith('?') else '.'}"
     return "\n  ".join([f"The configuration has {len(mistakes)} mistakes:", *mistakes])

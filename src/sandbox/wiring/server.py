@@ -110,7 +110,7 @@ def run(settings: ServerSettings, *, announce: Announce = "text") -> None:
 async def _serve(settings: ServerSettings, places: Places, announce: Announce) -> None:
     where, access = settings.server, TokenFile(places.data_dir)
     sockets = bind(where.host, where.port)
-    stream_sockets = bind(where.host, where.ws_port)
+    stream_sockets = bind(where.host, where.ws_port, "ws_port")
     needs_token = is_open([*sockets, *stream_sockets])
     if needs_token and not access.good():
         raise OpenAddressError(where.host)
@@ -144,7 +144,7 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
             await service.close()
-            _tell_unfinished(len(service.equipment.follower.feeds))
+            _tell_end(len(service.equipment.follower.feeds))
 
 
 def _api_settings(settings: ServerSettings, ports: set[int], *, needs_token: bool) -> ApiSettings:
@@ -287,11 +287,14 @@ def _announce(
         _log.warning("It takes no tasks. %s", reason)
 
 
-def _tell_unfinished(count: int) -> None:
-    """Whoever stops a server may take its tasks for stopped, and they cost money."""
-    if count:
-        tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
-        _log.warning("%s the server; the next one on this data directory takes over.", tasks)
+def _tell_end(count: int) -> None:
+    """Whoever stops a server may take its unfinished tasks for stopped, and they cost money."""
+    if not count:
+        _log.info("Stopped. No task is unfinished.")
+        return
+    tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
+    goes_on = "what runs goes on, and the next server on this data directory takes over"
+    _log.warning("Stopped. %s the server; %s.", tasks, goes_on)
 
 
 def _allow_descriptors() -> None:

@@ -93,6 +93,8 @@ def test_an_address_that_is_taken_is_named():
         # An address for documentation, which no machine has.
         with pytest.raises(AddressError, match=r"192\.0\.2\.1"):
             bind("192.0.2.1", 0)
+        with pytest.raises(AddressError, match=r"--ws-port \(SANDBOX_WS_PORT, server\.ws_port .*--host"):
+            bind("127.0.0.1", port, "ws_port")
     finally:
         for one in held:
             one.close()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -64,6 +65,33 @@ def test_a_server_without_a_key_for_the_model_says_so_at_once(environment, tmp_p
         _, talk = server.communicate(timeout=20)
     assert ready.status_code == (200 if key else 503)
     assert ("set ANTHROPIC_API_KEY" in talk.decode()) is (not key)
+
+
+@pytest.mark.parametrize("option", ["--port", "--ws-port"])
+def test_a_port_that_is_taken_is_told_with_the_options_that_choose_others(environment, option):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"--port": "0", "--ws-port": "0", option: str(taken.getsockname()[1])}
+        ran = subprocess.run(
+            [*SANDBOX, "serve", *(word for pair in ports.items() for word in pair)],
+            env={**environment, "PATH": os.environ["PATH"]}, capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert ran.returncode == 10
+    assert f"Choose another port with {option} (".encode() in ran.stderr
+
+
+def test_a_server_that_is_stopped_says_so(environment, tmp_path):
+    server = subprocess.Popen(
+        [*SANDBOX, "serve", "--port", "0", "--ws-port", "0"],
+        env={**environment, "PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert b"Sandbox answers at" in server.stdout.readline()
+    finally:
+        server.send_signal(signal.SIGINT)
+        _, talk = server.communicate(timeout=20)
+    assert server.returncode == 0
+    assert talk.decode().splitlines()[-1].endswith(" INFO    Stopped. No task is unfinished.")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

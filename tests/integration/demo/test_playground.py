@@ -41,7 +41,8 @@ def test_the_repository_can_be_cloned_the_model_answers_and_a_signal_ends_both(p
 
 def test_a_taken_port_is_told_with_a_way_out():
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        process = start("--git-port", "0", "--model-port", str(taken.getsockname()[1]))
+        port = taken.getsockname()[1]
+        process = start("--git-port", "0", "--model-port", str(port))
         _, error = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "in use; choose others with --git-port and --model-port" in error
+    assert error == f"127.0.0.1:{port}: Address already in use; choose others with --git-port and --model-port.\n"
