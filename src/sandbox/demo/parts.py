@@ -21,8 +21,9 @@ STOP_SECONDS = 5.0
 @contextlib.contextmanager
 def start_server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """A server on free ports; `model` are the variables that tell it where the model is."""
-    # How this user's own server is configured is no matter here, and its log would stand amid the story.
-    model = {"SANDBOX_CONFIG": os.devnull, "SANDBOX_LOG_LEVEL": "warning", "SANDBOX_LOG_FORMAT": "text", **model}
+    # How this user's own server is configured is no matter here, and its log would stand amid the story. Why it takes
+    # no task is what the demo's task is answered.
+    model = {"SANDBOX_CONFIG": os.devnull, "SANDBOX_LOG_LEVEL": "error", "SANDBOX_LOG_FORMAT": "text", **model}
     arguments = (
         "serve",
         "--host",

@@ -32,16 +32,19 @@ async def try_once(
 
     attempt_id = _new_attempt_id()
     disk = probe_place(run_dir, attempt_id)
-    async with asyncio.timeout(within_seconds):
-        handle = runtime.plan(attempt_id)
-        try:
-            disk.mkdir(parents=True, mode=0o700)
-            shutil.copyfile("/usr/bin/true", disk / "true")
-            (disk / "true").chmod(0o111)
-            return await _run_true(runtime, handle, disk, hierarchies, memory_bytes)
-        finally:
-            await runtime.destroy(handle, disk)
-            shutil.rmtree(disk, ignore_errors=True)
+    try:
+        async with asyncio.timeout(within_seconds):
+            handle = runtime.plan(attempt_id)
+            try:
+                disk.mkdir(parents=True, mode=0o700)
+                shutil.copyfile("/usr/bin/true", disk / "true")
+                (disk / "true").chmod(0o111)
+                return await _run_true(runtime, handle, disk, hierarchies, memory_bytes)
+            finally:
+                await runtime.destroy(handle, disk)
+                shutil.rmtree(disk, ignore_errors=True)
+    except TimeoutError:
+        raise TimeoutError(f"'true' did not end in a sandbox within {within_seconds:g} s.") from None
 
 
 async def why_not_confined(runtime: Runtime, run_dir: Path) -> str | None:
@@ -61,9 +64,11 @@ async def why_not_confined(runtime: Runtime, run_dir: Path) -> str | None:
             finally:
                 await runtime.destroy(handle, place)
                 shutil.rmtree(place, ignore_errors=True)
-    except (SandboxError, OSError, TimeoutError) as error:
-        return str(error) or "it took too long"
-    return None if code == 0 else f"git ended with {code}"
+    except TimeoutError:
+        return f"git did not end within {_SECONDS:g} s"
+    except (SandboxError, OSError) as error:
+        return str(error)
+    return None if code == 0 else f"git ended with exit code {code}"
 
 
 async def _run_git(confinement: Confinement, place: Path) -> int:
@@ -95,6 +100,8 @@ async def _run_true(
     _, errors = await sandbox.start(Command([program], {}, WORKSPACE))
     exit_ = await sandbox.wait()
     if exit_.code != 0:
-        said = (await errors.read(4096)).decode(errors="replace").strip()
-        raise SandboxError(f"'true' ended with {exit_.code} in a sandbox: {said}")
+        gone = "did not end in a sandbox, which was gone before it"
+        how = gone if exit_.code is None else f"ended in a sandbox with exit code {exit_.code}"
+        said = (await errors.read(4096)).decode(errors="replace").strip().removesuffix(".")
+        raise SandboxError(f"'true' {how}{': ' if said else ''}{said}.")
     return limits

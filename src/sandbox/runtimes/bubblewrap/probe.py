@@ -43,7 +43,7 @@ async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.
     try:
         limits = await try_once(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:
-        return _failing(_explain(str(error) or "It took too long."))
+        return _failing(_explain(str(error)))
     gaps = (*_GAPS, *(() if os.getuid() == 0 else (_GAP_ONE_UID,)), *missing_limits(limits))
     return Probe(NAME, works=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits)
 
@@ -54,8 +54,9 @@ def _failing(mend: str) -> Probe:
 
 def _explain(reason: str) -> str:
     """The setting that is known to forbid user namespaces, where there is one, before what was said."""
+    reason = reason.removesuffix(".")
     for name, bad, mend in _SYSCTLS:
         setting = Path("/proc/sys", name)
         if setting.exists() and setting.read_text().strip() == bad:
             return f"The kernel does not let users make namespaces; allow it: {mend} ({reason})"
-    return f"{reason} User namespaces must be allowed for ordinary users; some containers forbid them."
+    return f"{reason}. User namespaces must be allowed for ordinary users; some containers forbid them."

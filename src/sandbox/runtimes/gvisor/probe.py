@@ -44,7 +44,7 @@ async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.
     try:
         limits = await try_once(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:
-        return _failing(str(error) or "It took too long.")
+        return _failing(str(error))
     gaps = (*_GAPS, *missing_limits(limits))
     return Probe(NAME, works=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits)
 

@@ -58,7 +58,7 @@ async def probe_by_trying(runtime: Guests, run_dir: Path, kvm: KvmFinding, *, on
         )
     except (SandboxError, OSError, TimeoutError) as error:
         has_not_booted = isinstance(error, TimeoutError) or isinstance(error.__cause__, BootError)
-        return _failing(_NEEDS_KVM if only_kvm and has_not_booted else str(error) or "No guest booted in time.")
+        return _failing(_NEEDS_KVM if only_kvm and has_not_booted else str(error))
     has_kvm = runtime.booted_by is Accelerator.KVM
     return Probe(
         NAME,

@@ -108,7 +108,6 @@ class QemuRuntime(LaunchedSandboxes):
 
     async def _boot_somehow(self, handle: SandboxHandle, plan: cage.Plan) -> QemuSandbox:
         """By the first of all ways that works. Raises BootError of the last."""
-        problem = BootError("there is no way to try")
         for accelerator, within_seconds in self._tries():
             self._plans[handle.attempt_id] = replace(plan, accelerator=accelerator)
             try:
