@@ -10,7 +10,8 @@ from sandbox.gateway.reports import printable
 from sandbox.model.egress import EgressRules, ends_in_number
 
 HTTP_PORT, HTTPS_PORT = 80, 443
-ISOLATED = "network_mode is isolated, or allowed_hosts is empty: nothing but the model is reached."
+ISOLATED = "vm.network_mode is isolated: nothing but the model is reached."
+NO_HOSTS = "vm.allowed_hosts is empty: nothing but the model is reached."
 NOT_PUBLIC = "it is no name of the public internet."
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
@@ -44,7 +45,7 @@ class EgressPolicy:
     def objection(self, host: str, port: int) -> str | None:
         """Why this may not be reached; None when it may."""
         if self._rules.allow_nothing:
-            return ISOLATED
+            return NO_HOSTS if self._rules.is_outbound else ISOLATED
         if normal(host) == self._model_host:
             return "the model is reached through the gateway's own address only."
         if not 1 <= port <= 65535:

@@ -39,10 +39,14 @@ class EgressRule(msgspec.Struct, frozen=True):
 
 
 class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All of a task's. Without rules nothing is allowed; `is_full`: every public name is, at every port."""
+    """All of a task's. Without rules nothing is allowed; `is_full`: every public name is, at every port.
+
+    is_outbound: rules were asked for, even if there are none.
+    """
 
     rules: tuple[EgressRule, ...] = ()
     is_full: bool = False
+    is_outbound: bool = False
 
     @property
     def allow_nothing(self) -> bool:
@@ -68,7 +72,7 @@ def egress_rules(vm: Vm) -> EgressRules:
         return EgressRules(is_full=True)
     if vm.network_mode != "outbound":
         return EgressRules()
-    return EgressRules(tuple(_rule(entry) for entry in vm.allowed_hosts))
+    return EgressRules(tuple(_rule(entry) for entry in vm.allowed_hosts), is_outbound=True)
 
 
 def transparent_ports(rules: EgressRules) -> tuple[int, ...]:

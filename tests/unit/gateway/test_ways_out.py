@@ -12,7 +12,8 @@ from sandbox.gateway.http_opening import HttpOpening
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.gateway.proxy_opening import ProxyOpening
 from sandbox.gateway.tls_opening import TlsOpening
-from sandbox.model.egress import EgressRule, EgressRules
+from sandbox.model.egress import EgressRule, EgressRules, egress_rules
+from sandbox.model.manifest import Vm
 
 HOST = "files.example.org"
 MODEL = "api.anthropic.com"
@@ -281,6 +282,17 @@ def test_where_nothing_is_allowed_each_is_refused_with_its_name():
     for opening, data in asked:
         refusal = refused(opening.client_sent(data))
         assert (refusal.host, refusal.reason) == (HOST, ISOLATED)
+
+
+@pytest.mark.parametrize(
+    ("vm", "told"),
+    [
+        (Vm(), "vm.network_mode is isolated: nothing but the model is reached."),
+        (Vm(network_mode="outbound"), "vm.allowed_hosts is empty: nothing but the model is reached."),
+    ],
+)
+def test_why_nothing_is_allowed_is_told(vm, told):
+    assert EgressPolicy(egress_rules(vm), MODEL).objection(HOST, 443) == told
 
 
 @given(st.lists(st.binary(max_size=60), max_size=6), st.sampled_from([proxy, plain, tls]))
