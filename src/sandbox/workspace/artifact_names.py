@@ -13,16 +13,17 @@ class ArtifactNames:
 
     def __init__(self, taken: frozenset[str]) -> None:
         self._taken = {*taken, TEMPORARY_NAME}
+        self._next_number: dict[str, int] = {}
 
     def claim(self, path: bytes) -> str:
         """The base name, else the path with `__` for `/`, else that with a number."""
         base = _cut(show(path.rpartition(b"/")[2]))
         whole = _cut(show(path).replace("/", "__"))
         name = base if base not in self._taken else whole
-        number = 2
         while name in self._taken:
+            number = self._next_number.get(whole, 2)
             name = _numbered(whole, number)
-            number += 1
+            self._next_number[whole] = number + 1
         self._taken.add(name)
         return name
 

@@ -48,3 +48,10 @@ def test_content_types_go_by_suffix():
     assert content_type("REPORT.MD") == "text/markdown"
     assert content_type("archive.tar.gz") == "application/gzip"
     assert content_type("Makefile") == content_type(".json") == "application/octet-stream"
+
+
+def test_as_many_as_may_be_collected_are_told_apart_at_once():
+    names = ArtifactNames(frozenset())
+    claimed = [names.claim(b"%d/" % number + b"x" * 200) for number in range(10_000)]
+    assert len(set(claimed)) == 10_000
+    assert claimed[-1] == "x" * 200 + "-10000"
