@@ -86,7 +86,7 @@ def run_terminal(options: Chosen, task_id: str, keys: bytes, **wanted: Any) -> E
 async def _run(options: Chosen, task_id: str, detaching: Detaching, wanted: dict[str, Any]) -> Exit | None:
     from sandbox.client.terminal import open_terminal
 
-    async with open_terminal(options.server.rstrip("/"), options.token, task_id, **wanted) as terminal:
+    async with open_terminal(options.server, options.token, task_id, **wanted) as terminal:
         with _raw(sys.stdin.fileno()):
             showing = asyncio.create_task(_show(terminal))
             typing = asyncio.create_task(_type(terminal, detaching))

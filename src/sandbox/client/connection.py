@@ -108,7 +108,7 @@ def connection_to(server: str | None, token: str | None, timeout_seconds: float)
     address = server if server is not None else os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER
     shown = token if token is not None else os.environ.get("SANDBOX_TOKEN")
     authorization(shown)
-    return Connection(_checked(address), shown or None, timeout_seconds)
+    return Connection(checked_address(address), shown or None, timeout_seconds)
 
 
 def authorization(token: str | None) -> dict[str, str]:
@@ -121,15 +121,19 @@ def authorization(token: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def _checked(address: str) -> str:
+def checked_address(address: str) -> str:
+    """The address in its plain form, ASCII and without a slash at its end. Raises InvalidParameterError."""
+    import httpx
+
     try:
-        parts = urlsplit(address)
-        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        url = httpx.URL(address)
+        is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(address).port != 0
+        url.raw_host.decode().encode("idna")  # as connecting does, which raises for a label that no name may have
+    except (httpx.InvalidURL, ValueError):
         is_address = False
-    if not is_address:
+    if not is_address or "?" in address or "#" in address:
         raise InvalidParameterError(f"The server's address must look like {DEFAULT_SERVER}, not {address!r}.")
-    return address.rstrip("/")
+    return str(url).rstrip("/")
 
 
 def _certificates(server: str) -> Any:

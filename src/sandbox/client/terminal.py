@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from sandbox.client.connection import authorization
+from sandbox.client.connection import authorization, checked_address
 from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, error_of
 from sandbox.client.told import read_object
 
@@ -81,6 +81,7 @@ async def open_terminal(server: str, token: str | None, task_id: str, **wanted: 
     import websockets
     from websockets.asyncio.client import connect
 
+    server = checked_address(server)
     address = f"ws{server.removeprefix('http')}/api/v1/tasks/{quote(task_id, safe='')}/terminal?{urlencode(wanted)}"
     headers = authorization(token)
     try:

@@ -1,5 +1,6 @@
 """The client against real sockets: streams that break, servers that go and come back, downloads."""
 
+import asyncio
 import hashlib
 
 import httpx
@@ -17,6 +18,7 @@ from sandbox.client import (
     UnreachableError,
 )
 from sandbox.client.connection import connection_to
+from sandbox.client.terminal import open_terminal
 
 LOGS = f"/tasks/{TASK}/logs"
 
@@ -234,6 +236,22 @@ def test_without_arguments_the_environment_says_where_the_server_is(api, client_
     with client_class(api.url, "given") as client:
         client.tasks()
     assert [asked.headers["authorization"] for asked in api.asked] == ["Bearer of-the-environment", "Bearer given"]
+
+
+def test_a_scheme_may_be_written_large(api, client_class):
+    api.on("GET", "/tasks", of_json({"tasks": [], "next_cursor": None}))
+    with client_class(api.url.replace("http", "HTTP")) as client:
+        assert client.tasks()["tasks"] == []
+
+
+def test_a_terminal_is_asked_for_with_a_scheme_that_is_written_large(api):
+    async def ask():
+        async with open_terminal(api.url.replace("http", "HTTP"), None, "other"):
+            pass
+
+    with pytest.raises(UnreachableError):  # what answers there opens no terminals
+        asyncio.run(ask())
+    assert api.asked[0].path == "/tasks/other/terminal"
 
 
 def test_all_tasks_come_page_after_page(api, client):

@@ -1,5 +1,6 @@
 """Which error stands for which answer."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from sandbox import client
 from sandbox.client.errors import OF_THE_API, OF_THE_CLIENT, error_of
+from sandbox.client.terminal import open_terminal
 
 SERVER = "http://localhost:8122"
 
@@ -93,7 +95,39 @@ def test_an_answer_that_is_not_sandboxs_says_so(body):
     assert not error.retryable
 
 
-@pytest.mark.parametrize("address", ["localhost:8122", "ftp://localhost", "http://", "http://[", "", "http://h:99999"])
-def test_an_address_that_is_none_is_refused_before_anything_is_sent(address):
-    with pytest.raises(client.InvalidRequestError, match="http://localhost:8122"):
-        client.Client(address)
+NO_ADDRESSES = [
+    "localhost:8122",
+    "ftp://localhost",
+    "http://",
+    "http://[",
+    "",
+    "http://h:0",
+    "http://h:99999",
+    "http://a..b",
+    "http://.",
+    f"http://{'a' * 64}.b",
+    "http://xn--/",
+    "http://ä..ö",
+    "http://h\r",
+    "http://h/?x=1",
+    "http://h/#x",
+    "http://h/\udcff",
+    f"http://h/{'a' * 70_000}",
+]
+
+
+@pytest.mark.parametrize("client_class", [client.Client, client.AsyncClient])
+@pytest.mark.parametrize("address", NO_ADDRESSES, ids=lambda address: ascii(address[:20]))
+def test_an_address_that_is_none_is_refused_before_anything_is_sent(address, client_class):
+    with pytest.raises(client.InvalidParameterError, match="http://localhost:8122"):
+        client_class(address)
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES, ids=lambda address: ascii(address[:20]))
+def test_a_terminal_is_not_asked_for_at_an_address_that_is_none(address):
+    async def ask():
+        async with open_terminal(address, None, "t"):
+            pass
+
+    with pytest.raises(client.InvalidParameterError, match="http://localhost:8122"):
+        asyncio.run(ask())
