@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
 
+from sandbox.client.address import task_path
 from sandbox.client.answers import (
     ArtifactList,
     Cancellation,
@@ -81,40 +81,40 @@ def tasks(states: Iterable[str], labels: Mapping[str, str] | None, **plain: str 
 
 def status(task_id: str) -> Call[Task]:
     """The task as it is now."""
-    return Call("GET", _path(task_id), Task, _OF_A_TASK)
+    return Call("GET", task_path(task_id), Task, _OF_A_TASK)
 
 
 def wait(task_id: str, seconds: float) -> Call[Task]:
     """The task once it has ended, or after so many seconds."""
     parameters = {"timeout": f"{seconds:.3f}"}
-    return Call("GET", _path(task_id, "wait"), Task, _OF_A_TASK, parameters, read_seconds=seconds + ANSWER_SECONDS)
+    return Call("GET", task_path(task_id, "wait"), Task, _OF_A_TASK, parameters, read_seconds=seconds + ANSWER_SECONDS)
 
 
 def cancel(task_id: str, reason: str | None, *, force: bool) -> Call[Cancellation]:
     """The wish to cancel."""
     parameters = given({"reason": reason, "force": "true" if force else None})
-    return Call("DELETE", _path(task_id), Cancellation, ("task_id",), parameters)
+    return Call("DELETE", task_path(task_id), Cancellation, ("task_id",), parameters)
 
 
 def release(task_id: str) -> Call[Release]:
     """The end of a preserved sandbox."""
-    return Call("DELETE", _path(task_id, "vm"), Release, ("task_id",))
+    return Call("DELETE", task_path(task_id, "vm"), Release, ("task_id",))
 
 
 def artifacts(task_id: str) -> Call[ArtifactList]:
     """What was kept."""
-    return Call("GET", _path(task_id, "artifacts"), ArtifactList, ("artifacts",))
+    return Call("GET", task_path(task_id, "artifacts"), ArtifactList, ("artifacts",))
 
 
 def artifact(task_id: str, name: str) -> Call[Stream]:
     """The bytes of an artifact."""
     # Not compressed on the way: the checksum is that of the stored bytes.
-    return Call("GET", _path(task_id, "artifacts", name), Stream, (), headers={"Accept-Encoding": "identity"})
+    return Call("GET", task_path(task_id, "artifacts", name), Stream, (), headers={"Accept-Encoding": "identity"})
 
 
 def logs(task_id: str, **wanted: str | int | None) -> Call[Stream]:
     """Lines that are there now."""
-    return Call("GET", _path(task_id, "logs"), Stream, (), given(wanted))
+    return Call("GET", task_path(task_id, "logs"), Stream, (), given(wanted))
 
 
 def follow(task_id: str, read_seconds: float, **wanted: str | int | None) -> Call[Stream]:
@@ -123,7 +123,7 @@ def follow(task_id: str, read_seconds: float, **wanted: str | int | None) -> Cal
     if wanted.get("after") is not None:
         headers["Last-Event-ID"] = str(wanted["after"])
     parameters = {**given(wanted), "follow": "true"}
-    return Call("GET", _path(task_id, "logs"), Stream, (), parameters, headers, read_seconds=read_seconds)
+    return Call("GET", task_path(task_id, "logs"), Stream, (), parameters, headers, read_seconds=read_seconds)
 
 
 def health() -> Call[Health]:
@@ -158,16 +158,12 @@ def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def _path(task_id: str, *rest: str) -> str:
-    return "/".join(["/tasks", *(quote(part, safe="") for part in (task_id, *rest))])
-
-
 def _body(manifest: Manifest) -> tuple[bytes, str]:
     match manifest:
         case Path():
             return manifest.read_bytes(), "application/json" if manifest.suffix == ".json" else "application/yaml"
         case str():
-            return manifest.encode(), "application/yaml"
+            return manifest.encode(errors="surrogatepass"), "application/yaml"
         case bytes():
             return manifest, "application/yaml"
     return json.dumps(manifest).encode(), "application/json"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from urllib.parse import urlsplit
 
+from sandbox.client.address import addressing, checked_address
 from sandbox.client.calls import Call
 from sandbox.client.errors import (
     ClientError,
@@ -89,7 +89,8 @@ class Connection:
         import httpx
 
         try:
-            yield
+            with addressing():
+                yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             message = f"Cannot reach {self.server}. Is the server running? Start it with: sandbox serve"
             raise UnreachableError(message) from error
@@ -119,21 +120,6 @@ def authorization(token: str | None) -> dict[str, str]:
         message = "The token (--token, SANDBOX_TOKEN) must be visible ASCII without spaces and line ends."
         raise InvalidParameterError(message)
     return {"Authorization": f"Bearer {token}"}
-
-
-def checked_address(address: str) -> str:
-    """The address in its plain form, ASCII and without a slash at its end. Raises InvalidParameterError."""
-    import httpx
-
-    try:
-        url = httpx.URL(address)
-        is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(address).port != 0
-        url.raw_host.decode().encode("idna")  # as connecting does, which raises for a label that no name may have
-    except (httpx.InvalidURL, ValueError):
-        is_address = False
-    if not is_address or "?" in address or "#" in address:
-        raise InvalidParameterError(f"The server's address must look like {DEFAULT_SERVER}, not {address!r}.")
-    return str(url).rstrip("/")
 
 
 def _certificates(server: str) -> Any:

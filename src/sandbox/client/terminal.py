@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
 
-from sandbox.client.connection import authorization, checked_address
+from sandbox.client.address import addressing, checked_address, task_path
+from sandbox.client.connection import authorization
 from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, error_of
 from sandbox.client.told import read_object
 
@@ -78,15 +78,17 @@ class Terminal:
 @asynccontextmanager
 async def open_terminal(server: str, token: str | None, task_id: str, **wanted: Any) -> AsyncIterator[Terminal]:
     """`wanted`: the parameters of the address, as docs/websocket.md tells them. Raises ClientError in its families."""
+    import httpx
     import websockets
     from websockets.asyncio.client import connect
 
     server = checked_address(server)
-    address = f"ws{server.removeprefix('http')}/api/v1/tasks/{quote(task_id, safe='')}/terminal?{urlencode(wanted)}"
+    with addressing():
+        url = httpx.URL(f"ws{server.removeprefix('http')}/api/v1{task_path(task_id, 'terminal')}", params=wanted)
     headers = authorization(token)
     try:
         connection = await connect(
-            address,
+            str(url),
             additional_headers=headers,
             open_timeout=OPEN_SECONDS,
             close_timeout=2,

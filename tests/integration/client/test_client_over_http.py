@@ -10,6 +10,7 @@ from doubles.recorded_api import Answer, RecordedApi, of_error, of_frames, of_js
 from doubles.recorded_story import TASK, frames, status
 from sandbox.client import (
     ChecksumError,
+    InvalidManifestError,
     InvalidParameterError,
     NotFoundError,
     RateLimitError,
@@ -126,6 +127,31 @@ def test_names_cannot_leave_their_place_in_the_address(api, client):
     with pytest.raises(NotFoundError):
         client.status("../../health?x=1#y")
     assert api.asked[0].path == "/tasks/..%2F..%2Fhealth%3Fx%3D1%23y"
+
+
+ASKING = [
+    lambda client, text: client.status(text),
+    lambda client, text: client.wait(text),
+    lambda client, text: client.read(TASK, text),
+    lambda client, text: client.tasks(labels={"team": text}),
+    lambda client, text: client.cancel(TASK, reason=text),
+    lambda client, text: next(client.events(text)),
+    lambda client, text: next(client.logs(TASK, since=text)),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), [("a\udcff", "UTF-8"), ("a" * 70_000, "too long")], ids=["bytes", "long"])
+@pytest.mark.parametrize("ask", ASKING)
+def test_what_no_address_can_hold_is_refused_at_once(api, client, ask, text, reason):
+    with pytest.raises(InvalidParameterError, match=reason):
+        ask(client, text)
+    assert api.asked == []
+
+
+def test_a_manifest_that_is_no_text_is_left_for_the_server_to_refuse(api, client):
+    api.on("POST", "/tasks", of_error(400, "invalid_manifest", "Not UTF-8."))
+    with pytest.raises(InvalidManifestError):
+        client.submit("name: a\udcff")
 
 
 def test_a_followed_story_arrives_whole(api, client):

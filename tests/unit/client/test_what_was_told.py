@@ -107,6 +107,18 @@ def test_a_terminal_is_not_asked_for_with_a_token_that_no_request_can_bring():
         asyncio.run(ask())
 
 
+@pytest.mark.parametrize(("text", "reason"), [("a\udcff", "UTF-8"), ("a" * 70_000, "too long")], ids=["bytes", "long"])
+def test_a_terminal_is_not_asked_for_with_what_no_address_can_hold(text, reason):
+    async def ask(task_id, **wanted):
+        async with open_terminal("http://localhost:9", None, task_id, **wanted):
+            pass
+
+    with pytest.raises(InvalidParameterError, match=reason):
+        asyncio.run(ask(text))
+    with pytest.raises(InvalidParameterError, match=reason):
+        asyncio.run(ask("t", term=text))
+
+
 def test_a_terminal_tells_its_end():
     assert shown(b"$ ", '{"types": true}', '{"type": "exit", "exit_code": 3, "message": "Bye."}') == [
         b"$ ",
