@@ -14,6 +14,9 @@ def checked_address(address: str) -> str:
     """The server's address in its plain form, ASCII and without a slash at its end. Raises InvalidParameterError."""
     import httpx
 
+    if "@" in address:  # not told: it may be a password
+        message = "The server's address must not have a user or a password in it, nor any @."
+        raise InvalidParameterError(f"{message} Give a token with --token or SANDBOX_TOKEN.")
     try:
         url = httpx.URL(address)
         is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(address).port != 0

@@ -131,3 +131,13 @@ def test_a_terminal_is_not_asked_for_at_an_address_that_is_none(address):
 
     with pytest.raises(client.InvalidParameterError, match="http://localhost:8122"):
         asyncio.run(ask())
+
+
+@pytest.mark.parametrize("client_class", [client.Client, client.AsyncClient])
+@pytest.mark.parametrize(
+    "address", ["http://u:s3cr3t@h", "http://s3cr3t@h", "http://u:s3/cr#3t@h", "u:s3cr3t@a..b", "http://@h"]
+)
+def test_an_address_with_credentials_is_refused_without_telling_them(address, client_class):
+    with pytest.raises(client.InvalidParameterError, match="--token or SANDBOX_TOKEN") as caught:
+        client_class(address)
+    assert not re.search("s3|3t", caught.value.message)
