@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -40,7 +41,17 @@ def root() -> None:
 
 def main() -> None:
     """The entry point of the program."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding lacks must not end a command.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     root(prog_name="sandbox")
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed, for this program and for those that it starts."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is the closed one
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))

@@ -25,7 +25,8 @@ class ManifestFile:
         """The file that a command was given."""
         from sandbox.model.limits import BODY_BYTES_MAX
 
-        name = "<stdin>" if file.name in {"<stdin>", "-"} else str(file.name)
+        is_stdin = file.name in {"<stdin>", "-", 0}  # 0: it was closed
+        name = "<stdin>" if is_stdin else str(file.name)
         return cls(name, file.read(BODY_BYTES_MAX + 1))  # one more than is accepted, so that too much is noticed
 
     @property
