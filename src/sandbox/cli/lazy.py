@@ -36,6 +36,22 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; one that belongs to a group below is named in full."""
+        name = args[0]
+        if name not in self._entries:
+            groups = [each for each in self._entries if name in self._names_below(ctx, each)]
+            if groups:
+                meant = " or ".join(f"{ctx.command_path} {group} {name}" for group in groups)
+                ctx.fail(f"No such command {name!r}; it is {meant}.")
+        return super().resolve_command(ctx, args)
+
+    def _names_below(self, ctx: click.Context, group: str) -> list[str]:
+        command = self.get_command(ctx, group)
+        return command.list_commands(ctx) if isinstance(command, click.Group) else []
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The commands that begin so, and options; without importing any."""
         from click.shell_completion import CompletionItem

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 _NO_CLONE_HOST = """\
-With tokens the server clones only from git.allowed_hosts, and that is empty here. Name the hosts, and start it again:
+With tokens only repositories at git.allowed_hosts are cloned, and none is named.
+Name them, and start the server again:
   in sandbox.toml:    git.allowed_hosts = ["github.com"]
   or its environment: SANDBOX_GIT_ALLOWED_HOSTS=github.com"""
 

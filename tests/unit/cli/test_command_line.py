@@ -137,3 +137,17 @@ def test_what_makes_no_sense_ends_with_2_and_a_sentence(arguments):
 
 def test_the_version_is_told():
     assert CliRunner().invoke(command.root, ["--version"]).output.startswith("sandbox 0.")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("status", "it is sandbox task status."),
+        ("list", "it is sandbox task list or sandbox profile list or sandbox token list."),
+        ("nope", "No such command 'nope'."),
+    ],
+)
+def test_a_command_that_belongs_to_a_group_is_named_in_full(name, told):
+    ran = CliRunner().invoke(command.root, [name], prog_name="sandbox")
+    assert ran.exit_code == 2
+    assert told in ran.output
