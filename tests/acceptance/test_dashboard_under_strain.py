@@ -34,6 +34,7 @@ diff --git a/old.c b/old.c
  int main(void) {{ return 0; }} /* one */
 -static const char *s = "two"; // 3
 """
+DEEP = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
 LONG_LINE = "<i>" + "0123456789" * 104_857 + "the very end"
 
 
@@ -75,6 +76,26 @@ def hostile_events():
     yield Usage("claude-sonnet-4-5-20250929", 1000, 50, cost_usd=0.01)
 
 
+def poisoned_events():
+    """Lines whose values are nothing that can be made a text of, and what is said after them."""
+    poison = {"toString": 1, "valueOf": 1}
+    uses = [{"type": "tool_use", "id": name, "name": name, "input": {}} for name in ("deep", "odd")]
+    yield assistant(*uses, {"type": "tool_use", "id": "poison", "name": poison, "input": poison})
+    yield told({"type": "system", "subtype": "init", "claude_code_version": poison, "model": poison})
+    yield told({"type": "result", "subtype": poison, "result": poison})
+    deep_answer = {"type": "tool_result", "tool_use_id": "deep", "is_error": True, "content": "DEEP"}
+    deep_use = {"type": "tool_use", "id": "asks", "name": "asks", "input": {"deep": "DEEP"}}
+    for line in (told({"type": "user", "message": {"content": [deep_answer]}}), assistant(deep_use)):
+        yield Output.of("stdout", line.data.replace(b'"DEEP"', DEEP))
+    answers = [
+        {"type": "tool_result", "tool_use_id": "odd", "content": [{"type": "text", "text": poison}, {"type": poison}]},
+        {"type": "tool_result", "tool_use_id": "asks", "is_error": True, "content": {"plain": ["object"]}},
+    ]
+    yield told({"type": "user", "message": {"content": answers}})
+    yield assistant({"type": "text", "text": "Said after the poison."})
+    yield Output.of("stderr", b"Written after the poison.\n")
+
+
 @pytest.fixture(scope="module")
 def strained(tmp_path_factory):
     """A server with old tasks: a hostile one, one that printed 50,000 lines, and two with a transcript only."""
@@ -85,6 +106,10 @@ def strained(tmp_path_factory):
     artifacts = [(name, text.encode()) for name, text in files.items()]
     recorder = kept.run("hostile", lines=0, artifacts=artifacts)
     for event in hostile_events():
+        recorder.record(event)
+    kept.end(recorder)
+    recorder = kept.run("poisoned", lines=0)
+    for event in poisoned_events():
         recorder.record(event)
     kept.end(recorder)
     kept.finish("endless", lines=LINES)
@@ -147,6 +172,31 @@ def test_hostile_output_is_shown_as_text_everywhere(place, browser):
     assert added == [f'+ def f(): return "{SCRIPT}"  # a‹U+202E›b‹U+2066›c‹U+E0041›d', "+ x = 42", "+ --- a/not/a/file"]
     assert page.evaluate("window.hacked === undefined")
     assert page.locator("#main script, #main img, #main iframe, #main b").count() == 0
+
+
+def test_no_line_of_output_stops_the_page(place, browser):
+    page = browser.open(f"{place}/tasks/poisoned")
+    page.get_by_text("Said after the poison.").wait_for()
+    assert page.locator(".result").count() == 1
+    tools = {tool.locator(".tool-name").inner_text(): tool for tool in page.locator(".tool").all()}
+    assert set(tools) == {"deep", "odd", "asks", '{ "toString": 1, "valueOf": 1 }'}
+    assert "is too deep" in tools["deep"].inner_text()
+    assert "is too deep" in tools["asks"].inner_text()
+    assert '"object"' in tools["asks"].inner_text()
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_text("Written after the poison.").wait_for()
+
+
+def test_a_view_that_fails_at_an_event_keeps_no_other_from_it(place, browser):
+    failing = """const parse = Date.parse;
+        Date.parse = (text) => {
+            if (new Error().stack.includes("figures.js")) throw new Error("of the test");
+            return parse(text);
+        };"""
+    page = browser.open(f"{place}/tasks/hostile#output", before=failing)
+    page.get_by_text("1000 tokens in").wait_for()
+    assert len(browser.complaints) > 1
+    browser.forgive("of the test")
 
 
 def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):

@@ -84,9 +84,9 @@ export class Conversation {
     const nested = typeof event.parent_tool_use_id === "string";
     if (event.type === "assistant") for (const block of blocksOf(event)) this.#takeSaid(block, at, nested);
     else if (event.type === "user") for (const block of blocksOf(event)) this.#takeAnswer(block, at, nested);
-    else if (event.type === "result") this.#add({ kind: "result", at, event, isRepeated: this.#lastSaid === String(event.result).trim() });
+    else if (event.type === "result") this.#add({ kind: "result", at, event, isRepeated: this.#lastSaid === written(event.result).trim() });
     else if (event.type === "system" && event.subtype === "init") {
-      this.#add({ kind: "aside", at, text: `Claude Code ${event.claude_code_version ?? ""} began with ${event.model ?? "its model"}`.replace("  ", " ") });
+      this.#add({ kind: "aside", at, text: `Claude Code ${written(event.claude_code_version ?? "")} began with ${written(event.model ?? "its model")}`.replace("  ", " ") });
     }
   }
 
@@ -96,7 +96,7 @@ export class Conversation {
       this.#add({ kind: "says", at, nested, text: block.text });
     } else if (isFilled(block.thinking) && block.type === "thinking") this.#add({ kind: "thinks", at, nested, text: block.thinking });
     else if (block.type === "tool_use") {
-      const entry = { kind: "tool", at, nested, id: block.id, name: String(block.name), input: block.input ?? {} };
+      const entry = { kind: "tool", at, nested, id: block.id, name: written(block.name), input: block.input ?? {} };
       this.#tools.set(block.id, entry);
       this.#add(entry);
     }
@@ -218,10 +218,19 @@ function blocksOf(event) {
   return Array.isArray(content) ? content.filter((block) => block !== null && typeof block === "object") : [];
 }
 
+// What should be text, as text: whatever can write to the agent's output may have put anything there.
+function written(value) {
+  if (typeof value === "string") return value;
+  try {
+    return JSON.stringify(value, null, 2) ?? "";
+  } catch {
+    return "[This is too deep to be shown.]";
+  }
+}
+
 function textOf(content) {
-  if (typeof content === "string") return content;
-  if (!Array.isArray(content)) return content == null ? "" : JSON.stringify(content, null, 2);
-  return content.map((block) => (block?.type === "text" ? String(block.text) : `[${block?.type ?? "something"}]`)).join("\n");
+  if (!Array.isArray(content)) return written(content ?? "");
+  return content.map((block) => (block?.type === "text" ? written(block.text) : `[${written(block?.type ?? "something")}]`)).join("\n");
 }
 
 function make(entry) {
@@ -274,8 +283,7 @@ function briefOf(input) {
 function body(input, output, isDone) {
   const place = h("div", { class: "tool-body" });
   for (const [name, value] of Object.entries(input ?? {})) {
-    const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
-    place.append(h("h4", {}, visible(name)), long(text));
+    place.append(h("h4", {}, visible(name)), long(written(value)));
   }
   if (output) place.append(h("h4", {}, "Output"), long(output));
   else if (isDone) place.append(h("p", { class: "muted" }, "No output."));
@@ -294,7 +302,7 @@ function makeResult({ event, isRepeated }) {
     typeof event.duration_ms === "number" && span(event.duration_ms),
     typeof event.total_cost_usd === "number" && `${money(event.total_cost_usd)} by Claude Code's own count`,
   ].filter(Boolean);
-  const place = h("div", { class: isError ? "result erred" : "result" }, h("h3", {}, isError ? `Ended: ${visible(String(event.subtype))}` : "Result"));
+  const place = h("div", { class: isError ? "result erred" : "result" }, h("h3", {}, isError ? `Ended: ${visible(written(event.subtype))}` : "Result"));
   if (typeof event.result === "string" && !isRepeated) place.append(markdown(event.result));
   if (facts.length) place.append(h("p", { class: "muted" }, facts.join(" · ")));
   return place;

@@ -68,12 +68,21 @@ function take(frames) {
   if (!isTaking) takeSome();
 }
 
+// One view that fails at an event neither keeps the others from it nor itself from the next one.
+function give(taker, frame) {
+  try {
+    taker.take(frame);
+  } catch (error) {
+    console.error(error);
+  }
+}
+
 function takeSome() {
   const until = performance.now() + TAKE_MILLISECONDS;
   while (first < waiting.length && performance.now() < until) {
     const frames = waiting[first];
     for (const stop = Math.min(next + 50, frames.length); next < stop; next++) {
-      for (const taker of takers) taker.take(frames[next]);
+      for (const taker of takers) give(taker, frames[next]);
       notice(frames[next]);
     }
     if (next >= frames.length) {
