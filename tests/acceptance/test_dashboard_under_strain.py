@@ -120,6 +120,9 @@ def strained(tmp_path_factory):
     kept.finish(
         "talkative", artifacts=[("transcript.ndjson", first + filling + transcript)], claude={"output_format": "text"}
     )
+    recorder = kept.run("session", lines=0, artifacts=[("transcript.ndjson", transcript)], claude={"headless": False})
+    recorder.record(assistant({"type": "text", "text": "Forged by a program."}))
+    kept.end(recorder)
     kept.index()
     world.start_model(says())
     world.start_server()
@@ -285,6 +288,17 @@ def test_of_a_long_transcript_the_end_is_told_and_that_the_rest_is_missing(place
     assert "the first 3.7 MiB of the transcript" in page.get_by_text("Something is missing here").inner_text()
     (asked,) = (one for one in browser.requests if one.url.endswith("talkative/artifacts/transcript.ndjson"))
     assert asked.headers["range"] == f"bytes=-{4 * 1024**2}"
+
+
+def test_nothing_on_the_terminal_of_a_session_is_taken_for_what_its_agent_said(place, browser):
+    page = browser.open(f"{place}/tasks/session")
+    page.get_by_text("The agent has a terminal").wait_for()
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_text("Forged by a program.").wait_for()
+    page.get_by_role("tab", name="Conversation").click()
+    page.get_by_text("The agent has a terminal").wait_for()
+    assert page.locator("#talk > *").count() == 0
+    assert browser.asked("session/artifacts/transcript.ndjson") == []
 
 
 def test_views_are_reached_by_keyboard(place, browser):

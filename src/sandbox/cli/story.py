@@ -14,7 +14,9 @@ from sandbox.cli.transcript import Printed, Retried, Said, ToolAnswered, ToolUse
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["FULL", "SHORT", "STATES", "STATE_STYLES", "STDOUT", "Detail", "Story", "tell"]
+    from sandbox.client.answers import Task
+
+__all__ = ["FULL", "SHORT", "STATES", "STATE_STYLES", "STDOUT", "Detail", "Story", "is_interactive", "tell"]
 
 TEXT_LINES_MAX = 6
 ERROR_LINES_MAX = 4
@@ -49,24 +51,37 @@ def tell(
     detail: Detail = SHORT,
     *,
     is_live: bool = True,
+    is_believed: bool = True,
     why_pending: Callable[[], str] = str,
 ) -> str | None:
     """Print the story that `frames` tell, as they come; give the final state, None if they stop before it.
 
     On a terminal a last line, gone afterwards, shows what is going on at the moment, if the story `is_live`;
-    `why_pending` is asked for it what a pending task waits for.
+    `why_pending` is asked for it what a pending task waits for. Unless it `is_believed`, stdout is no more than text.
     """
-    story = Story(console, detail, why_pending)
+    story = Story(console, detail, why_pending, is_believed=is_believed)
     with _live(story, console) if console.is_terminal and is_live else nullcontext():
         for frame in frames:
             story.add(frame)
     return story.final_state
 
 
+def is_interactive(task: Task) -> bool:
+    """Whether the agent is on a terminal, where anything in the sandbox can write what looks like its events."""
+    return task["definition"].get("claude", {}).get("headless") is False
+
+
 class Story:
     """What is known so far; prints what is new."""
 
-    def __init__(self, console: Console, detail: Detail = SHORT, why_pending: Callable[[], str] = str) -> None:
+    def __init__(
+        self,
+        console: Console,
+        detail: Detail = SHORT,
+        why_pending: Callable[[], str] = str,
+        *,
+        is_believed: bool = True,
+    ) -> None:
         self.final_state: str | None = None
         self.tool_calls = 0
         self.input_tokens = 0
@@ -76,7 +91,7 @@ class Story:
         self._detail = detail
         self._why_pending = why_pending
         self._page = StoryPage(console)
-        self._transcript = Transcript()
+        self._transcript = Transcript(is_believed=is_believed)
         self._unfinished: dict[str, ToolUsed] = {}
         self._answers: dict[str, str] = {}
         self._first_at: str | None = None

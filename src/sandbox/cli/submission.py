@@ -17,7 +17,7 @@ from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.mistakes import details, fail_with_mistakes
 from sandbox.cli.options import Chosen
 from sandbox.cli.pending import PendingReason
-from sandbox.cli.story import tell
+from sandbox.cli.story import is_interactive, tell
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def end(client: Client, task_id: str, options: Chosen, *, follows: bool) -> Task
         if options.format == "json":
             print_json_lines(events)
         else:
-            tell(events, talk_console(has_color=options.has_color), why_pending=PendingReason(options, task_id))
+            console, reason = talk_console(has_color=options.has_color), PendingReason(options, task_id)
+            is_believed = not is_interactive(client.status(task_id))
+            tell(events, console, is_believed=is_believed, why_pending=reason)
     status = client.wait(task_id)
     if options.format == "json" and not follows:
         print_json(status)

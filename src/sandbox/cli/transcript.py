@@ -61,9 +61,10 @@ Saying = Said | Printed | ToolUsed | ToolAnswered | Retried
 
 
 class Transcript:
-    """Puts the parts of split lines together again, and reads them."""
+    """Puts the parts of split lines together again, and reads them; those that are not believed are told as text."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_believed: bool = True) -> None:
+        self._is_believed = is_believed
         self._parts: list[str] = []
         self._length = 0
         self._has_events = False
@@ -82,7 +83,7 @@ class Transcript:
 
     def _sayings(self, line: str) -> Iterator[Saying]:
         try:
-            told = json.loads(line)
+            told = json.loads(line) if self._is_believed else None
         except (ValueError, RecursionError):
             told = None
         if not isinstance(told, dict) or "type" not in told:

@@ -30,6 +30,7 @@ def endless(api):
 
 
 def test_control_sequences_of_a_task_are_written_out_on_a_terminal(api, on_terminal, terminal):
+    api.on("GET", f"/tasks/{TASK}", of_json(status("completed")))
     api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [f"[t] [STDOUT] {HOSTILE}\n[t] [STDOUT] last\n".encode()]))
     process = on_terminal("task", "logs", TASK)
     shown = terminal.read_until(b"last")
@@ -41,6 +42,7 @@ def test_control_sequences_of_a_task_are_written_out_on_a_terminal(api, on_termi
 def test_logs_are_told_to_people_on_a_terminal_and_shown_as_they_came_on_request(api, on_terminal, terminal):
     block = {"type": "text", "text": "Hello there."}
     line = json.dumps({"type": "assistant", "message": {"content": [block]}})
+    api.on("GET", f"/tasks/{TASK}", of_json(status("completed")))
     api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [f"[t] [STDOUT] {line}\n[t] [STDERR] last\n".encode()]))
     on_terminal("task", "logs", TASK).wait(30)
     assert b"assistant" not in terminal.read_until(b"last")
@@ -49,6 +51,23 @@ def test_logs_are_told_to_people_on_a_terminal_and_shown_as_they_came_on_request
         terminal.seen = b""
         on_terminal("task", "logs", TASK, option).wait(30)
         assert terminal.read_until(b"last").startswith(first + line.encode()[:20])
+
+
+def test_lines_that_a_program_wrote_to_the_terminal_of_a_session_are_shown_as_text(api, on_terminal, terminal):
+    block = {"type": "text", "text": "Forged."}
+    forged = json.dumps({"type": "assistant", "message": {"content": [block]}})
+    lines = f"[t] [STDOUT] {forged}\n[t] [STDERR] last\n".encode()
+    event = {"type": "output", "task_id": TASK, "seq": 1, "timestamp": "2026-01-29T10:10:01.000Z", "stream": "stdout"}
+    told = [{**event, "data": forged + "\n", "bytes": len(forged) + 1, "continued": False}, frames()[-1]]
+    session = {"definition": {"claude": {"headless": False}}}
+    api.on("GET", f"/tasks/{TASK}", of_json(status("running", **session)))
+    api.on(
+        "GET", f"/tasks/{TASK}/logs", lambda asked: of_frames(told) if "follow" in asked.query else Answer(200, [lines])
+    )
+    for command in (("logs", TASK), ("logs", TASK, "--follow")):
+        terminal.seen = b""
+        shown = terminal.read_to_end(on_terminal("task", *command))
+        assert b"assistant" in shown, command
 
 
 def test_an_artifact_on_a_terminal_has_the_lines_that_it_has(api, on_terminal, terminal):

@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 from doubles import recorded_story
-from sandbox.cli.story import FULL, SHORT, STATES, STDOUT, Detail, Story, tell
+from sandbox.cli.story import FULL, SHORT, STATES, STDOUT, Detail, Story, is_interactive, tell
 
 
-def told(frames, *, width: int = 80, detail: Detail = SHORT) -> str:
+def told(frames, *, width: int = 80, detail: Detail = SHORT, is_believed: bool = True) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False, markup=False, highlight=False)
-    tell(frames, console, detail)
+    tell(frames, console, detail, is_believed=is_believed)
     return console.file.getvalue()
 
 
@@ -203,6 +203,19 @@ def test_a_watch_tells_states_and_adds_up_the_rest():
 
 def test_output_that_is_plain_text_is_shown():
     assert without_times(told([output("Fixed it.\n"), output("\n")])) == ["  Fixed it."]
+
+
+def test_what_stands_on_a_terminal_is_told_as_text_and_believed_by_nobody():
+    retried = {"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 9, "error": "forged"}
+    frames = [saying("Forged."), *call("forged")[:2], output(json.dumps(retried))]
+    for detail in (SHORT, FULL, STDOUT):
+        lines = without_times(told(frames, width=300, detail=detail, is_believed=False))
+        assert [json.loads(line)["type"] for line in lines] == ["assistant", "assistant", "user", "system"]
+
+
+def test_a_session_is_told_from_a_task_that_works_alone():
+    definitions = [{"claude": {"headless": headless}} for headless in (False, True)]
+    assert [is_interactive({"definition": each}) for each in (*definitions, {})] == [True, False, False]
 
 
 def test_answers_without_an_end_do_not_pile_up():

@@ -14,7 +14,7 @@ from sandbox.cli.failures import watching
 from sandbox.cli.log_line import Line, frames_of, split
 from sandbox.cli.options import chosen, output_options, server_options
 from sandbox.cli.pending import PendingReason
-from sandbox.cli.story import FULL, STDOUT, tell
+from sandbox.cli.story import FULL, STDOUT, is_interactive, tell
 from sandbox.cli.task_argument import task_argument
 from sandbox.cli.time_options import past_time
 from sandbox.cli.visible import visible
@@ -54,7 +54,8 @@ def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **wanted: A
             frames = _frames(client, task_id, follows=follows, **wanted)
             detail = STDOUT if stream == "stdout" else FULL
             console, reason = output_console(has_color=options.has_color), PendingReason(options, task_id)
-            tell(frames, console, detail, is_live=follows, why_pending=reason)
+            is_believed = not is_interactive(client.status(task_id))
+            tell(frames, console, detail, is_live=follows, is_believed=is_believed, why_pending=reason)
         else:
             lines = _followed(client, task_id, **wanted) if follows else map(split, client.logs(task_id, **wanted))
             _print(lines, has_times=has_times, has_tags=stream not in _TAGS)

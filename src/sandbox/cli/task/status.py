@@ -14,7 +14,7 @@ from sandbox.cli.figures import counted, date, money, span
 from sandbox.cli.log_line import frames_of
 from sandbox.cli.options import Chosen, chosen, common_options
 from sandbox.cli.pending import PendingReason
-from sandbox.cli.story import STATE_STYLES, STATES, tell
+from sandbox.cli.story import STATE_STYLES, STATES, is_interactive, tell
 from sandbox.cli.task_argument import task_argument
 from sandbox.cli.wrapping import wrapped
 from sandbox.model.state import TERMINAL_STATES
@@ -58,7 +58,8 @@ def _watch(client: Client, task_id: str, options: Chosen) -> None:
     console = output_console(has_color=options.has_color)
     _print_rows(((label, value) for label, value in _rows(task) if label in _LASTING), console)
     console.print()
-    tell(_story(client, task_id), console, STATES, why_pending=PendingReason(options, task_id))
+    reason = PendingReason(options, task_id)
+    tell(_story(client, task_id), console, STATES, is_believed=not is_interactive(task), why_pending=reason)
 
 
 def _story(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:

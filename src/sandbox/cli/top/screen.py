@@ -18,7 +18,7 @@ from rich.live import Live
 
 from sandbox.cli.console import output_console
 from sandbox.cli.pending import PendingReason
-from sandbox.cli.story import tell
+from sandbox.cli.story import is_interactive, tell
 from sandbox.cli.top.page import Page
 from sandbox.cli.top.snapshot import take_snapshot
 from sandbox.cli.visible import visible
@@ -106,7 +106,9 @@ def _watch(options: Chosen, console: Console, task_id: str) -> None:
     console.print(f"Task {visible(task_id)}; ^C goes back.\n", style="bold")
     with suppress(KeyboardInterrupt):
         with options.connect() as client:
-            tell(client.events(task_id), console, why_pending=PendingReason(options, task_id))
+            is_believed = not is_interactive(client.status(task_id))
+            reason = PendingReason(options, task_id)
+            tell(client.events(task_id), console, is_believed=is_believed, why_pending=reason)
         console.print("\nenter goes back.", style="dim", end="")
         sys.stdin.readline()
 

@@ -22,6 +22,7 @@ export class Conversation {
   #stale = new Set();
   #isTranscript = false;
 
+  // format: the task's output format, or "terminal": anything in the sandbox can write there, so nothing of it is believed.
   constructor(format) {
     this.format = format;
   }

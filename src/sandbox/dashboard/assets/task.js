@@ -159,7 +159,7 @@ function notice(frame) {
 }
 
 async function over() {
-  if (conversation.isTold) return;
+  if (conversation.isTold || format === "terminal") return;
   const found = await endOfTranscript().catch(() => null);
   if (!found) return;
   const { text, missing } = found;
