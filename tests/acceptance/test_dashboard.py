@@ -119,6 +119,26 @@ def test_a_page_goes_on_where_the_server_died(world, browser, place):
     browser.forgive("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED")
 
 
+def test_a_head_that_did_not_come_at_the_end_is_asked_for_until_it_does(world, browser, place):
+    made = world(bash("sleep 3"), says("Done."))
+    made.submit("busy")
+    page = browser.open(f"{place(made)}/tasks/busy")
+    page.locator(".tool").wait_for()
+    refused = []
+    page.route("**/tasks/busy", lambda route: (refused.append(route), route.fulfill(status=429)))
+    page.locator("#live:empty").wait_for(state="attached")
+    page.get_by_text("Copy", exact=True).click()
+    until(lambda: page.wait_for_timeout(100) or refused, 30, "the head to be asked for")
+    page.unroute("**/tasks/busy")
+    with page.expect_response("**/tasks/busy"):
+        assert page.get_by_role("button", name="Cancel").is_visible()
+    page.keyboard.press("Escape")
+    until(lambda: page.wait_for_timeout(100) or state_of(page) == "completed", 30, "the head to tell the end")
+    page.get_by_role("button", name="Cancel").wait_for(state="detached")
+    assert page.locator("#head[data-refresh]").count() == 0
+    browser.forgive("429")
+
+
 def test_what_a_failed_task_left_is_released_from_its_page(world, browser, place):
     made = world(python("import time; time.sleep(60)"), says())
     made.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})

@@ -152,10 +152,7 @@ function notice(frame) {
       if (frame.type === "end") changes.show(true);
     }, frame.type === "end" ? 100 : Math.min(FRESH_MILLISECONDS, 200));
   }
-  if (frame.type === "end") {
-    delete $("head").dataset.refresh;
-    over();
-  }
+  if (frame.type === "end") over();
 }
 
 async function over() {
@@ -185,7 +182,9 @@ follow(story, Number(after), take, (state) => {
 });
 
 document.addEventListener("htmx:afterSwap", (event) => {
-  if (event.detail.target?.id === "head" && chosen === "changes") changes.show(isOver());
+  if (event.detail.target?.id !== "head") return;
+  if (isOver()) delete $("head").dataset.refresh;
+  if (chosen === "changes") changes.show(isOver());
 });
 
 // What can be done about the task. Back is no submit button: enter in the reason would take the first one of them.
