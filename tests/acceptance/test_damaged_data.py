@@ -109,6 +109,32 @@ def test_other_tasks_are_untouched(empty_world, kept, seed):
     assert empty_world.server._popen.poll() is None
 
 
+def test_damaged_rows_of_the_index_are_read_anew_at_the_start(empty_world, kept):
+    kept.damage_row("running")
+    kept.damage_row("waiting", "state", "asleep")
+    kept.damage_row("task-3", "task", b"\xff")
+    empty_world.start_git()
+    empty_world.start_model(says())
+    empty_world.start_server(**KEEP)
+    assert empty_world.http.get("/api/v1/health/ready").status_code == 200
+    listed = {task["id"] for task in ask(empty_world, "?limit=100").json()["tasks"]}
+    assert listed == {*FINISHED, "running", "waiting"}
+    empty_world.wait("running")
+    assert "task-3" not in {each["task_id"] for each in check(empty_world)}
+
+
+def test_a_row_that_is_damaged_beside_the_server_is_told_with_what_to_do(empty_world, kept):
+    empty_world.start_git()
+    empty_world.start_model(says())
+    empty_world.start_server(**KEEP)
+    kept.damage_row("task-3")
+    for path in ("?limit=100", "/task-3"):
+        answer = empty_world.http.get(f"/api/v1/tasks{path}")
+        assert (answer.status_code, answer.json()["error"]) == (503, "service_unavailable")
+        assert "sandbox admin rebuild" in answer.json()["message"]
+    assert ask(empty_world, "/task-4").status_code == 200
+
+
 def check(world):
     command = [sys.executable, "-m", "sandbox", "admin", "check", "--format", "json", "--data-dir", str(world.data_dir)]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False, env={"HOME": "/"})

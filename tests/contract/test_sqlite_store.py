@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from sandbox.contracts.store import Indexed, StoreError, TaskQuery
+from sandbox.contracts.store import IndexDamagedError, Indexed, StoreError, TaskQuery
 from sandbox.model import event as e
 from sandbox.model.life import advance
 from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
@@ -250,6 +250,46 @@ def test_before_an_older_index_is_brought_up_to_date_it_is_copied(path):
     store.close()
     assert version(path.with_name("index.sqlite.v3")) == 3
     assert sorted(each.name for each in path.parent.iterdir()) == ["index.sqlite", "index.sqlite.v3"]
+
+
+def rot(path, column, value):
+    connection = sqlite3.connect(path)
+    connection.execute(f"UPDATE tasks SET {column} = ? WHERE id = 'a'", (value,))
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("task", b"{"), ("task", b"\xff"), ("task", b"[" * 100_000), ("task", b"{}"), ("state", "asleep")],
+)
+def test_a_row_that_is_damaged_is_told_with_what_to_do_and_read_anew(path, column, value):
+    store = SqliteStore(path)
+    known = Indexed(submitted("a"), 5)
+    for each in (known, Indexed(submitted("b"), 5)):
+        store.insert(each)
+    rot(path, column, value)
+
+    questions = [lambda: store.load("a"), lambda: store.insert(known)]
+    questions += [store.count_by_state] if column == "state" else [store.unfinished, lambda: store.query(TaskQuery())]
+    for ask in questions:
+        with pytest.raises(IndexDamagedError, match="sandbox admin rebuild"):
+            ask()
+    assert store.load("b").task.id == "b"
+    assert store.outdated() == ["a"]
+    store.save(known)
+    assert store.outdated() == []
+    assert store.load("a") == known
+    store.close()
+
+
+def test_a_row_that_tells_of_another_task_is_read_anew(path):
+    store = SqliteStore(path)
+    for task_id in "ab":
+        store.insert(Indexed(submitted(task_id), 5))
+    rot(path, "task", msgspec.json.encode(store.load("b").task))
+    assert store.outdated() == ["a"]
+    store.close()
 
 
 def test_a_new_index_has_nothing_to_copy(path):

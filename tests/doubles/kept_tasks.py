@@ -1,6 +1,8 @@
 """A data directory as a server leaves it: journals, artifacts and index of tasks that a test plays itself."""
 
+import contextlib
 import hashlib
+import sqlite3
 from datetime import UTC, datetime, timedelta
 
 from doubles.manifests import manifest
@@ -93,6 +95,11 @@ class KeptTasks:
 
     def store(self):
         return SqliteStore(self.data_dir / "index.sqlite")
+
+    def damage_row(self, task_id, column="task", value=b"{"):
+        """Let a row of the index rot."""
+        with contextlib.closing(sqlite3.connect(self.data_dir / "index.sqlite")) as connection, connection:
+            connection.execute(f"UPDATE tasks SET {column} = ? WHERE id = ?", (value, task_id))
 
     def records(self, task_id):
         return TaskLayout(self.data_dir, task_id).root / "journal" / "records"

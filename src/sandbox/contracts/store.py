@@ -27,6 +27,16 @@ class StoreError(SandboxError):
     retryable = True
 
 
+class IndexDamagedError(StoreError):
+    """What the index holds of a task cannot be read; its journal tells it."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(
+            f"The index of tasks is damaged ({reason}); start the server again, "
+            "or stop it and run: sandbox admin rebuild"
+        )
+
+
 class InvalidCursorError(SandboxError):
     """The place cannot be one in a list that is sorted like this."""
 
@@ -78,7 +88,10 @@ class TaskPage:
 
 
 class Store(Protocol):
-    """Calls block on the disk for milliseconds; what returned is durable. Each but `close` may raise StoreError."""
+    """Calls block on the disk for milliseconds; what returned is durable. Each but `close` may raise StoreError.
+
+    Those that give tasks or states raise IndexDamagedError where a row cannot be read.
+    """
 
     def insert(self, indexed: Indexed) -> None:
         """Add a new task. Raises DuplicateTaskError."""
@@ -97,7 +110,8 @@ class Store(Protocol):
         ...
 
     def outdated(self) -> Sequence[str]:
-        """The tasks that a program with other rules worked out of their journals (see `FOLD`)."""
+        """The tasks that a program with other rules worked out of their journals (see `FOLD`), and those whose row is
+        damaged."""
         ...
 
     def load(self, task_id: str) -> Indexed | None:

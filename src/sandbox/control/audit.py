@@ -12,7 +12,7 @@ from pathlib import Path
 from sandbox.contracts.journal import JournalDamagedError, Journals
 from sandbox.contracts.layout import TaskLayout
 from sandbox.contracts.recorder import Reading
-from sandbox.contracts.store import Indexed, Store
+from sandbox.contracts.store import IndexDamagedError, Indexed, Store
 from sandbox.model.artifact import Artifact
 from sandbox.model.life import IllegalEventError, advance
 from sandbox.model.task import Task
@@ -73,6 +73,8 @@ class Audit:
                 if self._store.load(task_id) is not None:
                     what = "The index knows this task and its journal is gone; restore it from a backup, or prune it."
                     yield Discrepancy(task_id, Kind.JOURNAL_MISSING, what)
+            except IndexDamagedError as error:
+                yield Discrepancy(task_id, Kind.INDEX_DIFFERS, error.message)
             except JournalDamagedError as error:
                 yield Discrepancy(task_id, Kind.JOURNAL_DAMAGED, error.message)
             except IllegalEventError as error:

@@ -31,9 +31,9 @@ ON CONFLICT (id) DO UPDATE SET
 -- Takes a task out; its labels go with it.
 DELETE FROM tasks WHERE id = :id;
 
--- name: outdated_tasks
--- The tasks that were worked out of their journals by other rules.
-SELECT id FROM tasks WHERE fold <> :fold ORDER BY id;
+-- name: every_task
+-- Every task, and by which rules it was worked out of its journal.
+SELECT id, fold, task, journal_offset, state FROM tasks;
 
 -- name: labels
 -- The labels of a task.
@@ -49,18 +49,18 @@ INSERT INTO labels (task_id, key, value) VALUES (?, ?, ?);
 
 -- name: load_task
 -- One task.
-SELECT task, journal_offset FROM tasks WHERE id = :id;
+SELECT task, journal_offset, state FROM tasks WHERE id = :id;
 
 -- name: find_by_idempotency_key
 -- The newest task that was submitted with a key, not before a time.
-SELECT task, journal_offset FROM tasks
+SELECT task, journal_offset, state FROM tasks
 WHERE idempotency_key = :key AND created_at >= :since
 ORDER BY created_at DESC, id DESC
 LIMIT 1;
 
 -- name: unfinished_tasks
 -- Every task in one of the states (a JSON list), oldest first.
-SELECT task, journal_offset FROM tasks
+SELECT task, journal_offset, state FROM tasks
 WHERE state IN (SELECT value FROM json_each(:states))
 ORDER BY created_at, id;
 

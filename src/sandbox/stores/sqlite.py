@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQuery
+from sandbox.contracts.store import DuplicateTaskError, IndexDamagedError, Indexed, TaskPage, TaskQuery
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.state import TaskState
 from sandbox.model.task import FOLD, Task
 from sandbox.stores.connections import Connections
@@ -62,8 +63,10 @@ class SqliteStore:
             connection.execute(self._sql["forget_task"], {"id": task_id})
 
     def outdated(self) -> Sequence[str]:
-        """The tasks that a program with other rules worked out of their journals (see `FOLD`)."""
-        return [task_id for (task_id,) in self._read("outdated_tasks", {"fold": FOLD})]
+        """The tasks that a program with other rules worked out of their journals (see `FOLD`), and damaged ones."""
+        with self._connections.reading() as connection:
+            rows = connection.execute(self._sql["every_task"])
+            return [task_id for task_id, fold, *row in rows if fold != FOLD or not _is_of(task_id, row)]
 
     def load(self, task_id: str) -> Indexed | None:
         """What is known of a task, None for an unknown one."""
@@ -84,14 +87,17 @@ class SqliteStore:
         listing = Listing(self._sql, query)
         with self._connections.reading() as connection:
             found, total = listing.read(connection)
-        tasks = [_decoder.decode(task) for task in found[: query.limit]]
+        tasks = [_task(row) for row in found[: query.limit]]
         has_more = bool(tasks) and len(found) > query.limit
         return TaskPage(tasks, total, cursor_of(tasks[-1], query.sort) if has_more else None)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
         """How many tasks are in each state; every state is a key."""
-        counts = {TaskState(state): count for state, count in self._read("count_by_state")}
-        return dict.fromkeys(TaskState, 0) | counts
+        counts = self._read("count_by_state")
+        try:
+            return dict.fromkeys(TaskState, 0) | {TaskState(state): count for state, count in counts}
+        except ValueError as error:
+            raise IndexDamagedError(error) from error
 
     def task_ids(self) -> frozenset[str]:
         """Every task in the index."""
@@ -149,5 +155,23 @@ def _row(indexed: Indexed) -> dict[str, object]:
     }
 
 
-def _indexed(row: tuple[bytes, int]) -> Indexed:
-    return Indexed(_decoder.decode(row[0]), row[1])
+def _indexed(row: Sequence[Any]) -> Indexed:
+    encoded, offset, state = row
+    task = _task(encoded)
+    if task.state != state:
+        raise IndexDamagedError(f"task {task.id} is {task.state}, and {state!r} by its row")
+    return Indexed(task, offset)
+
+
+def _task(encoded: bytes) -> Task:
+    try:
+        return _decoder.decode(encoded)
+    except (*DECODE_ERRORS, ValueError) as error:
+        raise IndexDamagedError(error) from error
+
+
+def _is_of(task_id: str, row: Sequence[Any]) -> bool:
+    try:
+        return _indexed(row).task.id == task_id
+    except IndexDamagedError:
+        return False

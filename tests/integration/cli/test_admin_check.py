@@ -94,6 +94,17 @@ def test_every_kind_of_disagreement_is_told_at_once(check, kept, sandbox):
     assert b"9 things do not agree" in plain.stderr
 
 
+@pytest.mark.parametrize(("column", "value"), [("task", b"{"), ("state", "asleep")])
+def test_a_damaged_row_of_the_index_is_told_and_mended_by_a_rebuild(check, kept, sandbox, column, value):
+    kept.damage_row("task-2", column, value)
+    (kept.data_dir / "tasks" / "task-3" / "artifacts" / "notes.txt").unlink()
+    assert check() == [("task-2", "index_differs"), ("task-3", "artifact_missing")]
+    told = sandbox("admin", "check", "--data-dir", str(kept.data_dir)).stdout
+    assert b"sandbox admin rebuild" in told.splitlines()[0]
+    assert sandbox("admin", "rebuild", "--data-dir", str(kept.data_dir)).returncode == 0
+    assert check() == [("task-3", "artifact_missing")]
+
+
 def flip(file, position):
     data = bytearray(file.read_bytes())
     data[position] ^= 4

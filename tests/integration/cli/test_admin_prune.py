@@ -43,6 +43,23 @@ def test_without_bounds_those_of_the_configuration_count(prune, environment):
     assert [line.split()[0] for line in prune().stdout.splitlines()] == [b"task-1", b"task-2", b"task-3"]
 
 
+@pytest.mark.parametrize(("column", "value"), [("task", b"{"), ("state", "asleep")])
+def test_a_damaged_row_of_the_index_keeps_nobody_from_it(prune, kept, column, value):
+    kept.damage_row("task-1", column, value)
+    done = prune("--keep", "1")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [b"task-1", b"task-2", b"task-3"]
+
+
+def test_a_damaged_row_whose_journal_is_gone_is_told_with_what_to_do(prune, kept):
+    kept.damage_row("task-1")
+    kept.records("task-1").unlink()
+    done = prune("--keep", "1")
+    assert done.returncode != 0
+    assert b"sandbox admin rebuild" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_beside_a_server_it_is_refused(prune, kept):
     with held(kept.data_dir):
         refused = prune("--keep", "1")
