@@ -238,7 +238,7 @@ def test_before_an_older_index_is_brought_up_to_date_it_is_copied(path):
     store.close()
     newest = version(path)
     connection = sqlite3.connect(path)
-    connection.executescript("DROP INDEX tasks_by_fold; ALTER TABLE tasks DROP COLUMN fold; PRAGMA user_version = 3;")
+    connection.executescript("ALTER TABLE tasks DROP COLUMN fold; PRAGMA user_version = 3;")
     connection.close()
     path.with_name("index.sqlite.v3.new").write_bytes(b"what a crash left")
 
@@ -301,7 +301,7 @@ def test_a_new_index_has_nothing_to_copy(path):
 def test_without_room_for_the_copy_the_index_stays_as_it_was(path):
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
-    connection.executescript("DROP INDEX tasks_by_fold; ALTER TABLE tasks DROP COLUMN fold; PRAGMA user_version = 3;")
+    connection.executescript("ALTER TABLE tasks DROP COLUMN fold; PRAGMA user_version = 3;")
     connection.close()
     path.with_name("index.sqlite.v3.new").mkdir()
 
