@@ -194,6 +194,11 @@ def test_what_a_failure_left_is_shown_to_nobody_while_its_secrets_cannot_be_reda
     refused.sees("DEPLOY_KEY")
     assert refused.exit_code() == 10
     made.server.stop(signal.SIGTERM)
+    made.start_server(DEPLOY_KEY="another-value-since-then")
+    refused = person(made.server.said["http"], "task", "shell", "task-1")
+    refused.sees("could not be redacted")
+    assert refused.exit_code() == 10
+    made.server.stop(signal.SIGTERM)
     made.start_server(DEPLOY_KEY=value)
     one = person(made.server.said["http"], "task", "shell", "task-1")
     one.sees(r"\$ ")

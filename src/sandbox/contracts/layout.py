@@ -79,6 +79,11 @@ class AttemptLayout:
         return self.root / "visit.lock"
 
     @property
+    def secret_fingerprint(self) -> Path:
+        """By what the values that the agent had are known again; it goes where the disk goes."""
+        return self.root / "secrets.fingerprint"
+
+    @property
     def disk(self) -> Path:
         """`workspace`, `home` and `tmp` of the sandbox."""
         return self.root / "disk"

@@ -3,12 +3,13 @@
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from sandbox.contracts.disks import Remove
 from sandbox.contracts.layout import AttemptLayout, TaskLayout
+from sandbox.contracts.secret_fingerprint import has_fingerprint
 from sandbox.contracts.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.control.locks import Locks
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS, VISIT_END_SECONDS
@@ -30,6 +31,11 @@ class Preservation:
         """Whether files of the task's sandbox are still there for its user."""
         files = self._files(task)
         return files is not None and any(path.exists() for path in (files.handle, files.disk, files.disk_image))
+
+    def was_made_with(self, task: Task, secrets: Mapping[str, str]) -> bool:
+        """Whether the agent that made the kept files had these values, and no others that nobody knows any more."""
+        files = self._files(task)
+        return not secrets or (files is not None and has_fingerprint(files.secret_fingerprint, secrets))
 
     async def release(self, task: Task) -> None:
         """Remove the files; what is left of a release that was broken off goes as well.

@@ -16,7 +16,7 @@ def left_by_earlier_attempts(attempt: Attempt) -> list[Path]:
 
 def kept_for_resuming(files: AttemptLayout) -> list[Path]:
     """What an attempt that goes on needs: what the agent wrote, and what the host compares it with."""
-    return [files.disk_image, files.disk, files.repository]
+    return [files.disk_image, files.disk, files.repository, files.secret_fingerprint]
 
 
 def take_over(attempt: Attempt) -> None:

@@ -2,16 +2,21 @@
 
 import asyncio
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from doubles.attempt_equipment import Script
 from sandbox.contracts.gateway import BudgetReached
 from sandbox.contracts.runtime import Exit
+from sandbox.contracts.secret_fingerprint import leave_fingerprint
+from sandbox.model.artifact import Artifact
 from sandbox.model.egress import EgressRule
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentStarted, EgressDenied, Metrics, SandboxCreated, Trouble, WorkspacePrepared
 from sandbox.model.state import TaskState
+from sandbox.runner.steps.collect import _checked
 
 VALUE = "hunter2-hunter2-hunter2"
 SECRETS = {"TOKEN": VALUE}
@@ -174,11 +179,60 @@ def test_artifacts_whose_names_hold_a_secret_get_names_of_their_own(stage):
     assert not [path for path in directory.iterdir() if VALUE in path.name]
 
 
-def test_a_finisher_that_does_not_know_the_secrets_flags_everything(stage):
-    scene = stage(Script(), manifest_secrets=("TOKEN",), lifecycle={"artifact_patterns": ("*.md",)})
+@pytest.mark.parametrize("secrets", [None, {"TOKEN": "another-value-since-then"}])
+def test_a_finisher_that_does_not_know_the_values_flags_everything_and_names_nothing(stage, secrets):
+    names = (f"a-{VALUE}.txt", f"b-{VALUE}.txt", "redacted-1")
+    script = Script(collected={name: name.encode() for name in names})
+    scene = left_by_a_dead_runner(stage, script, secrets)
+    asyncio.run(scene.life.finish())
+    directory = scene.attempt.task_files.artifacts
+    kept = {one.name: (directory / one.name).read_bytes().decode() for one in scene.task.artifacts}
+    assert sorted(kept[name] for name in kept if name.startswith("redacted-")) == sorted(names)
+    assert all(artifact.contains_secret for artifact in scene.task.artifacts)
+    assert VALUE not in repr(scene.events(object))
+    assert VALUE not in repr(scene.task.artifacts)
+
+
+def test_a_finisher_that_knows_the_values_names_and_flags_as_ever(stage):
+    script = Script(collected={"a.txt": VALUE.encode(), "b.txt": b"plain"})
+    scene = left_by_a_dead_runner(stage, script, SECRETS)
+    asyncio.run(scene.life.finish())
+    flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
+    assert (flags["a.txt"], flags["b.txt"], flags["metadata.json"]) == (True, False, False)
+
+
+def left_by_a_dead_runner(stage, script, secrets):
+    """A task whose agent had the values, as a finisher finds it that has `secrets`."""
+    scene = stage(script, secrets=secrets, manifest_secrets=("TOKEN",), lifecycle={"artifact_patterns": ("*",)})
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         scene.recorder.record(event)
     scene.attempt.files.workspace.mkdir(parents=True)
-    asyncio.run(scene.life.finish())
-    assert scene.task.artifacts
-    assert all(artifact.contains_secret for artifact in scene.task.artifacts)
+    leave_fingerprint(scene.attempt.files.secret_fingerprint, SECRETS)
+    return scene
+
+
+def test_looking_for_secrets_ends_soon_after_the_time_for_collecting(tmp_path):
+    """A thread cannot be cancelled, and a runner lives as long as its threads."""
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1024**3)
+
+    class SlowRedaction:
+        chunks = 0
+
+        def contains(self, chunks):
+            for _ in chunks:
+                self.chunks += 1
+                time.sleep(0.01)
+
+    async def play():
+        slow = SlowRedaction()
+        attempt = SimpleNamespace(redaction=slow)
+        checking = asyncio.create_task(_checked(attempt, tmp_path, Artifact("large", "large", 0, "", "")))
+        while not slow.chunks:
+            await asyncio.sleep(0.005)
+        checking.cancel()
+        await asyncio.gather(checking, return_exceptions=True)
+        return slow
+
+    slow = asyncio.run(play())  # which waits for its threads
+    assert slow.chunks < 50

@@ -5,16 +5,19 @@ import errno
 import hashlib
 import itertools
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
 from sandbox.contracts.recorder import read_records
+from sandbox.contracts.secret_fingerprint import has_fingerprint
 from sandbox.contracts.workspace import LeftOut
 from sandbox.model.artifact import OWN_DIRECTORY, Artifact
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
 from sandbox.model.frame import attempts_fields, error, timestamp
 from sandbox.model.life import final_state
@@ -29,11 +32,17 @@ async def collect(attempt: Attempt) -> None:
     """Store patch, transcript, what the patterns match, and the metadata.
 
     Whatever can be kept is kept, also when the patch cannot be made; the metadata comes last and tells of it.
-    Once that is there nothing is collected again: of the workspace some may be removed already. Raises OSError, or an
-    AttemptError because of one, where the server's disk took something not: it can be tried again then.
+    Where the values of the secrets are not those that the agent had, what is kept may hold them unseen: then everything
+    is flagged, and nothing is called by its name. Once the metadata is there nothing is collected again: of the
+    workspace some may be removed already. Raises OSError, or an AttemptError because of one, where the server's disk
+    took something not: it can be tried again then.
     """
     if is_collected(attempt.task):
         return
+    if attempt.redaction is not None and not await asyncio.to_thread(
+        has_fingerprint, attempt.files.secret_fingerprint, attempt.secrets
+    ):
+        attempt = replace(attempt, redaction=None)
     directory = attempt.task_files.artifacts
     directory.mkdir(mode=0o700, exist_ok=True)
     flush(directory.parent)
@@ -44,7 +53,9 @@ async def collect(attempt: Attempt) -> None:
             raise
         if attempt.recorder.space.is_short():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        attempt.recorder.record(AttemptFailed(error.failure))
+        untold = "The patch could not be made; why is not told, for the secrets' values are not known any more."
+        failure = Failure(error.failure.code, untold) if _is_blind(attempt) else error.failure
+        attempt.recorder.record(AttemptFailed(failure))
     await _keep(attempt, directory, "transcript.ndjson", "application/x-ndjson", _transcript(attempt))
     await _collect_matches(attempt, directory)
     await _keep(attempt, directory, _LAST, "application/json", _metadata(attempt))
@@ -107,14 +118,17 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
     names: set[str] = set()
     async for found in attempt.equipment.workspaces.collect(attempt.files.workspace, patterns, directory, own):
         if isinstance(found, LeftOut):
-            attempt.recorder.record(Trouble("artifact_left_out", f"{found.path}: {found.reason}"))
+            path = "a file" if _is_blind(attempt) else found.path
+            attempt.recorder.record(Trouble("artifact_left_out", f"{path}: {found.reason}"))
         elif _tells(attempt, found):
             telling.append(found)
         else:
             names.add(found.name)
             attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, found)))
-    for found, name in zip(telling, _telling_nothing(names), strict=False):
+    for found, name in zip(telling, _telling_nothing(names.union(one.name for one in telling)), strict=False):
         renamed = _renamed(directory, found, name)
+        if _is_blind(attempt):
+            renamed = msgspec.structs.replace(renamed, path=name)
         attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, renamed)))
 
 
@@ -122,10 +136,15 @@ def _tar_name(attempt: Attempt) -> str:
     return f"{attempt.task.id}.changes.tar"
 
 
+def _is_blind(attempt: Attempt) -> bool:
+    """Whether the task's secrets may stand anywhere, and cannot be found."""
+    return attempt.redaction is None and bool(attempt.task.manifest.secrets)
+
+
 def _tells(attempt: Attempt, artifact: Artifact) -> bool:
-    """Whether the name holds the value of a secret."""
+    """Whether the name holds the value of a secret, or may."""
     redaction = attempt.redaction
-    return redaction is not None and redaction.redact_text(artifact.name) != artifact.name
+    return _is_blind(attempt) if redaction is None else redaction.redact_text(artifact.name) != artifact.name
 
 
 def _telling_nothing(names: Collection[str]) -> Iterator[str]:
@@ -169,15 +188,17 @@ def _store(part: Path, target: Path) -> tuple[str, int]:
 
 
 async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Artifact:
-    """Flagged when it holds the value of a secret.
-
-    A finisher may not know the values any more; then everything is flagged.
-    """
+    """Flagged when it holds the value of a secret, or may."""
     redaction = attempt.redaction
     if redaction is None:
-        return msgspec.structs.replace(artifact, contains_secret=bool(attempt.task.manifest.secrets))
-    chunks = _chunks(directory / artifact.name)
-    return msgspec.structs.replace(artifact, contains_secret=await asyncio.to_thread(redaction.contains, chunks))
+        return msgspec.structs.replace(artifact, contains_secret=_is_blind(attempt))
+    is_over = threading.Event()
+    chunks = itertools.takewhile(lambda _: not is_over.is_set(), _chunks(directory / artifact.name))
+    try:
+        contains_secret = await asyncio.to_thread(redaction.contains, chunks)
+    finally:
+        is_over.set()  # the thread goes on where this was cancelled, and then looks at no more than it has begun
+    return msgspec.structs.replace(artifact, contains_secret=contains_secret)
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -1,5 +1,8 @@
 """Stage: the repository becomes a workspace, or the one of the attempt before is taken over."""
 
+import asyncio
+
+from sandbox.contracts.secret_fingerprint import leave_fingerprint
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import WorkspacePrepared
 from sandbox.runner.confining import confine_for
@@ -17,6 +20,8 @@ async def stage(attempt: Attempt) -> None:
     if attempt.resumes:
         # In no thread, which would still move files while others conclude an attempt that was told to end.
         take_over(attempt)
+    else:
+        await asyncio.to_thread(leave_fingerprint, attempt.files.secret_fingerprint, attempt.secrets)
     await attempt.equipment.remove(left_by_earlier_attempts(attempt))
     manifest = attempt.task.manifest
     await attempt.equipment.disks.open(attempt.files, manifest.vm.disk_bytes)

@@ -54,5 +54,5 @@ async def _remove(
 def _kept_for_user(attempt: Attempt) -> Collection[Path]:
     """A preserved sandbox keeps its file systems; who releases it removes them."""
     if final_state(attempt.task)[0] is TaskState.FAILED_PRESERVED:
-        return attempt.files.disk, attempt.files.disk_image
+        return attempt.files.disk, attempt.files.disk_image, attempt.files.secret_fingerprint
     return ()
