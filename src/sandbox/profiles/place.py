@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from sandbox.contracts.profiles import ImageUnusableError
 from sandbox.profiles.limits import SYNC_SECONDS
 from sandbox.profiles.mistakes import ProfileBusyError, ProfileNotFoundError
 from sandbox.profiles.record import ImageRecord
+from sandbox.profiles.seal import measure
 
 _IMAGE = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PART = "part"
@@ -42,9 +44,8 @@ class ProfilePlace:
 
     def read_current(self) -> ImageRecord | None:
         """The record of the image that the profile stands for. Raises ImageUnusableError when it is damaged."""
-        try:
-            name = (self._root / "current").read_text().strip()
-        except FileNotFoundError:
+        name = self._current()
+        if name is None:
             return None
         if not _IMAGE.fullmatch(name):
             raise self._unusable("is damaged")
@@ -81,14 +82,15 @@ class ProfilePlace:
             shutil.rmtree(self._root / _PART)
 
     def install(self, part: Path, record: ImageRecord) -> ImageRecord:
-        """Give what was made its name, then make it the current one; gives the record that holds from here on."""
+        """Give what was made its name, then make it the current one; gives the record that holds from here on.
+
+        A damaged image of the same digest is replaced. Raises ProfileBusyError when a task uses that one.
+        """
         final = self._image(record.digest)
-        if final.exists():
-            old = msgspec.json.decode((final / "record.json").read_bytes(), type=ImageRecord)
-            record = msgspec.structs.replace(record, created_at=old.created_at)
+        record = msgspec.structs.replace(record, created_at=_made_before(final) or record.created_at)
         written = part / "record.json"
         written.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-        if final.exists():
+        if _is_whole(final / "root", record.digest):
             _flush(written)
             written.rename(final / "record.json")
         else:
@@ -97,13 +99,25 @@ class ProfilePlace:
             (part / "root").rename(made / "root")
             written.rename(made / "record.json")
             _flush(made)
-            made.rename(final)
+            self._replace(final, made, part / "before")
         pointer = part / "current"
         pointer.write_text(f"{final.name}\n")
         _flush(pointer)
         pointer.rename(self._root / "current")
         _flush(self._root)
         return record
+
+    def _replace(self, final: Path, made: Path, before: Path) -> None:
+        """A kill between the two steps leaves no image where a damaged one was, which the next build mends."""
+        if final.exists():
+            with _held(final, fcntl.LOCK_EX) as is_free:
+                if not is_free:
+                    raise ProfileBusyError(
+                        f"The image of {self.name} is damaged and a task uses it; wait for its end, or cancel it, then "
+                        "build again."
+                    )
+                final.rename(before)
+        made.rename(final)
 
     def remove(self) -> None:
         """Take all images away. Raises ProfileNotFoundError, ProfileBusyError: then nothing was taken away."""
@@ -137,15 +151,19 @@ class ProfilePlace:
     def _image(self, digest: str) -> Path:
         return self._root / digest.removeprefix("sha256:")
 
+    def _current(self) -> str | None:
+        try:
+            return (self._root / "current").read_text(errors="replace").strip()
+        except FileNotFoundError:
+            return None
+
     def _images(self) -> Iterator[Path]:
         yield from (path for path in self._root.iterdir() if _IMAGE.fullmatch(path.name))
 
     def _prune(self) -> None:
         with suppress(FileNotFoundError):
             shutil.rmtree(self._root / _PART)
-        current = None
-        with suppress(FileNotFoundError):
-            current = (self._root / "current").read_text().strip()
+        current = self._current()
         for image in list(self._images()):
             with _held(image, fcntl.LOCK_EX) as is_free:
                 if is_free and image.name != current:
@@ -177,6 +195,20 @@ def _held(directory: Path, kind: int) -> Iterator[bool]:
             yield True
     finally:
         os.close(descriptor)
+
+
+def _made_before(image: Path) -> datetime | None:
+    try:
+        return msgspec.json.decode((image / "record.json").read_bytes(), type=ImageRecord).created_at
+    except (OSError, ValueError):
+        return None
+
+
+def _is_whole(tree: Path, digest: str) -> bool:
+    try:
+        return measure(tree).digest == digest
+    except OSError:
+        return False
 
 
 def _flush(path: Path) -> None:

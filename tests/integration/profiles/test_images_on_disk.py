@@ -2,18 +2,22 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from datetime import date
+from datetime import date, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from doubles.image_archives import directory, entry, layer, oci_archive, small_root, symlink
 from sandbox.contracts.profiles import IMAGE_DIRECTORIES, IMAGE_FILES, Image, ImageUnusableError
 from sandbox.model.errors import AttemptError
+from sandbox.profiles import place
 from sandbox.profiles.build import build_image, import_image
 from sandbox.profiles.catalog import Catalog, HeldImages
 from sandbox.profiles.declaration import Declaration
@@ -157,7 +161,8 @@ def test_an_image_in_which_the_agent_cannot_start_is_refused(catalog, root_layer
 
 KILLED = """
 import sys, time
-from datetime import date
+from datetime import date, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from pathlib import Path
 from sandbox.profiles.build import build_image
@@ -290,6 +295,75 @@ def test_a_damaged_image_is_never_replaced_by_the_hosts_own(catalog, brought, da
     with pytest.raises(ImageUnusableError, match="build it again"):
         image_of(catalog, "basic")
     assert "basic" in catalog.offered()
+
+
+DAMAGES = {
+    "the record is lost": lambda image: (image / "record.json").unlink(),
+    "the record is cut off": lambda image: (image / "record.json").write_text("{"),
+    "the tree is lost": lambda image: shutil.rmtree(image / "root"),
+    "a file of the tree is lost": lambda image: (image / "root/etc/one").unlink(),
+    "a file of the tree is another": lambda image: (image / "root/etc/one").write_bytes(b"2"),
+    "the pointer is no text": lambda image: (image.parent / "current").write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_building_again_mends_a_damaged_image(catalog, brought, damage):
+    record = build(catalog, brought(etc__one=b"1"))
+    image = catalog.place("tools").tree(record.digest).parent
+    damage(image)
+    assert build(catalog, brought(etc__one=b"1")).digest == record.digest
+    assert image_of(catalog).digest == record.digest
+    assert (image / "root/etc/one").read_bytes() == b"1"
+    assert sorted(path.name for path in image.parent.iterdir()) == sorted([image.name, "current"])
+
+
+def test_building_again_keeps_a_whole_image_and_its_date_for_the_task_that_uses_it(catalog, brought, hold):
+    record = build(catalog, brought())
+    image = catalog.place("tools").tree(record.digest).parent
+    older = record.created_at - timedelta(days=1)
+    (image / "record.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(record, created_at=older)))
+    inode = image.stat().st_ino
+    hold(record)
+    assert build(catalog, brought()).created_at == older
+    assert image.stat().st_ino == inode
+
+
+def test_a_damaged_image_is_not_mended_under_the_task_that_uses_it(catalog, brought, hold):
+    record = build(catalog, brought(etc__one=b"1"))
+    image = catalog.place("tools").tree(record.digest).parent
+    (image / "root/etc/one").unlink()
+    holder = hold(record)
+    with pytest.raises(ProfileBusyError, match="damaged"):
+        build(catalog, brought(etc__one=b"1"))
+    assert image.is_dir()
+    holder.kill()
+    holder.wait()
+    build(catalog, brought(etc__one=b"1"))
+    assert (image / "root/etc/one").read_bytes() == b"1"
+
+
+def test_a_build_that_ends_while_it_mends_is_mended_by_the_next(catalog, brought, monkeypatch):
+    record = build(catalog, brought(etc__one=b"1"))
+    image = catalog.place("tools").tree(record.digest).parent
+    (image / "root/etc/one").unlink()
+    rename = Path.rename
+
+    def die(path, target):
+        if target == image:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", die)
+        patched.setattr(place, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
+        with pytest.raises(KeyboardInterrupt):
+            build(catalog, brought(etc__one=b"1"))
+    with pytest.raises(ImageUnusableError, match="build it again"):
+        image_of(catalog)
+    build(catalog, brought(etc__one=b"1"))
+    assert (image / "root/etc/one").read_bytes() == b"1"
+    assert sorted(path.name for path in image.parent.iterdir()) == sorted([image.name, "current"])
 
 
 def test_doctor_tells_what_is_in_the_sandboxes(catalog, brought, tmp_path):
