@@ -44,9 +44,14 @@ class Watch:
             return
         if feed.task.attempt is None or now - silence.begun_at < RUNNER_SILENCE_SECONDS:
             return
-        silence.begun_at = now
-        silence.unanswered = 0 if await self._runners.answers(feed.task.attempt.id) else silence.unanswered + 1
-        if silence.unanswered >= RUNNER_ASKS_MAX and await asyncio.to_thread(self._journals.evict, feed.task.id):
-            _log.error(
-                "The runner of attempt %s did not answer %s times: killed", feed.task.attempt.id, RUNNER_ASKS_MAX
-            )
+        silence.begun_at, attempt_id = now, feed.task.attempt.id
+        silence.unanswered = 0 if await self._runners.answers(attempt_id) else silence.unanswered + 1
+        if silence.unanswered < RUNNER_ASKS_MAX:
+            return
+        if await asyncio.to_thread(self._journals.evict, feed.task.id):
+            outcome = "killed"
+        elif silence.unanswered == RUNNER_ASKS_MAX:
+            outcome = "not killed, no runner holds its journal"
+        else:
+            return
+        _log.error("The runner of attempt %s did not answer %s times: %s", attempt_id, RUNNER_ASKS_MAX, outcome)

@@ -15,21 +15,19 @@ def evict(lock: Path) -> bool:
         found = lock.stat()
     except FileNotFoundError:
         return False
-    # proc(5), fdinfo: device and inode of a lock that comes with the descriptor.
-    mark = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino} "
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
-    killed = [pid for pid in pids if pid != os.getpid() and _kill(pid, mark)]
+    killed = [pid for pid in pids if pid != os.getpid() and _kill(pid, found)]
     return bool(killed)
 
 
-def _kill(pid: int, mark: str) -> bool:
-    if not _holds(pid, mark):
+def _kill(pid: int, lock: os.stat_result) -> bool:
+    if not _holds(pid, lock):
         return False
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
             # Looked at again, now that no later process of the same id can be meant.
-            if _holds(pid, mark):
+            if _holds(pid, lock):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
                 return True
         finally:
@@ -37,21 +35,26 @@ def _kill(pid: int, mark: str) -> bool:
     return False
 
 
-def _holds(pid: int, mark: str) -> bool:
+def _holds(pid: int, lock: os.stat_result) -> bool:
     place = Path("/proc", str(pid))
     try:
         if RUNNER not in (place / "cmdline").read_bytes().split(b"\0"):
             return False
-        told = [_read(path) for path in (place / "fdinfo").iterdir()]
+        descriptors = os.listdir(place / "fdinfo")  # noqa: PTH208
     except OSError:
         return False
-    locks = [line for text in told for line in text.splitlines() if line.startswith("lock:")]
-    return any(" FLOCK " in line and " WRITE " in line and f" {mark}" in line for line in locks)
+    return any(_is_locked(place, descriptor, lock) for descriptor in descriptors)
 
 
-def _read(path: Path) -> str:
-    """Nothing of a descriptor that is closed meanwhile: the others tell."""
+def _is_locked(place: Path, descriptor: str, lock: os.stat_result) -> bool:
+    """By the descriptor itself: fdinfo's device is the file system's, which overlayfs and btrfs give no file.
+
+    One that is closed meanwhile is not: the others tell.
+    """
     try:
-        return path.read_text()
+        # proc(5): a line for each lock that comes with the descriptor.
+        lines = (place / "fdinfo" / descriptor).read_text().splitlines()
+        is_exclusive = any(line.startswith("lock:") and " FLOCK " in line and " WRITE " in line for line in lines)
+        return is_exclusive and os.path.samestat((place / "fd" / descriptor).stat(), lock)
     except OSError:
-        return ""
+        return False

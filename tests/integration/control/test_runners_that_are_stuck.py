@@ -77,6 +77,43 @@ def test_nobody_else_is_killed(journals, process, tmp_path):
     assert looks_on.poll() is None
 
 
+OVERLAY = """
+set -e
+mount -t tmpfs lower "$1/lower"
+mount -t tmpfs upper "$1/upper"
+mkdir "$1/upper/files" "$1/upper/work"
+mount -t overlay -o lowerdir="$1/lower,upperdir=$1/upper/files,workdir=$1/upper/work" overlay "$1/data"
+exec "$2" -c "$3" "$1/data"
+"""
+EVICTION = f"""
+import subprocess, sys
+from pathlib import Path
+from sandbox.journal.journals import FileJournals
+
+journals = FileJournals(Path(sys.argv[1]))
+lock = journals.create("task-1")
+argv = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)", {RUNNER!r}]
+runner = subprocess.Popen(argv, pass_fds=(lock.lock_fd,), stdout=subprocess.PIPE)
+lock.close()
+try:
+    assert runner.stdout.readline()  # until a program has begun its arguments cannot be read
+    assert journals.evict("task-1")
+    assert runner.wait(20) == -9
+finally:
+    runner.kill()
+    runner.wait()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
+def test_a_runner_is_found_where_files_and_locks_have_different_devices(tmp_path):
+    for name in ("lower", "upper", "data"):
+        (tmp_path / name).mkdir()
+    argv = ["unshare", "--mount", "sh", "-c", OVERLAY, "sh", str(tmp_path), sys.executable, EVICTION]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 LISTENER = """
 import os, socket, sys, time
 ear = socket.socket(socket.AF_UNIX)
@@ -149,3 +186,24 @@ def test_a_silent_runner_that_does_not_answer_five_times_is_killed_and_its_task_
 
 def test_one_that_answers_now_and_then_works_and_is_left_alone(world):
     assert play(world, lambda number: number % 5 == 0, until_asked=23) == []
+
+
+def test_a_silent_runner_that_is_not_found_is_told_once(world, caplog):
+    asked = []
+
+    async def answer(attempt_id):
+        asked.append(attempt_id)
+        return False
+
+    async def story():
+        world.runners.answers, world.journals.evict = answer, lambda _: False
+        async with world.server() as service:
+            await service.submit(manifest("task-1"))
+            await world.launched("task-1")
+            deadline = time.monotonic() + 20
+            while len(asked) < 9 and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(story())
+    told = [record.message for record in caplog.records if record.name == "sandbox.control.watch"]
+    assert told == [f"The runner of attempt {asked[0]} did not answer 5 times: not killed, no runner holds its journal"]
