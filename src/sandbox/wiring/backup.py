@@ -148,8 +148,8 @@ def _add_task(backup: Backup, journals: FileJournals, layout: TaskLayout) -> Non
             backup.remarks.append(f"Task {layout.task_id} is left out: its journal cannot be read ({error.strerror})")
             return
         _add(backup, f"tasks/{layout.task_id}/journal/{name}", file, size_bytes)
-    for artifact in artifacts:
-        _add_artifact(backup, layout, artifact)
+        for artifact in artifacts:
+            _add_artifact(backup, layout, artifact)
 
 
 def _open_journal(held: ExitStack, layout: TaskLayout) -> tuple[str, _Hashing]:

@@ -12,10 +12,13 @@ from sandbox.access.token_file import TokenFile
 from sandbox.contracts.access import Role
 from sandbox.contracts.journal import JournalDamagedError
 from sandbox.contracts.recorder import read_task
+from sandbox.contracts.retention import Retention
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, ArtifactCollected, Output, TaskFinished
+from sandbox.wiring import backup as backups
+from sandbox.wiring.administration import prune_data
 from sandbox.wiring.backup import BackupExistsError, back_up
 from sandbox.wiring.restoration import BackupUnusableError, PlaceUnusableError
 from sandbox.wiring.restoration import restore as restore_here
@@ -168,6 +171,20 @@ def test_what_was_damaged_before_is_kept_and_told(sandbox, kept, restore, tmp_pa
     assert restored.returncode == 1
     assert [each["task_id"] for each in json.loads(restored.stdout)["discrepancies"]] == ["packed"]
     assert (tmp_path / "new" / "tasks" / "packed" / "journal" / "records.gz").read_bytes() == data
+
+
+def test_a_task_is_not_pruned_before_its_artifacts_are_copied(kept, tmp_path, monkeypatch):
+    add = backups._add_artifact
+
+    def prune_first(written, layout, artifact):
+        prune_data(kept.data_dir, Retention(keep=0), dry_run=False)
+        add(written, layout, artifact)
+
+    monkeypatch.setattr(backups, "_add_artifact", prune_first)
+    manifest = back_up(kept.data_dir, tmp_path / "backup.tar")
+    assert manifest.remarks == []
+    assert restore_here(tmp_path / "backup.tar", tmp_path / "new").discrepancies == []
+    assert kept.journals.task_ids() == ["leaving", "running", "waiting"]
 
 
 def members(file):
