@@ -10,6 +10,7 @@ from sandbox.contracts.store import Cursor, DuplicateTaskError, Indexed, Invalid
 from sandbox.model import event as e
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.limits import LABELS_MAX
 from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
 from sandbox.model.state import TaskState
 from sandbox.model.task import Attempt, StateEntry, Task
@@ -356,8 +357,15 @@ def test_any_text_can_be_a_label_or_a_name(store, odd):
 
 
 def test_more_labels_than_any_task_has_match_nothing(store):
+    wanted = {f"k{number}": "v" for number in range(3000)}
     store.insert(Indexed(task("a", labels={"k0": "v"}), 0))
-    assert ids(store.query(TaskQuery(labels={f"k{number}": "v" for number in range(3000)}))) == []
+    assert ids(store.query(TaskQuery(labels=wanted))) == []
+    for number in range(0, len(wanted), LABELS_MAX):
+        some = dict(list(wanted.items())[number : number + LABELS_MAX])
+        store.insert(Indexed(task(f"t{number}", labels=some), 0))
+        assert ids(store.query(TaskQuery(labels=some))) == [f"t{number}"]
+    page = store.query(TaskQuery(labels=wanted))
+    assert (ids(page), page.total_count) == ([], 0)
 
 
 def test_readers_never_see_half_a_change_while_somebody_writes(store):

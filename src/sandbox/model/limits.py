@@ -12,6 +12,9 @@ MANIFEST_VALUES_MAX = 20_000
 MANIFEST_ALIASES_MAX = 16
 """YAML aliases in a manifest, and anchors; over it: 400."""
 
+LABELS_MAX = 64
+"""Labels of a task; over it: 400. A list that is asked for with more has no task."""
+
 MANIFEST_MISTAKES_MAX = 100
 """Mistakes of a manifest that are listed; the rest is only counted."""
 

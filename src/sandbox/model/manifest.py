@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Len, MaxLen
 
+from sandbox.model.limits import LABELS_MAX
 from sandbox.model.manifest_formats import (
     ALLOWED_HOST,
     BRANCH,
@@ -40,7 +41,7 @@ class Metadata:
     name: Annotated[str, Len(1, 256), VISIBLE]
     id: Annotated[str, TASK_ID] = ""
     labels: Annotated[
-        dict[Annotated[str, Len(1, 256), LABEL_KEY], Annotated[str, MaxLen(1024), VISIBLE]], MaxLen(64)
+        dict[Annotated[str, Len(1, 256), LABEL_KEY], Annotated[str, MaxLen(1024), VISIBLE]], MaxLen(LABELS_MAX)
     ] = field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from sandbox.contracts.store import TaskQuery
+from sandbox.model.limits import LABELS_MAX
 from sandbox.stores.place import cursor_place
 
 _FEW = 1000
@@ -24,6 +25,8 @@ class Listing:
 
     def read(self, connection: sqlite3.Connection) -> tuple[list[bytes], int]:
         """The tasks of the page, one more where there are more, and how many there are on all pages."""
+        if len(self._query.labels) > LABELS_MAX:
+            return [], 0
         counts = self._count_labels(connection)
         if 0 in counts:
             return [], 0
