@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -24,6 +25,8 @@ from sandbox.profiles.seal import measure
 
 _IMAGE = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PART = "part"
+_TRIES = 5
+_PAUSE_SECONDS = 0.002
 
 
 def profiles_root(data_dir: Path) -> Path:
@@ -133,20 +136,16 @@ class ProfilePlace:
             shutil.rmtree(self._root)
 
     def hold(self, digest: str) -> int:
-        """A descriptor that keeps an image from being removed. Raises ImageUnusableError."""
+        """A descriptor that keeps an image from being removed. Raises ImageUnusableError.
+
+        A few tries, because a removal that is refused has locked the image for an instant.
+        """
         image = self._image(digest)
-        try:
-            descriptor = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._unusable("is gone") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(descriptor), image.stat()):
-                raise FileNotFoundError
-        except OSError as error:
-            os.close(descriptor)
-            raise self._unusable("is being removed") from error
-        return descriptor
+        for _ in range(_TRIES):
+            with suppress(OSError):
+                return _share(image)
+            time.sleep(_PAUSE_SECONDS)
+        raise self._unusable("is being removed" if image.exists() else "is gone")
 
     def _image(self, digest: str) -> Path:
         return self._root / digest.removeprefix("sha256:")
@@ -164,9 +163,9 @@ class ProfilePlace:
         with suppress(FileNotFoundError):
             shutil.rmtree(self._root / _PART)
         current = self._current()
-        for image in list(self._images()):
+        for image in [image for image in self._images() if image.name != current]:
             with _held(image, fcntl.LOCK_EX) as is_free:
-                if is_free and image.name != current:
+                if is_free:
                     image.rename(self._root / _PART)
                     shutil.rmtree(self._root / _PART)
 
@@ -195,6 +194,19 @@ def _held(directory: Path, kind: int) -> Iterator[bool]:
             yield True
     finally:
         os.close(descriptor)
+
+
+def _share(image: Path) -> int:
+    """Raises OSError when somebody removes it, or has just done so."""
+    descriptor = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), image.stat()):
+            raise FileNotFoundError(image)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _made_before(image: Path) -> datetime | None:

@@ -1,5 +1,6 @@
 """Images on disk: made whole or not at all, never changed, never taken from a task that uses one."""
 
+import fcntl
 import io
 import os
 import shutil
@@ -253,6 +254,35 @@ def test_an_image_in_use_is_not_removed(catalog, brought, hold):
     holder.wait()
     catalog.place("tools").remove()
     assert "tools" not in catalog.names()
+
+
+def test_a_build_does_not_come_between_a_task_and_the_current_image(catalog, brought, monkeypatch):
+    build(catalog, brought(etc__one=b"1"))
+    current = build(catalog, brought(etc__one=b"2"))
+    locked, held = [], place._held
+
+    def watched(directory, kind):
+        locked.append(directory.name)
+        return held(directory, kind)
+
+    monkeypatch.setattr(place, "_held", watched)
+    build(catalog, brought(etc__one=b"2"))
+    assert len(locked) == 2
+    assert current.digest[7:] not in locked
+
+
+def test_a_task_tries_again_where_a_removal_that_is_refused_locks_its_image_for_an_instant(
+    catalog, brought, tmp_path, monkeypatch
+):
+    build(catalog, brought())
+    told = image_of(catalog)
+    remover = os.open(catalog.place("tools").tree(told.digest).parent, os.O_RDONLY)
+    fcntl.flock(remover, fcntl.LOCK_EX)
+    with pytest.raises(AttemptError, match="is being removed"):
+        HeldImages(tmp_path / "data").hold(told)
+    monkeypatch.setattr(place.time, "sleep", lambda _: fcntl.flock(remover, fcntl.LOCK_UN))
+    HeldImages(tmp_path / "data").hold(told)
+    os.close(remover)
 
 
 def test_an_image_that_is_gone_cannot_be_held(catalog, brought, tmp_path):
