@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from sandbox.stores.schema import StoreUnusableError
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.data_dir_lock import held
+from sandbox.wiring.hard_links import try_link
 from sandbox.wiring.private_directory import only_ours
 
 
@@ -122,9 +123,8 @@ def _replace_index(index: Path, new: Path) -> None:
     """
     if index.exists():
         kept = index.with_name("index.sqlite.before")
-        kept.unlink(missing_ok=True)
         if fold_in_log(index):
-            os.link(index, kept)
+            _keep(index, kept)
         else:
             index.rename(kept)
     for name in _companions(index):
@@ -132,6 +132,19 @@ def _replace_index(index: Path, new: Path) -> None:
     flush(index.parent)  # before the new one has the name: with the old one's log it would be damaged
     new.rename(index)
     flush(index.parent)
+
+
+def _keep(index: Path, kept: Path) -> None:
+    """The one that was kept before goes when there is another."""
+    beside = kept.with_name(f"{kept.name}.new")
+    beside.unlink(missing_ok=True)
+    try:
+        if not try_link(index, beside):
+            shutil.copyfile(index, beside)
+            flush(beside)
+        beside.rename(kept)
+    finally:
+        beside.unlink(missing_ok=True)  # of two names of one file rename leaves both
 
 
 def _remove_database(file: Path) -> None:

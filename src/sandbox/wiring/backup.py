@@ -5,7 +5,6 @@ The index is left out, because it is made of the journals. Nor is what attempts 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -28,6 +27,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import SandboxError
 from sandbox.model.frame import timestamp
+from sandbox.wiring.hard_links import try_link
 
 MANIFEST = "manifest.json"
 TOKENS = "tokens.json"
@@ -102,17 +102,14 @@ def _create(beside: Path, target: Path) -> int:
 
 
 def _give_name(beside: Path, target: Path) -> None:
-    """Nothing is overwritten. Where a disk has no hard links (FAT, some of a network) only a look before tells."""
+    """Nothing is overwritten. Where a disk has no hard links only a look before tells."""
     try:
-        os.link(beside, target)
+        if not try_link(beside, target):
+            if os.path.lexists(target):
+                raise _exists(target)
+            beside.rename(target)
     except FileExistsError:
         raise _exists(target) from None
-    except OSError as error:
-        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
-            raise
-        if os.path.lexists(target):
-            raise _exists(target) from None
-        beside.rename(target)
 
 
 def _exists(target: Path) -> BackupExistsError:

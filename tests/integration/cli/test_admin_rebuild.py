@@ -113,6 +113,41 @@ def test_what_a_full_disk_breaks_off_leaves_nothing_and_the_index_as_it_was(kept
     assert rows(kept) == before
 
 
+def test_a_disk_without_hard_links_keeps_the_index_before_as_a_copy(kept, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    before = rows(kept)
+    monkeypatch.setattr(os, "link", refuse)
+    for _ in range(2):
+        index = (kept.data_dir / "index.sqlite").read_bytes()
+        assert rebuild_index(kept.data_dir).tasks_count == 6
+        assert (kept.data_dir / "index.sqlite.before").read_bytes() == index
+    assert rows(kept) == before
+    kept_files = sorted(kept.data_dir.glob("index.sqlite*"))
+    assert [path.name for path in kept_files] == ["index.sqlite", "index.sqlite.before"]
+    assert {path.stat().st_mode & 0o777 for path in kept_files} == {0o600}
+
+
+def test_the_index_before_stays_until_there_is_another(kept, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    rebuild_index(kept.data_dir)
+    before = (kept.data_dir / "index.sqlite.before").read_bytes()
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="No space"):
+        rebuild_index(kept.data_dir)
+    assert (kept.data_dir / "index.sqlite.before").read_bytes() == before
+    assert sorted(path.name for path in kept.data_dir.glob("index.sqlite*")) == ["index.sqlite", "index.sqlite.before"]
+
+
+def test_a_rebuild_that_ended_between_the_two_names_is_done_again(kept):
+    os.link(kept.data_dir / "index.sqlite", kept.data_dir / "index.sqlite.before")
+    rebuild_index(kept.data_dir)
+    assert sorted(path.name for path in kept.data_dir.glob("index.sqlite*")) == ["index.sqlite", "index.sqlite.before"]
+
+
 @pytest.fixture
 def killed(kept):
     """What a server leaves that was killed: one task is in the index's log and not in the index."""
