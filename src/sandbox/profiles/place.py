@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.contracts.profiles import ImageUnusableError
+from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.profiles.limits import SYNC_SECONDS
 from sandbox.profiles.mistakes import ProfileBusyError, ProfileNotFoundError
 from sandbox.profiles.record import ImageRecord
@@ -54,7 +55,7 @@ class ProfilePlace:
             raise self._unusable("is damaged")
         try:
             record = msgspec.json.decode((self._root / name / "record.json").read_bytes(), type=ImageRecord)
-        except (OSError, ValueError) as error:
+        except (OSError, *DECODE_ERRORS) as error:
             raise self._unusable(f"cannot be read: {error}") from error
         if record.digest != f"sha256:{name}" or not self.tree(record.digest).is_dir():
             raise self._unusable("is damaged")
@@ -212,7 +213,7 @@ def _share(image: Path) -> int:
 def _made_before(image: Path) -> datetime | None:
     try:
         return msgspec.json.decode((image / "record.json").read_bytes(), type=ImageRecord).created_at
-    except (OSError, ValueError):
+    except (OSError, *DECODE_ERRORS):
         return None
 
 
