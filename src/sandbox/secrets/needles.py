@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator, Mapping
+from string import whitespace
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
@@ -16,6 +17,8 @@ from sandbox.secrets.skeleton import CODE, EXACT, TEXT, Skeleton
 
 _NEEDLE_BYTES_MIN = 7
 """Shorter ones would not be found (see `search`)."""
+
+_QUOTES = "\"'"
 
 
 class Needle(NamedTuple):
@@ -32,14 +35,20 @@ def make_needles(values: Mapping[str, str]) -> Iterator[tuple[Skeleton, list[Nee
     """The needles by the kind of their skeleton."""
     found: dict[Skeleton, dict[bytes, str]] = {TEXT: {}, CODE: {}, EXACT: {}}
     for name, value in values.items():
-        texts = {TEXT.of(text) for text in _texts(value.strip() or value)}
-        usable = {text for text in texts if len(text) >= REDACTED_CHARACTERS_MIN}
+        whole = value.strip() or value
+        # In JSON the quote behind a value may be the one that ends the text.
+        texts = {TEXT.of(text).strip(_QUOTES.encode()) for text in _texts(whole)}
+        usable = _long(texts) or _long({TEXT.of(whole.encode("utf-8", "surrogatepass"))})
         found[TEXT].update(dict.fromkeys(usable, name))
         found[CODE].update(dict.fromkeys(_codes_of(value), name))
         if not usable:
             found[EXACT].update(dict.fromkeys(_forms(value), name))
     for skeleton, needles in found.items():
         yield skeleton, [Needle(*item) for item in needles.items() if len(item[0]) >= _NEEDLE_BYTES_MIN]
+
+
+def _long(texts: set[bytes]) -> set[bytes]:
+    return {text for text in texts if len(text) >= REDACTED_CHARACTERS_MIN}
 
 
 _SWALLOWERS = (b"\x1b[", b"\x1b", b"\\", b"%")
@@ -62,9 +71,13 @@ def _texts(value: str) -> Iterator[bytes]:
 def _lines(value: str) -> Iterator[str]:
     lines = value.splitlines()
     if len(lines) > 1:
-        for line in map(str.strip, lines):
+        for line in map(_unquoted, lines):
             if len(line) >= REDACTED_LINE_CHARACTERS_MIN and not line.startswith("-----"):
                 yield line
+
+
+def _unquoted(value: str) -> str:
+    return value.strip(_QUOTES + whitespace)
 
 
 def _forms(value: str) -> set[bytes]:
@@ -79,11 +92,7 @@ def _forms(value: str) -> set[bytes]:
 
 
 def _codes_of(value: str) -> Iterator[bytes]:
-    forms = _forms(value)
-    stripped = value.strip()
-    if stripped and stripped != value:
-        forms |= _forms(stripped)
-    for form in forms:
+    for form in _forms(value) | _forms(value.strip()) | _forms(_unquoted(value)):
         for code in _encodings(form):
             yield from _as_found(code)
             if len(form) <= TWICE_ENCODED_BYTES_MAX:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from sandbox.secrets.skeleton import Skeleton
 from sandbox.secrets.tokens import find_beginning, step_back
 
 _GLANCE_BYTES = 64
+_QUOTE = re.compile(rb'\\{0,64}+"')
 
 
 class Span(NamedTuple):
@@ -100,11 +102,22 @@ def _open_ends(data: bytes, cuts: set[int]) -> set[int]:
     return ends
 
 
-def replace(data: bytes, spans: Iterable[Span], done: int = 0) -> bytes:
-    """The data from `done` on, with one mark for each group of spans that overlap."""
+def replace(data: bytes, spans: Iterable[Span], done: int = 0, end: int | None = None) -> bytes:
+    """The data from `done` to `end`, with one mark for each group of spans that overlap."""
     pieces: list[bytes] = []
     for span in spans:
         if span.start >= done:
-            pieces += (data[done : span.start], f"[REDACTED:{span.name}]".encode())
+            pieces += (data[done : span.start], _mark(data[span.start : span.end], span.name))
         done = max(done, span.end)
-    return b"".join((*pieces, data[done:]))
+    return b"".join((*pieces, data[done:end]))
+
+
+def _mark(found: bytes, name: str) -> bytes:
+    """What stands in place of a value. JSON stays JSON: quotes at its ends stay, an object or a list becomes a text."""
+    mark = f"[REDACTED:{name}]".encode()
+    quote = _QUOTE.search(found)
+    if quote and found[:1] + found[-1:] in (b"{}", b"[]"):
+        return quote[0] + mark + quote[0]
+    opening = quote[0] if quote and quote.start() == 0 else b""
+    closing = found[len(found[:-1].rstrip(b"\\")) :] if found.endswith(b'"') else b""
+    return opening + mark + closing

@@ -57,7 +57,7 @@ class StreamRedactor:
         settled = len(data) if is_end else self._scanner.settled_length(layers)
         spans = [span for span in self._scanner.find(layers) if span.start < settled]
         self.has_redacted = self.has_redacted or bool(spans)
-        gone = replace(data[:settled], spans, self._done)
+        gone = replace(data, spans, self._done, settled)
         self._done = max(0, max([self._done, *(span.end for span in spans)]) - settled)
         self._held = data[settled:]
         return gone

@@ -157,6 +157,13 @@ def test_a_value_that_overlaps_itself_without_end_is_one_mark():
     assert gone == redactor.redact(b"ab" * 5000) == b"[REDACTED:LOOP]"
 
 
+@pytest.mark.parametrize("value", ['0000123"A0000123', '{"a":{"a":"b"}}', 'ab"ab"ab"ab"'])
+def test_a_value_with_quotes_that_overlaps_itself_gives_the_same_in_pieces(value: str):
+    redactor, said = Redactor({"S": value}), value.encode()
+    assert streamed(redactor, said, list(range(len(said)))) == redactor.redact(said)
+    assert streamed(redactor, said * 3, list(range(len(said) * 3))) == redactor.redact(said * 3)
+
+
 def test_two_values_that_overlap_both_vanish():
     redactor = Redactor({"FIRST": "abcdefgh12345678", "SECOND": "12345678zyxwvuts"})
     assert redactor.redact(b"<abcdefgh12345678zyxwvuts>") == b"<[REDACTED:FIRST]>"

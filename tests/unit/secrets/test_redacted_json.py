@@ -1,0 +1,85 @@
+"""A line of JSON in which a value stands can still be read, and says what it said of everything else."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from sandbox.secrets.redactor import Redactor
+
+KEY = "sk-live-0123456789abcdef"
+QUOTED = [f'"{KEY}"', f"'{KEY}'", f' "{KEY}"\n', f'{KEY}"', f'"{KEY}', f'{KEY}"\\', f"{KEY}%22", f"%22{KEY}&quot;"]
+SHORT = ['"abcdefg"', 'abcdefg"', 'abcdefg""', '"abcdefg', "'abcdefg\"", 'abcdefg\\"']
+OBJECT = '{"user":"x","password":"hunter2hunter2"}'
+
+
+def nested(text: str, depth: int) -> str:
+    for _ in range(depth):
+        text = json.dumps({"text": text, "list": [text, 1]})
+    return text
+
+
+@pytest.mark.parametrize("value", QUOTED)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_value_with_quotes_around_is_found_without_them_and_its_line_is_still_json(value: str, depth: int):
+    line = nested(f"The key is {KEY}", depth)
+    assert Redactor({"S": value}).redact_text(line) == nested("The key is [REDACTED:S]", depth)
+
+
+def test_a_value_with_quotes_around_is_found_without_them_in_base64():
+    redactor = Redactor({"S": f'"{KEY}"'})
+    assert redactor.redact(KEY.encode().hex().encode()) == b"[REDACTED:S]"
+
+
+@pytest.mark.parametrize("value", SHORT)
+@pytest.mark.parametrize("text", ["abcdefg", '"abcdefg"', 'abcdefg"', "x abcdefg\\"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_value_that_is_short_without_its_quotes_leaves_json_whole(value: str, text: str, depth: int):
+    redacted = Redactor({"S": value}).redact_text(nested(text, depth))
+    for _ in range(depth):
+        redacted = json.loads(redacted)["text"]
+    assert value not in redacted
+
+
+def test_a_line_of_a_value_that_ends_in_a_quote_leaves_json_whole():
+    line = 'password = "hunter2-hunter2"'
+    redactor = Redactor({"S": f"[default]\n{line}\nregion = somewhere\n"})
+    assert json.loads(redactor.redact_text(json.dumps([line[:-1], line]))) == ["[REDACTED:S]", '[REDACTED:S]"']
+
+
+@pytest.mark.parametrize("value", [OBJECT, f"[{OBJECT}]", f" {OBJECT}\n"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_value_that_is_json_may_stand_as_a_part_of_the_document(value: str, depth: int):
+    document = nested(f'{{"type":"tool_use","input":{value}}}', depth)
+    redacted = Redactor({"S": value}).redact_text(document)
+    for _ in range(depth):
+        redacted = json.loads(redacted)["text"]
+    assert json.loads(redacted) == {"type": "tool_use", "input": "[REDACTED:S]"}
+
+
+def test_a_value_that_is_json_may_stand_in_a_text():
+    redacted = Redactor({"S": OBJECT}).redact_text(json.dumps({"text": f"It is {OBJECT}."}))
+    assert json.loads(redacted) == {"text": 'It is "[REDACTED:S]".'}
+
+
+letters = st.sampled_from("\\\"'nu041ab%/&\n\té😀 x-")
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.text(letters, min_size=9, max_size=24),
+    st.text(letters, max_size=5),
+    st.text(letters, max_size=5),
+    st.integers(0, 2),
+    st.booleans(),
+)
+def test_json_with_values_of_any_letters_stays_json(value: str, before: str, after: str, depth: int, ascii_only: bool):
+    assume(len(set(value)) > 5)
+    text: Any = before + value + after
+    for _ in range(depth):
+        text = json.dumps(text, ensure_ascii=ascii_only)
+    document = {"a": text, "b": [1, text[: len(text) // 2]], text: 2}
+    redacted = Redactor({"S": value}).redact_text(json.dumps(document, ensure_ascii=ascii_only))
+    assert len(json.loads(redacted)) >= 2
