@@ -22,6 +22,7 @@ VALUES = [
     "aaaaaaaaaaaa",
     "deadbeefdeadbeef01",
     "tab\there and\r\nthere",
+    "pässwörd-x1 %\\6",
 ]
 ALPHABETS = [
     st.characters(codec="ascii", categories=["L", "N"]),
@@ -68,7 +69,7 @@ NOISE = [
 ]
 
 
-OWN_ESCAPE = re.compile(r"\\+(?:u[0-9a-fA-F]{4}|x..|[0-7]{3}|.)|%..|&#?\w+;|'['\"\\]*'", re.DOTALL)
+OWN_ESCAPE = re.compile(r"\\+(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x..|[0-7]{1,3}|.)|%..|&#?\w+;|'['\"\\]*'", re.DOTALL)
 
 
 def escape_json(value: str) -> str:
@@ -102,6 +103,10 @@ def octal_escape(value: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in value.encode())
 
 
+def braced(value: str) -> str:
+    return "".join(f"\\u{{{ord(letter):x}}}" for letter in value)
+
+
 ESCAPES: list[Callable[[str], str]] = [
     escape_json,
     escape_json_ascii,
@@ -113,6 +118,7 @@ ESCAPES: list[Callable[[str], str]] = [
     html.escape,
     hex_escape,
     octal_escape,
+    braced,
     lambda value: value.replace("'", "'\\''"),
 ]
 

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from string import whitespace
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
@@ -57,8 +58,7 @@ _SWALLOWERS = (b"\x1b[", b"\x1b", b"\\", b"%")
 
 def _texts(value: str) -> Iterator[bytes]:
     """The value in every layer of its own; host names are shown in lower case; lines may be printed one by one."""
-    for text in (value, value.lower(), *_lines(value)):
-        data = text.encode("utf-8", "surrogatepass")
+    for data in chain.from_iterable(map(_bytes_of, (value, value.lower(), *_lines(value)))):
         for layer in peel(data):
             yield layer.data
             if layer.data[:1] < b"\x80":  # no escape swallows half a letter
@@ -66,6 +66,13 @@ def _texts(value: str) -> Iterator[bytes]:
             yield layer.data.replace(b"\\", b"")  # something invisible may stand between a backslash and its letter
         for before in _SWALLOWERS:
             yield from (layer.data for layer in peel(before + data)[1:])
+
+
+def _bytes_of(text: str) -> set[bytes]:
+    """In UTF-8, and with one byte for each letter of Latin-1, for which JavaScript and Python write `\\xe4`."""
+    utf_8 = text.encode("utf-8", "surrogatepass")
+    short = (letter.encode("latin-1" if letter < "\u0100" else "utf-8", "surrogatepass") for letter in text)
+    return {utf_8} if text.isascii() else {utf_8, b"".join(short)}
 
 
 def _lines(value: str) -> Iterator[str]:
@@ -82,12 +89,12 @@ def _unquoted(value: str) -> str:
 
 def _forms(value: str) -> set[bytes]:
     """What people encode: the value itself, or what stands for it in JSON or in an address."""
-    data = value.encode("utf-8", "surrogatepass")
-    return {
-        data,
+    address = quote_from_bytes(value.encode("utf-8", "surrogatepass"), safe="")
+    return _bytes_of(value) | {
         json.dumps(value)[1:-1].encode(),
         json.dumps(value, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass"),
-        quote_from_bytes(data, safe="").encode(),
+        address.encode(),
+        address.replace("%20", "+").encode(),
     }
 
 

@@ -14,9 +14,9 @@ _TOKEN = re.compile(
       \\\\{0,63}+ (?:
           u (?P<pair> [dD][89abAB][0-9a-fA-F]{2} \\{1,64}+ u[dD][c-fC-F][0-9a-fA-F]{2} )
         | (?: u001[bB] | x1[bB] | 033 | e ) \[ [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]
-        | u (?P<character> [0-9a-fA-F]{4} ) | U (?P<long> [0-9a-fA-F]{8} )
+        | u (?P<character> [0-9a-fA-F]{4} ) | u\{ (?P<braced> [0-9a-fA-F]{1,6} ) \} | U (?P<long> [0-9a-fA-F]{8} )
         | x (?P<byte> [0-9a-fA-F]{2} )
-        | (?P<octal> [0-3][0-7]{2} )
+        | (?P<octal> [0-3][0-7]{2} | [0-7]{1,2} )
         | [rbf] )
     | % (?P<percent> [0-9a-fA-F]{2} )
     | & (?: (?P<entity> amp|lt|gt|quot|apos ) | \# (?P<decimal> [0-9]{1,7} ) | \#[xX] (?P<hex> [0-9a-fA-F]{1,6} ) ) ;
@@ -36,7 +36,7 @@ _TOKEN = re.compile(
 )
 _BEGINNING = re.compile(
     rb"""
-      \\\\{0,63}+ (?: u[0-9a-fA-F]{0,3} | U[0-9a-fA-F]{0,7} | x[0-9a-fA-F]? | [0-3][0-7]? )? \Z
+      \\\\{0,63}+ (?: u[0-9a-fA-F]{0,3} | u\{[0-9a-fA-F]{0,6} | U[0-9a-fA-F]{0,7} | x[0-9a-fA-F]? | [0-7]{1,2} )? \Z
     | \\\\{0,63}+ u[dD][89abAB][0-9a-fA-F]{2} (?: \\{1,64}+ (?: u (?: [dD] (?: [c-fC-F] [0-9a-fA-F]? )? )? )? )? \Z
     | \\\\{0,63}+ (?: u001[bB] | x1[bB] | 033 | e ) (?: \[ [0-?]{0,64}+ [\ -/]{0,8}+ )? \Z
     | \x1b (?: \[ [0-?]{0,64}+ [\ -/]{0,8}+ | [\]PX^_] [^\x07\x1b\n]{0,1024}+ \x1b? | [\ -/]{0,4}+ )? \Z
@@ -93,6 +93,7 @@ def _character(code: int) -> bytes:
 _MEANINGS: dict[str, Callable[[str], bytes]] = {
     "pair": _pair,
     "character": lambda digits: _character(int(digits, 16)),
+    "braced": lambda digits: _character(int(digits, 16)),
     "long": lambda digits: _character(int(digits, 16)),
     "byte": bytes.fromhex,
     "octal": lambda digits: bytes([int(digits, 8)]),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import assume, given, settings
@@ -73,6 +74,36 @@ def test_a_value_that_begins_with_another_letter_than_ascii_is_found_in_texts(va
     redacted = redactor.redact_text(f"<{value}> {first}{value[1:]} {first}hnlich-geheim-1 {first}{value}>")
     assert redacted.startswith("<[REDACTED:S]> ")
     assert value not in redacted
+
+
+LETTERS = "pässwörd-x1 & 7"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        ascii(LETTERS)[1:-1].encode(),
+        json.dumps(ascii(LETTERS)).encode(),
+        "".join(f"\\x{ord(letter):02x}" for letter in LETTERS).encode(),
+        "".join(f"\\{ord(letter):o}" for letter in LETTERS).encode(),
+        "".join(f"\\u{{{ord(letter):x}}}" for letter in LETTERS).encode(),
+        LETTERS.encode("latin-1"),
+        quote(LETTERS.encode("latin-1")).encode(),
+        base64.b64encode(b"u:" + LETTERS.encode("latin-1") + b"!"),
+        base64.b64encode(quote_plus(LETTERS).encode() + b"!"),
+        quote_plus(LETTERS).encode().hex().encode(),
+        LETTERS.encode("latin-1").hex().encode(),
+    ],
+)
+def test_letters_with_a_number_of_two_digits_and_short_escapes(written: bytes):
+    redacted = Redactor({"S": LETTERS}).redact(written)
+    assert b"[REDACTED:S]" in redacted
+    assert len(redacted.strip(b'"')) <= len("[REDACTED:S]") + 5
+
+
+def test_letters_of_several_kinds_as_python_writes_them():
+    value = "pässwörd-€-😀-1"
+    assert Redactor({"S": value}).redact_text(f"<{value!a}>") == "<'[REDACTED:S]'>"
 
 
 @pytest.mark.parametrize("value", VALUES)
