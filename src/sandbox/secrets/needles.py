@@ -15,6 +15,7 @@ from sandbox.secrets.limits import (
     TWICE_ENCODED_BYTES_MAX,
 )
 from sandbox.secrets.skeleton import CODE, EXACT, TEXT, Skeleton
+from sandbox.secrets.tokens import find_beginning
 
 _NEEDLE_BYTES_MIN = 7
 """Shorter ones would not be found (see `search`)."""
@@ -55,6 +56,9 @@ def _long(texts: set[bytes]) -> set[bytes]:
 _SWALLOWERS = (b"\x1b[", b"\x1b", b"\\", b"%")
 """What makes an escape of the beginning of a value that stands behind it."""
 
+_OPEN_BYTES_MAX = 2
+"""At the end of a value, of which what stands behind it may make an escape. Without more it would be another value."""
+
 
 def _texts(value: str) -> Iterator[bytes]:
     """The value in every layer of its own; host names are shown in lower case; lines may be printed one by one."""
@@ -63,6 +67,9 @@ def _texts(value: str) -> Iterator[bytes]:
             yield layer.data
             if layer.data[:1] < b"\x80":  # no escape swallows half a letter
                 yield layer.data[1:]
+            end = find_beginning(layer.data, len(layer.data))
+            if len(layer.data) - end <= _OPEN_BYTES_MAX:
+                yield layer.data[:end]
             yield layer.data.replace(b"\\", b"")  # something invisible may stand between a backslash and its letter
         for before in _SWALLOWERS:
             yield from (layer.data for layer in peel(before + data)[1:])

@@ -106,6 +106,14 @@ def test_letters_of_several_kinds_as_python_writes_them():
     assert Redactor({"S": value}).redact_text(f"<{value!a}>") == "<'[REDACTED:S]'>"
 
 
+@pytest.mark.parametrize("value", ["pässwordxyz%", "pässwordxyz%4", "pässwordxyz\\", "pässwordxyz\\x", "pässwordxyz&"])
+@pytest.mark.parametrize("after", ["41", "1", "x41", "#65;", " 41", "n"])
+def test_what_stands_behind_a_value_may_make_an_escape_of_its_end(value: str, after: str):
+    redacted = Redactor({"S": value}).redact_text(json.dumps(value + after))
+    assert redacted.startswith('"[REDACTED:S]')
+    assert len(redacted) <= len('"[REDACTED:S]"') + 3 + len(after)
+
+
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize("url_safe", [True, False])
