@@ -263,6 +263,8 @@ def test_a_runner_loads_no_client_of_vault():
 HOSTILE = {
     "backslashes": b"\\" * 500_000,
     "escapes": b"\\u0041" * 80_000,
+    "short octals": b"\\67" * 80_000,
+    "braces": b"\\u{e4" * 80_000,
     "nested percent": b"%25252525252525" * 30_000,
     "colours": b"\x1b[31m" * 100_000,
     "links without an end": b"\x1b]8;;" * 100_000,
