@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import VALUES, attack, texts, values
@@ -35,8 +35,13 @@ def test_every_cutting_gives_what_the_whole_gives(secrets: list[str], data: st.D
     assert streamed(redactor, whole, cuts) == redactor.redact(whole)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(VALUES).flatmap(lambda value: st.tuples(st.just(value), texts, attack(value), texts)))
+# What is held is looked at with every byte of it: 3 KB of nested escapes take 8 s.
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(
+    st.sampled_from(VALUES)
+    .flatmap(lambda value: st.tuples(st.just(value), texts, attack(value), texts))
+    .filter(lambda story: sum(map(len, story[1:])) <= 1000)
+)
 def test_a_byte_at_a_time(story: tuple[str, bytes, bytes, bytes]):
     value, *pieces = story
     redactor, whole = Redactor({"S": value}), b"".join(pieces)
