@@ -15,13 +15,10 @@ _WORK = 2**14
 """Of scrypt: 16 MiB and some 50 ms for each guess."""
 
 
-def leave_fingerprint(path: Path, secrets: Mapping[str, str]) -> None:
-    """Write it beside the disk, before an agent has the values; nothing where there are none. Raises OSError."""
-    if secrets and not path.exists():
-        salt = os.urandom(_SALT_BYTES)
-        part = path.with_suffix(".part")
-        part.write_bytes(salt + _digest(secrets, salt))
-        part.rename(path)
+def make_fingerprint(secrets: Mapping[str, str]) -> bytes:
+    """What is to be kept beside the disk from before an agent has the values."""
+    salt = os.urandom(_SALT_BYTES)
+    return salt + _digest(secrets, salt)
 
 
 def has_fingerprint(path: Path, secrets: Mapping[str, str]) -> bool:

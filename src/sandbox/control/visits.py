@@ -74,10 +74,10 @@ class Visits:
         except SecretUnavailableError as error:
             reason = f"What it shows could not be redacted: {error.message}"
             raise UnavailableError(f"No shell of task {task.id} can be opened. {reason}") from error
-        if not await asyncio.to_thread(self._preservation.was_made_with, task, secrets):
-            reason = "its secrets have other values now than its agent had"
-            raise UnavailableError(f"No shell of task {task.id} can be opened: {reason}, which could not be redacted.")
         try:
+            if not await asyncio.to_thread(self._preservation.was_made_with, task, secrets):
+                reason = "its secrets have other values now than its agent had, which could not be redacted"
+                raise UnavailableError(f"No shell of task {task.id} can be opened: {reason}.")
             order = msgspec.structs.replace(
                 self._template,
                 task_id=task.id,

@@ -10,7 +10,7 @@ import pytest
 from doubles.attempt_equipment import Script
 from sandbox.contracts.gateway import BudgetReached
 from sandbox.contracts.runtime import Exit
-from sandbox.contracts.secret_fingerprint import leave_fingerprint
+from sandbox.contracts.secret_fingerprint import make_fingerprint
 from sandbox.model.artifact import Artifact
 from sandbox.model.egress import EgressRule
 from sandbox.model.errors import Failure, FailureCode
@@ -207,7 +207,7 @@ def left_by_a_dead_runner(stage, script, secrets):
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         scene.recorder.record(event)
     scene.attempt.files.workspace.mkdir(parents=True)
-    leave_fingerprint(scene.attempt.files.secret_fingerprint, SECRETS)
+    scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(SECRETS))
     return scene
 
 

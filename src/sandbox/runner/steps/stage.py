@@ -2,10 +2,11 @@
 
 import asyncio
 
-from sandbox.contracts.secret_fingerprint import leave_fingerprint
+from sandbox.contracts.secret_fingerprint import make_fingerprint
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import WorkspacePrepared
 from sandbox.runner.confining import confine_for
+from sandbox.runner.durability import give_name
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.leftovers import end_earlier_attempts, left_by_earlier_attempts, take_over
 from sandbox.runner.remaining import remaining_seconds
@@ -20,14 +21,23 @@ async def stage(attempt: Attempt) -> None:
     if attempt.resumes:
         # In no thread, which would still move files while others conclude an attempt that was told to end.
         take_over(attempt)
-    else:
-        await asyncio.to_thread(leave_fingerprint, attempt.files.secret_fingerprint, attempt.secrets)
+    elif attempt.secrets:
+        await _leave_fingerprint(attempt)
     await attempt.equipment.remove(left_by_earlier_attempts(attempt))
     manifest = attempt.task.manifest
     await attempt.equipment.disks.open(attempt.files, manifest.vm.disk_bytes)
     for directory in (attempt.files.home, attempt.files.tmp):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     attempt.recorder.record(WorkspacePrepared(await _prepare(attempt)))
+
+
+async def _leave_fingerprint(attempt: Attempt) -> None:
+    path = attempt.files.secret_fingerprint
+    fingerprint = await asyncio.to_thread(make_fingerprint, attempt.secrets)
+    # In no thread, for the same reason.
+    part = path.with_suffix(".part")
+    part.write_bytes(fingerprint)
+    give_name(part, path)
 
 
 async def _prepare(attempt: Attempt) -> str:
