@@ -239,9 +239,8 @@ class FakeTasks:
                 return stored
         raise ArtifactNotFoundError(task_id, name)
 
-    async def keeps_sandbox(self, task_id: str) -> bool:
-        self._story(task_id)
-        return task_id in self.preserved
+    async def keeps_sandbox(self, task: Task) -> bool:
+        return task.state is TaskState.FAILED_PRESERVED and task.id in self.preserved
 
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
         self._story(task_id)

@@ -10,14 +10,13 @@ import msgspec
 from sandbox.contracts.tasks import Tasks
 from sandbox.model.frame import attempts_fields, error, progress_fields, timestamp
 from sandbox.model.manifest import Manifest
-from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 from sandbox.model.tier import ISOLATION
 
 
 async def status_body(tasks: Tasks, task: Task) -> dict[str, Any]:
-    """The whole status. Raises TaskNotFoundError when the task was pruned meanwhile."""
-    is_kept = task.state is TaskState.FAILED_PRESERVED and await tasks.keeps_sandbox(task.id)
+    """The whole status."""
+    is_kept = await tasks.keeps_sandbox(task)
     return {**item_body(task), "definition": definition_body(task.manifest), "sandbox_kept": is_kept}
 
 

@@ -209,7 +209,7 @@ class Tasks(Protocol):
         """
         ...
 
-    async def keeps_sandbox(self, task_id: str) -> bool:
+    async def keeps_sandbox(self, task: Task) -> bool:
         """Whether there is a preserved sandbox of the task that `release` would remove."""
         ...
 

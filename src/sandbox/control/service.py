@@ -197,9 +197,10 @@ class TaskService:
             reason = str(error) or "it takes too long"
             raise UnavailableError(f"Finished tasks could not be removed: {reason}; try again.") from error
 
-    async def keeps_sandbox(self, task_id: str) -> bool:
+    async def keeps_sandbox(self, task: Task) -> bool:
         """See `Tasks.keeps_sandbox`."""
-        return await asyncio.to_thread(self.equipment.preservation.is_kept, await self.status(task_id))
+        is_preserved = task.state is TaskState.FAILED_PRESERVED
+        return is_preserved and await asyncio.to_thread(self.equipment.preservation.is_kept, task)
 
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
         """See `Tasks.open_terminal`."""

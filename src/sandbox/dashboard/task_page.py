@@ -56,7 +56,7 @@ async def show_task(request: Request, asked: Context) -> Response:
         artifacts=await asked.tasks.artifacts(task.id),
         patch=f"{task.id}.patch",
         after=max(0, task.last_seq - STORY_RECORDS_MAX),
-        is_kept=task.state is TaskState.FAILED_PRESERVED and await asked.tasks.keeps_sandbox(task.id),
+        is_kept=await asked.tasks.keeps_sandbox(task),
     )
 
 
