@@ -25,7 +25,7 @@ class Workspaces(Protocol):
     """
 
     async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine, disk_bytes: int) -> str:
-        """Clone into `attempt_dir/disk/workspace`, keep what `patch` needs in `attempt_dir/repository.git`.
+        """Clone into the `workspace` of an `AttemptLayout`, keep what `patch` needs in its `repository`.
 
         disk_bytes: of the attempt's disk; no file of the clone, and no commit's files together, may be larger.
         Gives the full base commit. Raises AttemptError (clone_failed). May be called again after a crash.
