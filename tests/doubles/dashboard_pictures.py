@@ -1,5 +1,6 @@
 """Takes pictures of the dashboard from a real run, for docs/images: script/screenshots [DIRECTORY]."""
 
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,13 @@ LOOKS = (
     ("light", 390, 844, ("conversation", "changes")),
 )
 """Of the system's choice, of width and height in CSS pixels, and the views of a task that are taken then."""
+PAGES = (
+    ("tasks", "/", 200),
+    ("submit", "/submit?from=fix-greeting", 200),
+    ("server", "/server", 200),
+    ("no-such-task", "/tasks/nobody", 404),
+)
+"""Their pictures' names, where they are, and what is answered there; beside them the views of a task."""
 
 APP = '''"""Greets people."""
 
@@ -72,7 +80,13 @@ def main(directory: Path) -> None:
         world = World(scratch)
         try:
             play(world)
-            take(world.server.said["http"], directory)
+            place = world.server.said["http"]
+            with open_browser() as browser:
+                take(browser, place, directory)
+                close_the_door(world)
+                take_sign_in(browser, place, directory)
+                browser.forgive("404 (Not Found)")
+                assert browser.complaints == [], browser.complaints
         finally:
             world.close()
 
@@ -113,27 +127,43 @@ def submit(world, task_id, name, *, branch="main", cpus=2, **labels):
     assert answer.status_code == 202, answer.text
 
 
-def take(place, directory):
-    with open_browser() as browser:
-        for scheme, width, height, views in LOOKS:
-            look = f"{scheme}-{'phone' if width < 500 else 'wide'}"
-            for name, path in (("tasks", "/"), ("submit", "/submit?from=fix-greeting"), ("server", "/server")):
-                page = browser.open(f"{place}{path}", width=width, scheme=scheme)
-                save(page, directory / f"{name}-{look}.png", height)
-                page.close()
-            page = browser.open(f"{place}/tasks/fix-greeting", width=width, scheme=scheme)
-            page.locator(".says").first.wait_for()
-            for view in views:
-                page.locator(f"#tab-{view}").click()
-                if view == "changes":
-                    page.locator(".file").first.wait_for()
-                if view == "artifacts":
-                    page.get_by_role("button", name="report.md").click()
-                    page.locator(".preview:visible strong").wait_for()
-                page.evaluate("scrollTo(0, 0)")
-                save(page, directory / f"task-{view}-{look}.png", height)
+def close_the_door(world):
+    """Whoever comes now needs a token."""
+    command = [sys.executable, "-m", "sandbox", "token", "create", "--role", "operator", "--name", "visitor"]
+    made = subprocess.run([*command, "--data-dir", str(world.data_dir)], capture_output=True, timeout=30, check=True)
+    world.bearer = made.stdout.split()[-1].decode()
+
+
+def take(browser, place, directory):
+    for scheme, width, height, views in LOOKS:
+        look = look_of(scheme, width)
+        for name, path, status in PAGES:
+            page = browser.open(f"{place}{path}", width=width, scheme=scheme, status=status)
+            save(page, directory / f"{name}-{look}.png", height)
             page.close()
-        assert browser.complaints == [], browser.complaints
+        page = browser.open(f"{place}/tasks/fix-greeting", width=width, scheme=scheme)
+        page.locator(".says").first.wait_for()
+        for view in views:
+            page.locator(f"#tab-{view}").click()
+            if view == "changes":
+                page.locator(".file").first.wait_for()
+            if view == "artifacts":
+                page.get_by_role("button", name="report.md").click()
+                page.locator(".preview:visible strong").wait_for()
+            page.evaluate("scrollTo(0, 0)")
+            save(page, directory / f"task-{view}-{look}.png", height)
+        page.close()
+
+
+def take_sign_in(browser, place, directory):
+    for scheme, width, height, _ in LOOKS:
+        page = browser.open(f"{place}/sign-in", width=width, scheme=scheme)
+        save(page, directory / f"sign-in-{look_of(scheme, width)}.png", height)
+        page.close()
+
+
+def look_of(scheme, width):
+    return f"{scheme}-{'phone' if width < 500 else 'wide'}"
 
 
 def save(page, file, height):
