@@ -19,6 +19,9 @@ from sandbox.workspace.pipes import pipe, read_exactly, run_with_thread, write_a
 from sandbox.workspace.stoppable import Stop
 
 _PAGE_BYTES = 4096
+_ASIDE = b".git"
+"""Nothing of this name is ever asked about."""
+
 _DIRECTORY_MODE, _FILE_MODE = 0o755, 0o644
 _CHUNK_BYTES = 64 * 1024
 _FIELD_BYTES_MAX = 1024 * 1024
@@ -36,7 +39,8 @@ class IgnoreRules:
     Never more than a page is asked before the answers are read: that much always fits into a pipe, so neither side
     can wait for the other. Git wants to see whether a path is a directory, so directories are made for as long as they
     are asked about, which is a page's at once, since the agent may have made a million on its own disk; not where the
-    agent put one in place of a `.gitignore`, for that is a file here.
+    agent put one in place of a `.gitignore`, for that is a file here. A directory of the base commit in whose place
+    the agent put something else is set aside for as long as that is asked about.
     """
 
     def __init__(self, directory: Path, questions: IO[bytes], answers: IO[bytes]) -> None:
@@ -50,10 +54,14 @@ class IgnoreRules:
         Raises OSError, BrokenPipeError without git.
         """
         shown = {entry.path for entry in entries if entry.is_directory and b".gitignore" not in entry.path.split(b"/")}
+        others = {entry.path for entry in entries if not entry.is_directory}
         found: set[bytes] = set()
         with _directories(self._directory, {path.rpartition(b"/")[0] for path in shown}):
             for page in _pages(entries):
-                with _directories(self._directory, shown.intersection(page)):
+                with (
+                    _directories(self._directory, shown.intersection(page)),
+                    _set_aside(self._directory, others.intersection(page)),
+                ):
                     found.update(self._ask(page))
         return frozenset(found)
 
@@ -101,6 +109,27 @@ def _directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
     finally:
         for path in reversed(made):
             os.rmdir(path)  # noqa: PTH106 (bytes)
+
+
+@contextmanager
+def _set_aside(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
+    """Those of them that are directories are not there for as long as the block lasts."""
+    moved: list[tuple[bytes, bytes]] = []
+    aside = os.path.join(os.fsencode(root), _ASIDE)  # noqa: PTH118 (bytes)
+    try:
+        for path in paths:
+            place = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
+            if os.path.isdir(place):  # noqa: PTH112 (bytes)
+                kept = os.path.join(aside, b"%d" % len(moved))  # noqa: PTH118 (bytes)
+                os.makedirs(aside, _DIRECTORY_MODE, exist_ok=True)  # noqa: PTH103 (bytes)
+                os.rename(place, kept)  # noqa: PTH104 (bytes)
+                moved.append((kept, place))
+        yield
+    finally:
+        for kept, place in moved:
+            os.rename(kept, place)  # noqa: PTH104 (bytes)
+        if moved:
+            os.rmdir(aside)  # noqa: PTH106 (bytes)
 
 
 def _make_directory(root: Path, path: bytes) -> list[bytes]:

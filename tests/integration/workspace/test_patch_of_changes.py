@@ -165,6 +165,30 @@ def test_names_that_look_like_a_pattern_of_git_are_asked_about_as_they_are(house
     assert run_git("diff", "--cached", "--name-only", base, directory=clone) == ":(top)hidden"
 
 
+@pytest.mark.parametrize("place", ["logs", "deep/logs"])
+@pytest.mark.parametrize("by", ["file", "link"])
+def test_what_replaces_an_ignored_directory_of_the_base_commit_is_no_directory(house, place, by):
+    parent = place.partition("logs")[0]
+    base = house.upstream.commit({f"{parent}.gitignore": b"logs/\n", f"{place}/.gitignore": b"*\n!.gitignore\n"})
+    house.stage()
+    shutil.rmtree(house.workspace / place)
+    if by == "file":
+        (house.workspace / place).write_text("work\n")
+    else:
+        (house.workspace / place).symlink_to("/dev/null")
+    (house.workspace / parent / "new").mkdir()
+    (house.workspace / parent / "new" / "logs").mkdir()
+    (house.workspace / parent / "new" / "logs" / "file").write_text("ignored\n")
+
+    made = house.patch(base)
+
+    clone = house.apply(base, made)
+    changed = run_git("diff", "--cached", "--name-status", directory=clone).splitlines()
+    assert changed == [f"A\t{place}", f"D\t{place}/.gitignore"]
+    left = sorted(str(path.relative_to(house.attempt)) for path in house.attempt.glob("ignore-rules/**/.gitignore"))
+    assert left == [f"ignore-rules/{parent}.gitignore", f"ignore-rules/{place}/.gitignore"]
+
+
 def test_ignore_files_may_become_directories(house):
     base = house.upstream.commit({".gitignore": b"*.log\n", "src/.gitignore": b"*.tmp\n"})
     house.stage()
