@@ -90,6 +90,9 @@ NAMES_MAX = 4096
 DATAGRAM_BYTES_MAX = 2048
 """A name query over UDP; the rest of a longer one is cut off."""
 
+DENIALS_TOLD_MAX = 100_000
+"""Refusals of an attempt that are told one by one; further ones are counted, which is told once."""
+
 DENIALS_PER_SECOND_MAX = 20
 """Refusals reported one by one; the rest is counted in one report."""
 

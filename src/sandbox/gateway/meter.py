@@ -61,7 +61,8 @@ def meter_for(content_type: bytes) -> Meter:
     return StreamMeter() if is_stream else DocumentMeter()
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+_COUNT_MAX = 10**12
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_COUNT_MAX)]
 
 
 class _CacheCreation(msgspec.Struct):
@@ -238,7 +239,7 @@ class _Tally:
         if isinstance(told.inference_geo, str):
             self._factor = 1.0 if told.inference_geo in _ANYWHERE else ONE_COUNTRY_FACTOR
         searches = told.server_tool_use.get("web_search_requests") if isinstance(told.server_tool_use, dict) else None
-        if isinstance(searches, int) and searches >= 0:
+        if isinstance(searches, int) and 0 <= searches <= _COUNT_MAX:
             self._searches = searches
 
     def at_most(self, asked: Asked, output: int) -> Usage | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from sandbox.contracts.gateway import BudgetReached, KeyRefused, Report
 from sandbox.gateway.limits import (
     DENIALS_PER_SECOND_MAX,
+    DENIALS_TOLD_MAX,
     REDACTED_NAME_CHARACTERS_MAX,
     REPORTED_HOST_CHARACTERS_MAX,
     TROUBLE_SECONDS,
@@ -13,7 +14,7 @@ from sandbox.model.event import EgressDenied, Trouble, Usage
 
 
 class Reports:
-    """Passes on every usage, and denials and troubles as far as their rate allows.
+    """Passes on every usage, and denials and troubles as far as their rate and their number allow.
 
     monotonic: gives seconds; redact: takes the values of secrets out of a text.
     """
@@ -24,6 +25,7 @@ class Reports:
         self._monotonic = monotonic
         self._second_began = float("-inf")
         self._denials_in_second = 0
+        self._denials_told = 0
         self.denials = 0
         self._troubles: dict[str, float] = {}
 
@@ -47,14 +49,21 @@ class Reports:
 
     def denied(self, host: str, port: int, reason: str) -> None:
         """Something was refused; `host` may come from inside."""
+        self.denials += 1
+        if self._denials_told == DENIALS_TOLD_MAX:
+            return
         now = self._monotonic()
         if now - self._second_began >= 1.0:
             self.flush()
             self._second_began = now
-        self.denials += 1
         self._denials_in_second += 1
-        if self._denials_in_second <= DENIALS_PER_SECOND_MAX:
-            self._report(EgressDenied(self.shown(host), port, reason))
+        if self._denials_in_second > DENIALS_PER_SECOND_MAX:
+            return
+        self._report(EgressDenied(self.shown(host), port, reason))
+        self._denials_told += 1
+        if self._denials_told == DENIALS_TOLD_MAX:
+            message = f"Over {DENIALS_TOLD_MAX} refusals are counted, and not listed one by one."
+            self._report(Trouble("egress_denials_dropped", message))
 
     def trouble(self, error: str, message: str) -> None:
         """Something went wrong; told at once, then for a while not again."""

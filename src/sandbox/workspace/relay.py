@@ -19,6 +19,7 @@ CLONE_CONNECT_SECONDS = 30.0
 CLONE_CONNECTIONS_MAX = 32
 """At once, two descriptors of the runner's each; git itself needs a handful. A further one waits at the door."""
 
+_REST_SECONDS = 0.1
 _CHUNK_BYTES = 256 * 1024
 _WEB_PORTS = (80, 443)
 _GRANTED, _FORBIDDEN, _UNREACHABLE, _UNKNOWN_NAME, _REFUSED = 0, 2, 3, 4, 5
@@ -72,7 +73,12 @@ class Relay:
         async def accept() -> None:
             while True:
                 await room.acquire()
-                client, _ = await asyncio.get_running_loop().sock_accept(door)
+                try:
+                    client, _ = await asyncio.get_running_loop().sock_accept(door)
+                except OSError:  # git is gone already, or there is no descriptor left
+                    room.release()
+                    await asyncio.sleep(_REST_SECONDS)
+                    continue
                 task = asyncio.create_task(self._serve(client))
                 serving.add(task)
                 task.add_done_callback(end)

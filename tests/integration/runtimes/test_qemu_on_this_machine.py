@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from doubles.sandbox_life import living, read_until
 from sandbox.contracts.runtime import Command
+from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes.qemu import QemuRuntime, parts
 
 
@@ -52,6 +54,34 @@ def test_unasked_nothing_is_emulated(runtime: QemuRuntime, tmp_path: Path, monke
     found = asyncio.run(QemuRuntime(tmp_path / "run", only_kvm=True).probe())
     assert not found.works
     assert "by its name" in found.mend
+
+
+def test_a_guest_whose_files_cannot_be_passed_on_is_told_of_and_leaves_nothing_open(
+    runtime: QemuRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(run_dir: Path, attempt_id: str) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def story() -> None:
+        monkeypatch.setattr("sandbox.runtimes.qemu.sandbox._join_files", refuse)
+        with pytest.raises(AttemptError) as refused:
+            async with living(runtime, disk):
+                raise AssertionError("it lives")
+        assert refused.value.failure.code == FailureCode.PROVISION_FAILED
+        assert "Too many open files" in refused.value.failure.message
+
+    asyncio.run(story())
+    assert not find_open("/dev/kvm")
+    assert not find_open("socket:")
+
+
+def find_open(kind: str) -> list[str]:
+    """What of a kind this process has open."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(entry.readlink()))
+    return [one for one in found if one.startswith(kind)]
 
 
 def read_status(pid: int) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a confined clone is given of the outside: one host, that host's credentials, and the user's proxy."""
 
 import asyncio
+import errno
 import os
 import socket
 import struct
@@ -107,6 +108,35 @@ def test_it_is_not_asked_without_end(helper):
     answers = ask("https://git.example/demo.git", program, *[question] * (CREDENTIALS_ASKED_MAX + 1))
 
     assert [one for one in answers if one] == [KNOWN] * CREDENTIALS_ASKED_MAX
+
+
+class ExhaustedDoor(socket.socket):
+    """A door at which the first connection is not taken, as where no descriptor is left."""
+
+    has_failed = False
+
+    def accept(self):
+        if not self.has_failed:
+            self.has_failed = True
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_a_connection_that_could_not_be_taken_is_taken_a_little_later(greeter):
+    relay = Relay(Address("localhost", greeter), via=None, may_be_sent_to=None)
+
+    async def story():
+        with ExhaustedDoor() as door:
+            door.bind(("127.0.0.1", 0))
+            door.listen()
+            async with relay.serving(door):
+                reader, writer = await asyncio.open_connection(*door.getsockname())
+                writer.write(b"\x05\x01\x00")
+                assert await asyncio.wait_for(reader.readexactly(2), 20) == b"\x05\x00"
+                writer.close()
+            assert door.has_failed
+
+    asyncio.run(story())
 
 
 def connect(relay, host, port):

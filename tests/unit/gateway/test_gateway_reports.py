@@ -2,6 +2,7 @@
 
 from sandbox.gateway.limits import (
     DENIALS_PER_SECOND_MAX,
+    DENIALS_TOLD_MAX,
     REDACTED_NAME_CHARACTERS_MAX,
     REPORTED_HOST_CHARACTERS_MAX,
     TROUBLE_SECONDS,
@@ -44,6 +45,18 @@ def test_the_count_is_told_at_the_end_when_nothing_is_refused_any_more():
     reports.flush()
     reports.flush()
     assert [type(one) for one in told[DENIALS_PER_SECOND_MAX:]] == [Trouble]
+
+
+def test_of_refusals_without_end_only_the_number_grows():
+    reports, told, watch = opened()
+    for _ in range(DENIALS_TOLD_MAX // DENIALS_PER_SECOND_MAX + 50):
+        watch.now += 1
+        for _ in range(DENIALS_PER_SECOND_MAX):
+            reports.denied("h", 443, "no")
+    reports.flush()
+    assert len(told) == DENIALS_TOLD_MAX + 1
+    assert (told[-1].error, told[-1].message[:11]) == ("egress_denials_dropped", "Over 100000")
+    assert reports.denials == DENIALS_TOLD_MAX + 50 * DENIALS_PER_SECOND_MAX
 
 
 def test_the_same_trouble_is_told_once_and_again_only_after_a_while():

@@ -134,6 +134,12 @@ def test_tokens_cost_more_where_an_answer_was_made_in_one_country(geo, factor):
     assert metered(SSE, sse(start)).cost_usd == pytest.approx(1000 * 5 / 1e6 * factor + 0.01)
 
 
+@pytest.mark.parametrize("told", [-1, 10**400, 1.5, "3", None, [3], {"n": 3}])
+def test_a_number_of_searches_that_is_none_is_not_counted(told):
+    searched = {"server_tool_use": {"web_search_requests": told}}
+    assert metered(SSE, sse(START, DELTA | {"usage": {"output_tokens": 50} | searched})) == USED
+
+
 def test_searches_of_the_models_own_servers_are_paid_for_beside_the_tokens():
     searched = {"server_tool_use": {"web_search_requests": 3, "web_fetch_requests": 9}}
     usage = metered(SSE, sse(START, DELTA | {"usage": {"output_tokens": 50} | searched}))

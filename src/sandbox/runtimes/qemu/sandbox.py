@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.launch import Launch, wait_readable
 from sandbox.runtimes.output import read_from
-from sandbox.runtimes.payload import refuse_nul
+from sandbox.runtimes.payload import Payload, refuse_nul
 from sandbox.runtimes.qemu.cage import Plan, build_payload
 from sandbox.runtimes.qemu.channel import Channel, Stream, Tail
 from sandbox.runtimes.qemu.guest import frames
@@ -75,6 +75,8 @@ class QemuSandbox:
                 await _first_of(self._ready, self._channel.ended)
         except TimeoutError:
             raise BootError(f"not within {within_seconds:.0f} s; {self._last_words()}", is_late=True) from None
+        except OSError as error:
+            raise BootError(f"what it needs cannot be opened: {error.strerror}") from error
         if not self._ready.done():
             raise BootError(self._last_words())
 
@@ -173,11 +175,10 @@ class QemuSandbox:
         """Have the launcher become the cage; gives bubblewrap's reports."""
         status, status_inside = socket.socketpair()
         ours, guests = socket.socketpair()
-        reports, self._status = await read_from(status)
-        await self._channel.open(ours)
-        accelerator = self._open_accelerator()
-        ends = Ends(*_join_files(self._plan.run_dir, self.handle.attempt_id), guests.detach(), accelerator)
-        payload = build_payload(self._program, self._plan, ends, status_inside.detach())
+        with status_inside, guests:
+            reports, self._status = await read_from(status)
+            await self._channel.open(ours)
+            payload = self._build_payload(guests, status_inside)
         try:
             self._launch.execute(payload.argv, b"", payload.descriptors)
         except OSError as error:
@@ -185,6 +186,14 @@ class QemuSandbox:
         finally:
             payload.close()
         return reports
+
+    def _build_payload(self, guests: socket.socket, status: socket.socket) -> Payload:
+        with ExitStack() as opened:
+            accelerator = self._open_accelerator()
+            opened.callback(os.close, accelerator)
+            files = _join_files(self._plan.run_dir, self.handle.attempt_id)
+            opened.pop_all()
+        return build_payload(self._program, self._plan, Ends(*files, guests.detach(), accelerator), status.detach())
 
     def _open_accelerator(self) -> int:
         device = self._plan.accelerator.device
@@ -288,12 +297,13 @@ def _join_files(run_dir: Path, attempt_id: str) -> tuple[int, int]:
     name = f"{attempt_id}.files"
     path = f"/proc/self/fd/{directory}/{name}"  # the path of a socket has at most 107 bytes
     listener, connection = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
-    try:
-        listener.bind(path)
-        listener.listen(1)
-        connection.connect(path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=directory)
-        os.close(directory)
-    return listener.detach(), connection.detach()
+    with listener, connection:
+        try:
+            listener.bind(path)
+            listener.listen(1)
+            connection.connect(path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+            os.close(directory)
+        return listener.detach(), connection.detach()
