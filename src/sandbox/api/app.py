@@ -27,6 +27,7 @@ from sandbox.api.metrics import add_metrics_route
 from sandbox.api.openapi import describe
 from sandbox.api.preserved import add_preserved_routes
 from sandbox.api.pruning import add_pruning_routes
+from sandbox.api.segments import WholeSegments
 from sandbox.api.server_metrics import ServerMetrics
 from sandbox.api.session import add_session_routes
 from sandbox.api.settings import ApiSettings
@@ -92,6 +93,7 @@ def _furnish(app: Starlette, context: Context) -> None:
     app.add_middleware(Doorkeeper, guard=context.guard)
     app.add_middleware(Envelope)
     app.add_middleware(Measured, metrics=context.metrics)
+    app.add_middleware(WholeSegments)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

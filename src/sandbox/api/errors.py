@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,6 +11,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sandbox.api import paths
 from sandbox.api.problem import problem
 from sandbox.contracts.store import DuplicateTaskError, InvalidCursorError, StoreError
 from sandbox.contracts.tasks import (
@@ -180,8 +182,14 @@ async def _http_error(connection: HTTPConnection, error: HTTPException) -> Respo
         message = f"This address takes {', '.join(allowed)} only."
         return problem(connection, 405, "method_not_allowed", message, headers={"allow": ", ".join(allowed)})
     if error.status_code == 404:
-        return problem(connection, 404, "not_found", "There is nothing at this address; /openapi.json lists what is.")
+        return problem(connection, 404, "not_found", f"There is nothing at this address; {_what_is_there(connection)}.")
     return problem(connection, error.status_code, "bad_request", str(error.detail), headers=error.headers)
+
+
+def _what_is_there(connection: HTTPConnection) -> str:
+    if isinstance(connection.app, FastAPI):
+        return "/openapi.json lists what is"
+    return f"this port has the WebSocket at {paths.STREAM} and nothing else"
 
 
 def allowed_methods(routes: Sequence[Any], path: str) -> list[str]:

@@ -11,6 +11,7 @@ from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
 from sandbox.cli.flagged import refuse_secrets
 from sandbox.cli.visible import visible
+from sandbox.model.state import TERMINAL_STATES
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -26,6 +27,9 @@ def fetch_patch(client: Client, task_id: str, target: Path, *, allows_secrets: b
     entries = [entry for entry in client.artifacts(task_id)["artifacts"] if entry["path"] == path]
     if not entries:
         shown = visible(task_id)
+        if client.status(task_id)["state"] in TERMINAL_STATES:
+            message = f"Error: Task {shown} has no patch: it ended before there was one to make."
+            fail(f"{message}\n  See why: sandbox task status {shown}", ExitCode.NOT_FOUND)
         message = f"Error: Task {shown} has no patch yet; it is made when the agent has ended."
         fail(f"{message}\n  Wait for it: sandbox task wait {shown}", ExitCode.NOT_FOUND)
     refuse_secrets(entries, allows_secrets=allows_secrets)

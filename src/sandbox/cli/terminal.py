@@ -76,7 +76,7 @@ class Detaching:
 def run_terminal(options: Chosen, task_id: str, keys: bytes, **wanted: Any) -> Exit | None:
     """Until it is over; None when its user left. Raises ClientError."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        fail("This needs a terminal: stdin and stdout must be one.", ExitCode.USAGE)
+        fail("Error: This needs a terminal: stdin and stdout must be one.", ExitCode.USAGE)
     size = os.get_terminal_size()
     wanted |= {"rows": min(size.lines, 1000) or 24, "columns": min(size.columns, 1000) or 80}
     wanted |= {"term": term} if (term := os.environ.get("TERM")) else {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote, urlsplit
 
-from sandbox.client.errors import InvalidParameterError
+from sandbox.client.errors import InvalidParameterError, TaskNotFoundError
 from sandbox.model.address import DEFAULT_SERVER
 
 
@@ -29,9 +29,18 @@ def checked_address(address: str) -> str:
 
 
 def task_path(task_id: str, *rest: str) -> str:
-    """The path of a task, or of what belongs to it. Raises InvalidParameterError."""
+    """The path of a task, or of what belongs to it. Raises InvalidParameterError, TaskNotFoundError."""
+    if not task_id:
+        raise InvalidParameterError("The id of a task must not be empty.")
+    if "/" in task_id:  # a proxy may take an encoded one for a separator: `a/vm` is another address than `a`
+        raise TaskNotFoundError(f"There is no task {task_id!r}; no id has a slash.")
     with addressing():
-        return "/".join(["/tasks", *(quote(part, safe="") for part in (task_id, *rest))])
+        return "/".join(["/tasks", *map(_segment, (task_id, *rest))])
+
+
+def _segment(part: str) -> str:
+    """A name of dots alone would be taken out of the path, with what stands before it."""
+    return part.replace(".", "%2E") if part in {".", ".."} else quote(part, safe="")
 
 
 @contextmanager

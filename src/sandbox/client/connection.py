@@ -14,6 +14,8 @@ from sandbox.client.calls import Call
 from sandbox.client.errors import (
     ClientError,
     InvalidParameterError,
+    NotFoundError,
+    UnexpectedAnswerError,
     UnreachableError,
     error_of,
     unexpected_answer,
@@ -81,7 +83,11 @@ class Connection:
 
     def refusal(self, response: httpx.Response, body: bytes) -> ClientError:
         """The error that an answer stands for; `body`: its beginning."""
-        return error_of(self.server, response.status_code, body, response.headers.get("Retry-After"))
+        error = error_of(self.server, response.status_code, body, response.headers.get("Retry-After"))
+        if type(error) is NotFoundError and not response.url.path.endswith("/vm"):
+            advice = f"Check the address of the server; it is {DEFAULT_SERVER} by default, without a path."
+            return UnexpectedAnswerError(f"There is no API at {self.server}. {advice}", status=404)
+        return error
 
     @contextmanager
     def translating(self) -> Iterator[None]:

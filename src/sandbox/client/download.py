@@ -30,7 +30,10 @@ class Download:
         is_no_file = self._target.exists() and not self._target.is_file()
         # The target's name is no part of it: together they could be longer than a name may be.
         self._part = None if is_no_file else self._target.with_name(f".{secrets.token_hex(8)}.part")
-        self._file = self._part.open("xb") if self._part else TemporaryFile()
+        try:
+            self._file = self._part.open("xb") if self._part else TemporaryFile()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._target)) from error
         return self
 
     def __exit__(

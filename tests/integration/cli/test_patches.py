@@ -8,7 +8,7 @@ import pytest
 
 from doubles.live import git
 from doubles.recorded_api import Answer, of_json
-from doubles.recorded_story import TASK
+from doubles.recorded_story import TASK, status
 
 BEFORE = {"a.txt": "one\ntwo\nthree\n", "b.sql": "-- x\nselect 1;\n"}
 SECRET_FLAG = "--allow-secrets"
@@ -79,13 +79,6 @@ def test_a_diff_in_json_keeps_the_ends_of_lines_of_other_systems(sandbox, offer)
     offer(patch, None)
     told = json.loads(sandbox("task", "diff", TASK, "-f", "json").stdout)["patch"]
     assert told == patch.decode(errors="replace")
-
-
-def test_a_task_without_a_patch_yet_says_when_there_is_one(sandbox, api):
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": []}))
-    result = sandbox("task", "diff", TASK)
-    assert result.returncode == 3
-    assert b"sandbox task wait fix-42" in result.stderr
 
 
 def test_a_task_that_changed_nothing_says_so(sandbox, offer, checkout):
@@ -220,3 +213,17 @@ def test_a_pager_that_has_seen_enough_ends_the_command_quietly(offer, on_termina
     (tmp_path / ".gitconfig").write_text('[core]\n\tpager = "head -n 1"\n')
     assert on_terminal("task", "diff", TASK).wait(30) == 0
     assert b"Traceback" not in terminal.read_until(b"line")
+
+
+@pytest.mark.parametrize(
+    ("state", "advice"), [("running", b"sandbox task wait"), ("cancelled", b"sandbox task status")]
+)
+@pytest.mark.parametrize("command", ["diff", "apply"])
+def test_who_asks_for_a_patch_that_is_not_there_is_told_whether_it_may_come(
+    sandbox, api, checkout, command, state, advice
+):
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": []}))
+    api.on("GET", f"/tasks/{TASK}", of_json(status(state)))
+    result = sandbox("task", command, TASK, cwd=checkout)
+    assert result.returncode == 3
+    assert advice in result.stderr

@@ -544,3 +544,35 @@ def test_an_answer_that_makes_no_sense_is_told_in_a_sentence(sandbox, api, manif
     assert result.returncode == 10
     assert b"Check the address of the server" in result.stderr
     assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "wait", "cancel", "artifacts", "diff"])
+def test_an_id_that_is_none_is_told_before_anything_is_asked(sandbox, api, command):
+    yes = ["-y"] if command == "cancel" else []
+    empty = sandbox("task", command, "", *yes)
+    assert (empty.returncode, empty.stderr) == (2, b"Error: The id of a task must not be empty.\n")
+    other = sandbox("task", command, f"{TASK}/vm", *yes)
+    assert (other.returncode, other.stderr) == (3, b"Error: There is no task 'fix-42/vm'; no id has a slash.\n")
+    assert api.asked == []
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "path"),
+    [
+        (("task", "list"), "GET", "/tasks"),
+        (("task", "status", TASK), "GET", f"/tasks/{TASK}"),
+        (("task", "cancel", TASK, "-y"), "DELETE", f"/tasks/{TASK}"),
+        (("admin", "drain"), "POST", "/admin/drain"),
+    ],
+)
+def test_an_address_without_the_api_is_told_as_that(sandbox, api, command, method, path):
+    api.on(method, path, of_error(404, "not_found", "There is nothing at this address."))
+    result = sandbox(*command)
+    assert result.returncode == 10
+    assert b"Check the address of the server" in result.stderr
+
+
+def test_a_place_that_is_not_there_is_named(sandbox, artifacts):
+    result = sandbox("task", "download", TASK, "fix-42.patch", "-o", "nowhere/x.patch")
+    assert result.returncode == 2
+    assert b"There is no directory nowhere" in result.stderr

@@ -125,8 +125,16 @@ def test_a_list_is_asked_for_with_what_was_given_and_nothing_else(api, client):
 
 def test_names_cannot_leave_their_place_in_the_address(api, client):
     with pytest.raises(NotFoundError):
-        client.status("../../health?x=1#y")
-    assert api.asked[0].path == "/tasks/..%2F..%2Fhealth%3Fx%3D1%23y"
+        client.status("../../health")
+    assert api.asked == []
+    with pytest.raises(NotFoundError):
+        client.status("health?x=1#y")
+    with pytest.raises(NotFoundError):
+        client.read("..", "../../health")
+    assert [asked.path for asked in api.asked] == [
+        "/tasks/health%3Fx%3D1%23y",
+        "/tasks/%2E%2E/artifacts/..%2F..%2Fhealth",
+    ]
 
 
 ASKING = [

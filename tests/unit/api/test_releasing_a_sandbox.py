@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from doubles.fake_tasks import TO_RUNNING
 from doubles.manifests import manifest
 from sandbox.contracts.tasks import SandboxNotPreservedError
@@ -55,3 +57,16 @@ def test_the_address_says_that_it_can_only_be_deleted(api, tasks):
     tasks.add("task-001")
     answer = api.get("/api/v1/tasks/task-001/vm")
     assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE")
+
+
+@pytest.mark.parametrize("address", ["task-001%2Fvm", "task-001%2fvm", "task-001%2F%2e%2e%2Ftask-001/vm"])
+def test_a_slash_in_an_id_does_not_make_one_address_of_another(api, tasks, address):
+    tasks.add("task-001")
+    tasks.preserved.add("task-001")
+    answer = api.delete(f"/api/v1/tasks/{address}")
+    assert (answer.status_code, answer.json()["error"]) == (404, "task_not_found")
+    assert tasks.preserved == {"task-001"}
+    assert api.get("/api/v1/tasks/task-001%2Fwait").json()["error"] == "task_not_found"
+    assert api.get("/api/v1/tasks%2Ftask-001").json()["error"] == "not_found"
+    # Its twin: an encoded letter is that letter.
+    assert api.delete("/api/v1/tasks/t%61sk-001/vm").status_code == 200

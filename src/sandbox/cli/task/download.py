@@ -55,6 +55,8 @@ def download(
             _print(client, task_id, taken[0]["name"])
             return
         targets = _targets(task_id, taken, output, takes_all=takes_all)
+        if missing := next((target.parent for _, target in targets if not target.parent.is_dir()), None):
+            raise click.UsageError(f"There is no directory {visible(str(missing))}; make it, or choose another place.")
         if verifies and any(target.exists() and not target.is_file() for _, target in targets):
             raise click.UsageError("Only a file can be read back; leave --verify out, or choose a file with --output.")
         saved = [_save(client, task_id, entry, target, verifies=verifies) for entry, target in targets]
