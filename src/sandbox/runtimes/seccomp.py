@@ -35,7 +35,10 @@ _ABSENT = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 42
 
 @dataclass(frozen=True)
 class Architecture:
-    """Numbers of one kind of processor. `audit` is its AUDIT_ARCH value."""
+    """Numbers of one kind of processor. `audit` is its AUDIT_ARCH value.
+
+    io_setup: absent, because its contexts are taken of a number that the machine has for everybody (fs.aio-max-nr).
+    """
 
     audit: int
     clone: int
@@ -43,11 +46,12 @@ class Architecture:
     socket: int
     ioctl: int
     personality: int
+    io_setup: int
     denied: dict[str, int]
 
 
 _X86_64 = Architecture(
-    audit=0xC000003E, clone=56, unshare=272, socket=41, ioctl=16, personality=135,
+    audit=0xC000003E, clone=56, unshare=272, socket=41, ioctl=16, personality=135, io_setup=206,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
         "_sysctl": 156, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165,
@@ -63,7 +67,7 @@ _X86_64 = Architecture(
 )  # fmt: skip
 
 _AARCH64 = Architecture(
-    audit=0xC00000B7, clone=220, unshare=97, socket=198, ioctl=29, personality=92,
+    audit=0xC00000B7, clone=220, unshare=97, socket=198, ioctl=29, personality=92, io_setup=0,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
         "vhangup": 58, "quotactl": 60, "acct": 89, "kexec_load": 104, "init_module": 105, "delete_module": 106,
@@ -85,7 +89,7 @@ def assemble_filter(machine: str) -> bytes:
     program = [
         *_when_other(_ARCHITECTURE, architecture.audit, _KILL_PROCESS),
         _load(_NUMBER),
-        *_when_absent(),
+        *_when_absent(architecture),
         *_when_denied(architecture),
         *_when_new_namespace(architecture.clone, _NEW_NAMESPACES),
         *_when_new_namespace(architecture.unshare, _NEW_NAMESPACES | _NEW_TIME_NAMESPACE),
@@ -123,11 +127,11 @@ def _when_other(offset: int, value: int, action: int) -> list[bytes]:
     return [_load(offset), _instruction(_JUMP_EQUAL, value, 1, 0), _return(action)]
 
 
-def _when_absent() -> list[bytes]:
+def _when_absent(architecture: Architecture) -> list[bytes]:
     """The x32 calls of x86_64 have a high bit set, so they are past the last known number too."""
     assert _X32_BIT > _NUMBER_MAX
     program = [_instruction(_JUMP_GREATER, _NUMBER_MAX, 0, 1), _refuse(errno.ENOSYS)]
-    for number in _ABSENT.values():
+    for number in (*_ABSENT.values(), architecture.io_setup):
         program += [_instruction(_JUMP_EQUAL, number, 0, 1), _refuse(errno.ENOSYS)]
     return program
 
