@@ -41,6 +41,7 @@ _IN_A_GUEST = {
     "test_what_is_typed_is_shown_and_answered",
     "test_it_begins_with_its_size_and_follows_changes",
     "test_it_is_confined_as_the_command_is",
+    "test_a_process_holds_thousands_of_files_open_and_not_any_number",
 }
 """What is asked of qemu too. Without KVM a guest boots for seconds; SANDBOX_TESTS_QEMU=whole asks it everything."""
 

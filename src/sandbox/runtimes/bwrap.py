@@ -1,11 +1,15 @@
-"""Where bubblewrap is on this machine."""
+"""Where bubblewrap is on this machine, and the devices that it lays for everything that it makes."""
 
 import os
 from pathlib import Path
 
 from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.runtimes import launcher
 
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
+
+DEVICES = ("--dev", "/dev", "--dev-bind", launcher.TERMINALS, "/dev/pts")
+"""The launcher's terminals over bubblewrap's own, which are not bounded; /dev/ptmx is a link to what is there."""
 
 
 def find_program() -> str | None:

@@ -14,7 +14,7 @@ from sandbox.contracts.confinement import ConfinedCommand
 from sandbox.contracts.inside import UID
 from sandbox.contracts.profiles import IMAGE_FILES
 from sandbox.contracts.runtime import ConfinementSpec
-from sandbox.runtimes import image, launch, launcher, seccomp
+from sandbox.runtimes import bwrap, image, launch, launcher, seccomp
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.launch import Launch, mark_attempt
 from sandbox.runtimes.payload import Payload, refuse_nul
@@ -92,7 +92,7 @@ class ConfinedPrograms:
             yield from ("--symlink", target, link)
         for path in (*image.HOST_PATHS, *_CERTIFICATES):
             yield from ("--ro-bind-try", path, path)
-        yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev")
+        yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", *bwrap.DEVICES)
         yield from ("--size", str(_MEMORY_FILES_BYTES), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
         for number, place in enumerate(_places(self._spec)):
             how = "--ro-bind" if place in self._spec.read_only else "--bind"

@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(control.fileno(), False)
     try:
         launcher.die_with(parent)
-        launcher.settle()
+        launcher.settle(are_files_bounded=False)
         runsc, words_file, *files = joiner.receive(control)
         words = joiner.read_whole(words_file).split(b"\0")
         enter(runsc, parent)

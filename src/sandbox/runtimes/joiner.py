@@ -155,7 +155,7 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(control.fileno(), False)
     try:
         launcher.die_with(int(parent))
-        launcher.settle()
+        launcher.settle(are_files_bounded=True)
         launcher._check(_prctl(PR_SET_DUMPABLE, 0), "prctl")
         first_process, *files = receive(control)
         child, terminal = start(first_process, files, int(uid), (int(rows), int(columns)), directory)

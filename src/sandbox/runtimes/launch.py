@@ -162,23 +162,23 @@ def start_launcher(
     *,
     agent_uid: int | None = None,
     tree: Iterable[tuple[str, str, str]] = (),
+    are_files_bounded: bool = True,
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS,
 ) -> Launch:
     """Start it. The sandbox dies with the thread that calls this. Raises OSError.
 
-    paths: of the host, by their names below STAGE. agent_uid: the kernel uid of what is 1000's inside, for a sandbox
-    that has users of its own. tree: what else is laid, in the threes that `launcher.lay` takes.
+    paths: of the host, by their names below STAGE. agent_uid: the kernel uid of what is 1000's inside, where users are
+    the sandbox's own. tree: what else is laid, as `launcher.lay` takes it. are_files_bounded: unless one opens for all.
     """
     control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output, output_inside = socket.socketpair()
     errors, errors_inside = socket.socketpair()
     uids = ["-" if uid is None else uid for uid in (kernel_uid, agent_uid)]
-    numbers = [control_inside.fileno(), os.getpid(), *uids, ",".join(map(str, transparent_ports))]
-    laid = (*(("bind", name, str(path)) for name, path in paths.items()), *tree)
-    told = [*map(str, numbers), *(word for entry in laid for word in entry), mark_attempt(attempt_id)]
+    options = (*uids, "files" if are_files_bounded else "-", ",".join(map(str, transparent_ports)))
+    told = (control_inside.fileno(), os.getpid(), *options, *_words_to_lay(paths, tree), mark_attempt(attempt_id))
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, str(Path(__file__).parent), *told],
+            [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, *map(str, (Path(__file__).parent, *told))],
             stdin=subprocess.DEVNULL,
             stdout=output_inside.fileno(),
             stderr=errors_inside.fileno(),
@@ -195,6 +195,11 @@ def start_launcher(
         for one in (control_inside, output_inside, errors_inside):
             one.close()
     return Launch(process, control, output, errors, transparent_ports)
+
+
+def _words_to_lay(paths: Mapping[str, Path], tree: Iterable[tuple[str, str, str]]) -> list[str]:
+    binds = (("bind", name, str(path)) for name, path in paths.items())
+    return [word for entry in (*binds, *tree) for word in entry]
 
 
 def _write_words(argv: Sequence[str]) -> int:

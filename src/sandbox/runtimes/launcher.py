@@ -9,8 +9,9 @@ Only built-in and C modules are imported (`socket`, `signal` and `json` would do
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.
 
 Arguments: control descriptor, parent's pid, kernel uid (or `-` as an ordinary user), kernel uid of the agent's files
-where that is another one (else `-`), transparent ports with commas between, then threes of KIND, NAME and VALUE to lay
-at STAGE/NAME, see `lay`. The last argument is a marker to be found by; it means nothing here.
+where that is another one (else `-`), `files` where open files are bounded (else `-`), transparent ports with commas
+between, then threes of KIND, NAME and VALUE to lay at STAGE/NAME, see `lay`. The last argument is a marker to be found
+by; it means nothing here.
 """
 
 import _socket
@@ -25,6 +26,16 @@ import sys
 _signal = __import__("_signal")  # built in, and unknown to type checkers
 
 STAGE = "/run"
+TERMINALS = f"{STAGE}/terminals"
+"""A file system of terminals that has none of the host's."""
+
+TERMINALS_MAX = 256
+"""Open in it at once; all together the machine has kernel.pty.max."""
+
+OPEN_FILES_SOFT_MAX = 4096
+OPEN_FILES_MAX = 16384
+"""Open in one process: what it begins with, and what it may ask for. All together the machine has fs.file-max."""
+
 OF_THE_HOST = ("bind", "image", "program")
 FIRST_DESCRIPTOR = 100
 """Descriptors of the command, from the third one of the message on, get the numbers from here on."""
@@ -130,7 +141,7 @@ def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
 
     Kinds, and what their value is: `bind`, `image` (the same, read-only), `program` (the same, readable by everybody):
     a path of the host · `link`: its target · `file`: its text, over a file that may be there · `directory` · `own` (one
-    of the kernel uid's) · `memory` (an empty one, over what is there) · `terminals` (none of the host's).
+    of the kernel uid's) · `memory` (an empty one, over what is there).
     """
     # Before anything is laid, because STAGE hides what the host has there.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in OF_THE_HOST}
@@ -155,8 +166,6 @@ def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
             os.chown(target, kernel_uid, kernel_uid)
         if kind == "memory":
             _mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
-        if kind == "terminals":
-            lay_terminals(target)
     for descriptor in (*sources.values(), *folders.values()):
         os.close(descriptor)
 
@@ -191,11 +200,13 @@ def _lay_file(target: str, spare: str, text: str) -> None:
         _bind(path, target, is_read_only=True)
 
 
-def lay_terminals(target: str) -> None:
-    """A file system of terminals that has none of the host's, there and in the place where programs look for it."""
-    _mount("devpts", target, "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0600")
-    _mount(target, "/dev/pts", None, MS_BIND)
-    _mount(f"{target}/ptmx", "/dev/ptmx", None, MS_BIND)
+def lay_terminals() -> None:
+    """At TERMINALS, and in the place where programs look for them."""
+    os.mkdir(TERMINALS)  # noqa: PTH102
+    options = f"newinstance,ptmxmode=0666,mode=0600,max={TERMINALS_MAX}"
+    _mount("devpts", TERMINALS, "devpts", MS_NOSUID | MS_NOEXEC, options)
+    _mount(TERMINALS, "/dev/pts", None, MS_BIND)
+    _mount(f"{TERMINALS}/ptmx", "/dev/ptmx", None, MS_BIND)
 
 
 def own_users(kernel_uid: int, agent_uid: int) -> None:
@@ -231,17 +242,26 @@ def drop_to(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def settle() -> None:
+def settle(*, are_files_bounded: bool) -> None:
     """What the command inherits: no core dumps, the first to go when the host is out of memory, plain signals.
 
     One byte and not none, because a core_pattern with a pipe takes no notice of none.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    if are_files_bounded:
+        bound_open_files()
     with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
         file.write("500")
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)
+
+
+def bound_open_files() -> None:
+    """For this process and all that come of it. Where less is allowed already, that stays."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, OPEN_FILES_SOFT_MAX), most))
 
 
 def report_ready(control: _socket.socket, listeners: list[_socket.socket]) -> None:
@@ -324,7 +344,7 @@ def become(argv_file: int, descriptors: list[int]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run to the exec; a failure on the way is told over the control socket."""
-    control_number, parent, kernel_uid, agent_uid, ports, *words = arguments[:-1]
+    control_number, parent, kernel_uid, agent_uid, files, ports, *words = arguments[:-1]
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)
     try:
@@ -337,7 +357,8 @@ def main(arguments: list[str]) -> None:
         raise_loopback()
         listeners = open_listeners([int(port) for port in ports.split(",") if port])
         lay(list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None)
-        settle()
+        lay_terminals()
+        settle(are_files_bounded=files != "-")
         if agent_uid != "-":
             own_users(int(kernel_uid), int(agent_uid))
         elif as_root:

@@ -204,6 +204,7 @@ from sandbox.contracts.runtime import Command, TerminalSize
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
 folder, interpreter, launcher = sys.argv[1:]
+OPENING = "import pty\\nfor count in range(300):\\n try: pty.openpty()\\n except OSError: break\\nprint(count)"
 sandbox.runtimes.launch.__file__ = sandbox.runtimes.join.__file__ = launcher
 sys.executable = interpreter
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
@@ -218,6 +219,7 @@ async def story():
     told = {"gaps": " ".join(found.gaps)}
     async with living(runtime, disk) as one:
         script = "id -u; touch file; (: < /dev/tcp/127.0.0.1/8123) && echo reached; : > /proc/sys/kernel/core_pattern"
+        script += f"; ulimit -Sn; ulimit -Hn; /usr/bin/python3 -c '{OPENING}'"
         told["said"] = (await run_in(one, ["/bin/bash", "-c", script])).output
     async with living(runtime, disk) as other:
         await other.start(Command(["/usr/bin/sleep", "60"], {}, "/"))
@@ -252,7 +254,7 @@ def test_an_ordinary_user_can_make_and_end_sandboxes_too(open_folder: Path):
     nothing = "0" * 16
     assert told.pop("terminal") == ["/dev/pts/0", "1000", nothing, nothing, "1", "2"]
     assert told.pop("terminal_code") == 5
-    assert told == {"said": "1000\nreached\n", "listed": True, "code": None, "left": False}
+    assert told == {"said": "1000\nreached\n4096\n16384\n256\n", "listed": True, "code": None, "left": False}
     assert (open_folder / "disk" / "workspace" / "file").stat().st_uid == NOBODY
 
 

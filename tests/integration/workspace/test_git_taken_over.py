@@ -24,6 +24,7 @@ from sandbox.contracts.runtime import ConfinementSpec
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes import launch, launcher
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+from sandbox.runtimes.launcher import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX, TERMINALS_MAX
 
 VARIABLES = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
@@ -102,6 +103,16 @@ async def writes_only_where_it_may(hold):
 
 def test_only_its_own_directory_can_be_written(tmp_path):
     play(tmp_path, writes_only_where_it_may)
+
+
+async def takes_no_whole_table_of_the_machine(hold):
+    count = "import pty\nfor count in range(300):\n try: pty.openpty()\n except OSError: break\nprint(count)"
+    _, said = await hold.shell(f"ulimit -Sn; ulimit -Hn; python3 -c '{count}'")
+    assert said.split() == [str(number) for number in (OPEN_FILES_SOFT_MAX, OPEN_FILES_MAX, TERMINALS_MAX)]
+
+
+def test_files_and_terminals_are_left_for_others(tmp_path):
+    play(tmp_path, takes_no_whole_table_of_the_machine)
 
 
 async def has_no_privileges(hold):

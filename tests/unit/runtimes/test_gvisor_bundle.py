@@ -27,7 +27,7 @@ def test_the_command_is_uid_1000_without_capabilities_and_cannot_get_any():
     assert (process["args"], process["cwd"]) == (["/opt/tool", "-x"], "/workspace/below")
     assert process["env"] == ["PWD=/workspace/below", "NAME=value"]
     limits = {limit["type"]: (limit["soft"], limit["hard"]) for limit in process["rlimits"]}
-    assert limits == {"RLIMIT_NPROC": (64, 64), "RLIMIT_CORE": (0, 0)}
+    assert limits == {"RLIMIT_NPROC": (64, 64), "RLIMIT_CORE": (0, 0), "RLIMIT_NOFILE": (4096, 16384)}
 
 
 def test_only_the_places_of_work_are_the_hosts_and_can_be_written_to():

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from sandbox.contracts.inside import UID
 from sandbox.contracts.runtime import Command, SandboxSpec
-from sandbox.runtimes import launch, launcher, seccomp
+from sandbox.runtimes import bwrap, launch, launcher, seccomp
 from sandbox.runtimes.image import Root, describe_root
 from sandbox.runtimes.payload import Payload, refuse_nul
 from sandbox.runtimes.places import PLACES
@@ -80,7 +80,7 @@ def _system(spec: SandboxSpec) -> Iterator[str]:
     yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
     # pid 1 is bubblewrap, of the agent's uid: whoever can write its memory can forge the command's exit code.
     yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
-    yield from ("--dev", "/dev", "--size", str(spec.memory_bytes // 2), "--perms", "1777", "--tmpfs", "/dev/shm")  # noqa: S108
+    yield from (*bwrap.DEVICES, "--size", str(spec.memory_bytes // 2), "--perms", "1777", "--tmpfs", "/dev/shm")  # noqa: S108
 
 
 def _writable_places() -> Iterator[str]:

@@ -28,7 +28,6 @@ Entry = tuple[str, str, str]
 def lay_out(spec: SandboxSpec) -> Iterator[Entry]:
     """What the launcher lays beside the disk's places: runsc's own directories, and the sandbox's /."""
     yield ("own", "state", "")
-    yield ("terminals", "terminals", "")
     yield ("link", "bundle/config.json", f"/proc/self/fd/{launcher.FIRST_DESCRIPTOR}")
     yield from _root(describe_root(spec))
 
@@ -61,7 +60,7 @@ def encode_config(spec: SandboxSpec, command: Command) -> bytes:
         "ociVersion": "1.0.2",
         "hostname": spec.attempt_id,
         "root": {"path": f"{launcher.STAGE}/{_ROOT}", "readonly": True},
-        "process": {**_process(command), "rlimits": [_limit("NPROC", spec.processes_max), _limit("CORE", 0)]},
+        "process": {**_process(command), "rlimits": list(_limits(spec))},
         "mounts": [*_kernels_mounts(spec), *_places()],
         "linux": {"namespaces": [{"type": name} for name in _NAMESPACES]},
     }
@@ -92,8 +91,13 @@ def _as_text(word: str) -> str:
     return word.encode(errors="replace").decode()
 
 
-def _limit(name: str, number: int) -> Mapping[str, Any]:
-    return {"type": f"RLIMIT_{name}", "soft": number, "hard": number}
+def _limits(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
+    for name, soft, hard in (
+        ("NPROC", spec.processes_max, spec.processes_max),
+        ("CORE", 0, 0),
+        ("NOFILE", launcher.OPEN_FILES_SOFT_MAX, launcher.OPEN_FILES_MAX),
+    ):
+        yield {"type": f"RLIMIT_{name}", "soft": soft, "hard": hard}
 
 
 def _kernels_mounts(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:

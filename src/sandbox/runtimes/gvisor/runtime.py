@@ -50,6 +50,7 @@ class GvisorKind:
             places,
             agent_uid=files_uid,
             tree=lay_out(spec),
+            are_files_bounded=False,
             transparent_ports=spec.transparent_ports,
         )
 

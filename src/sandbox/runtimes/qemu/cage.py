@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from sandbox.contracts.inside import MODEL_PORT, PROXY_PORT, UID
 from sandbox.contracts.runtime import SandboxSpec
-from sandbox.runtimes import image, launch, launcher, seccomp
+from sandbox.runtimes import bwrap, image, launch, launcher, seccomp
 from sandbox.runtimes.payload import Payload, refuse_nul
 from sandbox.runtimes.places import PLACES
 from sandbox.runtimes.qemu import machine
@@ -90,7 +90,7 @@ def _arguments(payload: Payload, plan: Plan, status: str) -> Iterator[str]:
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
     yield from ("--json-status-fd", status, "--seccomp", payload.place(launch.write_memory("filter", filter_)))
     yield from _host_programs(plan, "")
-    yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev")
+    yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", *bwrap.DEVICES)
     yield from ("--ro-bind", f"{launcher.STAGE}/kernel", machine.KERNEL)
     yield from _tools(payload, plan, filter_)
     yield from _inside(payload, plan)
@@ -131,7 +131,8 @@ def _settings(plan: Plan) -> bytes:
     spec = plan.spec
     numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
     ports = f"{MODEL_PORT},{PROXY_PORT}"
-    words = (spec.attempt_id, *map(str, numbers), ports, str(machine.files_kept()), *plan.hidden.values())
+    files = (machine.files_kept(), launcher.OPEN_FILES_SOFT_MAX, launcher.OPEN_FILES_MAX)
+    words = (spec.attempt_id, *map(str, numbers), ports, *map(str, files), *plan.hidden.values())
     return "\0".join(words).encode(errors="surrogateescape")
 
 

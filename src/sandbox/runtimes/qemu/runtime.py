@@ -59,6 +59,7 @@ class QemuKind:
             kernel_uid,
             cage.staged_paths(plan),
             tree=cage.staged_programs(plan),
+            are_files_bounded=False,
             transparent_ports=spec.transparent_ports,
         )
 

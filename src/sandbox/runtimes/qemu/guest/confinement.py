@@ -10,7 +10,6 @@ _signal = __import__("_signal")  # built in, and unknown to type checkers
 
 _CLONE_NEWIPC, _CLONE_NEWPID = 0x08000000, 0x20000000
 _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _FILTER_MODE = 22, 24, 38, 2
-_OPEN_FILES = (4096, 16384)
 _FILTER = "/filter"
 UID = 1000
 
@@ -100,7 +99,6 @@ def _become(words: list[list[bytes]]) -> None:
             _signal.signal(number, _signal.SIG_DFL)
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     os.chroot(machine.INSIDE)
     _drop()
     os.chdir(directory)

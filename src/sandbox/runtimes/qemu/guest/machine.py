@@ -7,6 +7,7 @@ import _socket
 import ctypes
 import fcntl
 import os
+import resource
 import struct
 
 from . import redirection
@@ -52,9 +53,10 @@ def prepare(settings: list[str]) -> None:
     """Everything but what needs the command's process namespace. Raises OSError.
 
     settings: host name, bytes of memory, processes, bytes of /dev/shm, ports of the gateway parted by commas, files to
-    keep in mind, and for each hidden program its path.
+    keep in mind, files open in a process at first and at most, and for each hidden program its path.
     """
-    host_name, memory, processes, shm_bytes, ports, _, *hidden = settings
+    host_name, memory, processes, shm_bytes, ports, _, files_soft, files_hard, *hidden = settings
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(files_soft), int(files_hard)))
     # What is mounted below from here on, the host's submounts included, inherits it.
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)
     mount("proc", "/proc", "proc")

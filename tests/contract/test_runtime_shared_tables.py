@@ -1,0 +1,88 @@
+"""Tables that the kernel has once for all sandboxes and the host: no sandbox may take a whole one."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from doubles.sandbox_life import PATIENCE_SECONDS, has_own_kernel, living, read_until, run_python
+from sandbox.contracts.runtime import Command, Runtime, TerminalSize
+from sandbox.runtimes.launcher import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX, TERMINALS_MAX
+
+_FILES = f"""
+import os, resource
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+held = [os.open("/dev/null", os.O_RDONLY) for _ in range(4000)]
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+try:
+    while len(held) < {OPEN_FILES_MAX} + 10: held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError as error:
+    print(error.strerror)
+try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard + 1))
+except (OSError, ValueError) as error:
+    print("no more")
+"""
+
+
+def test_a_process_holds_thousands_of_files_open_and_not_any_number(runtime: Runtime, disk: Path):
+    ended = run_python(runtime, disk, _FILES)
+    told = f"{OPEN_FILES_SOFT_MAX} {OPEN_FILES_MAX}\nToo many open files\nno more\n"
+    assert (ended.output, ended.errors) == (told, "")
+
+
+def test_what_is_started_on_a_terminal_holds_no_more(runtime: Runtime, disk: Path):
+    async def story() -> str:
+        async with living(runtime, disk) as sandbox:
+            output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo up; sleep 300"], {}, "/workspace"))
+            await read_until(output, b"up")
+            command = Command(["/bin/bash", "-c", "ulimit -Sn; ulimit -Hn"], {}, "/workspace")
+            terminal = await sandbox.open_terminal(command, TerminalSize(24, 80))
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                return (await terminal.output.read()).decode()
+
+    assert asyncio.run(story()).split() == [str(OPEN_FILES_SOFT_MAX), str(OPEN_FILES_MAX)]
+
+
+_TERMINALS = f"""
+import os, pty
+held = [pty.openpty()]
+os.write(held[0][0], b"typed\\n")
+print(os.read(held[0][1], 100), os.ttyname(held[0][1]))
+try:
+    while len(held) < {TERMINALS_MAX} + 10: held.append(pty.openpty())
+except OSError as error:
+    print(error)
+print(len(held), flush=True)
+os.close(held[-1][0]), os.close(held[-1][1])
+print("open" if pty.openpty() else "", flush=True)
+"""
+
+
+def test_terminals_open_and_not_all_that_the_machine_has(runtime: Runtime, disk: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("its terminals are its own kernel's")
+    ended = run_python(runtime, disk, _TERMINALS)
+    typed, *_, count, again = ended.output.splitlines()
+    assert typed == "b'typed\\n' /dev/pts/0"
+    assert (int(count), again) == (TERMINALS_MAX, "open"), ended
+
+
+_AIO = """
+import ctypes, errno, os
+libc, context = ctypes.CDLL(None, use_errno=True), ctypes.c_ulong(0)
+number = {"x86_64": 206, "aarch64": 0}[os.uname().machine]
+made = libc.syscall(number, 1, ctypes.byref(context))
+print("made" if made == 0 else errno.errorcode[ctypes.get_errno()])
+with open("file", "w+b") as file:
+    os.pwritev(file.fileno(), [b"one"], 0)
+    print(os.preadv(file.fileno(), [bytearray(3)], 0))
+"""
+
+
+def test_ordinary_files_are_read_and_written_without_contexts_of_aio(runtime: Runtime, disk: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("its contexts are its own kernel's")
+    ended = run_python(runtime, disk, _AIO)
+    assert ended.output.split() == ["ENOSYS", "3"], ended
