@@ -7,6 +7,7 @@ from pathlib import Path
 from sandbox.contracts.runtime import Probe
 from sandbox.runtimes.trying import why_not_confined
 from sandbox.wiring.finding import Finding
+from sandbox.wiring.open_files import find_open_files
 from sandbox.wiring.runtime import AUTO, choose_runtime, make_runtime
 
 _LIMITS = {
@@ -23,7 +24,8 @@ def find_runtimes(wish: str, run_dir: Path) -> list[Finding]:
     chosen = next((probe for probe in choice.probes if probe.runtime == wish), choice.chosen)
     others = [probe for probe in choice.probes if probe is not chosen]
     confined = _confined(chosen, run_dir) if chosen.works else []
-    return [*_chosen(chosen), *confined, *(finding for probe in others for finding in _other(probe)), *_limits(chosen)]
+    rest = [finding for probe in others for finding in _other(probe)]
+    return [*_chosen(chosen), *confined, *rest, *_limits(chosen), *find_open_files(chosen)]
 
 
 def _chosen(probe: Probe) -> list[Finding]:
