@@ -96,6 +96,40 @@ try:
     while len(held) < 1_100_000: held.append(os.open("/dev/null", os.O_RDONLY))
     through()
 except OSError as error: print(error)""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(500)]; through()")  # fmt: skip
+    yield Attack("open files from many processes", """
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+told, inside = os.pipe()
+children = []
+for _ in range(4):
+    children.append(os.fork())
+    if children[-1] == 0:
+        held = 0
+        try:
+            while held < 18_000: os.open("/dev/null", os.O_RDONLY); held += 1
+        except OSError: pass
+        os.write(inside, b"%6d" % held); time.sleep(600)
+each = [int(os.read(told, 6)) for _ in range(4)]
+for child in children: os.kill(child, 9); os.waitpid(child, 0)
+print(each)
+if max(each) == 18_000: through()""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(4000)]; through()")  # fmt: skip
+    yield Attack("all pseudo-terminals of the machine", """
+try:
+    held = [os.openpty() for _ in range(300)]
+    through() if not OWN_KERNEL else print("in its own kernel")
+except OSError as error: print(error)""", """
+outer, inner = os.openpty()
+os.write(outer, b"typed\\n")
+if os.read(inner, 6) == b"typed\\n": through()""")  # fmt: skip
+    yield Attack("the machine's contexts for AIO", """
+import ctypes
+libc, context = ctypes.CDLL(None, use_errno=True), ctypes.c_ulong(0)
+made = libc.syscall(0 if os.uname().machine == "aarch64" else 206, 1, ctypes.byref(context))
+if made == 0: through() if not OWN_KERNEL else print("in its own kernel")
+else: print(os.strerror(ctypes.get_errno()))""", """
+with open("/tmp/ordinary", "w+b", 0) as file:
+    file.write(b"x" * 4096); file.seek(0)
+    if file.read() == b"x" * 4096: through()""")  # fmt: skip
     yield Attack(
         "a higher priority",
         "os.setpriority(os.PRIO_PROCESS, 0, -10); through() if not OWN_KERNEL else print('in its own kernel')",
