@@ -1,6 +1,5 @@
 """The schema of the API, true for errors and streams too."""
 
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from sandbox.api import paths
 from sandbox.api.bodies import ProblemBody
+from sandbox.api.phrase import phrase
 from sandbox.api.sessions import COOKIE
 from sandbox.model.manifest import Manifest
 
@@ -36,9 +36,6 @@ Responses = dict[int | str, dict[str, Any]]
 _COMPONENT = "#/components/schemas/{model}"
 _PROBLEM_REF = {"$ref": _COMPONENT.format(model=ProblemBody.__name__)}
 
-_PHRASES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
-"""Those of RFC 9110, which Python knows from 3.13 on only; the schema is the same with every version."""
-
 _RETRY_AFTER = {"Retry-After": {"description": "Ask again after so many seconds", "schema": {"type": "integer"}}}
 
 MANIFEST_REF = {"$ref": _COMPONENT.format(model=Manifest.__name__)}
@@ -49,14 +46,10 @@ def problems(*statuses: int) -> Responses:
     """The error answers of an operation; those that any operation may give are added."""
     told = [*statuses, 400, 401, 403, 429, 500]
     return {
-        status: _answer(_phrase(status), "application/problem+json", _PROBLEM_REF)
+        status: _answer(phrase(status), "application/problem+json", _PROBLEM_REF)
         | ({"headers": _RETRY_AFTER} if status in {429, 503} else {})
         for status in told
     }
-
-
-def _phrase(status: int) -> str:
-    return _PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 def content(description: str, *media_types: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The shape of every error answer."""
 
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -10,6 +9,7 @@ from starlette.responses import Response
 
 from sandbox.api.answer import Json
 from sandbox.api.envelope import request_id
+from sandbox.api.phrase import phrase
 
 
 class Problem(Json):
@@ -35,7 +35,7 @@ def problem(
         "details": None,
         "request_id": identity,
         "type": f"urn:sandbox:error:{code}",
-        "title": HTTPStatus(status).phrase,
+        "title": phrase(status),
         "status": status,
         "detail": message,
         "instance": quote(connection.scope["path"]),

@@ -1,7 +1,6 @@
 """The addresses of the dashboard."""
 
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -14,6 +13,7 @@ from sandbox.api.context import Context
 from sandbox.api.doorkeeper import wants_page
 from sandbox.api.errors import status_of
 from sandbox.api.measured import note_route
+from sandbox.api.phrase import phrase
 from sandbox.contracts.subject import TASK_ID
 from sandbox.dashboard.assets import send_asset
 from sandbox.dashboard.proof_bundle import send_proof
@@ -66,4 +66,4 @@ def _endpoint(path: str, shown: _Show) -> Callable[[Request], Awaitable[Response
 
 
 def _trouble(request: Request, status: int, message: str) -> Response:
-    return show(request, "trouble", status, title=HTTPStatus(status).phrase, code=status, message=message)
+    return show(request, "trouble", status, title=phrase(status), code=status, message=message)

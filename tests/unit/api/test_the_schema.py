@@ -1,5 +1,12 @@
 """`openapi.json` tells tools what there is."""
 
+import json
+
+import pytest
+from starlette.requests import HTTPConnection
+
+from sandbox.api.problem import problem
+
 
 def test_it_is_served_and_lists_every_address(api):
     schema = api.get("/openapi.json").json()
@@ -28,6 +35,17 @@ def test_every_operation_documents_its_errors_in_the_one_shape(api):
                 answer = operation["responses"][status]
                 assert list(answer["content"]) == ["application/problem+json"]
                 assert ("Retry-After" in answer.get("headers", {})) == (status in {"429", "503"})
+
+
+@pytest.mark.parametrize(
+    ("status", "name"),
+    [(404, "Not Found"), (413, "Content Too Large"), (416, "Range Not Satisfiable"), (422, "Unprocessable Content")],
+)
+def test_a_problem_has_the_title_that_the_schema_gives_it(api, status, name):
+    asked = HTTPConnection({"type": "http", "path": "/", "headers": []})
+    assert json.loads(problem(asked, status, "some_code", "Some message.").body)["title"] == name
+    told = [operation["responses"] for paths in api.schema["paths"].values() for operation in paths.values()]
+    assert {answers[str(status)]["description"] for answers in told if str(status) in answers} == {name}
 
 
 def test_what_routes_read_by_themselves_is_listed_too(api):
