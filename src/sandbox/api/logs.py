@@ -17,7 +17,7 @@ from sandbox.api import paths
 from sandbox.api.context import Asked
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import Responses, content, header, parameters, problems
-from sandbox.api.seq import read_seq
+from sandbox.api.seq import SEQ_MAX, read_seq
 from sandbox.api.streamed import SSE_KEEP_ALIVE, Streamed
 from sandbox.api.view import Messages, seen_alone
 from sandbox.contracts.tasks import Tasks
@@ -25,7 +25,6 @@ from sandbox.model.frame import Frame, LogStream, log_stream, timestamp
 from sandbox.model.task import Task
 
 TAIL_MAX = 1_000_000
-SEQ_MAX = 2**63 - 1
 TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024
 
 _NDJSON = "application/x-ndjson"
@@ -91,7 +90,7 @@ def add_log_routes(app: FastAPI) -> None:
             header(
                 "Last-Event-ID",
                 "Follow after this seq; `after` in the query wins",
-                {"type": "string", "pattern": "^[0-9]{0,18}$"},
+                {"type": "string", "pattern": "^([0-9]{0,18}|[0-8][0-9]{18})$"},
             )
         ),
     )(read_logs)

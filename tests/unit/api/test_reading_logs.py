@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from starlette.datastructures import QueryParams
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api import logs
+from sandbox.api.errors import InvalidParameterError
+from sandbox.api.stream import Wish
 from sandbox.model import event as e
 
 LOGS = "/api/v1/tasks/task-001/logs"
@@ -183,7 +186,17 @@ def test_who_has_had_the_end_is_told_to_stop(api):
     assert (answer.status_code, answer.content) == (204, b"")
 
 
-@pytest.mark.parametrize("identity", ["x", "-1", "9" * 5000])
+def test_the_largest_seq_is_one_wherever_it_is_asked_for(api):
+    largest = str(2**63 - 1)
+    assert api.get(f"{LOGS}?after={largest}").status_code == 200
+    assert api.get(f"{LOGS}?follow=true", headers={"last-event-id": largest}).status_code == 204
+    assert Wish.of(QueryParams({"task_id": "task-001", "after": largest})).after == 2**63 - 1
+    assert api.get(f"{LOGS}?after={2**63}").status_code == 400
+    with pytest.raises(InvalidParameterError, match="from 0 to 9223372036854775807"):
+        Wish.of(QueryParams({"task_id": "task-001", "after": str(2**63)}))
+
+
+@pytest.mark.parametrize("identity", ["x", "-1", "9" * 5000, "9" * 19])
 def test_an_event_id_that_is_none_is_refused(api, identity):
     answer = api.get(f"{LOGS}?follow=true", headers={"last-event-id": identity})
     assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "Last-Event-ID")
