@@ -9,6 +9,7 @@ from sandbox.model.errors import SandboxError
 
 _LOOPBACKS = ("127.0.0.1", "::1")
 _FREE_PORT_TRIES = 20
+_BACKLOG = 2048
 _NO_IPV6 = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
@@ -38,7 +39,7 @@ def is_open(sockets: Sequence[socket.socket]) -> bool:
 
 
 def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
-    """Bound sockets, all on one port; 127.0.0.1 and localhost bring ::1 along where there is IPv6.
+    """Listening sockets, all on one port; 127.0.0.1 and localhost bring ::1 along where there is IPv6.
 
     Port 0 means any free port; `key` of the configuration says which one. Raises AddressError.
     """
@@ -84,6 +85,8 @@ def _bind_one(host: str, port: int, *, is_optional: bool) -> socket.socket | Non
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         opened.bind(address)
+        # Only who listens has the port: SO_REUSEADDR lets others bind to it until then. Who connects meanwhile waits.
+        opened.listen(_BACKLOG)
     except OSError as error:
         opened.close()
         if is_optional and error.errno in _NO_IPV6:

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from sandbox.model.printable import printable, replaced
 from sandbox.wiring.configuration_keys import sections
-from sandbox.wiring.settings import ServerSettings
+from sandbox.wiring.settings import ServerSection, ServerSettings
 
 _NAME_LENGTH_SHOWN_MAX = 64
 _SECRET_NAME = re.compile(r"token|passw|secret|credential|api_?key", re.IGNORECASE)
@@ -39,10 +39,13 @@ def validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[ServerSe
     """The settings that the data is, or None and everything that is wrong with it. origins: by dotted path."""
     # A date is the one value of TOML that JSON lacks; no key takes one, so it is made what no key takes.
     text = json.dumps(data, default=lambda value: {"date": str(value)})
+    clashes = _clashes(data, origins)
     try:
-        return _adapter().validate_json(text, strict=True), []
+        settings = _adapter().validate_json(text, strict=True)
     except ValidationError as error:
-        return None, [_mistake(detail, origins) for detail in error.errors(include_url=False, include_input=False)]
+        found = error.errors(include_url=False, include_input=False)
+        return None, [*(_mistake(detail, origins) for detail in found), *clashes]
+    return (None, clashes) if clashes else (settings, [])
 
 
 @cache
@@ -50,13 +53,28 @@ def _adapter() -> TypeAdapter[ServerSettings]:
     return TypeAdapter(ServerSettings)
 
 
+def _clashes(data: dict[str, Any], origins: Mapping[str, str]) -> list[str]:
+    """What no value is to blame for alone: two doors on one port."""
+    section = data.get("server", {})
+    if not isinstance(section, dict):
+        return []
+    port, ws_port = section.get("port", ServerSection.port), section.get("ws_port", ServerSection.ws_port)
+    if not isinstance(port, int) or port == 0 or port != ws_port:
+        return []
+    wheres = {name: _where(f"server.{name}", origins) for name in ("port", "ws_port")}
+    return [f"server.ws_port{wheres['ws_port']} must differ from server.port{wheres['port']}"]
+
+
 def _mistake(error: ErrorDetails, origins: Mapping[str, str]) -> str:
     path = [str(part)[:_NAME_LENGTH_SHOWN_MAX] for part in error["loc"]]
     names = [part for part in path if not part.isdecimal()]
-    place = origins.get(".".join(names))
-    where = f" ({place})" if place else ""
     shown = printable(".".join(path), replaced)
-    return f"{shown}{where} {_tell(error, names)}"
+    return f"{shown}{_where('.'.join(names), origins)} {_tell(error, names)}"
+
+
+def _where(path: str, origins: Mapping[str, str]) -> str:
+    place = origins.get(path)
+    return f" ({place})" if place else ""
 
 
 def _tell(error: ErrorDetails, path: list[str]) -> str:

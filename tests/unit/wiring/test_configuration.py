@@ -207,6 +207,25 @@ def test_all_mistakes_come_at_once_each_with_where_it_was_made(written):
         assert f"  {told}" in message
 
 
+@pytest.mark.parametrize(
+    ("options", "environment", "told"),
+    [
+        ({"port": "9", "ws_port": "9"}, {}, "server.ws_port (--ws-port) must differ from server.port (--port)"),
+        ({"port": "8121"}, {}, "server.ws_port must differ from server.port (--port)"),
+        ({}, {"SANDBOX_WS_PORT": "8122"}, "server.ws_port (SANDBOX_WS_PORT) must differ from server.port"),
+    ],
+)
+def test_two_doors_on_one_port_are_a_mistake(options, environment, told):
+    assert complaint(options, environment) == f"The configuration has a mistake: {told}."
+    both = complaint({**options, "runtime": "docker"}, environment)
+    assert "has 2 mistakes" in both
+    assert f"  {told}" in both
+
+
+def test_any_free_port_may_be_asked_for_twice():
+    assert load({"port": "0", "ws_port": "0"}, {}).settings.server.ws_port == 0
+
+
 def test_a_value_in_the_wrong_place_is_never_repeated(written):
     written("[secrets.vault]\ntoken = 'hvs.very-secret'\n[server]\nport = 'hvs.very-secret'\n")
     assert "very-secret" not in complaint()
