@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.answer import print_json
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail
 from sandbox.cli.options import chosen, output_options
 from sandbox.cli.server_settings import load_configuration, settings_options
 from sandbox.cli.visible import visible
@@ -50,9 +52,12 @@ def show(*, shows_origin: bool, **options: Any) -> None:
 @click.option("--config", "file", metavar="FILE", help="The file sandbox.toml.  [env var: SANDBOX_CONFIG]")
 def path(file: str | None) -> None:
     """Print where sandbox.toml is looked for."""
-    from sandbox.wiring.configuration import find_file
+    from sandbox.wiring.configuration import ConfigurationError, find_file
 
-    found, _ = find_file(file, os.environ)
+    try:
+        found, _ = find_file(file, os.environ)
+    except ConfigurationError as error:
+        fail(f"Error: {error.message}", ExitCode.USAGE)
     click.echo(visible(str(found)))
     if not found.exists():
         click.echo("There is no such file; without one the defaults hold.", err=True)

@@ -42,7 +42,9 @@ class Configuration:
 
 
 def find_file(option: str | None, environment: Mapping[str, str]) -> tuple[Path, bool]:
-    """The file to read, and whether somebody asked for it, so that it has to be there."""
+    """The file to read, and whether somebody asked for it, so that it has to be there. Raises ConfigurationError."""
+    if option == "":
+        raise ConfigurationError("--config must not be empty.")
     asked = option or environment.get(FILE_VARIABLE)
     return (Path(asked).absolute(), True) if asked else (default_config_file(), False)
 

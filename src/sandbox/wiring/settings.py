@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le, Len, MaxLen
 
@@ -47,6 +47,21 @@ class Purpose:
     text: str
 
 
+class _NotEmpty:
+    """Refuses the empty text, which as a path would be the current directory: a variable of a shell that is not set."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """How pydantic runs the check (it is imported only where a configuration is validated)."""
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def check(value: Any) -> Any:
+            if value == "":
+                raise PydanticCustomError("format", "{complaint}", {"complaint": "must not be empty"})
+            return value
+
+        return core_schema.no_info_before_validator_function(check, handler(source))
+
+
 def _written_as(pattern: str, complaint: str) -> Callable[[str], str | None]:
     compiled = re.compile(pattern, re.ASCII)
     return lambda value: None if compiled.fullmatch(value) else complaint
@@ -68,6 +83,7 @@ _LOG_FORMAT = Format("log_format", _written_as("text|json", "must be text or jso
 _LOG_LEVEL = Format("log_level", _written_as("debug|info|warning|error", "must be debug, info, warning or error"))
 Port = Annotated[int, Ge(0), Le(65535)]
 Percent = Annotated[float, Ge(0), Le(90)]
+Place = Annotated[Path, _NotEmpty()]
 Factor = Annotated[float, Ge(0.1), Le(1000)]
 
 
@@ -95,7 +111,7 @@ class ServerSection:
     host: Annotated[str, Len(1, 253), VISIBLE, Purpose("The address to listen on.")] = "127.0.0.1"
     port: Annotated[Port, Purpose("The port of the API; 0 for any free one.")] = 8122
     ws_port: Annotated[Port, Purpose("The port of the WebSocket; 0 for any free one.")] = 8121
-    data_dir: Annotated[Path, Purpose("Where tasks are kept.")] = field(default_factory=default_data_dir)
+    data_dir: Annotated[Place, Purpose("Where tasks are kept.")] = field(default_factory=default_data_dir)
     runtime: Annotated[
         str,
         _RUNTIME,
@@ -173,7 +189,7 @@ class SecretsSection:
     """What secrets of tasks may be taken from."""
 
     __pydantic_config__ = _CLOSED
-    directory: Annotated[Path, Purpose("Secrets with `source: file` are files below it.")] | None = None
+    directory: Annotated[Place, Purpose("Secrets with `source: file` are files below it.")] | None = None
     environment: Annotated[
         tuple[Annotated[str, ENVIRONMENT_NAME], ...],
         MaxLen(1024),

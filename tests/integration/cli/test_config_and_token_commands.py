@@ -63,6 +63,17 @@ def test_mistakes_are_usage_errors_that_steer_no_terminal(sandbox, written):
         assert b"\x1b" not in refused.stderr
 
 
+def test_an_option_that_an_unset_variable_left_empty_is_a_usage_error(sandbox, written, tmp_path):
+    written("")
+    for command in (("serve",), ("doctor",), ("config", "show"), ("token", "create", "--role", "viewer")):
+        refused = sandbox(*command, "--data-dir", "")
+        assert (refused.returncode, refused.stdout) == (2, b"")
+        assert b"server.data_dir (--data-dir) must not be empty" in refused.stderr
+    refused = sandbox("config", "path", "--config", "")
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, b"", b"Error: --config must not be empty.\n")
+    assert not list(tmp_path.glob("tokens.*"))
+
+
 def test_a_token_is_printed_alone_and_once(sandbox, written):
     written("")
     made = sandbox("token", "create", "--role", "viewer", "--name", "wall", "--expires-in", "90d")

@@ -130,6 +130,23 @@ def test_an_empty_variable_counts_as_not_set(written):
     assert load({}, {"SANDBOX_PORT": "", "SANDBOX_CONFIG": ""}).settings.server.port == 3
 
 
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("host", "server.host (--host) must not be empty"),
+        ("port", "server.port (--port) must be a whole number"),
+        ("data_dir", "server.data_dir (--data-dir) must not be empty"),
+        ("runtime", "server.runtime (--runtime) must be auto, bubblewrap, gvisor or qemu"),
+    ],
+)
+def test_an_empty_option_is_a_mistake(option, told):
+    assert complaint({option: ""}) == f"The configuration has a mistake: {told}."
+
+
+def test_an_empty_name_of_the_file_is_a_mistake():
+    assert complaint({"config": ""}) == "--config must not be empty."
+
+
 def test_a_file_that_was_asked_for_must_be_there(home):
     for options, environment in (({"config": "/nowhere.toml"}, {}), ({}, {"SANDBOX_CONFIG": "/nowhere.toml"})):
         assert complaint(options, environment) == "Cannot read /nowhere.toml: No such file or directory."
@@ -162,6 +179,9 @@ def test_a_relative_path_in_a_file_is_meant_from_there(home, monkeypatch):
         ("[server]\nport = 1.5", "server.port ({file}) must be a whole number"),
         ("[server]\nport = 65536", "server.port ({file}) must be at most 65535"),
         ("[server]\nhost = ''", "server.host ({file}) must not be empty"),
+        ("[server]\ndata_dir = ''", "server.data_dir ({file}) must not be empty"),
+        ("[secrets]\ndirectory = ''", "secrets.directory ({file}) must not be empty"),
+        ("[server]\ndata_dir = 1", "server.data_dir ({file}) must be text"),
         ("[server]\ndata_dir = '~nosuchuser/x'", "server.data_dir ({file}) begins with the home of a user who has none "
                                                 "here"),
         ("[server]\nhost = 2026-01-29", "server.host ({file}) must be text"),
