@@ -31,6 +31,7 @@ _OF_ERROR = {
     "data_dir_busy": ExitCode.CONFLICT,
     "data_dir_not_empty": ExitCode.CONFLICT,
     "no_data": ExitCode.NOT_FOUND,
+    "unsafe_place": ExitCode.USAGE,
 }
 
 

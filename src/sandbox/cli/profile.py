@@ -107,10 +107,10 @@ def remove(*, name: str, **options: Any) -> None:
 
 def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> Catalog:
     from sandbox.profiles.catalog import Catalog
-    from sandbox.wiring.private_directory import make_private
+    from sandbox.wiring.private_directory import make_data_dir
 
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    return Catalog(make_private(data_dir) if makes_directory else data_dir)
+    return Catalog(make_data_dir(data_dir) if makes_directory else data_dir)
 
 
 def _build(catalog: Catalog, name: str, from_file: Path | None) -> ImageRecord:

@@ -113,10 +113,10 @@ def revoke(token_id: str, **options: Any) -> None:
 
 def _token_file(settings: ServerSettings, *, makes_directory: bool = False) -> TokenFile:
     from sandbox.access.token_file import TokenFile
-    from sandbox.wiring.private_directory import make_private
+    from sandbox.wiring.private_directory import make_data_dir
 
     data_dir = settings.server.data_dir.absolute()
-    return TokenFile(make_private(data_dir) if makes_directory else data_dir)
+    return TokenFile(make_data_dir(data_dir) if makes_directory else data_dir)
 
 
 def _shown(record: TokenRecord) -> dict[str, Any]:

@@ -4,7 +4,10 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sandbox.agent.binary import binary_version, find_binary
 from sandbox.contracts.layout import tasks_root
@@ -19,7 +22,7 @@ from sandbox.runtimes.cgroups import find_hierarchies
 from sandbox.runtimes.node import node_version, pinned_packages
 from sandbox.wiring.finding import Finding
 from sandbox.wiring.machine import choose_run_dir, measure_capacity
-from sandbox.wiring.private_directory import make_private
+from sandbox.wiring.private_directory import refuse_foreign
 from sandbox.wiring.profile_findings import find_profiles
 from sandbox.wiring.runtime_findings import find_runtimes
 from sandbox.wiring.settings import ServerSettings
@@ -55,12 +58,36 @@ def examine(settings: ServerSettings) -> list[Finding]:
 
 
 def _data_dir(settings: ServerSettings) -> list[Finding]:
-    directory = make_private(settings.server.data_dir.absolute())
-    space = measure_space(directory)
-    message = f"{directory}, {space.free_bytes / 1024**3:.1f} GiB free"
+    directory = settings.server.data_dir.absolute()
+    refuse_foreign(directory)
+    nearest = _nearest(directory)
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        message = f"{directory} cannot be used: {nearest} is no directory that this user may write to"
+        return [Finding("data directory", False, message, "Choose another --data-dir.")]
+    space = measure_space(nearest)
+    is_new = "" if nearest == directory else ", which the first start makes"
+    message = f"{directory}{is_new}, {space.free_bytes / 1024**3:.1f} GiB free"
     if space.is_read_only or settings.disk.new_tasks.is_short(space, was_short=False):
         return [Finding("data directory", False, message, "Free some space, or choose another --data-dir.")]
     return [Finding("data directory", True, message)]
+
+
+def _nearest(directory: Path) -> Path:
+    """Itself, or what it will be made in."""
+    return next(place for place in (directory, *directory.parents) if place.exists())
+
+
+@contextmanager
+def _probe_dir(settings: ServerSettings) -> Iterator[Path]:
+    """Where a server makes its probes; as long as there is no data directory, a place that is gone afterwards."""
+    with ExitStack() as passing:
+        data_dir = settings.server.data_dir.absolute()
+        if not data_dir.is_dir():
+            data_dir = Path(passing.enter_context(TemporaryDirectory(prefix="sandbox-doctor-")))
+            passing.callback(shutil.rmtree, choose_run_dir(data_dir), ignore_errors=True)
+        run_dir = choose_run_dir(data_dir)
+        with probing(run_dir):
+            yield run_dir
 
 
 def _git(_: ServerSettings) -> list[Finding]:
@@ -83,14 +110,13 @@ def _claude_code(_: ServerSettings) -> list[Finding]:
 
 
 def _sandbox(settings: ServerSettings) -> list[Finding]:
-    run_dir = choose_run_dir(settings.server.data_dir.absolute())
-    with probing(run_dir):
+    with _probe_dir(settings) as run_dir:
         return find_runtimes(settings.server.runtime, run_dir)
 
 
 def _capacity(settings: ServerSettings) -> list[Finding]:
     """Whether a task that says nothing of `vm` would ever be let in."""
-    total = measure_capacity(make_private(settings.server.data_dir.absolute()), settings.capacity)
+    total = measure_capacity(_nearest(settings.server.data_dir.absolute()), settings.capacity)
     lacking = Capacity.asked_by(Vm()).lacking_in(total, "in all")
     if not lacking:
         return [Finding("capacity", True, f"tasks may be promised {total} in all")]
@@ -100,8 +126,7 @@ def _capacity(settings: ServerSettings) -> list[Finding]:
 
 
 def _disks(settings: ServerSettings) -> list[Finding]:
-    run_dir = choose_run_dir(settings.server.data_dir.absolute())
-    with probing(run_dir):
+    with _probe_dir(settings) as run_dir:
         reason = asyncio.run(why_no_loop(run_dir))
     if reason is None:
         return [Finding("disks", True, "each task has a file system of its own, of the size vm.disk")]

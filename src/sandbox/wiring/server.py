@@ -66,7 +66,7 @@ from sandbox.wiring.machine import (
     name_host,
     read_memory_available_bytes,
 )
-from sandbox.wiring.private_directory import make_private
+from sandbox.wiring.private_directory import make_data_dir
 from sandbox.wiring.profiles import tell_offered
 from sandbox.wiring.runtime import AUTO, Choice, choose_runtime, explain_failure, make_runtime
 from sandbox.wiring.server_secrets import ServerSecrets
@@ -102,7 +102,7 @@ def run(settings: ServerSettings, *, announce: Announce = "text") -> None:
     os.umask(0o077)
     begin_log(settings.log.format, settings.log.level)
     _allow_descriptors()
-    data_dir = make_private(settings.server.data_dir.absolute())
+    data_dir = make_data_dir(settings.server.data_dir.absolute())
     with held(data_dir):
         asyncio.run(_serve(settings, Places(data_dir, choose_run_dir(data_dir)), announce))
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -12,8 +13,10 @@ import pytest
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
 from sandbox.wiring import machine
 from sandbox.wiring.data_dir_lock import DataDirBusyError, held
+from sandbox.wiring.examination import _probe_dir
 from sandbox.wiring.machine import choose_run_dir
-from sandbox.wiring.private_directory import UnsafePlaceError
+from sandbox.wiring.private_directory import UnsafePlaceError, make_data_dir
+from sandbox.wiring.settings import ServerSection, ServerSettings
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts, and becomes somebody else")
 NOBODY = 65534
@@ -66,9 +69,82 @@ def test_two_users_never_share_one(owner, other):
         os.chown(data_dir, owner, owner)
         prefix = ("setpriv", f"--reuid={other}", f"--regid={other}", "--clear-groups")
         refused = serve(data_dir, prefix=prefix)
-        assert refused.returncode == 10
+        assert refused.returncode == 2
         assert f"{data_dir} is not this user's own directory" in refused.stderr
         assert not list(data_dir.iterdir())
+
+
+def command(*words, data_dir):
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"}
+    return subprocess.run(
+        [sys.executable, "-m", "sandbox", *words, "--data-dir", str(data_dir)],
+        capture_output=True, text=True, timeout=60, check=False, env=environment,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o1777])
+@pytest.mark.parametrize(
+    "words",
+    [("serve", "--port", "0", "--ws-port", "0"), ("token", "create", "--role", "viewer"), ("profile", "build", "x")],
+)
+def test_a_directory_that_others_use_stays_as_it_is(tmp_path, words, mode):
+    place = tmp_path / "shared place"
+    place.mkdir()
+    (place / "somebodys.txt").touch()
+    place.chmod(mode)
+    refused = command(*words, data_dir=place)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"{place} is open to other users and is no data directory of Sandbox" in refused.stderr
+    assert (f"chmod 0700 '{place}'" in refused.stderr) == (mode != 0o1777)
+    assert stat.S_IMODE(place.stat().st_mode) == mode
+    assert [path.name for path in place.iterdir()] == ["somebodys.txt"]
+
+
+@pytest.mark.parametrize("holds", [[], ["lost+found"], ["server.lock", "notes"], ["index.sqlite"], ["tokens.json"]])
+def test_what_is_empty_or_a_servers_already_is_made_private(tmp_path, holds):
+    place = tmp_path / "data"
+    place.mkdir()
+    for name in holds:
+        (place / name).touch()
+    place.chmod(0o755)
+    assert make_data_dir(place) == place
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+
+
+def test_what_is_private_may_hold_what_it_will(tmp_path):
+    place = tmp_path / "data"
+    place.mkdir(mode=0o700)
+    (place / "notes").touch()
+    assert make_data_dir(place) == place
+
+
+def test_an_empty_place_that_is_everybodys_is_not_taken_from_them(tmp_path):
+    place = tmp_path / "tmp"
+    place.mkdir()
+    place.chmod(0o1777)
+    with pytest.raises(UnsafePlaceError, match="open to other users"):
+        make_data_dir(place)
+
+
+def test_doctor_looks_and_changes_nothing(tmp_path):
+    place, missing = tmp_path / "place", tmp_path / "missing" / "data"
+    place.mkdir()
+    (place / "somebodys.txt").touch()
+    place.chmod(0o755)
+    told = command("doctor", data_dir=place)
+    assert told.returncode == 1
+    assert f"{place} is open to other users" in told.stdout
+    assert stat.S_IMODE(place.stat().st_mode) == 0o755
+    told = command("doctor", data_dir=missing)
+    assert f"{missing}, which the first start makes" in told.stdout
+    assert "makes the sandboxes" in told.stdout
+    assert not missing.parent.exists()
+    with _probe_dir(ServerSettings(server=ServerSection(data_dir=missing))) as run_dir:
+        assert run_dir.is_dir()
+    assert not run_dir.exists()
+    told = command("doctor", data_dir=place / "somebodys.txt" / "data")
+    assert told.returncode == 1
+    assert f"{place / 'somebodys.txt'} is no directory that this user may write to" in told.stdout
 
 
 def test_removing_the_file_of_the_lock_lets_nobody_in(tmp_path):
