@@ -80,17 +80,17 @@ async def download_artifact(request: Request, asked: Asked, task_id: paths.TaskI
         raise ArtifactNotFoundError(task_id, name)
     etag = f'"{stored.artifact.checksum}"'
     headers = {"etag": etag, "cache-control": "private, no-cache"}
-    if _is_known(request.headers.get("if-none-match", ""), etag):
+    if _tags(request, "if-none-match") & {"*", etag, f"W/{etag}"}:
         return Response(status_code=304, headers=headers)
+    media_type = stored.artifact.content_type
     headers |= {
+        "content-type": media_type if _MEDIA_TYPE.fullmatch(media_type) else "application/octet-stream",
         "content-disposition": content_disposition(stored.artifact.name),
         "content-security-policy": "sandbox; default-src 'none'",
         "x-checksum-sha256": stored.artifact.checksum.removeprefix("sha256:"),
     }
-    kind = stored.artifact.content_type
-    media_type = kind if _MEDIA_TYPE.fullmatch(kind) else "application/octet-stream"
     byte_range = served_range(request.headers, etag, found.st_size)
-    return _Download(stored.file, headers, media_type, found, byte_range)
+    return _Download(stored.file, headers, found, byte_range)
 
 
 def _is_operator(request: Request) -> bool:
@@ -106,9 +106,9 @@ def _regular_file(file: Path) -> os.stat_result | None:
     return found if stat.S_ISREG(found.st_mode) else None
 
 
-def _is_known(if_none_match: str, etag: str) -> bool:
-    """Weak comparison, as RFC 9110 has it for GET."""
-    return if_none_match.strip() == "*" or etag in {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+def _tags(request: Request, name: str) -> set[str]:
+    """The ETags of a header as they were written, over all its lines; `*` among them stands for any."""
+    return {tag.strip() for line in request.headers.getlist(name) for tag in line.split(",")} - {""}
 
 
 def content_disposition(name: str) -> str:
@@ -134,12 +134,14 @@ def served_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str 
 
 
 class _Download(FileResponse):
-    """Sees the range only where it was found good, and HEAD again where the envelope took it away."""
+    """Sees the range only where it was found good, and HEAD again where the envelope took it away.
 
-    def __init__(
-        self, file: Path, headers: dict[str, str], media_type: str, found: os.stat_result, byte_range: str | None
-    ) -> None:
-        super().__init__(file, headers=headers, media_type=media_type, stat_result=found)
+    It names no time of a change: the ETag alone says whether these are the same bytes.
+    """
+
+    def __init__(self, file: Path, headers: dict[str, str], found: os.stat_result, byte_range: str | None) -> None:
+        super().__init__(file, headers=headers, stat_result=found)
+        del self.headers["last-modified"]
         self._byte_range = byte_range
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

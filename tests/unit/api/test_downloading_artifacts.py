@@ -114,6 +114,23 @@ def test_who_has_the_bytes_is_not_sent_them_again(api, known):
     assert api.get(f"{ARTIFACTS}/report.bin", headers={"if-none-match": '"other"'}).status_code == 200
 
 
+def test_known_etags_may_stand_on_several_lines(api):
+    lines = [("if-none-match", '"other"'), ("if-none-match", f'"sha256:{CHECKSUM}"')]
+    assert api("GET", f"{ARTIFACTS}/report.bin", headers=lines).status_code == 304
+
+
+def test_no_time_of_a_change_is_named(api):
+    assert "last-modified" not in api.get(f"{ARTIFACTS}/report.bin").headers
+
+
+@pytest.mark.parametrize("kind", ["text/x-python", "text/plain; charset=iso-8859-1", "text/x-diff"])
+@pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}])
+def test_the_content_type_is_the_one_of_the_list(api, keep, kind, headers):
+    keep("a.txt", data="grün".encode("latin-1"), kind=kind)
+    assert api.get(f"{ARTIFACTS}/a.txt", headers=headers).headers["content-type"] == kind
+    assert api.get(ARTIFACTS).json()["artifacts"][1]["content_type"] == kind
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "part"),
     [
