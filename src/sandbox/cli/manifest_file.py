@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
@@ -81,7 +82,7 @@ class ChangedManifest:
 
 
 def _is_json(body: bytes) -> bool:
-    if not body.lstrip().startswith(b"{"):
+    if not body.removeprefix(BOM_UTF8).lstrip().startswith(b"{"):
         return False
     try:
         json.loads(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -65,12 +66,13 @@ def read_document(body: bytes, *, is_json: bool) -> Document:
 def _text(body: bytes) -> str:
     if len(body) > limits.BODY_BYTES_MAX:
         refuse(f"must be at most {limits.BODY_BYTES_MAX // 1024} KiB", rule="range")
+    body = body.removeprefix(BOM_UTF8)
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
         refuse("must be UTF-8 text", mark=_mark_of_byte(body, error.start))
     if text.startswith("\ufeff"):
-        refuse("must not begin with a byte order mark; save it as plain UTF-8", mark=Mark(1, 1))
+        refuse("must begin with one byte order mark at most; save it as plain UTF-8", mark=Mark(1, 1))
     if "\x00" in text:
         refuse("must not contain NUL characters", mark=_mark_of_byte(body, body.index(0)))
     if not text.strip():

@@ -112,6 +112,15 @@ def test_mistakes_of_the_manifest_are_told_with_their_places(sandbox, api, manif
     assert result.stderr == b"task.yaml:12:3: vm.memory: must be a size\nError: task.yaml has 1 mistake.\n"
 
 
+def test_validate_takes_files_of_editors_that_mark_their_byte_order(sandbox, tmp_path):
+    data = {"version": "1", "kind": "Task", "metadata": {"name": "n"}, "claude": {"prompt": "p"}}
+    data["repository"] = {"url": "https://example.org/r.git", "branch": "main"}
+    for name in ("task.yaml", "task.json", "task"):
+        (tmp_path / name).write_text(json.dumps(data, indent="\t"), encoding="utf-8-sig")
+        checked = sandbox("task", "validate", name)
+        assert checked.returncode == 0, checked.stderr
+
+
 def test_validate_works_without_a_server(sandbox, api, manifest, tmp_path):
     assert sandbox("task", "validate", manifest).returncode == 0
     (tmp_path / "bad.yaml").write_bytes(MANIFEST + b"vm: {memory: lots}\n")

@@ -97,7 +97,10 @@ def test_a_mistake_behind_an_alias_is_told_where_the_value_stands():
         (b"a: &x y\n*x : 1", 2, 1, "name is not text"),
         (b"a: \x07", 1, 4, "U+0007"),
         (b"a: b\x00", 1, 5, "NUL"),
-        (b"\xef\xbb\xbfa: 1", 1, 1, "byte order mark"),
+        (b"\xef\xbb\xbf\xef\xbb\xbfa: 1", 1, 1, "one byte order mark at most"),
+        (b"a: 1\n\xef\xbb\xbfb: 1", 2, 2, "not valid YAML"),
+        (b"\xef\xbb\xbfa: \xff", 1, 4, "must be UTF-8 text"),
+        (b"\xef\xbb\xbfa: \x00", 1, 4, "NUL"),
         (b"a: \xff", 1, 4, "UTF-8"),
         ("a: 1".encode("utf-16"), 1, 1, "UTF-8"),
         (b"a: \xed\xa0\x80", 1, 4, "UTF-8"),
@@ -190,6 +193,18 @@ def test_aliases_and_anchors_are_bounded():
     assert "aliases" in only(good.replace("{k0", "{k: *x, k0")).message
     anchors = "".join(f"a{number}: &a{number} x\n" for number in range(most + 1))
     assert "anchors" in only(anchors).message
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_a_byte_order_mark_at_the_beginning_is_no_part_of_the_text(is_json):
+    plain = json.dumps({"manifest_yaml": MINIMAL}) if is_json else MINIMAL
+    assert parse_manifest(f"\ufeff{plain}".encode(), is_json=is_json) == parse_manifest(MINIMAL.encode(), is_json=False)
+
+
+def test_a_byte_order_mark_moves_no_place():
+    for broken in (MINIMAL.replace("version: ", "version: [] #"), "[1", "kind: 1\n" + MINIMAL):
+        assert mistakes_of(f"\ufeff{broken}") == mistakes_of(broken)
+    assert only('\ufeff{"a" 1}', is_json=True) == only('{"a" 1}', is_json=True)
 
 
 BOMBS = {
