@@ -1,13 +1,27 @@
 """uvicorn's connections, with bounds on what a client that takes nothing can cost."""
 
 import asyncio
+import logging
 from typing import Any
 
+import h11
+from starlette.requests import HTTPConnection
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from sandbox.api.envelope import request_id
+from sandbox.api.phrase import phrase
+from sandbox.api.problem import problem
+
 STALLED_SECONDS = 600.0
 """A client that does not take what is ready for it loses its connection."""
+
+_NO_HTTP = (
+    "This is no HTTP request as RFC 9112 has it: its first line or a header cannot be read, it has no Host or several, "
+    "or its head is too long."
+)
+_NO_HTTP_HEADERS = {"connection": "close", "x-content-type-options": "nosniff", "cache-control": "no-store"}
+_log = logging.getLogger(__name__)
 
 
 class _Bounded(asyncio.Protocol):
@@ -39,7 +53,19 @@ class _Bounded(asyncio.Protocol):
 
 
 class HttpConnection(_Bounded, H11Protocol):
-    """A connection that speaks HTTP."""
+    """A connection that speaks HTTP. Who does not is told so in the shape of every other error."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer, unless an answer has begun already, and close. `msg` is the original's."""
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            asked = HTTPConnection({"type": "http", "path": "", "headers": []})
+            answer = problem(asked, 400, "bad_request", _NO_HTTP, headers=_NO_HTTP_HEADERS)
+            head = h11.Response(status_code=400, headers=answer.raw_headers, reason=phrase(400).encode())
+            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            told = {"status": 400, "client": self.client and self.client[0], "request_id": request_id(asked)}
+            _log.info("Refused what is no HTTP", extra=told)
+        self.transport.close()
 
 
 class WebSocketConnection(_Bounded, WebSocketsSansIOProtocol):
