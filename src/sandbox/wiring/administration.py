@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.contracts.retention import PrunedTask, Retention
+from sandbox.contracts.store import StoreError
 from sandbox.control.audit import Audit, Discrepancy, Kind
 from sandbox.control.indexing import catch_up, index_journals
 from sandbox.control.preservation import Preservation
@@ -89,12 +90,15 @@ def rebuild_index(data_dir: Path) -> Rebuilt:
 
 
 def _make_index(journals: FileJournals, file: Path) -> Rebuilt:
+    """A whole index in one file. Raises StoreError."""
     store = SqliteStore(file)
     try:
         refused = index_journals(journals, store, journals.task_ids())
         tasks_count = len(store.task_ids())
     finally:
         store.close()
+    if not fold_in_log(file):  # which SQLite does at `close`, and says nothing where it could not
+        raise StoreError("The new index has not come to disk whole, and the old one stays: make room and try again.")
     flush(file)
     return Rebuilt(tasks_count, refused)
 

@@ -73,7 +73,7 @@ def restore(source: Path, data_dir: Path) -> Restored:
     """Make `data_dir`, which must not be there or be empty, of a backup; it is there whole or not at all.
 
     Tasks that had begun end as `host_lost`; those that had not are begun by the next server.
-    Raises BackupUnusableError, NotEmptyError, PlaceUnusableError, OSError.
+    Raises BackupUnusableError, NotEmptyError, PlaceUnusableError, StoreUnusableError, StoreError, OSError.
     """
     _refuse_place(data_dir)
     _refuse_endless(source)
