@@ -8,23 +8,27 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.disks import Remove
 from sandbox.contracts.journal import Journals
-from sandbox.contracts.layout import TaskLayout, pruned_root, tasks_root
+from sandbox.contracts.layout import TaskLayout, pruned_root
 from sandbox.contracts.retention import PrunedTask, Retention
 from sandbox.contracts.store import Cursor, Indexed, Store, TaskQuery
+from sandbox.contracts.waiting_thread import wait_in_thread
+from sandbox.control.measuring import Measuring
 from sandbox.control.preservation import Preservation
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 
 _FINISHED = frozenset(state for state in TaskState if state.is_terminal)
+_PRESERVED = frozenset({TaskState.FAILED_PRESERVED})
 _DISK_BLOCK_BYTES = 512
 _REMOVED_AT_ONCE = 500
 _log = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ class Need:
     """Says of finished tasks, the oldest first, whether they must go. Pure."""
 
     def __init__(self, retention: Retention, now: datetime, tasks_count: int, total_bytes: int) -> None:
-        """tasks_count, total_bytes: of all that are finished."""
+        """tasks_count, total_bytes: of all that are finished and could go."""
         self._retention = retention
         self._now = now
         self._tasks_count = tasks_count
@@ -73,55 +77,98 @@ class Pruning:
     def __init__(self, rooms: PruningRooms) -> None:
         self._rooms = rooms
         self._turn = asyncio.Lock()
+        self._measuring = Measuring(self._measure)
 
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
-        """Remove what is to go; gives it, the oldest first. dry_run: only say so. Raises StoreError, OSError."""
+        """Remove what is to go; gives it, the oldest first. dry_run: only say so. Raises StoreError, OSError.
+
+        Age and number wait for no measurement, which may take longer than whoever asks has: then it serves the next.
+        """
         async with self._turn:
-            pruned = [task async for task in self._choose(retention)]
-            if dry_run:
-                return pruned
-            gone = [task for task in pruned if await asyncio.to_thread(self._take_away, task.id)]
-            if gone:
-                size_bytes = sum(task.size_bytes for task in gone)
-                _log.info("Finished tasks that are kept no longer are gone: %d of %d bytes", len(gone), size_bytes)
-            # What cannot be removed keeps no other task: they are set aside all the same.
-            await self._remove_rest()
+            gone = await self._carry_out(self._choose(retention), dry_run=dry_run)
+        if retention.max_bytes is None:
             return gone
+        measured = await self._measuring.result()
+        async with self._turn:
+            return gone + await self._carry_out(self._choose_of(measured, gone, retention.max_bytes), dry_run=dry_run)
+
+    async def _carry_out(self, chosen: AsyncIterator[PrunedTask], *, dry_run: bool) -> list[PrunedTask]:
+        if dry_run:
+            return [task async for task in chosen]
+        gone = [task async for task in chosen if await asyncio.to_thread(self._take_away, task)]
+        if gone:
+            size_bytes = sum(task.size_bytes for task in gone)
+            _log.info("Finished tasks that are kept no longer are gone: %d of %d bytes", len(gone), size_bytes)
+        # What cannot be removed keeps no other task: they are set aside all the same.
+        await self._remove_rest()
+        return gone
 
     async def _choose(self, retention: Retention) -> AsyncIterator[PrunedTask]:
-        counts = await asyncio.to_thread(self._rooms.store.count_by_state)
-        total_bytes = await asyncio.to_thread(self._measure_finished) if retention.max_bytes is not None else 0
-        finished_count = sum(counts[state] for state in _FINISHED)
-        need = Need(retention, self._rooms.clock.now(), finished_count, total_bytes)
+        """By age and number."""
+        tasks_count = 0 if retention.keep is None else await asyncio.to_thread(self._count, retention.keep)
+        need = Need(replace(retention, max_bytes=None), self._rooms.clock.now(), tasks_count, 0)
         place: Cursor | None = None
         while True:
-            query = TaskQuery(_FINISHED, sort="state_changed_at", order="asc", cursor=place)
-            page = await asyncio.to_thread(self._rooms.store.query, query)
+            page = await asyncio.to_thread(self._rooms.store.query, _oldest(_FINISHED, place))
             for task in page.tasks:
                 if not need.asks_for(task.state_changed_at):
                     return
                 if await asyncio.to_thread(self._rooms.preservation.is_kept, task):
                     continue
-                size_bytes = await asyncio.to_thread(disk_bytes, TaskLayout(self._rooms.data_dir, task.id).root)
-                need.met_by(size_bytes)
-                yield _pruned(task, size_bytes)
+                pruned = await wait_in_thread(partial(self._sized, task))
+                need.met_by(pruned.size_bytes)
+                yield pruned
             if page.next_cursor is None:
                 return
             place = page.next_cursor
 
-    def _measure_finished(self) -> int:
-        unfinished = {indexed.task.id for indexed in self._rooms.store.unfinished()}
-        root = tasks_root(self._rooms.data_dir)
-        names = [path.name for path in root.iterdir()] if root.exists() else []
-        return sum(disk_bytes(root / name) for name in names if name not in unfinished)
+    async def _choose_of(
+        self, measured: Sequence[PrunedTask], gone: Sequence[PrunedTask], max_bytes: int
+    ) -> AsyncIterator[PrunedTask]:
+        """By size. gone: what went, or would have gone, since it was measured."""
+        there = (await asyncio.to_thread(self._rooms.store.task_ids)).difference(task.id for task in gone)
+        left = [task for task in measured if task.id in there]
+        total_bytes = sum(task.size_bytes for task in left)
+        need = Need(Retention(max_bytes=max_bytes), self._rooms.clock.now(), len(left), total_bytes)
+        for task in left:
+            if not need.asks_for(task.finished_at):
+                return
+            need.met_by(task.size_bytes)
+            yield task
 
-    def _take_away(self, task_id: str) -> bool:
+    def _count(self, enough: int) -> int:
+        """The finished tasks that could go; all of them where they are not more than `enough`."""
+        counts = self._rooms.store.count_by_state()
+        finished_count = sum(counts[state] for state in _FINISHED)
+        if finished_count <= enough:
+            return finished_count
+        return finished_count - sum(map(self._rooms.preservation.is_kept, self._tasks(_PRESERVED)))
+
+    def _measure(self) -> Sequence[PrunedTask]:
+        """The finished tasks that could go, the oldest first."""
+        return [self._sized(task) for task in self._tasks(_FINISHED) if not self._rooms.preservation.is_kept(task)]
+
+    def _tasks(self, states: frozenset[TaskState]) -> Iterator[Task]:
+        place: Cursor | None = None
+        while True:
+            page = self._rooms.store.query(_oldest(states, place))
+            yield from page.tasks
+            if page.next_cursor is None:
+                return
+            place = page.next_cursor
+
+    def _sized(self, task: Task) -> PrunedTask:
+        size_bytes = disk_bytes(TaskLayout(self._rooms.data_dir, task.id).root)
+        return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
+
+    def _take_away(self, pruned: PrunedTask) -> bool:
         """Out of the lists and out of `tasks/`; whether it was possible now."""
+        task_id = pruned.id
         with self._rooms.journals.holding(task_id) as is_over:
             if not is_over and self._rooms.journals.is_held(task_id):
                 return False
             indexed = self._rooms.store.load(task_id)
-            if indexed is None or not indexed.task.state.is_terminal:
+            if indexed is None or indexed.task.finished_at != pruned.finished_at:
                 return False
             if any(files.handle.exists() for files in TaskLayout(self._rooms.data_dir, task_id).attempts()):
                 # Something of a sandbox is on the machine, and nothing else would tell whose it is.
@@ -158,8 +205,8 @@ class Pruning:
                 await self._rooms.remove(paths[begin : begin + _REMOVED_AT_ONCE])
 
 
-def _pruned(task: Task, size_bytes: int) -> PrunedTask:
-    return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
+def _oldest(states: frozenset[TaskState], place: Cursor | None) -> TaskQuery:
+    return TaskQuery(states, sort="state_changed_at", order="asc", cursor=place)
 
 
 def disk_bytes(directory: Path) -> int:

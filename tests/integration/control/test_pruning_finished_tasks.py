@@ -1,7 +1,9 @@
 """Finished tasks go whole, and nothing else goes, wherever a crash comes in between."""
 
 import asyncio
+import contextlib
 import os
+import threading
 
 import pytest
 
@@ -11,6 +13,7 @@ from sandbox.contracts.layout import TaskLayout
 from sandbox.contracts.retention import Retention
 from sandbox.contracts.store import TaskQuery
 from sandbox.contracts.tasks import TaskNotFoundError, UnavailableError
+from sandbox.control import pruning
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.stores.sqlite import SqliteStore
 
@@ -215,3 +218,120 @@ def test_a_task_stays_until_its_sandbox_is_cleared_away(kept, world):
     assert prune(world, EVERYTHING)[1] == ["task-1"]
     handle.unlink()
     assert prune(world, EVERYTHING)[0] == ["task-1"]
+
+
+def preserve(kept, task_id, attempt_id, size_bytes):
+    """A task whose sandbox is kept for its user, with so much in it."""
+    kept.fail(task_id, FAILED, attempt_id=attempt_id, lifecycle={"failure_action": "preserve"})
+    workspace = TaskLayout(kept.data_dir, task_id).attempt(attempt_id).workspace
+    workspace.mkdir(parents=True)
+    (workspace / "big").write_bytes(os.urandom(size_bytes))
+    kept.index(task_id)
+
+
+def test_what_cannot_go_takes_no_other_tasks_place(kept, world):
+    preserve(kept, "preserved", "b" * 12, 3_000_000)
+    unknown = kept.data_dir / "tasks" / "unknown"
+    unknown.mkdir()
+    (unknown / "big").write_bytes(os.urandom(3_000_000))
+    assert prune(world, Retention(max_bytes=1_000_000))[0] == []
+    assert prune(world, Retention(keep=5))[0] == []
+    assert prune(world, Retention(keep=4))[0] == ["task-1"]
+
+
+def test_bounds_together_take_no_more_than_each_alone(kept, world):
+    for number in range(1, 6):
+        (kept.data_dir / "tasks" / f"task-{number}" / "artifacts" / "big").write_bytes(os.urandom(400_000))
+    both = Retention(keep=4, max_bytes=1_500_000)
+    assert prune(world, both, dry_run=True)[0] == ["task-1", "task-2"]
+    assert prune(world, both) == (["task-1", "task-2"], ["task-3", "task-4", "task-5"])
+
+
+@pytest.fixture
+def slow_disk(world, monkeypatch):
+    """Measuring task-2 takes until the test lets it go on; how often it was begun."""
+    begun, may_end = [], threading.Event()
+    real = pruning.disk_bytes
+
+    def measure(directory):
+        if directory.name == "task-2":
+            begun.append(directory.name)
+            may_end.wait(60)
+        return real(directory)
+
+    monkeypatch.setattr(pruning, "disk_bytes", measure)
+    yield begun, may_end
+    may_end.set()
+
+
+def test_a_measurement_that_takes_longer_than_a_round_is_one_and_serves_the_next(kept, world, slow_disk):
+    begun, may_end = slow_disk
+    (kept.data_dir / "tasks" / "task-2" / "artifacts" / "big").write_bytes(os.urandom(400_000))
+    by_size = Retention(max_bytes=300_000)
+
+    async def play():
+        async with world.server() as service:
+            for _ in range(40):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        await service.prune(by_size, dry_run=False)
+            # Whatever else needs a thread gets one.
+            async with asyncio.timeout(10):
+                await asyncio.to_thread(lambda: None)
+                before = len(begun)
+                may_end.set()
+                gone = await service.prune(by_size, dry_run=False)
+            return before, [task.id for task in gone]
+
+    assert asyncio.run(play()) == (1, ["task-1", "task-2"])
+
+
+def test_nothing_that_is_gone_counts_in_a_measurement_of_before(kept, world, slow_disk):
+    begun, may_end = slow_disk
+    for number in range(1, 6):
+        (kept.data_dir / "tasks" / f"task-{number}" / "artifacts" / "big").write_bytes(os.urandom(400_000))
+
+    async def play():
+        async with world.server() as service:
+            measuring = asyncio.create_task(service.prune(Retention(max_bytes=1_500_000), dry_run=False))
+            async with asyncio.timeout(10):
+                while not begun:
+                    await asyncio.sleep(0.005)
+            world.store.forget("task-1")
+            may_end.set()
+            return [task.id for task in await measuring]
+
+    assert asyncio.run(play()) == ["task-2"]
+
+
+def test_a_server_that_ends_waits_for_no_measurement(world, slow_disk):
+    begun, may_end = slow_disk
+
+    async def play():
+        async with world.server() as service:
+            measuring = asyncio.create_task(service.prune(Retention(max_bytes=1), dry_run=False))
+            async with asyncio.timeout(10):
+                while not begun:
+                    await asyncio.sleep(0.005)
+            measuring.cancel()
+
+    asyncio.run(play())
+    assert not may_end.is_set()
+
+
+def test_age_and_number_do_not_wait_for_a_measurement(kept, world, slow_disk):
+    begun, _ = slow_disk
+
+    async def play():
+        async with world.server() as service:
+            measuring = asyncio.create_task(service.prune(Retention(max_bytes=10**9), dry_run=False))
+            async with asyncio.timeout(10):
+                while not begun:
+                    await asyncio.sleep(0.005)
+                gone = asyncio.create_task(service.prune(Retention(keep=4), dry_run=False))
+                while world.store.load("task-1") is not None:
+                    await asyncio.sleep(0.005)
+            for waiting in (measuring, gone):
+                waiting.cancel()
+
+    asyncio.run(play())
