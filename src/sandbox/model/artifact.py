@@ -1,6 +1,6 @@
 """One collected result of a task."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import msgspec
 
@@ -26,3 +26,23 @@ class Artifact(msgspec.Struct, frozen=True):
     content_type: str
     checksum: str
     contains_secret: bool = False
+
+
+class Artifacts(tuple[Artifact, ...]):
+    """A task's artifacts, each name once, that many can be added to one after the other.
+
+    What finds a name is handed on to the next ones: only who adds to the same artifacts twice looks at all of them.
+    """
+
+    _by_name: dict[str, Artifact]
+
+    def collected(self, artifact: Artifact) -> Self:
+        """With this one as the last, in the place of an earlier one of its name."""
+        by_name = self.__dict__.pop("_by_name", None)
+        if by_name is None:
+            by_name = {known.name: known for known in self}
+        by_name.pop(artifact.name, None)
+        by_name[artifact.name] = artifact
+        added = type(self)(by_name.values())
+        added._by_name = by_name
+        return added

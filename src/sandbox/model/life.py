@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sandbox.model import event as e
+from sandbox.model.artifact import Artifacts
 from sandbox.model.errors import SandboxError
 from sandbox.model.follow_up import find_follow_up, pause_seconds
 from sandbox.model.state import GRAPH, ORDER, TaskState
@@ -221,8 +222,8 @@ def _usage(task: Task, event: e.Usage) -> _Outcome:
 
 
 def _artifact_collected(task: Task, event: e.ArtifactCollected) -> _Outcome:
-    kept = tuple(artifact for artifact in task.artifacts if artifact.name != event.artifact.name)
-    return {"artifacts": (*kept, event.artifact)}, None, ()
+    known = task.artifacts if isinstance(task.artifacts, Artifacts) else Artifacts(task.artifacts)
+    return {"artifacts": known.collected(event.artifact)}, None, ()
 
 
 def _task_finished(task: Task, _: e.TaskFinished) -> _Outcome:

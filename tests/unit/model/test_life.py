@@ -191,6 +191,41 @@ def test_an_artifact_collected_again_replaces_the_first_one():
     assert task.artifacts == (other, again)
 
 
+def test_artifacts_of_before_stay_as_they_are_whatever_is_collected_after_them():
+    one, two, three = (Artifact(name, name, 1, "text/plain", "sha256:" + "0" * 64) for name in "abc")
+    before = end(*TO_RUNNING, e.ArtifactCollected(one))
+    ways = [advance(before, e.ArtifactCollected(each), seq=99, at=before.created_at).task for each in (two, three, one)]
+    assert [task.artifacts for task in ways] == [(one, two), (one, three), (one,)]
+    assert before.artifacts == (one,)
+    read = msgspec.json.decode(msgspec.json.encode(ways[0]), type=type(before))
+    assert advance(read, e.ArtifactCollected(one), seq=100, at=before.created_at).task.artifacts == (two, one)
+
+
+class CountedName(str):
+    """A name that counts how often it is compared with another one."""
+
+    __slots__ = ()
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        CountedName.compared += 1
+        return str.__eq__(self, other)
+
+    def __ne__(self, other):
+        return not self == other
+
+
+def test_a_further_artifact_is_not_compared_with_all_that_were_collected():
+    task, count = end(*TO_RUNNING), 500
+    for size in (1, 2):
+        for number in range(count):
+            artifact = Artifact(CountedName(f"{number}.md"), "a.md", size, "text/markdown", "sha256:" + "0" * 64)
+            task = advance(task, e.ArtifactCollected(artifact), seq=9, at=task.created_at).task
+    assert [artifact.size_bytes for artifact in task.artifacts] == [2] * count
+    assert CountedName.compared < 10 * count
+
+
 @pytest.mark.parametrize(
     "events",
     [
