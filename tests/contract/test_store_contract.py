@@ -68,7 +68,18 @@ def test_a_task_comes_back_whole(store):
     store.insert(Indexed(full, 4711))
 
     assert store.load("full") == Indexed(full, 4711)
-    assert store.query(TaskQuery()).tasks == [full]
+    assert store.query(TaskQuery()).tasks == [msgspec.structs.replace(full, artifacts=())]
+
+
+def test_every_question_about_one_task_tells_its_artifacts(store):
+    artifacts = (Artifact("a.patch", ".sandbox/a.patch", 5, "text/x-diff", "sha256:00"),)
+    known = Indexed(msgspec.structs.replace(task("a"), artifacts=artifacts, idempotency=e.Idempotency("k", "0")), 1)
+    store.save(known)
+    assert store.unfinished() == [known]
+    assert store.find_by_idempotency_key("k", NOON) == known
+    with pytest.raises(DuplicateTaskError) as refused:
+        store.insert(known)
+    assert refused.value.existing == known.task
 
 
 def test_an_unknown_task_is_none(store):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
+import msgspec
+
 from sandbox.model.errors import SandboxError
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
@@ -80,11 +82,16 @@ class TaskQuery:
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """A page of tasks and how many there are in all; `next_cursor` where more follow."""
+    """A page of tasks, without their artifacts, and how many there are in all; `next_cursor` where more follow."""
 
     tasks: Sequence[Task]
     total_count: int
     next_cursor: Cursor | None = None
+
+
+def without_artifacts(task: Task) -> Task:
+    """As a list has it."""
+    return msgspec.structs.replace(task, artifacts=())
 
 
 class Store(Protocol):
@@ -127,7 +134,7 @@ class Store(Protocol):
         ...
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks. Raises InvalidCursorError."""
+        """A page of tasks without their artifacts, which are many. Raises InvalidCursorError."""
         ...
 
     def count_by_state(self) -> Mapping[TaskState, int]:

@@ -1,20 +1,24 @@
 -- name: insert_task
 -- Adds a task; changes no row when the id is taken.
 INSERT INTO tasks (
-    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task, fold
+    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task, fold,
+    artifacts
 )
 VALUES (
-    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task, :fold
+    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task, :fold,
+    :artifacts
 )
 ON CONFLICT (id) DO NOTHING;
 
 -- name: save_task
 -- Replaces what is known of a task, or adds it.
 INSERT INTO tasks (
-    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task, fold
+    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task, fold,
+    artifacts
 )
 VALUES (
-    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task, :fold
+    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task, :fold,
+    :artifacts
 )
 ON CONFLICT (id) DO UPDATE SET
     name = excluded.name,
@@ -25,7 +29,8 @@ ON CONFLICT (id) DO UPDATE SET
     idempotency_key = excluded.idempotency_key,
     journal_offset = excluded.journal_offset,
     task = excluded.task,
-    fold = excluded.fold;
+    fold = excluded.fold,
+    artifacts = excluded.artifacts;
 
 -- name: forget_task
 -- Takes a task out; its labels go with it.
@@ -33,7 +38,7 @@ DELETE FROM tasks WHERE id = :id;
 
 -- name: every_task
 -- Every task, and by which rules it was worked out of its journal.
-SELECT id, fold, task, journal_offset, state FROM tasks;
+SELECT id, fold, task, journal_offset, state, artifacts FROM tasks;
 
 -- name: labels
 -- The labels of a task.
@@ -49,18 +54,18 @@ INSERT INTO labels (task_id, key, value) VALUES (?, ?, ?);
 
 -- name: load_task
 -- One task.
-SELECT task, journal_offset, state FROM tasks WHERE id = :id;
+SELECT task, journal_offset, state, artifacts FROM tasks WHERE id = :id;
 
 -- name: find_by_idempotency_key
 -- The newest task that was submitted with a key, not before a time.
-SELECT task, journal_offset, state FROM tasks
+SELECT task, journal_offset, state, artifacts FROM tasks
 WHERE idempotency_key = :key AND created_at >= :since
 ORDER BY created_at DESC, id DESC
 LIMIT 1;
 
 -- name: unfinished_tasks
 -- Every task in one of the states (a JSON list), oldest first.
-SELECT task, journal_offset, state FROM tasks
+SELECT task, journal_offset, state, artifacts FROM tasks
 WHERE state IN (SELECT value FROM json_each(:states))
 ORDER BY created_at, id;
 
@@ -73,7 +78,7 @@ SELECT state, count(*) FROM tasks GROUP BY state;
 SELECT id FROM tasks;
 
 -- name: task_page
--- A page of tasks. {filters} are joined from those below, {sort} is a column, {order} is ASC or DESC.
+-- A page of tasks, without their artifacts. {filters} are joined from those below, {sort} is a column, {order} is ASC or DESC.
 SELECT task FROM tasks
 WHERE {filters}
 ORDER BY {sort} {order} NULLS LAST, id {order}

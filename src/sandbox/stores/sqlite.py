@@ -4,11 +4,19 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from sandbox.contracts.store import DuplicateTaskError, IndexDamagedError, Indexed, TaskPage, TaskQuery
+from sandbox.contracts.store import (
+    DuplicateTaskError,
+    IndexDamagedError,
+    Indexed,
+    TaskPage,
+    TaskQuery,
+    without_artifacts,
+)
+from sandbox.model.artifact import Artifact
 from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.state import TaskState
 from sandbox.model.task import FOLD, Task
@@ -19,8 +27,10 @@ from sandbox.stores.place import cursor_of, microseconds
 from sandbox.stores.queries import load_queries
 from sandbox.stores.schema import StoreUnusableError, migrate, refuse_newer
 
+T = TypeVar("T")
 _UNFINISHED = msgspec.json.encode([state for state in TaskState if not state.is_terminal]).decode()
 _decoder = msgspec.json.Decoder(Task)
+_artifacts_decoder = msgspec.json.Decoder(tuple[Artifact, ...])
 
 
 class SqliteStore:
@@ -83,11 +93,11 @@ class SqliteStore:
         return _indexed(rows[0]) if rows else None
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks. Raises InvalidCursorError."""
+        """A page of tasks without their artifacts. Raises InvalidCursorError."""
         listing = Listing(self._sql, query)
         with self._connections.reading() as connection:
             found, total = listing.read(connection)
-        tasks = [_task(row) for row in found[: query.limit]]
+        tasks = [_decoded(_decoder, row) for row in found[: query.limit]]
         has_more = bool(tasks) and len(found) > query.limit
         return TaskPage(tasks, total, cursor_of(tasks[-1], query.sort) if has_more else None)
 
@@ -150,22 +160,23 @@ def _row(indexed: Indexed) -> dict[str, object]:
         "state_changed_at": microseconds(task.state_changed_at),
         "idempotency_key": task.idempotency.key if task.idempotency else None,
         "journal_offset": indexed.offset,
-        "task": msgspec.json.encode(task),
+        "task": msgspec.json.encode(without_artifacts(task)),
         "fold": FOLD,
+        "artifacts": msgspec.json.encode(task.artifacts),
     }
 
 
 def _indexed(row: Sequence[Any]) -> Indexed:
-    encoded, offset, state = row
-    task = _task(encoded)
+    encoded, offset, state, artifacts = row
+    task = msgspec.structs.replace(_decoded(_decoder, encoded), artifacts=_decoded(_artifacts_decoder, artifacts))
     if task.state != state:
         raise IndexDamagedError(f"task {task.id} is {task.state}, and {state!r} by its row")
     return Indexed(task, offset)
 
 
-def _task(encoded: bytes) -> Task:
+def _decoded(decoder: msgspec.json.Decoder[T], encoded: bytes) -> T:
     try:
-        return _decoder.decode(encoded)
+        return decoder.decode(encoded)
     except (*DECODE_ERRORS, ValueError) as error:
         raise IndexDamagedError(error) from error
 
