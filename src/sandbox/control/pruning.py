@@ -5,6 +5,7 @@ its directory has left `tasks/` by one rename, it is gone for good, and what is 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -78,6 +79,11 @@ class Pruning:
         self._rooms = rooms
         self._turn = asyncio.Lock()
         self._measuring = Measuring(self._measure)
+
+    def make_ready(self) -> None:
+        """Make the directory for what is pruned: where no file can be made any more it is too late."""
+        with contextlib.suppress(OSError):
+            self._make_place()
 
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
         """Remove what is to go; gives it, the oldest first. dry_run: only say so. Raises StoreError, OSError.
@@ -184,12 +190,16 @@ class Pruning:
             return True
 
     def _set_aside(self, task_id: str) -> None:
-        rest = pruned_root(self._rooms.data_dir)
-        rest.mkdir(mode=0o700, exist_ok=True)
+        rest = self._make_place()
         directory = TaskLayout(self._rooms.data_dir, task_id).root
         if directory.exists():
             directory.rename(rest / f"{task_id}.{secrets.token_hex(4)}")
             self._rooms.flush(directory.parent)
+
+    def _make_place(self) -> Path:
+        place = pruned_root(self._rooms.data_dir)
+        place.mkdir(mode=0o700, exist_ok=True)
+        return place
 
     def _take_back(self, indexed: Indexed, error: OSError) -> None:
         task_id = indexed.task.id

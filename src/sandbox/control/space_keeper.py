@@ -70,7 +70,8 @@ class SpaceKeeper:
         )
 
     def _mind_reserve(self) -> None:
-        if self.space.free_bytes < SERVER_RESERVE_BYTES and self.shortage is not None:
+        takes_no_file = self.space.files_total > 0 and self.space.files_free == 0
+        if self.shortage is not None and (takes_no_file or self.space.free_bytes < SERVER_RESERVE_BYTES):
             self._reserve.give_back()
         elif self.shortage is None:
             with contextlib.suppress(OSError):

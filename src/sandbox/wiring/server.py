@@ -184,6 +184,7 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
     secrets = ServerSecrets(settings.secrets, os.environ, access)
     service = _wire_service(places, choice, template, placement, secrets, space, settings)
     rooms = service.equipment
+    rooms.pruning.make_ready()
     service.take_in(*await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock))
     return service, choice.chosen.tier
 

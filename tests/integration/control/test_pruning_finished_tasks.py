@@ -176,6 +176,21 @@ def test_what_cannot_be_moved_stays_whole(kept, world):
     assert prune(world, Retention(keep=5)) == ([], [f"task-{number}" for number in range(1, 6)])
 
 
+def test_where_pruned_tasks_go_is_made_while_a_directory_can_be_made(kept, world):
+    """Each file of a file system that takes no further one is one that was there before."""
+
+    async def play():
+        async with world.server() as service:
+            service.equipment.pruning.make_ready()
+            service.equipment.pruning.make_ready()
+            assert list((kept.data_dir / "pruned").iterdir()) == []
+            (kept.data_dir / "pruned").rmdir()
+            (kept.data_dir / "pruned").write_text("no directory")
+            service.equipment.pruning.make_ready()
+
+    asyncio.run(play())
+
+
 def test_what_cannot_be_moved_is_listed_again(kept, world, monkeypatch, caplog):
     def refuse(*_):
         raise OSError("Read-only file system")

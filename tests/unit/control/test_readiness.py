@@ -94,6 +94,23 @@ def test_the_reserve_is_given_back_when_nothing_else_is_left_and_taken_again(mac
     assert machine.reserve.is_taken
 
 
+def test_the_reserve_is_a_file_too_where_no_other_can_be_made(machine):
+    machine.reasons()
+    machine.reasons(structs.replace(ROOMY, files_free=1))
+    assert machine.reserve.is_taken
+    machine.reasons(structs.replace(ROOMY, files_free=0))
+    assert not machine.reserve.is_taken
+    machine.reasons(structs.replace(ROOMY, files_free=1))
+    assert not machine.reserve.is_taken
+    machine.reasons(ROOMY)
+    assert machine.reserve.is_taken
+
+
+def test_a_file_system_that_counts_no_files_has_some(machine):
+    machine.reasons(Space(free_bytes=GIB, total_bytes=100 * GIB))
+    assert machine.reserve.is_taken
+
+
 def test_a_server_that_is_drained_says_how_to_undo_it(machine):
     machine.drain.begin(SystemClock().now())
     assert "sandbox admin drain --undo" in machine.reasons()
