@@ -60,6 +60,8 @@ class Clearing:
                 failures += await self._clear_task(task_id, attempt_ids, found)
             except OSError as error:
                 failures.append(f"the lock of task {task_id}: {error}")
+            except SandboxError as error:
+                failures.append(f"task {task_id}: {error}")
         for kind in filter(lambda kind: kind.is_private, self._kinds):
             failures += await self._clear_nobodys(kind, found[kind] - known.keys())
         if failures:
@@ -79,7 +81,7 @@ class Clearing:
     async def _clear_task(
         self, task_id: str, attempt_ids: Sequence[str], found: Mapping[Leftovers, Collection[str]]
     ) -> list[str]:
-        """Gives what went wrong. Raises OSError when the journal's lock cannot be looked at."""
+        """Gives what went wrong. Raises StoreError; OSError when the journal's lock cannot be looked at."""
         indexed = await asyncio.to_thread(self._rooms.store.load, task_id)
         if indexed is None or not indexed.task.state.is_terminal:
             return []

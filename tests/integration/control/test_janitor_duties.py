@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -132,6 +134,22 @@ def test_a_lock_that_cannot_be_opened_keeps_no_other_task_from_being_cleared_awa
             with pytest.raises(ClearingFailedError, match="lock of task task-1"):
                 await clearing(world, service, machine).clear()
             return names(files), machine.there == {broken.root.name}
+
+    assert asyncio.run(play()) == (["runner.log"], True)
+
+
+def test_a_damaged_row_keeps_no_other_task_from_being_cleared_away(world):
+    async def play():
+        async with world.server() as service:
+            damaged, files = await begin(world, service, "task-1"), await begin(world, service, "task-2")
+            for task_id in ("task-1", "task-2"):
+                await end(world, service, task_id, *TO_END)
+            with closing(sqlite3.connect(world.data_dir / "index.sqlite")) as connection, connection:
+                connection.execute("UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
+            before = names(damaged)
+            with pytest.raises(ClearingFailedError, match="task task-1: The index of tasks is damaged"):
+                await clearing(world, service, PlayedLeftovers()).clear()
+            return names(files), names(damaged) == before
 
     assert asyncio.run(play()) == (["runner.log"], True)
 
