@@ -30,7 +30,8 @@ class Packing:
     async def sweep(self) -> None:
         """Pack all that are due, the oldest end first. What a disk refuses keeps no other from its turn.
 
-        Raises StoreError; OSError at the end, for what is left for the next round.
+        A journal that somebody holds is left for the next round. Raises StoreError; OSError at the end, for what is
+        left for that as well.
         """
         failures: list[str] = []
         await self._sweep(failures)
@@ -39,7 +40,7 @@ class Packing:
 
     async def _sweep(self, failures: list[str]) -> None:
         ended_before = self._clock.now() - timedelta(seconds=JOURNAL_PLAIN_SECONDS)
-        place = self._packed_until
+        place, is_busy = self._packed_until, False
         while True:
             query = TaskQuery(_FINISHED, sort="state_changed_at", order="asc", cursor=place)
             page = await asyncio.to_thread(self._store.query, query)
@@ -48,18 +49,22 @@ class Packing:
                     return
                 try:
                     # It may take longer than a server has that is told to end; what is half done is begun anew.
-                    await wait_in_thread(partial(self._pack, task))
+                    is_busy |= not await wait_in_thread(partial(self._pack, task))
                 except OSError as error:
                     failures.append(f"journal of task {task.id}: {error.strerror or error}")
             if page.next_cursor is None:
                 return
             place = page.next_cursor
-            self._packed_until = self._packed_until if failures else place
+            self._packed_until = self._packed_until if failures or is_busy else place
 
-    def _pack(self, task: Task) -> None:
+    def _pack(self, task: Task) -> bool:
+        """Whether there is nothing left to do for it."""
         try:
             self._journals.pack(task.id)
-        except (JournalBusyError, FileNotFoundError):
-            return
+        except JournalBusyError:
+            return False
+        except FileNotFoundError:
+            return True
         except JournalDamagedError as error:
             _log.error("Task %s: its journal is kept as it is: %s", task.id, error, extra={"task_id": task.id})
+        return True

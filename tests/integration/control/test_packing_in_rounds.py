@@ -4,11 +4,13 @@ import asyncio
 import os
 import threading
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
 from doubles.kept_tasks import KeptTasks
 from doubles.server_rooms import Rooms
+from sandbox.contracts.store import TaskQuery
 from sandbox.control.packing import Packing
 from sandbox.model.limits import JOURNAL_PLAIN_SECONDS
 from sandbox.stores.sqlite import SqliteStore
@@ -85,6 +87,16 @@ def test_what_a_full_disk_left_over_is_done_in_the_next_round(kept, world, monke
     assert packed(kept) == []
     # What was half written takes no room that the disk does not have.
     assert list((kept.data_dir / "tasks").glob("*/journal/*.new")) == []
+    asyncio.run(packing.sweep())
+    assert packed(kept) == ["old-1", "old-2"]
+
+
+def test_a_journal_that_somebody_holds_is_packed_in_a_later_round(kept, world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.packing.TaskQuery", partial(TaskQuery, limit=1))
+    packing = Packing(world.journals, world.store, world.clock)
+    with kept.journals.holding("old-1"):
+        asyncio.run(packing.sweep())
+    assert packed(kept) == ["old-2"]
     asyncio.run(packing.sweep())
     assert packed(kept) == ["old-1", "old-2"]
 
