@@ -71,7 +71,9 @@ class Audit:
                 yield from self._look_at(task_id, is_in_index=task_id in indexed)
             except FileNotFoundError:
                 if self._store.load(task_id) is not None:
-                    what = "The index knows this task and its journal is gone; restore it from a backup, or prune it."
+                    what = (
+                        "The index knows this task, and its journal is gone; restore it or run: sandbox admin rebuild"
+                    )
                     yield Discrepancy(task_id, Kind.JOURNAL_MISSING, what)
             except IndexDamagedError as error:
                 yield Discrepancy(task_id, Kind.INDEX_DIFFERS, error.message)

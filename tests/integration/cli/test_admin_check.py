@@ -94,6 +94,20 @@ def test_every_kind_of_disagreement_is_told_at_once(check, kept, sandbox):
     assert b"9 things do not agree" in plain.stderr
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_task_without_a_journal_is_given_up_as_it_is_told(check, kept, sandbox, is_finished):
+    if not is_finished:
+        kept.run("task-9").writer.close()
+        kept.index("task-9")
+    task_id = "task-1" if is_finished else "task-9"
+    kept.records(task_id).unlink()
+    told = sandbox("admin", "check", "--data-dir", str(kept.data_dir)).stdout
+    assert b"run: sandbox admin rebuild" in told
+    assert check() == [(task_id, "journal_missing")]
+    sandbox("admin", "rebuild", "--data-dir", str(kept.data_dir))
+    assert check() == []
+
+
 @pytest.mark.parametrize(("column", "value"), [("task", b"{"), ("state", "asleep")])
 def test_a_damaged_row_of_the_index_is_told_and_mended_by_a_rebuild(check, kept, sandbox, column, value):
     kept.damage_row("task-2", column, value)
