@@ -2,11 +2,12 @@
 
 import contextlib
 import logging
+from collections.abc import Sequence
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.recorder import Reading, Recorder, read_task
-from sandbox.contracts.store import Indexed, Store
+from sandbox.contracts.store import IndexDamagedError, Indexed, Store
 from sandbox.control.feed import Feed
 from sandbox.control.indexing import catch_up
 from sandbox.model.errors import SandboxError
@@ -21,12 +22,30 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[Feed]:
 
     A pending task's journal is taken back, so that the server can launch it. All others are followed: a living
     runner holds its journal, and the follower finds out about a dead one. A journal that cannot be read or taken
-    costs nobody but its own task anything.
+    costs nobody but its own task anything; where its row is damaged as well, the task is not found any more.
     """
     for task_id, reason in catch_up(journals, store).items():
         _log.error("Task %s cannot be taken into the index: %s", task_id, reason, extra={"task_id": task_id})
-    feeds = [_feed(journals, clock, indexed) for indexed in store.unfinished()]
+    feeds = [_feed(journals, clock, indexed) for indexed in _unfinished(store)]
     return sorted(feeds, key=lambda feed: feed.recorder is not None)
+
+
+def _unfinished(store: Store) -> Sequence[Indexed]:
+    """Rows that are damaged and could not be made anew go: they tell nothing of their tasks, and hide all others."""
+    try:
+        return store.unfinished()
+    except IndexDamagedError:
+        for task_id in store.outdated():
+            _drop_damaged(store, task_id)
+        return store.unfinished()
+
+
+def _drop_damaged(store: Store, task_id: str) -> None:
+    try:
+        store.load(task_id)
+    except IndexDamagedError:
+        store.forget(task_id)
+        _log.error("Task %s is not in the index any more: its row is damaged", task_id, extra={"task_id": task_id})
 
 
 def _feed(journals: Journals, clock: Clock, indexed: Indexed) -> Feed:
@@ -44,7 +63,7 @@ def _feed(journals: Journals, clock: Clock, indexed: Indexed) -> Feed:
         writer.close()
         return Feed(indexed)
     recorder = Recorder(writer, reading.task, clock.now)
-    if reading.task.cancel is not None:
+    if reading.task.cancel is not None or reading.task.failure is not None:
         # Where this fails, the launch tries again.
         with contextlib.suppress(OSError):
             recorder.record(TaskFinished())

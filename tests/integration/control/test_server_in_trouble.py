@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from doubles.kept_tasks import KeptTasks
 from doubles.manifests import manifest
 from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.recorder import Recorder, read_task
-from sandbox.contracts.store import StoreError
-from sandbox.contracts.tasks import UnavailableError
+from sandbox.contracts.store import StoreError, TaskQuery
+from sandbox.contracts.tasks import TaskNotFoundError, UnavailableError
 from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
 from sandbox.model.state import TaskState
+from sandbox.model.watermark import Space
 from sandbox.stores.memory import MemoryStore
+from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.clock import SystemClock
 
 
@@ -504,6 +507,43 @@ def test_a_task_whose_failure_is_written_and_whose_end_is_not_ends(world):
 
     ended = asyncio.run(play())
     assert (ended.state, ended.failure.code) == (TaskState.FAILED, "secret_unavailable")
+
+
+def test_a_task_that_has_failed_waits_for_no_room_to_end(world):
+    async def play():
+        recorder = Recorder(world.journals.create("task-1"), None, SystemClock().now)
+        recorder.record(TaskSubmitted("task-1", manifest()))
+        recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "The vault was away.")))
+        recorder.writer.close()
+        world.space = Space(0, 100 * GIB)
+        async with world.server() as service:
+            return await service.wait("task-1", 10)
+
+    assert asyncio.run(play()).state is TaskState.FAILED
+
+
+@pytest.mark.parametrize("journal", ["damaged", "torn", "gone"])
+def test_a_task_of_which_neither_index_nor_journal_tells_keeps_no_server_from_its_start(tmp_path, caplog, journal):
+    kept = KeptTasks.of_three(tmp_path)
+    kept.begin("lost").writer.close()
+    kept.index("lost")
+    kept.damage_row("lost")
+    if journal == "gone":
+        kept.records("lost").unlink()
+    elif journal == "torn":
+        kept.records("lost").write_bytes(b"torn")
+    else:
+        kept.records("lost").write_bytes(b"0" * 100 + kept.records("lost").read_bytes()[100:])
+    made = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+
+    async def play():
+        async with made.server() as service:
+            with pytest.raises(TaskNotFoundError):
+                await service.status("lost")
+            return sorted(task.id for task in (await service.query(TaskQuery())).tasks)
+
+    assert asyncio.run(play()) == ["task-1", "task-2", "task-3"]
+    assert "Task lost is not in the index any more" in caplog.text
 
 
 def test_nobody_reads_what_could_neither_be_flushed_nor_taken_back_yet(world, monkeypatch):
