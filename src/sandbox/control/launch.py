@@ -98,6 +98,30 @@ class Launcher:
                     feed.stir()
                     recorder.writer.close()
 
+    async def take_back(self, feed: Feed) -> bool:
+        """Take the journal of a pending task for its launch; whether it was free, and the task still waits for that.
+
+        Raises OSError, JournalDamagedError.
+        """
+        async with feed.writing:
+            try:
+                writer = await asyncio.to_thread(self._journals.open, feed.task.id)
+            except JournalBusyError:
+                return False
+            try:
+                task = (await asyncio.to_thread(read_task, self._journals, feed.task.id, feed.reading)).task
+                if (
+                    task is not None
+                    and task.state is TaskState.PENDING
+                    and task.cancel is None
+                    and task.failure is None
+                ):
+                    feed.recorder = Recorder(writer, task, self._clock.now)
+            finally:
+                if feed.recorder is None:
+                    writer.close()
+            return feed.recorder is not None
+
     def break_off_questions(self) -> None:
         """End the launches that wait for secrets: nothing of them is written, and the next server begins them anew."""
         for launch in self._asking:
@@ -168,8 +192,8 @@ class Launcher:
     async def finish(self, feed: Feed) -> None:
         """Nobody carries the task on: let a finisher end what a dead runner left, or begin the attempt that follows.
 
-        When finishers die too, the books are ended here. A task that is still pending (its journal could not be taken
-        when the server started) is launched. Raises OSError, JournalDamagedError.
+        When finishers die too, the books are ended here, and so are those of a task that has not begun and is to end.
+        Raises OSError, JournalDamagedError.
         """
         if not feed.has_paused(pause_seconds(feed.task), self._clock.monotonic()):
             return

@@ -270,10 +270,8 @@ class TaskService:
 
     async def draining(self) -> Draining:
         """See `Tasks.draining`."""
-        feeds = self.equipment.follower.feeds.values()
-        held_back = sum(feed.recorder is None and feed.note == REASON for feed in feeds)
-        waiting = self.equipment.room.waiting_count + held_back
-        unfinished = sum(not feed.task.state.is_terminal for feed in feeds)
+        waiting = self.equipment.room.waiting_count
+        unfinished = sum(not feed.task.state.is_terminal for feed in self.equipment.follower.feeds.values())
         return Draining(self.equipment.drain.since, max(unfinished - waiting, 0), waiting)
 
     async def health(self) -> Health:
@@ -327,12 +325,13 @@ class TaskService:
         return REASON if self.equipment.drain.since is not None else self.equipment.space.look()
 
     async def _lost(self, feed: Feed) -> None:
-        """Nobody holds the journal. A pending task's is one that could not be taken when the server started."""
-        waits = feed.task.state is TaskState.PENDING and feed.task.cancel is None and feed.task.failure is None
-        if waits and (obstacle := self._obstacle()) is not None:
-            feed.note = obstacle
-        else:
+        """Nobody holds the journal. A pending task's could not be taken when the server started: now it waits, too."""
+        if not feed.task.waits_to_begin:
             await self.equipment.launcher.finish(feed)
+        elif await self.equipment.launcher.take_back(feed):
+            self.equipment.room.leave(feed.task.id)
+            self.equipment.room.enter(feed.task.id, Capacity.asked_by(feed.task.manifest.vm))
+            self._admit()
 
     def _let_in(self) -> Mapping[str, str]:
         """Gives what those wait for that there is no room for."""

@@ -131,6 +131,11 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
         return TaskState.READY if attempt.session_id is None else TaskState.RUNNING
 
     @property
+    def waits_to_begin(self) -> bool:
+        """No attempt has begun, and nothing keeps the first one from it."""
+        return self.state is TaskState.PENDING and self.cancel is None and self.failure is None
+
+    @property
     def is_between_attempts(self) -> bool:
         """The last attempt was cleared away for another one, which has not begun."""
         return self.attempt is not None and self.attempt.follow_up is not None

@@ -235,6 +235,29 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_is_launched_not_fail
     assert asyncio.run(after()) is None
 
 
+def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_room_as_others_do(world):
+    async def before():
+        world.capacity = Capacity(0, 0, 0)
+        async with world.server() as service:
+            service.take_in((await asyncio.to_thread(service.equipment.register.add, manifest(), None))[0])
+
+    async def after():
+        world.capacity, world.memory_available_bytes = Capacity(4, 100 * GIB, 100 * GIB), 0
+        busy = world.journals.open("task-1")
+        async with world.server() as service:
+            busy.close()
+            async with asyncio.timeout(10):
+                while "memory that nobody uses" not in (await service.status("task-1")).state_message:
+                    await asyncio.sleep(0.01)
+            occupancy = (await service.health()).occupancy
+            assert (occupancy.waiting, occupancy.cpus_promised) == (1, 0)
+            world.memory_available_bytes = 100 * GIB
+            await world.launched("task-1")
+
+    asyncio.run(before())
+    asyncio.run(after())
+
+
 @pytest.mark.parametrize("is_cancelled", [False, True])
 def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_the_drain_to_be_undone(world, is_cancelled):
     async def before():
