@@ -1,6 +1,8 @@
 """Files that are on disk, their names included, before anybody hears of them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -18,3 +20,14 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def removing_unless_done(part: Path) -> Iterator[None]:
+    """Where the block fails, what is there of the file goes: on a full disk others need its room until the next try."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise

@@ -26,3 +26,10 @@ class HostSpace:
             with contextlib.suppress(OSError):
                 self._is_short = self._watermark.is_short(self._measure(), was_short=self._is_short)
         return self._is_short
+
+    def has_room_for(self, size_bytes: int) -> bool:
+        """Whether so much is free now, or cannot be measured. For any thread."""
+        try:
+            return self._measure().free_bytes >= size_bytes
+        except OSError:
+            return True

@@ -1,5 +1,6 @@
 """The changed files themselves, written for a patch that does not hold them."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from sandbox.contracts.layout import AttemptLayout
@@ -21,24 +22,33 @@ async def write_changed_files(git: Git, attempt: AttemptLayout, base_commit: str
     Gives why not every changed file is in it.
     """
     try:
-        base = await read_base_tree(git, attempt.repository, base_commit)
+        return await _write(git, attempt, base_commit, target)
+    except GitError as error:
+        raise _failed(f"git said: {last_line(error.complaint)}") from error
+    except OSError as error:
+        raise _failed(error.strerror or str(error)) from error
+
+
+async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
+    base = await read_base_tree(git, attempt.repository, base_commit)
+    reason = None
+    try:
         with create(target) as file:
             tar = ChangesTar(file, ARTIFACT_BYTES_MAX // 2)
 
             def begin(files: Files, stop: Stop) -> ChangesTar:
                 return tar.read_from(files, stop)
 
-            reason = None
             try:
                 await compare(git, attempt, base, begin, lambda _: None)
             except TooManyEntriesError as error:
                 reason = f"there are {error}, and only the first were looked at"
             await run_in_thread(lambda _: tar.close())
         await run_in_thread(lambda _: flush(target))
-    except GitError as error:
-        raise _failed(f"git said: {last_line(error.complaint)}") from error
-    except OSError as error:
-        raise _failed(error.strerror or str(error)) from error
+    except BaseException:
+        with suppress(OSError):
+            target.unlink()
+        raise
     if tar.left_out:
         reason = f"{tar.left_out} files would have made it larger than {ARTIFACT_BYTES_MAX // 2 // 1024**2} MiB"
     return reason

@@ -4,8 +4,13 @@ import asyncio
 import errno
 import json
 
+import pytest
+
 from doubles.attempt_equipment import Script
+from sandbox.model.errors import FailureCode
 from sandbox.model.event import EgressDenied
+from sandbox.model.state import TaskState
+from sandbox.model.watermark import Space
 from sandbox.runner.steps import collect
 
 SECRET = "s3cret-value-of-the-customer"
@@ -42,3 +47,41 @@ def test_a_full_disk_multiplies_no_artifact_whose_name_had_to_be_changed(stage, 
     assert len(refused) == 4
     assert kept == {"redacted-1": b"the agent's\n", "redacted-2": b"a\n", "redacted-3": b"b\n"}
     assert scene.artifacts == {*kept, "task-1.patch", "transcript.ndjson", "metadata.json"}
+
+
+@pytest.mark.parametrize("step", ["read_records", "give_name"], ids=["writing", "flushing"])
+def test_what_a_full_disk_took_of_a_file_takes_no_room_until_the_next_try(stage, monkeypatch, step):
+    """Else one task would hold all that others give back, again and again, for as long as collecting may take."""
+    monkeypatch.setattr("sandbox.runner.life.RETRY_SECONDS", 0.01)
+    scene = stage(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
+    part, go_on, refused, left = scene.attempt.files.root / "transcript.ndjson", getattr(collect, step), [], []
+
+    def refuse(*arguments):
+        if len(refused) == 3 or not part.exists():
+            return go_on(*arguments)
+        refused.append(step)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def patch(self, attempt_dir, base_commit, target, confine):
+        left.append(part.exists())
+        target.write_bytes(b"diff --git a/a b/a\n")
+
+    monkeypatch.setattr(collect, step, refuse)
+    monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.patch", patch)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    assert (scene.task.state, len(refused), left) == (TaskState.COMPLETED, 3, [False] * 4)
+    assert "transcript.ndjson" in scene.artifacts
+
+
+@pytest.mark.parametrize("lacking_bytes", [0, 1])
+def test_a_large_copy_that_would_fill_the_disk_is_not_begun(stage, monkeypatch, lacking_bytes):
+    monkeypatch.setattr(collect, "_TRIED_BYTES", 10)
+    said = b'{"type":"result"}\n' * 10
+    scene = stage(
+        Script(stdout=said, stderr=said), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "1s"}
+    )
+    scene.space = Space(len(said) - lacking_bytes, 200)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    assert ("transcript.ndjson" in scene.artifacts) is (not lacking_bytes)
+    failure = scene.task.failure
+    assert (failure and failure.code) == (FailureCode.DISK_FULL if lacking_bytes else None)

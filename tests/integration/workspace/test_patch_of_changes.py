@@ -1,6 +1,7 @@
 """The patch is what the agent changed: it applies to the base commit and gives the same tree."""
 
 import asyncio
+import errno
 import os
 import shutil
 import tarfile
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.workspace_house import run_git, snapshot
+from sandbox.model.errors import AttemptError
+from sandbox.model.refusal import refusal_of
 from sandbox.workspace import changed_files as changed_files_module
 from sandbox.workspace import new_tree, patch
 
@@ -361,6 +364,22 @@ def test_changed_files_past_the_bound_are_counted(house, monkeypatch):
     assert contents == {"small": b"fits"}
     assert "1 files would have made it larger" in reason
     assert (house.root / "changes.tar").stat().st_size <= 10_000
+
+
+def test_what_a_full_disk_took_of_the_changed_files_takes_no_room_afterwards(house, monkeypatch):
+    base = house.stage()
+    (house.workspace / "new").write_bytes(BINARY)
+
+    def refuse(_):
+        assert (house.root / "changes.tar").exists()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(changed_files_module, "flush", refuse)
+    with pytest.raises(AttemptError) as failed:
+        changed_files(house, base)
+
+    assert refusal_of(failed.value) is not None
+    assert not (house.root / "changes.tar").exists()
 
 
 NAMES = st.sampled_from(["a", "b", "a/b", "a/b/c", "d/e", "d/e/f", "ü", 'q"x', "z z", "n\nl"])

@@ -6,10 +6,9 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
@@ -24,7 +23,7 @@ from sandbox.model.life import final_state
 from sandbox.model.refusal import refusal_of
 from sandbox.model.task import Task
 from sandbox.runner.confining import confine_for
-from sandbox.runner.durability import flush, give_name
+from sandbox.runner.durability import flush, give_name, removing_unless_done
 from sandbox.runner.equipment import Attempt
 
 
@@ -158,17 +157,23 @@ def _renamed(directory: Path, artifact: Artifact, name: str) -> Artifact:
     return msgspec.structs.replace(artifact, name=name)
 
 
-async def _keep(
-    attempt: Attempt, directory: Path, name: str, content_type: str, write: Callable[[BinaryIO], None]
-) -> None:
+async def _keep(attempt: Attempt, directory: Path, name: str, content_type: str, chunks: Iterable[bytes]) -> None:
     part = attempt.files.root / name
-
-    def fill() -> None:
-        with part.open("wb") as file:
-            write(file)
-
-    await asyncio.to_thread(fill)
+    is_over = threading.Event()
+    try:
+        await asyncio.to_thread(_fill, part, chunks, is_over)
+    finally:
+        is_over.set()
     await _record(attempt, directory, name, content_type, part)
+
+
+def _fill(part: Path, chunks: Iterable[bytes], is_over: threading.Event) -> None:
+    """Nothing is left of the file when it cannot be written whole, or nobody waits for it any more."""
+    with removing_unless_done(part), part.open("wb") as file:
+        for chunk in chunks:
+            if is_over.is_set():
+                raise TimeoutError("Nobody waits for the file any more")
+            file.write(chunk)
 
 
 async def _record(attempt: Attempt, directory: Path, name: str, content_type: str, part: Path) -> None:
@@ -180,10 +185,11 @@ async def _record(attempt: Attempt, directory: Path, name: str, content_type: st
 
 def _store(part: Path, target: Path) -> tuple[str, int]:
     """Gives the SHA-256 in hex and the size."""
-    with part.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        size_bytes = os.fstat(file.fileno()).st_size
-    give_name(part, target)
+    with removing_unless_done(part):
+        with part.open("rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            size_bytes = os.fstat(file.fileno()).st_size
+        give_name(part, target)
     return checksum, size_bytes
 
 
@@ -207,26 +213,37 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _transcript(attempt: Attempt) -> Callable[[BinaryIO], None]:
+def _transcript(attempt: Attempt) -> Iterator[bytes]:
     """Claude Code's own events: its stdout, where that is not rendered from them."""
+    if not _has_room_for_transcript(attempt):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    yield from _told_events(attempt)
+
+
+def _told_events(attempt: Attempt) -> Iterator[bytes]:
     stream = "stdout" if attempt.task.manifest.claude.output_format == "stream-json" else "transcript"
-
-    def write(file: BinaryIO) -> None:
-        for record in read_records(attempt.equipment.journals, attempt.task.id):
-            if isinstance(record.event, Output) and record.event.stream == stream:
-                file.write(record.event.data)
-
-    return write
+    for record in read_records(attempt.equipment.journals, attempt.task.id):
+        if isinstance(record.event, Output) and record.event.stream == stream:
+            yield record.event.data
 
 
-def _metadata(attempt: Attempt) -> Callable[[BinaryIO], None]:
-    def write(file: BinaryIO) -> None:
-        refusals, told_count = _refusals(attempt)
-        total = max(told_count, attempt.task.progress.egress_denied)
-        content = {**_story(attempt.task), "refusals": refusals, "refusals_total": total}
-        file.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+def _has_room_for_transcript(attempt: Attempt) -> bool:
+    """A large one that would only take the last room and be given up then is not begun.
 
-    return write
+    It is no longer than the journal, so that this is mostly known without reading it.
+    """
+    space = attempt.recorder.space
+    if space.has_room_for(attempt.equipment.journals.size(attempt.task.id)):
+        return True
+    size_bytes = sum(map(len, _told_events(attempt)))
+    return size_bytes <= _TRIED_BYTES or space.has_room_for(size_bytes)
+
+
+def _metadata(attempt: Attempt) -> Iterator[bytes]:
+    refusals, told_count = _refusals(attempt)
+    total = max(told_count, attempt.task.progress.egress_denied)
+    content = {**_story(attempt.task), "refusals": refusals, "refusals_total": total}
+    yield msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
 
 def _refusals(attempt: Attempt) -> tuple[list[dict[str, object]], int]:
@@ -246,6 +263,8 @@ _LAST = "metadata.json"
 _REFUSALS_MAX = 1000
 _PATCH_SHARE, _CHANGED_FILES_SHARE = 0.5, 0.3  # of the time for collecting: the rest of what is kept needs some too
 _CHUNK_BYTES = 256 * 1024
+_TRIED_BYTES = 4 * 1024**2
+"""Of a transcript that is not larger a full disk is simply asked: to root it may give more than it tells."""
 
 
 def _story(task: Task) -> dict[str, object]:
