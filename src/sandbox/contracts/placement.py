@@ -95,7 +95,10 @@ class RunnerControl(Protocol):
     """Speaks to runners by attempt id."""
 
     async def answers(self, attempt_id: str) -> bool:
-        """False when something listens at the runner's socket and does not answer within 5 s."""
+        """False when something listens at the runner's socket and does not answer within 5 s.
+
+        True where nobody listens, and where this process lacks what it takes to ask: that is no runner's fault.
+        """
         ...
 
     async def cancel(self, attempt_id: str, order: CancelOrder) -> Receipt:

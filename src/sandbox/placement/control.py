@@ -1,6 +1,7 @@
 """Speaks to a runner on its control socket."""
 
 import asyncio
+import errno
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,12 @@ from sandbox.contracts.layout import runner_socket
 from sandbox.contracts.placement import CancelOrder, Receipt, RunnerUnreachableError, TerminalOrder
 from sandbox.model.limits import CONTROL_SECONDS
 from sandbox.placement.terminal_line import UnixTerminalLine, open_line
+
+_BLAMES_NO_RUNNER = frozenset(
+    {errno.ENOENT, errno.ECONNREFUSED, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+)
+"""Nobody listens, or this process has nothing to ask with. Everything else (a connection past the runner's backlog is
+reset, though it seemed to be made) comes from somebody who listens and does not take what comes."""
 
 
 class UnixRunnerControl:
@@ -22,10 +29,8 @@ class UnixRunnerControl:
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
                 await _exchange(runner_socket(self._run_dir, attempt_id), b"{}")
-        except TimeoutError:
-            return False
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno in _BLAMES_NO_RUNNER
         return True
 
     async def cancel(self, attempt_id: str, order: CancelOrder) -> Receipt:

@@ -1,8 +1,11 @@
 """A runner that is stopped holds its journal's lock for ever; it is asked, and killed when it never answers."""
 
 import asyncio
+import contextlib
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -129,13 +132,44 @@ while True:
 
 def test_a_stopped_runner_does_not_answer_and_a_waking_one_does(process, tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.placement.control.CONTROL_SECONDS", 1.0)
-    socket, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerControl(tmp_path)
-    runner = process(LISTENER, str(socket))
-    until(lambda: socket.exists() and asyncio.run(runners.answers("abcdefghijkl")), what="the runner to listen")
+    path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerControl(tmp_path)
+    runner = process(LISTENER, str(path))
+    until(lambda: path.exists() and asyncio.run(runners.answers("abcdefghijkl")), what="the runner to listen")
     os.kill(runner.pid, signal.SIGSTOP)
     until(lambda: not asyncio.run(runners.answers("abcdefghijkl")), what="silence")
     os.kill(runner.pid, signal.SIGCONT)
     until(lambda: asyncio.run(runners.answers("abcdefghijkl")), what="an answer")
+
+
+def test_a_stopped_runner_does_not_answer_however_many_wait_for_it(process, tmp_path, monkeypatch):
+    """Past its backlog a connection seems to be made, and what is written to it fails."""
+    monkeypatch.setattr("sandbox.placement.control.CONTROL_SECONDS", 1.0)
+    path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerControl(tmp_path)
+    runner = process(LISTENER, str(path))
+    until(lambda: path.exists() and asyncio.run(runners.answers("abcdefghijkl")), what="the runner to listen")
+    os.kill(runner.pid, signal.SIGSTOP)
+    with contextlib.ExitStack() as waiting:
+        while True:
+            caller = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            caller.setblocking(False)
+            if caller.connect_ex(str(path)) == errno.EAGAIN:
+                break
+        assert not asyncio.run(runners.answers("abcdefghijkl"))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_runner_is_not_blamed_for_what_the_server_lacks_to_ask_it(tmp_path, monkeypatch, number):
+    async def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("asyncio.open_unix_connection", refuse)
+    assert asyncio.run(UnixRunnerControl(tmp_path).answers("abcdefghijkl"))
+
+
+def test_where_nobody_listens_any_more_nobody_is_blamed(tmp_path):
+    with socket.socket(socket.AF_UNIX) as ear:
+        ear.bind(str(runner_socket(tmp_path, "abcdefghijkl")))
+    assert asyncio.run(UnixRunnerControl(tmp_path).answers("abcdefghijkl"))
 
 
 def test_where_there_is_no_socket_nobody_is_blamed(tmp_path):
