@@ -44,6 +44,7 @@ class Script:
     stays: bool = False
     deaf: bool = False
     immortal: bool = False
+    gateway_serves: bool = False
     report: Callable | None = None
     reports: tuple = ()
     stage_error: AttemptError | None = None
@@ -142,6 +143,7 @@ class SilentGateway:
         self._script.seen.append("release model")
 
     async def serve(self, listeners):
+        self._script.gateway_serves = True
         for event in self._script.reports:
             self._script.report(event)
         await asyncio.Event().wait()

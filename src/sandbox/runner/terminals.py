@@ -131,6 +131,7 @@ class Terminals:
         self.agent: SharedTerminal | None = None
         self._redaction = redaction
         self._sandbox: Sandbox | None = None
+        self._is_closed = False
         self._command = Command(SHELL, {}, HOME)
         self._served: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -146,13 +147,14 @@ class Terminals:
             self.agent.end(exit_)
 
     def begin(self, sandbox: Sandbox, environment: Mapping[str, str], directory: str) -> None:
-        """Shells may be opened from now on, with these variables."""
-        self._command = Command(SHELL, environment, directory)
-        self._sandbox = sandbox
+        """Shells may be opened from now on, with these variables; not where it is closed already."""
+        if not self._is_closed:
+            self._command = Command(SHELL, environment, directory)
+            self._sandbox = sandbox
 
     def close(self) -> None:
         """Open nothing more; what is open ends with the sandbox."""
-        self._sandbox = None
+        self._is_closed, self._sandbox = True, None
 
     async def deserted(self, seconds: float) -> None:
         """Return when there has been no client for so long."""

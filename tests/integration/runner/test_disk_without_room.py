@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 
 from doubles.attempt_equipment import Script
-from sandbox.contracts.placement import CancelOrder
+from sandbox.contracts.placement import CancelOrder, TerminalOrder
+from sandbox.contracts.terminals import TerminalRefusedError
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import AgentExited, AgentStarted, ArtifactCollected, Gap, Output, Progress, TaskFinished, Usage
 from sandbox.model.state import TaskState
@@ -70,6 +71,59 @@ def test_the_reserve_is_given_back_for_the_first_thing_that_the_disk_refuses(sta
     scene.reserve.on_given_back = lambda: setattr(disk, "refuses", False)
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert (scene.task.state, disk.refused, scene.reserve.given_back) == (TaskState.COMPLETED, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("lifecycle", "code"), [({"timeout": "1s"}, "timeout"), ({"hang_timeout": "1s"}, "hang")], ids=["timeout", "hang"]
+)
+def test_bounds_are_kept_though_the_disk_does_not_take_that_the_agent_began(stage, monkeypatch, lifecycle, code):
+    scene = stage(Script(stays=True), lifecycle=lifecycle)
+    disk = Disk(scene, monkeypatch, AgentStarted)
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await until(lambda: "kill" in scene.script.seen)
+        assert not scene.script.gateway_serves
+        disk.refuses = False
+        await asyncio.wait_for(work, 20)
+
+    asyncio.run(play())
+    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, code)
+
+
+def test_what_ended_is_removed_though_the_disk_does_not_take_that_it_began(stage, monkeypatch):
+    """The room that the records wait for may be what the agent itself has taken."""
+    scene = stage(Script(stays=True), lifecycle={"timeout": "1s", "collect_timeout": "1s"})
+    disk = Disk(scene, monkeypatch, AgentStarted)
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await until(lambda: disk.refused)
+        assert scene.attempt.files.disk.exists()
+        await until(lambda: not scene.attempt.files.disk.exists())
+        disk.refuses = False
+        await asyncio.wait_for(work, 20)
+
+    asyncio.run(play())
+    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "timeout")
+
+
+def test_nobody_gets_at_the_model_or_a_shell_before_the_disk_has_taken_that_the_agent_began(stage, monkeypatch):
+    scene = stage(Script(stays=True))
+    disk = Disk(scene, monkeypatch, AgentStarted)
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await until(lambda: disk.refused > 2)
+        with pytest.raises(TerminalRefusedError):
+            scene.life.terminals.check(TerminalOrder(24, 80))
+        assert not scene.script.gateway_serves
+        disk.refuses = False
+        await until(lambda: scene.script.gateway_serves)
+        scene.life.terminals.check(TerminalOrder(24, 80))
+        await ended(scene, work)
+
+    asyncio.run(play())
 
 
 def test_output_is_left_out_below_the_watermark_and_goes_on_above_it_with_a_gap(stage, monkeypatch):

@@ -178,3 +178,12 @@ def test_an_agent_without_a_terminal_and_a_sandbox_that_is_over_are_told(tmp_pat
                 await come(TerminalOrder(24, 80))
 
     asyncio.run(story())
+
+
+def test_what_is_closed_before_it_could_begin_stays_closed():
+    """An agent may have ended by the time that the disk takes its start."""
+    terminals = Terminals(None)
+    terminals.close()
+    terminals.begin(PlayedTerminal(), {}, "/")
+    with pytest.raises(TerminalRefusedError, match="does not run now"):
+        terminals.check(TerminalOrder(24, 80))

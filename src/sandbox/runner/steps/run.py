@@ -89,13 +89,8 @@ class _Run:
             try:
                 pumps = [self._guard(pump) for pump in await self._begin()]
                 self._record(AgentStarted(self._start.session_id, self._clock.monotonic()))
-                # No earlier: an agent that is not written down on disk must not have asked the model for anything.
-                await self._attempt.recorder.settle()
-                helpers.append(self._guard(self._serve_gateway))
-                command = self._start.command
-                variables = without_secrets(command.environment, self._attempt.secrets)
-                self._terminals.begin(self._sandbox, variables, command.directory)
                 for helper in (
+                    self._open_doors,
                     self._tell_progress,
                     self._tell_metrics,
                     self._watch_clock,
@@ -212,6 +207,14 @@ class _Run:
 
     async def _watch_reports(self) -> None:
         await self._unreported
+
+    async def _open_doors(self) -> None:
+        """No earlier: an agent that is not written down on disk must not have asked the model for anything."""
+        await self._attempt.recorder.settle()
+        command = self._start.command
+        variables = without_secrets(command.environment, self._attempt.secrets)
+        self._terminals.begin(self._sandbox, variables, command.directory)
+        await self._serve_gateway()
 
     async def _serve_gateway(self) -> None:
         try:
