@@ -37,7 +37,7 @@ class AttemptRecorder:
         self._writer = PatientWriter(writer, reserve.give_back)
         self._recorder = make_recorder(self._writer)
         self._reserve = reserve
-        self._wants_reserve = False
+        self._wants_reserve = self._lacks_reserve = False
         self._is_cut = False
         self._left_out_bytes = self._left_out_events = 0
 
@@ -71,10 +71,7 @@ class AttemptRecorder:
     def take_reserve(self) -> None:
         """Keep room for the end, where there is any, until `spend_reserve`."""
         self._wants_reserve = True
-        try:
-            self._reserve.take()
-        except OSError as error:
-            _log.warning("There is no room to keep for the end of the task: %s", error)
+        self._take_reserve()
 
     def spend_reserve(self) -> None:
         """The end has come: what was given back is not taken again, and what is there goes with the attempt's files."""
@@ -84,7 +81,7 @@ class AttemptRecorder:
         """Write what waits. Raises OSError where the disk still does not take it."""
         self._writer.catch_up()
         if self._wants_reserve and not self._reserve.is_taken and not self.space.is_short():
-            self._reserve.take()
+            self._take_reserve()
 
     def sync(self) -> None:
         """Flush what is written to the disk; may have a thread of its own. Raises OSError."""
@@ -105,6 +102,15 @@ class AttemptRecorder:
     def close(self) -> None:
         """Let go of the journal. Raises OSError."""
         self._writer.close()
+
+    def _take_reserve(self) -> None:
+        """Without it the task goes on all the same, and what it writes is flushed; why is told once."""
+        try:
+            self._reserve.take()
+        except OSError as error:
+            if not self._lacks_reserve:
+                _log.warning("There is no room to keep for the end of the task: %s", error)
+            self._lacks_reserve = True
 
     def _is_held_up(self) -> bool:
         return self._writer.has_kept or self.space.is_short()

@@ -236,3 +236,29 @@ def test_no_room_is_kept_for_an_end_that_is_being_made(stage, monkeypatch, is_fi
         monkeypatch.setattr(f"sandbox.runner.life.{clearing}", slow)
     asyncio.run(asyncio.wait_for(scene.life.finish() if is_finisher else scene.life.carry_out(), 20))
     assert not scene.reserve.is_taken
+
+
+def test_output_is_flushed_though_room_for_the_end_cannot_be_taken_again(stage, monkeypatch, caplog):
+    """As with a quota, or on a file system that copies on write: there is room, but not so much at once."""
+    monkeypatch.setattr("sandbox.runner.life.OUTPUT_SYNC_SECONDS", 0.001)
+    scene = stage(Script(stays=True, stdout=LINES))
+    tries, synced = [], []
+
+    def refuse():
+        tries.append(len(synced))
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(scene.reserve, "take", refuse)
+    monkeypatch.setattr(scene.writer, "sync", lambda: synced.append(len(tries)))
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await scene.until(TaskState.RUNNING)
+        await until(lambda: len(tries) > 5)
+        await until(lambda: len(synced) > 5)
+        await ended(scene, work)
+
+    asyncio.run(play())
+    assert scene.task.state is TaskState.CANCELLED
+    told = [record.getMessage() for record in caplog.records if "no room to keep" in record.getMessage()]
+    assert told == ["There is no room to keep for the end of the task: [Errno 122] Disk quota exceeded"]
