@@ -13,13 +13,12 @@ from sandbox.contracts.placement import (
     RunnerUnreachableError,
     TerminalOrder,
 )
-from sandbox.contracts.profiles import Image
+from sandbox.contracts.profiles import Image, ImageUnusableError
 from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.contracts.tasks import UnavailableError
 from sandbox.contracts.terminals import TerminalLine, TerminalRefusedError
 from sandbox.control.launch import ResolveSecrets
 from sandbox.control.preservation import Preservation
-from sandbox.model.errors import AttemptError
 from sandbox.model.limits import VISIT_START_SECONDS
 from sandbox.model.task import Task
 
@@ -68,12 +67,8 @@ class Visits:
         raise UnavailableError(f"No sandbox could be made of what task {task.id} left; its runner.log tells more.")
 
     async def _launch(self, task: Task, lock_fd: int) -> None:
-        """The secrets are for redaction only, and without them nobody may see what the agent left."""
-        try:
-            secrets = dict(await self._resolve(task.manifest.secrets))
-        except SecretUnavailableError as error:
-            reason = f"What it shows could not be redacted: {error.message}"
-            raise UnavailableError(f"No shell of task {task.id} can be opened. {reason}") from error
+        """Raises TerminalRefusedError where another try would be no better, UnavailableError."""
+        secrets = await self._secrets(task)
         try:
             if not await asyncio.to_thread(self._preservation.was_made_with, task, secrets):
                 reason = "its secrets have other values now than its agent had, which could not be redacted"
@@ -88,5 +83,19 @@ class Visits:
                 visit=True,
             )
             await self._placement.launch(order, lock_fd)
-        except (AttemptError, OSError) as error:
+        except ImageUnusableError as error:
+            raise TerminalRefusedError(f"No shell of task {task.id} can be opened: {error.message}") from error
+        except OSError as error:
             raise UnavailableError(f"No runner could be started: {error}; try again.") from error
+
+    async def _secrets(self, task: Task) -> dict[str, str]:
+        """They are for redaction only, and without them nobody may see what the agent left."""
+        try:
+            return dict(await self._resolve(task.manifest.secrets))
+        except SecretUnavailableError as error:
+            reason = error.message
+        except Exception as error:
+            # Whatever else it says may hold a value, so it is no cause of what is raised either.
+            reason = f"the secrets could not be resolved ({type(error).__name__}); look at where they come from."
+        problem = f"No shell of task {task.id} can be opened. What it shows could not be redacted: {reason}"
+        raise UnavailableError(problem)

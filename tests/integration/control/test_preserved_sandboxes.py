@@ -1,6 +1,7 @@
 """What a failed task left for its user is there until it is released or its time is over."""
 
 import asyncio
+import traceback
 from datetime import timedelta
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.layout import TaskLayout
+from sandbox.contracts.placement import TerminalOrder
 from sandbox.contracts.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
+from sandbox.contracts.terminals import TerminalRefusedError
 from sandbox.control.expiry import Expiry
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, TaskFinished
@@ -162,6 +165,32 @@ def test_who_comes_too_late_for_a_release_leaves_nothing_behind(world, monkeypat
             return [file.name for file in kept.root.iterdir()]
 
     assert asyncio.run(play()) == ["runner.log"]
+
+
+def test_a_shell_for_which_there_is_no_image_any_more_is_refused_with_what_to_do(world):
+    async def play():
+        async with world.server() as service:
+            await fail(world, service, "task-1")
+            world.image_trouble = "The image of the profile tools is gone; build it again."
+            with pytest.raises(TerminalRefusedError, match="can be opened: The image of the profile tools is gone"):
+                await service.open_terminal("task-1", TerminalOrder(24, 80))
+
+    asyncio.run(play())
+
+
+def test_a_shell_whose_secrets_break_where_they_come_from_is_refused_and_tells_none_of_them(world, monkeypatch):
+    async def break_(_):
+        raise ValueError("s3cret-value")
+
+    async def play():
+        async with world.server() as service:
+            await fail(world, service, "task-1")
+            monkeypatch.setattr(service.equipment.visits, "_resolve", break_)
+            with pytest.raises(UnavailableError, match=r"could not be resolved \(ValueError\)") as refused:
+                await service.open_terminal("task-1", TerminalOrder(24, 80))
+            return refused.value
+
+    assert "s3cret-value" not in "".join(traceback.format_exception(asyncio.run(play())))
 
 
 def test_only_what_is_preserved_can_be_released(world):
