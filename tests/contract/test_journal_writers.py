@@ -288,3 +288,54 @@ def test_a_promise_is_on_disk_although_a_flush_beside_it_has_just_failed(
         writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
         assert not disk.refusals
         assert not disk.lacks(begin, records)
+
+
+def test_a_disk_that_goes_on_failing_is_not_given_the_whole_journal_again_at_every_try(journals, tmp_path, monkeypatch):
+    """Nobody knows what of it an earlier writer has flushed; a finisher would do nothing else."""
+    monkeypatch.setattr("sandbox.journal.writer._AGAIN_BYTES", 1000)
+    records = tmp_path / "tasks" / "task-1" / "journal" / "records"
+    with closing(journals.open("task-1")) as writer:
+        for _ in range(10):
+            writer.append(e.Output.of("stdout", b"x" * 2000), at=datetime.now(UTC))
+    with closing(journals.open("task-1")) as writer:
+        disk, written = ForgetfulDisk(monkeypatch, refusals=5), []
+        pwrite = os.pwrite
+
+        def watched_pwrite(descriptor, data, offset):
+            written.append(len(data))
+            return pwrite(descriptor, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", watched_pwrite)
+        for _ in range(5):
+            with pytest.raises(OSError, match="Input/output"):
+                writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
+        assert sum(written) <= 5 * 1000
+        writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
+        assert not disk.lacks(0, records)
+
+
+def test_what_was_written_again_in_part_goes_on_from_there(journals, tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.journal.writer._AGAIN_BYTES", 1000)
+    records = tmp_path / "tasks" / "task-1" / "journal" / "records"
+    with closing(journals.open("task-1")) as writer:
+        for _ in range(10):
+            writer.append(e.Output.of("stdout", b"x" * 2000), at=datetime.now(UTC))
+        disk, flush = ForgetfulDisk(monkeypatch, refusals=1), os.fdatasync
+        flushes = []
+
+        def fail_now_and_then(descriptor):
+            flushes.append(1)
+            disk.refusals += len(flushes) % 5 == 0
+            flush(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", fail_now_and_then)
+        tries = 0
+        while True:
+            tries += 1
+            with contextlib.suppress(OSError):
+                writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
+                break
+        assert 4 < tries < 15
+        assert not disk.lacks(0, records)
+        disk.refusals = 0
+        monkeypatch.setattr(os, "fdatasync", flush)
