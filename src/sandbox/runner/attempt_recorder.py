@@ -37,6 +37,8 @@ class AttemptRecorder:
         self._writer = PatientWriter(writer, reserve.give_back)
         self._recorder = make_recorder(self._writer)
         self._reserve = reserve
+        self._recorded_once: set[int] = set()
+        """Hashes, for the paths in them may be long and there are thousands."""
         self._wants_reserve = self._lacks_reserve = False
         self._is_cut = False
         self._left_out_bytes = self._left_out_events = 0
@@ -67,6 +69,19 @@ class AttemptRecorder:
             if not can_be_left_out(event):
                 raise
             self._leave_out(event)
+
+    def record_once(self, event: e.AttemptFailed | e.Trouble, about: str = "") -> None:
+        """As `record`, unless this has recorded the same before: what is tried again finds the same again.
+
+        about: what the event is about, where it does not say so itself.
+        """
+        key = hash((event, about))
+        if key in self._recorded_once:
+            return
+        left_out_events = self._left_out_events
+        self.record(event)
+        if self._left_out_events == left_out_events:
+            self._recorded_once.add(key)
 
     def take_reserve(self) -> None:
         """Keep room for the end, where there is any, until `spend_reserve`."""

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from doubles.attempt_equipment import Script
-from sandbox.model.errors import FailureCode
-from sandbox.model.event import EgressDenied
+from sandbox.contracts.workspace import LeftOut
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Trouble
 from sandbox.model.state import TaskState
 from sandbox.model.watermark import Space
 from sandbox.runner.steps import collect
@@ -85,3 +86,29 @@ def test_a_large_copy_that_would_fill_the_disk_is_not_begun(stage, monkeypatch, 
     assert ("transcript.ndjson" in scene.artifacts) is (not lacking_bytes)
     failure = scene.task.failure
     assert (failure and failure.code) == (FailureCode.DISK_FULL if lacking_bytes else None)
+
+
+def test_what_is_tried_again_on_a_full_disk_tells_nothing_twice(stage, monkeypatch):
+    """A try a second for as long as collecting may take, each of thousands of events, would fill what room there is."""
+    monkeypatch.setattr("sandbox.runner.life.RETRY_SECONDS", 0.01)
+    broken = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be made: it is odd.")
+    scene = stage(Script(patch_error=broken), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "20s"})
+    refused, keep = [], collect._keep
+
+    async def leave_out(self, *_):
+        for name in ("fifo", "link"):
+            yield LeftOut(name, "it is not a regular file")
+
+    async def keep_when_there_is_room(attempt, directory, name, *rest):
+        if name == "metadata.json" and len(refused) < 4:
+            refused.append(name)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await keep(attempt, directory, name, *rest)
+
+    monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.collect", leave_out)
+    monkeypatch.setattr(collect, "_keep", keep_when_there_is_room)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    assert len(refused) == 4
+    assert [trouble.message.partition(":")[0] for trouble in scene.events(Trouble)] == ["fifo", "link"]
+    assert [failed.failure.code for failed in scene.events(AttemptFailed)] == [FailureCode.COLLECT_FAILED]
+    assert [each.artifact.name for each in scene.events(ArtifactCollected)] == ["transcript.ndjson", "metadata.json"]

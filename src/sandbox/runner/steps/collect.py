@@ -54,7 +54,7 @@ async def collect(attempt: Attempt) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         untold = "The patch could not be made; why is not told, for the secrets' values are not known any more."
         failure = Failure(error.failure.code, untold) if _is_blind(attempt) else error.failure
-        attempt.recorder.record(AttemptFailed(failure))
+        attempt.recorder.record_once(AttemptFailed(failure))
     await _keep(attempt, directory, "transcript.ndjson", "application/x-ndjson", _transcript(attempt))
     await _collect_matches(attempt, directory)
     await _keep(attempt, directory, _LAST, "application/json", _metadata(attempt))
@@ -105,7 +105,7 @@ async def _collect_changed_files(attempt: Attempt, directory: Path, base_commit:
     await _record(attempt, directory, name, "application/x-tar", part)
     but = f" but for some: {missing}" if missing else ""
     message = f"The patch does not hold everything: {reason}. The new and changed files are in {name}{but}."
-    attempt.recorder.record(Trouble("patch_truncated", message))
+    attempt.recorder.record_once(Trouble("patch_truncated", message))
 
 
 async def _collect_matches(attempt: Attempt, directory: Path) -> None:
@@ -118,17 +118,17 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
     async for found in attempt.equipment.workspaces.collect(attempt.files.workspace, patterns, directory, own):
         if isinstance(found, LeftOut):
             path = "a file" if _is_blind(attempt) else found.path
-            attempt.recorder.record(Trouble("artifact_left_out", f"{path}: {found.reason}"))
+            attempt.recorder.record_once(Trouble("artifact_left_out", f"{path}: {found.reason}"), about=found.path)
         elif _tells(attempt, found):
             telling.append(found)
         else:
             names.add(found.name)
-            attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, found)))
+            _tell(attempt, await _checked(attempt, directory, found))
     for found, name in zip(telling, _telling_nothing(names.union(one.name for one in telling)), strict=False):
         renamed = _renamed(directory, found, name)
         if _is_blind(attempt):
             renamed = msgspec.structs.replace(renamed, path=name)
-        attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, renamed)))
+        _tell(attempt, await _checked(attempt, directory, renamed))
 
 
 def _tar_name(attempt: Attempt) -> str:
@@ -180,7 +180,7 @@ async def _record(attempt: Attempt, directory: Path, name: str, content_type: st
     """Flush, take the checksum, give the file its name, then say that it is there."""
     checksum, size_bytes = await asyncio.to_thread(_store, part, directory / name)
     artifact = Artifact(name, f"{OWN_DIRECTORY}/{name}", size_bytes, content_type, f"sha256:{checksum}")
-    attempt.recorder.record(ArtifactCollected(await _checked(attempt, directory, artifact)))
+    _tell(attempt, await _checked(attempt, directory, artifact))
 
 
 def _store(part: Path, target: Path) -> tuple[str, int]:
@@ -191,6 +191,12 @@ def _store(part: Path, target: Path) -> tuple[str, int]:
             size_bytes = os.fstat(file.fileno()).st_size
         give_name(part, target)
     return checksum, size_bytes
+
+
+def _tell(attempt: Attempt, artifact: Artifact) -> None:
+    """Unless an earlier try has told the same."""
+    if artifact not in attempt.task.artifacts:
+        attempt.recorder.record(ArtifactCollected(artifact))
 
 
 async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Artifact:
