@@ -112,3 +112,22 @@ def test_what_is_tried_again_on_a_full_disk_tells_nothing_twice(stage, monkeypat
     assert [trouble.message.partition(":")[0] for trouble in scene.events(Trouble)] == ["fifo", "link"]
     assert [failed.failure.code for failed in scene.events(AttemptFailed)] == [FailureCode.COLLECT_FAILED]
     assert [each.artifact.name for each in scene.events(ArtifactCollected)] == ["transcript.ndjson", "metadata.json"]
+
+
+def test_a_transcript_that_is_kept_needs_no_room_for_another_one_when_the_rest_is_tried_again(stage, monkeypatch):
+    monkeypatch.setattr("sandbox.runner.life.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(collect, "_TRIED_BYTES", 10)
+    scene = stage(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
+    refused, keep = [], collect._keep
+
+    async def keep_when_there_is_room(attempt, directory, name, *rest):
+        if name == "metadata.json" and len(refused) < 4:
+            refused.append(name)
+            scene.space = Space(10, 100)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await keep(attempt, directory, name, *rest)
+
+    monkeypatch.setattr(collect, "_keep", keep_when_there_is_room)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    assert (scene.task.state, len(refused)) == (TaskState.COMPLETED, 4)
+    assert (scene.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == scene.script.stdout

@@ -55,7 +55,7 @@ async def collect(attempt: Attempt) -> None:
         untold = "The patch could not be made; why is not told, for the secrets' values are not known any more."
         failure = Failure(error.failure.code, untold) if _is_blind(attempt) else error.failure
         attempt.recorder.record_once(AttemptFailed(failure))
-    await _keep(attempt, directory, "transcript.ndjson", "application/x-ndjson", _transcript(attempt))
+    await _keep_transcript(attempt, directory)
     await _collect_matches(attempt, directory)
     await _keep(attempt, directory, _LAST, "application/json", _metadata(attempt))
 
@@ -112,7 +112,7 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
     patterns = attempt.task.manifest.lifecycle.artifact_patterns
     if not patterns or not attempt.files.workspace.is_dir():
         return
-    own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), "transcript.ndjson", _LAST})
+    own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), _TRANSCRIPT, _LAST})
     telling: list[Artifact] = []
     names: set[str] = set()
     async for found in attempt.equipment.workspaces.collect(attempt.files.workspace, patterns, directory, own):
@@ -219,6 +219,15 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
+async def _keep_transcript(attempt: Attempt, directory: Path) -> None:
+    """One that an earlier try has kept is whole, for the agent has ended: another needs room that there may not be."""
+    kept = next((each for each in attempt.task.artifacts if each.name == _TRANSCRIPT), None)
+    if kept is not None and (directory / _TRANSCRIPT).is_file():
+        _tell(attempt, await _checked(attempt, directory, kept))
+    else:
+        await _keep(attempt, directory, _TRANSCRIPT, "application/x-ndjson", _transcript(attempt))
+
+
 def _transcript(attempt: Attempt) -> Iterator[bytes]:
     """Claude Code's own events: its stdout, where that is not rendered from them."""
     if not _has_room_for_transcript(attempt):
@@ -265,7 +274,7 @@ def _refusals(attempt: Attempt) -> tuple[list[dict[str, object]], int]:
     return first, count
 
 
-_LAST = "metadata.json"
+_TRANSCRIPT, _LAST = "transcript.ndjson", "metadata.json"
 _REFUSALS_MAX = 1000
 _PATCH_SHARE, _CHANGED_FILES_SHARE = 0.5, 0.3  # of the time for collecting: the rest of what is kept needs some too
 _CHUNK_BYTES = 256 * 1024
