@@ -74,9 +74,16 @@ class LocalPlacement:
             )
         finally:
             os.close(log_fd)
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ORDER_SECONDS)
+            raise
         # `_reap` waits for the process, not this object, which would warn of a running child when it goes.
         process.returncode = 0
-        return os.pidfd_open(process.pid)
+        return pidfd
 
 
 def _hand_over(order_out: int, order: bytes, pidfd: int, log_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A runner is started with its order, its lock and nothing else, and it outlives whoever started it."""
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -296,4 +297,18 @@ def test_a_machine_without_descriptors_or_room_costs_neither_the_lock_nor_a_desc
         monkeypatch.undo()
         assert open_descriptors() == before
 
+    asyncio.run(launch())
+
+
+def test_a_runner_that_no_descriptor_is_left_for_is_ended_and_leaves_no_zombie(place, lock_fd, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def launch():
+        with pytest.raises(OSError, match="Too many open files"):
+            await placement_of(place, "import time; time.sleep(60)").launch(order_for(place), lock_fd)
+        await until(lambda: children() <= before)
+
+    monkeypatch.setattr("sandbox.placement.local.os.pidfd_open", refuse)
+    before = children()
     asyncio.run(launch())
