@@ -218,3 +218,25 @@ def test_a_clone_that_leaves_no_room_for_the_agents_settings_says_what_to_do(sta
     asyncio.run(scene.life.carry_out())
     assert (scene.states[-1], scene.task.failure.code) == ("failed", code)
     assert advice in scene.task.failure.message
+
+
+def test_nobody_goes_on_reading_the_output_of_an_agent_that_would_not_die(stage, monkeypatch):
+    """Its attempt is over: what it says now belongs to none."""
+
+    async def survive(self):
+        pass
+
+    monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
+    monkeypatch.setattr("doubles.attempt_equipment.ScriptedSandbox.kill", survive)
+    scene = stage(Script(stays=True, deaf=True))
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await scene.until(TaskState.RUNNING)
+        scene.life.cancel(CancelOrder(force=True))
+        await asyncio.wait_for(work, 20)
+        await asyncio.sleep(0)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(play()) == set()
+    assert scene.task.state is TaskState.CANCELLED

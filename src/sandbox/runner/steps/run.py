@@ -88,6 +88,7 @@ class _Run:
         async with _helpers() as helpers:
             try:
                 pumps = [self._guard(pump) for pump in await self._begin()]
+                helpers.extend(pumps)
                 self._record(AgentStarted(self._start.session_id, self._clock.monotonic()))
                 for helper in (
                     self._open_doors,
