@@ -39,7 +39,7 @@ def is_open(sockets: Sequence[socket.socket]) -> bool:
 
 
 def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
-    """Listening sockets, all on one port; 127.0.0.1 and localhost bring ::1 along where there is IPv6.
+    """Bound sockets, all on one port; 127.0.0.1 and localhost bring ::1 along where there is IPv6.
 
     Port 0 means any free port; `key` of the configuration says which one. Raises AddressError.
     """
@@ -49,7 +49,24 @@ def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
             return _bind_all(hosts, port)
         except OSError as error:
             cause = error
-    raise AddressError(
+    raise _taken(host, port, key, cause)
+
+
+def listen(sockets: Sequence[socket.socket], key: str = "port") -> None:
+    """Take clients from now on. Who comes earlier is refused, and knows that nothing was done. Raises AddressError.
+
+    Only who listens has the port: SO_REUSEADDR lets another server bind to it until then.
+    """
+    for bound in sockets:
+        try:
+            bound.listen(_BACKLOG)
+        except OSError as error:
+            host, port, *_ = bound.getsockname()
+            raise _taken(host, port, key, error) from None
+
+
+def _taken(host: str, port: int, key: str, cause: OSError) -> AddressError:
+    return AddressError(
         f"Cannot listen on {host} port {port}: {cause.strerror}. Choose another port with --{key.replace('_', '-')} "
         f"(SANDBOX_{key.upper()}, server.{key} in sandbox.toml), or another address with --host."
     )
@@ -85,8 +102,6 @@ def _bind_one(host: str, port: int, *, is_optional: bool) -> socket.socket | Non
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         opened.bind(address)
-        # Only who listens has the port: SO_REUSEADDR lets others bind to it until then. Who connects meanwhile waits.
-        opened.listen(_BACKLOG)
     except OSError as error:
         opened.close()
         if is_optional and error.errno in _NO_IPV6:

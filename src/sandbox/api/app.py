@@ -91,9 +91,9 @@ def _furnish(app: Starlette, context: Context) -> None:
     app.router.default = _not_found
     add_error_answers(app)
     app.add_middleware(Doorkeeper, guard=context.guard)
+    app.add_middleware(WholeSegments)
     app.add_middleware(Envelope)
     app.add_middleware(Measured, metrics=context.metrics)
-    app.add_middleware(WholeSegments)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,8 +17,8 @@ STALLED_SECONDS = 600.0
 """A client that does not take what is ready for it loses its connection."""
 
 _NO_HTTP = (
-    "This is no HTTP request as RFC 9112 has it: its first line or a header cannot be read, it has no Host or several, "
-    "or its head is too long."
+    "This is no HTTP request as RFC 9112 has it: its first line, a header or its body cannot be read, it has no Host "
+    "or several, or its head is too long."
 )
 _NO_HTTP_HEADERS = {"connection": "close", "x-content-type-options": "nosniff", "cache-control": "no-store"}
 _log = logging.getLogger(__name__)
@@ -61,11 +61,17 @@ class HttpConnection(_Bounded, H11Protocol):
             asked = HTTPConnection({"type": "http", "path": "", "headers": []})
             answer = problem(asked, 400, "bad_request", _NO_HTTP, headers=_NO_HTTP_HEADERS)
             head = h11.Response(status_code=400, headers=answer.raw_headers, reason=phrase(400).encode())
-            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            body = () if self._is_head_under_way() else (h11.Data(data=bytes(answer.body)),)
+            for event in (head, *body, h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             told = {"status": 400, "client": self.client and self.client[0], "request_id": request_id(asked)}
             _log.info("Refused what is no HTTP", extra=told)
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # its answer would come behind the last one that there can be
         self.transport.close()
+
+    def _is_head_under_way(self) -> bool:
+        return self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
 
 
 class WebSocketConnection(_Bounded, WebSocketsSansIOProtocol):

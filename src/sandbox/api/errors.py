@@ -189,7 +189,7 @@ async def _http_error(connection: HTTPConnection, error: HTTPException) -> Respo
 def _what_is_there(connection: HTTPConnection) -> str:
     if isinstance(connection.app, FastAPI):
         return "/openapi.json lists what is"
-    return f"this port has the WebSocket at {paths.STREAM} and nothing else"
+    return f"this port has the WebSockets at {paths.STREAM} and {paths.TERMINAL} and nothing else"
 
 
 def allowed_methods(routes: Sequence[Any], path: str) -> list[str]:

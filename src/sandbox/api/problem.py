@@ -38,7 +38,12 @@ def problem(
         "title": phrase(status),
         "status": status,
         "detail": message,
-        "instance": quote(connection.scope["path"]),
+        "instance": _path_as_sent(connection),
         **(fields or {}),
     }
     return Problem(body, status, {**(headers or {}), "x-request-id": identity})
+
+
+def _path_as_sent(connection: HTTPConnection) -> str:
+    raw_path = connection.scope.get("raw_path") or quote(connection.scope["path"]).encode()
+    return raw_path.decode("ascii", errors="replace")

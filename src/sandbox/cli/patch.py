@@ -28,7 +28,7 @@ def fetch_patch(client: Client, task_id: str, target: Path, *, allows_secrets: b
     if not entries:
         shown = visible(task_id)
         if client.status(task_id)["state"] in TERMINAL_STATES:
-            message = f"Error: Task {shown} has no patch: it ended before there was one to make."
+            message = f"Error: Task {shown} has no patch: it ended without one."
             fail(f"{message}\n  See why: sandbox task status {shown}", ExitCode.NOT_FOUND)
         message = f"Error: Task {shown} has no patch yet; it is made when the agent has ended."
         fail(f"{message}\n  Wait for it: sandbox task wait {shown}", ExitCode.NOT_FOUND)

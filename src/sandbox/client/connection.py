@@ -14,9 +14,8 @@ from sandbox.client.calls import Call
 from sandbox.client.errors import (
     ClientError,
     InvalidParameterError,
-    NotFoundError,
-    UnexpectedAnswerError,
     UnreachableError,
+    checked_against,
     error_of,
     unexpected_answer,
 )
@@ -84,10 +83,7 @@ class Connection:
     def refusal(self, response: httpx.Response, body: bytes) -> ClientError:
         """The error that an answer stands for; `body`: its beginning."""
         error = error_of(self.server, response.status_code, body, response.headers.get("Retry-After"))
-        if type(error) is NotFoundError and not response.url.path.endswith("/vm"):
-            advice = f"Check the address of the server; it is {DEFAULT_SERVER} by default, without a path."
-            return UnexpectedAnswerError(f"There is no API at {self.server}. {advice}", status=404)
-        return error
+        return checked_against(error, self.server, response.url.path)
 
     @contextmanager
     def translating(self) -> Iterator[None]:

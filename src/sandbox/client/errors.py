@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from sandbox.client.answers import ExistingTask, Mistake
+from sandbox.model.address import DEFAULT_SERVER
 from sandbox.model.errors import SandboxError
 
 
@@ -313,6 +314,18 @@ def error_of(server: str, status: int, body: bytes, retry_after: str | None = No
     family = _FAMILIES.get(status, InvalidRequestError if 400 <= status < 500 else ServerError)
     seconds = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdecimal() else None
     return _BY_CODE.get(code, family)(message, code=code, status=status, told=told, retry_after_seconds=seconds)
+
+
+def checked_against(error: ClientError, server: str, path: str) -> ClientError:
+    """The error as it is, or another where the server does not know the path, which each of this version does.
+
+    What is kept of a sandbox is the one thing that is told to be missing by the same code.
+    """
+    if error.code != NotFoundError.code or path.endswith("/vm"):
+        return error
+    message = f"{server} has no such address: it is no Sandbox server, or not one of this version."
+    advice = f"Check the address of the server; it is {DEFAULT_SERVER} by default, without a path."
+    return UnexpectedAnswerError(f"{message} {advice}", status=error.status, told=error.told)
 
 
 def unexpected_answer(server: str, status: int) -> UnexpectedAnswerError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox.client.address import addressing, checked_address, task_path
 from sandbox.client.connection import authorization
-from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, error_of
+from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, checked_against, error_of
 from sandbox.client.told import read_object
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ async def open_terminal(server: str, token: str | None, task_id: str, **wanted: 
             proxy=None,
         )
     except websockets.InvalidStatus as error:
-        raise error_of(server, error.response.status_code, bytes(error.response.body or b"")) from error
+        refusal = error_of(server, error.response.status_code, bytes(error.response.body or b""))
+        raise checked_against(refusal, server, url.path) from error
     except (OSError, TimeoutError, websockets.InvalidHandshake) as error:
         message = f"Cannot reach {server}. Is the server running? Start it with: sandbox serve"
         raise UnreachableError(message) from error

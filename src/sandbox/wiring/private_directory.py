@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sandbox.model.errors import SandboxError
 
-_OF_SERVERS = frozenset({"server.lock", "index.sqlite", "tokens.json"})
-"""One of these is in every data directory that a server, a restored backup or the first token has made."""
+_OF_SERVERS = frozenset({"server.lock", "index.sqlite", "tokens.json", "profiles"})
+"""One of these is in every data directory that a server, a restored backup, a first token or profile has made."""
 
 _OF_FILE_SYSTEMS = frozenset({"lost+found"})
 

@@ -14,7 +14,7 @@ from typing import Literal
 from sandbox import __version__
 from sandbox.access.token_file import TokenFile
 from sandbox.agent.binary import install_binary
-from sandbox.api.addresses import OpenAddressError, bind, is_open
+from sandbox.api.addresses import OpenAddressError, bind, is_open, listen
 from sandbox.api.app import create_app, create_stream_app
 from sandbox.api.guard import Guard
 from sandbox.api.serve import serve, set_by_signals
@@ -129,6 +129,8 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
         try:
             app = create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard)
             add_dashboard(app)
+            listen(sockets)
+            listen(stream_sockets, "ws_port")
             await serve(
                 app,
                 create_stream_app(app),

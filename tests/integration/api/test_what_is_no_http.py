@@ -57,6 +57,18 @@ def test_what_is_no_http_is_refused_in_the_shape_of_every_error(open_doors, capl
     assert line.request_id == told["request_id"]
 
 
+def test_an_answer_to_head_has_no_body_whatever_is_wrong(open_doors, caplog):
+    async def scene():
+        async with open_doors() as doors:
+            head = b"HEAD /api/health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            return await said(doors.port, head + b"no chunk\r\n")
+
+    head, _, body = asyncio.run(scene()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert body == b""
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_proper_requests_before_it_are_answered(open_doors):
     async def scene():
         async with open_doors() as doors:

@@ -100,7 +100,9 @@ def test_a_directory_that_others_use_stays_as_it_is(tmp_path, words, mode):
     assert [path.name for path in place.iterdir()] == ["somebodys.txt"]
 
 
-@pytest.mark.parametrize("holds", [[], ["lost+found"], ["server.lock", "notes"], ["index.sqlite"], ["tokens.json"]])
+@pytest.mark.parametrize(
+    "holds", [[], ["lost+found"], ["server.lock", "notes"], ["index.sqlite"], ["tokens.json"], ["profiles"]]
+)
 def test_what_is_empty_or_a_servers_already_is_made_private(tmp_path, holds):
     place = tmp_path / "data"
     place.mkdir()

@@ -65,6 +65,7 @@ def test_a_slash_in_an_id_does_not_make_one_address_of_another(api, tasks, addre
     tasks.preserved.add("task-001")
     answer = api.delete(f"/api/v1/tasks/{address}")
     assert (answer.status_code, answer.json()["error"]) == (404, "task_not_found")
+    assert answer.json()["instance"] == f"/api/v1/tasks/{address}"
     assert tasks.preserved == {"task-001"}
     assert api.get("/api/v1/tasks/task-001%2Fwait").json()["error"] == "task_not_found"
     assert api.get("/api/v1/tasks%2Ftask-001").json()["error"] == "not_found"

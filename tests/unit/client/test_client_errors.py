@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import client
-from sandbox.client.errors import OF_THE_API, OF_THE_CLIENT, error_of
+from sandbox.client.errors import OF_THE_API, OF_THE_CLIENT, checked_against, error_of
 from sandbox.client.terminal import open_terminal
 
 SERVER = "http://localhost:8122"
@@ -64,8 +64,17 @@ def test_every_exception_is_public():
     [(404, "NotFoundError"), (418, "InvalidRequestError"), (599, "ServerError")],
 )
 def test_a_code_of_a_newer_server_is_known_by_its_family(status, family):
-    found = error_of(SERVER, status, answer("brand_new"))
+    found = checked_against(error_of(SERVER, status, answer("brand_new")), SERVER, "/api/v1/tasks")
     assert (type(found).__name__, found.code) == (family, "brand_new")
+
+
+@pytest.mark.parametrize("path", ["/api/v1/tasks", "/api/v1/tasks/a/terminal", "/api/v1/admin/drain"])
+def test_an_address_that_the_server_does_not_know_says_nothing_of_tasks(path):
+    told = answer("not_found", request_id="r-1")
+    found = checked_against(error_of(SERVER, 404, told), SERVER, path)
+    assert (type(found).__name__, found.status, found.request_id) == ("UnexpectedAnswerError", 404, "r-1")
+    kept = checked_against(error_of(SERVER, 404, told), SERVER, "/api/v1/tasks/a/vm")
+    assert type(kept).__name__ == "NotFoundError"
 
 
 def test_the_fields_of_an_error_are_its_attributes():
