@@ -339,3 +339,29 @@ def test_what_was_written_again_in_part_goes_on_from_there(journals, tmp_path, m
         assert not disk.lacks(0, records)
         disk.refusals = 0
         monkeypatch.setattr(os, "fdatasync", flush)
+
+
+def test_a_record_that_was_cut_off_leaves_nothing_for_flushed_that_comes_in_its_place(journals, tmp_path, monkeypatch):
+    """Its bytes were written again and flushed, and then the last flush failed."""
+    records = tmp_path / "tasks" / "task-1" / "journal" / "records"
+    with closing(journals.open("task-1")) as writer:
+        writer.append(e.Trouble("first", ""), at=datetime.now(UTC))
+        disk, flush = ForgetfulDisk(monkeypatch, refusals=1), os.fdatasync
+        with pytest.raises(OSError, match="Input/output"):
+            writer.sync()
+        outcomes = iter([False, True])
+
+        def fail_the_last(descriptor):
+            disk.refusals = next(outcomes, False)
+            flush(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", fail_the_last)
+        with pytest.raises(OSError, match="Input/output"):
+            writer.append(e.Trouble("second, which is long", "x" * 500), at=datetime.now(UTC), durable=True)
+        monkeypatch.setattr(os, "fdatasync", flush)
+        disk.refusals = 1
+        writer.append(e.Trouble("third", ""), at=datetime.now(UTC))
+        with pytest.raises(OSError, match="Input/output"):
+            writer.sync()
+        writer.sync()
+        assert not disk.lacks(0, records)

@@ -121,6 +121,20 @@ def test_a_change_that_fails_half_way_changes_nothing(path):
     store.close()
 
 
+def test_who_only_reads_an_older_index_is_told_who_brings_it_up_to_date(path):
+    SqliteStore(path).close()
+    connection = sqlite3.connect(path)
+    connection.executescript(TO_VERSION_3)
+    connection.close()
+
+    with pytest.raises(StoreUnusableError, match=r"version 3.*start the server"):
+        SqliteStore(path, read_only=True)
+
+    assert version(path) == 3
+    SqliteStore(path).close()
+    SqliteStore(path, read_only=True).close()
+
+
 def test_a_database_of_a_newer_program_is_left_alone(path):
     SqliteStore(path).close()
     newer = version(path) + 1
@@ -278,9 +292,7 @@ def test_before_an_older_index_is_brought_up_to_date_it_is_copied(path):
     store.close()
     newest = version(path)
     connection = sqlite3.connect(path)
-    connection.executescript(
-        "ALTER TABLE tasks DROP COLUMN fold; ALTER TABLE tasks DROP COLUMN artifacts; PRAGMA user_version = 3;"
-    )
+    connection.executescript(TO_VERSION_3)
     connection.close()
     path.with_name("index.sqlite.v3.new").write_bytes(b"what a crash left")
 
@@ -351,9 +363,7 @@ def test_a_new_index_has_nothing_to_copy(path):
 def test_without_room_for_the_copy_the_index_stays_as_it_was(path):
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
-    connection.executescript(
-        "ALTER TABLE tasks DROP COLUMN fold; ALTER TABLE tasks DROP COLUMN artifacts; PRAGMA user_version = 3;"
-    )
+    connection.executescript(TO_VERSION_3)
     connection.close()
     path.with_name("index.sqlite.v3.new").mkdir()
 

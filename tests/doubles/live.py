@@ -25,6 +25,8 @@ from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 
 SERVER_KEY = f"sk-ant-the-servers-own-key-{secrets.token_hex(8)}"
 ORGANISATION = "https://github.com/org/"
+START_SECONDS = 90
+"""A server that begins with a guest without KVM takes most of it on a busy machine."""
 
 
 def bash(command):
@@ -60,7 +62,7 @@ class Process:
             self._popen = subprocess.Popen(
                 [*prefix, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment
             )
-        ready, _, _ = select.select([self._popen.stdout], [], [], 30)
+        ready, _, _ = select.select([self._popen.stdout], [], [], START_SECONDS)
         line = self._popen.stdout.readline() if ready else b""
         if not line:
             self.stop()

@@ -110,12 +110,7 @@ class Launcher:
                 return False
             try:
                 task = (await asyncio.to_thread(read_task, self._journals, feed.task.id, feed.reading)).task
-                if (
-                    task is not None
-                    and task.state is TaskState.PENDING
-                    and task.cancel is None
-                    and task.failure is None
-                ):
+                if task is not None and task.waits_to_begin:
                     feed.recorder = Recorder(writer, task, self._clock.now)
             finally:
                 if feed.recorder is None:

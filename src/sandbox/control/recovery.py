@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Journals
@@ -26,21 +25,13 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[Feed]:
     """
     for task_id, reason in catch_up(journals, store).items():
         _log.error("Task %s cannot be taken into the index: %s", task_id, reason, extra={"task_id": task_id})
-    feeds = [_feed(journals, clock, indexed) for indexed in _unfinished(store)]
+        _drop_damaged(store, task_id)
+    feeds = [_feed(journals, clock, indexed) for indexed in store.unfinished()]
     return sorted(feeds, key=lambda feed: feed.recorder is not None)
 
 
-def _unfinished(store: Store) -> Sequence[Indexed]:
-    """Rows that are damaged and could not be made anew go: they tell nothing of their tasks, and hide all others."""
-    try:
-        return store.unfinished()
-    except IndexDamagedError:
-        for task_id in store.outdated():
-            _drop_damaged(store, task_id)
-        return store.unfinished()
-
-
 def _drop_damaged(store: Store, task_id: str) -> None:
+    """A damaged row tells nothing of its task, and hides all others from lists."""
     try:
         store.load(task_id)
     except IndexDamagedError:

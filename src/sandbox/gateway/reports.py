@@ -62,7 +62,7 @@ class Reports:
         self._report(EgressDenied(self.shown(host), port, reason))
         self._denials_told += 1
         if self._denials_told == DENIALS_TOLD_MAX:
-            message = f"Over {DENIALS_TOLD_MAX} refusals are counted, and not listed one by one."
+            message = "Further refusals are counted, and not listed one by one."
             self._report(Trouble("egress_denials_dropped", message))
 
     def trouble(self, error: str, message: str) -> None:

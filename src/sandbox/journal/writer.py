@@ -87,11 +87,13 @@ class FileJournalWriter:
         with self._flushing:
             end = self._end + appended_bytes
             try:
-                while self._flushed_end < min(self._doubtful_end, end):
-                    piece_end = min(self._flushed_end + _AGAIN_BYTES, end)
-                    _write_again(self._records, self._flushed_end, piece_end)
+                at = self._flushed_end
+                while at < min(self._doubtful_end, end):
+                    begin, at = at, min(at + _AGAIN_BYTES, end)
+                    _write_again(self._records, begin, at)
                     os.fdatasync(self._records_fd)
-                    self._flushed_end = piece_end
+                    # What waits for this flush may be cut off, should the one below fail.
+                    self._flushed_end = min(at, self._end)
                 os.fdatasync(self._records_fd)
             except BaseException:
                 self._is_dirty = True

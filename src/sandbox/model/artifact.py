@@ -36,13 +36,21 @@ class Artifacts(tuple[Artifact, ...]):
 
     _by_name: dict[str, Artifact]
 
+    def named(self, name: str) -> Artifact | None:
+        """The one of this name."""
+        return self._found().get(name)
+
     def collected(self, artifact: Artifact) -> Self:
         """With this one as the last, in the place of an earlier one of its name."""
-        by_name = self.__dict__.pop("_by_name", None)
-        if by_name is None:
-            by_name = {known.name: known for known in self}
+        by_name = self._found()
+        del self._by_name
         by_name.pop(artifact.name, None)
         by_name[artifact.name] = artifact
         added = type(self)(by_name.values())
         added._by_name = by_name
         return added
+
+    def _found(self) -> dict[str, Artifact]:
+        if "_by_name" not in self.__dict__:
+            self._by_name = {known.name: known for known in self}
+        return self._by_name

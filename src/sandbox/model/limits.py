@@ -91,6 +91,9 @@ MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
 ROOM_CHECK_SECONDS = 1.0
 """How often the machine's memory is looked at while tasks wait."""
 
+MEASUREMENT_KEPT_SECONDS = 600.0
+"""What was measured of the disk while nobody waited any more serves the next who asks; later it is measured anew."""
+
 JANITOR_INTERVAL_SECONDS = 300.0
 """Between two rounds of the janitor: preserved sandboxes whose time is over go, and what crashes left."""
 

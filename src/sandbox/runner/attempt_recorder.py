@@ -58,17 +58,23 @@ class AttemptRecorder:
         Raises IllegalEventError when it cannot happen now, OSError for a wish to cancel that cannot be written now,
         and for a record that is too long.
         """
+        self._record(event)
+
+    def _record(self, event: e.Event) -> bool:
+        """Whether it was not left out."""
         if self._is_cut and (isinstance(event, e.AgentExited) or not self._is_held_up()):
             self._tell_left_out()
         if isinstance(event, e.Output) and (self._is_cut or self.space.is_short()):
             self._leave_out(event)
-            return
+            return False
         try:
             self._recorder.record(event)
         except OSError:
             if not can_be_left_out(event):
                 raise
             self._leave_out(event)
+            return False
+        return True
 
     def record_once(self, event: e.AttemptFailed | e.Trouble, about: str = "") -> None:
         """As `record`, unless this has recorded the same before: what is tried again finds the same again.
@@ -76,11 +82,7 @@ class AttemptRecorder:
         about: what the event is about, where it does not say so itself.
         """
         key = hash((event, about))
-        if key in self._recorded_once:
-            return
-        left_out_events = self._left_out_events
-        self.record(event)
-        if self._left_out_events == left_out_events:
+        if key not in self._recorded_once and self._record(event):
             self._recorded_once.add(key)
 
     def take_reserve(self) -> None:

@@ -201,12 +201,13 @@ def _lay_file(target: str, spare: str, text: str) -> None:
 
 
 def lay_terminals() -> None:
-    """At TERMINALS, and in the place where programs look for them."""
+    """At TERMINALS, and in the place where gVisor looks for them, where the host has one."""
     os.mkdir(TERMINALS)  # noqa: PTH102
     options = f"newinstance,ptmxmode=0666,mode=0600,max={TERMINALS_MAX}"
     _mount("devpts", TERMINALS, "devpts", MS_NOSUID | MS_NOEXEC, options)
-    _mount(TERMINALS, "/dev/pts", None, MS_BIND)
-    _mount(f"{TERMINALS}/ptmx", "/dev/ptmx", None, MS_BIND)
+    for source, place in ((TERMINALS, "/dev/pts"), (f"{TERMINALS}/ptmx", "/dev/ptmx")):
+        if os.path.exists(place):  # noqa: PTH110
+            _mount(source, place, None, MS_BIND)
 
 
 def own_users(kernel_uid: int, agent_uid: int) -> None:
@@ -258,7 +259,7 @@ def settle(*, are_files_bounded: bool) -> None:
 
 
 def bound_open_files() -> None:
-    """For this process and all that come of it. Where less is allowed already, that stays."""
+    """For this process and all that come of it. Where less may be asked for already, that stays."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, OPEN_FILES_SOFT_MAX), most))

@@ -48,6 +48,16 @@ def refuse_newer(connection: sqlite3.Connection) -> int:
     return int(present)
 
 
+def refuse_other(connection: sqlite3.Connection) -> None:
+    """For who changes nothing. Raises StoreTooNewError, StoreUnusableError for an older one, sqlite3.Error."""
+    present, newest = refuse_newer(connection), max(_load_steps())
+    if present < newest:
+        raise StoreUnusableError(
+            f"The index has version {present}, this Sandbox knows {newest}: start the server, which brings it up to "
+            "date."
+        )
+
+
 def _keep_copy(connection: sqlite3.Connection, copy: Path) -> None:
     """The index as it was, written beside and renamed. What a crash left of an earlier try is written anew."""
     beside = copy.with_name(f"{copy.name}.new")

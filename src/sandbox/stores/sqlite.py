@@ -25,7 +25,7 @@ from sandbox.stores.full_disk import is_disk_full
 from sandbox.stores.listing import Listing
 from sandbox.stores.place import cursor_of, microseconds
 from sandbox.stores.queries import load_queries
-from sandbox.stores.schema import StoreUnusableError, migrate, refuse_newer
+from sandbox.stores.schema import StoreUnusableError, migrate, refuse_other
 
 T = TypeVar("T")
 _UNFINISHED = msgspec.json.encode([state for state in TaskState if not state.is_terminal]).decode()
@@ -140,7 +140,7 @@ def _open(path: Path, *, read_only: bool) -> Connections:
     connections = Connections(path, read_only=read_only)
     try:
         if read_only:
-            refuse_newer(connections.writer)
+            refuse_other(connections.writer)
         else:
             migrate(connections.writer, path)
     except BaseException:

@@ -53,8 +53,8 @@ def gather_duties(data_dir: Path, run_dir: Path, rooms: Equipment, settings: Ser
     return (
         Duty("preserved sandboxes", expire, "Look at the index and the disk of the data directory."),
         Duty("what crashes left of attempts", clearing.clear, "docs/operations.md tells how to remove it by hand."),
-        Duty("tasks that are kept no longer", prune, "Look at [retention] and the disk of the data directory."),
         Duty("journals of finished tasks", packing.sweep, "Make room on the disk of the data directory."),
+        Duty("tasks that are kept no longer", prune, "Look at [retention] and the disk of the data directory."),
         Duty("what probes left", probes.clear, f"Look into {run_dir}."),
         Duty("half-made images", clear_profiles, f"Look into {data_dir / 'profiles'}."),
     )

@@ -545,10 +545,16 @@ def test_a_task_that_has_failed_waits_for_no_room_to_end(world):
     assert asyncio.run(play()).state is TaskState.FAILED
 
 
+@pytest.mark.parametrize("is_finished", [False, True])
 @pytest.mark.parametrize("journal", ["damaged", "torn", "gone"])
-def test_a_task_of_which_neither_index_nor_journal_tells_keeps_no_server_from_its_start(tmp_path, caplog, journal):
+def test_a_task_of_which_neither_index_nor_journal_tells_keeps_nobody_from_the_others(
+    tmp_path, caplog, journal, is_finished
+):
     kept = KeptTasks.of_three(tmp_path)
-    kept.begin("lost").writer.close()
+    if is_finished:
+        kept.finish("lost")
+    else:
+        kept.begin("lost").writer.close()
     kept.index("lost")
     kept.damage_row("lost")
     if journal == "gone":

@@ -15,7 +15,7 @@ import msgspec
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.secret_fingerprint import has_fingerprint
 from sandbox.contracts.workspace import LeftOut
-from sandbox.model.artifact import OWN_DIRECTORY, Artifact
+from sandbox.model.artifact import OWN_DIRECTORY, Artifact, Artifacts
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
 from sandbox.model.frame import attempts_fields, error, timestamp
@@ -195,8 +195,14 @@ def _store(part: Path, target: Path) -> tuple[str, int]:
 
 def _tell(attempt: Attempt, artifact: Artifact) -> None:
     """Unless an earlier try has told the same."""
-    if artifact not in attempt.task.artifacts:
+    if _kept(attempt, artifact.name) != artifact:
         attempt.recorder.record(ArtifactCollected(artifact))
+
+
+def _kept(attempt: Attempt, name: str) -> Artifact | None:
+    """By this try, or by an earlier one."""
+    kept = attempt.task.artifacts
+    return (kept if isinstance(kept, Artifacts) else Artifacts(kept)).named(name)
 
 
 async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Artifact:
@@ -221,7 +227,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 async def _keep_transcript(attempt: Attempt, directory: Path) -> None:
     """One that an earlier try has kept is whole, for the agent has ended: another needs room that there may not be."""
-    kept = next((each for each in attempt.task.artifacts if each.name == _TRANSCRIPT), None)
+    kept = _kept(attempt, _TRANSCRIPT)
     if kept is not None and (directory / _TRANSCRIPT).is_file():
         _tell(attempt, await _checked(attempt, directory, kept))
     else:

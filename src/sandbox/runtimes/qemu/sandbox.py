@@ -76,7 +76,7 @@ class QemuSandbox:
         except TimeoutError:
             raise BootError(f"not within {within_seconds:.0f} s; {self._last_words()}", is_late=True) from None
         except OSError as error:
-            raise BootError(f"what it needs cannot be opened: {error.strerror}") from error
+            raise BootError(f"what it needs cannot be opened: {error.strerror or error}") from error
         if not self._ready.done():
             raise BootError(self._last_words())
 
