@@ -98,7 +98,7 @@ def test_whatever_was_made_when_all_died_is_gone_when_the_next_server_has_starte
         crash(machine, task_id)
         seen |= left_behind(machine.data_dir).keys()
         machine.start_server()
-        until(lambda: not left_behind(machine.data_dir), 30, f"nothing to be left of a death at {what}")
+        until(lambda: not left_behind(machine.data_dir), 60, f"nothing to be left of a death at {what}")
         assert machine.status(task_id)["error"]["code"] == "runner_lost"
     assert {"files", "cgroups"} <= seen or os.geteuid() != 0
 

@@ -142,9 +142,9 @@ def test_what_a_dead_runner_left_half_collected_is_collected_again_and_once(stag
 
 def test_an_attempt_leaves_no_unfinished_file_when_collecting_takes_too_long(stage):
     """Neither patch nor files came to an end: the work is lost, but its story is not."""
-    scene = stage(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "1s"})
+    scene = stage(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
     scene.attempt.files.runner_log.write_bytes(b"a log\n")
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert scene.task.failure.code == "collect_failed"
     assert "raise lifecycle.collect_timeout" in scene.task.failure.message
     assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
