@@ -90,7 +90,7 @@ def add_log_routes(app: FastAPI) -> None:
             header(
                 "Last-Event-ID",
                 "Follow after this seq; `after` in the query wins",
-                {"type": "string", "pattern": "^[0-9]{0,19}$"},
+                {"type": "string", "pattern": "^([0-9]{0,18}|[0-8][0-9]{18})$"},
             )
         ),
     )(read_logs)

@@ -79,22 +79,6 @@ def test_one_number_for_both_ports_is_a_mistake(environment):
         assert b"server.ws_port (--ws-port) must differ from server.port (--port)" in ran.stderr
 
 
-def test_of_two_that_want_one_port_at_once_the_second_is_told(environment):
-    held = bind("127.0.0.1", 0)  # as a server does long before it answers
-    try:
-        ports = ["--port", str(held[0].getsockname()[1]), "--ws-port", "0"]
-        ran = subprocess.run(
-            [*SANDBOX, "serve", *ports],
-            env={**environment, "PATH": os.environ["PATH"]}, capture_output=True, timeout=30, check=False,
-        )  # fmt: skip
-    finally:
-        for one in held:
-            one.close()
-    assert ran.returncode == 10
-    assert b"Traceback" not in ran.stderr
-    assert b"Choose another port with --port (" in ran.stderr
-
-
 @pytest.mark.parametrize("option", ["--port", "--ws-port"])
 def test_a_port_that_is_taken_is_told_with_the_options_that_choose_others(environment, option):
     with socket.create_server(("127.0.0.1", 0)) as taken:
