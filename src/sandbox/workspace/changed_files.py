@@ -1,6 +1,5 @@
 """The changed files themselves, written for a patch that does not hold them."""
 
-from contextlib import suppress
 from pathlib import Path
 
 from sandbox.contracts.layout import AttemptLayout
@@ -12,7 +11,7 @@ from sandbox.workspace.comparing import compare
 from sandbox.workspace.complaint import last_line
 from sandbox.workspace.files import Files, TooManyEntriesError
 from sandbox.workspace.git import Git, GitError
-from sandbox.workspace.new_file import create, flush
+from sandbox.workspace.new_file import create, flush, removing_unless_done
 from sandbox.workspace.stoppable import Stop, run_in_thread
 
 
@@ -32,7 +31,7 @@ async def write_changed_files(git: Git, attempt: AttemptLayout, base_commit: str
 async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
     base = await read_base_tree(git, attempt.repository, base_commit)
     reason = None
-    try:
+    with removing_unless_done(target):
         with create(target) as file:
             tar = ChangesTar(file, ARTIFACT_BYTES_MAX // 2)
 
@@ -45,10 +44,6 @@ async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Pat
                 reason = f"there are {error}, and only the first were looked at"
             await run_in_thread(lambda _: tar.close())
         await run_in_thread(lambda _: flush(target))
-    except BaseException:
-        with suppress(OSError):
-            target.unlink()
-        raise
     if tar.left_out:
         reason = f"{tar.left_out} files would have made it larger than {ARTIFACT_BYTES_MAX // 2 // 1024**2} MiB"
     return reason

@@ -1,6 +1,8 @@
 """Files that this room writes for others: private, and on disk before anybody hears of them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -18,3 +20,14 @@ def flush(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+@contextmanager
+def removing_unless_done(path: Path) -> Iterator[None]:
+    """Where the block fails, what is there of the file goes: on a full disk others need its room until the next try."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise

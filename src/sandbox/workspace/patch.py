@@ -19,7 +19,7 @@ from sandbox.workspace.comparing import compare
 from sandbox.workspace.complaint import last_line
 from sandbox.workspace.files import Files, TooManyEntriesError
 from sandbox.workspace.git import Git, GitError
-from sandbox.workspace.new_file import create, flush
+from sandbox.workspace.new_file import create, flush, removing_unless_done
 from sandbox.workspace.new_tree import NEW_TREE_REF, NewTree
 from sandbox.workspace.pipes import pipe
 from sandbox.workspace.stoppable import Stop, run_in_thread
@@ -96,7 +96,7 @@ def _let_go(repository: Path) -> None:
 
 
 async def _write_difference(git: Git, repository: Path, base_commit: str, target: Path, preamble: bytes) -> None:
-    try:
+    with removing_unless_done(target):
         with create(target) as file:
             file.write(preamble)
             file.flush()
@@ -109,9 +109,6 @@ async def _write_difference(git: Git, repository: Path, base_commit: str, target
                 file_bytes_max=PATCH_BYTES_MAX,
             )
         await run_in_thread(lambda _: _flush(target))
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
 
 
 def _preamble(left_out: Sequence[bytes], too_large: Sequence[bytes]) -> bytes:
