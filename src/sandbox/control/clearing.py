@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.contracts.disks import Remove
-from sandbox.contracts.journal import Journals
+from sandbox.contracts.journal import JournalDamagedError, Journals
 from sandbox.contracts.layout import AttemptLayout, TaskLayout, tasks_root
 from sandbox.contracts.leftovers import Leftovers
+from sandbox.contracts.recorder import read_task
 from sandbox.contracts.store import Store
 from sandbox.control.preservation import Preservation
 from sandbox.model.errors import SandboxError
@@ -81,19 +82,31 @@ class Clearing:
     async def _clear_task(
         self, task_id: str, attempt_ids: Sequence[str], found: Mapping[Leftovers, Collection[str]]
     ) -> list[str]:
-        """Gives what went wrong. Raises StoreError; OSError when the journal's lock cannot be looked at."""
-        indexed = await asyncio.to_thread(self._rooms.store.load, task_id)
-        if indexed is None or not indexed.task.state.is_terminal:
+        """Gives what went wrong. Raises StoreError; OSError when journal or lock cannot be looked at."""
+        task = await asyncio.to_thread(self._read, task_id)
+        if task is None or not task.state.is_terminal:
             return []
         failures = []
         with self._rooms.journals.holding(task_id) as is_over:
             for attempt_id in attempt_ids if is_over else ():
                 try:
                     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                        await self._clear_attempt(indexed.task, attempt_id, found)
+                        await self._clear_attempt(task, attempt_id, found)
                 except (SandboxError, OSError, ValueError, TimeoutError) as error:
                     failures.append(f"attempt {attempt_id} of task {task_id}: {error or 'it takes too long'}")
         return failures
+
+    def _read(self, task_id: str) -> Task | None:
+        """By the index, or by a journal that nobody writes: when a server has just started, the index is behind."""
+        indexed = self._rooms.store.load(task_id)
+        if indexed is None:
+            return None
+        if indexed.task.state.is_terminal or self._rooms.journals.is_held(task_id):
+            return indexed.task
+        try:
+            return read_task(self._rooms.journals, task_id).task
+        except (JournalDamagedError, FileNotFoundError):
+            return None  # whoever follows it tells
 
     async def _clear_attempt(self, task: Task, attempt_id: str, found: Mapping[Leftovers, Collection[str]]) -> None:
         files = TaskLayout(self._rooms.data_dir, task.id).attempt(attempt_id)

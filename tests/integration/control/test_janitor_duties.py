@@ -120,6 +120,24 @@ def test_somebody_who_still_holds_the_journal_of_a_task_that_has_ended_is_not_di
     assert asyncio.run(play()) == ((True, 1), ["runner.log"], set())
 
 
+def test_what_ended_while_no_server_was_there_is_over_before_the_index_has_heard_of_it(world):
+    async def play():
+        async with world.server() as service:
+            files, machine = await begin(world, service, "task-1"), PlayedLeftovers()
+            machine.there.add(files.root.name)
+        for event in TO_END:
+            world.runners.recorders["task-1"].record(event)
+        world.runners.die("task-1")
+        rooms = service.equipment
+        with closing(SqliteStore(world.data_dir / "index.sqlite")) as store:
+            assert not store.load("task-1").task.state.is_terminal
+            here = ClearingRooms(world.data_dir, rooms.journals, store, rooms.preservation, remove)
+            await Clearing(here, [machine]).clear()
+        return names(files), machine.there
+
+    assert asyncio.run(play()) == (["runner.log"], set())
+
+
 def test_a_lock_that_cannot_be_opened_keeps_no_other_task_from_being_cleared_away(world):
     async def play():
         async with world.server() as service:
