@@ -20,7 +20,7 @@ import yaml
 from doubles import played_github
 from doubles.closed_internet import INTERNET_ADDRESS, ClosedInternet
 from doubles.live import World, bash, git, make_repository, python, says, until
-from doubles.tiers import need_runtime
+from doubles.tiers import QEMU_WHOLE, need_runtime
 from sandbox.demo.model_script import Fault, ToolUse, Turn
 
 MINIMAL = """\
@@ -453,7 +453,7 @@ GUEST_SECONDS = 400
 in_a_guest = pytest.mark.timeout(2 * GUEST_SECONDS)  # all is slow there without KVM
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "gvisor", "qemu"])
+@pytest.fixture(scope="module", params=["bubblewrap", "gvisor", *(["qemu"] if QEMU_WHOLE else [])])
 def connected_user(request, tmp_path_factory):
     """A user whose machine reaches an internet that the test plays, api.github.com in it; one in each tier."""
     tmp_path = tmp_path_factory.mktemp(request.param)

@@ -1,12 +1,12 @@
 """What the suites over every runtime share."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from doubles.tiers import QEMU_WHOLE
 from sandbox.contracts.runtime import Probe, Runtime
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.gvisor import GvisorRuntime
@@ -19,38 +19,24 @@ RUNTIMES: dict[str, Callable[[Path], Runtime]] = {
 }
 _found: dict[str, Probe] = {}
 
-_IN_A_GUEST = {
-    "test_output_and_exit_code_come_back",
-    "test_environment_is_what_was_given_and_nothing_of_the_host",
+_SAMPLE_IN_A_GUEST = {
     "test_megabytes_of_output_come_through",
     "test_workspace_home_and_tmp_are_writable_and_survive_on_the_disk",
-    "test_a_signal_reaches_the_command_and_not_its_children",
     "test_kill_ends_what_hides_from_it",
-    "test_another_process_can_destroy_a_living_sandbox",
     "test_everything_inside_dies_within_a_second_when_its_creator_is_killed",
     "test_memory_over_the_limit_is_told_as_such",
-    "test_processes_over_the_limit_cannot_be_made",
-    "test_figures_tell_what_it_uses",
-    "test_the_image_is_read_only_and_the_places_of_work_are_not",
-    "test_a_hard_link_cannot_be_made_to_the_image_and_can_within_the_workspace",
-    "test_the_commands_output_cannot_be_opened_by_another_process_and_can_be_inherited",
-    "test_a_program_that_is_laid_in_unreadable_hides_its_memory_from_its_children",
-    "test_privileged_calls_are_refused",
-    "test_no_privilege_is_held_or_can_be_gained",
     "test_there_is_no_route_out_and_the_gateways_addresses_arrive_as_they_are",
-    "test_what_is_typed_is_shown_and_answered",
-    "test_it_begins_with_its_size_and_follows_changes",
+    "test_no_privilege_is_held_or_can_be_gained",
     "test_it_is_confined_as_the_command_is",
-    "test_a_process_holds_thousands_of_files_open_and_not_any_number",
 }
-"""What is asked of qemu too. Without KVM a guest boots for seconds; SANDBOX_TESTS_QEMU=whole asks it everything."""
+"""What qemu is asked where it is not asked everything: each a duty that its guest does in a way of its own."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes too long in a guest."""
-    if os.environ.get("SANDBOX_TESTS_QEMU") == "whole":
+    """Leave out what is no part of the sample."""
+    if QEMU_WHOLE:
         return
-    left_out = [item for item in items if _is_in_a_guest(item) and item.originalname not in _IN_A_GUEST]
+    left_out = [item for item in items if _is_in_a_guest(item) and item.originalname not in _SAMPLE_IN_A_GUEST]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 

@@ -290,9 +290,9 @@ class World:
     def _end_tasks(self):
         with self._client() as http:
             for task in http.get("/api/v1/tasks").json()["tasks"]:
-                if task["state"] not in TERMINAL:
-                    http.delete(f"/api/v1/tasks/{task['id']}?force=true")
-                    http.get(f"/api/v1/tasks/{task['id']}/wait?timeout=20")
+                address = f"/api/v1/tasks/{task['id']}"
+                if task["state"] not in TERMINAL and http.delete(f"{address}?force=true").is_success:
+                    http.get(f"{address}/wait?timeout=20")
 
 
 TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}

@@ -54,11 +54,13 @@ class Battlefield:
     """Enter it to have both tasks played; `results` are by attack, everything else is what the host saw.
 
     user: the uid that the server runs as, who keeps no limits and so is not attacked for resources; root without.
+    attacks: from inside, by kind; all of them without.
     sent, allowed: packets on the wire, and those that belong there · asked: requests that the host got.
     """
 
-    def __init__(self, directory, tier, *, user=None):
+    def __init__(self, directory, tier, *, user=None, attacks=ATTACKS):
         self.directory, self.tier, self.user = Path(directory), tier, user
+        self.attacks = attacks
         self.results = {}
         self.mark, self.canary = self.directory / "mark", self.directory / "canary.txt"
         self.record = self.directory / "host.ndjson"
@@ -137,7 +139,7 @@ class Battlefield:
         )  # fmt: skip
         assert self.status["state"] == "completed", world.tell()
         self.sent = set(internet.packets[packets:])
-        if self.user is None:
+        if self.user is None and self.attacks["resources"]:
             self._play_resources()
         ports = {int(process.said["url"].rpartition(":")[2]) for process in world.processes if "url" in process.said}
         services = {("tcp", INTERNET_ADDRESS, port) for port in ports}
@@ -204,7 +206,7 @@ class Battlefield:
         # The wrong way round, so that nobody finds it where the attack itself brought it.
         header += f"NEEDLE = bytes(reversed({SERVER_KEY[::-1].encode()!r}))\n"
         files = {"battery.py": (Path(__file__).parent / "battery.py").read_text()}
-        for kind, attacks in ATTACKS.items():
+        for kind, attacks in self.attacks.items():
             given = [{"name": one.name, "attack": one.attack, "twin": one.twin} for one in attacks]
             files[f"{kind}.json"] = json.dumps({"prelude": header + _PRELUDES[kind], "attacks": given})
         return {**files, "laid.py": header + attacks_on_collection.LAID}

@@ -6,26 +6,29 @@ import subprocess
 import pytest
 
 from doubles.live import until
-from doubles.tiers import need_runtime
+from doubles.tiers import QEMU_WHOLE, need_runtime
 from doubles.traces import left_behind
 from escape.battlefield import ATTACKS, HOST, Battlefield
 from escape.verdicts import is_held
 
 pytestmark = pytest.mark.timeout(1800)  # the first of a tier plays all of it
-TIERS = ("bubblewrap", "gvisor", "qemu")
+SAMPLE = {"network": ATTACKS["network"][::8], "credentials": ATTACKS["credentials"][::8], "resources": ()}
+TIERS = {"bubblewrap": ATTACKS, "gvisor": ATTACKS, "qemu": ATTACKS if QEMU_WHOLE else SAMPLE}
 ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks in ATTACKS.items() for one in attacks]
 
 
 @pytest.fixture(scope="module", params=TIERS)
 def field(request, tmp_path_factory):
-    """What came of all attacks on this tier."""
+    """What came of the attacks on this tier."""
     need_runtime(request.param, tmp_path_factory.mktemp("run"))
-    with Battlefield(tmp_path_factory.mktemp(request.param), request.param) as played:
+    with Battlefield(tmp_path_factory.mktemp(request.param), request.param, attacks=TIERS[request.param]) as played:
         yield played
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL)
 def test_an_attack_fails_and_its_twin_works(field, kind, name):
+    if name not in {one.name for one in field.attacks[kind]}:
+        pytest.skip(f"{field.tier} is asked for a sample; script/test-qemu and script/escape-battery ask it everything")
     came_of_it = field.results[kind][name]
     assert is_held(came_of_it), came_of_it
 
