@@ -10,14 +10,16 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sandbox.contracts.disks import Remove
 from sandbox.contracts.journal import JournalDamagedError, Journals
 from sandbox.contracts.layout import AttemptLayout, TaskLayout, tasks_root
 from sandbox.contracts.leftovers import Leftovers
-from sandbox.contracts.recorder import read_task
+from sandbox.contracts.recorder import Reading, read_task
 from sandbox.contracts.store import Store
+from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.control.preservation import Preservation
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
@@ -54,8 +56,9 @@ class Clearing:
         """Look everywhere once. What cannot be cleared keeps nothing else; raises ClearingFailedError at the end."""
         found = {kind: frozenset(await asyncio.to_thread(kind.attempt_ids)) for kind in self._kinds}
         # After the look at the machine: whoever has something there had a directory before it.
-        known = await asyncio.to_thread(lambda: dict(_list_attempts(self._rooms.data_dir)))
-        failures = []
+        failures: list[str] = []
+        known = await asyncio.to_thread(lambda: dict(_list_attempts(self._rooms.data_dir, failures)))
+        is_all_known = not failures
         for task_id, attempt_ids in _by_task(known, frozenset().union(*found.values())).items():
             try:
                 failures += await self._clear_task(task_id, attempt_ids, found)
@@ -63,7 +66,7 @@ class Clearing:
                 failures.append(f"the lock of task {task_id}: {error}")
             except SandboxError as error:
                 failures.append(f"task {task_id}: {error}")
-        for kind in filter(lambda kind: kind.is_private, self._kinds):
+        for kind in filter(lambda kind: kind.is_private and is_all_known, self._kinds):
             failures += await self._clear_nobodys(kind, found[kind] - known.keys())
         if failures:
             raise ClearingFailedError("; ".join(failures))
@@ -83,7 +86,7 @@ class Clearing:
         self, task_id: str, attempt_ids: Sequence[str], found: Mapping[Leftovers, Collection[str]]
     ) -> list[str]:
         """Gives what went wrong. Raises StoreError; OSError when journal or lock cannot be looked at."""
-        task = await asyncio.to_thread(self._read, task_id)
+        task = await wait_in_thread(partial(self._read, task_id))
         if task is None or not task.state.is_terminal:
             return []
         failures = []
@@ -104,7 +107,7 @@ class Clearing:
         if indexed.task.state.is_terminal or self._rooms.journals.is_held(task_id):
             return indexed.task
         try:
-            return read_task(self._rooms.journals, task_id).task
+            return read_task(self._rooms.journals, task_id, Reading(indexed.task, indexed.offset)).task
         except (JournalDamagedError, FileNotFoundError):
             return None  # whoever follows it tells
 
@@ -136,16 +139,19 @@ def _is_last(task: Task, attempt_id: str) -> bool:
     return task.attempt is not None and task.attempt.id == attempt_id
 
 
-def _list_attempts(data_dir: Path) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Every attempt's id, with its task's, and whether it has files beside its log.
+def _list_attempts(data_dir: Path, failures: list[str]) -> Iterator[tuple[str, tuple[str, bool]]]:
+    """Every attempt's id, with its task's, and whether it has files beside its log; what cannot be read is noted.
 
     Text and no paths, since most of it is of tasks that ended long ago and left nothing.
     """
     layout = TaskLayout(data_dir, "")
     root, attempts, log = str(tasks_root(data_dir)), layout.attempts_root.name, layout.attempt("").runner_log.name
     for task_id in _names(root):
-        for attempt_id in _names(f"{root}/{task_id}/{attempts}"):
-            yield attempt_id, (task_id, _names(f"{root}/{task_id}/{attempts}/{attempt_id}") not in ([], [log]))
+        try:
+            for attempt_id in _names(f"{root}/{task_id}/{attempts}"):
+                yield attempt_id, (task_id, _names(f"{root}/{task_id}/{attempts}/{attempt_id}") not in ([], [log]))
+        except OSError as error:
+            failures.append(f"the attempts of task {task_id}: {error}")
 
 
 def _names(directory: str) -> list[str]:

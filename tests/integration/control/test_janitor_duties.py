@@ -1,7 +1,9 @@
 """What the janitor clears away and what it never touches, with traces of attempts that the test plays itself."""
 
 import asyncio
+import errno
 import logging
+import os
 import sqlite3
 from contextlib import closing
 
@@ -136,6 +138,31 @@ def test_what_ended_while_no_server_was_there_is_over_before_the_index_has_heard
         return names(files), machine.there
 
     assert asyncio.run(play()) == (["runner.log"], set())
+
+
+def test_a_directory_that_cannot_be_read_keeps_no_other_task_from_being_cleared_away(world, monkeypatch):
+    listed = os.listdir
+
+    def read(path):
+        if str(path).endswith("task-1/attempts"):
+            raise OSError(errno.EIO, "Input/output error")
+        return listed(path)
+
+    async def play():
+        async with world.server() as service:
+            await begin(world, service, "task-1")
+            files, machine, sockets = await begin(world, service, "task-2"), PlayedLeftovers(), PlayedLeftovers()
+            sockets.is_private, sockets.there = True, {"of-task-1"}
+            machine.there.add(files.root.name)
+            for task_id in ("task-1", "task-2"):
+                await end(world, service, task_id, *TO_END)
+            monkeypatch.setattr("os.listdir", read)
+            with pytest.raises(ClearingFailedError, match="attempts of task task-1"):
+                await clearing(world, service, machine, sockets).clear()
+            monkeypatch.undo()
+            return names(files), machine.there, sockets.there
+
+    assert asyncio.run(play()) == (["runner.log"], set(), {"of-task-1"})
 
 
 def test_a_lock_that_cannot_be_opened_keeps_no_other_task_from_being_cleared_away(world):
