@@ -8,6 +8,7 @@ import msgspec
 
 from sandbox.contracts.recorder import Reading, Recorder
 from sandbox.contracts.store import Indexed, StoreError
+from sandbox.model.limits import FINISHER_PAUSE_FACTOR, FINISHER_PAUSE_SECONDS
 from sandbox.model.task import Task
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Feed:
         self.note = ""
         self._logged = ""
         self._pause_began: tuple[int, float] | None = None
+        self._finisher_launched_at = 0.0
         self._bell = asyncio.Event()
         self._stirred = asyncio.Event()
 
@@ -69,6 +71,16 @@ class Feed:
         if self._pause_began is None or self._pause_began[0] != self.task.last_seq:
             self._pause_began = (self.task.last_seq, monotonic)
         return monotonic - self._pause_began[1] >= seconds
+
+    def count_finisher(self, monotonic: float) -> None:
+        """One was launched at this moment."""
+        self.finishers_launched += 1
+        self._finisher_launched_at = monotonic
+
+    def has_rested(self, monotonic: float) -> bool:
+        """Whether what ended the last finisher had time to pass: only finishers can save what an agent has done."""
+        pause = FINISHER_PAUSE_SECONDS * FINISHER_PAUSE_FACTOR ** (self.finishers_launched - 1)
+        return not self.finishers_launched or monotonic - self._finisher_launched_at >= pause
 
     def stir(self) -> None:
         """The server has written or handed over the journal: let the follower look at once."""

@@ -43,9 +43,9 @@ FindImage = Callable[[str], Image | None]
 """What a profile stands for now, None for the host's own /usr. Raises ImageUnusableError."""
 
 
-_OF_THE_MOMENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE})
+_OF_THE_MOMENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
 """What a machine says that has no process, memory or descriptor to give just now, and a runner's pipe when somebody
-killed the runner before it had its order; no task has a part in it."""
+killed the runner before it had its order, or the machine was too busy for it; no task has a part in it."""
 
 
 class Host(NamedTuple):
@@ -187,10 +187,14 @@ class Launcher:
     async def finish(self, feed: Feed) -> None:
         """Nobody carries the task on: let a finisher end what a dead runner left, or begin the attempt that follows.
 
-        When finishers die too, the books are ended here, and so are those of a task that has not begun and is to end.
+        When finishers die too, the books are ended here, each time after a longer pause; those of a task that has not
+        begun and is to end are ended here at once.
         Raises OSError, JournalDamagedError.
         """
         if not feed.has_paused(pause_seconds(feed.task), self._clock.monotonic()):
+            return
+        if not _may_go_on(feed.task) and not feed.has_rested(self._clock.monotonic()):
+            feed.note = "Who cleans up after the task died too; another one is tried after a pause."
             return
         # As in `launch`: asked before anything is taken.
         answer = await self._secrets(feed.task)
@@ -240,7 +244,7 @@ class Launcher:
             return
         secrets = {} if isinstance(answer, Failure) else dict(answer)
         await self._start(recorder, attempt.id, secrets=secrets, finish=True)
-        feed.finishers_launched += 1
+        feed.count_finisher(self._clock.monotonic())
 
     async def _follow_up(self, recorder: Recorder, answer: Mapping[str, str] | Failure) -> None:
         """Begin the next attempt; where it cannot, a finisher ends the books."""

@@ -15,8 +15,8 @@ import msgspec
 
 from sandbox.contracts.placement import LaunchOrder
 
-ORDER_SECONDS = 10.0
-"""How long a new runner may take to accept its order; past it it is killed and the launch fails."""
+ORDER_SECONDS = 30.0
+"""How long a new runner may take to accept its order, as long as it waits for it; past it it is killed."""
 
 
 class LocalPlacement:

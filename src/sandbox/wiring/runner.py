@@ -4,6 +4,7 @@ Imports nothing of the server's, so that a runner starts fast and stays small.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -95,16 +96,26 @@ async def _live(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -
         return
     attempt = wire_attempt(order, lock_fd, redaction)
     signal.alarm(0)
-    # A cleaner of temporary files may have been there since the server began.
-    run_dir = Path(order.run_dir)
-    make_private(run_dir.parent)
-    make_private(run_dir)
     life = AttemptLife(attempt)
-    async with listening(runner_socket(run_dir, order.attempt_id), life.cancel, life.terminals):
+    async with contextlib.AsyncExitStack() as held:
+        try:
+            await held.enter_async_context(_heard(order, life))
+        except OSError as error:
+            if not order.finish:
+                raise
+            _log.warning("What a dead runner left is collected by one that nobody can reach: %s", error)
         _log.info("A dead runner's attempt is finished" if order.finish else "The attempt begins")
         await (life.finish() if order.finish else life.carry_out())
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
     attempt.recorder.close()
+
+
+def _heard(order: LaunchOrder, life: AttemptLife) -> contextlib.AbstractAsyncContextManager[None]:
+    """A cleaner of temporary files may have been there since the server began."""
+    run_dir = Path(order.run_dir)
+    make_private(run_dir.parent)
+    make_private(run_dir)
+    return listening(runner_socket(run_dir, order.attempt_id), life.cancel, life.terminals)
 
 
 async def _visit(order: LaunchOrder, redaction: Redaction | None) -> None:

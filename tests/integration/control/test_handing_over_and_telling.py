@@ -1,8 +1,10 @@
 """What a server hands to runners and finishers, and what it tells those who come back to a story."""
 
 import asyncio
+import itertools
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -157,7 +159,33 @@ def test_a_wish_that_a_dead_runner_cannot_take_is_written_before_a_finisher_begi
     assert wishes == [None, CancelRequested("enough")]
 
 
-def test_a_working_agents_task_ends_though_every_finisher_dies(world):
+def test_after_a_finisher_that_died_the_next_one_waits_longer_each_time(world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.4)
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_FACTOR", 3)
+    launched_at = []
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            for count in range(1, 5):
+                await world.launched("task-1", count)
+                launched_at.append(time.monotonic())
+                world.runners.die("task-1")
+                while count == 3 and "tried after a pause" not in (await service.status("task-1")).state_message:
+                    await asyncio.sleep(0.01)
+            await service.wait("task-1", 20)
+            launched_at.append(time.monotonic())
+
+    asyncio.run(play())
+    _, *pauses = (later - earlier for earlier, later in itertools.pairwise(launched_at))
+    assert [pause > least for pause, least in zip(pauses, (0.4, 1.2, 3.6), strict=True)] == [True] * 3
+
+
+def test_a_working_agents_task_ends_though_every_finisher_dies(world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+
     async def play():
         async with world.server() as service:
             await service.submit(manifest())

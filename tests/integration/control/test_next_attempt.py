@@ -162,6 +162,7 @@ def test_secrets_that_are_gone_meanwhile_end_the_task_with_that_reason(world, no
 
 def test_a_server_that_ends_the_books_itself_begins_no_other_attempt(world, monkeypatch):
     monkeypatch.setattr("sandbox.control.launch.FINISHERS_MAX", 1)
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
 
     async def play():
         async with world.server() as service:

@@ -162,7 +162,9 @@ def test_a_finisher_that_cannot_be_started_is_tried_again(world):
     asyncio.run(play())
 
 
-def test_the_end_of_a_task_that_nobody_can_finish_is_written_once_there_is_room(world, disk):
+def test_the_end_of_a_task_that_nobody_can_finish_is_written_once_there_is_room(world, disk, monkeypatch):
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+
     async def play():
         async with world.server() as service:
             await service.submit(manifest())
@@ -503,7 +505,9 @@ def test_a_refused_task_leaves_nothing_to_be_found_by_the_next_server(world, dis
     assert read_task(world.journals, "task-1").task is None
 
 
-@pytest.mark.parametrize("scarce", [errno.ENOSPC, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.EPIPE])
+@pytest.mark.parametrize(
+    "scarce", [errno.ENOSPC, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.EPIPE, errno.ETIMEDOUT]
+)
 def test_a_runner_that_cannot_be_started_now_is_followed_by_a_finisher_and_fails_nobody(world, scarce):
     async def play():
         async with world.server() as service:

@@ -231,7 +231,9 @@ def test_the_death_of_a_runner_is_found_and_a_finisher_started(world):
     assert asyncio.run(play()).failure.code == "runner_lost"
 
 
-def test_when_finishers_die_too_the_task_still_ends(world):
+def test_when_finishers_die_too_the_task_still_ends(world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+
     async def play():
         async with world.server() as service:
             await service.submit(manifest())

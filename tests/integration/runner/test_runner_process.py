@@ -10,7 +10,7 @@ import pytest
 
 from doubles.manifests import manifest
 from sandbox.contracts.placement import LaunchOrder
-from sandbox.contracts.recorder import Recorder
+from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AttemptFailed, AttemptStarted, TaskFinished, TaskSubmitted, Trouble
@@ -141,3 +141,21 @@ def test_a_runner_whose_server_died_while_it_gave_the_order_ends_without_alarm(t
     (told,) = ran.stdout.decode().splitlines()
     assert "Z INFO " in told
     assert ran.returncode == 1
+
+
+@pytest.mark.parametrize("finish", [True, False], ids=["finisher", "first runner"])
+def test_what_a_dead_runner_left_is_finished_also_where_no_socket_can_be_made(tmp_path, finish):
+    journals = FileJournals(tmp_path)
+    recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
+    for event in BEGUN:
+        recorder.record(event)
+    (tmp_path / "run").write_text("in the way")
+    order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path), str(tmp_path / "run"), "bubblewrap", finish=finish)
+    lock_fd = recorder.writer.lock_fd
+    ran = subprocess.run(
+        [sys.executable, "-m", "sandbox.wiring.runner", f"--lock-fd={lock_fd}"],
+        input=msgspec.json.encode(order), pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    recorder.writer.close()
+    task = read_task(journals, "task-1").task
+    assert (ran.returncode == 0, task.state.is_terminal) == (finish, finish), ran.stderr
