@@ -2,15 +2,18 @@
 
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sandbox.model.errors import SandboxError
 
+_WORDS_BYTES_MAX = 8192
+
 
 class DataDirBusyError(SandboxError):
-    """Another server works on this data directory."""
+    """Another server works on this data directory, or on the one that it is a copy of."""
 
     code = "data_dir_busy"
 
@@ -20,7 +23,8 @@ def held(data_dir: Path) -> Iterator[None]:
     """Work on a data directory as nobody else does meanwhile; the lock goes with the process.
 
     The directory itself is locked, whatever path leads to it: no cleaner can take it away, as it can a file. The file
-    `server.lock` says who it is. Raises DataDirBusyError, OSError.
+    `server.lock` says who it is, and where. A copy names the same attempts as what it was copied from, and would end
+    those that run there: it is refused. Raises DataDirBusyError, OSError.
     """
     with ExitStack() as opened:
         directory = _open(opened, data_dir, os.O_RDONLY | os.O_DIRECTORY)
@@ -29,10 +33,32 @@ def held(data_dir: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise DataDirBusyError(_describe(data_dir, os.read(file, 32))) from None
+                raise DataDirBusyError(_describe(data_dir, os.pread(file, 32, 0))) from None
+        _refuse_copy(data_dir, os.pread(file, _WORDS_BYTES_MAX, 0))
         os.ftruncate(file, 0)
-        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(file, _sign(data_dir), 0)
         yield
+
+
+def _sign(data_dir: Path) -> bytes:
+    found = data_dir.stat()
+    return f"{os.getpid()}\n{found.st_dev} {found.st_ino}\n".encode() + os.fsencode(data_dir.resolve())
+
+
+def _refuse_copy(data_dir: Path, signed: bytes) -> None:
+    """What was moved is no copy: nothing is left where it was."""
+    try:
+        _, there, path = signed.split(b"\n", 2)
+        original = Path(os.fsdecode(path))
+        found = original.stat()
+    except (ValueError, OSError):
+        return
+    if there == f"{found.st_dev} {found.st_ino}".encode() and not os.path.samestat(found, data_dir.stat()):
+        raise DataDirBusyError(
+            f"{data_dir} is a copy of {original}, whose tasks it would end. Copies are made by 'sandbox admin backup' "
+            f"and 'sandbox admin restore'. Or, once nothing runs there any more: "
+            f"rm {shlex.quote(str(data_dir / 'server.lock'))}"
+        )
 
 
 def _open(opened: ExitStack, path: Path, flags: int) -> int:
@@ -42,6 +68,6 @@ def _open(opened: ExitStack, path: Path, flags: int) -> int:
 
 
 def _describe(data_dir: Path, owner: bytes) -> str:
-    who = owner.decode(errors="replace").strip()
+    who = owner.decode(errors="replace").partition("\n")[0]
     process = f"The server with process id {who}" if who.isdigit() else "Another server"
     return f"{process} works on {data_dir}; stop it or choose another --data-dir."

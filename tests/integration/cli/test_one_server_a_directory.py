@@ -38,6 +38,24 @@ def test_a_second_server_says_whose_directory_it_is_and_what_to_do(tmp_path):
     )
 
 
+def test_a_copy_of_it_is_refused_while_the_original_is_there(tmp_path):
+    """It names the same attempts: a server on it would take those that run for its own, and end them."""
+    data_dir, copy, moved = tmp_path / "data", tmp_path / "a copy", tmp_path / "moved"
+    data_dir.mkdir(mode=0o700)
+    with held(data_dir):
+        shutil.copytree(data_dir, copy, copy_function=shutil.copy2)
+    refused = serve(copy)
+    assert refused.returncode == 4
+    assert f"{copy} is a copy of {data_dir}, whose tasks it would end." in refused.stderr
+    assert f"rm '{copy}/server.lock'" in refused.stderr
+    with held(data_dir):
+        pass
+    data_dir.rename(moved)
+    for place in (moved, copy):
+        with held(place):
+            pass
+
+
 def test_another_path_to_it_is_the_same_directory(tmp_path):
     data_dir, link = tmp_path / "real" / "data", tmp_path / "link"
     data_dir.mkdir(parents=True)
