@@ -108,7 +108,8 @@ class Journals(Protocol):
     def pack(self, task_id: str) -> None:
         """Compress the journal of a task that is finished: it can be read as before, and never written again.
 
-        One that is packed already stays so. Raises JournalBusyError, JournalDamagedError, FileNotFoundError, OSError.
+        One that is packed already stays so. Raises JournalDamagedError also where its last record is not the end,
+        JournalBusyError, FileNotFoundError, OSError.
         """
         ...
 

@@ -19,6 +19,7 @@ from sandbox.contracts.journal import JournalDamagedError
 from sandbox.journal import line
 from sandbox.journal.directory import flush
 from sandbox.journal.extent import lines, measure
+from sandbox.model.event import TaskFinished
 
 PIECE_BYTES = 256 * 1024
 """How much of a journal is compressed in one piece, and unpacked to read any record in it."""
@@ -121,17 +122,21 @@ def pack(records: Path, packed: Path) -> None:
 
     Beside first, read again and compared, then renamed, then the plain one goes: a crash leaves one of them whole, and
     the next try begins anew. What a full disk refuses takes no room there meanwhile.
-    Raises JournalDamagedError, OSError, FileNotFoundError where there is neither.
+    Raises JournalDamagedError, also where it tells of no end: it could not go on to one. OSError, FileNotFoundError
+    where there is neither.
     """
     beside = packed.with_name(f"{packed.name}.new")
     beside.unlink(missing_ok=True)
     try:
-        end = measure(records).end
+        extent = measure(records)
     except FileNotFoundError:
         packed.stat()
         return
+    if extent.last is None or not isinstance(extent.last.event, TaskFinished):
+        what = f"{records} tells of no end of its task; stop the server and run: sandbox admin rebuild"
+        raise JournalDamagedError(what)
     try:
-        _write_proved(_lines_before(records, end), beside)
+        _write_proved(_lines_before(records, extent.end), beside)
     except Exception:
         beside.unlink(missing_ok=True)
         raise

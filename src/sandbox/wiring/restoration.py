@@ -19,7 +19,7 @@ import msgspec
 
 from sandbox.contracts.layout import TaskLayout, tasks_root
 from sandbox.contracts.recorder import Recorder, read_task
-from sandbox.control.audit import Discrepancy
+from sandbox.control.audit import Discrepancy, Kind
 from sandbox.control.launch import end_books
 from sandbox.journal.directory import flush
 from sandbox.journal.journals import FileJournals
@@ -82,7 +82,7 @@ def restore(source: Path, data_dir: Path) -> Restored:
     try:
         with only_ours(), _Bounded(io.FileIO(source)) as file:
             manifest = _unpack(file, beside)
-            lost = _end_lost(beside)
+            lost, endless = _end_lost(beside)
         tasks_count = rebuild_index(beside).tasks_count
         _, found = check_data(beside, deep=False)
         os.sync()
@@ -91,7 +91,7 @@ def restore(source: Path, data_dir: Path) -> Restored:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     flush(data_dir.parent)
-    return Restored(tasks_count, lost, manifest.remarks, found)
+    return Restored(tasks_count, lost, manifest.remarks, [*endless, *found])
 
 
 def _refuse_place(data_dir: Path) -> None:
@@ -188,9 +188,12 @@ def _place(directory: Path, name: str) -> Path:
     return directory / name
 
 
-def _end_lost(data_dir: Path) -> list[str]:
-    """Whoever carried these tasks out is not on this machine, or works for the directory that was backed up."""
-    journals, lost = FileJournals(data_dir), []
+def _end_lost(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
+    """Whoever carried these tasks out is not on this machine, or works for the directory that was backed up.
+
+    Gives those that have ended now, and those that could not be ended.
+    """
+    journals, lost, endless = FileJournals(data_dir), list[str](), list[Discrepancy]()
     if not tasks_root(data_dir).exists():
         tasks_root(data_dir).mkdir(mode=0o700)
     for task_id in journals.task_ids():
@@ -202,9 +205,19 @@ def _end_lost(data_dir: Path) -> list[str]:
         # By the name of its directory: which task a journal tells of is for its writer to say, who may lie.
         if task is None or task.id != task_id or task.state.is_terminal or task.attempt is None:
             continue
-        _end(journals, task)
-        lost.append(task_id)
-    return lost
+        try:
+            _end(journals, task)
+        except (FileNotFoundError, SandboxError) as error:
+            endless.append(Discrepancy(task_id, Kind.JOURNAL_DAMAGED, _why_endless(task_id, error)))
+        else:
+            lost.append(task_id)
+    return lost, endless
+
+
+def _why_endless(task_id: str, error: FileNotFoundError | SandboxError) -> str:
+    if isinstance(error, SandboxError):
+        return f"It was under way and cannot be ended: {error.message}"
+    return f"Its journal was packed too early; before a server starts: gunzip tasks/{task_id}/journal/records.gz"
 
 
 def _end(journals: FileJournals, task: Task) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import tarfile
 
 import pytest
@@ -13,6 +14,7 @@ from sandbox.contracts.access import Role
 from sandbox.contracts.journal import JournalDamagedError
 from sandbox.contracts.recorder import read_task
 from sandbox.contracts.retention import Retention
+from sandbox.journal import packed
 from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
@@ -185,6 +187,22 @@ def test_a_task_is_not_pruned_before_its_artifacts_are_copied(kept, tmp_path, mo
     assert manifest.remarks == []
     assert restore_here(tmp_path / "backup.tar", tmp_path / "new").discrepancies == []
     assert kept.journals.task_ids() == ["leaving", "running", "waiting"]
+
+
+def test_a_task_whose_books_cannot_be_ended_is_told_and_keeps_no_other_from_its_end(kept, tmp_path):
+    """A packed journal is written no more, and this one was packed too early."""
+    kept.run("early").writer.close()
+    records = kept.records("early")
+    packed._write_proved(records.read_bytes().splitlines(keepends=True), records.with_name("records.gz"))
+    records.unlink()
+    back_up(kept.data_dir, tmp_path / "backup.tar")
+    restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
+    assert (restored.tasks_count, restored.lost) == (6, ["leaving", "running"])
+    (told,) = restored.discrepancies
+    assert (told.task_id, told.kind) == ("early", "journal_damaged")
+    command = told.message.rpartition(": ")[2].split()
+    subprocess.run(command, cwd=tmp_path / "new", timeout=10, check=True)
+    FileJournals(tmp_path / "new").open("early").close()
 
 
 def members(file):

@@ -78,6 +78,15 @@ def test_a_damaged_journal_stays_as_it_is_and_keeps_no_other_from_its_turn(kept,
     assert "old-1" in caplog.text
 
 
+def test_an_older_journal_that_somebody_put_back_stays_as_it_is(kept, world, caplog):
+    data = b"".join(kept.records("old-1").read_bytes().splitlines(keepends=True)[:-1])
+    kept.records("old-1").write_bytes(data)
+    asyncio.run(Packing(world.journals, world.store, world.clock).sweep())
+    assert packed(kept) == ["old-2"]
+    assert kept.records("old-1").read_bytes() == data
+    assert "old-1" in caplog.text
+
+
 def test_what_a_full_disk_left_over_is_done_in_the_next_round(kept, world, monkeypatch):
     packing = Packing(world.journals, world.store, world.clock)
     with monkeypatch.context() as full:

@@ -170,6 +170,22 @@ def test_a_damaged_journal_and_one_that_is_written_are_not_packed(journals, dire
         journals.pack("other")
 
 
+def test_a_journal_that_tells_of_no_end_is_not_packed_and_goes_on(journals, directory):
+    """Whoever asks may have heard of an end: somebody put an older journal back, or a disk lost the last records."""
+    whole = (directory / "records").read_bytes().splitlines(keepends=True)
+    for kept in (whole[:-1], []):
+        (directory / "records").write_bytes(b"".join(kept))
+        with pytest.raises(JournalDamagedError, match="rebuild"):
+            journals.pack("t")
+        assert names(directory) == ["lock", "records"]
+    (directory / "records").write_bytes(b"".join(whole[:-1]))
+    writer = journals.open("t")
+    writer.append(e.TaskFinished(), at=AT)
+    writer.close()
+    journals.pack("t")
+    assert names(directory) == ["lock", "records.gz"]
+
+
 def test_a_packed_journal_is_never_begun_again(journals, directory):
     journals.pack("t")
     with pytest.raises(FileExistsError):
