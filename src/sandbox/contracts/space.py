@@ -14,7 +14,7 @@ class Reserve(Protocol):
 
     @property
     def is_taken(self) -> bool:
-        """Whether it is there to be given back."""
+        """Whether it is there to be given back. Raises OSError."""
         ...
 
     def take(self) -> None:

@@ -312,13 +312,14 @@ class TaskService:
             self._next_look.cancel()
         if self._draining.is_set() or self.equipment.room.is_empty:
             return
+        # First of all: whatever breaks below, who waits is looked at again.
+        self._next_look = asyncio.get_running_loop().call_later(ROOM_CHECK_SECONDS, self._admit)
         if (obstacle := self._obstacle()) is None:
             complaints = self._let_in()
         else:
             complaints = self.equipment.room.held_back(obstacle)
         for task_id, complaint in complaints.items():
             self.equipment.follower.feeds[task_id].note = complaint
-        self._next_look = asyncio.get_running_loop().call_later(ROOM_CHECK_SECONDS, self._admit)
 
     def _obstacle(self) -> str | None:
         """What keeps all waiting tasks from beginning, however much room was promised to them."""

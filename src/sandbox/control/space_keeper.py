@@ -43,11 +43,10 @@ class SpaceKeeper:
         before = self.shortage
         try:
             self.space = self._measure()
-        except OSError as error:
-            self.shortage = f"The disk of {self._data_dir} cannot be looked at: {error.strerror}."
-        else:
             self.shortage = self._judge(was_short=before is not None)
             self._mind_reserve()
+        except OSError as error:
+            self.shortage = f"The disk of {self._data_dir} cannot be looked at: {error.strerror}."
         if self.shortage is not None and before is None:
             _log.warning("New tasks wait. %s", self.shortage)
         elif self.shortage is None and before is not None:

@@ -7,7 +7,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.tasks import UnavailableError
-from sandbox.control.admission import Capacity
+from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.model.event import Idempotency
 from sandbox.model.state import TaskState
 from sandbox.model.watermark import Space
@@ -123,6 +123,25 @@ def test_a_task_waits_while_the_disk_is_nearly_full_and_begins_when_there_is_roo
             world.space = Space(100 * GIB, 1000 * GIB)
             await world.launched("task-1")
             assert (await service.health()).ready
+
+    asyncio.run(play())
+
+
+def test_a_task_begins_although_what_lets_tasks_in_broke_once(world, monkeypatch):
+    admit, breaks = WaitingRoom.admit, [OSError(5, "Input/output error")]
+
+    def admit_later(room, available_bytes):
+        if breaks:
+            raise breaks.pop()
+        return admit(room, available_bytes)
+
+    monkeypatch.setattr(WaitingRoom, "admit", admit_later)
+
+    async def play():
+        async with world.server() as service:
+            with pytest.raises(OSError, match="Input/output"):
+                await service.submit(manifest("task-1"))
+            await world.launched("task-1")
 
     asyncio.run(play())
 

@@ -1,5 +1,8 @@
 """Why a server is not ready, as it says itself."""
 
+import asyncio
+import errno
+
 import pytest
 from msgspec import structs
 
@@ -63,6 +66,30 @@ def test_a_server_with_everything_is_ready(machine):
 )
 def test_a_disk_that_takes_nothing_is_told(machine, space, reason):
     assert reason in machine.reasons(space)
+
+
+def test_a_reserve_that_cannot_be_looked_at_is_told_and_looked_at_again(machine, monkeypatch):
+    more = asyncio.Event()
+    machine.keeper.on_more = more.set
+    monkeypatch.setattr("sandbox.control.space_keeper.SPACE_CHECK_SECONDS", 0.005)
+
+    def refuse(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    async def play():
+        keeping = asyncio.create_task(machine.keeper.run())
+        async with asyncio.timeout(10):
+            while machine.keeper.shortage is None:
+                await asyncio.sleep(0)
+            assert "cannot be looked at: Permission denied" in machine.keeper.shortage
+            broken.undo()
+            await more.wait()
+        keeping.cancel()
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pathlib.Path.exists", refuse)
+        asyncio.run(play())
+    assert machine.reasons() == ""
 
 
 def test_a_small_disk_is_measured_by_its_share_and_a_file_system_that_counts_no_files_by_its_bytes(machine):
