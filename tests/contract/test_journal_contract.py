@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
@@ -242,6 +243,82 @@ def test_a_failed_clean_up_is_made_good_by_the_next_record(journals, monkeypatch
                 writer.append(line("lost"), at=AT)
         assert writer.append(line("two"), at=AT).seq == 2
         assert texts(journals.read("task-1")) == ["one", "two"]
+
+
+def below_tasks(tmp_path):
+    return [path.name for path in (tmp_path / "tasks").rglob("*")]
+
+
+@contextlib.contextmanager
+def descriptors_left(count):
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_journal_for_which_no_descriptor_is_left_leaves_nothing(journals, tmp_path, count):
+    with descriptors_left(count), pytest.raises(OSError, match="Too many open files"):
+        journals.create("task-1")
+    assert below_tasks(tmp_path) == []
+    journals.create("task-1").close()
+
+
+@pytest.mark.parametrize("step", ["os.fsync", "os.mkdir"])
+def test_a_journal_for_which_the_disk_has_no_room_leaves_nothing(journals, tmp_path, monkeypatch, step):
+    do = {"os.fsync": os.fsync, "os.mkdir": os.mkdir}[step]
+
+    def refuse(what, *rest):
+        if step == "os.mkdir" and not str(what).endswith("/journal"):
+            return do(what, *rest)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(step, refuse)
+        with pytest.raises(OSError, match="No space left"):
+            journals.create("task-1")
+    assert below_tasks(tmp_path) == []
+    journals.create("task-1").close()
+
+
+def test_a_journal_that_is_given_up_is_gone_and_can_be_begun_again(journals, tmp_path):
+    writer = journals.create("task-1")
+    journals.give_up("task-1", writer)
+    assert below_tasks(tmp_path) == []
+    with writing(journals) as writer:
+        writer.append(line("x"), at=AT)
+    assert journals.task_ids() == ["task-1"]
+
+
+def test_what_somebody_begins_while_a_journal_is_given_up_stays(journals, tmp_path, monkeypatch):
+    """Between the end of the one's lock and that of its directory another one takes the same id."""
+    given_up, others, rmdir = journals.create("task-1"), [], Path.rmdir
+
+    def begin_first(directory):
+        if not others:
+            others.append(journals.create("task-1"))
+            others[0].append(line("x"), at=AT)
+        rmdir(directory)
+
+    monkeypatch.setattr(Path, "rmdir", begin_first)
+    journals.give_up("task-1", given_up)
+    assert journals.is_held("task-1")
+    assert texts(journals.read("task-1")) == ["x"]
+    others[0].close()
+
+
+def test_what_somebody_has_begun_in_the_place_of_one_that_is_given_up_stays(journals, tmp_path):
+    given_up = journals.create("task-1")
+    shutil.rmtree(tmp_path / "tasks" / "task-1")
+    with writing(journals) as writer:
+        writer.append(line("x"), at=AT)
+        journals.give_up("task-1", given_up)
+        assert texts(journals.read("task-1")) == ["x"]
 
 
 def test_an_event_that_is_no_text_leaves_nothing(journals):

@@ -68,7 +68,11 @@ class Journals(Protocol):
     """All journals below one data directory."""
 
     def create(self, task_id: str) -> JournalWriter:
-        """Begin a task's journal, epoch 1. Raises FileExistsError when the task has one."""
+        """Begin a task's journal, epoch 1. Raises FileExistsError when the task has one, OSError."""
+        ...
+
+    def give_up(self, task_id: str, writer: JournalWriter) -> None:
+        """Remove what `create` made, as record 1 could not be written, and give the lock back. Raises OSError."""
         ...
 
     def open(self, task_id: str) -> JournalWriter:

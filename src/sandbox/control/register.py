@@ -60,7 +60,7 @@ class Register:
         try:
             submission = recorder.record(TaskSubmitted(task_id, manifest, idempotency))
         except BaseException:
-            writer.close()
+            self._journals.give_up(task_id, writer)
             raise
         return Feed(self._index(recorder.task), recorder), submission
 

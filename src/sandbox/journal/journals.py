@@ -8,10 +8,10 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sandbox.contracts.journal import Batch, JournalBusyError, JournalDamagedError
+from sandbox.contracts.journal import Batch, JournalBusyError, JournalDamagedError, JournalWriter
 from sandbox.contracts.layout import TaskLayout, tasks_root
 from sandbox.journal import lock
 from sandbox.journal.directory import flush
@@ -34,23 +34,24 @@ class FileJournals:
     def create(self, task_id: str) -> FileJournalWriter:
         """Begin a journal, its directories on disk. What a crash before record 1 left is taken over.
 
-        Raises FileExistsError when the task has a journal, or gets one from somebody else at this moment.
+        Raises FileExistsError when the task has a journal, or gets one from somebody else at this moment, OSError; of
+        what could not be begun nothing is left.
         """
         directory = self._directory(task_id)
-        _make(directory)
-        try:
-            lock_fd = lock.take(directory / "lock")
-        except JournalBusyError as error:
-            raise FileExistsError(errno.EEXIST, "The task has a journal already", str(directory)) from error
+        lock_fd = _make(directory)
         try:
             _refuse_records(directory)
-            _touch(directory / "records")
-            for changed in (directory, *directory.parents[:3]):
-                flush(changed)
-            return FileJournalWriter(directory / "records", lock_fd, Extent(None, 0))
+            return _begin(directory, lock_fd)
         except BaseException:
             os.close(lock_fd)
             raise
+
+    def give_up(self, task_id: str, writer: JournalWriter) -> None:
+        """Remove a journal that has no record; the contract's `Journals.give_up`."""
+        try:
+            _remove(self._directory(task_id), writer.lock_fd)
+        finally:
+            writer.close()
 
     def open(self, task_id: str) -> FileJournalWriter:
         """Take the lock and go on with the next epoch; the contract's `Journals.open`."""
@@ -153,20 +154,50 @@ def _refuse_records(directory: Path) -> None:
     """A damaged journal is one too. Raises FileExistsError."""
     records = directory / "records"
     try:
-        if not _packed(records).exists() and measure(records).last is None:
+        if not _packed(records).exists() and (not records.exists() or measure(records).last is None):
             return
-    except FileNotFoundError:
-        return
     except JournalDamagedError:
         pass
     raise FileExistsError(errno.EEXIST, "The task has a journal already", str(records))
 
 
-def _make(directory: Path) -> None:
-    for parent in reversed((directory, *directory.parents[:3])):
-        parent.mkdir(mode=0o700, exist_ok=True)
-    _touch(directory / "lock")
+def _make(directory: Path) -> int:
+    """The directories, and the lock, which is held. Raises FileExistsError while somebody else holds it, OSError."""
+    try:
+        for parent in reversed((directory, *directory.parents[:3])):
+            parent.mkdir(mode=0o700, exist_ok=True)
+        return lock.take(directory / "lock", makes=True)
+    except JournalBusyError as error:
+        raise FileExistsError(errno.EEXIST, "The task has a journal already", str(directory)) from error
+    except OSError:
+        _remove_empty(directory)
+        raise
 
 
-def _touch(file: Path) -> None:
-    os.close(os.open(file, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+def _begin(directory: Path, lock_fd: int) -> FileJournalWriter:
+    """No record yet, and everything before it on disk."""
+    records = directory / "records"
+    try:
+        os.close(os.open(records, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        for changed in (directory, *directory.parents[:3]):
+            flush(changed)
+        return FileJournalWriter(records, lock_fd, Extent(None, 0))
+    except BaseException:
+        _remove(directory, lock_fd)
+        raise
+
+
+def _remove(directory: Path, lock_fd: int) -> None:
+    """A journal without a record, whose lock is held; as far as the disk lets us, for somebody is told of worse."""
+    with suppress(OSError):
+        if lock.is_of(lock_fd, directory / "lock"):
+            (directory / "records").unlink(missing_ok=True)
+            (directory / "lock").unlink()
+            _remove_empty(directory)
+
+
+def _remove_empty(directory: Path) -> None:
+    """Neither of the two where somebody has begun something in it meanwhile."""
+    for emptied in (directory, directory.parent):
+        with suppress(OSError):
+            emptied.rmdir()

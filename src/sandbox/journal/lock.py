@@ -15,12 +15,12 @@ _TRIES = 5
 _PAUSE_SECONDS = 0.002
 
 
-def take(path: Path) -> int:
-    """Open and lock the file; gives the descriptor. Raises JournalBusyError, FileNotFoundError."""
-    lock_fd = _open(path)
+def take(path: Path, *, makes: bool = False) -> int:
+    """Open and lock the file, or make it; gives the descriptor. Raises JournalBusyError, FileNotFoundError."""
+    lock_fd = _open(path, os.O_CREAT if makes else 0)
     try:
         _lock(lock_fd, path)
-        if not os.path.samestat(os.fstat(lock_fd), path.stat()):
+        if not is_of(lock_fd, path):
             raise JournalBusyError(f"Somebody has just removed {path.parent}; try again.")
     except BaseException:
         os.close(lock_fd)
@@ -33,10 +33,15 @@ def adopt(path: Path, lock_fd: int) -> None:
 
     Raises OSError (EBADF) when it is another file, JournalBusyError when somebody else holds the lock.
     """
-    if not os.path.samestat(os.fstat(lock_fd), path.stat()):
+    if not is_of(lock_fd, path):
         raise OSError(errno.EBADF, f"Descriptor {lock_fd} is not the lock of this journal", str(path))
     os.set_inheritable(lock_fd, False)
     _lock(lock_fd, path)
+
+
+def is_of(lock_fd: int, path: Path) -> bool:
+    """A descriptor is of the file that is there now, and not of one that was removed. Raises FileNotFoundError."""
+    return os.path.samestat(os.fstat(lock_fd), path.stat())
 
 
 def is_held(path: Path) -> bool:
@@ -51,8 +56,8 @@ def is_held(path: Path) -> bool:
         os.close(lock_fd)
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+def _open(path: Path, flags: int = 0) -> int:
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
 
 
 def _lock(lock_fd: int, path: Path) -> None:

@@ -95,6 +95,7 @@ def test_a_task_that_cannot_be_written_down_is_refused_and_can_be_submitted_agai
             for _ in range(2):
                 with pytest.raises(UnavailableError, match="No space left"):
                     await service.submit(manifest())
+                assert list((world.data_dir / "tasks").iterdir()) == []
             disk.is_full = False
             assert (await service.submit(manifest())).task.state is TaskState.PENDING
             await world.launched("task-1")
@@ -502,7 +503,7 @@ def test_a_refused_task_leaves_nothing_to_be_found_by_the_next_server(world, dis
 
     asyncio.run(before())
     assert asyncio.run(after()) == []
-    assert read_task(world.journals, "task-1").task is None
+    assert world.journals.task_ids() == []
 
 
 @pytest.mark.parametrize(
