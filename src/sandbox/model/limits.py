@@ -201,6 +201,9 @@ SERVER_RESERVE_BYTES = 16 * 1024**2
 """Kept by the server to write ends and to open its index: the ends of a thousand waiting tasks (4 MiB), the index's
 log (4 MiB), and as much again."""
 
+BACKUP_MANIFEST_BYTES_MAX = 256 * 1024**2
+"""What a backup may tell of its files, more than a million of them: restoring reads it into memory."""
+
 KEPT_OUTPUT_BYTES_MAX = 1024**2
 """Output that a runner keeps in memory while the disk takes nothing; later output is left out, and a `gap` says so."""
 

@@ -27,6 +27,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import SandboxError
 from sandbox.model.frame import timestamp
+from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.wiring.hard_links import try_link
 
 MANIFEST = "manifest.json"
@@ -39,6 +40,12 @@ class BackupExistsError(SandboxError):
     """There is a file where the backup was to be."""
 
     code = "backup_exists"
+
+
+class BackupTooLargeError(SandboxError):
+    """There are more files than a backup can tell of."""
+
+    code = "backup_too_large"
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -71,7 +78,7 @@ class Backup:
 def back_up(data_dir: Path, target: Path) -> BackupManifest:
     """Write a backup beside and rename it, for nobody else to read (0600). May be done while tasks run.
 
-    Each task is as its journal told at one moment. Raises BackupExistsError, OSError.
+    Each task is as its journal told at one moment. Raises BackupExistsError, BackupTooLargeError, OSError.
     """
     if os.path.lexists(target):
         raise _exists(target)
@@ -127,6 +134,9 @@ def _write(data_dir: Path, backup: Backup) -> BackupManifest:
     created_at = timestamp(datetime.now(UTC))
     manifest = BackupManifest(VERSION, __version__, created_at, backup.files, backup.remarks)
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    if len(content) > BACKUP_MANIFEST_BYTES_MAX:
+        told = f"{len(backup.files)} files take a manifest of {len(content)} bytes, over {BACKUP_MANIFEST_BYTES_MAX}"
+        raise BackupTooLargeError(f"{told}; remove finished tasks with sandbox admin prune, and try again.")
     backup.tar.addfile(_info(MANIFEST, len(content)), io.BytesIO(content))
     return manifest
 

@@ -26,6 +26,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import Failure, FailureCode, SandboxError
 from sandbox.model.event import TaskFinished
+from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.manifest_formats import TASK_ID
 from sandbox.model.task import Task
 from sandbox.runner.steps.collect import is_collected
@@ -36,7 +37,6 @@ from sandbox.wiring.private_directory import only_ours
 
 _TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/\0]+))")
 _NAME_BYTES_MAX = 255
-_MANIFEST_BYTES_MAX = 256 * 1024**2
 _READ_BYTES_MAX = 1024 * 1024
 _LOST = "The task was under way when the backup was made; what was kept of it until then is here. Submit it again."
 
@@ -122,7 +122,7 @@ def _unpack(file: _Bounded, directory: Path) -> BackupManifest:
                 if manifest is not None:
                     raise BackupUnusableError("Something follows the backup's manifest; it was made by somebody else.")
                 if member.name == MANIFEST:
-                    manifest = _decode(_read_manifest(content))
+                    manifest = _decode(_read_manifest(content, member.size))
                 else:
                     found[member.name] = _store(content, directory, member.name)
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
@@ -143,14 +143,16 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     return content
 
 
-def _read_manifest(content: IO[bytes]) -> bytes:
-    data = b""
-    while len(data) < _MANIFEST_BYTES_MAX and (more := content.read(_READ_BYTES_MAX)):
+def _read_manifest(content: IO[bytes], size_bytes: int) -> bytearray:
+    if size_bytes > BACKUP_MANIFEST_BYTES_MAX:
+        raise BackupUnusableError(f"The backup's manifest has {size_bytes} bytes, more than any; nothing was restored.")
+    data = bytearray()
+    while more := content.read(_READ_BYTES_MAX):
         data += more
     return data
 
 
-def _decode(content: bytes) -> BackupManifest:
+def _decode(content: bytearray) -> BackupManifest:
     try:
         manifest = msgspec.json.decode(content, type=BackupManifest)
     except DECODE_ERRORS as error:

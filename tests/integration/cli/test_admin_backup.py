@@ -20,8 +20,9 @@ from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, ArtifactCollected, Output, TaskFinished
 from sandbox.wiring import backup as backups
+from sandbox.wiring import restoration
 from sandbox.wiring.administration import prune_data
-from sandbox.wiring.backup import BackupExistsError, back_up
+from sandbox.wiring.backup import BackupExistsError, BackupTooLargeError, back_up
 from sandbox.wiring.restoration import BackupUnusableError, PlaceUnusableError
 from sandbox.wiring.restoration import restore as restore_here
 
@@ -319,6 +320,22 @@ def test_a_manifest_without_sense_is_refused_by_a_sentence(tmp_path, more):
     write(tmp_path / "deep.tar", [(tarfile.TarInfo("manifest.json"), b'{"version":1,"x":' + more)])
     with pytest.raises(BackupUnusableError, match="cannot be understood"):
         restore_here(tmp_path / "deep.tar", tmp_path / "new")
+
+
+def test_a_manifest_that_restoring_would_not_read_is_not_written(kept, tmp_path, monkeypatch):
+    back_up(kept.data_dir, tmp_path / "good.tar")
+    size_bytes = len(members(tmp_path / "good.tar")[-1][1])
+    for module in (backups, restoration):
+        monkeypatch.setattr(module, "BACKUP_MANIFEST_BYTES_MAX", size_bytes)
+    assert restore_here(tmp_path / "good.tar", tmp_path / "new").tasks_count == 5
+
+    for module in (backups, restoration):
+        monkeypatch.setattr(module, "BACKUP_MANIFEST_BYTES_MAX", size_bytes - 1)
+    with pytest.raises(BackupTooLargeError, match="sandbox admin prune"):
+        back_up(kept.data_dir, tmp_path / "large.tar")
+    with pytest.raises(BackupUnusableError, match=f"{size_bytes} bytes"):
+        restore_here(tmp_path / "good.tar", tmp_path / "newer")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "good.tar", "new"]
 
 
 @pytest.mark.parametrize("lie", ["attempt", "artifact", "absolute artifact"])
