@@ -96,8 +96,10 @@ def list_tokens(**options: Any) -> None:
 def revoke(token_id: str, **options: Any) -> None:
     """End a token, and the sessions that it opened."""
     from sandbox.access.token_file import TokenNotFoundError
+    from sandbox.wiring.private_directory import refuse_anothers
 
     file = _token_file(load_configuration(options).settings)
+    refuse_anothers(file.path.parent)
     try:
         file.revoke(token_id)
     except TokenNotFoundError as error:

@@ -75,7 +75,8 @@ def refuse_nothing(data_dir: Path) -> None:
 def rebuild_index(data_dir: Path) -> Rebuilt:
     """Make the index anew from the journals alone; the one before is kept as `index.sqlite.before`.
 
-    Raises NoDataError, DataDirBusyError, StoreUnusableError, StoreError, OSError; the index is as it was then.
+    Raises NoDataError, DataDirBusyError, UnsafePlaceError, StoreUnusableError, StoreError, OSError; the index is then
+    as it was.
     """
     refuse_nothing(data_dir)
     with held(data_dir), only_ours():
@@ -106,7 +107,7 @@ def _make_index(journals: FileJournals, file: Path) -> Rebuilt:
 def prune_data(data_dir: Path, retention: Retention, *, dry_run: bool) -> Sequence[PrunedTask]:
     """Remove finished tasks that are kept no longer; gives them.
 
-    Raises NoDataError, DataDirBusyError, StoreUnusableError, StoreError, OSError.
+    Raises NoDataError, DataDirBusyError, UnsafePlaceError, StoreUnusableError, StoreError, OSError.
     """
     refuse_nothing(data_dir)
     with held(data_dir):

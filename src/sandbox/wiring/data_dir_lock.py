@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sandbox.model.errors import SandboxError
+from sandbox.wiring.private_directory import refuse_anothers
 
 _WORDS_BYTES_MAX = 8192
 
@@ -24,8 +25,9 @@ def held(data_dir: Path) -> Iterator[None]:
 
     The directory itself is locked, whatever path leads to it: no cleaner can take it away, as it can a file. The file
     `server.lock` says who it is, and where. A copy names the same attempts as what it was copied from, and would end
-    those that run there: it is refused. Raises DataDirBusyError, OSError.
+    those that run there: it is refused. Raises DataDirBusyError, UnsafePlaceError where it is another user's, OSError.
     """
+    refuse_anothers(data_dir)
     with ExitStack() as opened:
         directory = _open(opened, data_dir, os.O_RDONLY | os.O_DIRECTORY)
         file = _open(opened, data_dir / "server.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)

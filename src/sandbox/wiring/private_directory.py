@@ -1,6 +1,7 @@
 """Directories that nobody else enters."""
 
 import os
+import pwd
 import shlex
 import stat
 from collections.abc import Iterator
@@ -61,11 +62,31 @@ def refuse_foreign(directory: Path) -> None:
         raise UnsafePlaceError(message if is_anybodys else message + mend)
 
 
+def refuse_anothers(directory: Path) -> None:
+    """What would be made there its own user could not use. Raises UnsafePlaceError, OSError."""
+    _refuse_anothers(directory, directory.stat())
+
+
 def _own_directory(directory: Path) -> os.stat_result:
     found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    if not stat.S_ISDIR(found.st_mode):
         raise UnsafePlaceError(f"{directory} is not this user's own directory; remove it or choose another.")
+    _refuse_anothers(directory, found)
     return found
+
+
+def _refuse_anothers(directory: Path, found: os.stat_result) -> None:
+    if found.st_uid != os.geteuid():
+        mend = f"work as its user (sudo -u {_user(found.st_uid)}), or choose another"
+        raise UnsafePlaceError(f"{directory} is not this user's own directory; {mend}.")
+
+
+def _user(uid: int) -> str:
+    """As sudo knows who it is."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"'#{uid}'"
 
 
 def _lets_others_in(found: os.stat_result) -> bool:

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from doubles.kept_tasks import KeptTasks
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
+from sandbox.access.token_file import TokenFile
+from sandbox.cli.exit_code import ExitCode
+from sandbox.contracts.access import Role
 from sandbox.wiring import machine
 from sandbox.wiring.data_dir_lock import DataDirBusyError, held
 from sandbox.wiring.examination import _probe_dir
@@ -165,6 +169,33 @@ def test_doctor_looks_and_changes_nothing(tmp_path):
     told = command("doctor", data_dir=place / "somebodys.txt" / "data")
     assert told.returncode == 1
     assert f"{place / 'somebodys.txt'} is no directory that this user may write to" in told.stdout
+
+
+@needs_root
+def test_who_is_not_its_user_leaves_nothing_that_would_lock_its_server_out(tmp_path):
+    kept = KeptTasks.of_three(tmp_path / "data")
+    _, token = TokenFile(kept.data_dir).create(Role.VIEWER)
+    for path in (kept.data_dir, *kept.data_dir.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    before = everything(kept.data_dir)
+    changes = (
+        ("admin", "rebuild"),
+        ("admin", "prune", "--offline", "--keep", "1"),
+        ("token", "revoke", token.id),
+        ("token", "create", "--role", "viewer"),
+    )
+    for words in changes:
+        refused = command(*words, data_dir=kept.data_dir)
+        assert (refused.returncode, everything(kept.data_dir)) == (ExitCode.USAGE, before)
+        assert "sudo -u nobody" in refused.stderr
+    os.chown(kept.data_dir, 0, 0)
+    for words in changes:
+        done = command(*words, data_dir=kept.data_dir)
+        assert done.returncode == 0, done.stderr
+
+
+def everything(directory):
+    return {path: (found.st_uid, found.st_mtime_ns) for path in directory.rglob("*") if (found := path.lstat())}
 
 
 def test_removing_the_file_of_the_lock_lets_nobody_in(tmp_path):
