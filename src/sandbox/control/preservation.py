@@ -30,7 +30,16 @@ class Preservation:
     def is_kept(self, task: Task) -> bool:
         """Whether files of the task's sandbox are still there for its user."""
         files = self._files(task)
-        return files is not None and any(path.exists() for path in (files.handle, files.disk, files.disk_image))
+        return files is not None and (files.handle.exists() or _has_disk(files))
+
+    def attempt_of(self, task: Task) -> str | None:
+        """In whose directory the files are: the last one's, or an earlier one's whose disk it was to take over."""
+        last = task.attempt
+        if task.state is not TaskState.FAILED_PRESERVED or last is None:
+            return None
+        attempts = (last, *reversed(task.past_attempts)) if last.resumes else (last,)
+        layout = TaskLayout(self._data_dir, task.id)
+        return next((attempt.id for attempt in attempts if _has_disk(layout.attempt(attempt.id))), last.id)
 
     def was_made_with(self, task: Task, secrets: Mapping[str, str]) -> bool:
         """Whether the agent that made the kept files had these values, and no others that nobody knows any more."""
@@ -113,6 +122,9 @@ class Preservation:
         files.visit_lock.unlink(missing_ok=True)
 
     def _files(self, task: Task) -> AttemptLayout | None:
-        if task.state is not TaskState.FAILED_PRESERVED or task.attempt is None:
-            return None
-        return TaskLayout(self._data_dir, task.id).attempt(task.attempt.id)
+        attempt_id = self.attempt_of(task)
+        return None if attempt_id is None else TaskLayout(self._data_dir, task.id).attempt(attempt_id)
+
+
+def _has_disk(files: AttemptLayout) -> bool:
+    return files.disk.exists() or files.disk_image.exists()

@@ -56,7 +56,7 @@ class Visits:
         has_launched = False
         while asyncio.get_running_loop().time() < deadline:
             with suppress(RunnerUnreachableError):
-                return await self._runners.open_terminal(task.attempt.id if task.attempt else "", order)
+                return await self._runners.open_terminal(self._preservation.attempt_of(task) or "", order)
             with self._preservation.holding(task) as lock_fd:
                 if lock_fd is not None and has_launched:
                     break
@@ -76,7 +76,7 @@ class Visits:
             order = msgspec.structs.replace(
                 self._template,
                 task_id=task.id,
-                attempt_id=task.attempt.id if task.attempt else "",
+                attempt_id=self._preservation.attempt_of(task) or "",
                 upstream=None,
                 secrets=secrets,
                 image=await asyncio.to_thread(self._find_image, task.manifest.vm.profile),

@@ -9,16 +9,17 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.layout import TaskLayout
-from sandbox.contracts.placement import TerminalOrder
+from sandbox.contracts.placement import RunnerUnreachableError, TerminalOrder
 from sandbox.contracts.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.contracts.terminals import TerminalRefusedError
 from sandbox.control.expiry import Expiry
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, TaskFinished
+from sandbox.model.event import AgentExited, AttemptEnded, TaskFinished
 from sandbox.model.state import TaskState
 from sandbox.stores.sqlite import SqliteStore
 
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
+LOST = AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "gone"))
 DAY = 24 * 3600
 
 
@@ -50,6 +51,52 @@ async def fail(world, service, task_id, failure_action="preserve"):
     kept.handle.write_text("{}")
     kept.runner_log.write_text("log")
     return kept
+
+
+async def lose_before_the_disk_is_taken_over(world, service):
+    """The first attempt hands its disk on; the second and all finishers die before they have it. Gives its files."""
+    await service.submit(manifest(lifecycle={"failure_action": "preserve", "resume": True}))
+    await world.launched("task-1")
+    kept = files(world, world.runners.orders[0])
+    kept.workspace.mkdir(parents=True)
+    kept.runner_log.write_text("log")
+    world.runners.play("task-1", *TO_RUNNING, LOST, AttemptEnded())
+    async with asyncio.timeout(30):
+        while not (await service.status("task-1")).state.is_terminal:
+            if "task-1" in world.runners.recorders:
+                world.runners.die("task-1")
+            await asyncio.sleep(0.005)
+    assert (await service.status("task-1")).attempts == 2
+    return kept
+
+
+def test_the_disk_that_nobody_came_to_take_over_is_kept_where_it_is(world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.05)
+    visits = []
+
+    async def launch(order, _):
+        visits.append((order.visit, order.attempt_id))
+
+    async def open_terminal(attempt_id, _):
+        if not visits:
+            raise RunnerUnreachableError("not yet")
+        return attempt_id
+
+    async def play():
+        async with world.server() as service:
+            kept = await lose_before_the_disk_is_taken_over(world, service)
+            task = await service.status("task-1")
+            assert task.state is TaskState.FAILED_PRESERVED
+            assert await service.keeps_sandbox(task)
+            monkeypatch.setattr(world.runners, "launch", launch)
+            monkeypatch.setattr(world.runners, "open_terminal", open_terminal)
+            assert await service.open_terminal("task-1", TerminalOrder(24, 80)) == kept.root.name
+            assert visits == [(True, kept.root.name)]
+            await service.release("task-1")
+            assert not await service.keeps_sandbox(task)
+            return kept
+
+    assert [file.name for file in asyncio.run(play()).root.iterdir()] == ["runner.log"]
 
 
 def test_releasing_removes_everything_but_the_log_once(world):
