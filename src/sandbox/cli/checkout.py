@@ -14,6 +14,7 @@ import click
 
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
+from sandbox.cli.kept_files import KeptFiles, keeping
 from sandbox.cli.visible import visible
 
 GIT_SECONDS = 300.0
@@ -115,24 +116,34 @@ class Checkout:
     def apply(self, patch: Path, *, stages: bool = True) -> list[ChangedFile]:
         """Apply a patch to the files, all of it or nothing, and stage that; give what it changed."""
         place = ["--index"] if stages else []
-        checked = self._apply("--check", *place, patch=patch)
-        if checked.returncode:
-            _refuse("The patch does not fit this checkout, so nothing was applied.", checked.stderr)
-        applied = self._apply(*place, patch=patch)
-        if applied.returncode:
-            _refuse("git could not apply the patch.", applied.stderr)
+        with keeping(self.root, self._git_directory(), self._touched(patch)) as kept:
+            applied = self._apply(*place, patch=patch, is_writing=True)
+            if applied.returncode:
+                _refuse(_put_back(kept), applied.stderr)
         return self.list_changes(patch)
+
+    def _git_directory(self) -> Path:
+        return Path(self.ask("rev-parse", "--absolute-git-dir") or self.root / ".git")
+
+    def _touched(self, patch: Path) -> set[str]:
+        """The paths that a patch writes or removes; played back it tells the names that files had before."""
+        told = (self._apply("--numstat", "-z", *back, patch=patch).stdout for back in ([], ["--reverse"]))
+        return {os.fsdecode(entry.split(b"\t", 2)[2]) for one in told for entry in one.split(b"\0") if entry}
 
     def list_changes(self, patch: Path) -> list[ChangedFile]:
         """What a patch changes."""
         counted = self._apply("--numstat", "-z", patch=patch)
         return [_changed(entry) for entry in counted.stdout.split(b"\0") if entry]
 
-    def _apply(self, *options: str, patch: Path) -> subprocess.CompletedProcess[bytes]:
+    def _apply(self, *options: str, patch: Path, is_writing: bool = False) -> subprocess.CompletedProcess[bytes]:
         # Whatever the user's configuration says of white space: the patch is taken as it is.
-        return self._run("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
+        arguments = ("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
+        return self._run(*arguments, is_writing=is_writing)
 
-    def _run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    def _run(
+        self, *arguments: str, environment: Mapping[str, str] | None = None, is_writing: bool = False
+    ) -> subprocess.CompletedProcess[bytes]:
+        """is_writing: broken off, it would leave files removed; so nothing ends it, neither ^C nor a time."""
         try:
             return subprocess.run(
                 ["git", *_QUIET, *arguments],  # noqa: S607
@@ -140,7 +151,8 @@ class Checkout:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=GIT_SECONDS,
+                timeout=None if is_writing else GIT_SECONDS,
+                start_new_session=is_writing,
                 check=False,
             )
         except FileNotFoundError:
@@ -149,6 +161,17 @@ class Checkout:
             raise
         except subprocess.TimeoutExpired:
             fail(f"Error: git {arguments[0]} did not end within {GIT_SECONDS:.0f} s.", ExitCode.CONFLICT)
+
+
+def _put_back(kept: KeptFiles) -> str:
+    """Put back what git had begun to write; gives what is to be said of it."""
+    try:
+        if kept.put_back():
+            return "git did not apply the patch to its end, so all files were put back as they were."
+    except OSError as error:
+        message = f"Error: git did not apply the patch, and not all files could be put back: {error.strerror or error}."
+        fail(f"{visible(message)}\n  They are in {visible(str(kept.place))}", ExitCode.CONFLICT)
+    return "The patch does not fit this checkout, so nothing was applied."
 
 
 def _refuse(sentence: str, complaint: bytes) -> NoReturn:

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 
 import pytest
 
-from doubles.live import git
+from doubles.live import git, until
 from doubles.recorded_api import Answer, of_json
 from doubles.recorded_story import TASK, status
 
@@ -173,6 +175,64 @@ def test_a_patch_cannot_leave_the_checkout(sandbox, offer, checkout, tmp_path, p
     assert sandbox("task", "apply", TASK, cwd=checkout).returncode == 4
     assert not (tmp_path / "escaped").exists()
     assert not (checkout / ".git" / "hooks" / "post-checkout").exists()
+
+
+@pytest.fixture
+def filtered(checkout):
+    """Let git, which has removed the files that a patch changes by then, write each through a program."""
+
+    def put(program: str) -> None:
+        (checkout / ".git" / "info" / "attributes").write_text("*.txt filter=slow\n")
+        git("config", "filter.slow.smudge", program, cwd=checkout)
+
+    return put
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_waits_until_the_patch_is_applied(sandbox_process, offered, checkout, filtered, tmp_path, number):
+    filtered(f"touch {tmp_path}/begun; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; cat")
+    process = sandbox_process("task", "apply", TASK, cwd=checkout, start_new_session=True)
+    until((tmp_path / "begun").exists, what="git to write the first file")
+    assert (checkout / "a.txt").read_text() == ""
+    os.killpg(process.pid, number)
+    (tmp_path / "go").touch()
+    assert process.wait(30) in {130, -number}
+    assert (checkout / "a.txt").read_text() == "one\n2\nthree\nfour\n"
+    assert (checkout / "new.bin").exists()
+    assert not list((checkout / ".git").glob("sandbox-kept*"))
+
+
+def test_what_git_had_begun_when_it_was_killed_is_taken_back(sandbox, offered, checkout, filtered):
+    filtered('kill -9 "$PPID"')
+    result = sandbox("task", "apply", TASK, cwd=checkout)
+    assert result.returncode == 4
+    assert b"all files were put back as they were" in result.stderr
+    assert {name: (checkout / name).read_text() for name in BEFORE} == BEFORE
+    assert not (checkout / "new.bin").exists()
+    assert not list((checkout / ".git").glob("sandbox-kept*"))
+
+
+def test_a_file_that_was_renamed_away_comes_back_with_its_mode(sandbox, offer, checkout, filtered):
+    (checkout / "a.txt").chmod(0o755)
+    git("commit", "-q", "-a", "-m", "Let it run", cwd=checkout)
+    (checkout / "below").mkdir()
+    git("mv", "a.txt", "below/moved.txt", cwd=checkout)
+    offer(git("diff", "--cached", "-M", "--full-index", cwd=checkout).encode(), None)
+    git("reset", "-q", "--hard", cwd=checkout)
+    filtered('kill -9 "$PPID"')
+    assert sandbox("task", "apply", TASK, cwd=checkout).returncode == 4
+    assert ((checkout / "a.txt").read_text(), (checkout / "below").exists()) == (BEFORE["a.txt"], False)
+    assert (checkout / "a.txt").stat().st_mode & 0o777 == 0o755
+
+
+def test_apply_writes_files_that_a_sparse_checkout_leaves_out(sandbox, offered, checkout):
+    git("config", "core.sparseCheckout", "true", cwd=checkout)
+    (checkout / ".git" / "info" / "sparse-checkout").write_text("/b.sql\n")
+    git("read-tree", "-mu", "HEAD", cwd=checkout)
+    assert not (checkout / "a.txt").exists()
+    result = sandbox("task", "apply", TASK, cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert (checkout / "a.txt").read_text() == "one\n2\nthree\nfour\n"
 
 
 def test_apply_outside_a_checkout_says_where_to_go(sandbox, offered, tmp_path):
