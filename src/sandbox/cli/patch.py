@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import click
 
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
@@ -15,6 +18,9 @@ from sandbox.model.state import TERMINAL_STATES
 
 if TYPE_CHECKING:
     from sandbox.client import Client
+
+REMARKS_MAX = 50
+"""More than a server writes."""
 
 _HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]{1,9}))? \+[0-9]+(?:,([0-9]{1,9}))? @@")
 _BLOBS = re.compile(r"\Aindex ([0-9a-f]{10})[0-9a-f]{30,54}\.\.([0-9a-f]{10})[0-9a-f]{30,54}")
@@ -34,6 +40,24 @@ def fetch_patch(client: Client, task_id: str, target: Path, *, allows_secrets: b
         fail(f"{message}\n  Wait for it: sandbox task wait {shown}", ExitCode.NOT_FOUND)
     refuse_secrets(entries, allows_secrets=allows_secrets)
     client.download(task_id, path, target)
+
+
+def say_missing(client: Client, task_id: str, patch: Path) -> None:
+    """Say what the server could not put into a patch, and where that is; end the command where it put in nothing."""
+    told = list(islice(takewhile(_is_remark, patch_lines(patch)), REMARKS_MAX))
+    if not told:
+        return
+    lines = ["Not everything is in the patch:", *(f"  {visible(line[2:])}" for line in told)]
+    name = f"{task_id}.changes.tar"
+    if any(entry["path"] == f".sandbox/{name}" for entry in client.artifacts(task_id)["artifacts"]):
+        lines.append(f"  Take all that is new or changed: sandbox task download {visible(f'{task_id} {name}')}")
+    click.echo("\n".join(lines), err=True)
+    if all(map(_is_remark, patch_lines(patch))):
+        fail("Error: Nothing is in the patch that git could apply.", ExitCode.CONFLICT)
+
+
+def _is_remark(line: str) -> bool:
+    return line.startswith("# ")
 
 
 def patch_lines(patch: Path) -> Iterator[str]:

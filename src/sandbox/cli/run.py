@@ -5,37 +5,27 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from sandbox.cli.assignment import Assignment, assignments
-from sandbox.cli.changes import print_changes
-from sandbox.cli.checkout import ChangedFile, Checkout
-from sandbox.cli.console import talk_console
+from sandbox.cli.checkout import Checkout
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail, watching
 from sandbox.cli.figures import counted
 from sandbox.cli.flagged import secrets_option
 from sandbox.cli.local_work import pack_local_work
 from sandbox.cli.manifest_file import ManifestFile
-from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.offer import Offer
+from sandbox.cli.options import chosen, common_options
 from sandbox.cli.origin import Origin, find_origin
-from sandbox.cli.patch import fetch_patch, painted, patch_lines
 from sandbox.cli.submission import announce, end, submit_manifest
 from sandbox.cli.visible import visible
 from sandbox.cli.wrapping import window_cells, wrapped
 
-if TYPE_CHECKING:
-    from sandbox.client import Client
-
 NAME_CHARACTERS_MAX = 72
-SHOWN_LINES_MAX = 200
-"""Of the patch, before it is asked whether to apply it."""
 
 
 _EXIT_CODES = """\
@@ -89,6 +79,7 @@ def run(
     the commit that you have, and begins in the directory that you are in.
     """
     options, checkout = chosen(), Checkout(directory)
+    offer = Offer(checkout, options, applies, allows_secrets)
     text = sys.stdin.read() if prompt == "-" else prompt
     origin = find_origin(checkout, wanted["remote"])
     if includes_dirty is None:
@@ -106,7 +97,7 @@ def run(
             announce(answer, is_watched=True)
         with watching(task_id):
             end(client, task_id, options, follows=True)
-        _offer(client, task_id, checkout, options, applies=applies, allows_secrets=allows_secrets)
+        offer.make(client, task_id)
 
 
 def _require_pushed(checkout: Checkout, origin: Origin) -> None:
@@ -145,62 +136,3 @@ def _say_origin(origin: Origin, checkout: Checkout, *, includes_dirty: bool) -> 
         )
     for line in lines:
         click.echo("\n".join(wrapped(line, window_cells(sys.stderr), "  ")), err=True)
-
-
-def _offer(
-    client: Client, task_id: str, checkout: Checkout, options: Chosen, *, applies: bool | None, allows_secrets: bool
-) -> None:
-    """Show what changed, and apply it where that is wanted."""
-    changed: list[ChangedFile] = []
-    stages = False
-    with TemporaryDirectory() as directory:
-        patch = Path(directory) / "patch"
-        fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
-        is_empty = not patch.stat().st_size
-        if not is_empty and applies is None and options.format != "json":
-            applies = _ask(patch, options)
-        if not is_empty:
-            # What else is in the index is the user's own business, and stays apart.
-            stages = not checkout.changed()
-            changed = checkout.apply(patch, stages=stages) if applies else checkout.list_changes(patch)
-    if options.format == "json":
-        files = [asdict(file) for file in changed]
-        click.echo(
-            json.dumps({"type": "patch", "task_id": task_id, "applied": bool(applies and changed), "files": files})
-        )
-        return
-    _tell(changed, options)
-    if changed:
-        click.echo(_advice(task_id, len(changed), is_applied=bool(applies), is_staged=stages), err=True)
-
-
-def _ask(patch: Path, options: Chosen) -> bool:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    lines = patch_lines(patch)
-    click.echo("", err=True)
-    for line in painted(islice(lines, SHOWN_LINES_MAX), has_color=options.has_color):
-        click.echo(line, err=True, color=True)
-    if more := sum(1 for _ in lines):
-        click.echo(f"… {counted(more, 'more line')}", err=True)
-    try:
-        return click.confirm("Apply this to the checkout?", default=None, err=True)
-    except click.Abort:  # ^C, or the end of the terminal: the task is done all the same
-        click.echo("", err=True)
-        return False
-
-
-def _tell(changed: list[ChangedFile], options: Chosen) -> None:
-    if changed:
-        print_changes(changed, talk_console(has_color=options.has_color))
-    else:
-        click.echo("It changed nothing.", err=True)
-
-
-def _advice(task_id: str, files: int, *, is_applied: bool, is_staged: bool) -> str:
-    if not is_applied:
-        shown = visible(task_id)
-        return f"  Look at it: sandbox task diff {shown}\n  Apply it:   sandbox task apply {shown}"
-    if is_staged:
-        return f"Applied to {counted(files, 'file')} and staged. Look at it with: git diff --cached"
-    return f"Applied to {counted(files, 'file')}, beside your own changes. Look at it with: git status"

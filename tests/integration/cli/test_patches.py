@@ -46,7 +46,7 @@ def patch(checkout):
 def offer(api):
     """Let the API have a patch, made on a commit."""
 
-    def put(patch: bytes, base: str | None, *, contains_secret: bool = False) -> None:
+    def put(patch: bytes, base: str | None, *, contains_secret: bool = False, has_tar: bool = False) -> None:
         metadata = json.dumps({"repository": {"base_commit": base}}).encode()
         entries = []
         for name, data in ((f"{TASK}.patch", patch), ("metadata.json", metadata)):
@@ -56,6 +56,9 @@ def offer(api):
                 "GET", path, lambda asked, data=data, digest=digest: Answer(200, [data], {"X-Checksum-SHA256": digest})
             )
             entries.append({"name": name, "path": f".sandbox/{name}", "contains_secret": contains_secret})
+        if has_tar:
+            name = f"{TASK}.changes.tar"
+            entries.append({"name": name, "path": f".sandbox/{name}", "contains_secret": False})
         api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": entries}))
 
     return put
@@ -233,6 +236,27 @@ def test_apply_writes_files_that_a_sparse_checkout_leaves_out(sandbox, offered, 
     result = sandbox("task", "apply", TASK, cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert (checkout / "a.txt").read_text() == "one\n2\nthree\nfour\n"
+
+
+@pytest.mark.parametrize("has_tar", [True, False])
+def test_apply_says_what_the_patch_does_not_hold_and_where_it_is(sandbox, offer, patch, checkout, has_tar):
+    offer(b"# left out, too large for a patch: big.bin\n" + patch, None, has_tar=has_tar)
+    result = sandbox("task", "apply", TASK, cwd=checkout)
+    assert (result.returncode, (checkout / "a.txt").read_text()) == (0, "one\n2\nthree\nfour\n")
+    assert b"Not everything is in the patch:\n  left out, too large for a patch: big.bin\n" in result.stderr
+    assert (f"sandbox task download {TASK} {TASK}.changes.tar".encode() in result.stderr) == has_tar
+
+
+def test_a_patch_of_which_nothing_could_be_kept_is_no_success(sandbox, offer, checkout):
+    offer(b"# truncated: making it took longer than 60.0 s\n", None, has_tar=True)
+    result = sandbox("task", "apply", TASK, cwd=checkout)
+    assert result.returncode == 4
+    assert result.stderr.decode().splitlines() == [
+        "Not everything is in the patch:",
+        "  truncated: making it took longer than 60.0 s",
+        f"  Take all that is new or changed: sandbox task download {TASK} {TASK}.changes.tar",
+        "Error: Nothing is in the patch that git could apply.",
+    ]
 
 
 def test_apply_outside_a_checkout_says_where_to_go(sandbox, offered, tmp_path):

@@ -286,6 +286,15 @@ def test_a_task_that_changes_nothing_says_so(api, sandbox, checkout):
     assert (result.returncode, result.stderr.decode().splitlines()[-1]) == (0, "It changed nothing.")
 
 
+@pytest.mark.parametrize("option", ["--apply", "--no-apply"])
+def test_a_patch_that_could_not_be_made_is_not_told_as_no_change(api, sandbox, checkout, option):
+    play(api, b"# truncated: it is larger than a patch may be (256 MiB)\n")
+    result = sandbox("run", "Grow.", option, cwd=checkout)
+    assert result.returncode == 4
+    assert b"  truncated: it is larger than a patch may be (256 MiB)\n" in result.stderr
+    assert b"changed nothing" not in result.stderr
+
+
 def test_untracked_files_stay_and_are_no_obstacle(done, sandbox, checkout):
     (checkout / "notes.txt").write_text("mine\n")
     result = sandbox("run", "Go.", cwd=checkout)

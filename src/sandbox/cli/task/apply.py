@@ -18,7 +18,7 @@ from sandbox.cli.console import output_console
 from sandbox.cli.figures import counted
 from sandbox.cli.flagged import secrets_option
 from sandbox.cli.options import Chosen, chosen, common_options
-from sandbox.cli.patch import fetch_patch
+from sandbox.cli.patch import fetch_patch, say_missing
 from sandbox.cli.task_argument import task_argument
 from sandbox.cli.visible import visible
 
@@ -50,6 +50,7 @@ def apply(task_id: str, directory: Path, allows_secrets: bool) -> None:
         patch = Path(temporary) / "patch"
         with options.connect() as client:
             fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
+            say_missing(client, task_id, patch)
             base = _base_commit(client, task_id, Path(temporary) / "metadata.json")
         commit = checkout.commit()
         if base and base != commit:

@@ -1,0 +1,94 @@
+"""What a task changed, offered to the checkout that it was started from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.changes import print_changes
+from sandbox.cli.checkout import ChangedFile, Checkout
+from sandbox.cli.console import talk_console
+from sandbox.cli.figures import counted
+from sandbox.cli.options import Chosen
+from sandbox.cli.patch import fetch_patch, painted, patch_lines, say_missing
+from sandbox.cli.visible import visible
+
+if TYPE_CHECKING:
+    from sandbox.client import Client
+
+SHOWN_LINES_MAX = 200
+"""Of the patch, before it is asked whether to apply it."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """applies: whether the patch is wanted in the checkout; None: a terminal is asked."""
+
+    checkout: Checkout
+    options: Chosen
+    applies: bool | None
+    allows_secrets: bool
+
+    def make(self, client: Client, task_id: str) -> None:
+        """Show what changed, and apply it where that is wanted."""
+        changed: list[ChangedFile] = []
+        applies = self.applies
+        stages = False
+        with TemporaryDirectory() as directory:
+            patch = Path(directory) / "patch"
+            fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets)
+            say_missing(client, task_id, patch)
+            is_empty = not patch.stat().st_size
+            if not is_empty and applies is None and self.options.format != "json":
+                applies = _ask(patch, self.options)
+            if not is_empty:
+                # What else is in the index is the user's own business, and stays apart.
+                stages = not self.checkout.changed()
+                changed = self.checkout.apply(patch, stages=stages) if applies else self.checkout.list_changes(patch)
+        if self.options.format == "json":
+            files = [asdict(file) for file in changed]
+            told = {"type": "patch", "task_id": task_id, "applied": bool(applies and changed), "files": files}
+            click.echo(json.dumps(told))
+            return
+        _tell(changed, self.options)
+        if changed:
+            click.echo(_advice(task_id, len(changed), is_applied=bool(applies), is_staged=stages), err=True)
+
+
+def _ask(patch: Path, options: Chosen) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    lines = patch_lines(patch)
+    click.echo("", err=True)
+    for line in painted(islice(lines, SHOWN_LINES_MAX), has_color=options.has_color):
+        click.echo(line, err=True, color=True)
+    if more := sum(1 for _ in lines):
+        click.echo(f"… {counted(more, 'more line')}", err=True)
+    try:
+        return click.confirm("Apply this to the checkout?", default=None, err=True)
+    except click.Abort:  # ^C, or the end of the terminal: the task is done all the same
+        click.echo("", err=True)
+        return False
+
+
+def _tell(changed: list[ChangedFile], options: Chosen) -> None:
+    if changed:
+        print_changes(changed, talk_console(has_color=options.has_color))
+    else:
+        click.echo("It changed nothing.", err=True)
+
+
+def _advice(task_id: str, files: int, *, is_applied: bool, is_staged: bool) -> str:
+    if not is_applied:
+        shown = visible(task_id)
+        return f"  Look at it: sandbox task diff {shown}\n  Apply it:   sandbox task apply {shown}"
+    if is_staged:
+        return f"Applied to {counted(files, 'file')} and staged. Look at it with: git diff --cached"
+    return f"Applied to {counted(files, 'file')}, beside your own changes. Look at it with: git status"
