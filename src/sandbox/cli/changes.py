@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sandbox.cli.checkout import ChangedFile
+from sandbox.cli.figures import counted
 from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -29,3 +30,10 @@ def print_changes(changed: Sequence[ChangedFile], console: Console) -> None:
         binary = (("binary".rjust(added_width + removed_width + 1), "dim"),)
         line = Text.assemble(*(binary if file.added is None else numbers), "  ", visible(file.path))
         console.print(line, soft_wrap=True)
+
+
+def told_applied(files: int, *, is_staged: bool) -> str:
+    """What is said of so many files that were changed, and how to look at them."""
+    if is_staged:
+        return f"Applied to {counted(files, 'file')} and staged. Look at it with: git diff --cached"
+    return f"Applied to {counted(files, 'file')}, beside your own changes. Look at it with: git status"

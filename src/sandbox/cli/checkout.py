@@ -111,7 +111,8 @@ class Checkout:
         """Refuse where something that git tracks was changed and is not committed."""
         if self.changed():
             message = f"{visible(str(self.root))} has changes that are not committed, so nothing was applied."
-            fail(f"Error: {message}\n  Commit them, or put them aside with: git stash", ExitCode.CONFLICT)
+            advice = "  Commit them, or put them aside with: git stash\n  Apply it beside them: add --beside-changes"
+            fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)
 
     def apply(self, patch: Path, *, stages: bool = True) -> list[ChangedFile]:
         """Apply a patch to the files, all of it or nothing, and stage that; give what it changed."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.changes import print_changes
+from sandbox.cli.changes import print_changes, told_applied
 from sandbox.cli.checkout import ChangedFile, Checkout
 from sandbox.cli.console import talk_console
 from sandbox.cli.figures import counted
@@ -29,18 +29,23 @@ SHOWN_LINES_MAX = 200
 
 @dataclass(frozen=True)
 class Offer:
-    """applies: whether the patch is wanted in the checkout; None: a terminal is asked."""
+    """applies: whether the patch is wanted in the checkout; None: a terminal is asked.
+
+    is_beside: the task began with changes that are not committed, which stay apart from its own.
+    """
 
     checkout: Checkout
     options: Chosen
     applies: bool | None
     allows_secrets: bool
+    is_beside: bool
 
     def make(self, client: Client, task_id: str) -> None:
         """Show what changed, and apply it where that is wanted."""
         changed: list[ChangedFile] = []
         applies = self.applies
-        stages = False
+        # What else is in the index is the user's own business, and stays apart.
+        stages = not (self.is_beside or self.checkout.changed())
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets)
@@ -49,8 +54,6 @@ class Offer:
             if not is_empty and applies is None and self.options.format != "json":
                 applies = _ask(patch, self.options)
             if not is_empty:
-                # What else is in the index is the user's own business, and stays apart.
-                stages = not self.checkout.changed()
                 changed = self.checkout.apply(patch, stages=stages) if applies else self.checkout.list_changes(patch)
         if self.options.format == "json":
             files = [asdict(file) for file in changed]
@@ -87,8 +90,10 @@ def _tell(changed: list[ChangedFile], options: Chosen) -> None:
 
 def _advice(task_id: str, files: int, *, is_applied: bool, is_staged: bool) -> str:
     if not is_applied:
-        shown = visible(task_id)
-        return f"  Look at it: sandbox task diff {shown}\n  Apply it:   sandbox task apply {shown}"
-    if is_staged:
-        return f"Applied to {counted(files, 'file')} and staged. Look at it with: git diff --cached"
-    return f"Applied to {counted(files, 'file')}, beside your own changes. Look at it with: git status"
+        shown = _command(task_id, is_staged=is_staged)
+        return f"  Look at it: sandbox task diff {visible(task_id)}\n  Apply it:   {shown}"
+    return told_applied(files, is_staged=is_staged)
+
+
+def _command(task_id: str, *, is_staged: bool) -> str:
+    return f"sandbox task apply {visible(task_id)}{'' if is_staged else ' --beside-changes'}"

@@ -79,7 +79,6 @@ def run(
     the commit that you have, and begins in the directory that you are in.
     """
     options, checkout = chosen(), Checkout(directory)
-    offer = Offer(checkout, options, applies, allows_secrets)
     text = sys.stdin.read() if prompt == "-" else prompt
     origin = find_origin(checkout, wanted["remote"])
     if includes_dirty is None:
@@ -88,6 +87,8 @@ def run(
     if wanted["task_id"] is not None:
         settings.append(Assignment(("metadata", "id"), wanted["task_id"], f"--id {wanted['task_id']}"))
     _say_origin(origin, checkout, includes_dirty=bool(includes_dirty))
+    is_beside = bool(includes_dirty) and bool(checkout.changed() or checkout.changed(untracked=True))
+    offer = Offer(checkout, options, applies, allows_secrets, is_beside)
     patch = pack_local_work(checkout, origin.commit) if includes_dirty else b""
     manifest = ManifestFile("sandbox run", json.dumps(_manifest(text, origin, checkout.subpath(), patch)).encode())
     with options.connect() as client:

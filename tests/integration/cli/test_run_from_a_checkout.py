@@ -61,8 +61,12 @@ def play(api, patch, state="completed"):
     name = f".sandbox/{TASK}.patch"
     listed = [{"name": f"{TASK}.patch", "path": name, "contains_secret": False}]
     api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": listed}))
-    checksum = {"X-Checksum-SHA256": hashlib.sha256(patch).hexdigest()}
-    api.on("GET", f"/tasks/{TASK}/artifacts/.sandbox%2F{TASK}.patch", lambda _: Answer(200, [patch], checksum))
+    api.on("GET", f"/tasks/{TASK}/artifacts/.sandbox%2F{TASK}.patch", of_bytes(patch))
+
+
+def of_bytes(data):
+    checksum = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
+    return lambda _: Answer(200, [data], checksum)
 
 
 def sent(api):
@@ -216,6 +220,37 @@ def test_what_is_not_pushed_can_be_sent_along_and_the_patch_comes_back_upon_it(a
     assert (checkout / "new.txt").read_text() == "new\n"
     after = git("status", "--porcelain", cwd=checkout)
     assert set(before.splitlines()) < set(after.splitlines())  # what was staged, and what was not, stays so
+
+
+@pytest.fixture
+def edited(api, checkout):
+    """The task edits the files that were sent along: one that git knows, one that it does not."""
+    (checkout / "notes.txt").write_text("notes\n")
+    git("add", "-A", ".", cwd=checkout)
+    (checkout / "notes.txt").write_text("better notes\n")
+    patch = git("diff", "--full-index", cwd=checkout).encode()
+    git("reset", "-q", cwd=checkout)
+    (checkout / "notes.txt").write_text("notes\n")
+    play(api, patch)
+
+
+def test_what_became_of_a_new_file_that_was_sent_along_is_applied(edited, sandbox, checkout):
+    result = sandbox("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
+    assert (result.returncode, (checkout / "notes.txt").read_text()) == (0, "better notes\n"), result.stderr
+    assert git("status", "--porcelain", cwd=checkout) == "?? notes.txt\n"
+
+
+@pytest.mark.parametrize("changed", ["notes.txt", "src/app.py"])
+def test_what_is_said_to_apply_it_later_works_beside_ones_own_changes(edited, api, sandbox, checkout, changed):
+    api.on("GET", f"/tasks/{TASK}/artifacts/.sandbox%2Fmetadata.json", of_bytes(b"{}"))
+    if changed != "notes.txt":
+        (checkout / changed).write_text("print('mine')\n")
+    result = sandbox("run", "Go.", "--include-dirty", "--no-apply", cwd=checkout)
+    advice = f"sandbox task apply {TASK} --beside-changes"
+    assert f"  Apply it:   {advice}\n" in result.stderr.decode()
+    applied = sandbox(*advice.split()[1:], cwd=checkout)
+    assert (applied.returncode, (checkout / "notes.txt").read_text()) == (0, "better notes\n"), applied.stderr
+    assert b"beside your own changes" in applied.stderr
 
 
 @pytest.mark.parametrize("marked", ["--skip-worktree", "--assume-unchanged"])

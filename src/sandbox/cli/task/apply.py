@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.answer import print_json
-from sandbox.cli.changes import print_changes
+from sandbox.cli.changes import print_changes, told_applied
 from sandbox.cli.checkout import ChangedFile, Checkout
 from sandbox.cli.console import output_console
-from sandbox.cli.figures import counted
 from sandbox.cli.flagged import secrets_option
 from sandbox.cli.options import Chosen, chosen, common_options
 from sandbox.cli.patch import fetch_patch, say_missing
@@ -29,7 +28,7 @@ METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
-@click.command(epilog="The changes are staged and not committed; undo them with: git reset --hard")
+@click.command(epilog="Without --beside-changes what was applied is staged; undo it with: git reset --hard")
 @task_argument
 @click.option(
     "--directory",
@@ -37,15 +36,23 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
     default=".",
     help="The checkout, instead of the one that you are in.",
 )
+@click.option(
+    "--beside-changes",
+    "is_beside",
+    is_flag=True,
+    help="Apply it beside changes of your own that are not committed, and stage nothing.",
+)
 @secrets_option
 @common_options
-def apply(task_id: str, directory: Path, allows_secrets: bool) -> None:
+def apply(task_id: str, directory: Path, is_beside: bool, allows_secrets: bool) -> None:
     """Apply what a task changed to a git checkout.
 
-    The checkout must have no uncommitted changes. All of the patch is applied, or nothing.
+    The checkout must have no uncommitted changes, unless --beside-changes is there. All of the patch is applied, or
+    nothing.
     """
     options, checkout = chosen(), Checkout(directory)
-    checkout.require_clean()
+    if not is_beside:
+        checkout.require_clean()
     with TemporaryDirectory() as temporary:
         patch = Path(temporary) / "patch"
         with options.connect() as client:
@@ -56,14 +63,14 @@ def apply(task_id: str, directory: Path, allows_secrets: bool) -> None:
         if base and base != commit:
             here = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
             click.echo(f"The patch was made on commit {base[:12]}; {here}.", err=True)
-        changed = checkout.apply(patch) if patch.stat().st_size else []
+        changed = checkout.apply(patch, stages=not is_beside) if patch.stat().st_size else []
     if options.format == "json":
         files = [asdict(file) for file in changed]
         print_json(
             {"task_id": task_id, "directory": str(checkout.root), "base_commit": base, "commit": commit, "files": files}
         )
     else:
-        _tell(task_id, changed, options)
+        _tell(task_id, changed, options, is_staged=not is_beside)
 
 
 def _base_commit(client: Client, task_id: str, file: Path) -> str | None:
@@ -81,9 +88,9 @@ def _base_commit(client: Client, task_id: str, file: Path) -> str | None:
     return None
 
 
-def _tell(task_id: str, changed: Sequence[ChangedFile], options: Chosen) -> None:
+def _tell(task_id: str, changed: Sequence[ChangedFile], options: Chosen, *, is_staged: bool) -> None:
     if not changed:
         click.echo(f"Task {visible(task_id)} changed nothing, so nothing was applied.", err=True)
         return
     print_changes(changed, output_console(has_color=options.has_color))
-    click.echo(f"Applied to {counted(len(changed), 'file')} and staged. Look at it with: git diff --cached", err=True)
+    click.echo(told_applied(len(changed), is_staged=is_staged), err=True)
