@@ -66,6 +66,10 @@ class Checkout:
         """The branch that is checked out; None for a commit without one."""
         return self.ask("symbolic-ref", "--quiet", "--short", "HEAD")
 
+    def place(self) -> tuple[str | None, str | None]:
+        """The commit and the branch."""
+        return self.commit(), self.branch()
+
     def subpath(self) -> str:
         """Where the directory is inside the checkout, empty for its root."""
         inside = os.path.relpath(self._directory.resolve(), self.root.resolve())

@@ -15,6 +15,8 @@ import click
 from sandbox.cli.changes import print_changes, told_applied
 from sandbox.cli.checkout import ChangedFile, Checkout
 from sandbox.cli.console import talk_console
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail
 from sandbox.cli.figures import counted
 from sandbox.cli.options import Chosen
 from sandbox.cli.patch import fetch_patch, painted, patch_lines, say_missing
@@ -31,7 +33,8 @@ SHOWN_LINES_MAX = 200
 class Offer:
     """applies: whether the patch is wanted in the checkout; None: a terminal is asked.
 
-    is_beside: the task began with changes that are not committed, which stay apart from its own.
+    is_beside: the task began with changes that are not committed, which stay apart from its own. place: the commit and
+    branch that it began at.
     """
 
     checkout: Checkout
@@ -39,6 +42,7 @@ class Offer:
     applies: bool | None
     allows_secrets: bool
     is_beside: bool
+    place: tuple[str | None, str | None]
 
     def make(self, client: Client, task_id: str) -> None:
         """Show what changed, and apply it where that is wanted."""
@@ -51,6 +55,7 @@ class Offer:
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets)
             say_missing(client, task_id, patch)
             is_empty = not patch.stat().st_size
+            self._require_same_place(task_id, is_staged=stages)
             if not is_empty and applies is None and self.options.format != "json":
                 applies = _ask(patch, self.options)
             if not is_empty:
@@ -63,6 +68,22 @@ class Offer:
         _tell(changed, self.options)
         if changed:
             click.echo(_advice(task_id, len(changed), is_applied=bool(applies), is_staged=stages), err=True)
+
+    def _require_same_place(self, task_id: str, *, is_staged: bool) -> None:
+        """Apply nothing unasked to what was checked out meanwhile; who is asked is told."""
+        place = self.checkout.place()
+        if place == self.place or self.applies is False:
+            return
+        sentence = f"This checkout was at {_named(self.place)} as the task began, and is at {_named(place)} now."
+        if self.applies:
+            command = _command(task_id, is_staged=is_staged)
+            fail(f"Error: {sentence} Nothing was applied.\n  Apply it all the same: {command}", ExitCode.CONFLICT)
+        click.echo(sentence, err=True)
+
+
+def _named(place: tuple[str | None, str | None]) -> str:
+    commit, branch = place
+    return visible(f"{commit[:12] if commit else 'no commit'}{f' ({branch})' if branch else ''}")
 
 
 def _ask(patch: Path, options: Chosen) -> bool:

@@ -88,7 +88,7 @@ def run(
         settings.append(Assignment(("metadata", "id"), wanted["task_id"], f"--id {wanted['task_id']}"))
     _say_origin(origin, checkout, includes_dirty=bool(includes_dirty))
     is_beside = bool(includes_dirty) and bool(checkout.changed() or checkout.changed(untracked=True))
-    offer = Offer(checkout, options, applies, allows_secrets, is_beside)
+    offer = Offer(checkout, options, applies, allows_secrets, is_beside, checkout.place())
     patch = pack_local_work(checkout, origin.commit) if includes_dirty else b""
     manifest = ManifestFile("sandbox run", json.dumps(_manifest(text, origin, checkout.subpath(), patch)).encode())
     with options.connect() as client:

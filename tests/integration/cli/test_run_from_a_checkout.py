@@ -308,6 +308,36 @@ def test_a_patch_that_does_not_fit_any_more_is_not_applied_in_part(api, done, sa
     assert not (checkout / "new.txt").exists()
 
 
+@pytest.fixture
+def switched(api, done, checkout):
+    """Another branch is checked out while the task is at work."""
+
+    def switch(_):
+        git("checkout", "-q", "-b", "other", cwd=checkout)
+        return of_frames(frames())
+
+    api.on("GET", f"/tasks/{TASK}/logs", switch)
+
+
+def test_what_was_checked_out_meanwhile_is_left_as_it_is(switched, sandbox, checkout):
+    result = sandbox("run", "Go.", "--apply", cwd=checkout)
+    assert (result.returncode, git("status", "--porcelain", cwd=checkout)) == (4, "")
+    at = head(checkout)[:12]
+    assert result.stderr.decode().splitlines()[-2:] == [
+        f"Error: This checkout was at {at} (main) as the task began, and is at {at} (other) now. Nothing was applied.",
+        f"  Apply it all the same: sandbox task apply {TASK}",
+    ]
+
+
+def test_who_is_asked_is_told_that_something_else_is_checked_out(switched, on_terminal, terminal, checkout):
+    process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
+    shown = terminal.read_until(b"[y/n]:")
+    assert b"as the task began, and" in shown
+    terminal.type(b"y\n")
+    terminal.read_to_end(process)
+    assert (process.returncode, (checkout / "new.txt").exists()) == (0, True)
+
+
 def test_a_task_that_failed_ends_with_its_reason_and_offers_nothing(api, done, sandbox, checkout):
     play(api, b"", "failed")
     result = sandbox("run", "Go.", "--apply", cwd=checkout)
