@@ -25,8 +25,12 @@ def talk_console(*, has_color: bool) -> Console:
 def _console(stream: TextIO, *, has_color: bool) -> Console:
     from rich.console import Console
 
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # Rich's own way out is exit code 1: the task failed
+
     is_terminal = stream.isatty()
-    return Console(
+    return PipedConsole(
         file=stream,
         force_terminal=is_terminal,  # and not what variables such as FORCE_COLOR say
         color_system="auto" if is_terminal and has_color else None,

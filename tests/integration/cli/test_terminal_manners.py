@@ -134,6 +134,16 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(api, sandbox_pro
     assert process.stderr.read() == b""
 
 
+def test_a_table_that_nobody_reads_any_more_is_no_failed_task(api, sandbox_process):
+    entry = {"name": "a", "path": "a", "size_bytes": 1, "content_type": "text/plain", "checksum": "sha256:0"}
+    told = {"task_id": TASK, "artifacts": [entry | {"contains_secret": False}] * 5000, "total_count": 5000}
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json(told))
+    process = sandbox_process("task", "artifacts", TASK, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(30) == 141
+    assert process.stderr.read() == b""
+
+
 def test_who_watches_a_pending_task_is_told_what_it_waits_for(api, endless, on_terminal, terminal):
     waiting = status("pending", state_message="Waiting for 40 GiB of memory (4 GiB free)")
     over = threading.Event()
