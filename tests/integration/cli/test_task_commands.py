@@ -371,6 +371,15 @@ def test_a_name_that_leads_out_of_the_directory_is_not_written(sandbox, api, tmp
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
+def test_what_is_asked_for_by_its_path_is_called_as_it_was_asked(sandbox, api, tmp_path):
+    entry = {"name": ".bashrc", "path": "out/report.md", "checksum": "sha256:0", "contains_secret": False}
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": [entry]}))
+    headers = {"X-Checksum-SHA256": hashlib.sha256(b"told").hexdigest()}
+    api.on("GET", f"/tasks/{TASK}/artifacts/.bashrc", Answer(200, [b"told"], headers))
+    assert sandbox("task", "download", TASK, "out/report.md").returncode == 0
+    assert ((tmp_path / "report.md").read_bytes(), (tmp_path / ".bashrc").exists()) == (b"told", False)
+
+
 def test_a_damaged_download_ends_with_10_and_leaves_no_file(sandbox, api, tmp_path):
     api.on("GET", f"/tasks/{TASK}/artifacts/a", Answer(200, [b"x"], {"X-Checksum-SHA256": "0" * 64}))
     entry = {"name": "a", "path": "a", "contains_secret": False, "checksum": ""}

@@ -54,7 +54,7 @@ def download(
         if output == "-":
             _print(client, task_id, taken[0]["name"])
             return
-        targets = _targets(task_id, taken, output, takes_all=takes_all)
+        targets = _targets(task_id, name, taken, output)
         if missing := next((target.parent for _, target in targets if not target.parent.is_dir()), None):
             raise click.UsageError(f"There is no directory {visible(str(missing))}; make it, or choose another place.")
         if verifies and any(target.exists() and not target.is_file() for _, target in targets):
@@ -79,15 +79,15 @@ def _wanted(client: Client, task_id: str, name: str | None) -> list[Artifact]:
 
 
 def _targets(
-    task_id: str, entries: list[Artifact], output: str | None, *, takes_all: bool
+    task_id: str, name: str | None, entries: list[Artifact], output: str | None
 ) -> list[tuple[Artifact, Path]]:
-    if takes_all:
+    if name is None:
         # A directory of their own by default: their names were chosen by the agent, and `.envrc` is a name.
         directory = Path(output or _file_name(task_id))
         targets = [(entry, directory / _file_name(entry["name"])) for entry in entries]
         directory.mkdir(parents=True, exist_ok=True)
         return targets
-    own_name = _file_name(entries[0]["name"])
+    own_name = _file_name(name)  # as it was typed: what was found by its path may be called anything
     target = Path(output) if output else Path(own_name)
     return [(entries[0], target / own_name if target.is_dir() else target)]
 
