@@ -61,7 +61,8 @@ def _remote(checkout: Checkout) -> str:
 
 def _url(checkout: Checkout, remote: str) -> tuple[str, bool]:
     """As it is written, since the server has git settings of its own; else as git here resolves it."""
-    written = checkout.ask("config", "--get", f"remote.{remote}.url")
+    told = checkout.ask("config", "--get-all", f"remote.{remote}.url") or ""
+    written = told.partition("\n")[0]  # git fetches from the first, and pushes to all
     if not written:
         _refuse(f"There is no remote {remote}.", "See those that there are: git remote -v")
     addresses = [_without_credentials(one) for one in (written, checkout.ask("remote", "get-url", remote) or "")]

@@ -384,6 +384,12 @@ def test_the_remotes_address_goes_without_credentials_and_abbreviations(api, don
     assert ("credentials" in result.stderr.decode()) == ("s3cr3t" in address)
 
 
+def test_of_several_addresses_of_a_remote_the_one_that_git_fetches_from_is_cloned(api, done, sandbox, checkout):
+    git("remote", "set-url", "--add", "origin", "https://mirror.example.org/app.git", cwd=checkout)
+    assert sandbox("run", "Go.", cwd=checkout).returncode == 0
+    assert sent(api)["repository"]["url"] == URL
+
+
 def test_the_branch_that_is_followed_is_cloned_whatever_it_is_called_here(api, done, sandbox, checkout):
     git("checkout", "-q", "-b", "mine", cwd=checkout)
     git("remote", "add", "fork", "https://github.com/me/app.git", cwd=checkout)
