@@ -118,13 +118,16 @@ class Checkout:
             advice = "  Commit them, or put them aside with: git stash\n  Apply it beside them: add --beside-changes"
             fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)
 
-    def apply(self, patch: Path, *, stages: bool = True) -> list[ChangedFile]:
-        """Apply a patch to the files, all of it or nothing, and stage that; give what it changed."""
+    def apply(self, patch: Path, *, stages: bool = True, advice: str = "") -> list[ChangedFile]:
+        """Apply a patch to the files, all of it or nothing, and stage that; give what it changed.
+
+        advice: what to do where it does not fit.
+        """
         place = ["--index"] if stages else []
         with keeping(self.root, self._git_directory(), self._touched(patch)) as kept:
             applied = self._apply(*place, patch=patch, is_writing=True)
             if applied.returncode:
-                _refuse(_put_back(kept), applied.stderr)
+                _refuse(_put_back(kept), applied.stderr, advice)
         return self.list_changes(patch)
 
     def _git_directory(self) -> Path:
@@ -179,11 +182,12 @@ def _put_back(kept: KeptFiles) -> str:
     return "The patch does not fit this checkout, so nothing was applied."
 
 
-def _refuse(sentence: str, complaint: bytes) -> NoReturn:
+def _refuse(sentence: str, complaint: bytes, advice: str = "") -> NoReturn:
     lines = [line for line in complaint.decode(errors="replace").splitlines() if line.strip()]
     more = [f"  … {len(lines) - COMPLAINT_LINES_MAX} more lines"] if len(lines) > COMPLAINT_LINES_MAX else []
     told = [f"  {visible(line.removeprefix('error: '))}" for line in lines[:COMPLAINT_LINES_MAX]]
-    fail("\n".join([f"Error: {sentence}", *told, *more]), ExitCode.CONFLICT)
+    advised = [f"  {advice}"] if advice else []
+    fail("\n".join([f"Error: {sentence}", *told, *more, *advised]), ExitCode.CONFLICT)
 
 
 def _changed(entry: bytes) -> ChangedFile:

@@ -23,10 +23,10 @@ def secrets_option(command: _Decorated) -> _Decorated:
     return click.option("--allow-secrets", "allows_secrets", is_flag=True, help=help_text)(command)
 
 
-def refuse_secrets(entries: Iterable[Artifact], *, allows_secrets: bool) -> None:
-    """End the command when one of them is flagged and that was not asked for."""
+def refuse_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
+    """End the command when one of them is flagged and that was not asked for. advice: how to take it all the same."""
     names = [visible(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
     if names:
         contain = "contains a secret of the task, so it was" if len(names) == 1 else "contain secrets, so they were"
         message = f"Error: {', '.join(names)} {contain} left out."
-        fail(f"{message}\n  Take it all the same: add --allow-secrets", ExitCode.REFUSED)
+        fail(f"{message}\n  Take it all the same: {advice}", ExitCode.REFUSED)

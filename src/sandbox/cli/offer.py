@@ -50,16 +50,22 @@ class Offer:
         applies = self.applies
         # What else is in the index is the user's own business, and stays apart.
         stages = not (self.is_beside or self.checkout.changed())
+        command = _command(task_id, is_staged=stages)
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
-            fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets)
+            advice = f"{command} --allow-secrets"  # the same command again would be another task
+            fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets, secrets_advice=advice)
             say_missing(client, task_id, patch)
-            is_empty = not patch.stat().st_size
-            self._require_same_place(task_id, is_staged=stages)
-            if not is_empty and applies is None and self.options.format != "json":
-                applies = _ask(patch, self.options)
-            if not is_empty:
-                changed = self.checkout.apply(patch, stages=stages) if applies else self.checkout.list_changes(patch)
+            if patch.stat().st_size:
+                self._require_same_place(command)
+                if applies is None and self.options.format != "json":
+                    applies = _ask(patch, self.options)
+                look = f"Look at it: sandbox task diff {visible(task_id)}"
+                changed = (
+                    self.checkout.apply(patch, stages=stages, advice=look)
+                    if applies
+                    else self.checkout.list_changes(patch)
+                )
         if self.options.format == "json":
             files = [asdict(file) for file in changed]
             told = {"type": "patch", "task_id": task_id, "applied": bool(applies and changed), "files": files}
@@ -69,14 +75,13 @@ class Offer:
         if changed:
             click.echo(_advice(task_id, len(changed), is_applied=bool(applies), is_staged=stages), err=True)
 
-    def _require_same_place(self, task_id: str, *, is_staged: bool) -> None:
+    def _require_same_place(self, command: str) -> None:
         """Apply nothing unasked to what was checked out meanwhile; who is asked is told."""
         place = self.checkout.place()
         if place == self.place or self.applies is False:
             return
         sentence = f"This checkout was at {_named(self.place)} as the task began, and is at {_named(place)} now."
         if self.applies:
-            command = _command(task_id, is_staged=is_staged)
             fail(f"Error: {sentence} Nothing was applied.\n  Apply it all the same: {command}", ExitCode.CONFLICT)
         click.echo(sentence, err=True)
 

@@ -27,7 +27,9 @@ _BLOBS = re.compile(r"\Aindex ([0-9a-f]{10})[0-9a-f]{30,54}\.\.([0-9a-f]{10})[0-
 _BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[m"
 
 
-def fetch_patch(client: Client, task_id: str, target: Path, *, allows_secrets: bool) -> None:
+def fetch_patch(
+    client: Client, task_id: str, target: Path, *, allows_secrets: bool, secrets_advice: str = "add --allow-secrets"
+) -> None:
     """Store the task's patch, verified, as the file `target`. Ends the command where there is none."""
     path = f".sandbox/{task_id}.patch"
     entries = [entry for entry in client.artifacts(task_id)["artifacts"] if entry["path"] == path]
@@ -38,7 +40,7 @@ def fetch_patch(client: Client, task_id: str, target: Path, *, allows_secrets: b
             fail(f"{message}\n  See why: sandbox task status {shown}", ExitCode.NOT_FOUND)
         message = f"Error: Task {shown} has no patch yet; it is made when the agent has ended."
         fail(f"{message}\n  Wait for it: sandbox task wait {shown}", ExitCode.NOT_FOUND)
-    refuse_secrets(entries, allows_secrets=allows_secrets)
+    refuse_secrets(entries, allows_secrets=allows_secrets, advice=secrets_advice)
     client.download(task_id, path, target)
 
 

@@ -306,6 +306,15 @@ def test_a_patch_that_does_not_fit_any_more_is_not_applied_in_part(api, done, sa
     result = sandbox("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
     assert result.returncode == 4
     assert not (checkout / "new.txt").exists()
+    assert result.stderr.decode().endswith(f"  Look at it: sandbox task diff {TASK}\n")
+
+
+def test_a_secret_in_the_patch_is_told_with_what_takes_it_without_another_task(api, done, sandbox, checkout):
+    listed = [{"name": f"{TASK}.patch", "path": f".sandbox/{TASK}.patch", "contains_secret": True}]
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": listed}))
+    result = sandbox("run", "Go.", "--apply", cwd=checkout)
+    assert result.returncode == 5
+    assert f"  Take it all the same: sandbox task apply {TASK} --allow-secrets\n" in result.stderr.decode()
 
 
 @pytest.fixture
