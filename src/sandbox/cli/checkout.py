@@ -90,14 +90,30 @@ class Checkout:
         entries = [entry for entry in asked.stdout.split(b"\0") if entry]
         return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
 
-    def write_difference(self, commit: str, target: Path, index: Path) -> None:
+    def sizes_of_changes(self) -> dict[str, int]:
+        """How many bytes there are in each file that was changed, or that git does not track."""
+        asked = self._run("ls-files", "--others", "--modified", "--exclude-standard", "-z")
+        if asked.returncode:
+            _refuse("The state of the checkout cannot be told.", asked.stderr)
+        paths = {os.fsdecode(entry) for entry in asked.stdout.split(b"\0") if entry}
+        return {path: (self.root / path).lstat().st_size for path in paths if os.path.lexists(self.root / path)}
+
+    def write_difference(self, commit: str, target: Path, scratch: Path) -> None:
         """What makes the files that are here of a commit, those that git does not track included, as a patch.
 
-        index: a file for git to keep an index in, in place of the user's own.
+        scratch: a directory for git to keep an index and objects in, in place of the user's own.
         """
-        environment = {**os.environ, "GIT_INDEX_FILE": str(index)}
+        objects = self.root / (self.ask("rev-parse", "--git-path", "objects") or "")
+        others = [_quoted(str(objects)), os.environ.get("GIT_ALTERNATE_OBJECT_DIRECTORIES")]
+        (scratch / "objects").mkdir()
+        environment = {
+            **os.environ,
+            "GIT_INDEX_FILE": str(scratch / "index"),
+            "GIT_OBJECT_DIRECTORY": str(scratch / "objects"),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.pathsep.join(filter(None, others)),
+        }
         difference = ("diff", "--cached", *_PLAIN_DIFF, f"--output={target}", commit, "--")
-        begin = () if self._copy_index(index) else (("read-tree", "HEAD"),)
+        begin = () if self._copy_index(scratch / "index") else (("read-tree", "HEAD"),)
         for arguments in (*begin, ("add", "--all"), difference):
             done = self._run(*arguments, environment=environment)
             if done.returncode:
@@ -169,6 +185,11 @@ class Checkout:
             raise
         except subprocess.TimeoutExpired:
             fail(f"Error: git {arguments[0]} did not end within {GIT_SECONDS:.0f} s.", ExitCode.CONFLICT)
+
+
+def _quoted(path: str) -> str:
+    """As git takes it in a list of paths, where a colon would part it."""
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _put_back(kept: KeptFiles) -> str:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from sandbox.cli.checkout import ChangedFile, Checkout
 
 SHOWN_FILES_MAX = 10
+CHANGED_BYTES_MAX = 256 * 1024**2
+"""Of files, of which a large one may be changed a little only."""
+
+_ADVICE = "  Commit and push it, or keep large files out of it: .gitignore"
 
 
 def pack_local_work(checkout: Checkout, commit: str) -> bytes:
@@ -27,17 +31,31 @@ def pack_local_work(checkout: Checkout, commit: str) -> bytes:
 
     Ignored files stay. Ends the command where it is more than can be sent.
     """
+    _refuse_far_too_much(checkout)
     with TemporaryDirectory() as directory:
         path = Path(directory) / "patch"
-        checkout.write_difference(commit, path, Path(directory) / "index")
+        checkout.write_difference(commit, path, Path(directory))
         if path.stat().st_size > GIT_PATCH_BYTES_MAX:
             found, most = size(path.stat().st_size), size(GIT_PATCH_BYTES_MAX)
-            message = f"Error: What is only here makes a patch of {found}, and {most} can be sent."
-            fail(f"{message}\n  Commit and push it, or keep large files out of it: .gitignore", ExitCode.CONFLICT)
+            fail(
+                f"Error: What is only here makes a patch of {found}, and {most} can be sent.\n{_ADVICE}",
+                ExitCode.CONFLICT,
+            )
         patch = path.read_bytes()
         if patch:
             _say_files(checkout.list_changes(path))
         return patch
+
+
+def _refuse_far_too_much(checkout: Checkout) -> None:
+    """Before git reads it all: so much makes no patch that could be sent."""
+    sizes = checkout.sizes_of_changes()
+    if sum(sizes.values()) > CHANGED_BYTES_MAX:
+        largest = max(sizes, key=sizes.__getitem__)
+        found, most = size(sum(sizes.values())), size(GIT_PATCH_BYTES_MAX)
+        message = f"Error: What is only here is {found}, and a patch of {most} can be sent. "
+        largest_told = f"The largest is {visible(largest)} ({size(sizes[largest])})."
+        fail(f"{message}{largest_told}\n{_ADVICE}", ExitCode.CONFLICT)
 
 
 def _say_files(files: list[ChangedFile]) -> None:

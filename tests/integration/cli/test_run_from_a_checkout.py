@@ -288,6 +288,26 @@ def test_more_than_can_be_sent_stops_it_and_says_what_to_do(api, sandbox, checko
     assert b"and 512.0 KiB can be sent" in result.stderr
 
 
+def test_far_more_than_can_be_sent_stops_it_before_it_is_read(api, sandbox, checkout):
+    (checkout / "small.bin").write_bytes(b"small")
+    with (checkout / "core.1").open("wb") as file:
+        file.truncate(300 * 1024**2)
+    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    assert (result.returncode, api.asked) == (4, [])
+    assert b"a patch of 512.0 KiB can be sent. The largest is core.1 (300.0 MiB)." in result.stderr
+
+
+@pytest.mark.parametrize("name", ["checkout", 'a "checkout": mine'])
+def test_what_is_sent_along_leaves_nothing_in_the_repository(api, done, sandbox, checkout, name):
+    checkout = checkout.rename(checkout.with_name(name))
+    (checkout / "untracked.bin").write_bytes(os.urandom(1000))
+    before = git("count-objects", "-v", cwd=checkout)
+    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert b"untracked.bin" in base64.b64decode(sent(api)["repository"]["patch"])
+    assert git("count-objects", "-v", cwd=checkout) == before
+
+
 def test_what_is_not_pushed_can_be_left_out_and_is_kept(api, done, sandbox, checkout):
     pushed = head(checkout)
     (checkout / "README.md").write_text("mine\n")
