@@ -21,7 +21,7 @@ GIT_SECONDS = 300.0
 COMPLAINT_LINES_MAX = 20
 _PLAIN_DIFF = (
     *("--binary", "--full-index", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
-    *("--no-relative", "--src-prefix=a/", "--dst-prefix=b/"),
+    *("--no-relative", "--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=none"),
 )
 """Whatever the user's configuration says of diffs."""
 
@@ -91,12 +91,24 @@ class Checkout:
         return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
 
     def sizes_of_changes(self) -> dict[str, int]:
-        """How many bytes there are in each file that was changed, or that git does not track."""
+        """How many bytes there are in each file that was changed, or that git does not track.
+
+        What ends in a slash is a repository of its own.
+        """
         asked = self._run("ls-files", "--others", "--modified", "--exclude-standard", "-z")
         if asked.returncode:
             _refuse("The state of the checkout cannot be told.", asked.stderr)
         paths = {os.fsdecode(entry) for entry in asked.stdout.split(b"\0") if entry}
         return {path: (self.root / path).lstat().st_size for path in paths if os.path.lexists(self.root / path)}
+
+    def changed_submodules(self) -> list[str]:
+        """Those with files that were changed and are not committed there."""
+        listing = ("status", "--porcelain=v2", "-z", "--no-renames", "--untracked-files=no", "--ignore-submodules=none")
+        asked = self._run(*listing)
+        if asked.returncode:
+            _refuse("The state of the checkout cannot be told.", asked.stderr)
+        entries = [os.fsdecode(entry).split(" ", 8) for entry in asked.stdout.split(b"\0") if entry.startswith(b"1 ")]
+        return [entry[8] for entry in entries if entry[2].startswith("S") and entry[2][2:] != ".."]
 
     def write_difference(self, commit: str, target: Path, scratch: Path) -> None:
         """What makes the files that are here of a commit, those that git does not track included, as a patch.

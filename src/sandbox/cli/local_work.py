@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -31,7 +32,9 @@ def pack_local_work(checkout: Checkout, commit: str) -> bytes:
 
     Ignored files stay. Ends the command where it is more than can be sent.
     """
-    _refuse_far_too_much(checkout)
+    sizes = checkout.sizes_of_changes()
+    _refuse_other_repositories(checkout, sizes)
+    _refuse_far_too_much(sizes)
     with TemporaryDirectory() as directory:
         path = Path(directory) / "patch"
         checkout.write_difference(commit, path, Path(directory))
@@ -47,9 +50,18 @@ def pack_local_work(checkout: Checkout, commit: str) -> bytes:
         return patch
 
 
-def _refuse_far_too_much(checkout: Checkout) -> None:
+def _refuse_other_repositories(checkout: Checkout, paths: Iterable[str]) -> None:
+    """What is inside of them is in no patch of this one."""
+    if submodules := checkout.changed_submodules():
+        message = f"Error: The submodule {visible(submodules[0])} has changes of its own, which cannot be sent along."
+        fail(f"{message}\n  Commit and push them there, or put them aside there with: git stash -u", ExitCode.CONFLICT)
+    if nested := sorted(path for path in paths if path.endswith("/")):
+        message = f"Error: {visible(nested[0])} is a git repository of its own, which cannot be sent along."
+        fail(f"{message}\n  Keep it out of this one: .gitignore", ExitCode.CONFLICT)
+
+
+def _refuse_far_too_much(sizes: Mapping[str, int]) -> None:
     """Before git reads it all: so much makes no patch that could be sent."""
-    sizes = checkout.sizes_of_changes()
     if sum(sizes.values()) > CHANGED_BYTES_MAX:
         largest = max(sizes, key=sizes.__getitem__)
         found, most = size(sum(sizes.values())), size(GIT_PATCH_BYTES_MAX)

@@ -308,6 +308,47 @@ def test_what_is_sent_along_leaves_nothing_in_the_repository(api, done, sandbox,
     assert git("count-objects", "-v", cwd=checkout) == before
 
 
+@pytest.fixture
+def submodule(checkout):
+    """A repository in the checkout, whose commit is one of the checkout's entries."""
+    inner = checkout / "library"
+    inner.mkdir()
+    git("init", "-q", "-b", "main", ".", cwd=inner)
+    (inner / "code.py").write_text("code\n")
+    commit(inner)
+    commit(checkout, "Take a library in")
+    push(checkout)
+    return inner
+
+
+def test_changes_in_a_submodule_are_not_left_out_unseen(api, submodule, sandbox, checkout):
+    (submodule / "code.py").write_text("better code\n")
+    git("config", "diff.ignoreSubmodules", "all", cwd=checkout)
+    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    assert (result.returncode, api.asked) == (4, [])
+    assert b"The submodule library has changes of its own, which cannot be sent along." in result.stderr
+
+
+def test_another_commit_of_a_submodule_is_sent_as_git_apply_takes_it(api, done, submodule, sandbox, checkout):
+    (submodule / "code.py").write_text("better code\n")
+    commit(submodule, "Improve")
+    git("config", "diff.submodule", "log", cwd=checkout)
+    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    patch = base64.b64decode(sent(api)["repository"]["patch"])
+    assert f"\n+Subproject commit {head(submodule)}\n".encode() in patch
+
+
+def test_a_repository_in_the_checkout_is_not_sent_as_an_empty_directory(api, sandbox, checkout):
+    (checkout / "below" / "nested").mkdir(parents=True)
+    git("init", "-q", "-b", "main", ".", cwd=checkout / "below" / "nested")
+    (checkout / "below" / "nested" / "file").write_text("x\n")
+    commit(checkout / "below" / "nested")
+    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    assert (result.returncode, api.asked) == (4, [])
+    assert b"below/nested/ is a git repository of its own, which cannot be sent along." in result.stderr
+
+
 def test_what_is_not_pushed_can_be_left_out_and_is_kept(api, done, sandbox, checkout):
     pushed = head(checkout)
     (checkout / "README.md").write_text("mine\n")
