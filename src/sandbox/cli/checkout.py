@@ -43,10 +43,10 @@ class Checkout:
 
     def __init__(self, directory: Path) -> None:
         self.root = self._directory = directory
-        found = self.ask("rev-parse", "--show-toplevel")
-        if found is None:
-            hint = "Go to a checkout of the task's repository, or name one with --directory."
-            raise click.UsageError(f"{visible(str(directory.resolve()))} is not in a git checkout. {hint}")
+        asked = self._run("rev-parse", "--show-toplevel", environment={**os.environ, "LC_ALL": "C"})
+        found = os.fsdecode(asked.stdout).removesuffix("\n")
+        if not found:
+            raise click.UsageError(_why_no_checkout(directory, asked.stderr))
         self.root = Path(found)
 
     @classmethod
@@ -197,6 +197,15 @@ class Checkout:
             raise
         except subprocess.TimeoutExpired:
             fail(f"Error: git {arguments[0]} did not end within {GIT_SECONDS:.0f} s.", ExitCode.CONFLICT)
+
+
+def _why_no_checkout(directory: Path, complaint: bytes) -> str:
+    """In git's own words where there is one that git does not take, such as another user's."""
+    if complaint and b"not a git repository" not in complaint:
+        lines = complaint.decode(errors="replace").removeprefix("fatal: ").splitlines()
+        return "\n".join(visible(line) for line in lines if line.strip())
+    hint = "Go to a checkout of the task's repository, or name one with --directory."
+    return f"{visible(str(directory.resolve()))} is not in a git checkout. {hint}"
 
 
 def _quoted(path: str) -> str:

@@ -526,3 +526,13 @@ def test_no_program_starts_because_it_lies_in_the_checkout(api, done, sandbox, c
 def test_outside_of_a_checkout_it_says_where_that_is(sandbox, tmp_path):
     result = sandbox("run", "Go.")
     assert (result.returncode, f"{tmp_path} is not in a git checkout" in result.stderr.decode()) == (2, True)
+
+
+def test_a_checkout_that_git_does_not_trust_is_told_in_gits_words(sandbox, checkout, environment):
+    environment["GIT_TEST_ASSUME_DIFFERENT_OWNER"] = "1"
+    result = sandbox("run", "Go.", cwd=checkout)
+    assert result.returncode == 2
+    told = result.stderr.decode()
+    assert "dubious ownership" in told
+    assert f"git config --global --add safe.directory {checkout}" in told
+    assert "not in a git checkout" not in told
