@@ -79,7 +79,7 @@ def run(
     the commit that you have, and begins in the directory that you are in.
     """
     options, checkout = chosen(), Checkout(directory)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_prompt(prompt)
     origin = find_origin(checkout, wanted["remote"])
     if includes_dirty is None:
         _require_pushed(checkout, origin)
@@ -99,6 +99,14 @@ def run(
         with watching(task_id):
             end(client, task_id, options, follows=True)
         offer.make(client, task_id)
+
+
+def _read_prompt(prompt: str) -> str:
+    told = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
+    try:
+        return told.decode()
+    except UnicodeDecodeError:
+        raise click.UsageError("The prompt must be UTF-8.") from None
 
 
 def _require_pushed(checkout: Checkout, origin: Origin) -> None:

@@ -153,6 +153,13 @@ def test_the_prompt_may_come_from_stdin_and_fields_may_be_set(api, done, sandbox
     assert sent(api)["metadata"]["id"] == "mine"
 
 
+@pytest.mark.parametrize("prompt", ["-", b"Caf\xe9"])
+def test_a_prompt_that_is_not_utf_8_is_a_mistake_of_usage(api, sandbox, checkout, prompt):
+    result = sandbox("run", prompt, stdin=b"Caf\xe9", cwd=checkout)
+    assert (result.returncode, api.asked) == (2, [])
+    assert result.stderr.endswith(b"Error: The prompt must be UTF-8.\n")
+
+
 @pytest.mark.parametrize("command", ["run", "task submit"])
 def test_an_id_that_is_taken_is_told_with_the_option_that_gives_another(api, sandbox, checkout, command, tmp_path):
     existing = {"id": "mine", "state": "completed", "created_at": "2026-01-29T10:10:15.123Z"}
