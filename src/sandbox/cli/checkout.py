@@ -163,8 +163,12 @@ class Checkout:
 
     def _touched(self, patch: Path) -> set[str]:
         """The paths that a patch writes or removes; played back it tells the names that files had before."""
-        told = (self._apply("--numstat", "-z", *back, patch=patch).stdout for back in ([], ["--reverse"]))
-        return {os.fsdecode(entry.split(b"\t", 2)[2]) for one in told for entry in one.split(b"\0") if entry}
+        told = [self._apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
+        for one in told:
+            if one.returncode:
+                _refuse("The patch cannot be read, so nothing was applied.", one.stderr)
+        entries = [entry for one in told for entry in one.stdout.split(b"\0") if entry]
+        return {os.fsdecode(entry.split(b"\t", 2)[2]) for entry in entries}
 
     def list_changes(self, patch: Path) -> list[ChangedFile]:
         """What a patch changes."""

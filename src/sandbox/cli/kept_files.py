@@ -7,7 +7,7 @@ import shutil
 import signal
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import NamedTuple
@@ -50,7 +50,7 @@ class KeptFiles:
         for path in made:
             (self._root / path).unlink()
         for directory in self._new_directories:
-            if directory.is_dir():
+            with suppress(OSError):  # it is not there, or somebody else has put something into it
                 directory.rmdir()
         changed = [path for path, state in self._files.items() if _state(self._root / path) != state]
         for path in changed:

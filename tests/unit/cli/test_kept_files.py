@@ -1,0 +1,110 @@
+"""Files that are kept while git writes them."""
+
+import signal
+
+import pytest
+
+from sandbox.cli.kept_files import keeping
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A checkout with a git directory."""
+    (tmp_path / "root" / ".git").mkdir(parents=True)
+    return tmp_path / "root"
+
+
+def put_back(root, paths, change):
+    with keeping(root, root / ".git", paths) as kept:
+        change()
+        was_different = kept.put_back()
+    assert list((root / ".git").iterdir()) == []
+    return was_different
+
+
+def test_a_file_that_became_a_directory_is_a_file_again(root):
+    (root / "a").write_text("mine")
+
+    def change():
+        (root / "a").unlink()
+        (root / "a").mkdir()
+        (root / "a" / "b").write_text("new")
+
+    assert put_back(root, ["a", "a/b"], change)
+    assert (root / "a").read_text() == "mine"
+
+
+def test_a_directory_that_became_a_file_is_a_directory_again(root):
+    (root / "a").mkdir()
+    (root / "a" / "b").write_text("mine")
+
+    def change():
+        (root / "a" / "b").unlink()
+        (root / "a").rmdir()
+        (root / "a").write_text("new")
+
+    assert put_back(root, ["a", "a/b"], change)
+    assert (root / "a" / "b").read_text() == "mine"
+
+
+def test_a_link_comes_back_as_a_link_and_what_it_names_is_let_alone(root):
+    (root / "target").write_text("named")
+    (root / "link").symlink_to("target")
+
+    def change():
+        (root / "link").unlink()
+        (root / "link").write_text("new")
+
+    assert put_back(root, ["link"], change)
+    assert ((root / "link").readlink().name, (root / "target").read_text()) == ("target", "named")
+
+
+def test_what_was_not_changed_is_not_touched(root):
+    (root / "a").write_text("mine")
+    before = (root / "a").stat()
+    assert not put_back(root, ["a", "b"], lambda: None)
+    assert (root / "a").stat() == before
+
+
+def test_a_new_directory_with_a_file_of_somebody_else_stays(root):
+    (root / "a").write_text("mine")
+
+    def change():
+        (root / "a").unlink()
+        (root / "new").mkdir()
+        (root / "new" / "other").write_text("theirs")
+
+    assert put_back(root, ["a", "new/b"], change)
+    assert ((root / "a").read_text(), (root / "new" / "other").read_text()) == ("mine", "theirs")
+
+
+@pytest.mark.parametrize("path", ["../outside", "through/outside", ".git/config"])
+def test_nothing_is_removed_where_git_would_not_write(root, path):
+    (root / "through").symlink_to(root.parent)
+    with keeping(root, root / ".git", [path]) as kept:
+        (root / path).write_text("theirs")
+        assert not kept.put_back()
+    assert (root / path).read_text() == "theirs"
+
+
+def test_what_cannot_be_put_back_stays_where_it_is_kept(root):
+    (root / "a").write_text("mine")
+    with keeping(root, root / ".git", ["a"]) as kept:
+        (root / "a").unlink()
+        (root / "a" / "full").mkdir(parents=True)
+        with pytest.raises(IsADirectoryError):
+            kept.put_back()
+    assert (kept.place / "a").read_text() == "mine"
+
+
+def test_a_signal_comes_when_all_is_done(root):
+    done = []
+
+    def interrupt_and_go_on():
+        signal.raise_signal(signal.SIGINT)
+        done.append("all")
+
+    with pytest.raises(KeyboardInterrupt):
+        put_back(root, [], interrupt_and_go_on)
+    assert done == ["all"]
+    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
