@@ -114,7 +114,7 @@ class Clearing:
     async def _clear_attempt(self, task: Task, attempt_id: str, found: Mapping[Leftovers, Collection[str]]) -> None:
         files = TaskLayout(self._rooms.data_dir, task.id).attempt(attempt_id)
         kinds = [kind.kind for kind in self._kinds if attempt_id in found[kind]]
-        if _is_last(task, attempt_id) and self._rooms.preservation.is_kept(task):
+        if self._rooms.preservation.attempt_of(task) == attempt_id and self._rooms.preservation.is_kept(task):
             if not kinds and not files.handle.exists():
                 return
             async with self._rooms.preservation.undisturbed(task) as is_alone:
@@ -133,10 +133,6 @@ class Clearing:
         """All kinds, whatever was found: a sandbox may be ended by its handle alone."""
         for kind in self._kinds:
             await kind.end(attempt_id, files)
-
-
-def _is_last(task: Task, attempt_id: str) -> bool:
-    return task.attempt is not None and task.attempt.id == attempt_id
 
 
 def _list_attempts(data_dir: Path, failures: list[str]) -> Iterator[tuple[str, tuple[str, bool]]]:

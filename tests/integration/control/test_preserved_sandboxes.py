@@ -12,7 +12,10 @@ from sandbox.contracts.layout import TaskLayout
 from sandbox.contracts.placement import RunnerUnreachableError, TerminalOrder
 from sandbox.contracts.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.contracts.terminals import TerminalRefusedError
+from sandbox.control.clearing import Clearing
+from sandbox.control.clearing import Rooms as ClearingRooms
 from sandbox.control.expiry import Expiry
+from sandbox.disks.removal import remove
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, AttemptEnded, TaskFinished
 from sandbox.model.state import TaskState
@@ -72,6 +75,7 @@ async def lose_before_the_disk_is_taken_over(world, service):
 
 def test_the_disk_that_nobody_came_to_take_over_is_kept_where_it_is(world, monkeypatch):
     monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
     visits = []
 
     async def launch(order, _):
@@ -88,6 +92,10 @@ def test_the_disk_that_nobody_came_to_take_over_is_kept_where_it_is(world, monke
             task = await service.status("task-1")
             assert task.state is TaskState.FAILED_PRESERVED
             assert await service.keeps_sandbox(task)
+            rooms = service.equipment
+            clearing_rooms = ClearingRooms(world.data_dir, rooms.journals, rooms.store, rooms.preservation, remove)
+            await Clearing(clearing_rooms, ()).clear()
+            assert kept.workspace.exists()
             monkeypatch.setattr(world.runners, "launch", launch)
             monkeypatch.setattr(world.runners, "open_terminal", open_terminal)
             assert await service.open_terminal("task-1", TerminalOrder(24, 80)) == kept.root.name
