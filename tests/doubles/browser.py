@@ -48,13 +48,18 @@ class Browser:
         self.complaints = []
         self._chromium = chromium
 
-    def open(self, url, *, width=1280, scheme="light", status=200, before=None):
-        """A page of this address, loaded; width in CSS pixels, before: a script that runs before all others."""
+    def open(self, url, *, width=1280, scheme="light", status=200, before=None, prepare=None):
+        """A page of this address, loaded; width in CSS pixels, before: a script that runs before all others.
+
+        prepare: called with the page before anything is asked for.
+        """
         page = self._chromium.new_page(
             viewport={"width": width, "height": HEIGHT}, color_scheme=scheme, bypass_csp=False, locale="en-GB"
         )
         if before is not None:
             page.add_init_script(before)
+        if prepare is not None:
+            prepare(page)
         page.set_default_timeout(PATIENCE_SECONDS * 1000)
         page.on("request", self._note)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))

@@ -158,7 +158,11 @@ export class Conversation {
   show(isAtEnd) {
     const until = performance.now() + BUDGET_MILLISECONDS;
     $("talk-empty").hidden = this.#entries.length > 0;
-    if (this.#entries.length - this.#made > SHOWN_MAX) this.#made = this.#entries.length - SHOWN_MAX;
+    if (this.#entries.length - this.#made > SHOWN_MAX) {
+      // What is shown has no hole: what is left out here is offered with all that was before.
+      while (this.#list.firstElementChild) this.#forgetFirst();
+      this.#made = this.#entries.length - SHOWN_MAX;
+    }
     for (const entry of this.#stale) this.#remake(entry);
     this.#stale.clear();
     const fresh = document.createDocumentFragment();
@@ -187,10 +191,15 @@ export class Conversation {
     first.remove();
   }
 
+  // How many entries are before the first that is shown.
+  get #hidden() {
+    const first = this.#entries.findIndex((entry) => entry.element);
+    return first < 0 ? this.#made : first;
+  }
+
   #tellEarlier() {
     const place = document.querySelector(".earlier");
-    const first = this.#entries.findIndex((entry) => entry.element);
-    const hidden = Math.max(first, 0);
+    const hidden = this.#hidden;
     place.hidden = hidden + this.#dropped === 0;
     if (place.hidden || place.dataset.hidden === `${hidden}/${this.#dropped}`) return;
     place.dataset.hidden = `${hidden}/${this.#dropped}`;
@@ -201,10 +210,9 @@ export class Conversation {
   }
 
   #showEarlier() {
-    const first = this.#entries.findIndex((entry) => entry.element);
-    const from = Math.max(0, first - 200);
+    const hidden = this.#hidden;
     const height = document.documentElement.scrollHeight;
-    const earlier = this.#entries.slice(from, first).map((entry) => this.#make(entry));
+    const earlier = this.#entries.slice(Math.max(0, hidden - 200), hidden).map((entry) => this.#make(entry));
     this.#list.prepend(...earlier);
     window.scrollBy(0, document.documentElement.scrollHeight - height);
     this.#tellEarlier();

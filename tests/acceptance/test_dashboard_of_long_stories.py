@@ -1,0 +1,51 @@
+"""The page of a task whose story is long, comes in bursts or is torn: all of it can be read undisturbed."""
+
+import pytest
+
+from doubles.kept_tasks import KeptTasks
+from doubles.live import World
+from doubles.played_story import PlayedStory, says
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A server with tasks whose stories are played: one that told its conversation, and a session on a terminal."""
+    world = World(tmp_path_factory.mktemp("stories"))
+    kept = KeptTasks(world.data_dir)
+    kept.finish("told")
+    kept.finish("session", claude={"headless": False})
+    kept.index()
+    world.start_model()
+    world.start_server()
+    yield world.server.said["http"]
+    world.close()
+
+
+@pytest.fixture
+def watch(place, browser):
+    """Opens the page of a task; gives it and its story, of which nothing is told yet."""
+
+    def watch(path, before=None):
+        story = None
+
+        def play(page):
+            nonlocal story
+            story = PlayedStory(page)
+
+        page = browser.open(f"{place}/tasks/{path}", before=before, prepare=play)
+        return page, story
+
+    yield watch
+    assert browser.complaints == []
+
+
+def test_what_a_burst_skipped_is_offered_and_nothing_is_missing(watch):
+    page, story = watch("told")
+    story.tell(*(says(f"entry {number}.") for number in range(100)))
+    page.get_by_text("entry 99.", exact=True).wait_for()
+    story.tell(*(says(f"entry {number}.") for number in range(100, 1500)))
+    page.get_by_text("entry 1499.", exact=True).wait_for()
+    earlier = page.get_by_role("button", name="Show earlier")
+    while earlier.is_visible():
+        earlier.click()
+    assert page.locator(".says").all_inner_texts() == [f"entry {number}." for number in range(1500)]

@@ -1,0 +1,41 @@
+"""The story of a task's page as a test plays it: a page asks again after each part, from its last event on."""
+
+import json
+
+
+class PlayedStory:
+    """Answers what `page` asks for the story; `tell` plays frames, one message a call. asked: the addresses."""
+
+    def __init__(self, page):
+        self.asked = []
+        self._messages = []
+        self._seq = 0
+        page.route("**/story?after=*", self._answer)
+
+    def tell(self, *frames):
+        """Frames without number and time, which they are given here."""
+        told = []
+        for frame in frames:
+            self._seq += 1
+            told.append({"seq": self._seq, "timestamp": "2026-01-29T10:10:00.000Z", **frame})
+        self._messages.append(f"id: {self._seq}\ndata: {json.dumps(told)}\n\n")
+
+    def _answer(self, route):
+        self.asked.append(route.request.url)
+        messages, self._messages = self._messages, []
+        route.fulfill(content_type="text/event-stream", body="".join([": here\n\n", *messages]))
+
+
+def output(data, *, stream="stdout", continued=False):
+    """A frame of output."""
+    return {"type": "output", "stream": stream, "data": data, "continued": continued}
+
+
+def said(*blocks, kind="assistant"):
+    """A frame in which Claude Code tells of these blocks."""
+    return output(json.dumps({"type": kind, "message": {"content": list(blocks)}}) + "\n")
+
+
+def says(text):
+    """A frame in which the agent says this."""
+    return said({"type": "text", "text": text})
