@@ -4,7 +4,7 @@ import pytest
 
 from doubles.kept_tasks import KeptTasks
 from doubles.live import World
-from doubles.played_story import PlayedStory, says
+from doubles.played_story import PlayedStory, said, says
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +49,16 @@ def test_what_a_burst_skipped_is_offered_and_nothing_is_missing(watch):
     while earlier.is_visible():
         earlier.click()
     assert page.locator(".says").all_inner_texts() == [f"entry {number}." for number in range(1500)]
+
+
+def test_what_does_not_show_costs_a_page_little_however_much_it_is(watch):
+    page, story = watch("told")
+    use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {}}
+    one_kind, mixed = "\x01" * 50_000, "\x01a\x1b[31mb" * 5_000
+    answer = {"type": "tool_result", "tool_use_id": "t", "content": f"{one_kind}end\r\n{mixed}", "is_error": True}
+    story.tell(said(use), said(answer, kind="user"))
+    shown = page.locator(".tool pre")
+    shown.wait_for()
+    assert shown.inner_text() == f"{'␁' * 50_000}end\n{'␁ab' * 5_000}"
+    assert shown.locator(".ctl").first.inner_text() == "␁" * 50_000
+    assert shown.locator("*").count() <= 2000

@@ -3,6 +3,8 @@
 
 const SGR = /\x1b\[([0-9;:]*)m/g;
 const UNSEEN = /(?![\t\n])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
+const UNSEEN_RUNS = /(?:(?![\t\n])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}])+/gu;
+const PIECES_MAX = 1000;
 
 function spoken(character) {
   const code = character.codePointAt(0);
@@ -14,19 +16,23 @@ function spoken(character) {
 // Text without what cannot be seen, for places that take no elements.
 export const visible = (text) => text.replace(UNSEEN, spoken);
 
-function putSeen(parent, text) {
+// left: how many pieces may still be elements of their own; what is behind them is one text.
+function putSeen(parent, text, left) {
+  const lines = text.replace(/\r(?=\n|$)/g, "");
   let end = 0;
-  UNSEEN.lastIndex = 0;
-  for (let found; (found = UNSEEN.exec(text)); ) {
-    if (found[0] === "\r" && (found.index + 1 === text.length || text[found.index + 1] === "\n")) continue;
-    if (found.index > end) parent.append(text.slice(end, found.index));
-    const mark = document.createElement("span");
+  UNSEEN_RUNS.lastIndex = 0;
+  for (let found; left.pieces > 0 && (found = UNSEEN_RUNS.exec(lines)); end = UNSEEN_RUNS.lastIndex) {
+    if (found.index > end) parent.append(lines.slice(end, found.index));
+    const mark = element("span", parent, left);
     mark.className = "ctl";
-    mark.textContent = spoken(found[0]);
-    parent.append(mark);
-    end = found.index + found[0].length;
+    mark.textContent = visible(found[0]);
   }
-  if (end < text.length) parent.append(text.slice(end).replace(/\r$/, ""));
+  if (end < lines.length) parent.append(visible(lines.slice(end)));
+}
+
+function element(tag, parent, left) {
+  left.pieces--;
+  return parent.appendChild(document.createElement(tag));
 }
 
 // The nearest of the sixteen that have a readable shade on either ground.
@@ -92,27 +98,27 @@ export const withoutColours = (text) => (text.includes("\x1b[") ? text.replace(S
 
 // Put text into parent; what `wanted` (lower case) matches is marked.
 export function put(parent, text, wanted = "") {
-  for (const [part, look] of runs(text)) {
-    let place = parent;
-    if (look) {
-      place = document.createElement("span");
-      place.className = look;
-      parent.append(place);
-    }
-    if (wanted) putMarked(place, part, wanted);
-    else putSeen(place, part);
+  const left = { pieces: PIECES_MAX };
+  const all = runs(text);
+  let at = 0;
+  for (; at < all.length && left.pieces > 0; at++, left.pieces--) {
+    const [part, look] = all[at];
+    const place = look ? element("span", parent, left) : parent;
+    if (look) place.className = look;
+    if (wanted) putMarked(place, part, wanted, left);
+    else putSeen(place, part, left);
   }
+  const rest = all.slice(at).map(([part]) => part);
+  if (rest.length) putSeen(parent, rest.join(""), left);
   return parent;
 }
 
-function putMarked(parent, text, wanted) {
+function putMarked(parent, text, wanted, left) {
   const lower = text.toLowerCase();
   let end = 0;
-  for (let at; lower.length === text.length && (at = lower.indexOf(wanted, end)) >= 0; end = at + wanted.length) {
-    if (at > end) putSeen(parent, text.slice(end, at));
-    const mark = document.createElement("mark");
-    putSeen(mark, text.slice(at, at + wanted.length));
-    parent.append(mark);
+  for (let at; left.pieces > 0 && lower.length === text.length && (at = lower.indexOf(wanted, end)) >= 0; end = at + wanted.length) {
+    if (at > end) putSeen(parent, text.slice(end, at), left);
+    putSeen(element("mark", parent, left), text.slice(at, at + wanted.length), left);
   }
-  if (end < text.length) putSeen(parent, text.slice(end));
+  if (end < text.length) putSeen(parent, text.slice(end), left);
 }
