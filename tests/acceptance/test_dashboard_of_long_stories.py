@@ -4,7 +4,7 @@ import pytest
 
 from doubles.kept_tasks import KeptTasks
 from doubles.live import World
-from doubles.played_story import PlayedStory, said, says
+from doubles.played_story import PlayedStory, output, said, says
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +62,34 @@ def test_what_does_not_show_costs_a_page_little_however_much_it_is(watch):
     assert shown.inner_text() == f"{'␁' * 50_000}end\n{'␁ab' * 5_000}"
     assert shown.locator(".ctl").first.inner_text() == "␁" * 50_000
     assert shown.locator("*").count() <= 2000
+
+
+def test_what_a_terminal_shows_is_there_before_its_line_has_ended(watch):
+    page, story = watch("session#output")
+    story.tell(output("one\r\ntwo\r\n$ ", continued=True))
+    lines = page.locator(".line-text")
+    page.get_by_text("$", exact=True).wait_for()
+    assert lines.all_inner_texts() == ["one", "two", "$ "]
+    story.tell(output("ls\r\n", continued=False), output("app.py\r\n$ ", continued=True))
+    page.get_by_text("app.py").wait_for()
+    assert lines.all_inner_texts() == ["one", "two", "$ ls", "app.py", "$ "]
+    page.get_by_role("button", name="stderr").click()
+    assert lines.count() == 0
+    page.get_by_role("button", name="stdout").click()
+    story.tell({"type": "end", "state": "completed"})
+    page.locator("#live:empty").wait_for(state="attached")
+    assert lines.all_inner_texts() == ["one", "two", "$ ls", "app.py", "$ "]
+
+
+@pytest.mark.parametrize("kind", ["attempt", "gap"])
+def test_a_line_that_was_torn_is_no_part_of_what_follows(watch, kind):
+    page, story = watch("told")
+    torn = says("Never whole.")["data"][:30]
+    story.tell(output(torn, continued=True), {"type": kind, "reason": "torn", "first_seq": 1, "last_seq": 2})
+    story.tell(output("torn", stream="stderr", continued=True), {"type": kind, "reason": "x"}, says("Said afterwards."))
+    page.get_by_text("Said afterwards.").wait_for()
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_role("button", name="stderr").click()
+    page.get_by_text("torn", exact=True).wait_for()
+    page.get_by_role("button", name="stdout").click()
+    assert page.locator(".line-text").all_inner_texts()[0] == torn

@@ -1,6 +1,7 @@
 // The conversation as people read it. What came is kept as entries within a bound; elements are made only of the last.
 import { $, clock, h, money, span } from "/assets/page.js";
 import { markdown } from "/assets/markdown.js";
+import { BREAKS } from "/assets/output.js";
 import { put, visible } from "/assets/plain.js";
 
 const ENTRIES_MAX = 4000;
@@ -33,6 +34,7 @@ export class Conversation {
   }
 
   take(frame) {
+    if (BREAKS.has(frame.type)) this.#partial = "";
     switch (frame.type) {
       case "output":
         if (frame.stream === "stdout" && this.format === "stream-json") this.#takeOutput(frame);

@@ -20,13 +20,16 @@ const SAID = {
   error: ({ error, message }) => `${error}: ${message}`,
 };
 
+// What is told after these belongs to no line that was begun before them.
+export const BREAKS = new Set(["attempt", "gap", "end"]);
+
 export class Output {
   #all = [];
   #shown = this.#all;
   #stream = "all";
   #characters = 0;
   #dropped = 0;
-  #partial = { stdout: "", stderr: "" };
+  #begun = { stdout: null, stderr: null };
   #box = $("lines");
   #space = this.#box.firstElementChild;
   #place = this.#space.firstElementChild;
@@ -35,7 +38,9 @@ export class Output {
   #isStale = true;
   #range = "";
 
-  constructor() {
+  // isTerminal: what comes are no lines, and what waits for its end is shown too.
+  constructor(isTerminal) {
+    this.isTerminal = isTerminal;
     this.#box.addEventListener("scroll", () => {
       this.#follows = this.#box.scrollTop + this.#box.clientHeight >= this.#space.offsetHeight - LINE_HEIGHT;
       this.#draw();
@@ -58,17 +63,35 @@ export class Output {
   }
 
   take(frame) {
-    if (frame.type === "output") {
-      const text = this.#partial[frame.stream] + frame.data;
-      if (frame.continued && text.length < LINE_MAX) {
-        this.#partial[frame.stream] = text;
-        return;
-      }
-      this.#partial[frame.stream] = "";
-      this.#add(frame.stream, frame.timestamp, text.endsWith("\n") ? text.slice(0, -1) : text);
-    } else if (frame.type in SAID) {
-      this.#add("events", frame.timestamp, `${frame.type}  ${SAID[frame.type](frame)}`);
-    }
+    if (BREAKS.has(frame.type)) this.#breakLines();
+    if (frame.type === "output") this.#takeOutput(frame);
+    else if (frame.type in SAID) this.#add("events", frame.timestamp, `${frame.type}  ${SAID[frame.type](frame)}`);
+  }
+
+  #takeOutput({ stream, timestamp, data, continued }) {
+    const lines = data.split("\n");
+    lines[0] = (this.#begun[stream]?.text ?? "") + lines[0];
+    const rest = lines.pop();
+    for (const line of lines) this.#add(stream, timestamp, line);
+    this.#begun[stream] = rest ? { stream, at: timestamp, text: rest } : null;
+    if (rest && (!continued || rest.length >= LINE_MAX)) this.#breakLine(stream);
+    this.#isStale ||= this.isTerminal;
+  }
+
+  #breakLine(stream) {
+    const { at, text } = this.#begun[stream];
+    this.#begun[stream] = null;
+    this.#add(stream, at, text);
+  }
+
+  #breakLines() {
+    for (const stream of Object.keys(this.#begun)) if (this.#begun[stream]) this.#breakLine(stream);
+  }
+
+  // What a terminal shows behind its last whole line, a prompt for example.
+  get #prompt() {
+    const isIt = this.isTerminal && (this.#stream === "all" || this.#stream === "stdout");
+    return isIt ? this.#begun.stdout : null;
   }
 
   #add(stream, at, text) {
@@ -107,21 +130,25 @@ export class Output {
   show() {
     if (!this.#isStale) return;
     this.#isStale = false;
-    this.#space.style.height = `${Math.max(1, this.#shown.length) * LINE_HEIGHT}px`;
+    this.#space.style.height = `${Math.max(1, this.#count) * LINE_HEIGHT}px`;
     if (this.#follows) this.#box.scrollTop = this.#space.offsetHeight;
     this.#scan();
     this.#draw(true);
   }
 
+  get #count() {
+    return this.#shown.length + (this.#prompt ? 1 : 0);
+  }
+
   #draw(isAnew = false) {
     const first = Math.max(0, Math.floor(this.#box.scrollTop / LINE_HEIGHT) - MARGIN_LINES);
-    const last = Math.min(this.#shown.length, first + Math.ceil(this.#box.clientHeight / LINE_HEIGHT) + 2 * MARGIN_LINES);
+    const last = Math.min(this.#count, first + Math.ceil(this.#box.clientHeight / LINE_HEIGHT) + 2 * MARGIN_LINES);
     const range = `${first}-${last}`;
     if (range === this.#range && !isAnew) return;
     this.#range = range;
     const now = this.#find.at >= 0 ? this.#find.hits[this.#find.at] : -1;
     const rows = [];
-    for (let at = first; at < last; at++) rows.push(this.#row(this.#shown[at], at === now));
+    for (let at = first; at < last; at++) rows.push(this.#row(this.#shown[at] ?? this.#prompt, at === now));
     this.#place.style.transform = `translateY(${first * LINE_HEIGHT}px)`;
     this.#place.replaceChildren(...rows);
   }

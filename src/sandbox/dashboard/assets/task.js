@@ -15,7 +15,7 @@ const TAKE_MILLISECONDS = 8;
 const DRAW_MILLISECONDS = 100;
 
 const conversation = new Conversation(format);
-const output = new Output();
+const output = new Output(format === "terminal");
 const figures = new Figures();
 const refusals = new Refusals();
 const changes = new Changes(`${api}/artifacts`, patch);
