@@ -93,3 +93,41 @@ def test_a_line_that_was_torn_is_no_part_of_what_follows(watch, kind):
     page.get_by_text("torn", exact=True).wait_for()
     page.get_by_role("button", name="stdout").click()
     assert page.locator(".line-text").all_inner_texts()[0] == torn
+
+
+def lines(first, end):
+    return (output(f"line {number}\n") for number in range(first, end))
+
+
+CHOSEN = "getSelection().toString()"
+
+
+def test_who_reads_further_up_keeps_what_they_have_chosen_while_lines_come(watch):
+    page, story = watch("told#output")
+    story.tell(*lines(0, 1000))
+    page.get_by_text("line 999", exact=True).wait_for()
+    page.locator("#lines").evaluate("(box) => { box.scrollTop = 200 * 20; }")
+    row = page.get_by_text("line 205", exact=True)
+    row.select_text()
+    chosen = page.evaluate(CHOSEN)
+    assert chosen.strip() == "line 205"
+    story.tell(*lines(1000, 1010))
+    page.locator("#tally-output").get_by_text("1010").wait_for()
+    assert page.evaluate(CHOSEN) == chosen
+    page.get_by_role("button", name="Events", exact=True).click()
+    assert page.locator(".line").count() == 0
+
+
+def test_who_reads_further_up_stays_there_when_the_oldest_lines_are_dropped(watch):
+    page, story = watch("told#output")
+    for first in range(0, 200_000, 50_000):
+        story.tell(*lines(first, first + 50_000))
+    page.get_by_text("line 199999", exact=True).wait_for()
+    page.locator("#lines").evaluate("(box) => { box.scrollTop = 100_000 * 20; }")
+    row = page.get_by_text("line 100005", exact=True)
+    row.wait_for()
+    before = row.bounding_box()["y"]
+    story.tell(*lines(200_000, 210_001))
+    page.get_by_text("The first 10001 lines are not kept here").wait_for()
+    row.wait_for()
+    assert abs(row.bounding_box()["y"] - before) < 40

@@ -110,7 +110,9 @@ export class Output {
     }
     this.#all.splice(0, gone);
     this.#dropped += gone;
+    const shown = this.#shown.length;
     if (this.#shown !== this.#all) this.#shown = this.#all.filter((line) => line.stream === this.#stream);
+    if (!this.#follows) this.#box.scrollTop -= (this.#shown === this.#all ? gone : shown - this.#shown.length) * LINE_HEIGHT;
     this.#search(this.#find.text);
     $("dropped").hidden = false;
     $("dropped").textContent = `The first ${this.#dropped} lines are not kept here; the download has them all.`;
@@ -133,7 +135,7 @@ export class Output {
     this.#space.style.height = `${Math.max(1, this.#count) * LINE_HEIGHT}px`;
     if (this.#follows) this.#box.scrollTop = this.#space.offsetHeight;
     this.#scan();
-    this.#draw(true);
+    this.#draw();
   }
 
   get #count() {
@@ -143,7 +145,8 @@ export class Output {
   #draw(isAnew = false) {
     const first = Math.max(0, Math.floor(this.#box.scrollTop / LINE_HEIGHT) - MARGIN_LINES);
     const last = Math.min(this.#count, first + Math.ceil(this.#box.clientHeight / LINE_HEIGHT) + 2 * MARGIN_LINES);
-    const range = `${first}-${last}`;
+    const range = `${first}-${last}-${last > this.#shown.length ? this.#prompt.text.length : ""}`;
+    // Rows stay as they are while they can, with what a reader has chosen in them.
     if (range === this.#range && !isAnew) return;
     this.#range = range;
     const now = this.#find.at >= 0 ? this.#find.hits[this.#find.at] : -1;
