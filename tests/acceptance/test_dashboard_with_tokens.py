@@ -129,6 +129,24 @@ def test_a_page_whose_session_has_ended_leads_back_to_signing_in(guarded, browse
     page.get_by_label("Token").wait_for()
 
 
+@pytest.mark.parametrize("role", ["operator"])
+def test_what_was_typed_into_the_form_outlives_a_session(guarded, browser):
+    page = sign_in(guarded, browser)
+    page.goto(f"{guarded.server.said['http']}/submit")
+    editor = page.get_by_label("Manifest, YAML")
+    page.context.clear_cookies()
+    typed = json.dumps({**MINIMAL, "metadata": {"name": "Typed for long", "id": "typed"}})
+    editor.fill(typed)
+    page.get_by_label("Token").fill(guarded.bearer)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("button", name="Submit task").wait_for()
+    assert editor.input_value() == typed
+    page.get_by_role("button", name="Submit task").click()
+    page.wait_for_url("**/tasks/typed")
+    page.goto(f"{guarded.server.said['http']}/submit")
+    assert editor.input_value() != typed
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_everybody_can_sign_in(guarded, browser, scheme, width):
     page = browser.open(f"{guarded.server.said['http']}/sign-in", width=width, scheme=scheme)

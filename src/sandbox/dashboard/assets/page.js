@@ -32,9 +32,10 @@ export function leaveToSignIn() {
 // An answer, or an Error whose message is the server's own. Mistakes of a manifest are in `details`.
 export async function ask(address, options = {}) {
   const answer = await fetch(address, options);
-  if (answer.status === 401) leaveToSignIn();
   if (answer.ok) return answer;
   const told = await answer.json().catch(() => ({}));
+  // Whoever asked has their turn before the page is left.
+  if (answer.status === 401) leaveToSignIn();
   throw Object.assign(new Error(told.message ?? `The server answered ${answer.status}.`), told, { status: answer.status });
 }
 

@@ -4,6 +4,7 @@ import { $, ask, h, toast } from "/assets/page.js";
 const PAUSE_MILLISECONDS = 250;
 const PAINTED_MAX = 60_000;
 const TASKS = "/api/v1/tasks";
+const DRAFT = `draft of ${location.pathname}${location.search}`;
 const YAML = { "content-type": "application/yaml" };
 
 const sheet = $("manifest");
@@ -89,6 +90,16 @@ function go({ line, column }) {
   sheet.scrollTop = Math.max(0, (line - 6) * 20);
 }
 
+// What was typed outlives the way to the sign-in page and back.
+function keepIfSignedOut(error) {
+  if (error.status === 401) window.addEventListener("pagehide", () => sessionStorage.setItem(DRAFT, sheet.value), { once: true });
+}
+
+function takeDraft() {
+  sheet.value = sessionStorage.getItem(DRAFT) ?? sheet.value;
+  sessionStorage.removeItem(DRAFT);
+}
+
 async function check() {
   asking?.abort();
   asking = new AbortController();
@@ -97,6 +108,7 @@ async function check() {
     await ask(`${TASKS}?dry_run=true`, { method: "POST", headers: YAML, body: sheet.value, signal });
     judge(null);
   } catch (error) {
+    keepIfSignedOut(error);
     if (signal.aborted) return;
     if (error.status) judge(error);
     else tell("The server does not answer.", "ill");
@@ -120,6 +132,7 @@ async function submit() {
     const answer = await ask(TASKS, { method: "POST", headers: { ...YAML, "idempotency-key": key.value }, body: sheet.value });
     location.assign(`/tasks/${encodeURIComponent((await answer.json()).task_id)}`);
   } catch (error) {
+    keepIfSignedOut(error);
     if (error.status) judge(error);
     else tell("The server does not answer; nothing is lost, try again.", "ill");
     if (!error.details) toast(error.message);
@@ -156,5 +169,6 @@ for (const button of document.querySelectorAll("[data-pattern]")) {
 }
 // A gutter has the height of its text, whatever size the reader pulls that to.
 new ResizeObserver(() => (gutter.style.height = `${sheet.offsetHeight}px`)).observe(sheet);
+takeDraft();
 show();
 check();
