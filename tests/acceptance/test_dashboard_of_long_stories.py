@@ -131,3 +131,28 @@ def test_who_reads_further_up_stays_there_when_the_oldest_lines_are_dropped(watc
     page.get_by_text("The first 10001 lines are not kept here").wait_for()
     row.wait_for()
     assert abs(row.bounding_box()["y"] - before) < 40
+
+
+def test_a_page_that_the_server_refuses_says_so_until_it_is_answered(place, browser):
+    page = browser.open(place)
+    page.route(f"{place}/", lambda route: route.fulfill(status=503, body="busy"))
+    page.get_by_text("The server answered 503; what is shown may be old.").wait_for()
+    assert page.locator("#task-told").is_visible()
+    page.unroute(f"{place}/")
+    page.locator("#banner").wait_for(state="hidden")
+    browser.forgive("503")
+
+
+def test_the_page_of_a_task_that_was_removed_says_so_and_asks_no_further(watch, place, browser):
+    page, story = watch("told")
+    story.tell(says("Here."))
+    page.get_by_text("Here.").wait_for()
+    page.route(f"{place}/tasks/told", lambda route: route.fulfill(status=404, body="gone"))
+    story.is_gone = True
+    page.get_by_text("This task is kept no longer.").wait_for()
+    assert page.locator("#live").inner_text() == ""
+    asked = len(story.asked)
+    page.evaluate("dispatchEvent(new Event('online')); fetch('/assets/icon.svg').then((answer) => answer.text())")
+    assert len(story.asked) == asked
+    assert page.locator("#head[data-refresh]").count() == 0
+    browser.forgive("404")

@@ -4,10 +4,14 @@ import json
 
 
 class PlayedStory:
-    """Answers what `page` asks for the story; `tell` plays frames, one message a call. asked: the addresses."""
+    """Answers what `page` asks for the story; `tell` plays frames, one message a call. asked: the addresses.
+
+    is_gone: there is nothing at its address.
+    """
 
     def __init__(self, page):
         self.asked = []
+        self.is_gone = False
         self._messages = []
         self._seq = 0
         page.route("**/story?after=*", self._answer)
@@ -22,6 +26,9 @@ class PlayedStory:
 
     def _answer(self, route):
         self.asked.append(route.request.url)
+        if self.is_gone:
+            route.fulfill(status=404)
+            return
         messages, self._messages = self._messages, []
         route.fulfill(content_type="text/event-stream", body="".join([": here\n\n", *messages]))
 

@@ -51,6 +51,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
 });
 document.addEventListener("htmx:afterSwap", tick);
 document.addEventListener("htmx:sendError", () => banner("The server does not answer; this page goes on when it is back."));
+document.addEventListener("htmx:responseError", (event) => banner(`The server answered ${event.detail.xhr.status}; what is shown may be old.`));
 document.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.successful) banner(null);
 });

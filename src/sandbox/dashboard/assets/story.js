@@ -2,7 +2,7 @@
 
 const RETRY_MILLISECONDS = [500, 1000, 2000, 4000, 8000];
 
-// onFrames: arrays of frames in their order. onConnection: "live", "lost" or "over".
+// onFrames: arrays of frames in their order. onConnection: "live", "lost" or "over". Gives what ends it.
 export function follow(address, after, onFrames, onConnection) {
   let source = null;
   let last = after;
@@ -48,4 +48,9 @@ export function follow(address, after, onFrames, onConnection) {
   window.addEventListener("online", open);
   window.addEventListener("pagehide", close);
   open();
+  return () => {
+    isOver = true;
+    close();
+    onConnection("over");
+  };
 }

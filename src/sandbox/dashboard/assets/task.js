@@ -1,5 +1,5 @@
 // The page of one task: its story, told to the views of it, and what can be done about it.
-import { $, ask, count, money, refresh, size, toast } from "/assets/page.js";
+import { $, ask, banner, count, money, refresh, size, toast } from "/assets/page.js";
 import "/assets/artifacts.js";
 import { Changes } from "/assets/changes.js";
 import { Conversation } from "/assets/conversation.js";
@@ -175,12 +175,20 @@ async function endOfTranscript() {
 
 const LIVE = { live: ["Live", "live on"], lost: ["Connection lost, trying again", "live off"], over: ["", "live"] };
 
-follow(story, Number(after), take, (state) => {
+const leave = follow(story, Number(after), take, (state) => {
   const [text, look] = LIVE[state];
   $("live").textContent = text;
   $("live").className = look;
+  // A lost connection does not say why; the head is answered with what there is to say.
+  if (state === "lost") refresh("head");
 });
 
+document.addEventListener("htmx:responseError", (event) => {
+  if (event.detail.target.id !== "head" || event.detail.xhr.status !== 404) return;
+  leave();
+  delete $("head").dataset.refresh;
+  banner("This task is kept no longer.");
+});
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id !== "head") return;
   if (isOver()) delete $("head").dataset.refresh;
