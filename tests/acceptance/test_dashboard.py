@@ -116,7 +116,7 @@ def test_a_page_goes_on_where_the_server_died(world, browser, place):
     page.get_by_role("button", name="Events", exact=True).click()
     changes = [text for text in page.locator(".line-text").all_inner_texts() if text.startswith("state_change")]
     assert len(changes) == len(made.states("long"))
-    browser.forgive("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED")
+    browser.forgive("ERR_CONNECTION", "ERR_INCOMPLETE_CHUNKED", "htmx:")
 
 
 def test_a_head_that_did_not_come_at_the_end_is_asked_for_until_it_does(world, browser, place):

@@ -9,11 +9,14 @@ from doubles.played_story import PlayedStory, output, said, says
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A server with tasks whose stories are played: one that told its conversation, and a session on a terminal."""
+    """A server with tasks whose stories are played: of a conversation, a terminal, many new files, much output."""
     world = World(tmp_path_factory.mktemp("stories"))
     kept = KeptTasks(world.data_dir)
     kept.finish("told")
+    files = "".join(f"diff --git a/{at} b/{at}\nnew file mode 100644\nindex 0..e\n" for at in range(45_000))
+    kept.finish("many", artifacts=[("many.patch", files.encode())])
     kept.finish("session", claude={"headless": False})
+    kept.finish("large", lines=2000)
     kept.index()
     world.start_model()
     world.start_server()
@@ -30,7 +33,7 @@ def watch(place, browser):
 
         def play(page):
             nonlocal story
-            story = PlayedStory(page)
+            story = PlayedStory(page, path.partition("#")[0])
 
         page = browser.open(f"{place}/tasks/{path}", before=before, prepare=play)
         return page, story
@@ -156,3 +159,55 @@ def test_the_page_of_a_task_that_was_removed_says_so_and_asks_no_further(watch, 
     assert len(story.asked) == asked
     assert page.locator("#head[data-refresh]").count() == 0
     browser.forgive("404")
+
+
+def test_of_a_patch_with_many_files_the_first_are_shown_and_the_rest_is_counted(watch):
+    page, _ = watch("many#changes")
+    page.get_by_text("and 44000 more; the download has them all.").wait_for()
+    page.get_by_text("45000 files changed").wait_for()
+    assert (page.locator(".file").count(), page.locator(".file[open]").count()) == (1000, 800)
+
+
+TALK = """async ([use, answer]) => {
+    const { Conversation } = await import("/assets/conversation.js");
+    const conversation = new Conversation("stream-json");
+    for (let at = 0; at < 60; at++) {
+        for (const frame of [use, answer]) {
+            const data = frame.data.replaceAll("ID", at).replace("MUCH", "much ".repeat(200_000));
+            conversation.take({ ...frame, data });
+        }
+    }
+    conversation.show(true);
+}"""
+
+
+def test_of_a_long_conversation_the_end_is_kept_however_long_its_entries_are(watch):
+    page, _ = watch("told")
+    use = said({"type": "tool_use", "id": "ID", "name": "tool ID", "input": {}})
+    answer = said({"type": "tool_result", "tool_use_id": "ID", "content": "MUCH"}, kind="user")
+    page.evaluate(TALK, [use, answer])
+    told = page.get_by_text("earlier entries are only in the transcript").inner_text()
+    assert 8 <= int(told.split()[0]) <= 14
+    assert page.locator(".tool-name").last.inner_text() == "tool 59"
+
+
+HELD = """async () => {
+    const { follow } = await import("/assets/story.js");
+    const lines = [];
+    const over = (following) => new Promise((done) => {
+        following.made = follow("/tasks/large/story", 0, (frames) => {
+            lines.push(...frames.filter((frame) => frame.type === "output").map((frame) => frame.data));
+            following.made.hold(true);
+            setTimeout(() => following.made.hold(false), 0);
+        }, (state) => state === "over" && done());
+    });
+    await over({});
+    return lines;
+}"""
+
+
+def test_a_page_that_is_behind_asks_for_no_more_and_goes_on_without_a_hole(watch, browser):
+    page, _ = watch("told")
+    assert page.evaluate(HELD) == [f"line {number} of large\n" for number in range(2000)]
+    afters = [int(one.url.partition("after=")[2]) for one in browser.asked("large/story")]
+    assert len({*afters}) > 2

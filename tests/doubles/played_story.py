@@ -4,17 +4,17 @@ import json
 
 
 class PlayedStory:
-    """Answers what `page` asks for the story; `tell` plays frames, one message a call. asked: the addresses.
+    """Answers what `page` asks for the story of a task; `tell` plays frames, one message a call. asked: the addresses.
 
     is_gone: there is nothing at its address.
     """
 
-    def __init__(self, page):
+    def __init__(self, page, task_id):
         self.asked = []
         self.is_gone = False
         self._messages = []
         self._seq = 0
-        page.route("**/story?after=*", self._answer)
+        page.route(f"**/tasks/{task_id}/story?after=*", self._answer)
 
     def tell(self, *frames):
         """Frames without number and time, which they are given here."""
@@ -22,14 +22,15 @@ class PlayedStory:
         for frame in frames:
             self._seq += 1
             told.append({"seq": self._seq, "timestamp": "2026-01-29T10:10:00.000Z", **frame})
-        self._messages.append(f"id: {self._seq}\ndata: {json.dumps(told)}\n\n")
+        self._messages.append((self._seq, f"id: {self._seq}\ndata: {json.dumps(told)}\n\n"))
 
     def _answer(self, route):
         self.asked.append(route.request.url)
         if self.is_gone:
             route.fulfill(status=404)
             return
-        messages, self._messages = self._messages, []
+        after = int(route.request.url.partition("after=")[2])
+        messages = [message for last, message in self._messages if last > after]
         route.fulfill(content_type="text/event-stream", body="".join([": here\n\n", *messages]))
 
 

@@ -6,6 +6,7 @@ import { colours } from "/assets/syntax.js";
 const BYTES_MAX = 3 * 1024 * 1024;
 const LINES_OPENED_MAX = 800;
 const LINES_SHOWN_MAX = 5000;
+const FILES_SHOWN_MAX = 1000;
 
 // The files of a patch as git writes it.
 export function parse(patch) {
@@ -91,11 +92,13 @@ export class Changes {
     this.#place.replaceChildren(head);
     if (whole > BYTES_MAX) this.#place.append(h("p", { class: "notice" }, `The patch has ${size(whole)}; the first ${size(BYTES_MAX)} are shown.`));
     let room = LINES_OPENED_MAX;
-    for (const file of files) {
-      const lines = file.hunks.reduce((total, hunk) => total + hunk.lines.length, 0);
+    for (const file of files.slice(0, FILES_SHOWN_MAX)) {
+      const lines = Math.max(1, file.hunks.reduce((total, hunk) => total + hunk.lines.length, 0));
       this.#place.append(fileElement(file, lines <= room));
       if (lines <= room) room -= lines;
     }
+    const more = files.length - FILES_SHOWN_MAX;
+    if (more > 0) this.#place.append(h("p", { class: "empty-note muted" }, `and ${more} more; the download has them all.`));
   }
 }
 

@@ -5,6 +5,7 @@ import { BREAKS } from "/assets/output.js";
 import { put, visible } from "/assets/plain.js";
 
 const ENTRIES_MAX = 4000;
+const CHARACTERS_MAX = 48_000_000;
 const SHOWN_MAX = 300;
 const TEXT_MAX = 100_000;
 const BUDGET_MILLISECONDS = 10;
@@ -15,6 +16,8 @@ export class Conversation {
   #entries = [];
   #made = 0;
   #dropped = 0;
+  #characters = 0;
+  #share = 0;
   #tools = new Map();
   #partial = "";
   #lastSaid = null;
@@ -84,6 +87,8 @@ export class Conversation {
       return;
     }
     if (event === null || typeof event !== "object") return;
+    // What an entry takes is its part of the line that told it.
+    this.#share = Math.ceil(line.length / Math.max(1, blocksOf(event).length));
     const nested = typeof event.parent_tool_use_id === "string";
     if (event.type === "assistant") for (const block of blocksOf(event)) this.#takeSaid(block, at, nested);
     else if (event.type === "user") for (const block of blocksOf(event)) this.#takeAnswer(block, at, nested);
@@ -110,6 +115,7 @@ export class Conversation {
     if (block.type !== "tool_result") return;
     const entry = this.#tools.get(block.tool_use_id);
     if (!entry) return;
+    this.#weigh(entry);
     entry.output = textOf(block.content);
     entry.isError = block.is_error === true;
     this.#stale.add(entry);
@@ -128,15 +134,26 @@ export class Conversation {
 
   #add(entry) {
     this.#entries.push(entry);
-    if (this.#entries.length > ENTRIES_MAX * 1.1) {
-      const gone = this.#entries.length - ENTRIES_MAX;
-      for (const each of this.#entries.splice(0, gone)) {
-        this.#tools.delete(each.id);
-        each.element?.remove();
-      }
-      this.#dropped += gone;
-      this.#made = Math.max(0, this.#made - gone);
+    this.#weigh(entry);
+    if (this.#entries.length > ENTRIES_MAX * 1.1 || this.#characters > CHARACTERS_MAX * 1.05) this.#drop();
+  }
+
+  #weigh(entry) {
+    entry.characters = (entry.characters ?? 0) + this.#share;
+    this.#characters += this.#share;
+  }
+
+  #drop() {
+    let gone = 0;
+    while (this.#entries.length - gone > ENTRIES_MAX || (this.#characters > CHARACTERS_MAX && gone < this.#entries.length - 1)) {
+      const entry = this.#entries[gone++];
+      this.#characters -= entry.characters;
+      this.#tools.delete(entry.id);
+      entry.element?.remove();
     }
+    this.#entries.splice(0, gone);
+    this.#dropped += gone;
+    this.#made = Math.max(0, this.#made - gone);
   }
 
   // What has an answer now, or a duration.

@@ -2,17 +2,19 @@
 
 const RETRY_MILLISECONDS = [500, 1000, 2000, 4000, 8000];
 
-// onFrames: arrays of frames in their order. onConnection: "live", "lost" or "over". Gives what ends it.
+// onFrames: arrays of frames in their order, and their size in characters. onConnection: "live", "lost" or "over".
+// Gives what ends it, and what holds it while there is too much already.
 export function follow(address, after, onFrames, onConnection) {
   let source = null;
   let last = after;
   let failures = 0;
   let timer = 0;
   let isOver = false;
+  let isHeld = false;
 
   function open() {
     clearTimeout(timer);
-    if (isOver || document.hidden || source) return;
+    if (isOver || isHeld || document.hidden || source) return;
     source = new EventSource(`${address}?after=${last}`);
     source.onopen = () => {
       failures = 0;
@@ -26,7 +28,7 @@ export function follow(address, after, onFrames, onConnection) {
         isOver = true;
         close();
       }
-      onFrames(frames);
+      onFrames(frames, event.data.length);
       if (isOver) onConnection("over");
     };
     // A browser gives up on some errors and not on others; here every one is tried again, from the last event on.
@@ -48,9 +50,16 @@ export function follow(address, after, onFrames, onConnection) {
   window.addEventListener("online", open);
   window.addEventListener("pagehide", close);
   open();
-  return () => {
-    isOver = true;
-    close();
-    onConnection("over");
+  return {
+    end() {
+      isOver = true;
+      close();
+      onConnection("over");
+    },
+    hold(isWished) {
+      if (isHeld === isWished) return;
+      isHeld = isWished;
+      isHeld ? close() : open();
+    },
   };
 }

@@ -12,6 +12,7 @@ const { task, api, story, after, format, patch } = $("story").dataset;
 const FRESH_MILLISECONDS = 1000;
 const TRANSCRIPT_BYTES_MAX = 4 * 1024 * 1024;
 const TAKE_MILLISECONDS = 8;
+const WAITING_CHARACTERS_MAX = 16_000_000;
 const DRAW_MILLISECONDS = 100;
 
 const conversation = new Conversation(format);
@@ -57,14 +58,18 @@ const isOver = () => document.querySelector("#head [data-over]") !== null;
 // What came is taken in slices, and drawn ten times a second at most, so that a thousand events a second leave the page
 // its time.
 let waiting = [];
+let waitingCharacters = 0;
 let first = 0;
 let next = 0;
 let isTaking = false;
 let isDrawing = false;
 let drawnAt = 0;
 
-function take(frames) {
+function take(frames, characters) {
   waiting.push(frames);
+  waitingCharacters += characters;
+  // No more is asked for until this much is taken.
+  if (waitingCharacters > WAITING_CHARACTERS_MAX) following.hold(true);
   if (!isTaking) takeSome();
 }
 
@@ -95,6 +100,10 @@ function takeSome() {
     first = 0;
   }
   isTaking = waiting.length > 0;
+  if (!isTaking) {
+    waitingCharacters = 0;
+    following.hold(false);
+  }
   if (isTaking) setTimeout(takeSome, 0);
   draw();
 }
@@ -175,7 +184,7 @@ async function endOfTranscript() {
 
 const LIVE = { live: ["Live", "live on"], lost: ["Connection lost, trying again", "live off"], over: ["", "live"] };
 
-const leave = follow(story, Number(after), take, (state) => {
+const following = follow(story, Number(after), take, (state) => {
   const [text, look] = LIVE[state];
   $("live").textContent = text;
   $("live").className = look;
@@ -185,7 +194,7 @@ const leave = follow(story, Number(after), take, (state) => {
 
 document.addEventListener("htmx:responseError", (event) => {
   if (event.detail.target.id !== "head" || event.detail.xhr.status !== 404) return;
-  leave();
+  following.end();
   delete $("head").dataset.refresh;
   banner("This task is kept no longer.");
 });
