@@ -33,6 +33,12 @@ const tries = {
     line.onopen = () => done("open");
     line.onerror = () => done("refused");
   }),
+  embed: () => new Promise((done) => {
+    const picture = new Image();
+    picture.onload = () => done("shown");
+    picture.onerror = () => done("refused");
+    picture.src = "%(place)s/assets/icon.svg";
+  }),
   events: () => new Promise((done) => {
     const source = new EventSource("%(place)s/api/v1/tasks/stream?task_id=task-1", {withCredentials: true});
     source.onopen = () => done("open");
@@ -169,7 +175,7 @@ def test_a_page_of_another_site_does_nothing_in_the_name_of_who_is_signed_in(gua
     with other_site(FORGED % given) as address:
         page.goto(address)
         came_of_it = page.evaluate("window.came_of_it")
-    assert set(came_of_it) == {"read", "cancel", "submit", "stream", "events"}
+    assert set(came_of_it) == {"read", "cancel", "submit", "stream", "embed", "events"}
     assert {*came_of_it.values()} <= {"refused", "opaque"}
     # Forbidden is said to those who have the cookie; without it they would be unknown.
     # What the page before still fetched of its own looks is nobody's forgery.
@@ -180,7 +186,10 @@ def test_a_page_of_another_site_does_nothing_in_the_name_of_who_is_signed_in(gua
     known = guarded.http.get("/api/v1/tasks").json()["tasks"]
     assert [task["id"] for task in known] == ["task-1"]
     # The same, asked by a page of the server's own.
-    page.goto(given["place"])
+    with other_site(f'<a href="{given["place"]}/tasks/task-1">the task</a>') as address:
+        page.goto(address)
+        page.get_by_role("link", name="the task").click()
+        page.get_by_role("tab", name="Conversation").wait_for()
     sent = "(body) => fetch('/api/v1/tasks', {method: 'POST', headers: {'Content-Type': 'application/json'}, body})"
     assert page.evaluate(f"async (body) => (await ({sent})(body)).status", manifest) == 202
     assert guarded.wait("task-2")["state"] == "completed", guarded.tell("task-2")

@@ -20,7 +20,12 @@ _NO_HTTP = (
     "This is no HTTP request as RFC 9112 has it: its first line, a header or its body cannot be read, it has no Host "
     "or several, or its head is too long."
 )
-_NO_HTTP_HEADERS = {"connection": "close", "x-content-type-options": "nosniff", "cache-control": "no-store"}
+_NO_HTTP_HEADERS = {
+    "connection": "close",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
+}
 _log = logging.getLogger(__name__)
 
 

@@ -61,6 +61,7 @@ def _wrapped(message: Message, identity: str, *, head_only: bool) -> Message:
         if message["type"] != "websocket.accept":
             headers.setdefault("x-content-type-options", "nosniff")
             headers.setdefault("cache-control", "no-store")
+            headers.setdefault("cross-origin-resource-policy", "same-origin")
     elif head_only and message["type"] == "http.response.body":
         return {**message, "body": b""}
     return message

@@ -1,8 +1,8 @@
 """Who is let in, and what they may ask for.
 
 Without tokens on a loopback address whoever reaches the port is the operator, so pages of other sites must be told
-from programs by `Host` and `Origin`. With tokens a request that brings one cannot have been forged by a page; a
-cookie can, so `Origin` still counts there.
+from programs by `Host`, `Origin` and `Sec-Fetch-Site`. With tokens a request that brings one cannot have been forged by
+a page; a cookie can, so the last two still count there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 
 from sandbox.api import paths
-from sandbox.api.origin import LOOPBACK_NAMES, origin_refusal, refusal
+from sandbox.api.origin import LOOPBACK_NAMES, embedding_refusal, origin_refusal, refusal
 from sandbox.api.proof import Proof, shown_proof
 from sandbox.api.rate_limit import RateLimit, name_client
 from sandbox.api.sessions import Sessions
@@ -106,7 +106,9 @@ class Guard:
             return None
         check = origin_refusal if asks_for_tokens else refusal
         host, origin = (connection.headers.get(name) for name in ("host", "origin"))
-        reason = check(host, origin, names=self._names, ports=self._settings.ports)
+        reason = check(host, origin, names=self._names, ports=self._settings.ports) or embedding_refusal(
+            connection.scope.get("method"), connection.headers
+        )
         return Refusal(403, code="forbidden", message=reason) if reason is not None else None
 
 

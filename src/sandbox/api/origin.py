@@ -1,11 +1,12 @@
 """Who may speak to a server that takes whoever reaches its port for the operator.
 
 A browser reaches loopback too: a page of any site can send requests there, and a name that its owner points at
-127.0.0.1 makes them look harmless. `Host` and `Origin` tell such pages from the server's own and from programs.
+127.0.0.1 makes them look harmless. `Host` and `Origin` tell such pages from the server's own and from programs, and
+`Sec-Fetch-Site` those that embed what the server answers, which send no `Origin`.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
@@ -32,6 +33,15 @@ def origin_refusal(
     if place is None or place[1] not in ports:
         return "The Origin header names a page that is not of this server."
     return None
+
+
+def embedding_refusal(method: str | None, headers: Mapping[str, str]) -> str | None:
+    """Why a request without `Origin` for a page of another site is refused, None when it is not; links are followed."""
+    if "origin" in headers or headers.get("sec-fetch-site") not in {"cross-site", "same-site"}:
+        return None
+    if method == "GET" and headers.get("sec-fetch-mode") == "navigate":
+        return None
+    return "The Sec-Fetch-Site header names a page that is not of this server."
 
 
 def _name_and_port(origin: str, names: Collection[str]) -> tuple[str, int] | None:

@@ -47,11 +47,45 @@ def test_a_page_of_another_site_is_turned_away(origin):
     assert refusal("localhost:8122", origin, names=NAMES, ports={8121, 8122}) is not None
 
 
-@pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "https://evil.example"}])
+def fetched(site, mode, **more):
+    """What a browser says of a request."""
+    return {"sec-fetch-site": site, "sec-fetch-mode": mode, **more}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"origin": "https://evil.example"},
+        fetched("cross-site", "no-cors"),
+        fetched("same-site", "no-cors"),
+        fetched("cross-site", "cors"),
+    ],
+)
 def test_a_foreign_request_reaches_no_route(api, tasks, headers):
     tasks.add("task-001")
     for method, path in (("GET", "/api/v1/tasks"), ("DELETE", "/api/v1/tasks/task-001"), ("GET", "/nowhere")):
         answer = api(method, path, headers=headers)
         assert (answer.status_code, answer.json()["error"]) == (403, "forbidden")
+    assert api.delete("/api/v1/tasks/task-001", headers=fetched("cross-site", "navigate")).status_code == 403
     assert tasks.cancels == []
     assert api.delete("/api/v1/tasks/task-001", headers={"origin": "http://localhost:8122"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        fetched("none", "navigate"),
+        fetched("same-origin", "no-cors"),
+        fetched("same-origin", "cors"),
+        fetched("cross-site", "navigate"),
+        fetched("same-site", "cors", origin="http://localhost:8121"),
+    ],
+    ids=["a program", "an address typed", "an own script", "an own request", "a link", "a page of the other port"],
+)
+def test_programs_links_and_own_pages_are_answered(api, tasks, headers):
+    tasks.add("task-001")
+    answer = api("GET", "/api/v1/tasks/task-001", headers=headers)
+    assert answer.status_code == 200
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
