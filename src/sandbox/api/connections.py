@@ -16,6 +16,9 @@ from sandbox.api.problem import problem
 STALLED_SECONDS = 600.0
 """A client that does not take what is ready for it loses its connection."""
 
+HEAD_SECONDS = 30.0
+"""A client whose request's head is not whole by then, from its connecting or its last answer on, is cut off."""
+
 _NO_HTTP = (
     "This is no HTTP request as RFC 9112 has it: its first line, a header or its body cannot be read, it has no Host "
     "or several, or its head is too long."
@@ -58,7 +61,43 @@ class _Bounded(asyncio.Protocol):
 
 
 class HttpConnection(_Bounded, H11Protocol):
-    """A connection that speaks HTTP. Who does not is told so in the shape of every other error."""
+    """A connection that speaks HTTP. Who does not is told so in the shape of every other error.
+
+    The original waits for a head without a bound: its timer of idle connections ends with the first byte.
+    """
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A client is there."""
+        super().connection_made(transport)
+        self._time_head()
+
+    def data_received(self, data: bytes) -> None:
+        """As the original does."""
+        super().data_received(data)
+        self._time_head()
+
+    def on_response_complete(self) -> None:
+        """An answer has ended; the next head may come."""
+        super().on_response_complete()
+        self._time_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._forget_head()
+        super().connection_lost(exc)
+
+    def _time_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._forget_head()
+        elif self._head is None:
+            self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _forget_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
 
     def send_400_response(self, msg: str) -> None:
         """Answer, unless an answer has begun already, and close. `msg` is the original's."""
