@@ -13,6 +13,7 @@ def place(tmp_path_factory):
     world = World(tmp_path_factory.mktemp("stories"))
     kept = KeptTasks(world.data_dir)
     kept.finish("told")
+    kept.finish("labelled", labels={"team": "a"})
     files = "".join(f"diff --git a/{at} b/{at}\nnew file mode 100644\nindex 0..e\n" for at in range(45_000))
     kept.finish("many", artifacts=[("many.patch", files.encode())])
     kept.finish("session", claude={"headless": False})
@@ -211,3 +212,40 @@ def test_a_page_that_is_behind_asks_for_no_more_and_goes_on_without_a_hole(watch
     assert page.evaluate(HELD) == [f"line {number} of large\n" for number in range(2000)]
     afters = [int(one.url.partition("after=")[2]) for one in browser.asked("large/story")]
     assert len({*afters}) > 2
+
+
+FRESH = """() => new Promise((done) => {
+    document.addEventListener("htmx:afterRequest", () => setTimeout(done, 0), { once: true });
+    window.htmx.trigger("#tasks", "refresh");
+})"""
+
+
+def test_a_list_that_is_asked_for_anew_takes_nothing_out_of_ones_hands(place, browser):
+    page = browser.open(place)
+    answers = []
+
+    def answer(route):
+        answers.append(route)
+        got = route.fetch()
+        route.fulfill(response=got, body=got.text().replace('class="pager">', f'class="pager">{len(answers)} '))
+
+    page.route(f"{place}/", answer)
+    pager = page.locator(".pager")
+    for held in ("#sort", "#label-labelled-1"):
+        page.locator(held).focus()
+        page.evaluate(FRESH)
+        assert page.locator(f"{held}:focus").count() == 1
+        assert pager.inner_text().startswith(str(len(answers)))
+    page.locator("#task-told").hover()
+    page.mouse.down()
+    before = pager.inner_text()
+    page.evaluate(FRESH)
+    assert pager.inner_text() == before
+    page.mouse.up()
+    page.wait_for_url("**/tasks/told")
+    page.goto(place)
+    page.get_by_label("Filter by label").fill("team=")
+    page.get_by_label("Filter by label").blur()
+    before = pager.inner_text()
+    page.evaluate(FRESH)
+    assert (pager.inner_text(), page.get_by_label("Filter by label").input_value()) == (before, "team=")

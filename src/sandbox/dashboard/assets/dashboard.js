@@ -32,9 +32,12 @@ setInterval(() => {
 }, 500);
 document.addEventListener("visibilitychange", () => asked.clear());
 
-// What has not changed stays as it is, so that nobody loses a selection; an open menu is not pulled away, and only a
-// page takes a page's place.
+// What has not changed stays as it is, so that nobody loses a selection; an open menu, a filter that is being typed and what
+// a pointer is down on are not pulled away, and only a page takes a page's place.
 const last = new Map();
+let pressed = null;
+document.addEventListener("pointerdown", (event) => (pressed = event.target));
+for (const kind of ["pointerup", "pointercancel"]) document.addEventListener(kind, () => (pressed = null));
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { target, serverResponse, xhr } = event.detail;
   if (xhr.responseURL && new URL(xhr.responseURL).pathname === "/sign-in") {
@@ -45,7 +48,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   if (!target.id) return;
   const isPage = xhr.getResponseHeader("Content-Type")?.startsWith("text/html");
   const isSame = last.get(target.id) === serverResponse;
-  const isInUse = target.querySelector("details.menu[open], input:focus") !== null;
+  const isInUse = target.contains(pressed) || target.querySelector("details.menu[open], input:focus, input[placeholder]:not(:placeholder-shown)") !== null;
   if (!isPage || isSame || isInUse) event.detail.shouldSwap = false;
   else last.set(target.id, serverResponse);
 });
