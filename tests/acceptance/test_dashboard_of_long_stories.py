@@ -246,6 +246,6 @@ def test_a_list_that_is_asked_for_anew_takes_nothing_out_of_ones_hands(place, br
     page.goto(place)
     page.get_by_label("Filter by label").fill("team=")
     page.get_by_label("Filter by label").blur()
-    before = pager.inner_text()
     page.evaluate(FRESH)
-    assert (pager.inner_text(), page.get_by_label("Filter by label").input_value()) == (before, "team=")
+    assert pager.inner_text().startswith(str(len(answers)))
+    assert page.get_by_label("Filter by label").input_value() == "team="

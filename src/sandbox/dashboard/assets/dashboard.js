@@ -48,7 +48,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   if (!target.id) return;
   const isPage = xhr.getResponseHeader("Content-Type")?.startsWith("text/html");
   const isSame = last.get(target.id) === serverResponse;
-  const isInUse = target.contains(pressed) || target.querySelector("details.menu[open], input:focus, input[placeholder]:not(:placeholder-shown)") !== null;
+  const isInUse = target.contains(pressed) || target.querySelector("details.menu[open], input:focus") !== null;
   if (!isPage || isSame || isInUse) event.detail.shouldSwap = false;
   else last.set(target.id, serverResponse);
 });
