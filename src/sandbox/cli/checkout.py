@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self
@@ -18,6 +20,15 @@ from sandbox.cli.kept_files import KeptFiles, keeping
 from sandbox.cli.visible import visible
 
 GIT_SECONDS = 300.0
+WRITING_SECONDS = 3600.0
+"""For git to apply a patch, filters included; then what it has written is taken back."""
+
+LEAVING_SECONDS = 10.0
+"""For git to let go of its locks then."""
+
+_REFUSED = 1
+"""How git ends when it finds that a patch does not fit, before it has written anything."""
+
 COMPLAINT_LINES_MAX = 20
 _PLAIN_DIFF = (
     *("--binary", "--full-index", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
@@ -153,9 +164,15 @@ class Checkout:
         """
         place = ["--index"] if stages else []
         with keeping(self.root, self._git_directory(), self._touched(patch)) as kept:
-            applied = self._apply(*place, patch=patch, is_writing=True)
-            if applied.returncode:
-                _refuse(_put_back(kept), applied.stderr, advice)
+            code, complaint = self._write_files(*_apply_words(*place, patch=patch))
+            if code == _REFUSED:
+                kept.forget_copies()
+                _refuse("The patch does not fit this checkout, so nothing was applied.", complaint, advice)
+            if code:
+                _refuse(_put_back(kept), complaint, advice)
+            kept.forget_copies()
+            if kept.was_interrupted:
+                click.echo("All of the patch was applied before.", err=True)
         return self.list_changes(patch)
 
     def _git_directory(self) -> Path:
@@ -175,15 +192,24 @@ class Checkout:
         counted = self._apply("--numstat", "-z", patch=patch)
         return [_changed(entry) for entry in counted.stdout.split(b"\0") if entry]
 
-    def _apply(self, *options: str, patch: Path, is_writing: bool = False) -> subprocess.CompletedProcess[bytes]:
-        # Whatever the user's configuration says of white space: the patch is taken as it is.
-        arguments = ("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
-        return self._run(*arguments, is_writing=is_writing)
+    def _apply(self, *options: str, patch: Path) -> subprocess.CompletedProcess[bytes]:
+        return self._run(*_apply_words(*options, patch=patch))
 
-    def _run(
-        self, *arguments: str, environment: Mapping[str, str] | None = None, is_writing: bool = False
-    ) -> subprocess.CompletedProcess[bytes]:
-        """is_writing: broken off, it would leave files removed; so nothing ends it, neither ^C nor a time."""
+    def _write_files(self, *arguments: str) -> tuple[int, bytes]:
+        """Exit code and complaint of git, which has a session of its own: ^C would leave files removed."""
+        process = subprocess.Popen(
+            ["git", *_QUIET, *arguments],  # noqa: S607
+            cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+        for seconds, number in ((WRITING_SECONDS, signal.SIGTERM), (LEAVING_SECONDS, signal.SIGKILL)):
+            with suppress(subprocess.TimeoutExpired):
+                complaint = process.communicate(timeout=seconds)[1]
+                return process.returncode, complaint
+            os.killpg(process.pid, number)
+        return process.wait(LEAVING_SECONDS), b""
+
+    def _run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
         try:
             return subprocess.run(
                 ["git", *_QUIET, *arguments],  # noqa: S607
@@ -191,8 +217,7 @@ class Checkout:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=None if is_writing else GIT_SECONDS,
-                start_new_session=is_writing,
+                timeout=GIT_SECONDS,
                 check=False,
             )
         except FileNotFoundError:
@@ -217,15 +242,21 @@ def _quoted(path: str) -> str:
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+def _apply_words(*options: str, patch: Path) -> tuple[str, ...]:
+    """Whatever the user's configuration says of white space: the patch is taken as it is."""
+    return ("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
+
+
 def _put_back(kept: KeptFiles) -> str:
     """Put back what git had begun to write; gives what is to be said of it."""
-    try:
-        if kept.put_back():
-            return "git did not apply the patch to its end, so all files were put back as they were."
-    except OSError as error:
-        message = f"Error: git did not apply the patch, and not all files could be put back: {error.strerror or error}."
-        fail(f"{visible(message)}\n  They are in {visible(str(kept.place))}", ExitCode.CONFLICT)
-    return "The patch does not fit this checkout, so nothing was applied."
+    failed = kept.put_back()
+    if failed:
+        names = "".join(f"\n  {visible(path)}" for path in sorted(failed))
+        copies = visible(str(kept.copies))
+        return f"git did not apply the patch to its end, and what is in {copies} could not be put back:{names}"
+    kept.forget_copies()
+    where = f" What stood there instead is in {visible(str(kept.found))}." if kept.found.exists() else ""
+    return f"git did not apply the patch to its end, so all files were put back as they were.{where}"
 
 
 def _refuse(sentence: str, complaint: bytes, advice: str = "") -> NoReturn:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import NamedTuple
 
-_HELD_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE}
+_HELD_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_HELD = b"\nInterrupted; this ends once git has written the files.\n"
 
 
 class _State(NamedTuple):
@@ -22,85 +24,125 @@ class _State(NamedTuple):
 
 
 class KeptFiles:
-    """What stood at some paths of a checkout: a copy of each file, or that there was none."""
+    """What stood at some paths of a checkout: a copy of each file in `copies`, or that there was none.
 
-    def __init__(self, root: Path, git_directory: Path, paths: Iterable[str]) -> None:
+    found: what stood there instead when it was put back. was_interrupted: a signal waits for the end.
+    """
+
+    def __init__(self, root: Path, git_directory: Path, paths: Collection[str]) -> None:
         self._root = root
-        inside = [path for path in paths if _is_inside(root, path)]
-        self._files = {path: state for path in inside if (state := _state(root / path))}
+        inside = [path for path in paths if _is_inside(root, path, paths)]
+        self._files = {path: state for path in inside if (state := _state(root, path))}
         self._absent = [path for path in inside if path not in self._files]
-        parents = {parent for path in self._absent for parent in PurePosixPath(path).parents}
-        self._new_directories = sorted(
-            (root / parent for parent in parents if not (root / parent).is_dir()), reverse=True
-        )
-        self.is_needed = False
-        self.place = Path(mkdtemp(prefix="sandbox-kept-", dir=git_directory))
+        parents = {str(parent) for path in self._absent for parent in PurePosixPath(path).parents}
+        self._new_directories = sorted((root / one for one in parents if not _is_directory(root / one)), reverse=True)
+        self.was_interrupted = False
+        self._place = Path(mkdtemp(prefix="sandbox-kept-", dir=git_directory))
+        self.copies, self.found = self._place / "copies", self._place / "found"
 
     def copy(self) -> None:
         """Copy the files. Raises OSError."""
+        self.copies.mkdir()
         for path in self._files:
-            target = self.place / path
+            target = self.copies / path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self._root / path, target, follow_symlinks=False)
 
-    def put_back(self) -> bool:
-        """Make all as it was; gives whether anything was different. Raises OSError; the copies stay then."""
-        self.is_needed = True
-        made = [path for path in self._absent if _state(self._root / path)]
-        for path in made:
-            (self._root / path).unlink()
+    def put_back(self) -> list[str]:
+        """Make all as it was, as far as it can be; gives the paths where that was not possible, whose copies stay.
+
+        What stands there, by whomever it was written, is moved to `found` and never lost.
+        """
+        failed = []
+        for path in self._absent:
+            if _state(self._root, path) and not self._move(self._root, self.found, path):
+                failed.append(path)
         for directory in self._new_directories:
             with suppress(OSError):  # it is not there, or somebody else has put something into it
                 directory.rmdir()
-        changed = [path for path, state in self._files.items() if _state(self._root / path) != state]
-        for path in changed:
-            target = self._root / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _move(self.place / path, target)
-        self.is_needed = False
-        return bool(made or changed)
+        for path, before in self._files.items():
+            now = _state(self._root, path)
+            if now == before:
+                (self.copies / path).unlink()
+            elif (now and not self._move(self._root, self.found, path)) or not self._move(
+                self.copies, self._root, path
+            ):
+                failed.append(path)
+        return failed
+
+    def _move(self, source: Path, target: Path, path: str) -> bool:
+        """Takes no room on a disk that is full."""
+        try:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                (source / path).rename(target / path)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                shutil.copy2(source / path, target / path, follow_symlinks=False)
+                (source / path).unlink()
+        except OSError:
+            return False
+        return True
+
+    def forget_copies(self) -> None:
+        """They are not needed any more."""
+        shutil.rmtree(self.copies, ignore_errors=True)
+        with suppress(OSError):  # what was found is for the user
+            self._place.rmdir()
 
 
 @contextmanager
-def keeping(root: Path, git_directory: Path, paths: Iterable[str]) -> Iterator[KeptFiles]:
-    """Keep files as long as the context lasts. Signals that would end it come after it. Raises OSError."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_SIGNALS)
+def keeping(root: Path, git_directory: Path, paths: Collection[str]) -> Iterator[KeptFiles]:
+    """Copies of files, which stay until they are forgotten. Signals wait for the end of the context. Raises OSError."""
+    kept = KeptFiles(root, git_directory, paths)
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        kept.was_interrupted = True
+        with suppress(OSError):
+            os.write(2, _HELD)
+
+    before = {one: signal.signal(one, note) for one in _HELD_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
     try:
-        kept = KeptFiles(root, git_directory, paths)
         try:
             kept.copy()
-            yield kept
-        finally:
-            if not kept.is_needed:
-                shutil.rmtree(kept.place, ignore_errors=True)
+        except BaseException:
+            kept.forget_copies()
+            raise
+        yield kept
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for held, handler in before.items():
+            signal.signal(held, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
 
 
-def _is_inside(root: Path, path: str) -> bool:
-    """Whether git would write there: not out of the checkout, not into its own directory, not through a link."""
+def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
+    """Whether git would write there: not out of the checkout, not into its own directory, by no link that stays."""
     place = PurePosixPath(path)
     if place.is_absolute() or any(part == ".." or part.lower() == ".git" for part in place.parts):
         return False
-    return not any((root / parent).is_symlink() for parent in list(place.parents)[:-1])
+    return all(str(link) in paths for link in _links_above(root, path))
 
 
-def _state(path: Path) -> _State | None:
-    """None where there is no file and no link."""
+def _links_above(root: Path, path: str) -> list[PurePosixPath]:
+    return [parent for parent in list(PurePosixPath(path).parents)[:-1] if (root / parent).is_symlink()]
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _state(root: Path, path: str) -> _State | None:
+    """None where there is no file and no link, or the way leads through a link."""
+    if _links_above(root, path):
+        return None
     try:
-        found = path.lstat()
+        found = (root / path).lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
         return None
     return _State(found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        source.replace(target)  # takes no room on a disk that is full
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        target.unlink(missing_ok=True)
-        shutil.copy2(source, target, follow_symlinks=False)

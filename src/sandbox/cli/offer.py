@@ -25,6 +25,9 @@ from sandbox.cli.visible import visible
 if TYPE_CHECKING:
     from sandbox.client import Client
 
+Place = tuple[str | None, str | None]
+"""The commit and the branch of a checkout."""
+
 SHOWN_LINES_MAX = 200
 """Of the patch, before it is asked whether to apply it."""
 
@@ -42,51 +45,75 @@ class Offer:
     applies: bool | None
     allows_secrets: bool
     is_beside: bool
-    place: tuple[str | None, str | None]
+    place: Place
 
     def make(self, client: Client, task_id: str) -> None:
         """Show what changed, and apply it where that is wanted."""
-        changed: list[ChangedFile] = []
-        applies = self.applies
-        # What else is in the index is the user's own business, and stays apart.
-        stages = not (self.is_beside or self.checkout.changed())
-        command = _command(task_id, is_staged=stages)
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
-            advice = f"{command} --allow-secrets"  # the same command again would be another task
+            advice = f"{self._command(task_id)} --allow-secrets"  # the same command again would be another task
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets, secrets_advice=advice)
-            say_missing(client, task_id, patch)
-            if patch.stat().st_size:
-                self._require_same_place(command)
-                if applies is None and self.options.format != "json":
-                    applies = _ask(patch, self.options)
-                look = f"Look at it: sandbox task diff {visible(task_id)}"
-                changed = (
-                    self.checkout.apply(patch, stages=stages, advice=look)
-                    if applies
-                    else self.checkout.list_changes(patch)
-                )
-        if self.options.format == "json":
+            self._deal_with(patch, task_id, holds_diffs=say_missing(client, task_id, patch))
+
+    def _deal_with(self, patch: Path, task_id: str, *, holds_diffs: bool) -> None:
+        is_empty = not patch.stat().st_size
+        changed = self.checkout.list_changes(patch) if holds_diffs else []
+        is_json = self.options.format == "json"
+        applies, place = self.applies, self.place
+        if applies is None and holds_diffs and not is_json:
+            place = self._say_other_place()
+            applies = _ask(patch, self.options)
+        obstacle = self._obstacle(task_id, place, holds_diffs=holds_diffs) if applies and not is_empty else None
+        stages = self._stages()
+        if applies and changed and obstacle is None:
+            look = f"Look at it: sandbox task diff {visible(task_id)}"
+            changed = self.checkout.apply(patch, stages=stages, advice=look)
+        is_applied = bool(applies and changed and obstacle is None)
+        if is_json:
             files = [asdict(file) for file in changed]
-            told = {"type": "patch", "task_id": task_id, "applied": bool(applies and changed), "files": files}
-            click.echo(json.dumps(told))
-            return
-        _tell(changed, self.options)
-        if changed:
-            click.echo(_advice(task_id, len(changed), is_applied=bool(applies), is_staged=stages), err=True)
+            click.echo(json.dumps({"type": "patch", "task_id": task_id, "applied": is_applied, "files": files}))
+        if obstacle is not None:
+            fail(obstacle, ExitCode.CONFLICT)
+        if not is_json:
+            self._tell(task_id, changed, is_empty=is_empty, is_applied=is_applied, is_staged=stages)
 
-    def _require_same_place(self, command: str) -> None:
-        """Apply nothing unasked to what was checked out meanwhile; who is asked is told."""
+    def _stages(self) -> bool:
+        """What else is in the index is the user's own business, and stays apart."""
+        return not (self.is_beside or self.checkout.changed())
+
+    def _command(self, task_id: str) -> str:
+        return f"sandbox task apply {visible(task_id)}{'' if self._stages() else ' --beside-changes'}"
+
+    def _say_other_place(self) -> Place:
         place = self.checkout.place()
-        if place == self.place or self.applies is False:
-            return
-        sentence = f"This checkout was at {_named(self.place)} as the task began, and is at {_named(place)} now."
-        if self.applies:
-            fail(f"Error: {sentence} Nothing was applied.\n  Apply it all the same: {command}", ExitCode.CONFLICT)
-        click.echo(sentence, err=True)
+        if place != self.place:
+            click.echo(self._moved(place), err=True)
+        return place
+
+    def _obstacle(self, task_id: str, expected: Place, *, holds_diffs: bool) -> str | None:
+        """Why nothing is applied, though it is wanted: nothing goes unasked to what was checked out meanwhile."""
+        if not holds_diffs:
+            return "Error: Nothing is in the patch that git could apply."
+        if (place := self.checkout.place()) != expected:
+            advice = f"Apply it all the same: {self._command(task_id)}"
+            return f"Error: {self._moved(place)} Nothing was applied.\n  {advice}"
+        return None
+
+    def _moved(self, place: Place) -> str:
+        return f"This checkout was at {_named(self.place)} as the task began, and is at {_named(place)} now."
+
+    def _tell(
+        self, task_id: str, changed: list[ChangedFile], *, is_empty: bool, is_applied: bool, is_staged: bool
+    ) -> None:
+        if changed:
+            print_changes(changed, talk_console(has_color=self.options.has_color))
+            look = f"  Look at it: sandbox task diff {visible(task_id)}\n  Apply it:   {self._command(task_id)}"
+            click.echo(told_applied(len(changed), is_staged=is_staged) if is_applied else look, err=True)
+        elif is_empty:
+            click.echo("It changed nothing.", err=True)
 
 
-def _named(place: tuple[str | None, str | None]) -> str:
+def _named(place: Place) -> str:
     commit, branch = place
     return visible(f"{commit[:12] if commit else 'no commit'}{f' ({branch})' if branch else ''}")
 
@@ -105,21 +132,3 @@ def _ask(patch: Path, options: Chosen) -> bool:
     except click.Abort:  # ^C, or the end of the terminal: the task is done all the same
         click.echo("", err=True)
         return False
-
-
-def _tell(changed: list[ChangedFile], options: Chosen) -> None:
-    if changed:
-        print_changes(changed, talk_console(has_color=options.has_color))
-    else:
-        click.echo("It changed nothing.", err=True)
-
-
-def _advice(task_id: str, files: int, *, is_applied: bool, is_staged: bool) -> str:
-    if not is_applied:
-        shown = _command(task_id, is_staged=is_staged)
-        return f"  Look at it: sandbox task diff {visible(task_id)}\n  Apply it:   {shown}"
-    return told_applied(files, is_staged=is_staged)
-
-
-def _command(task_id: str, *, is_staged: bool) -> str:
-    return f"sandbox task apply {visible(task_id)}{'' if is_staged else ' --beside-changes'}"

@@ -44,18 +44,17 @@ def fetch_patch(
     client.download(task_id, path, target)
 
 
-def say_missing(client: Client, task_id: str, patch: Path) -> None:
-    """Say what the server could not put into a patch, and where that is; end the command where it put in nothing."""
+def say_missing(client: Client, task_id: str, patch: Path) -> bool:
+    """Say what the server could not put into a patch, and where that is; gives whether there is anything for git."""
     told = list(islice(takewhile(_is_remark, patch_lines(patch)), REMARKS_MAX))
     if not told:
-        return
+        return bool(patch.stat().st_size)
     lines = ["Not everything is in the patch:", *(f"  {visible(line[2:])}" for line in told)]
     name = f"{task_id}.changes.tar"
     if any(entry["path"] == f".sandbox/{name}" for entry in client.artifacts(task_id)["artifacts"]):
         lines.append(f"  Take all that is new or changed: sandbox task download {visible(f'{task_id} {name}')}")
     click.echo("\n".join(lines), err=True)
-    if all(map(_is_remark, patch_lines(patch))):
-        fail("Error: Nothing is in the patch that git could apply.", ExitCode.CONFLICT)
+    return not all(map(_is_remark, patch_lines(patch)))
 
 
 def _is_remark(line: str) -> bool:

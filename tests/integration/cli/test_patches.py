@@ -212,7 +212,9 @@ def test_what_git_had_begun_when_it_was_killed_is_taken_back(sandbox, offered, c
     assert b"all files were put back as they were" in result.stderr
     assert {name: (checkout / name).read_text() for name in BEFORE} == BEFORE
     assert not (checkout / "new.bin").exists()
-    assert not list((checkout / ".git").glob("sandbox-kept*"))
+    [kept] = (checkout / ".git").glob("sandbox-kept*")
+    assert [path.name for path in kept.iterdir()] == ["found"]
+    assert f"What stood there instead is in {kept / 'found'}.".encode() in result.stderr
 
 
 def test_a_file_that_was_renamed_away_comes_back_with_its_mode(sandbox, offer, checkout, filtered):

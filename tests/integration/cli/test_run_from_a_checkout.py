@@ -406,6 +406,16 @@ def test_what_was_checked_out_meanwhile_is_left_as_it_is(switched, sandbox, chec
     ]
 
 
+def test_what_is_switched_or_changed_while_somebody_is_asked_counts(done, on_terminal, terminal, checkout):
+    git("branch", "another", cwd=checkout)
+    process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
+    terminal.read_until(b"[y/n]:")
+    git("switch", "-q", "another", cwd=checkout)
+    terminal.type(b"y\n")
+    assert b"Nothing was applied" in terminal.read_to_end(process)
+    assert (process.returncode, (checkout / "new.txt").exists()) == (4, False)
+
+
 def test_who_is_asked_is_told_that_something_else_is_checked_out(switched, on_terminal, terminal, checkout):
     process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
     shown = terminal.read_until(b"[y/n]:")
@@ -428,11 +438,15 @@ def test_a_task_that_changes_nothing_says_so(api, sandbox, checkout):
     assert (result.returncode, result.stderr.decode().splitlines()[-1]) == (0, "It changed nothing.")
 
 
-@pytest.mark.parametrize("option", ["--apply", "--no-apply"])
-def test_a_patch_that_could_not_be_made_is_not_told_as_no_change(api, sandbox, checkout, option):
+@pytest.mark.parametrize(("option", "code"), [("--apply", 4), ("--no-apply", 0)])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_patch_that_could_not_be_made_is_not_told_as_no_change(api, sandbox, checkout, option, code, form):
     play(api, b"# truncated: it is larger than a patch may be (256 MiB)\n")
-    result = sandbox("run", "Grow.", option, cwd=checkout)
-    assert result.returncode == 4
+    result = sandbox("run", "Grow.", option, "-f", form, cwd=checkout)
+    assert result.returncode == code
+    if form == "json":
+        told = json.loads(result.stdout.splitlines()[-1])
+        assert told == {"type": "patch", "task_id": TASK, "applied": False, "files": []}
     assert b"  truncated: it is larger than a patch may be (256 MiB)\n" in result.stderr
     assert b"changed nothing" not in result.stderr
 

@@ -15,11 +15,13 @@ def root(tmp_path):
 
 
 def put_back(root, paths, change):
+    """Gives what git had written, which is kept aside."""
     with keeping(root, root / ".git", paths) as kept:
         change()
-        was_different = kept.put_back()
-    assert list((root / ".git").iterdir()) == []
-    return was_different
+        assert kept.put_back() == []
+        kept.forget_copies()
+    assert not kept.copies.exists()
+    return sorted(str(file.relative_to(kept.found)) for file in kept.found.rglob("*") if not file.is_dir())
 
 
 def test_a_file_that_became_a_directory_is_a_file_again(root):
@@ -30,7 +32,7 @@ def test_a_file_that_became_a_directory_is_a_file_again(root):
         (root / "a").mkdir()
         (root / "a" / "b").write_text("new")
 
-    assert put_back(root, ["a", "a/b"], change)
+    assert put_back(root, ["a", "a/b"], change) == ["a/b"]
     assert (root / "a").read_text() == "mine"
 
 
@@ -43,7 +45,7 @@ def test_a_directory_that_became_a_file_is_a_directory_again(root):
         (root / "a").rmdir()
         (root / "a").write_text("new")
 
-    assert put_back(root, ["a", "a/b"], change)
+    assert put_back(root, ["a", "a/b"], change) == ["a"]
     assert (root / "a" / "b").read_text() == "mine"
 
 
@@ -55,14 +57,14 @@ def test_a_link_comes_back_as_a_link_and_what_it_names_is_let_alone(root):
         (root / "link").unlink()
         (root / "link").write_text("new")
 
-    assert put_back(root, ["link"], change)
+    assert put_back(root, ["link"], change) == ["link"]
     assert ((root / "link").readlink().name, (root / "target").read_text()) == ("target", "named")
 
 
 def test_what_was_not_changed_is_not_touched(root):
     (root / "a").write_text("mine")
     before = (root / "a").stat()
-    assert not put_back(root, ["a", "b"], lambda: None)
+    assert put_back(root, ["a", "b"], lambda: None) == []
     assert (root / "a").stat() == before
 
 
@@ -74,7 +76,7 @@ def test_a_new_directory_with_a_file_of_somebody_else_stays(root):
         (root / "new").mkdir()
         (root / "new" / "other").write_text("theirs")
 
-    assert put_back(root, ["a", "new/b"], change)
+    assert put_back(root, ["a", "new/b"], change) == []
     assert ((root / "a").read_text(), (root / "new" / "other").read_text()) == ("mine", "theirs")
 
 
@@ -83,18 +85,49 @@ def test_nothing_is_removed_where_git_would_not_write(root, path):
     (root / "through").symlink_to(root.parent)
     with keeping(root, root / ".git", [path]) as kept:
         (root / path).write_text("theirs")
-        assert not kept.put_back()
+        assert kept.put_back() == []
+        assert not kept.found.exists()
     assert (root / path).read_text() == "theirs"
 
 
-def test_what_cannot_be_put_back_stays_where_it_is_kept(root):
-    (root / "a").write_text("mine")
-    with keeping(root, root / ".git", ["a"]) as kept:
-        (root / "a").unlink()
+def test_what_cannot_be_put_back_is_named_and_all_else_comes_back(root):
+    for name in ("a", "b"):
+        (root / name).write_text(f"mine {name}")
+    with keeping(root, root / ".git", ["a", "b"]) as kept:
+        for name in ("a", "b"):
+            (root / name).unlink()
         (root / "a" / "full").mkdir(parents=True)
-        with pytest.raises(IsADirectoryError):
-            kept.put_back()
-    assert (kept.place / "a").read_text() == "mine"
+        assert kept.put_back() == ["a"]
+    assert ((kept.copies / "a").read_text(), (root / "b").read_text()) == ("mine a", "mine b")
+
+
+def test_a_link_that_became_a_directory_is_a_link_again(root, tmp_path):
+    (root / "link").symlink_to(tmp_path)
+    (tmp_path / "file").write_text("outside")
+
+    def change():
+        (root / "link").unlink()
+        (root / "link").mkdir()
+        (root / "link" / "file").write_text("new")
+
+    assert put_back(root, ["link", "link/file"], change) == ["link/file"]
+    assert ((root / "link").readlink(), (tmp_path / "file").read_text()) == (tmp_path, "outside")
+
+
+def test_what_was_written_meanwhile_is_moved_aside_and_never_lost(root):
+    (root / "a").write_text("mine")
+
+    def change():
+        (root / "a").unlink()
+        (root / "a").write_text("saved by an editor")
+        (root / "b").write_text("new")
+
+    with keeping(root, root / ".git", ["a", "b"]) as kept:
+        change()
+        assert kept.put_back() == []
+        kept.forget_copies()
+    assert ((root / "a").read_text(), (root / "b").exists()) == ("mine", False)
+    assert [(kept.found / name).read_text() for name in ("a", "b")] == ["saved by an editor", "new"]
 
 
 def test_a_signal_comes_when_all_is_done(root):

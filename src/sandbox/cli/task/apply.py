@@ -15,6 +15,8 @@ from sandbox.cli.answer import print_json
 from sandbox.cli.changes import print_changes, told_applied
 from sandbox.cli.checkout import ChangedFile, Checkout
 from sandbox.cli.console import output_console
+from sandbox.cli.exit_code import ExitCode
+from sandbox.cli.failures import fail
 from sandbox.cli.flagged import secrets_option
 from sandbox.cli.options import Chosen, chosen, common_options
 from sandbox.cli.patch import fetch_patch, say_missing
@@ -57,7 +59,8 @@ def apply(task_id: str, directory: Path, is_beside: bool, allows_secrets: bool) 
         patch = Path(temporary) / "patch"
         with options.connect() as client:
             fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
-            say_missing(client, task_id, patch)
+            if not say_missing(client, task_id, patch) and patch.stat().st_size:
+                fail("Error: Nothing is in the patch that git could apply.", ExitCode.CONFLICT)
             base = _base_commit(client, task_id, Path(temporary) / "metadata.json")
         commit = checkout.commit()
         if base and base != commit:
