@@ -38,6 +38,7 @@ export class Conversation {
 
   take(frame) {
     if (BREAKS.has(frame.type)) this.#partial = "";
+    this.#share = 0;
     switch (frame.type) {
       case "output":
         if (frame.stream === "stdout" && this.format === "stream-json") this.#takeOutput(frame);

@@ -36,8 +36,10 @@ document.addEventListener("visibilitychange", () => asked.clear());
 // a pointer is down on are not pulled away, and only a page takes a page's place.
 const last = new Map();
 let pressed = null;
-document.addEventListener("pointerdown", (event) => (pressed = event.target));
-for (const kind of ["pointerup", "pointercancel"]) document.addEventListener(kind, () => (pressed = null));
+document.addEventListener("pointerdown", (event) => (pressed = event.button === 0 ? event.target : null));
+document.addEventListener("pointermove", (event) => event.buttons === 0 && (pressed = null));
+// A menu of the browser's, a drag or another window may take the pointer's end away.
+for (const kind of ["pointerup", "pointercancel", "contextmenu", "dragend", "blur", "visibilitychange"]) window.addEventListener(kind, () => (pressed = null));
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { target, serverResponse, xhr } = event.detail;
   if (xhr.responseURL && new URL(xhr.responseURL).pathname === "/sign-in") {
