@@ -8,7 +8,7 @@ import msgspec
 
 from sandbox.contracts.recorder import Reading, Recorder
 from sandbox.contracts.store import Indexed, StoreError
-from sandbox.model.limits import FINISHER_PAUSE_FACTOR, FINISHER_PAUSE_SECONDS
+from sandbox.model.limits import FINISHER_PAUSE_FACTOR, FINISHER_PAUSE_SECONDS, FINISHERS_MAX
 from sandbox.model.task import Task
 
 _log = logging.getLogger(__name__)
@@ -78,9 +78,11 @@ class Feed:
         self._finisher_launched_at = monotonic
 
     def has_rested(self, monotonic: float) -> bool:
-        """Whether what ended the last finisher had time to pass: only finishers can save what an agent has done."""
-        pause = FINISHER_PAUSE_SECONDS * FINISHER_PAUSE_FACTOR ** (self.finishers_launched - 1)
-        return not self.finishers_launched or monotonic - self._finisher_launched_at >= pause
+        """Whether what ended the last finisher had time to pass, where another one follows that may save the work."""
+        if not 0 < self.finishers_launched < FINISHERS_MAX:
+            return True
+        pause: float = FINISHER_PAUSE_SECONDS * FINISHER_PAUSE_FACTOR ** (self.finishers_launched - 1)
+        return monotonic - self._finisher_launched_at >= pause
 
     def stir(self) -> None:
         """The server has written or handed over the journal: let the follower look at once."""

@@ -193,7 +193,7 @@ class Launcher:
         """
         if not feed.has_paused(pause_seconds(feed.task), self._clock.monotonic()):
             return
-        if not _may_go_on(feed.task) and not feed.has_rested(self._clock.monotonic()):
+        if not _may_go_on(feed.task) and not _is_forced(feed.task) and not feed.has_rested(self._clock.monotonic()):
             feed.note = "Who cleans up after the task died too; another one is tried after a pause."
             return
         # As in `launch`: asked before anything is taken.
@@ -284,6 +284,10 @@ def new_attempt_id() -> str:
 
 def _may_go_on(task: Task) -> bool:
     return task.is_between_attempts and task.cancel is None and task.failure is None
+
+
+def _is_forced(task: Task) -> bool:
+    return task.cancel is not None and task.cancel.force
 
 
 def _give_up(recorder: Recorder, failure: Failure, is_first: bool) -> None:

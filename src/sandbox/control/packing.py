@@ -26,6 +26,7 @@ class Packing:
         self._store = store
         self._clock = clock
         self._packed_until: Cursor | None = None
+        self._refused: set[str] = set()
 
     async def sweep(self) -> None:
         """Pack all that are due, the oldest end first. What a disk refuses keeps no other from its turn.
@@ -58,7 +59,9 @@ class Packing:
             self._packed_until = self._packed_until if failures or is_busy else place
 
     def _pack(self, task: Task) -> bool:
-        """Whether there is nothing left to do for it."""
+        """Whether there is nothing left to do for it. What is damaged is read and told once in a server's life."""
+        if task.id in self._refused:
+            return True
         try:
             self._journals.pack(task.id)
         except JournalBusyError:
@@ -66,5 +69,6 @@ class Packing:
         except FileNotFoundError:
             return True
         except JournalDamagedError as error:
+            self._refused.add(task.id)
             _log.error("Task %s: its journal is kept as it is: %s", task.id, error, extra={"task_id": task.id})
         return True

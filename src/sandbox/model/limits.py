@@ -162,12 +162,12 @@ RETRY_PAUSE_SECONDS = 2.0
 RETRY_PAUSE_SECONDS_MAX = 300.0
 """Before an attempt that may fail again for the same reason: the first pause, doubled each time, and the longest."""
 
-FINISHERS_MAX = 3
+FINISHERS_MAX = 4
 """Finishers started for one attempt; when they all die, the server ends the task's books itself."""
 
 FINISHER_PAUSE_SECONDS = 4.0
 FINISHER_PAUSE_FACTOR = 8
-"""From the start of one that died to what follows it, another one or the end of the books; so much longer each time."""
+"""From the start of one that died to the next one; so much longer each time."""
 
 SUBSCRIBER_FRAMES_MAX = 10_000
 SUBSCRIBER_BYTES_MAX = 16 * 1024**2

@@ -12,10 +12,12 @@ from sandbox.model.limits import CONTROL_SECONDS
 from sandbox.placement.terminal_line import UnixTerminalLine, open_line
 
 _BLAMES_NO_RUNNER = frozenset(
-    {errno.ENOENT, errno.ECONNREFUSED, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+    {errno.ENOENT, errno.ECONNREFUSED, errno.EACCES, errno.ENOTDIR, errno.ELOOP}
+    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 )
-"""Nobody listens, or this process has nothing to ask with. Everything else (a connection past the runner's backlog is
-reset, though it seemed to be made) comes from somebody who listens and does not take what comes."""
+"""Nobody listens, somebody else has taken the place, or this process has nothing to ask with. Everything else (a
+connection past the runner's backlog is reset, though it seemed to be made) comes from somebody who listens and does not
+take what comes."""
 
 
 class UnixRunnerControl:

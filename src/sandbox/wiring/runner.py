@@ -47,7 +47,7 @@ from sandbox.runner.visit import Visit
 from sandbox.wiring.boot import read_boot_id
 from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
-from sandbox.wiring.private_directory import make_private
+from sandbox.wiring.private_directory import UnsafePlaceError, make_private
 from sandbox.wiring.runtime import make_runtime
 from sandbox.workspace.unconfined import confine_nothing
 from sandbox.workspace.workspaces import GitWorkspaces
@@ -100,7 +100,7 @@ async def _live(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -
     async with contextlib.AsyncExitStack() as held:
         try:
             await held.enter_async_context(_heard(order, life))
-        except OSError as error:
+        except (OSError, UnsafePlaceError) as error:
             if not order.finish:
                 raise
             _log.warning("What a dead runner left is collected by one that nobody can reach: %s", error)

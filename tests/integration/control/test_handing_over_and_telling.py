@@ -169,7 +169,7 @@ def test_after_a_finisher_that_died_the_next_one_waits_longer_each_time(world, m
             await service.submit(manifest())
             await world.launched("task-1")
             world.runners.play("task-1", *TO_RUNNING)
-            for count in range(1, 5):
+            for count in range(1, 6):
                 await world.launched("task-1", count)
                 launched_at.append(time.monotonic())
                 world.runners.die("task-1")
@@ -179,8 +179,27 @@ def test_after_a_finisher_that_died_the_next_one_waits_longer_each_time(world, m
             launched_at.append(time.monotonic())
 
     asyncio.run(play())
-    _, *pauses = (later - earlier for earlier, later in itertools.pairwise(launched_at))
+    _, *pauses, end = (later - earlier for earlier, later in itertools.pairwise(launched_at))
     assert [pause > least for pause, least in zip(pauses, (0.4, 1.2, 3.6), strict=True)] == [True] * 3
+    assert end < 3.6
+
+
+def test_a_task_that_is_to_stop_at_once_waits_for_no_pause(world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 300.0)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", *TO_RUNNING)
+            for count in (1, 2):
+                await world.launched("task-1", count)
+                world.runners.die("task-1")
+            await service.cancel("task-1", reason="", force=True)
+            await world.launched("task-1", 3)
+
+    asyncio.run(play())
+    assert [order.finish for order in world.runners.orders] == [False, True, True]
 
 
 def test_a_working_agents_task_ends_though_every_finisher_dies(world, monkeypatch):
@@ -191,7 +210,7 @@ def test_a_working_agents_task_ends_though_every_finisher_dies(world, monkeypatc
             await service.submit(manifest())
             await world.launched("task-1")
             world.runners.play("task-1", *TO_RUNNING)
-            for count in range(1, 5):
+            for count in range(1, 6):
                 await world.launched("task-1", count)
                 world.runners.die("task-1")
             return await service.wait("task-1", 20)

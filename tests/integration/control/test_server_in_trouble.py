@@ -171,9 +171,9 @@ def test_the_end_of_a_task_that_nobody_can_finish_is_written_once_there_is_room(
             await service.submit(manifest())
             await world.launched("task-1")
             world.runners.play("task-1", *TO_RUNNING[:1])
-            for count in range(1, 5):
+            for count in range(1, 6):
                 await world.launched("task-1", count)
-                disk.is_full = count == 4
+                disk.is_full = count == 5
                 world.runners.die("task-1")
             await refused(disk)
             disk.is_full = False

@@ -239,7 +239,7 @@ def test_when_finishers_die_too_the_task_still_ends(world, monkeypatch):
             await service.submit(manifest())
             await world.launched("task-1")
             world.runners.play("task-1", *TO_RUNNING[:1])
-            for count in range(1, 5):
+            for count in range(1, 6):
                 await world.launched("task-1", count)
                 world.runners.die("task-1")
             return await service.wait("task-1", 20)

@@ -144,12 +144,16 @@ def test_a_runner_whose_server_died_while_it_gave_the_order_ends_without_alarm(t
 
 
 @pytest.mark.parametrize("finish", [True, False], ids=["finisher", "first runner"])
-def test_what_a_dead_runner_left_is_finished_also_where_no_socket_can_be_made(tmp_path, finish):
+@pytest.mark.parametrize("obstacle", ["file", "link"])
+def test_what_a_dead_runner_left_is_finished_also_where_no_socket_can_be_made(tmp_path, finish, obstacle):
     journals = FileJournals(tmp_path)
     recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
     for event in BEGUN:
         recorder.record(event)
-    (tmp_path / "run").write_text("in the way")
+    if obstacle == "file":
+        (tmp_path / "run").write_text("in the way")
+    else:
+        (tmp_path / "run").symlink_to(tmp_path)
     order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path), str(tmp_path / "run"), "bubblewrap", finish=finish)
     lock_fd = recorder.writer.lock_fd
     ran = subprocess.run(
