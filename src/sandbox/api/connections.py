@@ -92,7 +92,15 @@ class HttpConnection(_Bounded, H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self._forget_head()
         elif self._head is None:
-            self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+            self._head = self.loop.call_later(HEAD_SECONDS, self._end_headless)
+
+    def _end_headless(self) -> None:
+        """Who still takes an answer has asked; STALLED_SECONDS bounds that."""
+        self._head = None
+        if self.transport.get_write_buffer_size():
+            self._time_head()
+        else:
+            self.transport.abort()
 
     def _forget_head(self) -> None:
         if self._head is not None:

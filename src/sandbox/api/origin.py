@@ -39,7 +39,8 @@ def embedding_refusal(method: str | None, headers: Mapping[str, str]) -> str | N
     """Why a request without `Origin` for a page of another site is refused, None when it is not; links are followed."""
     if "origin" in headers or headers.get("sec-fetch-site") not in {"cross-site", "same-site"}:
         return None
-    if method == "GET" and headers.get("sec-fetch-mode") == "navigate":
+    is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
+    if method == "GET" and is_link:
         return None
     return "The Sec-Fetch-Site header names a page that is not of this server."
 

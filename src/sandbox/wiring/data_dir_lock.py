@@ -55,7 +55,8 @@ def _refuse_copy(data_dir: Path, signed: bytes) -> None:
         found = original.stat()
     except (ValueError, OSError):
         return
-    if there == f"{found.st_dev} {found.st_ino}".encode() and not os.path.samestat(found, data_dir.stat()):
+    is_there = there == f"{found.st_dev} {found.st_ino}".encode() and (original / "server.lock").exists()
+    if is_there and not os.path.samestat(found, data_dir.stat()):
         raise DataDirBusyError(
             f"{data_dir} is a copy of {original}, whose tasks it would end. Copies are made by 'sandbox admin backup' "
             f"and 'sandbox admin restore'. Or, once nothing runs there any more: "

@@ -52,6 +52,7 @@ def refuse_foreign(directory: Path) -> None:
     One that others use would be closed to them: it is taken only when it is empty, or holds a server's data already.
     """
     try:
+        refuse_anothers(directory)
         found = _own_directory(directory)
     except (FileNotFoundError, NotADirectoryError):
         return
@@ -63,22 +64,18 @@ def refuse_foreign(directory: Path) -> None:
 
 
 def refuse_anothers(directory: Path) -> None:
-    """What would be made there its own user could not use. Raises UnsafePlaceError, OSError."""
-    _refuse_anothers(directory, directory.stat())
+    """Of a data directory: what would be made there its own user could not use. Raises UnsafePlaceError, OSError."""
+    found = directory.stat()
+    if found.st_uid != os.geteuid():
+        mend = f"work as its user (sudo -u {_user(found.st_uid)}), or choose another"
+        raise UnsafePlaceError(f"{directory} is not this user's own directory; {mend}.")
 
 
 def _own_directory(directory: Path) -> os.stat_result:
     found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise UnsafePlaceError(f"{directory} is not this user's own directory; remove it or choose another.")
-    _refuse_anothers(directory, found)
     return found
-
-
-def _refuse_anothers(directory: Path, found: os.stat_result) -> None:
-    if found.st_uid != os.geteuid():
-        mend = f"work as its user (sudo -u {_user(found.st_uid)}), or choose another"
-        raise UnsafePlaceError(f"{directory} is not this user's own directory; {mend}.")
 
 
 def _user(uid: int) -> str:

@@ -1,7 +1,9 @@
 """Who sends no request, or half of one, is let go in a bounded time; who is slow, and who follows for long, is not."""
 
 import asyncio
+from types import SimpleNamespace
 
+import h11
 import httpx
 import pytest
 
@@ -53,3 +55,18 @@ def test_a_slow_client_is_answered_and_a_follower_told_to_the_end(open_doors):
             assert "event: end" in told
 
     asyncio.run(scene())
+
+
+def test_who_still_takes_an_answer_is_not_let_go():
+    waits, aborts, behind = [], [], [4096, 0]
+    connection = connections.HttpConnection.__new__(connections.HttpConnection)
+    connection.loop = SimpleNamespace(call_later=lambda seconds, call: waits.append((seconds, call)))
+    connection.conn = SimpleNamespace(their_state=h11.IDLE)
+    connection.transport = SimpleNamespace(
+        get_write_buffer_size=lambda: behind.pop(0), abort=lambda: aborts.append("cut off")
+    )
+    connection._time_head()
+    waits.pop()[1]()
+    assert aborts == []
+    waits.pop()[1]()
+    assert (aborts, waits) == (["cut off"], [])

@@ -58,6 +58,10 @@ def test_a_copy_of_it_is_refused_while_the_original_is_there(tmp_path):
     for place in (moved, copy):
         with held(place):
             pass
+    shutil.copytree(copy, tmp_path / "on another disk", copy_function=shutil.copy2)
+    (copy / "server.lock").unlink()  # all that was in it went there
+    with held(tmp_path / "on another disk"):
+        pass
 
 
 def test_another_path_to_it_is_the_same_directory(tmp_path):

@@ -60,6 +60,7 @@ def fetched(site, mode, **more):
         fetched("cross-site", "no-cors"),
         fetched("same-site", "no-cors"),
         fetched("cross-site", "cors"),
+        fetched("cross-site", "navigate", **{"sec-fetch-dest": "iframe"}),
     ],
 )
 def test_a_foreign_request_reaches_no_route(api, tasks, headers):
@@ -79,7 +80,7 @@ def test_a_foreign_request_reaches_no_route(api, tasks, headers):
         fetched("none", "navigate"),
         fetched("same-origin", "no-cors"),
         fetched("same-origin", "cors"),
-        fetched("cross-site", "navigate"),
+        fetched("cross-site", "navigate", **{"sec-fetch-dest": "document"}),
         fetched("same-site", "cors", origin="http://localhost:8121"),
     ],
     ids=["a program", "an address typed", "an own script", "an own request", "a link", "a page of the other port"],
