@@ -197,6 +197,12 @@ class Rooms:
             while (await service.status(task_id)).state is not state:
                 await asyncio.sleep(0.005)
 
+    async def lose(self, task_id, count):
+        """So many runners die, one after the other: the first one, and then those that are to finish."""
+        for number in range(1, count + 1):
+            await self.launched(task_id, number)
+            self.runners.die(task_id)
+
     async def launched(self, task_id, count=1):
         async with asyncio.timeout(10):
             while sum(order.task_id == task_id for order in self.runners.orders) < count:

@@ -63,7 +63,7 @@ class Clearing:
             try:
                 failures += await self._clear_task(task_id, attempt_ids, found)
             except OSError as error:
-                failures.append(f"the lock of task {task_id}: {error}")
+                failures.append(f"the journal or lock of task {task_id}: {error}")
             except SandboxError as error:
                 failures.append(f"task {task_id}: {error}")
         for kind in filter(lambda kind: kind.is_private and is_all_known, self._kinds):

@@ -187,8 +187,8 @@ class Launcher:
     async def finish(self, feed: Feed) -> None:
         """Nobody carries the task on: let a finisher end what a dead runner left, or begin the attempt that follows.
 
-        When finishers die too, the books are ended here, each time after a longer pause; those of a task that has not
-        begun and is to end are ended here at once.
+        A finisher that dies is followed by another one, each time after a longer pause; after the last one the books
+        are ended here, and so are those of a task that has not begun and is to end.
         Raises OSError, JournalDamagedError.
         """
         if not feed.has_paused(pause_seconds(feed.task), self._clock.monotonic()):

@@ -16,6 +16,7 @@ from sandbox.contracts.recorder import read_records
 from sandbox.contracts.store import Indexed
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, AttemptEnded, AttemptFailed, CancelRequested, Output, TaskFinished
+from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.state import TaskState
 from sandbox.stores.memory import MemoryStore
 
@@ -81,7 +82,7 @@ def test_a_task_whose_runners_all_die_at_once_fails_after_a_few(world):
     async def play():
         async with world.server() as service:
             await service.submit(manifest())
-            for count in range(1, 6):
+            for count in range(1, 2 + FINISHERS_MAX):
                 await world.launched("task-1", count)
                 if world.runners.orders[-1].finish:
                     world.runners.play("task-1", LOST, AttemptEnded())
@@ -169,7 +170,7 @@ def test_after_a_finisher_that_died_the_next_one_waits_longer_each_time(world, m
             await service.submit(manifest())
             await world.launched("task-1")
             world.runners.play("task-1", *TO_RUNNING)
-            for count in range(1, 6):
+            for count in range(1, 2 + FINISHERS_MAX):
                 await world.launched("task-1", count)
                 launched_at.append(time.monotonic())
                 world.runners.die("task-1")
@@ -192,9 +193,7 @@ def test_a_task_that_is_to_stop_at_once_waits_for_no_pause(world, monkeypatch):
             await service.submit(manifest())
             await world.launched("task-1")
             world.runners.play("task-1", *TO_RUNNING)
-            for count in (1, 2):
-                await world.launched("task-1", count)
-                world.runners.die("task-1")
+            await world.lose("task-1", 2)
             await service.cancel("task-1", reason="", force=True)
             await world.launched("task-1", 3)
 
@@ -210,9 +209,7 @@ def test_a_working_agents_task_ends_though_every_finisher_dies(world, monkeypatc
             await service.submit(manifest())
             await world.launched("task-1")
             world.runners.play("task-1", *TO_RUNNING)
-            for count in range(1, 6):
-                await world.launched("task-1", count)
-                world.runners.die("task-1")
+            await world.lose("task-1", 1 + FINISHERS_MAX)
             return await service.wait("task-1", 20)
 
     task = asyncio.run(play())

@@ -72,10 +72,12 @@ def test_a_damaged_journal_stays_as_it_is_and_keeps_no_other_from_its_turn(kept,
     data = bytearray(kept.records("old-1").read_bytes())
     data[1000] ^= 1
     kept.records("old-1").write_bytes(data)
-    asyncio.run(Packing(world.journals, world.store, world.clock).sweep())
+    packing = Packing(world.journals, world.store, world.clock)
+    for _ in range(2):
+        asyncio.run(packing.sweep())
     assert packed(kept) == ["old-2"]
     assert kept.records("old-1").read_bytes() == data
-    assert "old-1" in caplog.text
+    assert caplog.text.count("old-1: its journal is kept as it is") == 1
 
 
 def test_an_older_journal_that_somebody_put_back_stays_as_it_is(kept, world, caplog):

@@ -18,6 +18,7 @@ from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
+from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.state import TaskState
 from sandbox.model.watermark import Space
 from sandbox.stores.memory import MemoryStore
@@ -171,10 +172,10 @@ def test_the_end_of_a_task_that_nobody_can_finish_is_written_once_there_is_room(
             await service.submit(manifest())
             await world.launched("task-1")
             world.runners.play("task-1", *TO_RUNNING[:1])
-            for count in range(1, 6):
-                await world.launched("task-1", count)
-                disk.is_full = count == 5
-                world.runners.die("task-1")
+            await world.lose("task-1", FINISHERS_MAX)
+            await world.launched("task-1", 1 + FINISHERS_MAX)
+            disk.is_full = True
+            world.runners.die("task-1")
             await refused(disk)
             disk.is_full = False
             return await service.wait("task-1", 10)

@@ -24,6 +24,7 @@ from sandbox.model.event import (
     Output,
     TaskFinished,
 )
+from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.state import TaskState
 from sandbox.stores.memory import MemoryStore
 
@@ -239,9 +240,7 @@ def test_when_finishers_die_too_the_task_still_ends(world, monkeypatch):
             await service.submit(manifest())
             await world.launched("task-1")
             world.runners.play("task-1", *TO_RUNNING[:1])
-            for count in range(1, 6):
-                await world.launched("task-1", count)
-                world.runners.die("task-1")
+            await world.lose("task-1", 1 + FINISHERS_MAX)
             return await service.wait("task-1", 20)
 
     assert asyncio.run(play()).failure.code == "runner_lost"
