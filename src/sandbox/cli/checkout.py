@@ -30,6 +30,10 @@ _REFUSED = 1
 """How git ends when it finds that a patch does not fit, before it has written anything."""
 
 COMPLAINT_LINES_MAX = 20
+
+Place = tuple[str | None, str | None]
+"""The commit and the branch that are checked out."""
+
 _PLAIN_DIFF = (
     *("--binary", "--full-index", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
     *("--no-relative", "--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=none"),
@@ -77,8 +81,8 @@ class Checkout:
         """The branch that is checked out; None for a commit without one."""
         return self.ask("symbolic-ref", "--quiet", "--short", "HEAD")
 
-    def place(self) -> tuple[str | None, str | None]:
-        """The commit and the branch."""
+    def place(self) -> Place:
+        """What is checked out."""
         return self.commit(), self.branch()
 
     def subpath(self) -> str:
@@ -95,30 +99,29 @@ class Checkout:
     def changed(self, *, untracked: bool = False) -> int:
         """How many files were changed and not committed; of those that git tracks, or of the others."""
         which = f"--untracked-files={'all' if untracked else 'no'}"
-        asked = self._run("status", "--porcelain", "-z", "--no-renames", which)
+        entries = self._list("status", "--porcelain", "--no-renames", which)
+        return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
+
+    def _list(self, *arguments: str) -> list[bytes]:
+        asked = self._run(*arguments, "-z")
         if asked.returncode:
             _refuse("The state of the checkout cannot be told.", asked.stderr)
-        entries = [entry for entry in asked.stdout.split(b"\0") if entry]
-        return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
+        return [entry for entry in asked.stdout.split(b"\0") if entry]
 
     def sizes_of_changes(self) -> dict[str, int]:
         """How many bytes there are in each file that was changed, or that git does not track.
 
         What ends in a slash is a repository of its own.
         """
-        asked = self._run("ls-files", "--others", "--modified", "--exclude-standard", "-z")
-        if asked.returncode:
-            _refuse("The state of the checkout cannot be told.", asked.stderr)
-        paths = {os.fsdecode(entry) for entry in asked.stdout.split(b"\0") if entry}
+        paths = {os.fsdecode(entry) for entry in self._list("ls-files", "--others", "--modified", "--exclude-standard")}
         return {path: (self.root / path).lstat().st_size for path in paths if os.path.lexists(self.root / path)}
 
     def changed_submodules(self) -> list[str]:
         """Those with files that were changed and are not committed there."""
-        listing = ("status", "--porcelain=v2", "-z", "--no-renames", "--untracked-files=no", "--ignore-submodules=none")
-        asked = self._run(*listing)
-        if asked.returncode:
-            _refuse("The state of the checkout cannot be told.", asked.stderr)
-        entries = [os.fsdecode(entry).split(" ", 8) for entry in asked.stdout.split(b"\0") if entry.startswith(b"1 ")]
+        told = self._list(
+            "status", "--porcelain=v2", "--no-renames", "--untracked-files=no", "--ignore-submodules=none"
+        )
+        entries = [os.fsdecode(entry).split(" ", 8) for entry in told if entry.startswith(b"1 ")]
         return [entry[8] for entry in entries if entry[2].startswith("S") and entry[2][2:] != ".."]
 
     def write_difference(self, commit: str, target: Path, scratch: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.changes import print_changes, told_applied
-from sandbox.cli.checkout import ChangedFile, Checkout
+from sandbox.cli.checkout import ChangedFile, Checkout, Place
 from sandbox.cli.console import talk_console
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
@@ -24,9 +24,6 @@ from sandbox.cli.visible import visible
 
 if TYPE_CHECKING:
     from sandbox.client import Client
-
-Place = tuple[str | None, str | None]
-"""The commit and the branch of a checkout."""
 
 SHOWN_LINES_MAX = 200
 """Of the patch, before it is asked whether to apply it."""
@@ -64,11 +61,9 @@ class Offer:
             place = self._say_other_place()
             applies = _ask(patch, self.options)
         obstacle = self._obstacle(task_id, place, holds_diffs=holds_diffs) if applies and not is_empty else None
-        stages = self._stages()
-        if applies and changed and obstacle is None:
-            look = f"Look at it: sandbox task diff {visible(task_id)}"
-            changed = self.checkout.apply(patch, stages=stages, advice=look)
-        is_applied = bool(applies and changed and obstacle is None)
+        is_applied, stages = bool(applies and changed and obstacle is None), self._stages()
+        if is_applied:
+            self.checkout.apply(patch, stages=stages, advice=_look(task_id))
         if is_json:
             files = [asdict(file) for file in changed]
             click.echo(json.dumps({"type": "patch", "task_id": task_id, "applied": is_applied, "files": files}))
@@ -107,10 +102,16 @@ class Offer:
     ) -> None:
         if changed:
             print_changes(changed, talk_console(has_color=self.options.has_color))
-            look = f"  Look at it: sandbox task diff {visible(task_id)}\n  Apply it:   {self._command(task_id)}"
-            click.echo(told_applied(len(changed), is_staged=is_staged) if is_applied else look, err=True)
+        if is_applied:
+            click.echo(told_applied(len(changed), is_staged=is_staged), err=True)
+        elif changed:
+            click.echo(f"  {_look(task_id)}\n  Apply it:   {self._command(task_id)}", err=True)
         elif is_empty:
             click.echo("It changed nothing.", err=True)
+
+
+def _look(task_id: str) -> str:
+    return f"Look at it: sandbox task diff {visible(task_id)}"
 
 
 def _named(place: Place) -> str:

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 
+import click
 import pytest
 
 from doubles.live import git, until
 from doubles.recorded_api import Answer, of_json
 from doubles.recorded_story import TASK, status
+from sandbox.cli.checkout import Checkout
 
 BEFORE = {"a.txt": "one\ntwo\nthree\n", "b.sql": "-- x\nselect 1;\n"}
 SECRET_FLAG = "--allow-secrets"
@@ -194,15 +196,29 @@ def filtered(checkout):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_waits_until_the_patch_is_applied(sandbox_process, offered, checkout, filtered, tmp_path, number):
     filtered(f"touch {tmp_path}/begun; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; cat")
-    process = sandbox_process("task", "apply", TASK, cwd=checkout, start_new_session=True)
+    told = {"start_new_session": True, "stderr": subprocess.PIPE}
+    process = sandbox_process("task", "apply", TASK, cwd=checkout, **told)
     until((tmp_path / "begun").exists, what="git to write the first file")
     assert (checkout / "a.txt").read_text() == ""
     os.killpg(process.pid, number)
     (tmp_path / "go").touch()
-    assert process.wait(30) in {130, -number}
+    assert b"All of the patch was applied before." in process.communicate(timeout=30)[1]
+    assert process.returncode in {130, -number}
     assert (checkout / "a.txt").read_text() == "one\n2\nthree\nfour\n"
     assert (checkout / "new.bin").exists()
     assert not list((checkout / ".git").glob("sandbox-kept*"))
+
+
+def test_a_filter_that_does_not_end_is_ended_and_the_files_are_put_back(checkout, filtered, tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.cli.checkout.WRITING_SECONDS", 1.0)
+    (checkout / "a.txt").write_text("changed\n")
+    (tmp_path / "patch").write_text(git("diff", "--full-index", cwd=checkout) + "\n")
+    git("checkout", "-q", "a.txt", cwd=checkout)
+    filtered("sleep 600")
+    with pytest.raises(click.exceptions.Exit) as ended:
+        Checkout(checkout).apply(tmp_path / "patch")
+    assert (ended.value.exit_code, (checkout / "a.txt").read_text()) == (4, BEFORE["a.txt"])
+    assert not (checkout / ".git" / "index.lock").exists()
 
 
 def test_what_git_had_begun_when_it_was_killed_is_taken_back(sandbox, offered, checkout, filtered):
