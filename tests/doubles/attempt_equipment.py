@@ -26,6 +26,7 @@ from sandbox.secrets.redactor import Redactor
 from sandbox.wiring.clock import SystemClock
 
 ATTEMPT_ID = "abcdefghijkl"
+BASE = "c0ffee" + "0" * 34
 BOOT_ID = "this-boot"
 
 
@@ -162,7 +163,7 @@ class ScriptedAgent:
         self._script.seen += ["resume"] if resumes else []
         return AgentStart(Command(["agent"], secrets, "/workspace"), session_id, {}, {".claude/settings.json": b"{}"})
 
-    def judge_start(self, manifest, began):
+    def judge_start(self, manifest, began, redact):
         return self._script.start_failure
 
     def render(self, manifest, result):
@@ -198,7 +199,7 @@ class ScriptedWorkspaces:
             raise self._script.stage_error
         (attempt_dir / "disk/workspace").mkdir(parents=True)
         (attempt_dir / "repository.git").mkdir()
-        return "c0ffee" + "0" * 34
+        return BASE
 
     async def patch(self, attempt_dir, base_commit, target, confine):
         if self._script.patch_error:

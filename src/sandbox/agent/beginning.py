@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from sandbox.agent.stream import clean
 from sandbox.agent.tools import unknown_entries
@@ -13,14 +13,17 @@ from sandbox.model.manifest import Claude, McpServer
 _NAMES_TOLD_MAX = 10
 
 
-def judge_beginning(claude: Claude, began: AgentBegan) -> Failure | None:
-    """None when every MCP server is connected and every entry of `allowed_tools` stands for a tool."""
+def judge_beginning(claude: Claude, began: AgentBegan, redact: Callable[[str], str]) -> Failure | None:
+    """None when every MCP server is connected and every entry of `allowed_tools` stands for a tool.
+
+    redact: what has been done to the names that the agent told.
+    """
     servers = claude.mcp_config.mcpServers if claude.mcp_config is not None else {}
     for name, server in servers.items():
-        status = began.mcp_servers.get(clean(name), "not started")
+        status = began.mcp_servers.get(clean(redact(name)), "not started")
         if status != "connected":
             return Failure(FailureCode.MCP_FAILED, _server_sentence(name, status, server))
-    unknown = unknown_entries(claude.allowed_tools or (), began.tools, servers)
+    unknown = unknown_entries(claude.allowed_tools or (), began.tools, servers, redact)
     if unknown:
         return Failure(FailureCode.TOOL_UNKNOWN, _tools_sentence(unknown, servers))
     return None

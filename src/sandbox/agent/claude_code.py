@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -85,9 +85,9 @@ class ClaudeCode:
         """A reader for one run."""
         return ClaudeConversation(session_id)
 
-    def judge_start(self, manifest: Manifest, began: AgentBegan) -> Failure | None:
+    def judge_start(self, manifest: Manifest, began: AgentBegan, redact: Callable[[str], str]) -> Failure | None:
         """Whether the agent has the tools and MCP servers that were asked for; why not, if not."""
-        return judge_beginning(manifest.claude, began)
+        return judge_beginning(manifest.claude, began, redact)
 
     def judge_session(self, exit_: Exit) -> Failure | None:
         """Whether a session on a terminal ended well, which its process alone tells; why not, if not."""

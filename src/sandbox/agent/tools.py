@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from sandbox.model.manifest import Claude
@@ -31,18 +31,21 @@ def tool_options(claude: Claude) -> tuple[str, ...]:
     return (*restricted, *allowed, *_denying())
 
 
-def unknown_entries(entries: Sequence[str], tools: Collection[str], servers: Collection[str]) -> list[str]:
-    """Those entries that none of the agent's tools answers to."""
-    return [entry for entry in entries if not _is_known(entry, tools, servers)]
+def unknown_entries(
+    entries: Sequence[str], tools: Collection[str], servers: Collection[str], redact: Callable[[str], str]
+) -> list[str]:
+    """Those entries that none of the agent's tools answers to. redact: what has been done to the names of tools."""
+    return [entry for entry in entries if not _is_known(entry, tools, servers, redact)]
 
 
-def _is_known(entry: str, tools: Collection[str], servers: Collection[str]) -> bool:
+def _is_known(entry: str, tools: Collection[str], servers: Collection[str], redact: Callable[[str], str]) -> bool:
     if not entry.startswith(_MCP):
         name = _base(entry)
-        return name in tools or _OTHER_NAMES.get(name, name) in tools
+        return not {redact(name), redact(_OTHER_NAMES.get(name, name))}.isdisjoint(tools)
     if entry.removesuffix("__*") in {_MCP + _in_tool_names(server) for server in servers}:
         return True
-    return any(fnmatchcase(tool, entry) for tool in tools)
+    patterns = {entry, redact(entry).replace("[", "[[]")}
+    return any(fnmatchcase(tool, pattern) for tool in tools for pattern in patterns)
 
 
 def _in_tool_names(server: str) -> str:

@@ -1,6 +1,6 @@
 """The coding agent: how it is started, what its output means, how it ended."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,8 +109,11 @@ class Agent(Protocol):
         """A reader for one run."""
         ...
 
-    def judge_start(self, manifest: Manifest, began: AgentBegan) -> Failure | None:
-        """Whether the agent has the tools and MCP servers that were asked for; why not, if not."""
+    def judge_start(self, manifest: Manifest, began: AgentBegan, redact: Callable[[str], str]) -> Failure | None:
+        """Whether the agent has the tools and MCP servers that were asked for; why not, if not.
+
+        redact: what has been done to the names in `began`.
+        """
         ...
 
     def judge_session(self, exit_: Exit) -> Failure | None:

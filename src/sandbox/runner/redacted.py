@@ -5,13 +5,24 @@ from typing import Any
 import msgspec
 
 from sandbox.contracts.redaction import Redaction
-from sandbox.model.event import Event, Output
+from sandbox.model.artifact import OWN_DIRECTORY
+from sandbox.model.event import AgentStarted, ArtifactCollected, Event, Output, SandboxCreated, WorkspacePrepared
+
+_NOT_REDACTED = (Output, WorkspacePrepared, SandboxCreated, AgentStarted)
 
 
 def redact_event(event: Event, redaction: Redaction) -> Event:
-    """The same event with every text of it redacted; output is redacted as a stream, before it is an event."""
-    if isinstance(event, Output):
+    """The same event with every text of it redacted; output is redacted as a stream, before it is an event.
+
+    Names by which something is found again stay: those of commit, image and session, and of a stored artifact.
+    """
+    if isinstance(event, _NOT_REDACTED):
         return event
+    if isinstance(event, ArtifactCollected):
+        artifact = event.artifact
+        is_own = artifact.path.startswith(f"{OWN_DIRECTORY}/")
+        path = artifact.path if is_own else redaction.redact_text(artifact.path)
+        return ArtifactCollected(msgspec.structs.replace(artifact, path=path))
     redacted: Event = _redact(event, redaction)
     return redacted
 

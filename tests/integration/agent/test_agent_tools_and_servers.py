@@ -48,7 +48,7 @@ class Play:
         events = [event for line in self.ran.lines for event in self._conversation.feed(line)]
         (self.began,) = [event for event in events if isinstance(event, AgentBegan)]
         self.wanted = manifest(**claude)
-        self.failure = ClaudeCode(Path("/none")).judge_start(self.wanted, self.began)
+        self.failure = ClaudeCode(Path("/none")).judge_start(self.wanted, self.began, str)
 
     async def _run(self, directory, turns, secrets, claude):
         outside = Outside(directory)

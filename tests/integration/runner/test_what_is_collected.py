@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from doubles.attempt_equipment import Script
+from doubles.attempt_equipment import BASE, Script
 from sandbox.contracts.workspace import LeftOut
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Trouble
@@ -48,6 +48,20 @@ def test_a_full_disk_multiplies_no_artifact_whose_name_had_to_be_changed(stage, 
     assert len(refused) == 4
     assert kept == {"redacted-1": b"the agent's\n", "redacted-2": b"a\n", "redacted-3": b"b\n"}
     assert scene.artifacts == {*kept, "task-1.patch", "transcript.ndjson", "metadata.json"}
+
+
+@pytest.mark.parametrize("value", [BASE[:8], "task-1.p", "transcript"])
+def test_a_secret_that_is_part_of_a_name_of_ours_takes_no_artifact_away(stage, value):
+    """Each value of eight characters is one: also a commit, or the word that a task is named after."""
+    asked = []
+    scene = stage(Script(), secrets={"WORD": value}, lifecycle={"artifact_patterns": ("*",)})
+    workspaces = scene.attempt.equipment.workspaces
+    make = workspaces.patch
+    workspaces.patch = lambda root, base, *rest: (asked.append(base), make(root, base, *rest))[1]
+    asyncio.run(scene.life.carry_out())
+    assert (scene.task.state, scene.task.base_commit, asked) == (TaskState.COMPLETED, BASE, [BASE])
+    assert scene.artifacts >= {"task-1.patch", "transcript.ndjson", "metadata.json"}
+    assert scene.artifacts == {path.name for path in scene.attempt.task_files.artifacts.iterdir()}
 
 
 @pytest.mark.parametrize("step", ["read_records", "give_name"], ids=["writing", "flushing"])

@@ -20,8 +20,8 @@ def init(session_id="the-session", **fields):
     return json.dumps({"type": "system", "subtype": "init", "session_id": session_id, **fields}).encode() + b"\n"
 
 
-def judge(began, **claude):
-    return ClaudeCode(Path("/none")).judge_start(manifest(**claude), began)
+def judge(began, redact=str, **claude):
+    return ClaudeCode(Path("/none")).judge_start(manifest(**claude), began, redact)
 
 
 def test_tools_and_servers_are_heard():
@@ -64,6 +64,20 @@ def test_every_server_must_be_connected(status, server, advice):
     assert f"The MCP server github is not connected (status: {status})" in failure.message
     assert advice in failure.message
     assert judge(AgentBegan(frozenset(), {"fine": "connected", "github": "connected"}), mcp_config=config) is None
+
+
+def test_names_that_a_secret_stands_in_are_known_again():
+    """A secret's value may be an ordinary word, and what the agent says is redacted before it is heard."""
+
+    def redact(text):
+        return text.replace("postgres", "[REDACTED:DB_USER]")
+
+    config = McpConfig(mcpServers={"postgres": LOCAL})
+    began = AgentBegan(frozenset({redact("mcp__postgres__query")}), {redact("postgres"): "connected"})
+    for allowed in (("mcp__postgres",), ("mcp__postgres__*",), ("mcp__postgres__query",), ("mcp__postgres__q*",)):
+        assert judge(began, redact, mcp_config=config, allowed_tools=allowed) is None
+    unknown = judge(began, redact, mcp_config=config, allowed_tools=("mcp__postgres__drop",))
+    assert unknown.code is FailureCode.TOOL_UNKNOWN
 
 
 def test_many_unknown_tools_are_told_in_a_sentence():

@@ -61,7 +61,7 @@ TOOLS = {"Task", "Bash", "Read", "mcp__git_hub__get_issue"}
     ],
 )
 def test_what_the_agent_has_is_known(entry):
-    assert unknown_entries([entry], TOOLS, ["git.hub", "empty"]) == []
+    assert unknown_entries([entry], TOOLS, ["git.hub", "empty"], str) == []
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_what_the_agent_has_is_known(entry):
     ],
 )
 def test_what_the_agent_has_not_is_unknown(entry):
-    assert unknown_entries(["Read", entry], TOOLS, ["git.hub", "empty"]) == [entry]
+    assert unknown_entries(["Read", entry], TOOLS, ["git.hub", "empty"], str) == [entry]
