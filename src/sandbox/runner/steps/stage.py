@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sandbox.contracts.secret_fingerprint import make_fingerprint
+from sandbox.contracts.secret_fingerprint import has_fingerprint, make_fingerprint
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import WorkspacePrepared
 from sandbox.runner.confining import confine_for
@@ -13,7 +13,10 @@ from sandbox.runner.remaining import remaining_seconds
 
 
 async def stage(attempt: Attempt) -> None:
-    """Clone onto the attempt's disk. Raises AttemptError (clone_failed, provision_failed, timeout), OSError."""
+    """Clone onto the attempt's disk, or take one over.
+
+    Raises AttemptError (clone_failed, provision_failed, secret_unavailable, timeout), OSError.
+    """
     lifecycle = attempt.task.manifest.lifecycle
     if remaining_seconds(attempt.task, attempt.equipment.clock) <= 0:
         raise AttemptError(FailureCode.TIMEOUT, f"The task's {lifecycle.timeout} were over; raise lifecycle.timeout.")
@@ -21,6 +24,7 @@ async def stage(attempt: Attempt) -> None:
     if attempt.resumes:
         # In no thread, which would still move files while others conclude an attempt that was told to end.
         take_over(attempt)
+        await _require_same_secrets(attempt)
     elif attempt.secrets:
         await _leave_fingerprint(attempt)
     await attempt.equipment.remove(left_by_earlier_attempts(attempt))
@@ -29,6 +33,15 @@ async def stage(attempt: Attempt) -> None:
     for directory in (attempt.files.home, attempt.files.tmp):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     attempt.recorder.record(WorkspacePrepared(await _prepare(attempt)))
+
+
+async def _require_same_secrets(attempt: Attempt) -> None:
+    """Of other values nobody would find again what the agent has on its disk, and may print."""
+    if attempt.secrets and not await asyncio.to_thread(
+        has_fingerprint, attempt.files.secret_fingerprint, attempt.secrets
+    ):
+        message = "Secrets have other values than the agent had, so it cannot go on; submit the task again."
+        raise AttemptError(FailureCode.SECRET_UNAVAILABLE, message)
 
 
 async def _leave_fingerprint(attempt: Attempt) -> None:
