@@ -25,6 +25,7 @@ from sandbox.model.refusal import NO_ROOM, refusal_of
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.leftovers import take_over
+from sandbox.runner.remaining import counted_before
 from sandbox.runner.steps.collect import collect, is_collected
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
@@ -109,7 +110,7 @@ class AttemptLife:
         task = self._attempt.task
         lost = self._loss()
         if task.attempt_state is TaskState.RUNNING:
-            self._attempt.recorder.record(AgentExited(None, None, lost))
+            self._end_agent(lost)
         elif not task.agent_has_exited and task.failure is None:
             self._attempt.recorder.record(AttemptFailed(lost))
         await self._conclude()
@@ -249,9 +250,16 @@ class AttemptLife:
 
     def _fail(self, failure: Failure) -> None:
         if self._attempt.task.attempt_state is TaskState.RUNNING:
-            self._attempt.recorder.record(AgentExited(None, None, failure))
+            self._end_agent(failure)
         else:
             self._attempt.recorder.record(AttemptFailed(failure))
+
+    def _end_agent(self, failure: Failure) -> None:
+        """Nobody saw how it ended, and nobody counted its last requests."""
+        recorder = self._attempt.recorder
+        if (counted := counted_before(self._attempt.task)) != self._attempt.task.progress:
+            recorder.record(counted)
+        recorder.record(AgentExited(None, None, failure))
 
     async def _sync_output(self) -> None:
         told = ""
@@ -275,4 +283,6 @@ def _failure_of(error: Exception) -> Failure:
 
 
 def _described(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "it takes too long"
     return f"{type(error).__name__}: {error}" if isinstance(error, OSError) else type(error).__name__

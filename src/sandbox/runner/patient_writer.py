@@ -13,7 +13,7 @@ from sandbox.model.limits import KEPT_OUTPUT_BYTES_MAX
 
 _log = logging.getLogger(__name__)
 _RECORD_BYTES = 256
-_CAN_BE_LEFT_OUT = (e.Output, e.Progress, e.Metrics, e.ToolCall, e.EgressDenied, e.Trouble, e.Usage)
+_CAN_BE_LEFT_OUT = (e.Output, e.Progress, e.Metrics, e.ToolCall, e.EgressDenied, e.Trouble)
 
 
 class _Kept(NamedTuple):

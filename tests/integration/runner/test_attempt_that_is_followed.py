@@ -5,9 +5,10 @@ import dataclasses
 
 import pytest
 
-from doubles.attempt_equipment import ATTEMPT_ID, BOOT_ID, Script
+from doubles.attempt_equipment import ATTEMPT_ID, BASE, BOOT_ID, Script
 from sandbox.contracts.placement import CancelOrder
 from sandbox.contracts.runtime import Exit
+from sandbox.contracts.secret_fingerprint import make_fingerprint
 from sandbox.disks import removal
 from sandbox.disks.plain import PlainDisks
 from sandbox.model.errors import AttemptError, Failure, FailureCode
@@ -18,14 +19,16 @@ from sandbox.model.event import (
     AttemptStarted,
     CancelRequested,
     FollowUpForgone,
+    Progress,
     SandboxCreated,
+    Usage,
     WorkspacePrepared,
 )
 from sandbox.model.state import TaskState
 from sandbox.runner.life import AttemptLife
 from sandbox.runner.steps.provision import write_handle
+from sandbox.secrets.redactor import Redactor
 
-BASE = "c0ffee" + "0" * 34
 TO_RUNNING = (WorkspacePrepared(BASE), SandboxCreated("v", "scripted", "host"), AgentStarted("session"))
 SECOND_ID = "bcdefghijklm"
 
@@ -45,10 +48,10 @@ def killed(scene, *facts):
     write_handle(scene.attempt.files.handle, scene.attempt.equipment.runtime.plan(ATTEMPT_ID))
 
 
-def second(scene, *, resumes):
+def second(scene, *, resumes, **parts):
     """The attempt after it, as the server would begin it."""
     scene.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
-    attempt = dataclasses.replace(scene.attempt, id=SECOND_ID)
+    attempt = dataclasses.replace(scene.attempt, id=SECOND_ID, **parts)
     attempt.files.root.mkdir()
     return AttemptLife(attempt)
 
@@ -168,6 +171,41 @@ def test_a_lost_agent_with_resume_hands_its_disk_and_its_session_on(stage):
     assert [event.base_commit for event in scene.events(WorkspacePrepared)] == [BASE, BASE]
     assert "task-1.patch" in scene.artifacts
     assert (left(scene), left(scene, SECOND_ID)) == (set(), set())
+
+
+@pytest.mark.parametrize("secrets", [{"TOKEN": "rotated since"}, {"TOKEN": "first of all", "MORE": "another one"}])
+def test_an_agent_whose_secrets_are_others_by_now_does_not_go_on_with_the_old_ones_on_its_disk(stage, secrets):
+    given = {"TOKEN": "first of all"}
+    scene = stage(Script(), secrets=given, manifest_secrets=("TOKEN",), lifecycle={"resume": True})
+    killed(scene, *TO_RUNNING)
+    scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
+    asyncio.run(scene.life.finish())
+    assert scene.task.attempt.follow_up == "resume"
+    asyncio.run(second(scene, resumes=True, secrets=secrets, redaction=Redactor(secrets)).carry_out())
+    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
+    assert "start" not in scene.script.seen
+    assert scene.artifacts
+    assert all(artifact.contains_secret for artifact in scene.task.artifacts)
+    assert (left(scene), left(scene, SECOND_ID)) == (set(), set())
+
+
+def test_an_agent_whose_secrets_are_the_same_goes_on(stage):
+    scene = stage(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True})
+    killed(scene, *TO_RUNNING)
+    scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
+    asyncio.run(scene.life.finish())
+    asyncio.run(second(scene, resumes=True).carry_out())
+    assert scene.task.state is TaskState.COMPLETED
+    assert "resume" in scene.script.seen
+
+
+def test_requests_that_a_dead_runner_had_not_counted_are_and_no_tool_runs_any_more(stage):
+    scene = stage(Script())
+    killed(scene, *TO_RUNNING, Progress(turns=2, current_tool="Bash"), Usage("m", 100, 20, 0, 0, 0.25))
+    asyncio.run(scene.life.finish())
+    progress = scene.task.progress
+    assert (progress.turns, progress.current_tool) == (2, None)
+    assert (progress.input_tokens, progress.output_tokens, progress.cost_usd) == (100, 20, 0.25)
 
 
 def test_what_a_dead_runner_had_half_taken_over_is_taken_over_whole(stage):

@@ -179,6 +179,26 @@ def test_more_output_than_is_kept_is_left_out_while_the_disk_takes_nothing(stage
     assert scene.task.state is TaskState.CANCELLED
 
 
+def test_what_was_paid_for_is_counted_however_little_the_disk_takes(stage, monkeypatch):
+    """Else the next attempt has a budget that was spent."""
+    monkeypatch.setattr("sandbox.runner.patient_writer.KEPT_OUTPUT_BYTES_MAX", 300)
+    scene = stage(Script(stays=True, stdout=LINES))
+    disk = Disk(scene, monkeypatch, object)
+    disk.refuses, disk.begins_with = False, AgentStarted
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await until(lambda: disk.refused > 5)
+        for _ in range(2):
+            scene.script.report(Usage("m", 100, 20, 0, 0, 0.25))
+        disk.refuses, disk.begins_with = False, None
+        await until(lambda: len(scene.events(Usage)) == 2)
+        await ended(scene, work)
+
+    asyncio.run(play())
+    assert scene.task.spent.usd == scene.task.progress.cost_usd == 0.5
+
+
 def test_artifacts_wait_for_room_as_long_as_collecting_may_take(stage, monkeypatch):
     scene = stage(Script(), lifecycle={"collect_timeout": "10m"})
     tries = []

@@ -7,11 +7,12 @@ import socket
 from doubles.attempt_equipment import ATTEMPT_ID, Script, SilentGateway
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.contracts.recorder import Recorder
-from sandbox.model.event import AgentStarted, ArtifactCollected, SandboxCreated, Usage, WorkspacePrepared
+from sandbox.model.event import AgentStarted, ArtifactCollected, Gap, SandboxCreated, Usage, WorkspacePrepared
 from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.state import TaskState
 from sandbox.placement.control import UnixRunnerControl
 from sandbox.runner.control_socket import listening
+from sandbox.runner.output import AgentOutput
 from sandbox.runner.steps.provision import write_handle
 from sandbox.runner.terminals import Terminals
 
@@ -37,6 +38,15 @@ def test_tokens_and_dollars_are_those_that_the_gateway_counted(stage):
     asyncio.run(play())
     progress = scene.task.progress
     assert (progress.input_tokens, progress.output_tokens, progress.cost_usd) == (10, 5, 0.25)
+
+
+def test_output_that_nobody_could_read_in_time_is_told_to_be_missing(stage, monkeypatch):
+    monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(AgentOutput, "take_stderr", lambda *_: asyncio.Event().wait())
+    scene = stage(Script())
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    (gap,) = scene.events(Gap)
+    assert gap.reason == "Output that was not read within 0.1 s of the agent's end is missing."
 
 
 def test_silence_is_no_hang_while_the_model_owes_an_answer(stage, monkeypatch):

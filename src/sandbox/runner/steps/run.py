@@ -11,7 +11,7 @@ from sandbox.contracts.gateway import BudgetReached, Gateway, GatewayRules, KeyR
 from sandbox.contracts.runtime import Exit, Sandbox
 from sandbox.model.egress import egress_rules
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Trouble, Usage
+from sandbox.model.event import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Gap, Trouble, Usage
 from sandbox.model.life import is_followed
 from sandbox.model.limits import (
     KILL_SECONDS,
@@ -185,7 +185,9 @@ class _Run:
 
     def _judge_start(self, began: AgentBegan) -> None:
         """The first model request waits until the agent is known to have what was asked for, and nothing else."""
-        failure = self._attempt.equipment.agent.judge_start(self._attempt.task.manifest, began)
+        redaction = self._attempt.redaction
+        redact = redaction.redact_text if redaction is not None else str
+        failure = self._attempt.equipment.agent.judge_start(self._attempt.task.manifest, began, redact)
         if failure is not None:
             self._record(AttemptFailed(failure))
         else:
@@ -285,6 +287,9 @@ class _Run:
         for pump in late:
             pump.cancel()
         await asyncio.gather(*late, return_exceptions=True)
+        if late:
+            missing = f"Output that was not read within {OUTPUT_DRAIN_SECONDS:g} s of the agent's end is missing."
+            self._record(Gap(0, 0, missing))
         for pump in done:
             pump.result()
 

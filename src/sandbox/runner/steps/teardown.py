@@ -20,7 +20,8 @@ async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
             await _remove(attempt, handle, kept)
     except Exception as error:
-        attempt.recorder.record(Trouble("teardown_failed", f"Something of the sandbox is left: {error}"))
+        reason = str(error) or "removing it takes too long"
+        attempt.recorder.record(Trouble("teardown_failed", f"Something of the sandbox is left: {reason}"))
 
 
 async def clear_away(attempt: Attempt, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
