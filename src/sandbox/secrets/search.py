@@ -1,18 +1,20 @@
 """Finds any of many needles at a speed that does not depend on how many there are.
 
 Every needle has at least seven bytes, so wherever it stands, it covers one whole word of four bytes at a multiple of
-four. The words of the text are looked up in a set; only where one is known is a needle compared.
+four. The words of the text are looked up in a set; only where one is known is a needle compared. A needle is known by
+words that few others have, so that lines of one value that are alike are not compared one after the other.
 """
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from sandbox.secrets.needles import Needle
 
 _WORD_BYTES = 4
-_WINDOW_BYTES = 2 * _WORD_BYTES - 1
+_CANDIDATES_MAX = 16
+"""Words of a needle that are looked at, of each of the four places that it may have."""
 
 
 class Hit(NamedTuple):
@@ -21,6 +23,23 @@ class Hit(NamedTuple):
     start: int
     end: int
     name: str
+
+
+def _word(text: bytes, offset: int) -> int:
+    return int.from_bytes(text[offset : offset + _WORD_BYTES], sys.byteorder)
+
+
+def _telling_offset(text: bytes, first: int, words: Mapping[int, Sequence[object]]) -> int:
+    """Of `first` and every fourth byte behind it, where the word stands that the fewest needles are known by.
+
+    Beginnings and ends are what secrets have in common with other text; the middle tells more, where it is free.
+    """
+    offsets = range(first, len(text) - _WORD_BYTES + 1, _WORD_BYTES)
+    middle = offsets[len(offsets) // 2]
+    if _word(text, middle) not in words:
+        return middle
+    candidates = offsets[:: -(-len(offsets) // _CANDIDATES_MAX)]
+    return min(candidates, key=lambda offset: len(words.get(_word(text, offset), ())))
 
 
 class Search:
@@ -37,10 +56,9 @@ class Search:
             inner.update(text[:-1])
             for length in range(1, _WORD_BYTES + 1):
                 beginnings[text[:length]].append(text)
-            # Beginnings and ends are what secrets have in common with other text; the middle tells more.
-            middle = (len(text) - _WINDOW_BYTES) // 2
-            for offset in range(middle, middle + _WORD_BYTES):
-                words[int.from_bytes(text[offset : offset + _WORD_BYTES], sys.byteorder)].append((needle, offset))
+            for first in range(_WORD_BYTES):
+                offset = _telling_offset(text, first, words)
+                words[_word(text, offset)].append((needle, offset))
         self._words, self._known = dict(words), frozenset(words)
         self._beginnings, self._inner = dict(beginnings), frozenset(inner)
 
