@@ -122,18 +122,15 @@ class SocketGateway:
     ) -> None:
         listener.setblocking(False)
         while True:
-            await room.acquire()
             try:
-                accepted = await _accepted(listener)
+                accepted = await _accepted(listener, room)
             except OSError as error:  # the peer is gone already, or there is no descriptor left
                 if error.errno == EINVAL:
                     raise  # it does not listen any more: nobody will ever come
-                room.release()
                 await asyncio.sleep(0.1)
                 continue
             task = group.create_task(self._contain(attend, accepted))
             task.add_done_callback(partial(_leave, accepted, room))
-            await asyncio.sleep(0)  # an accept that need not wait gives nobody else a turn
 
     async def _contain(self, attend: Callable[[socket], Coroutine[Any, Any, None]], accepted: socket) -> None:
         """What goes wrong with one connection ends that connection only."""
@@ -198,16 +195,21 @@ class SocketGateway:
             await asyncio.sleep(0)  # a flood of queries must not take the loop from everybody else
 
 
-async def _accepted(listener: socket) -> socket:
+async def _accepted(listener: socket, room: asyncio.Semaphore) -> socket:
     """The next connection, as of a loop's `sock_accept`, which complains where it is cancelled as the listener dies.
 
-    Raises OSError.
+    It has a place in the room; a listener that nobody comes to keeps none from the others. Raises OSError.
     """
     while True:
+        await _readable(listener)
+        await room.acquire()
         try:
             accepted, _ = listener.accept()
         except (BlockingIOError, InterruptedError):
-            await _readable(listener)
+            room.release()
+        except OSError:
+            room.release()
+            raise
         else:
             accepted.setblocking(False)
             return accepted

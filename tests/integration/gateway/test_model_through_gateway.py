@@ -361,6 +361,26 @@ def test_connections_over_the_bound_wait_for_their_turn(monkeypatch):
     run(story)
 
 
+def test_doors_that_nobody_comes_to_take_no_connection_from_the_others(monkeypatch):
+    """Proxy and all ports of the hosts share one bound."""
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 2)
+
+    async def story():
+        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+            proxy = served.listeners.proxy.getsockname()[1]
+            clients = [await served.connect(proxy) for _ in range(3)]
+            for client in clients:
+                client.writer.write(b"GET http://elsewhere.example/ HTTP/1.1\r\nHost: elsewhere.example\r\n")
+            clients[2].writer.write(b"\r\n")
+            waiting = asyncio.ensure_future(clients[2].answer())
+            assert (await asyncio.wait([waiting], timeout=0.2))[0] == set()
+            clients[1].writer.write(b"\r\n")
+            assert (await clients[1].answer())[0] == 403
+            assert (await waiting)[0] == 403
+
+    run(story)
+
+
 def test_cancelling_ends_every_connection_at_once_and_leaves_nothing_open():
     async def story():
         script = Stepwise()
