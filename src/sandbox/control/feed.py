@@ -48,8 +48,12 @@ class Feed:
 
     @property
     def shown(self) -> Task:
-        """The task as its users see it: with the note in place of the message."""
-        return msgspec.structs.replace(self.task, state_message=self.note) if self.note else self.task
+        """The task as its users see it."""
+        return self.with_note(self.task)
+
+    def with_note(self, task: Task) -> Task:
+        """This task with the note in place of the message, where there is one."""
+        return msgspec.structs.replace(task, state_message=self.note) if self.note else task
 
     def complain(self, error: Exception) -> None:
         """Something keeps the task from going on: tell its users, and operators once."""

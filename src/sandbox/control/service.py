@@ -183,7 +183,13 @@ class TaskService:
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `Tasks.query`."""
-        return await asyncio.to_thread(self.equipment.store.query, query)
+        page = await asyncio.to_thread(self.equipment.store.query, query)
+        return dataclasses.replace(page, tasks=[self._with_note(task) for task in page.tasks])
+
+    def _with_note(self, task: Task) -> Task:
+        """What a task waits for is told by its feed, which the index does not know."""
+        feed = self.equipment.follower.feeds.get(task.id)
+        return feed.with_note(task) if feed is not None else task
 
     async def release(self, task_id: str) -> None:
         """See `Tasks.release`."""

@@ -18,7 +18,7 @@ from sandbox.api.errors import InvalidParameterError
 from sandbox.api.known_parameters import refuse_repeated
 from sandbox.api.lists import ListQuery, list_page, read_query
 from sandbox.contracts.store import TaskQuery
-from sandbox.contracts.tasks import TaskNotFoundError, Tasks
+from sandbox.contracts.tasks import Tasks
 from sandbox.dashboard.templates import show
 from sandbox.model.state import TERMINAL_STATES, TaskState
 from sandbox.model.task import Task
@@ -66,7 +66,7 @@ async def show_tasks(request: Request, asked: Context) -> Response:
     return show(
         request,
         "tasks",
-        tasks=[await _now(asked.tasks, task) for task in page.tasks],
+        tasks=page.tasks,
         total_count=page.total_count,
         older=_changed(request, cursor=write_cursor(page.next_cursor, query)) if page.next_cursor else None,
         is_first_page=query.cursor is None,
@@ -108,20 +108,10 @@ def _order(given: Mapping[str, str]) -> str:
     return given.get("order") or ("asc" if given.get("sort") == "name" else "desc")
 
 
-async def _waiting(tasks: Tasks) -> list[Task]:
-    """The head of the line, each with what it waits for, which the index does not know."""
+async def _waiting(tasks: Tasks) -> Sequence[Task]:
+    """The head of the line."""
     query = TaskQuery(frozenset({TaskState.PENDING}), order="asc", limit=_WAITING_SHOWN)
-    found = await tasks.query(query)
-    return [task for each in found.tasks if (task := await _now(tasks, each)).state is TaskState.PENDING]
-
-
-async def _now(tasks: Tasks, task: Task) -> Task:
-    if task.state.is_terminal:
-        return task
-    try:
-        return await tasks.status(task.id)
-    except TaskNotFoundError:
-        return task
+    return (await tasks.query(query)).tasks
 
 
 def _groups(request: Request, query: TaskQuery, counts: Mapping[TaskState, int]) -> list[Choice]:

@@ -6,6 +6,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
+from sandbox.contracts.store import TaskQuery
 from sandbox.contracts.tasks import UnavailableError
 from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.model.event import Idempotency
@@ -39,8 +40,12 @@ def test_a_task_waits_until_the_machine_has_memory_again(world):
                 "Waiting for 0.5 GiB of memory that nobody uses (the machine has 0.293 GiB)"
             )
             assert world.runners.orders == []
+            listed = (await service.query(TaskQuery(frozenset({TaskState.PENDING})))).tasks
+            assert [task.state_message for task in listed] == [await message(service, "task-1")]
             world.memory_available_bytes = GIB
             await world.launched("task-1")
+            listed = (await service.query(TaskQuery())).tasks
+            assert [task.state_message for task in listed if "memory" in task.state_message] == []
 
     asyncio.run(play())
 
