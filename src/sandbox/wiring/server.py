@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from socket import socket
 from typing import Literal
 
 from sandbox import __version__
@@ -115,7 +116,7 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
     if needs_token and not access.good():
         raise OpenAddressError(where.host)
     port, stream_port = (bound[0].getsockname()[1] for bound in (sockets, stream_sockets))
-    api_settings = _api_settings(settings, {port, stream_port}, needs_token=needs_token)
+    api_settings = _api_settings(settings, [*sockets, *stream_sockets], needs_token=needs_token)
     guard = Guard(access, api_settings)
     shutting_down = asyncio.Event()
     with set_by_signals(shutting_down):
@@ -149,11 +150,14 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
             _tell_end(len(service.equipment.follower.feeds))
 
 
-def _api_settings(settings: ServerSettings, ports: set[int], *, needs_token: bool) -> ApiSettings:
+def _api_settings(settings: ServerSettings, bound: Sequence[socket], *, needs_token: bool) -> ApiSettings:
+    addresses, ports = zip(*(one.getsockname()[:2] for one in bound), strict=True)
+    # A name or address that only this machine has cannot be another site's.
+    own_names = () if needs_token else (settings.server.host, *addresses)
     return ApiSettings(
         version=__version__,
         ports=frozenset(ports),
-        host_names=frozenset(settings.server.host_names),
+        host_names=frozenset((*settings.server.host_names, *own_names)),
         needs_token=needs_token,
         requests_per_minute=settings.access.requests_per_minute,
         clone_hosts=frozenset(settings.git.allowed_hosts),

@@ -118,8 +118,27 @@ def test_without_tokens_the_server_listens_for_this_machine_only(environment, ho
     assert b"Traceback" not in ran.stderr
 
 
+def test_another_loopback_address_answers_where_it_is_announced_and_to_no_other_name(environment):
+    server = subprocess.Popen(
+        [*SANDBOX, "serve", "--host", "127.0.0.2", "--port", "0", "--ws-port", "0", "--format", "json"],
+        env={**environment, "PATH": os.environ["PATH"]},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        address = json.loads(server.stdout.readline())["http"]
+        answers = [
+            httpx.get(f"{address}/api/v1/tasks", headers=headers, trust_env=False).status_code
+            for headers in ({}, {"Host": "elsewhere.example"}, {"Origin": "http://elsewhere.example"})
+        ]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=20)
+    assert address.startswith("http://127.0.0.2:")
+    assert answers == [200, 403, 403]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
-def test_every_loopback_address_will_do(host):
+def test_a_loopback_address_is_this_machines_only(host):
     sockets = bind(host, 0)
     try:
         assert not is_open(sockets)
