@@ -61,9 +61,10 @@ class ChangedManifest:
     content_type = "application/json"
 
     def __init__(self, document: Document, assignments: Sequence[Assignment]) -> None:
+        from sandbox.model.manifest_json import write_json
         from sandbox.model.mistake import field_name
 
-        self.body = json.dumps(document.data).encode()
+        self.body = write_json(document.data)
         self._assigned = {field_name(assignment.path): assignment.text for assignment in assignments}
         marks = {**document.value_marks, **document.key_marks}
         self._places = {field_name(path): (mark.line, mark.column) for path, mark in marks.items()}

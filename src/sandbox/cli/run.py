@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +78,8 @@ def run(
     PROMPT says what to do; '-' reads it from stdin. The task clones the remote of the git checkout that you are in, at
     the commit that you have, and begins in the directory that you are in.
     """
+    from sandbox.model.manifest_json import write_json
+
     options, checkout = chosen(), Checkout(directory)
     text = _read_prompt(prompt)
     origin = find_origin(checkout, wanted["remote"])
@@ -91,7 +92,7 @@ def run(
     is_beside = bool(includes_dirty) and bool(checkout.changed() or checkout.changed(untracked=True))
     offer = Offer(checkout, options, applies, allows_secrets, is_beside, checkout.place())
     patch = pack_local_work(checkout, origin.commit) if includes_dirty else b""
-    manifest = ManifestFile("sandbox run", json.dumps(_manifest(text, origin, checkout.subpath(), patch)).encode())
+    manifest = ManifestFile("sandbox run", write_json(_manifest(text, origin, checkout.subpath(), patch)))
     with options.connect() as client:
         answer = submit_manifest(client, manifest, settings)
         task_id = answer["task_id"]

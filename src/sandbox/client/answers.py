@@ -217,6 +217,18 @@ class Runtime(TypedDict):
     mend: str
 
 
+class Occupancy(TypedDict):
+    """What may be promised to unfinished tasks, what is, and how many tasks wait for more."""
+
+    cpus: int
+    cpus_promised: int
+    memory_bytes: int
+    memory_promised_bytes: int
+    disk_bytes: int
+    disk_promised_bytes: int
+    waiting: int
+
+
 class Health(TypedDict):
     """How the server is; tasks: how many there are in each state."""
 
@@ -230,6 +242,7 @@ class Health(TypedDict):
     store: dict[str, bool]
     disk: dict[str, int]
     draining_since: str | None
+    occupancy: Occupancy | None
 
 
 class Mistake(TypedDict):

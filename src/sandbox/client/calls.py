@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,9 @@ Manifest = Mapping[str, Any] | str | bytes | Path
 
 PRUNE_SECONDS = 600.0
 """For the removal of finished tasks."""
+
+RELEASE_SECONDS = 90.0
+"""For the removal of a preserved sandbox, which waits for shells in it to end."""
 
 ANSWER_SECONDS = 15.0
 """For the answer to a long wait, once its time is over."""
@@ -98,7 +100,7 @@ def cancel(task_id: str, reason: str | None, *, force: bool) -> Call[Cancellatio
 
 def release(task_id: str) -> Call[Release]:
     """The end of a preserved sandbox."""
-    return Call("DELETE", task_path(task_id, "vm"), Release, ("task_id",))
+    return Call("DELETE", task_path(task_id, "vm"), Release, ("task_id",), read_seconds=RELEASE_SECONDS)
 
 
 def artifacts(task_id: str) -> Call[ArtifactList]:
@@ -166,4 +168,6 @@ def _body(manifest: Manifest) -> tuple[bytes, str]:
             return manifest.encode(errors="surrogatepass"), "application/yaml"
         case bytes():
             return manifest, "application/yaml"
-    return json.dumps(manifest).encode(), "application/json"
+    from sandbox.model.manifest_json import write_json
+
+    return write_json(manifest), "application/json"

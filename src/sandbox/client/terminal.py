@@ -16,8 +16,8 @@ from sandbox.client.told import read_object
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
-OPEN_SECONDS = 60.0
-"""Of a preserved task a sandbox is made first."""
+OPEN_SECONDS = 90.0
+"""Of a preserved task a sandbox is made first, for which the server takes a minute at most."""
 
 _MESSAGE_BYTES_MAX = 1024 * 1024
 

@@ -1,4 +1,4 @@
-"""JSON text as nodes."""
+"""JSON text as nodes, and plain data as JSON text."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ def read_json(text: str) -> Any:
     except json.JSONDecodeError as error:
         message = error.msg[:1].lower() + error.msg[1:]
         refuse(f"is not valid JSON: {message}", mark=Mark(error.lineno, error.colno))
+
+
+def write_json(data: Any) -> bytes:
+    """Plain data as it is sent: in UTF-8, but for half a surrogate pair, which only an escape can say."""
+    try:
+        return json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(data).encode()
 
 
 def _check_bounds(text: str) -> None:

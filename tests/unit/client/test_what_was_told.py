@@ -9,8 +9,15 @@ from doubles.recorded_story import status
 from sandbox.client import InvalidParameterError, UnexpectedAnswerError, calls
 from sandbox.client.answers import Health, Task
 from sandbox.client.connection import connection_to
-from sandbox.client.terminal import Exit, Terminal, open_terminal
+from sandbox.client.terminal import OPEN_SECONDS, Exit, Terminal, open_terminal
 from sandbox.client.told import fits
+from sandbox.model.limits import (
+    BODY_BYTES_MAX,
+    SANDBOX_TEARDOWN_SECONDS,
+    VISIT_END_SECONDS,
+    VISIT_START_SECONDS,
+)
+from sandbox.model.manifest_formats import PROMPT_BYTES_MAX
 
 CALLS = [
     calls.submit("", None, "k"),
@@ -31,6 +38,22 @@ CALLS = [
 
 def answer(call, told):
     return connection_to(None, None, 1).answer(call, 200, json.dumps(told).encode())
+
+
+def test_who_waits_for_the_server_waits_longer_than_the_server_may_take():
+    """Else its sentence about what took so long never arrives."""
+    assert calls.release("t").read_seconds > SANDBOX_TEARDOWN_SECONDS + VISIT_END_SECONDS
+    assert OPEN_SECONDS > VISIT_START_SECONDS
+
+
+def test_a_manifest_is_sent_as_long_as_it_is():
+    """Letters that are no ASCII make a text thrice as long where they are sent as escapes."""
+    prompt = "Я" * (PROMPT_BYTES_MAX // 2)
+    sent = calls.submit({"claude": {"prompt": prompt}}, None, "k").content
+    assert len(sent) < BODY_BYTES_MAX
+    assert json.loads(sent) == {"claude": {"prompt": prompt}}
+    halved = calls.submit({"claude": {"prompt": "\ud800"}}, None, "k").content
+    assert json.loads(halved) == {"claude": {"prompt": "\ud800"}}
 
 
 @pytest.mark.parametrize("told", [{}, {"hello": "world"}, {"tasks": 1, "artifacts": [1], "status": None}])
