@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from sandbox.api import paths
 from sandbox.api.problem import problem
@@ -182,14 +182,17 @@ async def _http_error(connection: HTTPConnection, error: HTTPException) -> Respo
         message = f"This address takes {', '.join(allowed)} only."
         return problem(connection, 405, "method_not_allowed", message, headers={"allow": ", ".join(allowed)})
     if error.status_code == 404:
-        return problem(connection, 404, "not_found", f"There is nothing at this address; {_what_is_there(connection)}.")
+        return problem(connection, 404, "not_found", _what_is_there(connection))
     return problem(connection, error.status_code, "bad_request", str(error.detail), headers=error.headers)
 
 
 def _what_is_there(connection: HTTPConnection) -> str:
+    routes, path = connection.app.routes, connection.scope["path"]
+    if any(isinstance(route, WebSocketRoute) and route.path_regex.match(path) for route in routes):
+        return "Here is a WebSocket, and the request did not ask for one; connect with ws:// (wss:// behind TLS)."
     if isinstance(connection.app, FastAPI):
-        return "/openapi.json lists what is"
-    return f"this port has the WebSockets at {paths.STREAM} and {paths.TERMINAL} and nothing else"
+        return "There is nothing at this address; /openapi.json lists what is."
+    return f"There is nothing at this address; this port has the WebSockets {paths.STREAM} and {paths.TERMINAL}."
 
 
 def allowed_methods(routes: Sequence[Any], path: str) -> list[str]:

@@ -361,6 +361,15 @@ def test_all_artifacts_go_into_a_directory_of_their_own(sandbox, artifacts, tmp_
     assert not (tmp_path / ".envrc").exists()
 
 
+@pytest.mark.parametrize(("state", "words"), [("running", b"no artifacts yet"), ("failed", b"it ended without any")])
+def test_where_there_are_no_artifacts_all_of_them_are_not_found(sandbox, api, tmp_path, state, words):
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": []}))
+    api.on("GET", f"/tasks/{TASK}", of_json(status(state)))
+    result = sandbox("task", "download", TASK, "--all")
+    assert (result.returncode, list(tmp_path.iterdir())) == (3, [])
+    assert words in result.stderr
+
+
 @pytest.mark.parametrize("name", ["..", ".", "a/..", ""])
 def test_a_name_that_leads_out_of_the_directory_is_not_written(sandbox, api, tmp_path, name):
     headers = {"X-Checksum-SHA256": hashlib.sha256(b"x").hexdigest()}

@@ -28,6 +28,25 @@ class Kept:
         return self._data
 
 
+class Bare:
+    """A client of one task that has kept nothing."""
+
+    def __init__(self, state):
+        self._state = state
+
+    async def artifacts(self, task_id):
+        return {"artifacts": []}
+
+    async def status(self, task_id):
+        return {"state": self._state}
+
+
+@pytest.mark.parametrize(("state", "words"), [("running", "no patch yet"), ("failed", "ended without a patch")])
+def test_who_asks_for_a_patch_that_is_not_there_hears_whether_it_will_be(state, words):
+    with pytest.raises(tools.RefusedError, match=f"artifact_not_found: .*{words}"):
+        asyncio.run(tools.diff(Bare(state), "t", 0))
+
+
 def test_of_long_lines_the_last_ones_are_kept_and_cut():
     lines = [f"{number} ".encode() + b"x" * 5000 + b"\n" for number in range(200)]
     answer = asyncio.run(tools.logs(Kept(lines), "t", "stdout", 1000)).split("\n")

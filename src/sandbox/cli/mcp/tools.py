@@ -9,6 +9,7 @@ from typing import Any
 
 from sandbox.client import Artifact, AsyncClient
 from sandbox.client.answers import TaskSummary
+from sandbox.model.state import TERMINAL_STATES
 
 ANSWER_CHARACTERS_MAX = 40_000
 LINES_MAX = 1_000
@@ -58,8 +59,10 @@ async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
     listed = (await client.artifacts(task_id))["artifacts"]
     entry = next((entry for entry in listed if entry["path"] == path), None)
     if entry is None:
-        message = "artifact_not_found: There is no patch yet; it is made when the agent has ended."
-        raise RefusedError(message)
+        has_ended = (await client.status(task_id))["state"] in TERMINAL_STATES
+        ended = "The task ended without a patch; its status says why."
+        message = ended if has_ended else "There is no patch yet; it is made when the agent has ended."
+        raise RefusedError(f"artifact_not_found: {message}")
     return await _text(client, task_id, entry, offset) or "It changed nothing."
 
 

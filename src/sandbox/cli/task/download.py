@@ -20,6 +20,7 @@ from sandbox.cli.options import chosen, common_options
 from sandbox.cli.patch import patch_lines
 from sandbox.cli.task_argument import task_argument
 from sandbox.cli.visible import visible
+from sandbox.model.state import TERMINAL_STATES
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -68,6 +69,12 @@ def download(
 def _wanted(client: Client, task_id: str, name: str | None) -> list[Artifact]:
     """The artifacts that are asked for: all, or the one of this name, else of this path."""
     listed = client.artifacts(task_id)["artifacts"]
+    if name is None and not listed:
+        has_ended = client.status(task_id)["state"] in TERMINAL_STATES
+        told = (
+            "artifacts: it ended without any" if has_ended else "artifacts yet; they are kept when the agent has ended"
+        )
+        fail(f"Error: Task {visible(task_id)} has no {told}.", ExitCode.NOT_FOUND)
     if name is None:
         return listed
     by_name, by_path = ([entry for entry in listed if entry[field] == name] for field in ("name", "path"))
