@@ -416,8 +416,11 @@ def test_an_error_has_its_code_and_says_why(user, status, error, line, fields):
 
 def test_every_terminal_state_can_be_listed(user):
     for state in TERMINAL:
-        user.shell(f"sandbox task list --state {state}")
-        user.shell(f"curl -f http://localhost:8122/api/v1/tasks?state={state}")
+        listed = user.shell(f"sandbox task list --state {state}")
+        told = json.loads(user.shell(f"curl -f http://localhost:8122/api/v1/tasks?state={state}"))["tasks"]
+        assert {task["state"] for task in told} <= {state}
+        assert [task["id"] for task in told if task["id"] not in listed] == []
+        assert ("task-001" in {task["id"] for task in told}) == (state == "completed")
 
 
 def test_the_sandbox_of_a_failed_task_is_kept_for_debugging(user):
