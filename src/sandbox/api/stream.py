@@ -11,9 +11,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from sandbox.api import paths
 from sandbox.api.context import Context, context
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.feed import Feed
 from sandbox.api.known_parameters import refuse_unknown
 from sandbox.api.measured import note_route
+from sandbox.api.read_ahead import ReadAhead
 from sandbox.api.seq import read_seq
 from sandbox.api.streamed import disconnected
 from sandbox.api.view import Messages, seen_alone
@@ -71,12 +71,12 @@ async def stream(websocket: WebSocket) -> None:
 
 
 async def _tell(websocket: WebSocket, asked: Context, wish: Wish) -> None:
-    async with Feed(await _messages(asked, wish)) as feed:
+    async with ReadAhead(await _messages(asked, wish)) as read_ahead:
         await websocket.accept()
-        feed.end_after(disconnected(websocket.receive))
-        feed.end_after(asked.shutting_down.wait())
+        read_ahead.end_after(disconnected(websocket.receive))
+        read_ahead.end_after(asked.shutting_down.wait())
         try:
-            await _send(websocket, feed)
+            await _send(websocket, read_ahead)
             await websocket.close(_GOING_AWAY if asked.shutting_down.is_set() else _NORMAL)
         except WebSocketDisconnect:
             return
@@ -92,8 +92,8 @@ async def _messages(asked: Context, wish: Wish) -> AsyncIterator[Messages]:
     return asked.tails.follow(await asked.tasks.status(wish.task_id), view, after=wish.after)
 
 
-async def _send(websocket: WebSocket, feed: Feed) -> None:
-    while (batch := await feed.batch()) is not None:
+async def _send(websocket: WebSocket, read_ahead: ReadAhead) -> None:
+    while (batch := await read_ahead.batch()) is not None:
         for message in batch:
             await websocket.send_text(message.decode())
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sandbox.api.envelope import wants_head_only
-from sandbox.api.feed import Feed
+from sandbox.api.read_ahead import ReadAhead
 from sandbox.api.view import Messages
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -37,7 +37,7 @@ class Streamed(Response):
         self.media_type = media_type
         self.background = None
         self.init_headers({"x-accel-buffering": "no"})
-        self._feed = Feed(source)
+        self._read_ahead = ReadAhead(source)
         self._counted = counted
         self._ending = ending
         self._keep_alive = keep_alive
@@ -55,11 +55,11 @@ class Streamed(Response):
             await self._send_batches(idle_seconds, receive, send)
 
     async def _send_batches(self, idle_seconds: float | None, receive: Receive, send: Send) -> None:
-        async with self._feed as feed:
-            feed.end_after(disconnected(receive))
+        async with self._read_ahead as read_ahead:
+            read_ahead.end_after(disconnected(receive))
             if self._ending is not None:
-                feed.end_after(self._ending.wait())
-            while (batch := await feed.batch(idle_seconds)) is not None:
+                read_ahead.end_after(self._ending.wait())
+            while (batch := await read_ahead.batch(idle_seconds)) is not None:
                 body = b"".join(batch) or self._keep_alive
                 await send({"type": "http.response.body", "body": body, "more_body": True})
 

@@ -65,7 +65,7 @@ def test_each_has_everything_once_however_often_they_leave(open_doors, monkeypat
 
 
 def test_what_happens_is_encoded_once_and_goes_out_in_batches(open_doors, monkeypatch):
-    encoded, sent, encode, take = [], [], logs._sse, streamed.Feed.batch
+    encoded, sent, encode, take = [], [], logs._sse, streamed.ReadAhead.batch
 
     def counted(frame):
         encoded.append(frame["seq"])
@@ -76,7 +76,7 @@ def test_what_happens_is_encoded_once_and_goes_out_in_batches(open_doors, monkey
         return found
 
     monkeypatch.setattr(logs, "_sse", counted)
-    monkeypatch.setattr(streamed.Feed, "batch", batch)
+    monkeypatch.setattr(streamed.ReadAhead, "batch", batch)
 
     async def scene():
         async with open_doors() as doors:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import httpx
 import pytest
 import websockets
 from websockets.asyncio.client import connect
@@ -97,6 +98,24 @@ def test_who_leaves_is_noticed_at_once_and_what_he_says_is_ignored(open_doors, u
                 assert json.loads(await socket.recv())["type"] == "state_change"
                 assert json.loads(await socket.recv())["type"] == "error"
             await until(lambda: doors.tasks.open_followers == 0 and not doors.tasks.subscribers)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/api/v1/tasks/stream", "Here is a WebSocket, and the request did not ask for one"),
+        ("/api/v1/tasks/task-001/terminal", "Here is a WebSocket, and the request did not ask for one"),
+        ("/api/v1/tasks/task-001/elsewhere", "There is nothing at this address"),
+    ],
+)
+def test_who_asks_a_websocket_for_a_page_hears_what_it_is(open_doors, path, words):
+    async def scene():
+        async with open_doors() as doors, httpx.AsyncClient(trust_env=False) as client:
+            answer = await client.get(f"http://localhost:{doors.stream_port}{path}")
+            assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+            assert answer.json()["message"].startswith(words)
 
     asyncio.run(scene())
 

@@ -14,7 +14,7 @@ READ_AHEAD_BYTES_MAX = 256 * 1024
 _SKIPPED_MAX = 256
 
 
-class Feed:
+class ReadAhead:
     """Reads `source` in a task of its own from `__aenter__` on, until it ends or one of `end_after` comes."""
 
     def __init__(self, source: AsyncIterator[Messages]) -> None:
@@ -41,7 +41,7 @@ class Feed:
         await asyncio.gather(*self._helpers, return_exceptions=True)
 
     def end_after(self, occasion: Coroutine[Any, Any, Any]) -> None:
-        """End the feed when `occasion` is over; what is in memory by then is still handed out."""
+        """End when `occasion` is over; what is in memory by then is still handed out."""
         helper: asyncio.Task[Any] = asyncio.create_task(occasion)
         helper.add_done_callback(self._note_end)
         self._helpers.append(helper)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sandbox.api.feed import READ_AHEAD_BYTES_MAX, Feed
+from sandbox.api.read_ahead import READ_AHEAD_BYTES_MAX, ReadAhead
 from sandbox.api.tail import Batch
 
 
@@ -13,12 +13,12 @@ async def every(frames):
         yield () if frame.get("hidden") else (frame["data"],)
 
 
-async def taken(feed):
-    return [message async for message in _messages(feed)]
+async def taken(read_ahead):
+    return [message async for message in _messages(read_ahead)]
 
 
-async def _messages(feed):
-    while (batch := await feed.batch()) is not None:
+async def _messages(read_ahead):
+    while (batch := await read_ahead.batch()) is not None:
         for message in batch:
             yield message
 
@@ -26,8 +26,8 @@ async def _messages(feed):
 def test_everything_comes_in_order_and_then_the_end():
     async def scene():
         frames = [{"data": str(number).encode(), "hidden": number % 3 == 0} for number in range(1000)]
-        async with Feed(every(frames)) as feed:
-            return await taken(feed)
+        async with ReadAhead(every(frames)) as read_ahead:
+            return await taken(read_ahead)
 
     assert asyncio.run(scene()) == [str(number).encode() for number in range(1000) if number % 3]
 
@@ -42,12 +42,12 @@ def test_a_client_that_takes_nothing_holds_the_source_back():
             yield (b"x" * 1024,)
 
     async def scene():
-        async with Feed(endless()) as feed:
+        async with ReadAhead(endless()) as read_ahead:
             for _ in range(20):
                 await asyncio.sleep(0)
             assert asked_for <= READ_AHEAD_BYTES_MAX // 1024 + 2
-            await feed.batch()
-            await feed.batch()
+            await read_ahead.batch()
+            await read_ahead.batch()
             assert asked_for > READ_AHEAD_BYTES_MAX // 1024 + 2
 
     asyncio.run(scene())
@@ -61,11 +61,11 @@ def test_silence_is_told_and_does_not_end_it():
             await more.wait()
             yield (b"late",)
 
-        async with Feed(late()) as feed:
-            assert await feed.batch(0.01) == []
+        async with ReadAhead(late()) as read_ahead:
+            assert await read_ahead.batch(0.01) == []
             more.set()
-            assert await feed.batch(5) == [b"late"]
-            assert await feed.batch(5) is None
+            assert await read_ahead.batch(5) == [b"late"]
+            assert await read_ahead.batch(5) is None
 
     asyncio.run(scene())
 
@@ -83,11 +83,11 @@ def test_an_occasion_ends_it_at_once_and_closes_the_source():
 
     async def scene():
         ending = asyncio.Event()
-        async with Feed(silent()) as feed:
-            feed.end_after(ending.wait())
+        async with ReadAhead(silent()) as read_ahead:
+            read_ahead.end_after(ending.wait())
             ending.set()
             async with asyncio.timeout(1):
-                assert await feed.batch() is None
+                assert await read_ahead.batch() is None
 
     asyncio.run(scene())
     assert is_closed
@@ -99,10 +99,10 @@ def test_what_the_source_raises_is_raised_after_what_it_gave():
         raise ValueError("damaged")
 
     async def scene():
-        async with Feed(broken()) as feed:
-            assert await feed.batch() == [b"before"]
+        async with ReadAhead(broken()) as read_ahead:
+            assert await read_ahead.batch() == [b"before"]
             with pytest.raises(ValueError, match="damaged"):
-                await feed.batch()
+                await read_ahead.batch()
 
     asyncio.run(scene())
 
