@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from sandbox.journal.journals import FileJournals
-from sandbox.model.event import Output, ToolCall
+from sandbox.model.event import Output, TaskFinished, ToolCall
 
 JOURNAL_BYTES = 100 * 1024 * 1024
 SYLLABLES = ("ba", "de", "fi", "go", "lu", "mar", "ten", "sol")
@@ -36,6 +36,7 @@ def write(journals: FileJournals) -> int:
         for number in range(500):
             writer.append(Output.of("stdout", line(number)), at=datetime.now(UTC))
             writer.append(ToolCall("Bash", CHANCE.randbytes(8).hex(), number), at=datetime.now(UTC))
+    writer.append(TaskFinished(), at=datetime.now(UTC), durable=True)
     writer.close()
     return writer.last_seq
 
