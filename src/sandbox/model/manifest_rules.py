@@ -55,7 +55,7 @@ def breaches(
 
 def _hosts_without_outbound(data: dict[str, Any]) -> Iterator[Breach]:
     vm = _mapping(data.get("vm"))
-    if vm.get("allowed_hosts") and vm.get("network_mode", Vm.network_mode) in {"isolated", "full"}:
+    if vm.get("allowed_hosts") and vm.get("network_mode", Vm.network_mode) in ("isolated", "full"):
         yield Breach(("vm", "allowed_hosts"), "format", "can only be given with network_mode: outbound")
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -190,6 +192,45 @@ BAD: list[tuple[str, Any, str, str]] = [
 @pytest.mark.parametrize(("path", "value", "field", "rule"), BAD)
 def test_one_mistake_is_told_as_exactly_one(path, value, field, rule):
     assert mistakes_of(with_value(path, value)) == [(field, rule)]
+
+
+WHOLE: dict[str, Any] = {
+    **GOOD,
+    "metadata": {"name": "x", "id": "task-1", "labels": {"team": "platform"}},
+    "repository": {**GOOD["repository"], "commit": "c" * 40, "subpath": "src", "patch": "ZGlmZg=="},
+    "claude": {
+        "prompt": "Do it",
+        "model": "claude-sonnet-4-5",
+        "headless": True,
+        "output_format": "json",
+        "allowed_tools": ["Bash", "mcp__x"],
+        "mcp_config": {"mcpServers": {"x": {"command": "npx", "args": ["-y"], "env": {"K": "${K}"}}}},
+    },
+    "vm": {"profile": "basic", "cpus": 1, "memory": "1G", "network_mode": "outbound", "allowed_hosts": ["a.example"]},
+    "secrets": [{"name": "K", "source": "env", "key": "K"}],
+    "lifecycle": {"timeout": "1h", "artifact_patterns": ["*"], "budget_usd": 1, "retries": 1, "resume": True},
+}
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of everything in it."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield (*path, key)
+        yield from places(each, (*path, key))
+
+
+@pytest.mark.parametrize("odd", [[], {}, [[1]], [{}], {"a": {}}, [None], None, 1, -1, 1.5, True, "", "x", 10**30])
+def test_whatever_stands_in_whatever_place_is_taken_or_told(odd):
+    assert len(list(places(WHOLE))) > 35
+    for *parents, last in places(WHOLE):
+        manifest = copy.deepcopy(WHOLE)
+        record: Any = manifest
+        for parent in parents:
+            record = record[parent]
+        record[last] = odd
+        with suppress(InvalidManifestError):
+            parse_manifest(json.dumps(manifest).encode(), is_json=True)
 
 
 @pytest.mark.parametrize(("characters", "fits"), [(256 * 1024, True), (256 * 1024 + 1, False)])
