@@ -56,3 +56,8 @@ class AttemptError(SandboxError):
         super().__init__(message)
         self.code = code
         self.failure = Failure(code, message, is_transient)
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, also where it is a time that is over, of which Python says nothing."""
+    return str(error) or "it takes too long"

@@ -202,6 +202,7 @@ def _agent_exited(task: Task, event: e.AgentExited) -> _Outcome:
         "exit_code": event.exit_code,
         "result": event.result,
         "failure": task.failure or event.failure,
+        "progress": task.counted,
     }
     return changes, None, ()
 

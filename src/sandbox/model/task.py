@@ -131,6 +131,18 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
         return TaskState.READY if attempt.session_id is None else TaskState.RUNNING
 
     @property
+    def counted(self) -> Progress:
+        """The counters when nobody counts any more: a runner that died may not have come to its last requests."""
+        told, spent = self.progress, self.spent
+        return msgspec.structs.replace(
+            told,
+            current_tool=None,
+            input_tokens=max(told.input_tokens, spent.input_tokens),
+            output_tokens=max(told.output_tokens, spent.output_tokens),
+            cost_usd=max(told.cost_usd, spent.usd),
+        )
+
+    @property
     def waits_to_begin(self) -> bool:
         """No attempt has begun, and nothing keeps the first one from it."""
         return self.state is TaskState.PENDING and self.cancel is None and self.failure is None

@@ -1,10 +1,7 @@
 """What earlier attempts of a task have used of what holds for all of them together."""
 
-import msgspec
-
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.gateway import Budget
-from sandbox.model.event import Progress
 from sandbox.model.task import Task
 
 
@@ -26,15 +23,3 @@ def budget_of(task: Task) -> Budget:
     lifecycle, spent = task.manifest.lifecycle, task.spent
     tokens = spent.input_tokens + spent.output_tokens
     return Budget(lifecycle.budget_usd, lifecycle.budget_tokens, spent_usd=spent.usd, spent_tokens=tokens)
-
-
-def counted_before(task: Task) -> Progress:
-    """The counters to go on from; a runner that died may have told of its last requests, and not counted them."""
-    spent = task.spent
-    return msgspec.structs.replace(
-        task.progress,
-        current_tool=None,
-        input_tokens=spent.input_tokens,
-        output_tokens=spent.output_tokens,
-        cost_usd=spent.usd,
-    )

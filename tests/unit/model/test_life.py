@@ -614,3 +614,12 @@ def test_what_the_model_used_adds_up_over_attempts():
     usage = e.Usage("m", 1, 2, cache_read_tokens=3, cache_write_tokens=4, cost_usd=0.25)
     task = carrying(Lifecycle(retries=1), *TO_READY, STARTED, usage, AGENT_FAILED, ENDED, ATTEMPT, usage)[-1].task
     assert (task.spent.input_tokens, task.spent.output_tokens, task.spent.usd) == (16, 4, 0.5)
+
+
+def test_of_an_agent_that_is_gone_every_request_is_counted_and_no_tool_is_current():
+    """A runner that died had told of its last requests, and not come to counting them."""
+    progress = e.Progress(turns=2, current_tool="Bash", input_tokens=60, output_tokens=10, cost_usd=0.1)
+    used = e.Usage("m", 100, 20, 0, 0, 0.25)
+    counted = end(*TO_RUNNING, used, progress, AGENT_LOST).progress
+    assert (counted.turns, counted.current_tool) == (2, None)
+    assert (counted.input_tokens, counted.output_tokens, counted.cost_usd) == (100, 20, 0.25)

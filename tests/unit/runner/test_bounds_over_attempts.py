@@ -12,7 +12,7 @@ from sandbox.model.event import Progress
 from sandbox.model.state import TaskState
 from sandbox.model.task import Attempt, Beginning, Spent, StateEntry, Task
 from sandbox.runner import allowance
-from sandbox.runner.remaining import budget_of, counted_before, remaining_seconds
+from sandbox.runner.remaining import budget_of, remaining_seconds
 
 BEGAN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
@@ -68,6 +68,6 @@ def test_a_flood_of_empty_lines_is_a_flood_for_all_attempts_together(monkeypatch
 
 def test_counters_go_on_from_what_was_told_of_every_request():
     progress = Progress(turns=3, current_tool="Bash", input_tokens=100, output_tokens=10, cost_usd=0.25)
-    before = counted_before(task(progress=progress, spent=Spent(300, 20, 0.5)))
+    before = task(progress=progress, spent=Spent(300, 20, 0.5)).counted
     wanted = msgspec.structs.replace(progress, current_tool=None, input_tokens=300, output_tokens=20, cost_usd=0.5)
     assert before == wanted

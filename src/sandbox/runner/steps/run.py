@@ -27,7 +27,7 @@ from sandbox.runner.equipment import Attempt
 from sandbox.runner.metrics import MetricsSampler
 from sandbox.runner.output import AgentOutput, redacted_chunks
 from sandbox.runner.progress import EAGER_INTERVAL_SECONDS, ProgressMeter
-from sandbox.runner.remaining import budget_of, counted_before, remaining_seconds
+from sandbox.runner.remaining import budget_of, remaining_seconds
 from sandbox.runner.session import AgentSession, begin_session
 from sandbox.runner.shortages import Shortages
 from sandbox.runner.steps.provision import Provisioned
@@ -55,7 +55,7 @@ class _Run:
         self._session: AgentSession | None = None
         self._lifecycle = attempt.task.manifest.lifecycle
         self._conversation: Conversation = equipment.agent.conversation(provisioned.start.session_id)
-        self._meter = ProgressMeter(self._record, self._clock.now, counted_before(attempt.task))
+        self._meter = ProgressMeter(self._record, self._clock.now, attempt.task.counted)
         self._active_at = self._clock.monotonic()
         manifest = attempt.task.manifest
         self._shortages = Shortages(manifest.vm, equipment.disks, attempt.files, self._record)
