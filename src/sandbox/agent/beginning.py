@@ -21,7 +21,7 @@ def judge_beginning(claude: Claude, began: AgentBegan, redact: Callable[[str], s
     servers = claude.mcp_config.mcpServers if claude.mcp_config is not None else {}
     for name, server in servers.items():
         status = began.mcp_servers.get(clean(redact(name)), "not started")
-        if status != "connected":
+        if status not in {"connected", redact("connected")}:
             return Failure(FailureCode.MCP_FAILED, _server_sentence(name, status, server))
     unknown = unknown_entries(claude.allowed_tools or (), began.tools, servers, redact)
     if unknown:

@@ -45,7 +45,14 @@ def _is_known(entry: str, tools: Collection[str], servers: Collection[str], reda
     if entry.removesuffix("__*") in {_MCP + _in_tool_names(server) for server in servers}:
         return True
     patterns = {entry, redact(entry).replace("[", "[[]")}
-    return any(fnmatchcase(tool, pattern) for tool in tools for pattern in patterns)
+    return any(fnmatchcase(tool, pattern) or _may_be(tool, entry) for tool in tools for pattern in patterns)
+
+
+def _may_be(tool: str, pattern: str) -> bool:
+    """Whether a tool in whose name a secret's value stood may match: what is before it and before the `*` agrees."""
+    told, mark, _ = tool.partition("[REDACTED:")
+    wanted, star, _ = pattern.partition("*")
+    return bool(mark and star) and (told.startswith(wanted) or wanted.startswith(told))
 
 
 def _in_tool_names(server: str) -> str:

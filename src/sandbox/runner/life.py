@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import TypeVar
 
 from sandbox.contracts.placement import CancelOrder, Receipt
-from sandbox.model.errors import AttemptError, Failure, FailureCode
+from sandbox.model.errors import AttemptError, Failure, FailureCode, reason_of
 from sandbox.model.event import (
     AgentExited,
     AttemptEnded,
@@ -25,12 +25,11 @@ from sandbox.model.refusal import NO_ROOM, refusal_of
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.leftovers import take_over
-from sandbox.runner.remaining import counted_before
 from sandbox.runner.steps.collect import collect, is_collected
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
 from sandbox.runner.steps.show import show_last_result
-from sandbox.runner.steps.stage import stage
+from sandbox.runner.steps.stage import require_same_secrets, stage
 from sandbox.runner.steps.teardown import clear_away, teardown
 from sandbox.runner.terminals import Terminals
 from sandbox.runner.wish import EndWish
@@ -110,7 +109,7 @@ class AttemptLife:
         task = self._attempt.task
         lost = self._loss()
         if task.attempt_state is TaskState.RUNNING:
-            self._end_agent(lost)
+            self._attempt.recorder.record(AgentExited(None, None, lost))
         elif not task.agent_has_exited and task.failure is None:
             self._attempt.recorder.record(AttemptFailed(lost))
         await self._conclude()
@@ -191,8 +190,8 @@ class AttemptLife:
         """Whether nothing of the attempt is left that another one would meet; else that one is forgone."""
         attempt = self._attempt
         try:
-            if follow_up is FollowUp.RESUME and not await asyncio.to_thread(self._keeps_session):
-                raise AttemptError(FailureCode.SANDBOX_LOST, "The agent's session is not on the disk.")
+            if follow_up is FollowUp.RESUME:
+                await self._require_resumable()
             present = attempt.task.attempt
             keeps_disk = present is not None and present.hands_disk_on(follow_up)
             await clear_away(attempt, read_handle(attempt.files.handle), keeps_disk=keeps_disk)
@@ -205,6 +204,12 @@ class AttemptLife:
             return False
         attempt.recorder.record(AttemptEnded())
         return True
+
+    async def _require_resumable(self) -> None:
+        """Raises AttemptError: where the agent cannot go on, a retry still may follow."""
+        if not await asyncio.to_thread(self._keeps_session):
+            raise AttemptError(FailureCode.SANDBOX_LOST, "The agent's session is not on the disk.")
+        await require_same_secrets(self._attempt)
 
     def _keeps_session(self) -> bool:
         present, agent = self._attempt.task.attempt, self._attempt.equipment.agent
@@ -250,16 +255,9 @@ class AttemptLife:
 
     def _fail(self, failure: Failure) -> None:
         if self._attempt.task.attempt_state is TaskState.RUNNING:
-            self._end_agent(failure)
+            self._attempt.recorder.record(AgentExited(None, None, failure))
         else:
             self._attempt.recorder.record(AttemptFailed(failure))
-
-    def _end_agent(self, failure: Failure) -> None:
-        """Nobody saw how it ended, and nobody counted its last requests."""
-        recorder = self._attempt.recorder
-        if (counted := counted_before(self._attempt.task)) != self._attempt.task.progress:
-            recorder.record(counted)
-        recorder.record(AgentExited(None, None, failure))
 
     async def _sync_output(self) -> None:
         told = ""
@@ -283,6 +281,6 @@ def _failure_of(error: Exception) -> Failure:
 
 
 def _described(error: Exception) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return "it takes too long"
+    if isinstance(error, TimeoutError):
+        return reason_of(error)
     return f"{type(error).__name__}: {error}" if isinstance(error, OSError) else type(error).__name__

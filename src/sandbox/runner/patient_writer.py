@@ -26,8 +26,9 @@ class _Kept(NamedTuple):
 class PatientWriter:
     """The contract's `JournalWriter`. Records stay in their order, and none gets its number twice.
 
-    A wish to cancel is a promise to whoever made it, so it is written now or refused. Of what tells no state only
-    KEPT_OUTPUT_BYTES_MAX are kept. make_room: called when the disk refuses something; whether a try again is worth it.
+    A wish to cancel is a promise to whoever made it, so it is written now or refused. Of what tells neither a state nor
+    what was paid for only KEPT_OUTPUT_BYTES_MAX are kept. make_room: called when the disk refuses something; whether a
+    try again is worth it.
     """
 
     def __init__(self, writer: JournalWriter, make_room: Callable[[], bool]) -> None:

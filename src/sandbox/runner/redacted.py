@@ -6,7 +6,15 @@ import msgspec
 
 from sandbox.contracts.redaction import Redaction
 from sandbox.model.artifact import OWN_DIRECTORY
-from sandbox.model.event import AgentStarted, ArtifactCollected, Event, Output, SandboxCreated, WorkspacePrepared
+from sandbox.model.event import (
+    AgentStarted,
+    ArtifactCollected,
+    Event,
+    Output,
+    SandboxCreated,
+    Trouble,
+    WorkspacePrepared,
+)
 
 _NOT_REDACTED = (Output, WorkspacePrepared, SandboxCreated, AgentStarted)
 
@@ -14,7 +22,7 @@ _NOT_REDACTED = (Output, WorkspacePrepared, SandboxCreated, AgentStarted)
 def redact_event(event: Event, redaction: Redaction) -> Event:
     """The same event with every text of it redacted; output is redacted as a stream, before it is an event.
 
-    Names by which something is found again stay: those of commit, image and session, and of a stored artifact.
+    Codes stay, and names by which something is found again: of commit, image, session and stored artifact.
     """
     if isinstance(event, _NOT_REDACTED):
         return event
@@ -24,7 +32,7 @@ def redact_event(event: Event, redaction: Redaction) -> Event:
         path = artifact.path if is_own else redaction.redact_text(artifact.path)
         return ArtifactCollected(msgspec.structs.replace(artifact, path=path))
     redacted: Event = _redact(event, redaction)
-    return redacted
+    return msgspec.structs.replace(redacted, error=event.error) if isinstance(event, Trouble) else redacted
 
 
 def _redact(value: Any, redaction: Redaction) -> Any:

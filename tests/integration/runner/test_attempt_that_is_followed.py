@@ -180,13 +180,25 @@ def test_an_agent_whose_secrets_are_others_by_now_does_not_go_on_with_the_old_on
     killed(scene, *TO_RUNNING)
     scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
     asyncio.run(scene.life.finish())
-    assert scene.task.attempt.follow_up == "resume"
+    assert scene.task.attempt.follow_up == "resume"  # the values changed after that
     asyncio.run(second(scene, resumes=True, secrets=secrets, redaction=Redactor(secrets)).carry_out())
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
     assert "start" not in scene.script.seen
     assert scene.artifacts
     assert all(artifact.contains_secret for artifact in scene.task.artifacts)
     assert (left(scene), left(scene, SECOND_ID)) == (set(), set())
+
+
+@pytest.mark.parametrize(("retries", "follow_up"), [(1, "retry"), (0, None)])
+def test_who_cannot_be_resumed_with_other_secrets_begins_anew_where_that_is_asked_for(stage, retries, follow_up):
+    rotated = {"TOKEN": "rotated since"}
+    scene = stage(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True, "retries": retries})
+    killed(scene, *TO_RUNNING)
+    scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
+    attempt = dataclasses.replace(scene.attempt, secrets=rotated, redaction=Redactor(rotated))
+    asyncio.run(AttemptLife(attempt).finish())
+    assert scene.task.attempt.follow_up == follow_up
+    assert [event.follow_up for event in scene.events(FollowUpForgone)] == ["resume"]
 
 
 def test_an_agent_whose_secrets_are_the_same_goes_on(stage):

@@ -105,7 +105,7 @@ def test_one_that_cannot_be_destroyed_in_time_changes_no_outcome(play, monkeypat
     monkeypatch.setattr("sandbox.runner.steps.teardown.SANDBOX_TEARDOWN_SECONDS", 0.1)
     scene = play(Lies(dies_silently=True, slow_destroy_seconds=3600))
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
-    assert ("teardown_failed", "Something of the sandbox is left: removing it takes too long") in troubles(scene)
+    assert ("teardown_failed", "Something of the sandbox is left: it takes too long") in troubles(scene)
 
 
 def test_a_sandbox_that_is_slower_than_it_has_to_be_says_why(play):

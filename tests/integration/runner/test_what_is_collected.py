@@ -64,6 +64,12 @@ def test_a_secret_that_is_part_of_a_name_of_ours_takes_no_artifact_away(stage, v
     assert scene.artifacts == {path.name for path in scene.attempt.task_files.artifacts.iterdir()}
 
 
+def test_codes_are_told_as_they_are_though_a_secret_is_a_word_of_them(stage):
+    scene = stage(Script(), secrets={"WORD": "artifact"})
+    scene.recorder.record(Trouble("artifact_left_out", "An artifact was left out."))
+    assert scene.events(Trouble) == [Trouble("artifact_left_out", "An [REDACTED:WORD] was left out.")]
+
+
 @pytest.mark.parametrize("step", ["read_records", "give_name"], ids=["writing", "flushing"])
 def test_what_a_full_disk_took_of_a_file_takes_no_room_until_the_next_try(stage, monkeypatch, step):
     """Else one task would hold all that others give back, again and again, for as long as collecting may take."""

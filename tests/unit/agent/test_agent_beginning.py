@@ -70,12 +70,12 @@ def test_names_that_a_secret_stands_in_are_known_again():
     """A secret's value may be an ordinary word, and what the agent says is redacted before it is heard."""
 
     def redact(text):
-        return text.replace("postgres", "[REDACTED:DB_USER]")
+        return text.replace("postgres", "[REDACTED:DB_USER]").replace("connected", "[REDACTED:WORD]")
 
     config = McpConfig(mcpServers={"postgres": LOCAL})
-    began = AgentBegan(frozenset({redact("mcp__postgres__query")}), {redact("postgres"): "connected"})
-    for allowed in (("mcp__postgres",), ("mcp__postgres__*",), ("mcp__postgres__query",), ("mcp__postgres__q*",)):
-        assert judge(began, redact, mcp_config=config, allowed_tools=allowed) is None
+    began = AgentBegan(frozenset({redact("mcp__postgres__query")}), {redact("postgres"): redact("connected")})
+    for ending in ("gres", "gres__*", "gres__query", "gres__q*", "*"):
+        assert judge(began, redact, mcp_config=config, allowed_tools=(f"mcp__post{ending}",)) is None
     unknown = judge(began, redact, mcp_config=config, allowed_tools=("mcp__postgres__drop",))
     assert unknown.code is FailureCode.TOOL_UNKNOWN
 

@@ -24,7 +24,7 @@ async def stage(attempt: Attempt) -> None:
     if attempt.resumes:
         # In no thread, which would still move files while others conclude an attempt that was told to end.
         take_over(attempt)
-        await _require_same_secrets(attempt)
+        await require_same_secrets(attempt)
     elif attempt.secrets:
         await _leave_fingerprint(attempt)
     await attempt.equipment.remove(left_by_earlier_attempts(attempt))
@@ -35,12 +35,15 @@ async def stage(attempt: Attempt) -> None:
     attempt.recorder.record(WorkspacePrepared(await _prepare(attempt)))
 
 
-async def _require_same_secrets(attempt: Attempt) -> None:
-    """Of other values nobody would find again what the agent has on its disk, and may print."""
+async def require_same_secrets(attempt: Attempt) -> None:
+    """Of other values nobody would find again what a resumed agent has on its disk, and may print.
+
+    Raises AttemptError (secret_unavailable), OSError.
+    """
     if attempt.secrets and not await asyncio.to_thread(
         has_fingerprint, attempt.files.secret_fingerprint, attempt.secrets
     ):
-        message = "Secrets have other values than the agent had, so it cannot go on; submit the task again."
+        message = "The secrets may have other values than the agent had, so it cannot go on; submit the task again."
         raise AttemptError(FailureCode.SECRET_UNAVAILABLE, message)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sandbox.contracts.runtime import SandboxHandle
+from sandbox.model.errors import reason_of
 from sandbox.model.event import Trouble
 from sandbox.model.life import final_state
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
@@ -20,8 +21,7 @@ async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
             await _remove(attempt, handle, kept)
     except Exception as error:
-        reason = str(error) or "removing it takes too long"
-        attempt.recorder.record(Trouble("teardown_failed", f"Something of the sandbox is left: {reason}"))
+        attempt.recorder.record(Trouble("teardown_failed", f"Something of the sandbox is left: {reason_of(error)}"))
 
 
 async def clear_away(attempt: Attempt, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
