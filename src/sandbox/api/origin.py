@@ -19,7 +19,7 @@ def refusal(host: str | None, origin: str | None, *, names: Collection[str], por
     names: the host names that are this server's; ports: the ports that it listens on.
     """
     if host is None or _name_and_port(f"http://{host}", names) is None:
-        return "The Host header names another server; reach this one as localhost or by a configured name."
+        return "The Host header names another server; use the address that this one listens on, or a configured name."
     return origin_refusal(host, origin, names=names, ports=ports)
 
 

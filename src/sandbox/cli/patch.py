@@ -18,6 +18,7 @@ from sandbox.model.state import TERMINAL_STATES
 
 if TYPE_CHECKING:
     from sandbox.client import Client
+    from sandbox.client.answers import Artifact
 
 REMARKS_MAX = 50
 """More than a server writes."""
@@ -32,16 +33,23 @@ def fetch_patch(
 ) -> None:
     """Store the task's patch, verified, as the file `target`. Ends the command where there is none."""
     path = f".sandbox/{task_id}.patch"
-    entries = [entry for entry in client.artifacts(task_id)["artifacts"] if entry["path"] == path]
+    entries = _entries(client, task_id, path)
+    has_ended = not entries and client.status(task_id)["state"] in TERMINAL_STATES
+    if has_ended:
+        entries = _entries(client, task_id, path)  # it may have ended, with a patch, since they were listed
     if not entries:
         shown = visible(task_id)
-        if client.status(task_id)["state"] in TERMINAL_STATES:
+        if has_ended:
             message = f"Error: Task {shown} has no patch: it ended without one."
             fail(f"{message}\n  See why: sandbox task status {shown}", ExitCode.NOT_FOUND)
         message = f"Error: Task {shown} has no patch yet; it is made when the agent has ended."
         fail(f"{message}\n  Wait for it: sandbox task wait {shown}", ExitCode.NOT_FOUND)
     refuse_secrets(entries, allows_secrets=allows_secrets, advice=secrets_advice)
     client.download(task_id, path, target)
+
+
+def _entries(client: Client, task_id: str, path: str) -> list[Artifact]:
+    return [entry for entry in client.artifacts(task_id)["artifacts"] if entry["path"] == path]
 
 
 def say_missing(client: Client, task_id: str, patch: Path) -> bool:

@@ -21,7 +21,7 @@ from sandbox.contracts.recorder import Reading, read_task
 from sandbox.contracts.store import Store
 from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.control.preservation import Preservation
-from sandbox.model.errors import SandboxError
+from sandbox.model.errors import SandboxError, reason_of
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 
@@ -79,7 +79,7 @@ class Clearing:
                 async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
                     await kind.end(attempt_id, TaskLayout(self._rooms.data_dir, attempt_id).attempt(attempt_id))
             except (SandboxError, OSError, ValueError, TimeoutError) as error:
-                failures.append(f"{kind.kind} of attempt {attempt_id}: {error or 'it takes too long'}")
+                failures.append(f"{kind.kind} of attempt {attempt_id}: {reason_of(error)}")
         return failures
 
     async def _clear_task(
@@ -96,7 +96,7 @@ class Clearing:
                     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
                         await self._clear_attempt(task, attempt_id, found)
                 except (SandboxError, OSError, ValueError, TimeoutError) as error:
-                    failures.append(f"attempt {attempt_id} of task {task_id}: {error or 'it takes too long'}")
+                    failures.append(f"attempt {attempt_id} of task {task_id}: {reason_of(error)}")
         return failures
 
     def _read(self, task_id: str) -> Task | None:

@@ -52,8 +52,10 @@ class Feed:
         return self.with_note(self.task)
 
     def with_note(self, task: Task) -> Task:
-        """This task with the note in place of the message, where there is one."""
-        return msgspec.structs.replace(task, state_message=self.note) if self.note else task
+        """This task with the note in place of the message, where there is one and the task has not ended."""
+        if not self.note or task.state.is_terminal:
+            return task
+        return msgspec.structs.replace(task, state_message=self.note)
 
     def complain(self, error: Exception) -> None:
         """Something keeps the task from going on: tell its users, and operators once."""

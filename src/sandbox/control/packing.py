@@ -10,10 +10,9 @@ from sandbox.contracts.journal import JournalBusyError, JournalDamagedError, Jou
 from sandbox.contracts.store import Cursor, Store, TaskQuery
 from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.model.limits import JOURNAL_PLAIN_SECONDS
-from sandbox.model.state import TaskState
+from sandbox.model.state import TERMINAL_STATES
 from sandbox.model.task import Task
 
-_FINISHED = frozenset(state for state in TaskState if state.is_terminal)
 _FAILURES_TOLD = 5
 _log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Packing:
         ended_before = self._clock.now() - timedelta(seconds=JOURNAL_PLAIN_SECONDS)
         place, is_busy = self._packed_until, False
         while True:
-            query = TaskQuery(_FINISHED, sort="state_changed_at", order="asc", cursor=place)
+            query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", order="asc", cursor=place)
             page = await asyncio.to_thread(self._store.query, query)
             for task in page.tasks:
                 if task.state_changed_at > ended_before:

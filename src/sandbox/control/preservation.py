@@ -12,6 +12,7 @@ from sandbox.contracts.layout import AttemptLayout, TaskLayout
 from sandbox.contracts.secret_fingerprint import has_fingerprint
 from sandbox.contracts.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.control.locks import Locks
+from sandbox.model.errors import reason_of
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS, VISIT_END_SECONDS
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
@@ -60,7 +61,7 @@ class Preservation:
                     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
                         await self._empty(files)
             except (OSError, TimeoutError) as error:
-                reason = str(error) or "it takes too long"
+                reason = reason_of(error)
                 raise UnavailableError(f"The sandbox could not be removed: {reason}; release it again.") from error
 
     @asynccontextmanager

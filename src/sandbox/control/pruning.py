@@ -25,10 +25,9 @@ from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.control.measuring import Measuring
 from sandbox.control.preservation import Preservation
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
-from sandbox.model.state import TaskState
+from sandbox.model.state import TERMINAL_STATES, TaskState
 from sandbox.model.task import Task
 
-_FINISHED = frozenset(state for state in TaskState if state.is_terminal)
 _PRESERVED = frozenset({TaskState.FAILED_PRESERVED})
 _DISK_BLOCK_BYTES = 512
 _REMOVED_AT_ONCE = 500
@@ -115,7 +114,7 @@ class Pruning:
         need = Need(replace(retention, max_bytes=None), self._rooms.clock.now(), tasks_count, 0)
         place: Cursor | None = None
         while True:
-            page = await asyncio.to_thread(self._rooms.store.query, _oldest(_FINISHED, place))
+            page = await asyncio.to_thread(self._rooms.store.query, _oldest(TERMINAL_STATES, place))
             for task in page.tasks:
                 if not need.asks_for(task.state_changed_at):
                     return
@@ -145,14 +144,16 @@ class Pruning:
     def _count(self, enough: int) -> int:
         """The finished tasks that could go; all of them where they are not more than `enough`."""
         counts = self._rooms.store.count_by_state()
-        finished_count = sum(counts[state] for state in _FINISHED)
+        finished_count = sum(counts[state] for state in TERMINAL_STATES)
         if finished_count <= enough:
             return finished_count
         return finished_count - sum(map(self._rooms.preservation.is_kept, self._tasks(_PRESERVED)))
 
     def _measure(self) -> Sequence[PrunedTask]:
         """The finished tasks that could go, the oldest first."""
-        return [self._sized(task) for task in self._tasks(_FINISHED) if not self._rooms.preservation.is_kept(task)]
+        return [
+            self._sized(task) for task in self._tasks(TERMINAL_STATES) if not self._rooms.preservation.is_kept(task)
+        ]
 
     def _tasks(self, states: frozenset[TaskState]) -> Iterator[Task]:
         place: Cursor | None = None

@@ -42,6 +42,7 @@ from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.control.telling import Telling
 from sandbox.control.visits import Visits
 from sandbox.control.watch import Watch
+from sandbox.model.errors import reason_of
 from sandbox.model.event import Idempotency, Record
 from sandbox.model.frame import Frame
 from sandbox.model.limits import (
@@ -200,7 +201,7 @@ class TaskService:
         try:
             return await self.equipment.pruning.prune(retention or self.equipment.retention, dry_run=dry_run)
         except (OSError, TimeoutError) as error:
-            reason = str(error) or "it takes too long"
+            reason = reason_of(error)
             raise UnavailableError(f"Finished tasks could not be removed: {reason}; try again.") from error
 
     async def keeps_sandbox(self, task: Task) -> bool:

@@ -18,6 +18,8 @@ from sandbox.control.telling import Telling
 from sandbox.journal.journals import FileJournals
 from sandbox.model import event as e
 from sandbox.model.limits import FOLLOW_BATCH_BYTES
+from sandbox.model.state import TERMINAL_STATES, TaskState
+from sandbox.model.task import Task
 from sandbox.stores.memory import MemoryStore
 from sandbox.wiring.clock import SystemClock
 
@@ -28,6 +30,16 @@ TO_RUNNING = (
     e.AgentStarted("s"),
 )
 UNSEEN_LINES = 50
+
+
+def test_a_task_that_has_ended_waits_for_nothing_whatever_its_feed_was_told():
+    states = {state: Task("t", manifest("t"), state, "So it is", (), last_seq=1) for state in TaskState}
+    feed = Feed(Indexed(states[TaskState.PENDING], 0))
+    feed.note = "Waiting for 4 CPUs (0 free)"
+    told = {state for state, task in states.items() if feed.with_note(task).state_message == feed.note}
+    assert told == set(TaskState) - TERMINAL_STATES
+
+
 TO_END = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
 
 UNSEEN = e.Output.of("transcript", b"what no client is shown\n")

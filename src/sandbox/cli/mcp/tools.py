@@ -56,14 +56,20 @@ async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> st
 async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
     """A part of the patch."""
     path = f".sandbox/{task_id}.patch"
-    listed = (await client.artifacts(task_id))["artifacts"]
-    entry = next((entry for entry in listed if entry["path"] == path), None)
+    entry = await _entry(client, task_id, path)
+    has_ended = entry is None and (await client.status(task_id))["state"] in TERMINAL_STATES
+    if has_ended:
+        entry = await _entry(client, task_id, path)  # it may have ended, with a patch, since they were listed
     if entry is None:
-        has_ended = (await client.status(task_id))["state"] in TERMINAL_STATES
         ended = "The task ended without a patch; its status says why."
         message = ended if has_ended else "There is no patch yet; it is made when the agent has ended."
         raise RefusedError(f"artifact_not_found: {message}")
     return await _text(client, task_id, entry, offset) or "It changed nothing."
+
+
+async def _entry(client: AsyncClient, task_id: str, path: str) -> Artifact | None:
+    listed = (await client.artifacts(task_id))["artifacts"]
+    return next((entry for entry in listed if entry["path"] == path), None)
 
 
 async def artifacts(client: AsyncClient, task_id: str, name: str | None, offset: int) -> str:

@@ -69,20 +69,26 @@ def download(
 def _wanted(client: Client, task_id: str, name: str | None) -> list[Artifact]:
     """The artifacts that are asked for: all, or the one of this name, else of this path."""
     listed = client.artifacts(task_id)["artifacts"]
-    if name is None and not listed:
-        has_ended = client.status(task_id)["state"] in TERMINAL_STATES
-        told = (
-            "artifacts: it ended without any" if has_ended else "artifacts yet; they are kept when the agent has ended"
-        )
-        fail(f"Error: Task {visible(task_id)} has no {told}.", ExitCode.NOT_FOUND)
     if name is None:
-        return listed
+        return listed or _came_late(client, task_id)
     by_name, by_path = ([entry for entry in listed if entry[field] == name] for field in ("name", "path"))
     found = by_name or by_path
     if not found:
         message = f"Error: Task {visible(task_id)} has no artifact {visible(repr(name))}."
         fail(f"{message}\n  See which there are: sandbox task artifacts {visible(task_id)}", ExitCode.NOT_FOUND)
     return found[:1]
+
+
+def _came_late(client: Client, task_id: str) -> list[Artifact]:
+    """What a task has that had nothing a moment ago; ends the command where that is nothing still."""
+    has_ended = client.status(task_id)["state"] in TERMINAL_STATES
+    if has_ended and (listed := client.artifacts(task_id)["artifacts"]):
+        return listed
+    shown = visible(task_id)
+    message = f"artifacts yet; they are kept when the agent has ended.\n  Wait for them: sandbox task wait {shown}"
+    if has_ended:
+        message = f"artifacts: it ended without any.\n  See why: sandbox task status {shown}"
+    return fail(f"Error: Task {shown} has no {message}", ExitCode.NOT_FOUND)
 
 
 def _targets(
