@@ -5,11 +5,15 @@ from pathlib import Path
 
 from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.layout import AttemptLayout
+from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.disks.command import CommandFailedError, run_command
 from sandbox.disks.removal import AS_OWNER_OF_ALL
+from sandbox.disks.unnamed import Unnamed, measure_unnamed
 
 _BYTES_PER_FILE = 4096
 """An empty file takes no block, but takes one of the file system's names from everybody else."""
+
+_UNMEASURED = "It cannot be told how full the disk is"
 
 
 class PlainDisks:
@@ -26,9 +30,13 @@ class PlainDisks:
         self._size_bytes = size_bytes
 
     async def use(self, files: AttemptLayout) -> DiskUse:
-        """What du(1) counts, which no depth of directories exhausts; what goes away meanwhile counts nothing."""
-        used_bytes = await _count(files.disk, "--block-size=1")
-        file_count = await _count(files.disk, "--inodes")
+        """What du(1) counts, which no depth of directories exhausts, and what is open without a name.
+
+        What goes away meanwhile counts nothing, and what loses its name meanwhile not twice.
+        """
+        unnamed = await _measure_unnamed(files.disk)
+        used_bytes = unnamed.size_bytes + await _count(files.disk, "--block-size=1")
+        file_count = unnamed.file_count + await _count(files.disk, "--inodes")
         is_full = used_bytes >= self._size_bytes or file_count >= self._size_bytes // _BYTES_PER_FILE
         return DiskUse(used_bytes, self._size_bytes, is_full)
 
@@ -37,6 +45,13 @@ class PlainDisks:
 
     async def close(self, files: AttemptLayout) -> None:
         """Nothing is to be let go of."""
+
+
+async def _measure_unnamed(directory: Path) -> Unnamed:
+    try:
+        return await wait_in_thread(lambda: measure_unnamed(directory.stat().st_dev))
+    except (OSError, RuntimeError) as error:  # the latter where the machine has no more threads
+        raise OSError(f"{_UNMEASURED}: {error}") from error
 
 
 async def _count(directory: Path, unit: str) -> int:
@@ -49,4 +64,4 @@ async def _count(directory: Path, unit: str) -> int:
         told = told or await run_command(*command, good_codes=(0, 1))
         return int(told.split()[0])
     except (CommandFailedError, ValueError, IndexError) as error:
-        raise OSError(f"It cannot be told how full the disk is: {error}") from error
+        raise OSError(f"{_UNMEASURED}: {error}") from error

@@ -50,7 +50,7 @@ VISIT_END_SECONDS = 10.0
 """For what a shell ran in to be gone when its preserved sandbox is released; past it the release is refused."""
 
 DISK_COMMAND_SECONDS = 60.0
-"""For one command that makes, checks, mounts, unmounts or measures a disk; past it it counts as failed."""
+"""For one command that makes, checks, mounts, unmounts or measures a disk, or one look at what is open there."""
 
 DISK_RELEASE_SECONDS = 10.0
 """Until nobody holds a task's disk any more; past it the attempt ends with `sandbox_lost`, or is not provisioned."""

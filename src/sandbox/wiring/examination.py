@@ -131,7 +131,7 @@ def _disks(settings: ServerSettings) -> list[Finding]:
     if reason is None:
         return [Finding("disks", True, "each task has a file system of its own, of the size vm.disk")]
     message = f"vm.disk is looked at every {DISK_CHECK_SECONDS:.0f} s, and a task that is past it ends: {reason}"
-    mend = "Run as root on a machine with loop devices and e2fsprogs, to have full disks tell the agent."
+    mend = "Run as root on a machine with loop devices and e2fsprogs, so that full disks tell, and hide nothing."
     return [Finding("disks", False, message, mend, is_needed=False)]
 
 
