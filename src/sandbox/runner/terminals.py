@@ -134,6 +134,7 @@ class Terminals:
         self._is_closed = False
         self._command = Command(SHELL, {}, HOME)
         self._served: set[asyncio.Task[None]] = set()
+        self._in_shells: set[Client] = set()
         self._changed = asyncio.Event()
 
     @property
@@ -155,6 +156,12 @@ class Terminals:
     def close(self) -> None:
         """Open nothing more; what is open ends with the sandbox."""
         self._is_closed, self._sandbox = True, None
+
+    def dismiss(self, message: str) -> None:
+        """Open nothing more, and tell those who have shells why theirs are over."""
+        self.close()
+        for client in tuple(self._in_shells):
+            client.send(Ended(message=message))
 
     async def deserted(self, seconds: float) -> None:
         """Return when there has been no client for so long."""
@@ -218,10 +225,12 @@ class Terminals:
             return
         may_type = asyncio.Event()
         may_type.set()
+        self._in_shells.add(client)
         try:
             client.send(Role(types=True))
             await _first(client.serve(terminal, may_type), self._tell_shell(terminal, client))
         finally:
+            self._in_shells.discard(client)
             await terminal.hang_up()
 
     async def _tell_shell(self, terminal: Terminal, client: Client) -> None:

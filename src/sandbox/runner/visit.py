@@ -1,6 +1,8 @@
 """A look at what a failed task left: a new sandbox on the kept disk, for shells, without agent, gateway and journal."""
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -10,12 +12,16 @@ from sandbox.contracts.agent import AgentStart
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.profiles import Image
 from sandbox.contracts.runtime import Sandbox, SandboxSpec
+from sandbox.model.event import Event, Trouble
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX, VISIT_IDLE_SECONDS, VISIT_SECONDS_MAX
 from sandbox.model.manifest import Vm
 from sandbox.runner.equipment import Equipment
 from sandbox.runner.session import HOLDER
+from sandbox.runner.shortages import Shortages
 from sandbox.runner.steps.provision import read_handle, write_handle
 from sandbox.runner.terminals import Terminals, without_secrets
+
+_log = logging.getLogger(__name__)
 
 Listen = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -37,12 +43,12 @@ class Visit:
         listen: lets clients come. Raises AttemptError (provision_failed, sandbox_lost).
         """
         await self._end_earlier()
-        await self.equipment.disks.open(self.files, self.vm.disk_bytes)
+        await self._open_disk()
         try:
             sandbox = await self._make_sandbox()
             terminals.begin(sandbox, without_secrets(self.start.command.environment, ()), self.start.command.directory)
             async with listen():
-                await _until_deserted(sandbox, terminals)
+                await self._until_over(sandbox, terminals)
         finally:
             terminals.close()
             await self._end_earlier()
@@ -76,14 +82,34 @@ class Visit:
         await sandbox.start(HOLDER)
         return sandbox
 
+    async def _open_disk(self) -> None:
+        """One that is full and does not say so itself gets more room: it is there to be looked at."""
+        disks, size_bytes = self.equipment.disks, self.vm.disk_bytes
+        await disks.open(self.files, size_bytes)
+        with contextlib.suppress(OSError):  # which is for the watch to judge
+            while not disks.tells_when_full and (await disks.use(self.files)).is_full:
+                size_bytes *= 2
+                await disks.open(self.files, size_bytes)
 
-async def _until_deserted(sandbox: Sandbox, terminals: Terminals) -> None:
-    """Until nobody has been there for a moment, the sandbox has ended, or the longest time is over."""
-    ended = asyncio.create_task(sandbox.wait())
-    deserted = asyncio.create_task(terminals.deserted(VISIT_IDLE_SECONDS))
-    try:
-        await asyncio.wait({ended, deserted}, timeout=VISIT_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (ended, deserted):
-            task.cancel()
-        await asyncio.gather(ended, deserted, return_exceptions=True)
+    async def _until_over(self, sandbox: Sandbox, terminals: Terminals) -> None:
+        """Until nobody has been there for a moment, the sandbox or the disk's room has ended, or the longest time."""
+        equipment = self.equipment
+        shortages = Shortages(self.vm, equipment.disks, self.files, _tell)
+        ended = asyncio.create_task(sandbox.wait())
+        deserted = asyncio.create_task(terminals.deserted(VISIT_IDLE_SECONDS))
+        out_of_room = asyncio.create_task(shortages.watch_disk(equipment.clock))
+        tasks = (ended, deserted, out_of_room)
+        try:
+            await asyncio.wait(tasks, timeout=VISIT_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
+            if out_of_room.done():
+                terminals.dismiss(out_of_room.result().message)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _tell(event: Event) -> None:
+    """A visit has no journal."""
+    if isinstance(event, Trouble):
+        _log.warning("A preserved sandbox is in trouble: %s", event.message)

@@ -1,0 +1,166 @@
+"""Shells in what a failed task left: a disk that knows no bound of its own is watched there too."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from doubles.attempt_equipment import Script, ScriptedRuntime, ScriptedSandbox, scripted_equipment
+from doubles.manifests import manifest
+from sandbox.contracts.agent import AgentStart
+from sandbox.contracts.disks import DiskUse
+from sandbox.contracts.inside import HOME
+from sandbox.contracts.layout import AttemptLayout
+from sandbox.contracts.placement import Receipt, TerminalOrder
+from sandbox.contracts.runtime import Command, Exit
+from sandbox.contracts.terminals import Ended, Role
+from sandbox.placement.control import UnixRunnerControl
+from sandbox.runner.control_socket import listening
+from sandbox.runner.terminals import Terminals
+from sandbox.runner.visit import Visit
+
+ATTEMPT_ID = "abcdefghijkl"
+GIB = 1024**3
+SECONDS = 5
+
+
+class FillingDisk:
+    """Tells what it is told to hold."""
+
+    def __init__(self, used_bytes=0, *, tells_when_full=False):
+        self.used_bytes, self.tells_when_full, self.is_broken = used_bytes, tells_when_full, False
+
+    async def open(self, files, size_bytes):
+        self.size_bytes = size_bytes
+
+    async def use(self, files):
+        if self.is_broken:
+            raise OSError("It cannot be told how full the disk is")
+        return DiskUse(self.used_bytes, self.size_bytes, self.used_bytes >= self.size_bytes)
+
+    async def close(self, files):
+        pass
+
+
+class StillTerminal:
+    """Shows nothing until it is hung up."""
+
+    def __init__(self):
+        self.output, self._over = asyncio.StreamReader(), asyncio.Event()
+
+    async def wait(self):
+        await self._over.wait()
+        return Exit(129)
+
+    async def hang_up(self):
+        self._over.set()
+
+
+class SandboxOfShells(ScriptedSandbox):
+    def __init__(self, handle, script):
+        super().__init__(handle, script)
+        self.listeners = self
+
+    def close(self):
+        pass
+
+    async def open_terminal(self, command, size):
+        return StillTerminal()
+
+
+class RuntimeOfShells(ScriptedRuntime):
+    async def create(self, handle, spec):
+        return SandboxOfShells(handle, Script(stays=True))
+
+
+@pytest.fixture(autouse=True)
+def _is_quick(monkeypatch):
+    monkeypatch.setattr("sandbox.runner.shortages.DISK_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.shortages.DISK_CHECK_SECONDS_MAX", 0.01)
+    monkeypatch.setattr("sandbox.runner.visit.VISIT_IDLE_SECONDS", 0.2)
+
+
+@asynccontextmanager
+async def visited(tmp_path, disk):
+    """A visit with somebody in a shell, whose line is given, and the work that ends with it."""
+    files = AttemptLayout(tmp_path / "attempt")
+    files.root.mkdir()
+    equipment = replace(scripted_equipment(Script(), None), disks=disk, runtime=RuntimeOfShells(Script()))
+    start = AgentStart(command=Command(("claude",), {}, HOME), programs={}, session_id="")
+    visit = Visit(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, equipment)
+    terminals, is_open = Terminals(None), asyncio.Event()
+
+    @asynccontextmanager
+    async def listen():
+        async with listening(tmp_path / f"{ATTEMPT_ID}.sock", lambda _: Receipt(done=False), terminals):
+            is_open.set()
+            yield
+
+    async with asyncio.timeout(SECONDS):
+        work = asyncio.create_task(visit.carry_out(terminals, listen))
+        await asyncio.wait({work, asyncio.create_task(is_open.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        line = await UnixRunnerControl(tmp_path).open_terminal(ATTEMPT_ID, TerminalOrder(24, 80))
+        assert await line.read() == Role(types=True)
+        try:
+            yield line, work
+        finally:
+            await line.close()
+            await work
+
+
+def test_it_ends_once_the_disk_is_full_and_says_why(tmp_path):
+    async def story():
+        disk = FillingDisk()
+        async with visited(tmp_path, disk) as (line, work):
+            disk.used_bytes = 2 * GIB
+            told = await line.read()
+            assert isinstance(told, Ended)
+            assert "disk is full" in told.message
+            await work
+
+    asyncio.run(story())
+
+
+def test_it_ends_once_nobody_can_tell_how_full_the_disk_is(tmp_path):
+    async def story():
+        disk = FillingDisk()
+        async with visited(tmp_path, disk) as (line, work):
+            disk.is_broken = True
+            assert "cannot be told how full" in (await line.read()).message
+            await work
+
+    asyncio.run(story())
+
+
+def goes_on(tmp_path, disk, used_bytes):
+    async def story():
+        async with visited(tmp_path, disk) as (_, work):
+            disk.used_bytes = used_bytes
+            await asyncio.wait({work}, timeout=0.2)
+            assert not work.done()
+
+    asyncio.run(story())
+
+
+def test_it_goes_on_as_long_as_there_is_room(tmp_path):
+    goes_on(tmp_path, FillingDisk(), GIB // 2)
+
+
+def test_it_goes_on_where_the_disk_itself_tells_when_it_is_full(tmp_path):
+    goes_on(tmp_path, FillingDisk(tells_when_full=True), 2 * GIB)
+
+
+def test_a_task_that_failed_because_its_disk_was_full_can_be_looked_at(tmp_path):
+    goes_on(tmp_path, FillingDisk(5 * GIB), 5 * GIB + 1)
+
+
+def test_what_is_looked_at_on_a_full_disk_may_not_grow_for_ever(tmp_path):
+    async def story():
+        disk = FillingDisk(5 * GIB)
+        async with visited(tmp_path, disk) as (line, work):
+            disk.used_bytes = 11 * GIB
+            assert "disk is full" in (await line.read()).message
+            await work
+
+    asyncio.run(story())
