@@ -2,18 +2,24 @@
 
 import asyncio
 import base64
+import errno
 import os
 from pathlib import Path
 
-from sandbox.contracts.confinement import ConfinedCommand, Confinement
+from sandbox.contracts.confinement import ConfinedCommand, Confinement, ConfinementLostError
 from sandbox.contracts.inside import WORKSPACE
 from sandbox.contracts.layout import probe_place
 from sandbox.contracts.runtime import Command, ConfinementSpec, Runtime, SandboxHandle, SandboxSpec
-from sandbox.model.errors import SandboxError
+from sandbox.model.errors import AttemptError, FailureCode, SandboxError
 from sandbox.runtimes import cgroups
 
 _SECONDS = 8.0
+_OF_THE_MOMENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _MEMORY_BYTES, _PROCESSES = 64 * 1024 * 1024, 16
+
+
+class MachineBusyError(Exception):
+    """What was tried failed by something that the machine may do better in a moment; the message says by what."""
 
 
 async def try_once(
@@ -48,7 +54,17 @@ async def try_once(
 
 
 async def why_not_confined(runtime: Runtime, run_dir: Path) -> str | None:
-    """None when git, a program of the host's, runs confined here, else the reason; within 10 s."""
+    """None when git, a program of the host's, runs confined here, else the reason; within 20 s.
+
+    Raises MachineBusyError where twice something of the moment was in the way, from which nothing follows.
+    """
+    try:
+        return await _why_not_confined_now(runtime, run_dir)
+    except MachineBusyError:
+        return await _why_not_confined_now(runtime, run_dir)
+
+
+async def _why_not_confined_now(runtime: Runtime, run_dir: Path) -> str | None:
     import shutil
 
     attempt_id = _new_attempt_id()
@@ -65,10 +81,19 @@ async def why_not_confined(runtime: Runtime, run_dir: Path) -> str | None:
                 await runtime.destroy(handle, place)
                 shutil.rmtree(place, ignore_errors=True)
     except TimeoutError:
-        return f"git did not end within {_SECONDS:g} s"
+        raise MachineBusyError(f"git did not end within {_SECONDS:g} s") from None
     except (SandboxError, OSError) as error:
+        if _is_of_the_moment(error):
+            raise MachineBusyError(str(error)) from error
         return str(error)
     return None if code == 0 else f"git ended with exit code {code}"
+
+
+def _is_of_the_moment(error: BaseException | None) -> bool:
+    """No room for one more process, or somebody (the kernel, short of memory) ended one."""
+    if isinstance(error, AttemptError):
+        return error.code is FailureCode.SANDBOX_LOST or _is_of_the_moment(error.__cause__)
+    return isinstance(error, ConfinementLostError) or (isinstance(error, OSError) and error.errno in _OF_THE_MOMENT)
 
 
 async def _run_git(confinement: Confinement, place: Path) -> int:

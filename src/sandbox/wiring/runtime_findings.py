@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from sandbox.contracts.runtime import Probe
-from sandbox.runtimes.trying import why_not_confined
+from sandbox.runtimes.trying import MachineBusyError, why_not_confined
 from sandbox.wiring.finding import Finding
 from sandbox.wiring.open_files import find_open_files
 from sandbox.wiring.runtime import AUTO, choose_runtime, make_runtime
@@ -36,7 +36,11 @@ def _chosen(probe: Probe) -> list[Finding]:
 
 
 def _confined(chosen: Probe, run_dir: Path) -> list[Finding]:
-    reason = asyncio.run(why_not_confined(make_runtime(chosen.runtime, run_dir), run_dir))
+    try:
+        reason = asyncio.run(why_not_confined(make_runtime(chosen.runtime, run_dir), run_dir))
+    except MachineBusyError as busy:
+        message = f"trying to confine it failed twice, and a server confines it all the same: {busy}"
+        return [Finding("git", False, message, "Run it again when the machine is less busy.", is_needed=False)]
     if reason is None:
         return [Finding("git", True, "runs confined where it reads repositories")]
     message = f"git reads repositories with the server's rights, since it cannot be confined: {reason}"

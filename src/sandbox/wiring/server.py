@@ -53,10 +53,10 @@ from sandbox.model.limits import SERVER_RESERVE_BYTES
 from sandbox.placement.control import UnixRunnerControl
 from sandbox.placement.local import LocalPlacement
 from sandbox.profiles.catalog import Catalog
-from sandbox.runtimes.trying import why_not_confined
 from sandbox.stores.sqlite import SqliteStore
 from sandbox.wiring.boot import read_boot_id
 from sandbox.wiring.clock import SystemClock
+from sandbox.wiring.confining import find_confining
 from sandbox.wiring.data_dir_lock import held
 from sandbox.wiring.duties import gather_duties
 from sandbox.wiring.guarded_placement import GuardedPlacement
@@ -69,7 +69,7 @@ from sandbox.wiring.machine import (
 )
 from sandbox.wiring.private_directory import make_data_dir
 from sandbox.wiring.profiles import tell_offered
-from sandbox.wiring.runtime import AUTO, Choice, choose_runtime, explain_failure, make_runtime
+from sandbox.wiring.runtime import AUTO, Choice, choose_runtime, explain_failure
 from sandbox.wiring.server_secrets import ServerSecrets
 from sandbox.wiring.settings import LogSection, ServerSettings
 from sandbox.wiring.upstream import read_upstream
@@ -183,7 +183,7 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
         agent_program=str(agent_program),
         upstream=upstream,
         disks="plain" if no_loop else "loop",
-        confines=await _confines(choice, places.run_dir),
+        confines=await find_confining(choice, places.run_dir),
         output_watermark=settings.disk.output,
     )
     placement = GuardedPlacement(_placement(places, settings.log), access)
@@ -193,16 +193,6 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
     rooms.pruning.make_ready()
     service.take_in(*await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock))
     return service, choice.chosen.tier
-
-
-async def _confines(choice: Choice, run_dir: Path) -> bool:
-    """Where it does not work, which 'sandbox doctor' tells too, git has the server's rights."""
-    if not choice.chosen.works:
-        return False
-    reason = await why_not_confined(make_runtime(choice.chosen.runtime, run_dir), run_dir)
-    if reason is not None:
-        _log.warning("git runs with the server's rights, since it cannot be confined: %s", reason)
-    return reason is None
 
 
 def _wire_service(

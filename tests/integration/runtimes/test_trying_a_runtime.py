@@ -1,14 +1,16 @@
 """What is told of a runtime that does not work, in words that make a sentence."""
 
 import asyncio
+import errno
 from types import SimpleNamespace
 
 import pytest
 
+from sandbox.contracts.confinement import ConfinementLostError
 from sandbox.contracts.runtime import Exit
-from sandbox.model.errors import SandboxError
+from sandbox.model.errors import AttemptError, FailureCode, SandboxError
 from sandbox.runtimes.bubblewrap.probe import probe_by_trying
-from sandbox.runtimes.trying import try_once, why_not_confined
+from sandbox.runtimes.trying import MachineBusyError, try_once, why_not_confined
 
 
 class Failing:
@@ -78,10 +80,62 @@ def test_what_keeps_bubblewrap_from_working_stands_in_whole_sentences(tmp_path):
     assert "error. User namespaces" in asyncio.run(probe_by_trying(runtime, tmp_path, runtime)).mend
 
 
-@pytest.mark.parametrize(
-    ("exit_", "told"),
-    [(Exit(0), None), (Exit(2), "git ended with exit code 2"), (None, "git did not end within 0.1 s")],
-)
-def test_why_git_is_not_confined_is_told_in_words(tmp_path, monkeypatch, exit_, told):
+class FailingAtFirst(Failing):
+    """One whose first tries to confine raise these; None is one that never ends."""
+
+    def __init__(self, *errors: Exception | None) -> None:
+        super().__init__(Exit(0))
+        self.errors = list(errors)
+
+    async def run(self, command):
+        if not self.errors:
+            return 0
+        error = self.errors.pop(0)
+        if error is None:
+            await asyncio.Event().wait()
+        raise error
+
+
+MISSING = AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing.")
+KILLED = AttemptError(FailureCode.SANDBOX_LOST, "It was ended by signal 9.")
+NO_MEMORY = OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def no_process():
+    error = AttemptError(FailureCode.PROVISION_FAILED, "Programs could not be confined.")
+    error.__cause__ = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    return error
+
+
+@pytest.fixture
+def _is_impatient(monkeypatch):
     monkeypatch.setattr("sandbox.runtimes.trying._SECONDS", 0.1)
-    assert asyncio.run(why_not_confined(Failing(exit_), tmp_path)) == told
+
+
+@pytest.mark.usefixtures("_is_impatient")
+@pytest.mark.parametrize(
+    ("runtime", "told"),
+    [
+        (Failing(Exit(0)), None),
+        (Failing(Exit(2)), "git ended with exit code 2"),
+        (FailingAtFirst(MISSING), "bubblewrap is missing."),
+        (FailingAtFirst(PermissionError(errno.EPERM, "no namespaces")), "[Errno 1] no namespaces"),
+        (FailingAtFirst(None, MISSING), "bubblewrap is missing."),
+    ],
+)
+def test_why_git_is_not_confined_is_told_in_words(tmp_path, runtime, told):
+    assert asyncio.run(why_not_confined(runtime, tmp_path)) == told
+
+
+@pytest.mark.usefixtures("_is_impatient")
+@pytest.mark.parametrize("error", [None, NO_MEMORY, no_process(), KILLED, ConfinementLostError("it is gone")])
+def test_a_machine_that_is_busy_for_a_moment_is_no_reason_not_to_confine(tmp_path, error):
+    assert asyncio.run(why_not_confined(FailingAtFirst(error), tmp_path)) is None
+
+
+@pytest.mark.usefixtures("_is_impatient")
+@pytest.mark.parametrize("error", [None, NO_MEMORY, no_process(), KILLED])
+def test_of_a_machine_that_stays_busy_nothing_is_concluded(tmp_path, error):
+    told = "git did not end within" if error is None else str(error)[-9:]
+    with pytest.raises(MachineBusyError, match=told):
+        asyncio.run(why_not_confined(FailingAtFirst(error, error), tmp_path))

@@ -1,0 +1,83 @@
+"""Whether a server's git is confined: only what is missing on a machine speaks against it, and no bad moment."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from sandbox.contracts.runtime import Probe
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.wiring import confining, runtime_findings
+from sandbox.wiring.runtime import Choice
+
+WORKS = Probe("slow", works=True, tier="none", strength=1)
+
+
+class Slow:
+    """Its confinements begin when nobody waits for them any more, or `error` says why they never do."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def plan(self, attempt_id):
+        return SimpleNamespace(attempt_id=attempt_id)
+
+    @asynccontextmanager
+    async def confine(self, handle, spec):
+        if self.error is not None:
+            raise self.error
+        await asyncio.Event().wait()
+        yield
+
+    async def destroy(self, handle, disk):
+        pass
+
+
+@pytest.fixture
+def offers(monkeypatch):
+    def offer(runtime):
+        monkeypatch.setattr("sandbox.runtimes.trying._SECONDS", 0.1)
+        for room in (confining, runtime_findings):
+            monkeypatch.setattr(room, "make_runtime", lambda *_, **__: runtime)
+
+    return offer
+
+
+def missing():
+    return Slow(AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing"))
+
+
+def confines(tmp_path, probe=WORKS):
+    return asyncio.run(confining.find_confining(Choice(probe, [probe]), tmp_path))
+
+
+def test_a_slow_start_costs_no_confinement(tmp_path, offers, caplog):
+    offers(Slow())
+    assert confines(tmp_path)
+    assert "did not end within" in caplog.text
+
+
+def test_where_bubblewrap_is_missing_git_runs_as_it_is(tmp_path, offers, caplog):
+    offers(missing())
+    assert not confines(tmp_path)
+    assert "bubblewrap is missing" in caplog.text
+
+
+def test_where_no_sandbox_can_be_made_none_confines(tmp_path, offers):
+    offers(Slow())
+    assert not confines(tmp_path, Probe("slow", works=False, tier="none", strength=1))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "told"), [(Slow(), "confines it all the same"), (missing(), "with the server's rights")]
+)
+def test_the_doctor_says_what_a_server_would_do(tmp_path, offers, monkeypatch, runtime, told):
+    async def choose(*_):
+        return Choice(WORKS, [WORKS])
+
+    monkeypatch.setattr(runtime_findings, "choose_runtime", choose)
+    offers(runtime)
+    [git] = [one for one in runtime_findings.find_runtimes("slow", tmp_path) if one.name == "git"]
+    assert told in git.message
+    assert not git.ok
