@@ -4,7 +4,8 @@ IMAGE_BYTES_MAX = 16 * 1024**3
 """All files of an image together, by each of their names, and all its layers uncompressed; over it it is refused."""
 
 IMAGE_ENTRIES_MAX = 1_000_000
-"""Files, directories, links and whiteouts in all layers together, and names that whiteouts of directories look at."""
+"""Files, directories, links and whiteouts in all layers together, also directories that only the path of another entry
+asks for; and names that whiteouts of directories look at."""
 
 IMAGE_LAYERS_MAX = 128
 """Layers of an archive."""

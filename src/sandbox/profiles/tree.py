@@ -176,6 +176,7 @@ class Tree:
         except FileNotFoundError:
             if not makes:
                 raise
+        self._count_entry()
         _make_directory(path)
         self._mark(path)
         return stat.S_IFDIR

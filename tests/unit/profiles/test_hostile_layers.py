@@ -179,6 +179,18 @@ def test_an_image_of_too_many_files_is_refused(planted, monkeypatch):
         planted.lay(layer(entry("one-more")))
 
 
+def test_directories_on_the_way_to_an_entry_count_as_well(planted, monkeypatch):
+    monkeypatch.setattr(tree, "IMAGE_ENTRIES_MAX", 3)
+    with pytest.raises(ImageRefusedError, match="files"):
+        planted.lay(layer(entry("a/b/c/d/e")))
+    assert len(list(planted.root.rglob("*"))) <= 3
+
+
+def test_a_directory_on_the_way_to_many_entries_counts_once(planted, monkeypatch):
+    monkeypatch.setattr(tree, "IMAGE_ENTRIES_MAX", 5)
+    planted.lay(layer(*(entry(f"a/b/{name}") for name in ("one", "two", "three"))))
+
+
 def test_an_image_that_is_too_large_by_the_names_of_one_file_is_refused(planted, monkeypatch):
     """All of it is read by name, for its digest."""
     monkeypatch.setattr(tree, "IMAGE_BYTES_MAX", 1000)
