@@ -59,6 +59,8 @@ def _zstd(blob: BinaryIO, scratch: Path) -> Iterator[Source]:
         try:
             yield process.stdout
             code = process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ImageRefusedError("A layer of the image is damaged: zstd did not end with it.") from error
         finally:
             process.kill()
             process.wait()

@@ -21,6 +21,7 @@ from sandbox.profiles.tar_stream import Meter, TarStream
 from sandbox.profiles.tree import Tree
 
 _PROGRAM = "/usr/bin/mmdebstrap"
+_APT_CONFIG = "/usr/bin/apt-config"
 _ALONE = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "/usr/bin/unshare", "--mount", "--pid", "--fork")
 _KILLED_TOGETHER = ("--kill-child=KILL", "--mount-proc", "--")
 """In namespaces of its own, and gone with us: neither a process nor a mount outlives a build that was killed."""
@@ -71,9 +72,12 @@ def _names_a_source(path: Path) -> bool:
 
 
 def _read_settings() -> Iterator[str]:
-    ran = subprocess.run(
-        ["/usr/bin/apt-config", "dump"], capture_output=True, text=True, timeout=_ASK_SECONDS, check=True, env={}
-    )
+    try:
+        ran = subprocess.run(
+            [_APT_CONFIG, "dump"], capture_output=True, text=True, timeout=_ASK_SECONDS, check=True, env={}
+        )
+    except subprocess.SubprocessError as error:
+        raise BuildFailedError(f"apt of this machine does not tell its settings: {error}") from error
     yield from (line for line in ran.stdout.splitlines() if line.startswith(_SETTINGS))
     yield 'Dir::Etc::netrc "/etc/apt/auth.conf";'
     yield 'Dir::Etc::netrcparts "/etc/apt/auth.conf.d";'

@@ -26,6 +26,7 @@ from sandbox.profiles.seal import measure
 
 _IMAGE = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PART = "part"
+_SYNC = "/usr/bin/sync"
 _TRIES = 5
 _PAUSE_SECONDS = 0.002
 
@@ -225,5 +226,10 @@ def _is_whole(tree: Path, digest: str) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """Everything of the file system that it is on: a tree has too many files to do it one by one."""
-    subprocess.run(["/usr/bin/sync", "-f", "--", str(path)], timeout=SYNC_SECONDS, check=True, env={})
+    """Everything of the file system that it is on: a tree has too many files to do it one by one. Raises OSError."""
+    try:
+        subprocess.run([_SYNC, "-f", "--", str(path)], timeout=SYNC_SECONDS, check=True, env={})
+    except subprocess.SubprocessError as error:
+        raise OSError(
+            f"The profile's disk could not be flushed, see the machine's log and try again: {error}"
+        ) from error

@@ -151,6 +151,21 @@ def test_a_build_that_fails_changes_nothing(catalog, brought):
     assert images(catalog) == [first.digest[7:]]
 
 
+@pytest.mark.parametrize("program", ["exit 1", "exec sleep 60"])
+def test_a_disk_that_does_not_take_an_image_leaves_the_one_before(catalog, brought, tmp_path, monkeypatch, program):
+    first = build(catalog, brought())
+    sync = tmp_path / "sync"
+    sync.write_text(f"#!/bin/sh\n{program}\n")
+    sync.chmod(0o755)
+    monkeypatch.setattr(place, "_SYNC", str(sync))
+    monkeypatch.setattr(place, "SYNC_SECONDS", 0.5)
+    with pytest.raises(OSError, match="could not be flushed"):
+        build(catalog, brought(etc__other=b"x"))
+    assert image_of(catalog).digest == first.digest
+    monkeypatch.undo()
+    assert build(catalog, brought(etc__other=b"x")).digest != first.digest
+
+
 @pytest.mark.parametrize("missing", ["usr/bin/sh", LOADER])
 def test_an_image_in_which_the_agent_cannot_start_is_refused(catalog, root_layer, tmp_path, missing):
     folder, _, name = missing.rpartition("/")

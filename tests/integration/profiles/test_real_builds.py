@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.profiles import debian
 from sandbox.profiles.build import build_image
 from sandbox.profiles.catalog import Catalog
 from sandbox.profiles.debian import add_packages, find_sources
@@ -92,6 +93,18 @@ def test_a_build_that_fails_has_the_last_words_of_mmdebstrap(program, tmp_path):
 def test_a_whole_tar_of_a_build_that_failed_is_not_enough(program, tmp_path):
     with pytest.raises(BuildFailedError, match="late"):
         run(program("tar -c --files-from=/dev/null; echo 'too late' >&2; exit 1"), tmp_path)
+
+
+@needs_root
+@pytest.mark.parametrize("asked", ["exit 100", "exec sleep 60"])
+def test_a_machine_whose_apt_does_not_tell_its_settings_is_told_so(program, tmp_path, monkeypatch, asked):
+    apt_config = tmp_path / "apt-config"
+    apt_config.write_text(f"#!/bin/sh\n{asked}\n")
+    apt_config.chmod(0o755)
+    monkeypatch.setattr(debian, "_APT_CONFIG", str(apt_config))
+    monkeypatch.setattr(debian, "_ASK_SECONDS", 0.5)
+    with pytest.raises(BuildFailedError, match="apt-config"):
+        run(program("exit 1"), tmp_path)
 
 
 def test_a_machine_without_mmdebstrap_is_told_what_to_install(tmp_path):

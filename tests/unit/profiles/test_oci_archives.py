@@ -19,7 +19,7 @@ from doubles.image_archives import (
     save,
     symlink,
 )
-from sandbox.profiles import archive, oci
+from sandbox.profiles import archive, compression, oci
 from sandbox.profiles.mistakes import ImageRefusedError
 from sandbox.profiles.oci import add_layers
 from sandbox.profiles.tree import Tree
@@ -176,6 +176,17 @@ def test_a_layer_that_unpacks_without_end_is_refused(unpack, tmp_path, monkeypat
 def test_a_layer_whose_compression_is_damaged_is_refused(unpack, tmp_path, magic):
     with pytest.raises(ImageRefusedError):
         unpack(oci_archive(tmp_path / "image.tar", magic + b"no such thing" * 100))
+
+
+def test_a_layer_whose_compression_does_not_end_is_refused(unpack, tmp_path, monkeypatch):
+    program = tmp_path / "zstd"
+    (tmp_path / "plain").write_bytes(BASE)
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/plain\nexec >&-\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(compression, "_PROGRAM", str(program))
+    monkeypatch.setattr(compression, "_END_SECONDS", 0.5)
+    with pytest.raises(ImageRefusedError, match="did not end"):
+        unpack(oci_archive(tmp_path / "image.tar", BASE, packing="+zstd"))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", PACKED["+gzip"](layer(entry("x")))])
