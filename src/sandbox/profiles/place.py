@@ -230,6 +230,4 @@ def _flush(path: Path) -> None:
     try:
         subprocess.run([_SYNC, "-f", "--", str(path)], timeout=SYNC_SECONDS, check=True, env={})
     except subprocess.SubprocessError as error:
-        raise OSError(
-            f"The profile's disk could not be flushed, see the machine's log and try again: {error}"
-        ) from error
+        raise OSError(f"The disk could not be flushed; look at the machine's log, and try again: {error}") from error
