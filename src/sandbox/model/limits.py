@@ -119,7 +119,10 @@ PATCH_BYTES_MAX = 256 * 1024 * 1024
 """A patch; what is over it is left out, and kept as files: `patch_truncated`."""
 
 ARTIFACT_BYTES_MAX = 2 * 1024**3
-"""All artifacts of a task together; what would go over it is left out, and an event says so."""
+"""All files of a task that match its patterns, together; what would go over it is left out, and an event says so.
+
+The tar of changed files has half of it for itself; patch and transcript have bounds of their own.
+"""
 
 SHUTDOWN_SECONDS = 2.0
 """From SIGTERM to the server's end, followers included."""

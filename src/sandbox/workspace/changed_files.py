@@ -16,7 +16,7 @@ from sandbox.workspace.stoppable import Stop, run_in_thread
 
 
 async def write_changed_files(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
-    """Write the tar, flushed and whole, up to half of what all artifacts may be. Raises AttemptError.
+    """Write the tar, flushed and whole, up to half of what the files that match may be. Raises AttemptError.
 
     Gives why not every changed file is in it.
     """

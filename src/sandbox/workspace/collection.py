@@ -112,7 +112,7 @@ def _take(
         with Files(workspace) as files, files.open_file(path) as (file, size):
             if size > bytes_left:
                 bound = f"{ARTIFACT_BYTES_MAX // 1024**2} MiB"
-                return LeftOut(show(path), f"with its {size} bytes the artifacts would be over {bound}")
+                return LeftOut(show(path), f"with its {size} bytes the files that match would be over {bound}")
             name = names.claim(path)
             checksum = _store(read_chunks(file, size, stop), target, name)
             return Artifact(name, show(path), size, content_type(name), f"sha256:{checksum}")

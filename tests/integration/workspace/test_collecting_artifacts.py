@@ -165,7 +165,7 @@ def test_what_goes_over_the_bound_is_left_out_and_smaller_ones_still_come(desk, 
 
     assert [item.path for item in made if isinstance(item, Artifact)] == ["a", "c"]
     assert [item.path for item in made if isinstance(item, LeftOut)] == ["b", "d"]
-    assert "1099511627776 bytes" in made[1].reason
+    assert "1099511627776 bytes the files that match" in made[1].reason
 
 
 def test_too_many_files_are_bounded_and_told(desk, monkeypatch):
