@@ -16,6 +16,7 @@ from sandbox.gateway.outward import may_be_dialled
 from sandbox.model.manifest import Repository
 from sandbox.runtimes import ownership
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+from sandbox.workspace.relay import Reach
 from sandbox.workspace.unconfined import Unconfined
 from sandbox.workspace.workspaces import GitWorkspaces
 
@@ -156,7 +157,7 @@ class House:
 
     @property
     def workspaces(self) -> GitWorkspaces:
-        return GitWorkspaces(self.environment, may_be_sent_to=may_be_dialled if self.follow_redirects else None)
+        return GitWorkspaces(self.environment, Reach(may_be_dialled, self.follow_redirects))
 
     def configure(self, text: str) -> None:
         """Add to the git configuration of the server's user."""

@@ -49,6 +49,7 @@ from sandbox.wiring.clock import SystemClock
 from sandbox.wiring.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
 from sandbox.wiring.private_directory import UnsafePlaceError, make_private
 from sandbox.wiring.runtime import make_runtime
+from sandbox.workspace.relay import Reach
 from sandbox.workspace.unconfined import confine_nothing
 from sandbox.workspace.workspaces import GitWorkspaces
 
@@ -183,7 +184,7 @@ def _gather(order: LaunchOrder) -> Equipment:
         runtime=make_runtime(order.runtime, Path(order.run_dir), auto=order.auto),
         gateways=SocketGateways(),
         agent=ClaudeCode(Path(order.agent_program)),
-        workspaces=GitWorkspaces(os.environ, may_be_sent_to=may_be_dialled if order.follow_redirects else None),
+        workspaces=GitWorkspaces(os.environ, Reach(may_be_dialled, order.follow_redirects)),
         clock=SystemClock(),
         boot_id=read_boot_id(),
         confine=None if order.confines else confine_nothing,

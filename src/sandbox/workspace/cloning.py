@@ -11,7 +11,7 @@ from typing import Any
 from sandbox.contracts.confinement import Confinement
 from sandbox.workspace.credentials import HELPER, Credentials
 from sandbox.workspace.git import Git, GitError, Setting
-from sandbox.workspace.relay import Reachable, Relay
+from sandbox.workspace.relay import Reach, Relay
 from sandbox.workspace.remote import FILES, Remote, describe_remote, rewrite
 from sandbox.workspace.ssh import COMMAND, Far, find_far, run_ssh
 from sandbox.workspace.user_settings import find_proxy, variables_of_user
@@ -21,10 +21,7 @@ _COMPLAINT_BYTES_MAX = 64 * 1024
 
 
 class Cloning:
-    """Of one URL. user_settings: all that are taken of the server's user. secrets: what was given away of them.
-
-    may_be_sent_to: see `Relay`.
-    """
+    """Of one URL. user_settings: all that are taken of the server's user. secrets: what was given away of them."""
 
     def __init__(
         self,
@@ -32,16 +29,16 @@ class Cloning:
         user_settings: Sequence[Setting],
         environment: Mapping[str, str],
         *,
-        may_be_sent_to: Reachable | None,
+        reach: Reach,
     ) -> None:
-        self._redirects: Sequence[Setting] = (NO_REDIRECTS,) if may_be_sent_to is None else ()
+        self._redirects: Sequence[Setting] = () if reach.follows_redirects else (NO_REDIRECTS,)
         self.secrets: set[str] = set()
         self._asked_url = url
         self._url = rewrite(url, user_settings)
         self._user_settings = user_settings
         self._variables = {"PATH": environment.get("PATH", os.defpath), **variables_of_user(environment)}
         self._home = Path(environment.get("HOME", "/"))
-        self._may_be_sent_to = may_be_sent_to
+        self._reach = reach
 
     async def run(
         self,
@@ -82,7 +79,7 @@ class Cloning:
             yield (), {}, ()
             return
         credentials = Credentials(self._url, self._user_settings, self._variables, self._variables["PATH"])
-        relay = Relay(remote.address, via=remote.via, may_be_sent_to=self._may_be_sent_to)
+        relay = Relay(remote.address, via=remote.via, reach=self._reach)
         outside, inside = socket.socketpair()
         settings = [*remote.settings, ("credential.helper", HELPER)]
         with inside:

@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 
 CLONE_CONNECT_SECONDS = 30.0
@@ -24,10 +24,15 @@ _CHUNK_BYTES = 256 * 1024
 _WEB_PORTS = (80, 443)
 _GRANTED, _FORBIDDEN, _UNREACHABLE, _UNKNOWN_NAME, _REFUSED = 0, 2, 3, 4, 5
 _IPV4, _NAME, _IPV6 = 1, 3, 4
+_TRANSLATED = IPv6Network("64:ff9b::/96")
+"""RFC 6052: an IPv4 address as machines without IPv4 reach it."""
 
 
-Reachable = Callable[[IPv4Address | IPv6Address], bool]
-"""Which addresses a redirect may lead to."""
+class Reach(NamedTuple):
+    """is_public: which addresses are other hosts' public ones. follows_redirects: whether a clone may be sent on."""
+
+    is_public: Callable[[IPv4Address | IPv6Address], bool]
+    follows_redirects: bool
 
 
 class Address(NamedTuple):
@@ -49,16 +54,17 @@ def canonical(host: str) -> str:
 
 class Relay:
     """Connects to `wanted`; where redirects are followed also to other ports of its host, and to the web's ports of
-    addresses that they may lead to.
+    public addresses.
 
-    may_be_sent_to: which those are; None: no redirect is followed.
+    A host that was found at a public address is not followed to others: whoever owns its name could name this machine.
     via: the proxy of the server's user; then everything goes there, and what git says is for that proxy to read.
     """
 
-    def __init__(self, wanted: Address, *, via: Address | None, may_be_sent_to: Reachable | None) -> None:
+    def __init__(self, wanted: Address, *, via: Address | None, reach: Reach) -> None:
         self._wanted = wanted
         self._via = via
-        self._may_be_sent_to = may_be_sent_to
+        self._reach = reach
+        self._was_public = False
 
     @asynccontextmanager
     async def serving(self, door: socket.socket) -> AsyncIterator[None]:
@@ -123,21 +129,20 @@ class Relay:
 
     async def _dial(self, address: Address) -> "Ends":
         is_wanted = self._is_wanted(address)
-        if not is_wanted and (self._may_be_sent_to is None or address.port not in _WEB_PORTS):
+        if not is_wanted and not (self._reach.follows_redirects and address.port in _WEB_PORTS):
             # Not even asked for: a name can carry what a clone has read, and its answer tells what names there are.
             raise _forbidden()
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         addresses = [Address(str(one[4][0]), address.port) for one in found]
+        public = [one for one in addresses if self._reach.is_public(_translated(one.host))]
         if not is_wanted:
-            addresses = [one for one in addresses if self._is_sent_to(one)]
-        return await _dial_any(addresses)
+            return await _dial_any(public)
+        self._was_public = self._was_public or bool(public)
+        return await _dial_any(public if self._was_public else addresses)
 
     def _is_wanted(self, address: Address) -> bool:
-        return address == self._wanted or (self._may_be_sent_to is not None and address.host == self._wanted.host)
-
-    def _is_sent_to(self, address: Address) -> bool:
-        return self._may_be_sent_to is not None and self._may_be_sent_to(ip_address(address.host))
+        return address == self._wanted or (self._reach.follows_redirects and address.host == self._wanted.host)
 
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -156,6 +161,12 @@ async def _read_address(reader: asyncio.StreamReader) -> Address:
         host = (await reader.readexactly(length)).decode("ascii")
     (port,) = struct.unpack("!H", await reader.readexactly(2))
     return Address(canonical(host), port)
+
+
+def _translated(host: str) -> IPv4Address | IPv6Address:
+    """What an address leads to."""
+    address = ip_address(host)
+    return IPv4Address(address.packed[-4:]) if address in _TRANSLATED else address
 
 
 async def _dial_any(addresses: Sequence[Address]) -> Ends:

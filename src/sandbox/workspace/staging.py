@@ -21,7 +21,7 @@ from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATH
 from sandbox.workspace.git import Git, GitError, Setting
 from sandbox.workspace.git_directory import OBJECT_ID, neutralise, read_branch, write_git_directory
 from sandbox.workspace.pipes import pipe, run_with_thread
-from sandbox.workspace.relay import Reachable
+from sandbox.workspace.relay import Reach
 from sandbox.workspace.sent_work import commit_sent_work
 from sandbox.workspace.ssh import SSH
 from sandbox.workspace.stoppable import Stop, run_in_thread
@@ -57,7 +57,7 @@ class Staging:
         confine: Confine,
         *,
         bytes_max: int,
-        may_be_sent_to: Reachable | None,
+        reach: Reach,
     ) -> None:
         """bytes_max: of each file of the clone, and of the commit's files together."""
         self._environment = environment
@@ -66,8 +66,8 @@ class Staging:
         self._wanted = repository
         self._attempt = attempt
         self._bytes_max = bytes_max
-        self._redirects: Sequence[Setting] = (NO_REDIRECTS,) if may_be_sent_to is None else ()
-        self._may_be_sent_to = may_be_sent_to
+        self._redirects: Sequence[Setting] = () if reach.follows_redirects else (NO_REDIRECTS,)
+        self._reach = reach
         self._secrets: set[str] = set()
 
     async def run(self) -> str:
@@ -126,7 +126,7 @@ class Staging:
             git = Git(self._path, [*_UNCONFINED, *settings, *user_settings, *self._redirects], variables)
             await git.run(*arguments, directory=self._attempt.repository, file_bytes_max=self._bytes_max)
             return
-        cloning = Cloning(self._wanted.url, user_settings, self._environment, may_be_sent_to=self._may_be_sent_to)
+        cloning = Cloning(self._wanted.url, user_settings, self._environment, reach=self._reach)
         try:
             await cloning.run(
                 confinement, settings, arguments, self._attempt.repository, file_bytes_max=self._bytes_max

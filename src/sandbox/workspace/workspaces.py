@@ -16,21 +16,23 @@ from sandbox.workspace.collection import collect
 from sandbox.workspace.git import Git
 from sandbox.workspace.ignore_rules import make_rules_directory
 from sandbox.workspace.patch import write_patch
-from sandbox.workspace.relay import Reachable
+from sandbox.workspace.relay import Reach
 from sandbox.workspace.staging import REPOSITORY_BYTES_MAX, Staging
 from sandbox.workspace.stoppable import run_in_thread
+
+_OWN_HOST = Reach(lambda address: address.is_global, follows_redirects=False)
 
 
 class GitWorkspaces:
     """See `sandbox.contracts.workspace.Workspaces`.
 
     environment: of the server's user; HOME, XDG_CONFIG_HOME, GIT_CONFIG_GLOBAL, SSH_AUTH_SOCK and PATH are looked at.
-    may_be_sent_to: the addresses that the first request of a clone may be redirected to; None: it may not be.
+    reach: of clones.
     """
 
-    def __init__(self, environment: Mapping[str, str], *, may_be_sent_to: Reachable | None = None) -> None:
+    def __init__(self, environment: Mapping[str, str], reach: Reach = _OWN_HOST) -> None:
         self._environment = environment
-        self._may_be_sent_to = may_be_sent_to
+        self._reach = reach
 
     async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine, disk_bytes: int) -> str:
         """Clone; gives the full base commit. Raises AttemptError (clone_failed)."""
@@ -42,7 +44,7 @@ class GitWorkspaces:
             layout,
             confine,
             bytes_max=bytes_max,
-            may_be_sent_to=self._may_be_sent_to,
+            reach=self._reach,
         )
         return await staging.run()
 

@@ -17,12 +17,13 @@ from sandbox.model.errors import AttemptError
 from sandbox.model.manifest import Repository
 from sandbox.workspace.credentials import CREDENTIALS_ASKED_MAX, Credentials
 from sandbox.workspace.git_directory import neutralise, read_branch, write_git_directory
-from sandbox.workspace.relay import Address, Relay
+from sandbox.workspace.relay import Address, Reach, Relay
 from sandbox.workspace.remote import describe_remote
 from sandbox.workspace.stoppable import Stop
 
 KNOWN = b"username=me\npassword=let-me-in\n"
-GRANTED, FORBIDDEN, UNKNOWN_NAME, REFUSED = 0, 2, 4, 5
+GRANTED, FORBIDDEN, UNREACHABLE, UNKNOWN_NAME, REFUSED = 0, 2, 3, 4, 5
+STRICT, LENIENT = (Reach(may_be_dialled, follows_redirects) for follows_redirects in (False, True))
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ class ExhaustedDoor(socket.socket):
 
 
 def test_a_connection_that_could_not_be_taken_is_taken_a_little_later(greeter):
-    relay = Relay(Address("localhost", greeter), via=None, may_be_sent_to=None)
+    relay = Relay(Address("localhost", greeter), via=None, reach=STRICT)
 
     async def story():
         with ExhaustedDoor() as door:
@@ -173,7 +174,7 @@ def greeter():
 
 
 def test_the_wanted_host_is_connected_to(greeter):
-    relay = Relay(Address("localhost", greeter), via=None, may_be_sent_to=None)
+    relay = Relay(Address("localhost", greeter), via=None, reach=STRICT)
 
     assert connect(relay, "localhost", greeter) == (GRANTED, b"hello")
 
@@ -181,7 +182,7 @@ def test_the_wanted_host_is_connected_to(greeter):
 @pytest.mark.parametrize("asked", ["127.0.0.1", "127.1", "0x7f.1", "2130706433"])
 def test_an_address_is_the_same_however_it_is_written(greeter, asked):
     remote = describe_remote(f"http://127.1:{greeter}/demo.git", [], "", Path("/"))
-    relay = Relay(remote.address, via=None, may_be_sent_to=None)
+    relay = Relay(remote.address, via=None, reach=STRICT)
 
     assert connect(relay, asked, greeter) == (GRANTED, b"hello")
     assert connect(relay, "127.2", greeter)[0] == FORBIDDEN
@@ -189,7 +190,7 @@ def test_an_address_is_the_same_however_it_is_written(greeter, asked):
 
 def test_a_git_that_was_taken_over_has_so_many_connections_and_no_more(greeter, monkeypatch):
     monkeypatch.setattr("sandbox.workspace.relay.CLONE_CONNECTIONS_MAX", 2)
-    relay = Relay(Address("localhost", greeter), via=None, may_be_sent_to=None)
+    relay = Relay(Address("localhost", greeter), via=None, reach=STRICT)
 
     async def greeted(door):
         reader, writer = await asyncio.open_connection(*door.getsockname())
@@ -218,17 +219,66 @@ PRIVATE = (
 """The latter lead to an IPv4 address of anybody's, where the machine's network translates, or to no public host."""
 
 
-@pytest.mark.parametrize("may_be_sent_to", [may_be_dialled, None])
+@pytest.mark.parametrize("reach", [LENIENT, STRICT])
 @pytest.mark.parametrize("host", PRIVATE)
-def test_no_private_address_is_connected_to_that_was_not_wanted(greeter, host, may_be_sent_to):
-    relay = Relay(Address("git.example", greeter), via=None, may_be_sent_to=may_be_sent_to)
+def test_no_private_address_is_connected_to_that_was_not_wanted(greeter, host, reach):
+    relay = Relay(Address("git.example", greeter), via=None, reach=reach)
 
     assert connect(relay, host, greeter)[0] == FORBIDDEN
     assert connect(relay, host, 80)[0] == FORBIDDEN
 
 
+PUBLIC, OWN = "127.0.0.2", "127.0.0.1"
+"""The former stands for another host's public address: nobody listens there."""
+
+
+@pytest.fixture
+def resolve(monkeypatch):
+    """Lets a name have these addresses from now on."""
+
+    def become(*addresses):
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+    return become
+
+
+@pytest.mark.parametrize("follows_redirects", [True, False])
+def test_the_name_of_a_public_host_does_not_lead_to_the_machines_own_addresses(greeter, resolve, follows_redirects):
+    reach = Reach(lambda address: str(address) == PUBLIC, follows_redirects)
+    relay = Relay(Address("git.example", greeter), via=None, reach=reach)
+
+    resolve(PUBLIC, OWN)
+    assert connect(relay, "git.example", greeter)[0] == REFUSED
+    resolve(OWN)
+    assert connect(relay, "git.example", greeter)[0] == FORBIDDEN
+
+
+def test_a_name_of_the_machines_own_addresses_alone_is_a_host_like_any_other(greeter, resolve):
+    relay = Relay(Address("git.example", greeter), via=None, reach=Reach(lambda address: str(address) == PUBLIC, True))
+
+    resolve(OWN)
+    assert connect(relay, "git.example", greeter) == (GRANTED, b"hello")
+
+
+@pytest.mark.parametrize(("asked", "may"), [("64:ff9b::7f00:2", True), ("64:ff9b::7f00:1", False)])
+def test_an_address_of_a_translating_network_is_judged_by_where_it_leads(monkeypatch, resolve, asked, may):
+    dialled = []
+
+    async def dial(addresses):
+        dialled.extend(addresses)
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+    monkeypatch.setattr("sandbox.workspace.relay._dial_any", dial)
+    relay = Relay(Address("git.example", 443), via=None, reach=Reach(lambda address: str(address) == PUBLIC, True))
+
+    resolve(asked, PUBLIC)
+    assert connect(relay, "git.example", 443)[0] == REFUSED
+    assert [one.host for one in dialled] == ([asked] if may else []) + [PUBLIC]
+
+
 def test_another_port_of_the_host_needs_redirects(greeter):
-    strict, lenient = (Relay(Address("localhost", 1), via=None, may_be_sent_to=one) for one in (None, may_be_dialled))
+    strict, lenient = (Relay(Address("localhost", 1), via=None, reach=one) for one in (STRICT, LENIENT))
 
     assert connect(strict, "localhost", greeter)[0] == FORBIDDEN
     assert connect(lenient, "localhost", greeter) == (GRANTED, b"hello")
@@ -236,19 +286,19 @@ def test_another_port_of_the_host_needs_redirects(greeter):
 
 def test_no_other_name_is_looked_up(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", None)
-    strict, lenient = (Relay(Address("git.example", 1), via=None, may_be_sent_to=one) for one in (None, may_be_dialled))
+    strict, lenient = (Relay(Address("git.example", 1), via=None, reach=one) for one in (STRICT, LENIENT))
 
     assert connect(strict, "c2VjcmV0.evil.example", 443)[0] == FORBIDDEN
     assert connect(lenient, "c2VjcmV0.evil.example", 53)[0] == FORBIDDEN
 
 
 def test_git_is_told_why_it_is_not_connected(greeter):
-    relay = Relay(Address("no-such-host.invalid", 80), via=None, may_be_sent_to=None)
+    relay = Relay(Address("no-such-host.invalid", 80), via=None, reach=STRICT)
     assert connect(relay, "no-such-host.invalid", 80)[0] == UNKNOWN_NAME
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
-        relay = Relay(Address("127.0.0.1", port), via=None, may_be_sent_to=None)
+        relay = Relay(Address("127.0.0.1", port), via=None, reach=STRICT)
         assert connect(relay, "127.0.0.1", port)[0] == REFUSED
 
 
