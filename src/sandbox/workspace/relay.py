@@ -105,7 +105,7 @@ class Relay:
             if self._via is not None:
                 far = await asyncio.wait_for(asyncio.open_connection(*self._via), CLONE_CONNECT_SECONDS)
             else:
-                far = await asyncio.wait_for(self._negotiate(reader, writer), CLONE_CONNECT_SECONDS)
+                far = await self._negotiate(reader, writer)
             await _join((reader, writer), far)
         except (OSError, TimeoutError, ValueError, EOFError):
             pass
@@ -114,12 +114,14 @@ class Relay:
 
     async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> "Ends":
         """RFC 1928, without authentication, CONNECT only."""
-        _, methods = await reader.readexactly(2)
-        await reader.readexactly(methods)
-        writer.write(b"\x05\x00")
-        address = await _read_address(reader)
+        async with asyncio.timeout(CLONE_CONNECT_SECONDS):
+            _, methods = await reader.readexactly(2)
+            await reader.readexactly(methods)
+            writer.write(b"\x05\x00")
+            address = await _read_address(reader)
         try:
-            far = await self._dial(address)
+            async with asyncio.timeout(CLONE_CONNECT_SECONDS):
+                far = await self._dial(address)
         except OSError as error:
             writer.write(_answer(_code_of(error)))
             await writer.drain()

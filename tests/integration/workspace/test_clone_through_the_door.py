@@ -302,6 +302,31 @@ def test_git_is_told_why_it_is_not_connected(greeter):
         assert connect(relay, "127.0.0.1", port)[0] == REFUSED
 
 
+def test_git_is_told_that_nobody_answers(monkeypatch):
+    async def hang(_addresses):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("sandbox.workspace.relay._dial_any", hang)
+    monkeypatch.setattr("sandbox.workspace.relay.CLONE_CONNECT_SECONDS", 0.1)
+    relay = Relay(Address("localhost", 80), via=None, reach=STRICT)
+
+    assert connect(relay, "localhost", 80) == (UNREACHABLE, b"")
+
+
+def test_who_asks_for_nothing_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("sandbox.workspace.relay.CLONE_CONNECT_SECONDS", 0.1)
+    relay = Relay(Address("localhost", 80), via=None, reach=STRICT)
+
+    async def story():
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            async with relay.serving(door):
+                reader, writer = await asyncio.open_connection(*door.getsockname())
+                assert await asyncio.wait_for(reader.read(), 20) == b""
+                writer.close()
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_proxy_of_the_servers_user_is_gone_through(house, host):
     with GitHttpServer(house.upstream.bare.parent).serving() as proxy:
