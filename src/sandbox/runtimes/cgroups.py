@@ -77,9 +77,10 @@ class ControlGroup:
 
     def has_killed_for_memory(self) -> bool:
         """The kernel ended a process of it because the memory was used up."""
-        return bool(self._memory_kills())
+        return bool(self.memory_kills())
 
-    def _memory_kills(self) -> int:
+    def memory_kills(self) -> int:
+        """How often the kernel did so, since the group was made."""
         return self._number("memory.events", "oom_kill") or self._number("memory.oom_control", "oom_kill") or 0
 
     def stats(self) -> Stats:
@@ -93,7 +94,7 @@ class ControlGroup:
             cpu_seconds=cpu,
             memory_bytes=None if used is None else max(0, used - cached),
             processes=count,
-            memory_kills=self._memory_kills(),
+            memory_kills=self.memory_kills(),
             forks_refused=self._number("pids.events", "max") or 0,
         )
 

@@ -40,11 +40,16 @@ class ConfinedPrograms:
     ) -> None:
         self.door: socket | None = door
         self.memory_bytes = spec.memory_bytes if "memory" in group.limits() else None
-        self.has_killed_for_memory = group.has_killed_for_memory
+        self._group = group
+        self._memory_kills_before = group.memory_kills()
         self._attempt_id = attempt_id
         self._program = program
         self._launch = started
         self._spec = spec
+
+    def has_killed_for_memory(self) -> bool:
+        """The group may have been a sandbox's before, whose programs do not count."""
+        return self._group.memory_kills() > self._memory_kills_before
 
     async def run(self, command: ConfinedCommand) -> int:
         """Its exit code, 128+n after signal n. Raises OSError, AttemptError (provision_failed) for NUL characters."""

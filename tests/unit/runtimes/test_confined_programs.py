@@ -1,0 +1,40 @@
+"""A confinement in the control group that was its attempt's sandbox's before."""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from sandbox.contracts.runtime import ConfinementSpec
+from sandbox.runtimes.cgroups import ControlGroup
+from sandbox.runtimes.confined import ConfinedPrograms
+from sandbox.workspace.git import Git, GitError
+
+
+class PlayedLaunch:
+    """Says this on the program's stderr; before it ends the kernel has counted so many kills in the group."""
+
+    def __init__(self, events: Path, kills: int) -> None:
+        self._events = events
+        self._kills = kills
+
+    async def run(self, _argv: object, low: tuple[int, ...], _descriptors: object) -> int:
+        os.write(low[2], b"fatal: write error: No space left on device\n")
+        self._events.write_text(f"oom 1\noom_kill {self._kills}\n")
+        return 128
+
+
+@pytest.mark.parametrize(("kills_after", "is_gits"), [(1, False), (2, True)])
+def test_git_is_not_blamed_for_what_an_agent_was_ended_for(tmp_path: Path, kills_after: int, is_gits: bool):
+    events = tmp_path / "memory.events"
+    events.write_text("oom 1\noom_kill 1\n")
+    spec = ConfinementSpec(1, 1024**3, 10, [tmp_path])
+    with socket.socket() as door:
+        started = PlayedLaunch(events, kills_after)
+        programs = ConfinedPrograms("attempt", "bwrap", started, door, spec, ControlGroup([tmp_path]))
+        with pytest.raises(GitError) as raised:
+            asyncio.run(Git(os.defpath, confinement=programs).run("diff-tree", directory=tmp_path))
+    assert raised.value.is_out_of_memory is is_gits
+    assert "No space left" in raised.value.complaint
