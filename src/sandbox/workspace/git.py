@@ -53,6 +53,8 @@ Where its confinement may not have that much beside what else runs there, it is 
 _MEMORY_SHARE = 0.75
 """Of the confinement's memory, so that git gives up, with a word, before the kernel ends it without one."""
 
+_NOT_FOUND, _SIGNAL = 127, 128
+_NO_ROOM = ("no space left on device", "disk quota exceeded")
 _KILLED = b"\nfatal: out of memory: the kernel ended git"
 _OUTPUT_BYTES_MAX = 1024 * 1024
 _DRAIN_SECONDS = 1.0
@@ -70,6 +72,12 @@ class GitError(Exception):
     def is_out_of_memory(self) -> bool:
         """Git said that it was given no more memory, or was ended for it."""
         return "out of memory" in self.complaint.lower()
+
+    @property
+    def was_hindered(self) -> bool:
+        """Git was not found, was ended, or lacked memory or room: that tells nothing of what it was asked about."""
+        is_ended = self.returncode == _NOT_FOUND or self.returncode > _SIGNAL
+        return is_ended or self.is_out_of_memory or any(words in self.complaint.lower() for words in _NO_ROOM)
 
 
 class Git:
@@ -127,13 +135,13 @@ class Git:
 
     def _was_killed_for_memory(self, code: int) -> bool:
         """Itself, or a program that it started. Nobody else kills git and lets its runner go on."""
-        return code == 128 + signal.SIGKILL or self._confinement.has_killed_for_memory()
+        return code == _SIGNAL + signal.SIGKILL or self._confinement.has_killed_for_memory()
 
     async def _run(self, command: ConfinedCommand) -> int:
         try:
             return await self._confinement.run(command)
         except FileNotFoundError as error:
-            raise GitError(127, f"fatal: {error.filename} is not installed".encode()) from error
+            raise GitError(_NOT_FOUND, f"fatal: {error.filename} is not installed".encode()) from error
 
 
 def _as_variables(settings: Sequence[Setting]) -> dict[str, str]:

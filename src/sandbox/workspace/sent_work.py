@@ -34,6 +34,8 @@ async def commit_sent_work(path: str, confinement: Confinement, repository: Path
     try:
         await run("apply", "--cached", "--whitespace=nowarn", "-", stdin=_file(base64.b64decode(patch)))
     except GitError as error:
+        if error.was_hindered:
+            raise
         complaint = printable(error.complaint.strip().replace("error: ", ""), escaped)[:_COMPLAINT_CHARACTERS_MAX]
         message = f"repository.patch does not apply to commit {base[:12]}: {complaint or 'git gave it up'}."
         raise AttemptError(FailureCode.CLONE_FAILED, message) from None

@@ -146,11 +146,13 @@ class Staging:
         problem = f"Commit {wanted} is not on branch '{self._wanted.branch}' of {self._wanted.url}"
         try:
             found = await self._run(git, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
-            commit = found.decode().strip()
+            commit = found.decode(errors="replace").strip()
             if commit.startswith(wanted) and OBJECT_ID.fullmatch(commit):
                 await self._run(git, "merge-base", "--is-ancestor", commit, tip)
                 return commit
         except GitError as error:
+            if error.was_hindered:
+                raise
             if "ambiguous" in error.complaint:
                 problem = f"Commit {wanted} stands for more than one object of {self._wanted.url}"
         raise _failed(f"{problem}; give the full name of a commit that the branch contains in repository.commit.")

@@ -1,6 +1,7 @@
 """Cloning fails with a sentence that says what to do, and lets no secret out."""
 
 import asyncio
+import base64
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,81 @@ def test_a_name_that_is_no_commit(house):
     blob = run_git("rev-parse", "HEAD:README.md", directory=house.upstream.work)
 
     assert "is not on branch 'main'" in complaint(house, commit=blob)
+
+
+class Interfering:
+    """A confinement in which one of git's commands says this and ends with that code, without being run."""
+
+    def __init__(self, confinement, name, code, said, told):
+        self.confinement, self.name, self.code, self.said, self.told = confinement, name, code, said, told
+
+    def __getattr__(self, name):
+        return getattr(self.confinement, name)
+
+    async def run(self, command):
+        if self.name not in command.argv:
+            return await self.confinement.run(command)
+        os.write(command.stderr, self.said)
+        os.write(command.stdout, self.told)
+        return self.code
+
+
+@pytest.fixture
+def interfere(house, monkeypatch):
+    """Lets a command of git's end so, in the house's confinements."""
+    real = house.confine
+
+    def begin(name, code, *, said=b"", told=b""):
+        @asynccontextmanager
+        async def confine(directories, read_only):
+            async with real(directories, read_only) as confinement:
+                yield Interfering(confinement, name, code, said, told)
+
+        monkeypatch.setattr(house, "confine", confine)
+
+    return begin
+
+
+FULL = b"fatal: write error: No space left on device\n"
+HINDERED = [(137, b"", "not enough memory"), (127, b"", "git said: "), (139, b"", "git said: "), (128, FULL, "no room")]
+NEW_FILE = b"diff --git a/new b/new\nnew file mode 100644\n--- /dev/null\n+++ b/new\n@@ -0,0 +1 @@\n+new\n"
+
+
+@pytest.mark.parametrize("command", ["rev-parse", "merge-base"])
+@pytest.mark.parametrize(("code", "said", "reason"), HINDERED)
+def test_no_commit_is_blamed_for_what_the_machine_lacks(house, interfere, command, code, said, reason):
+    tip = run_git("rev-parse", "HEAD", directory=house.upstream.work)
+    interfere(command, code, said=said)
+
+    message = complaint(house, commit=tip)
+
+    assert reason in message
+    assert "is not on branch" not in message
+
+
+@pytest.mark.parametrize(("code", "said", "reason"), HINDERED)
+def test_no_sent_work_is_blamed_for_what_the_machine_lacks(house, interfere, code, said, reason):
+    interfere("apply", code, said=said)
+
+    message = complaint(house, patch=base64.b64encode(NEW_FILE).decode())
+
+    assert reason in message
+    assert "does not apply" not in message
+
+
+def test_a_commit_and_work_that_fit_are_taken_where_nothing_is_lacking(house):
+    tip = run_git("rev-parse", "HEAD", directory=house.upstream.work)
+
+    house.stage(commit=tip, patch=base64.b64encode(NEW_FILE).decode())
+
+    assert (house.workspace / "new").read_bytes() == b"new\n"
+
+
+def test_a_git_that_was_taken_over_names_no_commit(house, interfere):
+    tip = run_git("rev-parse", "HEAD", directory=house.upstream.work)
+    interfere("rev-parse", 0, told=b"\xff\xfe\n")
+
+    assert "is not on branch 'main'" in complaint(house, commit=tip)
 
 
 def test_a_repository_that_is_not_there(house):
