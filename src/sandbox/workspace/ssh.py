@@ -13,8 +13,11 @@ from sandbox.contracts.confinement import FIRST_DESCRIPTOR, ConfinedCommand
 from sandbox.workspace.git import Setting
 from sandbox.workspace.unconfined import Unconfined
 
-COMMAND = f"f() {{ cat <&{FIRST_DESCRIPTOR + 1} & cat >&{FIRST_DESCRIPTOR}; }}; f"
-"""What git takes for ssh inside: it passes on what goes to the far end, and what comes from there."""
+COMMAND = f"f() {{ cat <&{FIRST_DESCRIPTOR + 1} & exec cat >&{FIRST_DESCRIPTOR}; }}; f"
+"""What git takes for ssh inside: it passes on what goes to the far end, and what comes from there.
+
+`exec`: a shell that stayed would hold git's end open, and git would wait for a far end that is gone.
+"""
 
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=20"
 _URL = re.compile(

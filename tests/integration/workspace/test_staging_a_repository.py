@@ -235,3 +235,13 @@ def test_ssh_goes_by_the_command_of_the_servers_user(house, url):
     assert (house.workspace / "README.md").exists()
     assert "-4 " in (house.root / "calls").read_text()
     assert "git@git.example git-upload-pack" in (house.root / "calls").read_text()
+
+
+def test_what_an_ssh_says_last_is_understood(house):
+    ssh = house.root / "ssh"
+    ssh.write_text("#!/bin/sh\necho 'Host key verification failed.' >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    house.configure(f"[core]\n\tsshCommand = {ssh}\n[ssh]\n\tvariant = ssh")
+
+    with pytest.raises(AttemptError, match="known_hosts"):
+        house.stage(f"git@git.example:{house.upstream.bare}")
