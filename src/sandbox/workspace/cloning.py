@@ -6,11 +6,12 @@ import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sandbox.contracts.confinement import Confinement
 from sandbox.workspace.credentials import HELPER, Credentials
-from sandbox.workspace.git import Git, GitError, Setting
+from sandbox.workspace.git import Git, GitError, Setting, reading
+from sandbox.workspace.pipes import pipe
 from sandbox.workspace.relay import Reach, Relay
 from sandbox.workspace.remote import FILES, Remote, describe_remote, rewrite
 from sandbox.workspace.ssh import COMMAND, Far, find_far, run_ssh
@@ -92,18 +93,16 @@ class Cloning:
     @asynccontextmanager
     async def _by_ssh(self, far: Far) -> AsyncIterator["Given"]:
         """With the two ends of an ssh that runs outside; what that complains of is put before what git does."""
-        (to_read, to_write), (from_read, from_write), (said_read, said_write) = os.pipe(), os.pipe(), os.pipe()
-        os.set_blocking(said_read, False)
         try:
-            running = run_ssh(far, self._user_settings, self._variables, (to_read, from_write), said_write)
-            async with _beside(_closing(running, to_read, from_write, said_write)):
-                try:
-                    yield [("core.sshCommand", COMMAND), ("ssh.variant", "ssh")], {}, (to_write, from_read)
-                except GitError as error:
-                    raise GitError(error.returncode, _read(said_read) + error.complaint.encode()) from None
-        finally:
-            for descriptor in (to_write, from_read, said_read):
-                os.close(descriptor)
+            async with reading() as (said, complaints):
+                with said, pipe() as (to_read, to_write), pipe() as (from_read, from_write):
+                    ends = (to_read.fileno(), from_write.fileno())
+                    running = run_ssh(far, self._user_settings, self._variables, ends, said.fileno())
+                    async with _beside(_closing(running, to_read, from_write, said)):
+                        settings = [("core.sshCommand", COMMAND), ("ssh.variant", "ssh")]
+                        yield settings, {}, (to_write.fileno(), from_read.fileno())
+        except GitError as error:
+            raise GitError(error.returncode, complaints()[-_COMPLAINT_BYTES_MAX:] + error.complaint.encode()) from None
 
 
 Given = tuple[Sequence[Setting], Mapping[str, bytes], Sequence[int]]
@@ -120,17 +119,10 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _closing(work: Coroutine[Any, Any, None], *descriptors: int) -> None:
+async def _closing(work: Coroutine[Any, Any, None], *files: IO[bytes]) -> None:
     """Close them at its end, so that whoever is at the other ends sees it."""
     try:
         await work
     finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def _read(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, _COMPLAINT_BYTES_MAX)
-    except BlockingIOError:
-        return b""
+        for file in files:
+            file.close()

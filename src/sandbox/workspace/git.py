@@ -118,7 +118,7 @@ class Git:
         Raises GitError, and OSError when the machine is out of something. Cancelled, it kills git and its children.
         """
         argv = [*_limits(self.memory_bytes_max, file_bytes_max), "git", *arguments]
-        async with _reading(stdout) as (out, output), _reading(None) as (err, complaints):
+        async with reading(stdout) as (out, output), reading() as (err, complaints):
             with open(os.devnull, "rb") as nothing, out, err, stdin or nothing as given:  # noqa: ASYNC230, PTH123
                 ends = (given.fileno(), out.fileno(), err.fileno())
                 command = ConfinedCommand(argv, self._environment, directory, *ends, self._descriptors, self._files)
@@ -158,7 +158,7 @@ def _limits(memory_bytes_max: int, file_bytes_max: int | None) -> Sequence[str]:
 
 
 @asynccontextmanager
-async def _reading(given: IO[bytes] | None) -> AsyncIterator[tuple[IO[bytes], Callable[[], bytes]]]:
+async def reading(given: IO[bytes] | None = None) -> AsyncIterator[tuple[IO[bytes], Callable[[], bytes]]]:
     """Where a program writes to, and what it wrote, after the block: nothing when it is a given file."""
     if given is not None:
         yield given, bytes
@@ -169,13 +169,13 @@ async def _reading(given: IO[bytes] | None) -> AsyncIterator[tuple[IO[bytes], Ca
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb", buffering=0)
     )
-    reading = asyncio.create_task(_read_end(reader, kept))
+    task = asyncio.create_task(_read_end(reader, kept))
     try:
         yield os.fdopen(theirs, "wb", buffering=0), lambda: bytes(kept)
     finally:
         # A background process of ssh may hold the pipe for long after git is gone, so the wait has a bound.
-        await asyncio.wait([reading], timeout=_DRAIN_SECONDS)
-        reading.cancel()
+        await asyncio.wait([task], timeout=_DRAIN_SECONDS)
+        task.cancel()
         transport.close()
 
 

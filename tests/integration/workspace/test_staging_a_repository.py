@@ -237,9 +237,27 @@ def test_ssh_goes_by_the_command_of_the_servers_user(house, url):
     assert "git@git.example git-upload-pack" in (house.root / "calls").read_text()
 
 
-def test_what_an_ssh_says_last_is_understood(house):
+TALKATIVE = "#!/bin/sh\nhead -c 200000 /dev/zero | tr '\\0' 'x' | timeout 5 cat >&2 || exit 1\necho >&2\n"
+"""Plays an ssh with a long banner, which gives up where nobody reads it."""
+
+
+@pytest.mark.parametrize("is_confined", [True, False])
+def test_an_ssh_that_says_much_is_listened_to(house, is_confined):
+    house.confined = is_confined
     ssh = house.root / "ssh"
-    ssh.write_text("#!/bin/sh\necho 'Host key verification failed.' >&2\nexit 255\n")
+    ssh.write_text(f'{TALKATIVE}for command; do :; done\nexec sh -c "$command"\n')
+    ssh.chmod(0o755)
+    house.configure(f"[core]\n\tsshCommand = {ssh}\n[ssh]\n\tvariant = ssh")
+
+    house.stage(f"git@git.example:{house.upstream.bare}")
+
+    assert (house.workspace / "README.md").exists()
+
+
+@pytest.mark.parametrize("talk", ["#!/bin/sh\n", TALKATIVE])
+def test_what_an_ssh_says_last_is_understood(house, talk):
+    ssh = house.root / "ssh"
+    ssh.write_text(f"{talk}echo 'Host key verification failed.' >&2\nexit 255\n")
     ssh.chmod(0o755)
     house.configure(f"[core]\n\tsshCommand = {ssh}\n[ssh]\n\tvariant = ssh")
 
