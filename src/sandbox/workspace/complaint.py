@@ -69,6 +69,7 @@ _MEANINGS = (
         r"failed to execute (git|prlimit)|setpriv is not installed",
         "the server lacks git or setpriv; install git and util-linux",
     ),
+    (r"(?<![\w/.-])ssh: (command )?not found", "the server lacks ssh; install openssh-client"),
     # Of a signal at a file's bound index-pack dies without a word, and git has no more to tell.
     (
         r"\A\s*fatal: fetch-pack: invalid index-pack output\s*\Z",

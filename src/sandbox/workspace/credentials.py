@@ -59,9 +59,8 @@ class Credentials:
             except (GitError, OSError):
                 found = await run_in_thread(lambda _: self._look_into_netrc(asked["host"].partition(":")[0]))
         lines = [line for line in found.splitlines() if line.startswith((b"username=", b"password="))]
-        self.secrets.update(
-            line.partition(b"=")[2].decode(errors="replace") for line in lines if line.startswith(b"pass")
-        )
+        passwords = (line.removeprefix(b"password=") for line in lines if line.startswith(b"password="))
+        self.secrets.update(password.decode(errors="replace") for password in passwords if password)
         return b"".join(line + b"\n" for line in lines)
 
     def _look_into_netrc(self, host: str) -> bytes:

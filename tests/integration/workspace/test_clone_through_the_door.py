@@ -36,12 +36,13 @@ def helper(tmp_path):
     return program, asked
 
 
-def ask(url, helper, *questions):
-    """The answers to what a program inside may write, whatever git it is."""
+def ask(url, helper, *questions, secrets=None):
+    """The answers to what a program inside may write, whatever git it is. secrets: gets what was given away."""
 
     async def story():
         outside, inside = socket.socketpair()
         credentials = Credentials(url, [("credential.helper", str(helper))], {}, os.environ["PATH"])
+        credentials.secrets = set() if secrets is None else secrets
         answering = asyncio.create_task(credentials.answer(outside))
         reader, writer = await asyncio.open_connection(sock=inside)
         answers = []
@@ -92,6 +93,18 @@ def test_for_nothing_else_it_is_asked(helper, question):
 
     assert ask("https://git.example/demo.git", program, question) == [b""]
     assert asked.read_text() == ""
+
+
+@pytest.mark.parametrize(("password", "known"), [("", set()), ("let-me-in", {"let-me-in"})])
+def test_no_password_is_no_secret(helper, password, known):
+    program, _ = helper
+    program.write_text(f"#!/bin/sh\necho username=me\necho password={password}\n")
+    secrets = set()
+
+    answers = ask("https://git.example/a", program, b"protocol=https\nhost=git.example\n\n", secrets=secrets)
+
+    assert answers == [f"username=me\npassword={password}\n".encode()]
+    assert secrets == known
 
 
 def test_what_is_asked_beside_the_host_does_not_count(helper):
