@@ -26,6 +26,9 @@ class ConfinedCommand:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
+CERTIFICATES = ("/etc/ssl/certs", "/etc/pki/ca-trust", "/etc/pki/tls/certs")
+"""Directories of the host that programs in a confinement see by their own names, beside /usr."""
+
 FIRST_DESCRIPTOR = 3
 """The number that the first of a command's further descriptors has; small, because shells know no others."""
 

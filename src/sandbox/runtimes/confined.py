@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from socket import socket
 
-from sandbox.contracts.confinement import ConfinedCommand
+from sandbox.contracts.confinement import CERTIFICATES, ConfinedCommand
 from sandbox.contracts.inside import UID
 from sandbox.contracts.profiles import IMAGE_FILES
 from sandbox.contracts.runtime import ConfinementSpec
@@ -22,7 +22,7 @@ from sandbox.runtimes.payload import Payload, refuse_nul
 _ROOT = PurePosixPath("/attempt")
 """Where the directories are inside, by their names, so that no path of the host's is told."""
 
-_CERTIFICATES = ("/etc/pki/ca-trust", "/etc/pki/tls/certs", "/etc/crypto-policies")
+_HOST_PATHS = dict.fromkeys((*image.HOST_PATHS, *CERTIFICATES, "/etc/crypto-policies"))
 _MEMORY_FILES_BYTES = 64 * 1024 * 1024
 
 
@@ -95,7 +95,7 @@ class ConfinedPrograms:
         yield from ("--ro-bind", "/usr", "/usr")
         for link, target in image.LINKS.items():
             yield from ("--symlink", target, link)
-        for path in (*image.HOST_PATHS, *_CERTIFICATES):
+        for path in _HOST_PATHS:
             yield from ("--ro-bind-try", path, path)
         yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", *bwrap.DEVICES)
         yield from ("--size", str(_MEMORY_FILES_BYTES), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from sandbox.contracts.confinement import CERTIFICATES
 from sandbox.contracts.inside import PROXY_PORT
 from sandbox.workspace.git import Setting
 from sandbox.workspace.relay import Address, canonical
@@ -17,12 +18,22 @@ from sandbox.workspace.relay import Address, canonical
 FILES = "/etc/clone"
 """Where files that the settings name are laid; the home of a confined clone."""
 
+SETTINGS_FILES_MAX = 64
+"""Of one clone: each is a descriptor on its way in, of which a confinement takes 90 for one command."""
+
 _PORTS = {"http": 80, "https": 443}
 _HTTP = re.compile(r"http\.(?:(?P<url>.+)\.)?(?P<name>[a-z]+)", re.DOTALL)
 _NAMES_FILE = frozenset(
     {"sslcainfo", "sslcert", "sslkey", "cookiefile", "proxysslcert", "proxysslkey", "proxysslcainfo"}
 )
+_HASHED = re.compile(r"[0-9a-f]{8}\.r?[0-9]+")
+"""How OpenSSL finds a certificate in a directory; what has another name is mostly the same certificate again."""
+
 _LEFT_OUT = frozenset({"proxy", "savecookies", "curloptresolve"})
+_TOO_MANY = (
+    "http.{name} of the server's user names {value}, and with it more files than a confined git is given; put them "
+    "into one file and name that by http.sslCAInfo"
+)
 _RESOLVING = {"socks5": "socks5h", "socks4": "socks4a"}
 """No name can be resolved in the confinement, so that is left to the proxy."""
 
@@ -63,17 +74,47 @@ def describe_remote(url: str, settings: Sequence[Setting], proxy: str, home: Pat
         match = _HTTP.fullmatch(key)
         if match is None or match["name"] in _LEFT_OUT or not _is_of(match["url"], address.host):
             continue
-        if match["name"] in _NAMES_FILE:
-            content = _read(match["name"], value, home)
-            path = "" if content is None else f"{FILES}/{len(files)}"
-            files.update({} if content is None else {path: content})
-            taken.append((key, path))
-        else:
-            taken.append((key, value))
+        place = f"{FILES}/{len(files)}"
+        laid = _lay(match["name"], value, home, place)
+        files.update(laid or {})
+        taken.append((key, value if laid is None else place if laid else ""))
+        if len(files) > SETTINGS_FILES_MAX:
+            raise OSError(_TOO_MANY.format(name=match["name"], value=value))
     if not proxy:
         return Remote(url, address, None, [*taken, ("http.proxy", f"socks5h://127.0.0.1:{PROXY_PORT}")], files)
     taken += [(key, value) for key, value in settings if key == "remote.origin.proxyauthmethod"]
     return Remote(url, address, *_behind(proxy, taken, files))
+
+
+def _lay(name: str, value: str, home: Path, place: str) -> Mapping[str, bytes] | None:
+    """What is laid at the place for a setting's value, empty for no file; None where the value itself counts."""
+    if name == "sslcapath":
+        is_in_sight = any(Path(value).is_relative_to(one) for one in ("/usr", *CERTIFICATES))
+        return None if is_in_sight else _read_directory(name, value, home, place)
+    if name in _NAMES_FILE or (name == "pinnedpubkey" and not value.startswith("sha256//")):
+        content = _read(name, value, home)
+        return {} if content is None else {place: content}
+    return None
+
+
+def _read_directory(name: str, value: str, home: Path, place: str) -> Mapping[str, bytes]:
+    if not value:
+        return {}
+    path = home / value.removeprefix("~/")
+    try:
+        names = sorted(one.name for one in path.iterdir() if one.is_file())
+        if len(names) > SETTINGS_FILES_MAX:
+            names = [one for one in names if _HASHED.fullmatch(one)] or names
+        found = {f"{place}/{one}": (path / one).read_bytes() for one in names[: SETTINGS_FILES_MAX + 1]}
+    except OSError as error:
+        raise _unreadable(name, path, error) from error
+    if not found:
+        raise OSError(f"http.{name} of the server's user names {path}, which holds no certificate")
+    return found
+
+
+def _unreadable(name: str, path: Path, error: OSError) -> OSError:
+    return OSError(f"http.{name} of the server's user names {path}, which cannot be read: {error.strerror}")
 
 
 def _read(name: str, value: str, home: Path) -> bytes | None:
@@ -84,8 +125,7 @@ def _read(name: str, value: str, home: Path) -> bytes | None:
     except OSError as error:
         if name == "cookiefile" and isinstance(error, FileNotFoundError):
             return None
-        problem = f"http.{name} of the server's user names {path}, which cannot be read: {error.strerror}"
-        raise OSError(problem) from error
+        raise _unreadable(name, path, error) from error
 
 
 def _behind(

@@ -18,7 +18,7 @@ from sandbox.model.manifest import Repository
 from sandbox.workspace.credentials import CREDENTIALS_ASKED_MAX, Credentials
 from sandbox.workspace.git_directory import neutralise, read_branch, write_git_directory
 from sandbox.workspace.relay import Address, Reach, Relay
-from sandbox.workspace.remote import describe_remote
+from sandbox.workspace.remote import SETTINGS_FILES_MAX, describe_remote
 from sandbox.workspace.stoppable import Stop
 
 KNOWN = b"username=me\npassword=let-me-in\n"
@@ -349,6 +349,18 @@ def test_a_proxy_of_the_servers_user_is_gone_through(house, host):
         house.stage("http://only-the-proxy-knows.invalid/demo.git")
 
         assert proxy.requests[0].startswith("GET http://only-the-proxy-knows.invalid/demo.git/info/refs")
+    assert (house.workspace / "README.md").exists()
+
+
+def test_as_many_certificates_go_in_as_may(house):
+    certificates = house.root / "certificates"
+    certificates.mkdir()
+    for number in range(SETTINGS_FILES_MAX):
+        (certificates / f"{number:08x}.0").write_bytes(b"certificate")
+    house.configure(f"[http]\n\tsslCAPath = {certificates}")
+
+    house.stage()
+
     assert (house.workspace / "README.md").exists()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.workspace.relay import Address
-from sandbox.workspace.remote import describe_remote, rewrite
+from sandbox.workspace.remote import SETTINGS_FILES_MAX, describe_remote, rewrite
 from sandbox.workspace.ssh import Far, find_far
 
 RELAY = ("http.proxy", "socks5h://127.0.0.1:3128")
@@ -69,6 +69,70 @@ def test_files_that_settings_name_go_in_by_their_content(tmp_path):
     remote = describe_remote("https://git.example/a", settings, "", tmp_path)
     assert remote.settings == [("http.sslcainfo", "/etc/clone/0"), RELAY]
     assert remote.files == {"/etc/clone/0": b"certificate"}
+
+
+def test_no_setting_names_what_is_not_in_the_confinement(tmp_path):
+    certificates = tmp_path / "certificates"
+    certificates.mkdir()
+    (certificates / "0a1b2c3d.0").write_bytes(b"one")
+    (certificates / "0a1b2c3d.1").write_bytes(b"other")
+    for name in ("pinned.pem", "ca.pem"):
+        (tmp_path / name).write_bytes(name.encode())
+    named = {"sslcapath": "~/certificates", "sslcainfo": "~/ca.pem", "pinnedpubkey": f"{tmp_path}/pinned.pem"}
+
+    remote = describe_remote(
+        "https://git.example/a", [(f"http.{name}", path) for name, path in named.items()], "", tmp_path
+    )
+
+    told = dict(remote.settings)
+    assert told.keys() == {"http.sslcapath", "http.sslcainfo", "http.pinnedpubkey", "http.proxy"}
+    assert remote.files == {
+        f"{told['http.sslcapath']}/0a1b2c3d.0": b"one",
+        f"{told['http.sslcapath']}/0a1b2c3d.1": b"other",
+        told["http.sslcainfo"]: b"ca.pem",
+        told["http.pinnedpubkey"]: b"pinned.pem",
+    }
+
+
+def test_certificates_need_no_name_by_their_hash(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "company.pem").write_bytes(b"certificate")
+    remote = describe_remote("https://git.example/a", [("http.sslcapath", str(tmp_path))], "", tmp_path)
+    assert remote.settings == [("http.sslcapath", "/etc/clone/0"), RELAY]
+    assert remote.files == {"/etc/clone/0/company.pem": b"certificate"}
+
+
+def test_of_too_many_certificates_those_that_are_found_by_their_hash_go_in(tmp_path):
+    for number in range(SETTINGS_FILES_MAX):
+        (tmp_path / f"{number}.pem").write_bytes(b"certificate")
+    (tmp_path / "0a1b2c3d.0").symlink_to("0.pem")
+    remote = describe_remote("https://git.example/a", [("http.sslcapath", str(tmp_path))], "", tmp_path)
+    assert remote.files == {"/etc/clone/0/0a1b2c3d.0": b"certificate"}
+
+
+@pytest.mark.parametrize("directory", ["/etc/ssl/certs", "/usr/share/certificates", ""])
+def test_certificates_of_the_machine_are_in_sight_already(directory):
+    setting = ("http.sslcapath", directory)
+    remote = describe_remote("https://git.example/a", [setting], "", Path("/"))
+    assert (remote.settings, remote.files) == ([setting, RELAY], {})
+
+
+def test_a_pinned_key_by_its_hash_is_no_file(tmp_path):
+    pinned = ("http.pinnedpubkey", "sha256//YhKJKSzoTt2b5FP18fvpHo7fJYqQCjAa3HWY3tvRMwE=")
+    remote = describe_remote("https://git.example/a", [pinned], "", tmp_path)
+    assert (remote.settings, remote.files) == ([pinned, RELAY], {})
+
+
+def test_certificates_that_cannot_go_in_are_told_by_the_setting(tmp_path):
+    settings = [("http.https://me:pw@git.example/.sslcapath", "~/")]
+    with pytest.raises(OSError, match=r"http\.sslcapath of the server's user .*holds no certificate"):
+        describe_remote("https://git.example/a", settings, "", tmp_path)
+    for number in range(SETTINGS_FILES_MAX + 1):
+        (tmp_path / f"{number}.pem").touch()
+    with pytest.raises(OSError, match=r"http\.sslcapath .*put them into one file .* http\.sslCAInfo"):
+        describe_remote("https://git.example/a", settings, "", tmp_path)
+    with pytest.raises(OSError, match=r"http\.sslcapath .*gone, .*: No such file"):
+        describe_remote("https://git.example/a", [("http.sslcapath", "~/gone")], "", tmp_path)
 
 
 def test_cookies_need_no_file(tmp_path):
