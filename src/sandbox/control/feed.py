@@ -19,13 +19,13 @@ class Feed:
 
     recorder: set while the server itself holds the journal (until launch); whoever uses it holds `writing`.
     note: what the task waits for, or what keeps it from going on; empty when it does.
-    told_seq: the last record that those heard of who follow all tasks.
+    told_seq: the last record that this server has told those who follow all tasks; 0 for none.
     """
 
     def __init__(self, indexed: Indexed, recorder: Recorder | None = None) -> None:
         self.task: Task = indexed.task
         self.offset: int = indexed.offset
-        self.told_seq: int = indexed.task.last_seq
+        self.told_seq = 0
         self.recorder = recorder
         self.writing = asyncio.Lock()
         self.finishers_launched = 0

@@ -1,6 +1,7 @@
 """The server's view of tasks: taken, let in, handed to runners, followed, cancelled, found again after a restart."""
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
@@ -40,6 +41,15 @@ def world(tmp_path, monkeypatch):
 
 async def collect(frames):
     return [frame async for frame in frames]
+
+
+async def until_the_end(frames):
+    """What is heard of all tasks until one has ended."""
+    heard = []
+    async with contextlib.aclosing(frames):
+        while not heard or heard[-1]["type"] != "end":
+            heard.append(await anext(frames))
+    return heard
 
 
 def test_a_check_tells_what_a_submission_would_and_leaves_nothing(world):
@@ -404,6 +414,32 @@ def test_an_index_that_is_ahead_of_its_journal_is_read_anew(world):
     records = world.data_dir / "tasks/task-1/journal/records"
     records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
     assert asyncio.run(after()) is TaskState.PROVISIONING
+
+
+def test_who_follows_all_tasks_hears_the_end_of_one_whose_journal_lost_its_last_records(world, caplog):
+    """What the finisher writes has numbers that the index knew of records that are gone."""
+    caplog.set_level("INFO", "sandbox.control.follower")
+
+    async def before():
+        async with world.server() as service:
+            await world.running(service)
+
+    async def after():
+        async with world.server() as service:
+            heard = asyncio.create_task(until_the_end(service.follow_all()))
+            await world.launched("task-1", 2)
+            caplog.clear()
+            world.runners.play("task-1", AttemptFailed(Failure(FailureCode.HOST_LOST, "lost")), TaskFinished())
+            return await asyncio.wait_for(heard, 10)
+
+    asyncio.run(before())
+    world.runners.die("task-1")
+    records = world.data_dir / "tasks/task-1/journal/records"
+    records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
+    heard = asyncio.run(after())
+    assert [frame["new_state"] for frame in heard if frame["type"] == "state_change"] == ["failed"]
+    assert [frame["seq"] for frame in heard] == sorted({frame["seq"] for frame in heard})
+    assert "Task task-1 is failed" in caplog.messages
 
 
 def test_one_damaged_journal_does_not_keep_the_server_from_starting(world):
