@@ -1,5 +1,6 @@
 """What killed probes left. A probe is a sandbox of nobody's, made to find out what a machine can do."""
 
+import asyncio
 import fcntl
 import os
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 from sandbox.contracts.disks import Remove
 from sandbox.contracts.layout import AttemptLayout, probe_place
 from sandbox.contracts.leftovers import Leftovers
-from sandbox.model.limits import PROBE_WAIT_SECONDS
+from sandbox.model.errors import SandboxError, reason_of
+from sandbox.model.limits import PROBE_WAIT_SECONDS, SANDBOX_TEARDOWN_SECONDS
 
 _POLL_SECONDS = 0.05
 
@@ -39,7 +41,7 @@ class ProbeClearing:
         self._remove = remove
 
     async def clear(self) -> None:
-        """Nothing happens while anybody probes. Raises AttemptError, OSError."""
+        """Nothing happens while anybody probes. What does not go keeps no other; raises OSError for it at the end."""
         try:
             with _opened(self._run_dir) as descriptor:
                 if _lock(descriptor, fcntl.LOCK_EX):
@@ -49,11 +51,20 @@ class ProbeClearing:
 
     async def _clear(self) -> None:
         prefix = probe_place(self._run_dir, "").name
+        failures: list[str] = []
         for place in [path for path in self._run_dir.iterdir() if path.name.startswith(prefix)]:
-            probe_id = place.name.removeprefix(prefix)
-            for kind in self._kinds if probe_id.isalnum() else ():
-                await kind.end(probe_id, AttemptLayout(place))
-            await self._remove([place])
+            try:
+                async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                    await self._clear_place(place, place.name.removeprefix(prefix))
+            except (SandboxError, OSError, ValueError, TimeoutError) as error:
+                failures.append(f"{place.name}: {reason_of(error)}")
+        if failures:
+            raise OSError("; ".join(failures))
+
+    async def _clear_place(self, place: Path, probe_id: str) -> None:
+        for kind in self._kinds if probe_id.isalnum() else ():
+            await kind.end(probe_id, AttemptLayout(place))
+        await self._remove([place])
 
 
 @contextmanager

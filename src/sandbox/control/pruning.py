@@ -21,9 +21,11 @@ from sandbox.contracts.journal import Journals
 from sandbox.contracts.layout import TaskLayout, pruned_root
 from sandbox.contracts.retention import PrunedTask, Retention
 from sandbox.contracts.store import Cursor, Indexed, Store, TaskQuery
+from sandbox.contracts.tasks import UnavailableError
 from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.control.measuring import Measuring
 from sandbox.control.preservation import Preservation
+from sandbox.model.errors import reason_of
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state import TERMINAL_STATES, TaskState
 from sandbox.model.task import Task
@@ -85,27 +87,35 @@ class Pruning:
             self._make_place()
 
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
-        """Remove what is to go; gives it, the oldest first. dry_run: only say so. Raises StoreError, OSError.
+        """Remove what is to go; gives it, the oldest first. dry_run: only say so.
 
         Age and number wait for no measurement, which may take longer than whoever asks has: then it serves the next.
+        Raises StoreError, OSError; UnavailableError at the end, where only what is left of them could not be removed.
         """
-        async with self._turn:
-            gone = await self._carry_out(self._choose(retention), dry_run=dry_run)
-        if retention.max_bytes is None:
-            return gone
-        measured = await self._measuring.result()
-        async with self._turn:
-            return gone + await self._carry_out(self._choose_of(measured, gone, retention.max_bytes), dry_run=dry_run)
+        gone, refusal = await self._carry_out(self._choose(retention), dry_run=dry_run)
+        if retention.max_bytes is not None:
+            chosen = self._choose_of(await self._measuring.result(), gone, retention.max_bytes)
+            more, refusal = await self._carry_out(chosen, dry_run=dry_run)
+            gone += more
+        if refusal:
+            raise UnavailableError(
+                f"{len(gone)} finished tasks are gone for good; what is left of pruned ones still takes room in "
+                f"{pruned_root(self._rooms.data_dir)}: {refusal}; see why it stays there, and try again."
+            )
+        return gone
 
-    async def _carry_out(self, chosen: AsyncIterator[PrunedTask], *, dry_run: bool) -> list[PrunedTask]:
-        if dry_run:
-            return [task async for task in chosen]
+    async def _carry_out(self, chosen: AsyncIterator[PrunedTask], *, dry_run: bool) -> tuple[list[PrunedTask], str]:
+        """Gives what went, and why something is left in `pruned/`, empty where nothing is."""
+        async with self._turn:
+            if dry_run:
+                return [task async for task in chosen], ""
+            return await self._take_all_away(chosen), await self._remove_rest()
+
+    async def _take_all_away(self, chosen: AsyncIterator[PrunedTask]) -> list[PrunedTask]:
         gone = [task async for task in chosen if await asyncio.to_thread(self._take_away, task)]
         if gone:
             size_bytes = sum(task.size_bytes for task in gone)
             _log.info("Finished tasks that are kept no longer are gone: %d of %d bytes", len(gone), size_bytes)
-        # What cannot be removed keeps no other task: they are set aside all the same.
-        await self._remove_rest()
         return gone
 
     async def _choose(self, retention: Retention) -> AsyncIterator[PrunedTask]:
@@ -207,13 +217,21 @@ class Pruning:
         _log.error("Task %s could not be pruned, and is kept: %s", task_id, error, extra={"task_id": task_id})
         self._rooms.store.save(indexed)
 
-    async def _remove_rest(self) -> None:
-        """What lies in `pruned/`, from now or from before a crash."""
+    async def _remove_rest(self) -> str:
+        """What lies in `pruned/`, from now or from before a crash; gives the last reason why some of it stays."""
         rest = pruned_root(self._rooms.data_dir)
-        paths = await asyncio.to_thread(lambda: list(rest.iterdir()) if rest.exists() else [])
+        refusal = ""
+        try:
+            paths = await asyncio.to_thread(lambda: list(rest.iterdir()) if rest.exists() else [])
+        except OSError as error:
+            return reason_of(error)
         for begin in range(0, len(paths), _REMOVED_AT_ONCE):
-            async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                await self._rooms.remove(paths[begin : begin + _REMOVED_AT_ONCE])
+            try:
+                async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                    await self._rooms.remove(paths[begin : begin + _REMOVED_AT_ONCE])
+            except (OSError, TimeoutError) as error:
+                refusal = reason_of(error)
+        return refusal
 
 
 def _oldest(states: frozenset[TaskState], place: Cursor | None) -> TaskQuery:

@@ -274,6 +274,22 @@ def test_a_killed_probe_is_cleared_away_and_a_living_one_is_not(tmp_path):
     asyncio.run(ProbeClearing(tmp_path / "none", [machine], remove).clear())
 
 
+def test_a_killed_probe_that_does_not_go_keeps_no_other(tmp_path):
+    machine, probe_ids = PlayedLeftovers(), [letter * 12 for letter in "abc"]
+    for probe_id in probe_ids:
+        AttemptLayout(probe_place(tmp_path, probe_id)).disk.mkdir(parents=True)
+    machine.there, machine.stuck = set(probe_ids), {probe_ids[0], probe_ids[1]}
+    probes = ProbeClearing(tmp_path, [machine], remove)
+    with pytest.raises(OSError, match=r"a{12}: It does not end") as caught:
+        asyncio.run(probes.clear())
+    assert f"{probe_ids[1]}: It does not end" in str(caught.value)
+    assert machine.there == machine.stuck
+    assert [probe_place(tmp_path, probe_id).exists() for probe_id in probe_ids] == [True, True, False]
+    machine.stuck = set()
+    asyncio.run(probes.clear())
+    assert machine.there == set()
+
+
 def test_a_duty_that_fails_or_hangs_keeps_no_other_from_its_turn(monkeypatch, caplog):
     monkeypatch.setattr("sandbox.control.janitor.DUTY_SECONDS", 0.05)
     done = []

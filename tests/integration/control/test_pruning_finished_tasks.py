@@ -14,6 +14,7 @@ from sandbox.contracts.retention import Retention
 from sandbox.contracts.store import TaskQuery
 from sandbox.contracts.tasks import TaskNotFoundError, UnavailableError
 from sandbox.control import pruning
+from sandbox.disks.removal import remove
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.stores.sqlite import SqliteStore
 
@@ -214,16 +215,21 @@ def test_a_rename_that_may_not_be_on_disk_yet_is_one_all_the_same(kept, world, m
         assert prune(world, Retention(keep=4)) == (["task-1"], [f"task-{number}" for number in range(2, 6)])
 
 
-def test_a_rest_that_cannot_be_removed_keeps_no_other_task(kept, world, monkeypatch):
+def test_a_rest_that_cannot_be_removed_keeps_no_other_task_and_no_bound(kept, world):
     async def refuse(_):
         raise OSError("Operation not permitted")
 
-    with monkeypatch.context() as broken:
-        broken.setattr("sandbox.control.pruning.Pruning._remove_rest", refuse)
-        with pytest.raises(UnavailableError):
-            prune(world, Retention(keep=4))
-    assert prune(world, Retention(keep=4)) == ([], [f"task-{number}" for number in range(2, 6)])
+    world.remove = refuse
+    with pytest.raises(UnavailableError, match=r"^1 finished tasks are gone for good.*pruned: Operation not permitted"):
+        prune(world, Retention(keep=4))
     assert directories(kept) == [f"task-{number}" for number in range(2, 6)]
+    (kept.data_dir / "tasks" / "task-2" / "artifacts" / "big").write_bytes(os.urandom(400_000))
+    with pytest.raises(UnavailableError, match=r"^1 finished tasks are gone for good.*pruned: Operation not permitted"):
+        prune(world, Retention(keep=4, max_bytes=300_000))
+    assert directories(kept) == ["task-3", "task-4", "task-5"]
+    world.remove = remove
+    assert prune(world, Retention(keep=4)) == ([], ["task-3", "task-4", "task-5"])
+    assert list((kept.data_dir / "pruned").iterdir()) == []
 
 
 def test_a_task_stays_until_its_sandbox_is_cleared_away(kept, world):
