@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import Batch, JournalDamagedError, Journals
-from sandbox.contracts.recorder import read_task
 from sandbox.contracts.store import Indexed, Store
 from sandbox.contracts.subject import work_on
 from sandbox.control.broadcast import Broadcast
 from sandbox.control.feed import Feed
+from sandbox.control.long_journals import LongJournals
 from sandbox.model import event as e
 from sandbox.model.frame import end_frame, frame
 from sandbox.model.life import advance
@@ -34,6 +34,7 @@ class Follower:
         self.on_held: Callable[[Feed], Awaitable[None]]
         self.on_finished: Callable[[Feed], None] = lambda _: None
         self._journals = journals
+        self._long_journals = LongJournals(journals)
         self._store = store
         self._clock = clock
         self._broadcast = broadcast
@@ -100,7 +101,7 @@ class Follower:
         except JournalDamagedError:
             if feed.offset == 0:
                 raise
-        reading = await asyncio.to_thread(read_task, self._journals, feed.task.id)
+        reading = await self._long_journals.read_task(feed.task.id)
         if reading.task is not None:
             await asyncio.to_thread(self._store.save, Indexed(reading.task, reading.offset))
             feed.advance(reading.task, reading.offset)

@@ -15,9 +15,10 @@ from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import JournalBusyError, Journals
 from sandbox.contracts.placement import LaunchOrder, Placement
 from sandbox.contracts.profiles import Image, ImageUnusableError
-from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.control.feed import Feed
+from sandbox.control.long_journals import LongJournals
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import (
     AgentExited,
@@ -69,7 +70,7 @@ class Launcher:
         template: LaunchOrder,
         host: Host,
     ) -> None:
-        self._journals = journals
+        self._journals = LongJournals(journals)
         self._placement = placement
         self._clock = clock
         self._resolve = resolve
@@ -105,11 +106,11 @@ class Launcher:
         """
         async with feed.writing:
             try:
-                writer = await asyncio.to_thread(self._journals.open, feed.task.id)
+                writer = await self._journals.open(feed.task.id)
             except JournalBusyError:
                 return False
             try:
-                task = (await asyncio.to_thread(read_task, self._journals, feed.task.id, feed.reading)).task
+                task = (await self._journals.read_task(feed.task.id, feed.reading)).task
                 if task is not None and task.waits_to_begin:
                     feed.recorder = Recorder(writer, task, self._clock.now)
             finally:
@@ -219,12 +220,12 @@ class Launcher:
         """Hold a journal that nobody holds, for as long as the block lasts; None when somebody does."""
         async with feed.writing:
             try:
-                writer = await asyncio.to_thread(self._journals.open, feed.task.id)
+                writer = await self._journals.open(feed.task.id)
             except JournalBusyError:
                 yield None
                 return
             try:
-                reading = await asyncio.to_thread(read_task, self._journals, feed.task.id, feed.reading)
+                reading = await self._journals.read_task(feed.task.id, feed.reading)
                 yield Recorder(writer, reading.task, self._clock.now)
             finally:
                 writer.close()

@@ -152,6 +152,10 @@ INDEX_INTERVAL_SECONDS = 1.0
 LOSS_CHECK_SECONDS = 1.0
 """How long a journal may be silent before its lock is looked at."""
 
+JOURNALS_LOOKED_THROUGH_MAX = 2
+"""Journals that nobody holds any more and that are looked through from end to end at once, by who launches and by who
+follows each; further ones wait."""
+
 RETRY_SECONDS = 1.0
 """Between two tries of the server at what the machine refused: a full disk, a broken index, no more processes."""
 

@@ -1,0 +1,113 @@
+"""Journals that take long to look through hold up nobody but their own tasks."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from doubles.manifests import manifest
+from doubles.server_rooms import TO_RUNNING, Rooms
+from sandbox.control.long_journals import LongJournals
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.event import AgentExited, TaskFinished
+from sandbox.model.limits import JOURNALS_LOOKED_THROUGH_MAX
+from sandbox.model.state import TaskState
+from sandbox.stores.memory import MemoryStore
+
+SHARED_THREADS = 3
+LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
+
+
+class SlowOpening:
+    """Opening a journal takes until `may_end` is set; it is counted how many are being opened."""
+
+    def __init__(self, journals, monkeypatch):
+        self.may_end, self.count, self.most = threading.Event(), 0, 0
+        opening, counting = journals.open, threading.Lock()
+
+        def open_slowly(task_id):
+            with counting:
+                self.count += 1
+                self.most = max(self.most, self.count)
+            try:
+                assert self.may_end.wait(30)
+                return opening(task_id)
+            finally:
+                with counting:
+                    self.count -= 1
+
+        monkeypatch.setattr(journals, "open", open_slowly)
+
+    async def has_begun(self, count=1):
+        async with asyncio.timeout(10):
+            while self.count < count:
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.1)
+    made = Rooms(tmp_path, MemoryStore())
+    yield made
+    for task_id in list(made.runners.recorders):
+        made.runners.die(task_id)
+
+
+@pytest.fixture
+def opening(world, monkeypatch):
+    made = SlowOpening(world.journals, monkeypatch)
+    yield made
+    made.may_end.set()
+
+
+def test_many_lost_tasks_with_long_journals_keep_nobody_from_the_server(world, opening):
+    task_ids = [f"lost-{number}" for number in range(SHARED_THREADS)]
+
+    async def play():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(SHARED_THREADS))
+        async with world.server() as service:
+            for task_id in task_ids:
+                await service.submit(manifest(task_id))
+                await world.launched(task_id)
+                world.runners.play(task_id, *TO_RUNNING)
+                await world.until(service, task_id, TaskState.RUNNING)
+            for task_id in task_ids:
+                world.runners.die(task_id)
+            try:
+                await opening.has_begun(JOURNALS_LOOKED_THROUGH_MAX)
+                await asyncio.sleep(0.3)
+                await asyncio.wait_for(service.health(), 5)
+                await asyncio.wait_for(service.submit(manifest("new")), 5)
+            finally:
+                opening.may_end.set()
+            for task_id in task_ids:
+                await world.launched(task_id, 2)
+                world.runners.play(task_id, *LOST)
+                assert (await service.wait(task_id, 10)).failure.code == "runner_lost"
+
+    asyncio.run(play())
+    assert opening.most == JOURNALS_LOOKED_THROUGH_MAX
+
+
+def test_who_is_cancelled_leaves_no_lock_and_no_turn_taken(world, opening):
+    world.journals.create("task-1").close()
+
+    async def play():
+        journals = LongJournals(world.journals)
+        for _ in range(JOURNALS_LOOKED_THROUGH_MAX + 1):
+            opening.may_end.clear()
+            given_up = asyncio.create_task(journals.open("task-1"))
+            await opening.has_begun()
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+            opening.may_end.set()
+            async with asyncio.timeout(10):
+                while opening.count or world.journals.is_held("task-1"):
+                    await asyncio.sleep(0.005)
+        writer = await asyncio.wait_for(journals.open("task-1"), 10)
+        assert world.journals.is_held("task-1")
+        writer.close()
+
+    asyncio.run(play())
