@@ -63,6 +63,10 @@ class RunnerUnreachableError(SandboxError):
     retryable = True
 
 
+OUTCOME_KEPT = "The agent had ended already; the task keeps its outcome."
+"""What is said to a wish to cancel that came after the agent's exit, whoever wrote it down."""
+
+
 class CancelOrder(msgspec.Struct, frozen=True, tag="cancel"):
     """Asks a runner to end its attempt; answered with a `Receipt` once the wish is on disk."""
 

@@ -4,14 +4,16 @@ import asyncio
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import JournalDamagedError, Journals
-from sandbox.contracts.placement import CancelOrder, RunnerControl, RunnerUnreachableError
+from sandbox.contracts.placement import OUTCOME_KEPT, CancelOrder, RunnerControl, RunnerUnreachableError
 from sandbox.contracts.tasks import TaskTerminalError, UnavailableError
 from sandbox.control.feed import Feed
 from sandbox.control.launch import Launcher, cancel_pending
 from sandbox.model.event import CancelRequested
 from sandbox.model.life import IllegalEventError
 from sandbox.model.limits import CANCEL_SECONDS
+from sandbox.model.task import Task
 
+_NOT_BEGUN = "The task had not begun and is cancelled."
 _STOPPED = "The task is being stopped; what it made until now is kept."
 
 
@@ -47,7 +49,7 @@ class Cancelling:
                 await asyncio.to_thread(cancel_pending, feed.recorder, wish)
                 feed.recorder = None
                 feed.stir()
-                return "The task had not begun and is cancelled."
+                return _NOT_BEGUN
         if feed.task.state.is_terminal:
             raise TaskTerminalError(feed.task)
         if feed.task.attempt is None:
@@ -63,6 +65,14 @@ class Cancelling:
         return receipt.message or _STOPPED
 
     async def _take_wish(self, feed: Feed, wish: CancelRequested) -> str | None:
-        if self._journals.is_held(feed.task.id) or not await self._launcher.take_wish(feed, wish):
+        if self._journals.is_held(feed.task.id):
             return None
-        return _STOPPED
+        task = await self._launcher.take_wish(feed, wish)
+        return None if task is None else _consequence(task)
+
+
+def _consequence(task: Task) -> str:
+    """What a wish means for a task that has just got it."""
+    if task.cancel is None:
+        return OUTCOME_KEPT
+    return _NOT_BEGUN if task.attempt is None else _STOPPED

@@ -203,17 +203,19 @@ class Launcher:
             if recorder is not None and not recorder.task.state.is_terminal:
                 await self._finish(recorder, feed, answer)
 
-    async def take_wish(self, feed: Feed, wish: CancelRequested) -> bool:
-        """Write down a wish that no runner takes; whether it is on disk now. Who follows the task does the rest.
+    async def take_wish(self, feed: Feed, wish: CancelRequested) -> Task | None:
+        """Write down a wish that no runner takes; gives the task after it, None where it could not be written now.
+
+        Who follows the task does the rest.
 
         Raises OSError, JournalDamagedError.
         """
         async with self._taking(feed) as recorder:
             if recorder is None or recorder.task.state.is_terminal:
-                return False
+                return None
             await asyncio.to_thread(recorder.record, wish)
         feed.stir()
-        return True
+        return recorder.task
 
     @asynccontextmanager
     async def _taking(self, feed: Feed) -> AsyncIterator[Recorder | None]:

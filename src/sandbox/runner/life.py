@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Coroutine
 from typing import TypeVar
 
-from sandbox.contracts.placement import CancelOrder, Receipt
+from sandbox.contracts.placement import OUTCOME_KEPT, CancelOrder, Receipt
 from sandbox.model.errors import AttemptError, Failure, FailureCode, reason_of
 from sandbox.model.event import (
     AgentExited,
@@ -63,7 +63,7 @@ class AttemptLife:
             return Receipt(done=False, message=f"Task {task.id} is {task.state} already.")
         self._attempt.recorder.record(CancelRequested(order.reason, order.force))
         if self._attempt.task.cancel is None:
-            return Receipt(done=True, message="The agent had ended already; the task keeps its outcome.")
+            return Receipt(done=True, message=OUTCOME_KEPT)
         return Receipt(done=True)
 
     async def carry_out(self) -> None:
