@@ -1,6 +1,8 @@
 """Brings a wish to cancel to whoever holds the task's journal: the server, a runner, or nobody."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import JournalDamagedError, Journals
@@ -10,7 +12,7 @@ from sandbox.control.feed import Feed
 from sandbox.control.launch import Launcher, cancel_pending
 from sandbox.model.event import CancelRequested
 from sandbox.model.life import IllegalEventError
-from sandbox.model.limits import CANCEL_SECONDS
+from sandbox.model.limits import CANCEL_LAST_SECONDS, CANCEL_SECONDS
 from sandbox.model.task import Task
 
 _NOT_BEGUN = "The task had not begun and is cancelled."
@@ -18,7 +20,7 @@ _STOPPED = "The task is being stopped; what it made until now is kept."
 
 
 class Cancelling:
-    """Tries until the wish is on disk, or CANCEL_SECONDS are over."""
+    """Tries until the wish is on disk, or CANCEL_SECONDS are over, and what the last try takes."""
 
     def __init__(self, journals: Journals, runners: RunnerControl, launcher: Launcher, clock: Clock) -> None:
         self._journals = journals
@@ -29,22 +31,27 @@ class Cancelling:
     async def cancel(self, feed: Feed, order: CancelOrder) -> str:
         """Gives the message for the caller once the wish is durable. Raises TaskTerminalError, UnavailableError."""
         deadline = self._clock.monotonic() + CANCEL_SECONDS
-        while self._clock.monotonic() < deadline:
+        async with self._writing(feed, deadline):
+            pass
+        # However long that took: a runner that has just been started is asked.
+        deadline = max(deadline, self._clock.monotonic() + CANCEL_LAST_SECONDS)
+        while True:
             try:
-                message = await self._try(feed, order)
+                message = await self._try(feed, order, deadline)
             except (JournalDamagedError, IllegalEventError) as error:
                 raise UnavailableError(f"The task is held up, and cannot be cancelled: {error.message}") from error
             except OSError as error:
                 raise UnavailableError(f"The wish could not be carried out: {error}; try again.") from error
             if message is not None:
                 return message
+            if self._clock.monotonic() >= deadline:
+                raise UnavailableError(f"The runner of task {feed.task.id} does not answer; try again.")
             await feed.changed(0.05)
-        raise UnavailableError(f"The runner of task {feed.task.id} does not answer; try again.")
 
-    async def _try(self, feed: Feed, order: CancelOrder) -> str | None:
+    async def _try(self, feed: Feed, order: CancelOrder, deadline: float) -> str | None:
         """None to try again."""
         wish = CancelRequested(order.reason, order.force)
-        async with feed.writing:
+        async with self._writing(feed, deadline):
             if feed.recorder is not None:
                 await asyncio.to_thread(cancel_pending, feed.recorder, wish)
                 feed.recorder = None
@@ -53,22 +60,37 @@ class Cancelling:
         if feed.task.state.is_terminal:
             raise TaskTerminalError(feed.task)
         if feed.task.attempt is None:
-            return await self._take_wish(feed, wish)
+            return await self._take_wish(feed, wish, deadline)
         try:
             receipt = await self._runners.cancel(feed.task.attempt.id, order)
         except RunnerUnreachableError:
-            return await self._take_wish(feed, wish)
+            return await self._take_wish(feed, wish, deadline)
         if receipt.unwritten:
             raise OSError(receipt.message)
         if not receipt.done:
             return None
         return receipt.message or _STOPPED
 
-    async def _take_wish(self, feed: Feed, wish: CancelRequested) -> str | None:
-        if self._journals.is_held(feed.task.id):
-            return None
-        task = await self._launcher.take_wish(feed, wish)
+    async def _take_wish(self, feed: Feed, wish: CancelRequested, deadline: float) -> str | None:
+        async with self._writing(feed, deadline):
+            if self._journals.is_held(feed.task.id):
+                return None
+            task = await self._launcher.take_wish(feed, wish)
         return None if task is None else _consequence(task)
+
+    @asynccontextmanager
+    async def _writing(self, feed: Feed, deadline: float) -> AsyncIterator[None]:
+        """Hold `feed.writing`. Raises UnavailableError where the deadline passes before it is free."""
+        try:
+            async with asyncio.timeout(max(deadline - self._clock.monotonic(), CANCEL_LAST_SECONDS)):
+                await feed.writing.acquire()
+        except TimeoutError as error:
+            what = f"Task {feed.task.id} is just being handed over to a runner and cannot be cancelled meanwhile"
+            raise UnavailableError(f"{what}; try again.") from error
+        try:
+            yield
+        finally:
+            feed.writing.release()
 
 
 def _consequence(task: Task) -> str:

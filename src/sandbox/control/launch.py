@@ -199,14 +199,14 @@ class Launcher:
             return
         # As in `launch`: asked before anything is taken.
         answer = await self._secrets(feed.task)
-        async with self._taking(feed) as recorder:
+        async with feed.writing, self._taking(feed) as recorder:
             if recorder is not None and not recorder.task.state.is_terminal:
                 await self._finish(recorder, feed, answer)
 
     async def take_wish(self, feed: Feed, wish: CancelRequested) -> Task | None:
         """Write down a wish that no runner takes; gives the task after it, None where it could not be written now.
 
-        Who follows the task does the rest.
+        Whoever calls holds `feed.writing`; who follows the task does the rest.
 
         Raises OSError, JournalDamagedError.
         """
@@ -220,17 +220,16 @@ class Launcher:
     @asynccontextmanager
     async def _taking(self, feed: Feed) -> AsyncIterator[Recorder | None]:
         """Hold a journal that nobody holds, for as long as the block lasts; None when somebody does."""
-        async with feed.writing:
-            try:
-                writer = await self._journals.open(feed.task.id)
-            except JournalBusyError:
-                yield None
-                return
-            try:
-                reading = await self._journals.read_task(feed.task.id, feed.reading)
-                yield Recorder(writer, reading.task, self._clock.now)
-            finally:
-                writer.close()
+        try:
+            writer = await self._journals.open(feed.task.id)
+        except JournalBusyError:
+            yield None
+            return
+        try:
+            reading = await self._journals.read_task(feed.task.id, feed.reading)
+            yield Recorder(writer, reading.task, self._clock.now)
+        finally:
+            writer.close()
 
     async def _finish(self, recorder: Recorder, feed: Feed, answer: Mapping[str, str] | Failure) -> None:
         attempt = recorder.task.attempt

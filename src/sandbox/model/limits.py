@@ -183,6 +183,9 @@ SUBSCRIBER_BYTES_MAX = 16 * 1024**2
 CANCEL_SECONDS = 10.0
 """For writing a wish to cancel down, a runner that just starts included; past it: 503."""
 
+CANCEL_LAST_SECONDS = 1.0
+"""For asking a runner whose start took all of that; so long a wish waits at least for who writes to the journal."""
+
 FOLLOW_BATCH_BYTES = 256 * 1024
 """How much of a journal is read for one subscriber at a time."""
 

@@ -1,12 +1,14 @@
 """A wish to cancel is answered in time and with the truth, whoever holds the task at that moment."""
 
 import asyncio
+import time
 
 import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, Rooms
 from sandbox.contracts.recorder import Recorder
+from sandbox.contracts.tasks import UnavailableError
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, TaskFinished, TaskSubmitted
 from sandbox.model.state import TaskState
@@ -68,3 +70,60 @@ def test_a_wish_for_a_task_whose_journal_was_busy_at_the_start_says_that_it_had_
             return cancelled.message, (await service.wait("task-1", 10)).state
 
     assert asyncio.run(play()) == ("The task had not begun and is cancelled.", TaskState.CANCELLED)
+
+
+class SlowStart:
+    """Starting a runner takes until `may_end` is set."""
+
+    def __init__(self, runners, monkeypatch):
+        self.has_begun, self.may_end = asyncio.Event(), asyncio.Event()
+        launch = runners.launch
+
+        async def launch_slowly(order, lock_fd):
+            self.has_begun.set()
+            await self.may_end.wait()
+            await launch(order, lock_fd)
+
+        monkeypatch.setattr(runners, "launch", launch_slowly)
+
+
+def test_a_wish_while_the_runner_is_being_started_is_answered_in_time_and_blames_no_runner(world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.cancelling.CANCEL_SECONDS", 0.3)
+
+    async def play():
+        start = SlowStart(world.runners, monkeypatch)
+        async with world.server() as service:
+            await service.submit(manifest())
+            await start.has_begun.wait()
+            try:
+                with pytest.raises(UnavailableError) as caught:
+                    await asyncio.wait_for(service.cancel("task-1", reason="", force=False), 5)
+            finally:
+                start.may_end.set()
+            await world.launched("task-1")
+            cancelled = await service.cancel("task-1", reason="", force=False)
+            return caught.value.message, cancelled.message
+
+    refused, cancelled = asyncio.run(play())
+    assert refused == "Task task-1 is just being handed over to a runner and cannot be cancelled meanwhile; try again."
+    assert cancelled == "The task is being stopped; what it made until now is kept."
+
+
+def test_a_wish_is_tried_once_more_when_the_start_ends_at_the_last_moment(world, monkeypatch):
+    """The time is over when the lock comes free."""
+    monkeypatch.setattr("sandbox.control.cancelling.CANCEL_SECONDS", 30)
+
+    async def play():
+        start = SlowStart(world.runners, monkeypatch)
+        async with world.server() as service:
+            await service.submit(manifest())
+            await start.has_begun.wait()
+            cancelling = asyncio.create_task(service.cancel("task-1", reason="", force=False))
+            await asyncio.sleep(0.05)
+            began = world.clock.monotonic()
+            monkeypatch.setattr(world.clock, "monotonic", lambda: time.monotonic() + 31)
+            assert world.clock.monotonic() - began > 30
+            start.may_end.set()
+            return (await asyncio.wait_for(cancelling, 10)).message
+
+    assert asyncio.run(play()) == "The task is being stopped; what it made until now is kept."
