@@ -94,7 +94,7 @@ class TaskService:
     def __init__(self, equipment: Equipment) -> None:
         self.equipment = equipment
         self._launches: set[asyncio.Task[None]] = set()
-        self._draining = asyncio.Event()
+        self._closing = asyncio.Event()
         self._keys = Locks()
         self._next_look: asyncio.TimerHandle | None = None
         self._cancelling = Cancelling(equipment.journals, equipment.runners, equipment.launcher, equipment.clock)
@@ -119,7 +119,7 @@ class TaskService:
 
     async def close(self) -> None:
         """Take nothing more, let launches that have begun end, stop following. The tasks go on."""
-        self._draining.set()
+        self._closing.set()
         if self._next_look is not None:
             self._next_look.cancel()
         await self._end_launches()
@@ -139,7 +139,7 @@ class TaskService:
 
     async def find_submission(self, idempotency: Idempotency) -> Submission | None:
         """See `Tasks.find_submission`."""
-        if self._draining.is_set():
+        if self._closing.is_set():
             raise UnavailableError(_SHUTS_DOWN)
         living = [feed.task for feed in self.equipment.follower.feeds.values()]
         try:
@@ -293,7 +293,7 @@ class TaskService:
         return indexed.task
 
     def _refuse_what_cannot_run(self, manifest: Manifest) -> None:
-        if self._draining.is_set():
+        if self._closing.is_set():
             raise UnavailableError(_SHUTS_DOWN)
         if blockers := self.equipment.health.blockers:
             raise UnavailableError(" ".join(blockers))
@@ -317,7 +317,7 @@ class TaskService:
         """Let in whom there is room for; look again later while somebody waits, for memory comes back unasked."""
         if self._next_look is not None:
             self._next_look.cancel()
-        if self._draining.is_set() or self.equipment.room.is_empty:
+        if self._closing.is_set() or self.equipment.room.is_empty:
             return
         # First of all: whatever breaks below, who waits is looked at again.
         self._next_look = asyncio.get_running_loop().call_later(ROOM_CHECK_SECONDS, self._admit)
@@ -366,11 +366,11 @@ class TaskService:
     async def _launch(self, feed: Feed) -> None:
         """Until it has worked, or the server ends; the next one goes on then."""
         work_on(feed.task.id)
-        while not self._draining.is_set():
+        while not self._closing.is_set():
             try:
                 await self.equipment.launcher.launch(feed)
                 return
             except Exception as error:
                 feed.complain(error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._draining.wait(), RETRY_SECONDS)
+                await asyncio.wait_for(self._closing.wait(), RETRY_SECONDS)
