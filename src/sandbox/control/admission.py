@@ -117,6 +117,12 @@ class WaitingRoom:
         self._claims.pop(task_id, None)
         self._waiting.pop(task_id, None)
 
+    def put_back(self, task_id: str) -> None:
+        """Give up the room that was promised, and be the first in the line; who has none is left alone."""
+        need = self._claims.pop(task_id, None)
+        if need is not None:
+            self._waiting = {task_id: _Waiting(need, need.fits_in(self.total)), **self._waiting}
+
     def admit(self, memory_available_bytes: int | None = None) -> str | None:
         """Let the oldest in that there is room for and that may pass those before it; gives its id."""
         free = self.free

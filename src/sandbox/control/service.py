@@ -364,9 +364,13 @@ class TaskService:
         return available_bytes - len(starting) * MEMORY_AVAILABLE_BYTES_MIN
 
     async def _launch(self, feed: Feed) -> None:
-        """Until it has worked, or the server ends; the next one goes on then."""
+        """Until it has worked, or is kept from beginning, or the server ends; the next one goes on then."""
         work_on(feed.task.id)
         while not self._closing.is_set():
+            if feed.recorder is not None and feed.recorder.task.waits_to_begin and self._obstacle() is not None:
+                self.equipment.room.put_back(feed.task.id)
+                self._admit()
+                return
             try:
                 await self.equipment.launcher.launch(feed)
                 return

@@ -9,7 +9,8 @@ from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.store import TaskQuery
 from sandbox.contracts.tasks import UnavailableError
 from sandbox.control.admission import Capacity, WaitingRoom
-from sandbox.model.event import Idempotency
+from sandbox.journal.writer import FileJournalWriter
+from sandbox.model.event import AttemptStarted, Idempotency, TaskFinished
 from sandbox.model.state import TaskState
 from sandbox.model.watermark import Space
 from sandbox.stores.memory import MemoryStore
@@ -174,5 +175,71 @@ def test_a_drained_server_begins_and_takes_nothing_and_lets_what_runs_end(world)
             assert (await service.draining()).since == draining.since
             await service.undo_drain()
             await world.launched("task-2")
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_task_that_was_let_in_and_held_up_before_the_drain_does_not_begin_after_it(world, monkeypatch, is_cancelled):
+    monkeypatch.setattr("sandbox.control.service.RETRY_SECONDS", 0.05)
+    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    trouble = [OSError(5, "Input/output error")]
+
+    def find_image(_):
+        if trouble:
+            raise trouble[0]
+
+    monkeypatch.setattr(world, "find_image", find_image)
+
+    async def until_told(service, task_id, words):
+        async with asyncio.timeout(10):
+            while words not in await message(service, task_id):
+                await asyncio.sleep(0.005)
+
+    async def play():
+        async with world.server() as service:
+            for task_id in ("task-1", "task-2"):
+                await service.submit(manifest(task_id, vm={"cpus": 4}))
+            await until_told(service, "task-1", "Input/output error")
+            await service.drain()
+            trouble.clear()
+            await until_told(service, "task-1", "being drained")
+            await asyncio.sleep(0.2)
+            draining = await service.draining()
+            assert (draining.running, draining.waiting, world.runners.orders) == (0, 2, [])
+            if is_cancelled:
+                await service.cancel("task-1", reason="", force=False)
+                assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
+                return
+            await service.undo_drain()
+            await world.launched("task-1")
+            assert await message(service, "task-2") == "Waiting for 4 CPUs (0 free)"
+
+    asyncio.run(play())
+
+
+def test_a_held_up_task_whose_wish_is_written_ends_though_the_server_is_drained(world, monkeypatch):
+    """It begins nothing: there is only its end to be written."""
+    monkeypatch.setattr("sandbox.control.service.RETRY_SECONDS", 0.05)
+    append, is_full = FileJournalWriter.append, [True]
+
+    def refuse_the_end(writer, event, transition=None, **when):
+        if is_full and isinstance(event, TaskFinished | AttemptStarted):
+            raise OSError(28, "No space left on device")
+        return append(writer, event, transition, **when)
+
+    monkeypatch.setattr(FileJournalWriter, "append", refuse_the_end)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            async with asyncio.timeout(10):
+                while "No space left" not in await message(service, "task-1"):
+                    await asyncio.sleep(0.005)
+            with pytest.raises(UnavailableError):
+                await service.cancel("task-1", reason="", force=False)
+            await service.drain()
+            is_full.clear()
+            assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
 
     asyncio.run(play())

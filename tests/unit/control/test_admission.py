@@ -125,6 +125,18 @@ def test_who_gives_up_waiting_is_not_let_in(room):
     assert room.admit() == "b"
 
 
+def test_who_is_put_back_is_the_first_in_line_again_and_holds_no_room(room):
+    for name in ("first", "second", "third"):
+        room.enter(name, HALF)
+    assert [room.admit(), room.admit(), room.admit()] == ["first", "second", None]
+    room.put_back("first")
+    assert not room.holds("first")
+    assert [room.admit(), room.admit()] == ["first", None]
+    room.leave("first")
+    room.put_back("first")
+    assert [room.admit(), room.admit()] == ["third", None]
+
+
 def test_disk_is_promised_too():
     room = WaitingRoom(Capacity(100, 100 * GIB, 50 * GIB))
     room.enter("a", HALF)
