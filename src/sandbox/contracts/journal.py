@@ -23,6 +23,10 @@ class JournalDamagedError(SandboxError):
     code = "journal_damaged"
 
 
+class PlaceLostError(JournalDamagedError):
+    """No record ends at the place from which somebody wanted to go on: the journal is not the one that it was."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Whole records read from a byte offset on, and the offset after them."""
@@ -86,7 +90,8 @@ class Journals(Protocol):
     def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> Batch:
         """Whole records from `offset`, about `bytes_max` bytes of them (at least one where there is one).
 
-        Stops without error before a tail that is not whole yet. Raises JournalDamagedError, FileNotFoundError.
+        Stops without error before a tail that is not whole yet. Raises PlaceLostError where no record ends at
+        `offset`, JournalDamagedError, FileNotFoundError.
         """
         ...
 

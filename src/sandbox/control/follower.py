@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from sandbox.contracts.clock import Clock
-from sandbox.contracts.journal import Batch, JournalDamagedError, Journals
+from sandbox.contracts.journal import Batch, Journals, PlaceLostError
 from sandbox.contracts.store import Indexed, Store
 from sandbox.contracts.subject import work_on
 from sandbox.control.broadcast import Broadcast
@@ -98,9 +98,8 @@ class Follower:
                     return Batch((), feed.offset)
             if not batch.records or batch.records[0].seq == feed.task.last_seq + 1:
                 return batch
-        except JournalDamagedError:
-            if feed.offset == 0:
-                raise
+        except PlaceLostError:
+            pass
         reading = await self._long_journals.read_task(feed.task.id)
         if reading.task is not None:
             await asyncio.to_thread(self._store.save, Indexed(reading.task, reading.offset))

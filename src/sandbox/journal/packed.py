@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.contracts.journal import JournalDamagedError
+from sandbox.contracts.journal import JournalDamagedError, PlaceLostError
 from sandbox.journal import line
 from sandbox.journal.directory import flush
 from sandbox.journal.extent import lines, measure
@@ -76,11 +76,11 @@ class Packed:
             return []
         piece = self._piece_with(offset, attrgetter("offset"))
         if piece is None or offset > self.size_bytes:
-            raise JournalDamagedError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
+            raise PlaceLostError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
         begin = offset - piece.offset
         data = self._unpack(piece)
         if begin and data[begin - 1 : begin] != b"\n":
-            raise JournalDamagedError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
+            raise PlaceLostError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
         end = data.rfind(b"\n", begin, begin + bytes_max) + 1 or data.find(b"\n", begin) + 1
         return [text + b"\n" for text in data[begin : end - 1].split(b"\n")]
 

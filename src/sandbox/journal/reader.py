@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from sandbox.contracts.journal import Batch, JournalDamagedError
+from sandbox.contracts.journal import Batch, JournalDamagedError, PlaceLostError
 from sandbox.journal import line
 from sandbox.journal.extent import refuse_damage
 from sandbox.journal.packed import Packed
@@ -56,12 +56,12 @@ def begins_with_record(records: Path) -> bool:
 def _read_lines(records: Path, offset: int, bytes_max: int) -> list[bytes]:
     """The lines that end within `bytes_max`, or the first one where that is longer; none without its newline.
 
-    Raises JournalDamagedError when no line ends at `offset`: the journal is shorter than it was when the offset was
+    Raises PlaceLostError when no line ends at `offset`: the journal is shorter than it was when the offset was
     learnt (records that never reached the disk are gone after a power loss).
     """
     with records.open("rb", buffering=0) as file:
         if offset and os.pread(file.fileno(), 1, offset - 1) != b"\n":
-            raise JournalDamagedError(f"No record ends at byte {offset} of {records}; read it from the beginning.")
+            raise PlaceLostError(f"No record ends at byte {offset} of {records}; read it from the beginning.")
         data = os.pread(file.fileno(), bytes_max, offset)
         while b"\n" not in data and len(data) < line.LINE_BYTES_MAX:
             more = os.pread(file.fileno(), max(bytes_max, len(data)), offset + len(data))

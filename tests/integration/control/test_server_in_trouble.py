@@ -342,6 +342,32 @@ def test_damage_of_a_journal_is_told_in_the_status(world):
     asyncio.run(play())
 
 
+def test_for_damage_where_a_journal_goes_on_nobody_reads_it_from_its_beginning(world, monkeypatch):
+    places, read = [], world.journals.read
+
+    def watched(task_id, offset=0, **bounds):
+        places.append(offset)
+        return read(task_id, offset, **bounds)
+
+    async def play():
+        async with world.server() as service:
+            await world.running(service)
+            place = service.equipment.follower.feeds["task-1"].offset
+            monkeypatch.setattr(world.journals, "read", watched)
+            with (world.data_dir / "tasks/task-1/journal/records").open("ab") as file:
+                file.write(b"00000000 {}\n")
+            world.runners.play("task-1", *TO_END)
+            places.clear()
+            async with asyncio.timeout(10):
+                while len(places) < 4:
+                    await asyncio.sleep(0.01)
+            assert "checksum" in (await service.status("task-1")).state_message
+            return place
+
+    place = asyncio.run(play())
+    assert set(places) == {place}
+
+
 def test_a_task_that_is_held_up_by_its_damaged_journal_cannot_be_cancelled_and_that_is_said(world):
     async def play():
         async with world.server() as service:

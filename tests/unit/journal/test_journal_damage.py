@@ -5,7 +5,7 @@ from zlib import crc32
 
 import pytest
 
-from sandbox.contracts.journal import JournalDamagedError
+from sandbox.contracts.journal import JournalDamagedError, PlaceLostError
 from sandbox.journal.journals import FileJournals
 from sandbox.model import event as e
 
@@ -92,7 +92,7 @@ def test_an_offset_that_no_record_ends_at_is_told(journals, records, shift):
     offset = len(records.read_bytes())
 
     assert journals.read("t", offset).records == []
-    with pytest.raises(JournalDamagedError, match="from the beginning"):
+    with pytest.raises(PlaceLostError, match="from the beginning"):
         journals.read("t", offset + shift)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.journal import JournalBusyError, JournalDamagedError
+from sandbox.contracts.journal import JournalBusyError, JournalDamagedError, PlaceLostError
 from sandbox.journal import packed as packed_module
 from sandbox.journal.journals import FileJournals
 from sandbox.model import event as e
@@ -81,7 +81,7 @@ def test_a_batch_ends_where_it_is_told_to(journals):
 @pytest.mark.parametrize("shift", [-1, 1, 10_000])
 def test_an_offset_that_no_record_ends_at_is_told(journals, shift):
     journals.pack("t")
-    with pytest.raises(JournalDamagedError, match="from the beginning"):
+    with pytest.raises(PlaceLostError, match="from the beginning"):
         journals.read("t", journals.size("t") + shift)
 
 
