@@ -19,6 +19,7 @@ from sandbox.contracts.tasks import (
     Draining,
     Health,
     InsufficientResourcesError,
+    SandboxNotPreservedError,
     StoredArtifact,
     Submission,
     TaskNotFoundError,
@@ -214,6 +215,8 @@ class TaskService:
         task = await self.status(task_id)
         if self.equipment.preservation.is_kept(task):
             return await self.equipment.visits.open_terminal(task, order)
+        if task.state is TaskState.FAILED_PRESERVED:
+            raise TerminalRefusedError(SandboxNotPreservedError(task).message)
         if task.state.is_terminal or task.attempt is None:
             raise TerminalRefusedError(f"Task {task_id} is {task.state}; only a sandbox that runs has terminals.")
         try:

@@ -134,6 +134,6 @@ def _print_patch(client: Client, console: Console) -> None:
         path = Path(directory) / "demo.patch"
         client.download("demo", "demo.patch", path)
         lines = list(patch_lines(path))
-    console.print("\nThe patch, demo.patch:\n")
+    console.print("\nThe patch:\n")
     for line in painted(lines[:_PATCH_LINES_MAX], has_color=console.color_system is not None):
         click.echo(line)

@@ -222,6 +222,17 @@ def test_who_comes_too_late_for_a_release_leaves_nothing_behind(world, monkeypat
     assert asyncio.run(play()) == ["runner.log"]
 
 
+def test_a_shell_in_what_was_released_is_refused_with_the_reason(world):
+    async def play():
+        async with world.server() as service:
+            await fail(world, service, "task-1")
+            await service.release("task-1")
+            with pytest.raises(TerminalRefusedError, match="it was released, or its time is over"):
+                await service.open_terminal("task-1", TerminalOrder(24, 80))
+
+    asyncio.run(play())
+
+
 def test_a_shell_for_which_there_is_no_image_any_more_is_refused_with_what_to_do(world):
     async def play():
         async with world.server() as service:
