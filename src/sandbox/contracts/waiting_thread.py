@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,7 +14,8 @@ T = TypeVar("T")
 async def wait_in_thread(work: Callable[[], T], leave: Callable[[], None] = lambda: None) -> T:
     """What `work` gives or raises. When cancelled, or when the program ends, the thread is left to itself.
 
-    leave: called once the thread has ended, whether somebody still waits for it or not.
+    leave: called once the thread has ended, whether somebody still waits for it or not. Raises OSError (EAGAIN) where
+    the machine has no more threads.
     """
     loop = asyncio.get_running_loop()
     answered = asyncio.Event()
@@ -33,8 +35,8 @@ async def wait_in_thread(work: Callable[[], T], leave: Callable[[], None] = lamb
 
     try:
         threading.Thread(target=run, name="wait", daemon=True).start()
-    except RuntimeError:  # the machine has no more threads
+    except RuntimeError as error:
         leave()
-        raise
+        raise OSError(errno.EAGAIN, "The machine has no more threads") from error
     await answered.wait()
     return done.result()

@@ -1,5 +1,6 @@
 """The waiting room: oldest first, as room allows; what is small may pass within a bound."""
 
+import itertools
 from dataclasses import dataclass
 
 from sandbox.contracts.tasks import Occupancy
@@ -65,6 +66,8 @@ class WaitingRoom:
         self.total = total
         self._waiting: dict[str, _Waiting] = {}
         self._claims: dict[str, Capacity] = {}
+        self._count = itertools.count()
+        self._numbers: dict[str, int] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -102,6 +105,7 @@ class WaitingRoom:
 
     def enter(self, task_id: str, need: Capacity) -> None:
         """Wait at the end of the line."""
+        self._numbers[task_id] = next(self._count)
         self._waiting[task_id] = _Waiting(need, need.fits_in(self.total))
 
     def claim(self, task_id: str, need: Capacity) -> None:
@@ -116,12 +120,14 @@ class WaitingRoom:
         """Give up the place in the line or the room; unknown ids are fine."""
         self._claims.pop(task_id, None)
         self._waiting.pop(task_id, None)
+        self._numbers.pop(task_id, None)
 
     def put_back(self, task_id: str) -> None:
-        """Give up the room that was promised, and be the first in the line; who has none is left alone."""
+        """Give up the room that was promised, for the place in the line that one had; who has none is left alone."""
         need = self._claims.pop(task_id, None)
         if need is not None:
-            self._waiting = {task_id: _Waiting(need, need.fits_in(self.total)), **self._waiting}
+            line = {**self._waiting, task_id: _Waiting(need, need.fits_in(self.total))}
+            self._waiting = {each: line[each] for each in sorted(line, key=lambda each: self._numbers.get(each, 0))}
 
     def admit(self, memory_available_bytes: int | None = None) -> str | None:
         """Let the oldest in that there is room for and that may pass those before it; gives its id."""

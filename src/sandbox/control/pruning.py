@@ -229,7 +229,9 @@ class Pruning:
             try:
                 async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
                     await self._rooms.remove(paths[begin : begin + _REMOVED_AT_ONCE])
-            except (OSError, TimeoutError) as error:
+            except TimeoutError as error:
+                return reason_of(error)
+            except OSError as error:
                 refusal = reason_of(error)
         return refusal
 

@@ -50,7 +50,7 @@ class PlainDisks:
 async def _measure_unnamed(directory: Path) -> Unnamed:
     try:
         return await wait_in_thread(lambda: measure_unnamed(directory.stat().st_dev))
-    except (OSError, RuntimeError) as error:  # the latter where the machine has no more threads
+    except OSError as error:
         raise OSError(f"{_UNMEASURED}: {error}") from error
 
 

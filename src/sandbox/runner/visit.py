@@ -12,6 +12,7 @@ from sandbox.contracts.agent import AgentStart
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.profiles import Image
 from sandbox.contracts.runtime import Sandbox, SandboxSpec
+from sandbox.model.errors import FailureCode
 from sandbox.model.event import Event, Trouble
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX, VISIT_IDLE_SECONDS, VISIT_SECONDS_MAX
 from sandbox.model.manifest import Vm
@@ -22,6 +23,8 @@ from sandbox.runner.steps.provision import read_handle, write_handle
 from sandbox.runner.terminals import Terminals, without_secrets
 
 _log = logging.getLogger(__name__)
+
+_OUT_OF_ROOM = "There is no room for more on the disk of this shell; open another one, or release the sandbox."
 
 Listen = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -87,8 +90,8 @@ class Visit:
         disks, size_bytes = self.equipment.disks, self.vm.disk_bytes
         await disks.open(self.files, size_bytes)
         with contextlib.suppress(OSError):  # which is for the watch to judge
-            while not disks.tells_when_full and (await disks.use(self.files)).is_full:
-                size_bytes *= 2
+            while not disks.tells_when_full and (use := await disks.use(self.files)).is_full:
+                size_bytes = 2 * max(size_bytes, use.used_bytes)
                 await disks.open(self.files, size_bytes)
 
     async def _until_over(self, sandbox: Sandbox, terminals: Terminals) -> None:
@@ -102,7 +105,8 @@ class Visit:
         try:
             await asyncio.wait(tasks, timeout=VISIT_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
             if out_of_room.done():
-                terminals.dismiss(out_of_room.result().message)
+                failure = out_of_room.result()
+                terminals.dismiss(_OUT_OF_ROOM if failure.code is FailureCode.DISK_FULL else failure.message)
         finally:
             for task in tasks:
                 task.cancel()

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from sandbox.contracts.confinement import ConfinedCommand, Confinement, ConfinementLostError
@@ -14,6 +15,7 @@ from sandbox.model.errors import AttemptError, FailureCode, SandboxError
 from sandbox.runtimes import cgroups
 
 _SECONDS = 8.0
+_SIGNAL = 128
 _OF_THE_MOMENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _MEMORY_BYTES, _PROCESSES = 64 * 1024 * 1024, 16
 
@@ -56,12 +58,13 @@ async def try_once(
 async def why_not_confined(runtime: Runtime, run_dir: Path) -> str | None:
     """None when git, a program of the host's, runs confined here, else the reason; within 20 s.
 
-    Raises MachineBusyError where twice something of the moment was in the way, from which nothing follows.
+    What does not work is tried twice, for a moment without processes or memory looks like anything. Raises
+    MachineBusyError where something of the moment was in the way again, from which nothing follows.
     """
-    try:
-        return await _why_not_confined_now(runtime, run_dir)
-    except MachineBusyError:
-        return await _why_not_confined_now(runtime, run_dir)
+    with suppress(MachineBusyError):
+        if await _why_not_confined_now(runtime, run_dir) is None:
+            return None
+    return await _why_not_confined_now(runtime, run_dir)
 
 
 async def _why_not_confined_now(runtime: Runtime, run_dir: Path) -> str | None:
@@ -86,6 +89,8 @@ async def _why_not_confined_now(runtime: Runtime, run_dir: Path) -> str | None:
         if _is_of_the_moment(error):
             raise MachineBusyError(str(error)) from error
         return str(error)
+    if code > _SIGNAL:
+        raise MachineBusyError(f"git was ended by signal {code - _SIGNAL}")
     return None if code == 0 else f"git ended with exit code {code}"
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from socket import getfqdn, gethostname, socket
+from socket import gethostname, socket
 from typing import Literal
 
 from sandbox import __version__
@@ -153,7 +153,7 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
 def _api_settings(settings: ServerSettings, bound: Sequence[socket], *, needs_token: bool) -> ApiSettings:
     addresses, ports = zip(*(one.getsockname()[:2] for one in bound), strict=True)
     # Any other name of a loopback address may belong to another site.
-    own_names = () if needs_token else {*addresses, *({settings.server.host} & {gethostname(), getfqdn()})}
+    own_names = () if needs_token else {*addresses, *({settings.server.host.lower()} & {gethostname().lower()})}
     return ApiSettings(
         version=__version__,
         ports=frozenset(ports),

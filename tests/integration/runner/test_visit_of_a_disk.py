@@ -116,7 +116,7 @@ def test_it_ends_once_the_disk_is_full_and_says_why(tmp_path):
             disk.used_bytes = 2 * GIB
             told = await line.read()
             assert isinstance(told, Ended)
-            assert "disk is full" in told.message
+            assert "no room for more on the disk" in told.message
             await work
 
     asyncio.run(story())
@@ -160,7 +160,7 @@ def test_what_is_looked_at_on_a_full_disk_may_not_grow_for_ever(tmp_path):
         disk = FillingDisk(5 * GIB)
         async with visited(tmp_path, disk) as (line, work):
             disk.used_bytes = 11 * GIB
-            assert "disk is full" in (await line.read()).message
+            assert "no room for more on the disk" in (await line.read()).message
             await work
 
     asyncio.run(story())

@@ -137,6 +137,15 @@ def test_who_is_put_back_is_the_first_in_line_again_and_holds_no_room(room):
     assert [room.admit(), room.admit()] == ["third", None]
 
 
+def test_those_who_are_put_back_stand_in_the_order_in_which_they_came(room):
+    for name in ("old", "young", "youngest"):
+        room.enter(name, HALF)
+    assert [room.admit(), room.admit()] == ["old", "young"]
+    room.put_back("old")
+    room.put_back("young")
+    assert [room.admit(), room.admit()] == ["old", "young"]
+
+
 def test_disk_is_promised_too():
     room = WaitingRoom(Capacity(100, 100 * GIB, 50 * GIB))
     room.enter("a", HALF)

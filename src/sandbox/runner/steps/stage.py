@@ -43,7 +43,7 @@ async def require_same_secrets(attempt: Attempt) -> None:
     if attempt.secrets and not await asyncio.to_thread(
         has_fingerprint, attempt.files.secret_fingerprint, attempt.secrets
     ):
-        message = "The secrets may have other values than the agent had, so it cannot go on; submit the task again."
+        message = "The secrets may have other values than the agent had, so only a new attempt or task may go on."
         raise AttemptError(FailureCode.SECRET_UNAVAILABLE, message)
 
 
