@@ -174,7 +174,7 @@ def test_what_a_failure_left_can_be_visited_by_two_and_is_kept_as_it_is_left(wor
     assert released
     assert made.status()["state"] == "failed_preserved"
     gone = person(server, "task", "shell", "task-1")
-    gone.sees("failed_preserved")
+    gone.sees("it was released")
     assert gone.exit_code() == 4
 
 
