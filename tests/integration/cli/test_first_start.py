@@ -15,6 +15,10 @@ from sandbox.api.addresses import bind, is_open
 SANDBOX = [sys.executable, "-m", "sandbox"]
 
 
+SERVING = {"PATH": os.environ["PATH"], "SANDBOX_RUNTIME": "bubblewrap"}
+"""Of a server whose choice of a runtime, which takes its time, is no matter here."""
+
+
 @pytest.fixture
 def environment(tmp_path):
     """A fresh user's: no key, no settings. On their PATH is git, and nothing else."""
@@ -54,7 +58,7 @@ def test_doctor_hides_no_gap_of_the_sandbox(environment):
 def test_a_server_without_a_key_for_the_model_says_so_at_once(environment, tmp_path, key):
     server = subprocess.Popen(
         [*SANDBOX, "serve", "--port", "0", "--ws-port", "0", "--format", "json"],
-        env={**environment, "PATH": os.environ["PATH"], "ANTHROPIC_API_KEY": key, "TMPDIR": str(tmp_path)},
+        env={**environment, **SERVING, "ANTHROPIC_API_KEY": key, "TMPDIR": str(tmp_path)},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -73,7 +77,7 @@ def test_one_number_for_both_ports_is_a_mistake(environment):
     for command in ("serve", "doctor"):
         ran = subprocess.run(
             [*SANDBOX, command, "--port", port, "--ws-port", port],
-            env={**environment, "PATH": os.environ["PATH"]}, capture_output=True, timeout=30, check=False,
+            env={**environment, **SERVING}, capture_output=True, timeout=30, check=False,
         )  # fmt: skip
         assert ran.returncode == 2
         assert b"server.ws_port (--ws-port) must differ from server.port (--port)" in ran.stderr
@@ -85,7 +89,7 @@ def test_a_port_that_is_taken_is_told_with_the_options_that_choose_others(enviro
         ports = {"--port": "0", "--ws-port": "0", option: str(taken.getsockname()[1])}
         ran = subprocess.run(
             [*SANDBOX, "serve", *(word for pair in ports.items() for word in pair)],
-            env={**environment, "PATH": os.environ["PATH"]}, capture_output=True, timeout=30, check=False,
+            env={**environment, **SERVING}, capture_output=True, timeout=30, check=False,
         )  # fmt: skip
     assert ran.returncode == 10
     assert f"Choose another port with {option} (".encode() in ran.stderr
@@ -94,7 +98,7 @@ def test_a_port_that_is_taken_is_told_with_the_options_that_choose_others(enviro
 def test_a_server_that_is_stopped_says_so(environment, tmp_path):
     server = subprocess.Popen(
         [*SANDBOX, "serve", "--port", "0", "--ws-port", "0"],
-        env={**environment, "PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
+        env={**environment, **SERVING, "TMPDIR": str(tmp_path)},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -110,7 +114,7 @@ def test_a_server_that_is_stopped_says_so(environment, tmp_path):
 def test_without_tokens_the_server_listens_for_this_machine_only(environment, host):
     ran = subprocess.run(
         [*SANDBOX, "serve", "--host", host, "--port", "0", "--ws-port", "0"],
-        env={**environment, "PATH": os.environ["PATH"]}, capture_output=True, timeout=30, check=False,
+        env={**environment, **SERVING}, capture_output=True, timeout=30, check=False,
     )  # fmt: skip
     assert ran.returncode == 10
     assert ran.stdout == b""
@@ -121,7 +125,7 @@ def test_without_tokens_the_server_listens_for_this_machine_only(environment, ho
 def test_another_loopback_address_answers_where_it_is_announced_and_to_no_other_name(environment):
     server = subprocess.Popen(
         [*SANDBOX, "serve", "--host", "127.0.0.2", "--port", "0", "--ws-port", "0", "--format", "json"],
-        env={**environment, "PATH": os.environ["PATH"]},
+        env={**environment, **SERVING},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:

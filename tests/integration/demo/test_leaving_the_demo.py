@@ -14,7 +14,13 @@ from doubles.live import until
 @pytest.fixture
 def demo(tmp_path):
     """The demo as a terminal starts it: leader of a process group that ^C reaches as a whole."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LANG": "C.UTF-8", "TMPDIR": str(tmp_path)}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "LANG": "C.UTF-8",
+        "TMPDIR": str(tmp_path),
+        "SANDBOX_RUNTIME": "bubblewrap",
+    }
     with (tmp_path / "screen").open("wb") as screen:
         process = subprocess.Popen(
             [sys.executable, "-m", "sandbox", "demo"],

