@@ -3,11 +3,12 @@
 import asyncio
 import errno
 import socket
-import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address, ip_address
 
+from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.gateway import limits
 from sandbox.gateway.address_table import Address, is_global, unwrapped
 from sandbox.gateway.line import Line
@@ -75,7 +76,7 @@ class Outward:
         try:
             async with asyncio.timeout(limits.LOOKUP_SECONDS):
                 await self._lookups.acquire()
-                return _sorted(await _in_thread(host, self._lookups.release))
+                return _sorted(await wait_in_thread(partial(_resolve, host), self._lookups.release))
         except TimeoutError:
             raise NotReachedError(504, f"{host} was not resolved within {limits.LOOKUP_SECONDS:.0f} s.") from None
         except (OSError, UnicodeError):
@@ -90,34 +91,8 @@ async def _connect(host: str, port: int, addresses: list[Address]) -> Line:
     raise NotReachedError(502, f"{host}:{port} does not answer.")
 
 
-def _in_thread(host: str, leave: Callable[[], None]) -> "asyncio.Future[set[str]]":
-    """A thread of its own, which may hang for as long as the resolver does, and keeps nobody from ending."""
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[set[str]] = loop.create_future()
-
-    def settle(result: set[str] | Exception) -> None:
-        leave()
-        if found.done():
-            return
-        if isinstance(result, Exception):
-            found.set_exception(result)
-        else:
-            found.set_result(result)
-
-    def look_up() -> None:
-        result: set[str] | Exception
-        try:
-            result = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-        except (OSError, UnicodeError) as error:
-            result = error
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, result)
-
-    try:
-        threading.Thread(target=look_up, daemon=True).start()
-    except RuntimeError:  # the machine has no more threads
-        settle(OSError(errno.EAGAIN, "no thread"))
-    return found
+def _resolve(host: str) -> set[str]:
+    return {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
 
 
 def _sorted(found: set[str]) -> list[Address]:
