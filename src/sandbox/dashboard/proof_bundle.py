@@ -14,7 +14,6 @@ from sandbox.api.doorkeeper import visitor_of
 from sandbox.contracts.access import Role
 from sandbox.contracts.tasks import StoredArtifact
 from sandbox.dashboard.manifest_text import write_manifest
-from sandbox.model.artifact import OWN_DIRECTORY
 from sandbox.model.task import Task
 
 _CHUNK_BYTES = 1024 * 1024
@@ -28,7 +27,7 @@ async def send_proof(request: Request, asked: Context) -> Response:
     stored = [
         one
         for one in await asked.tasks.artifacts(task.id)
-        if one.artifact.path.startswith(f"{OWN_DIRECTORY}/") and (sees_all or not one.artifact.contains_secret)
+        if one.artifact.is_own and (sees_all or not one.artifact.contains_secret)
     ]
     headers = {"content-disposition": content_disposition(f"{task.id}.proof.tar")}
     return StreamingResponse(_tar(task, stored), media_type="application/x-tar", headers=headers)

@@ -27,6 +27,11 @@ class Artifact(msgspec.Struct, frozen=True):
     checksum: str
     contains_secret: bool = False
 
+    @property
+    def is_own(self) -> bool:
+        """Whether Sandbox itself made it."""
+        return self.path.startswith(f"{OWN_DIRECTORY}/")
+
 
 class Artifacts(tuple[Artifact, ...]):
     """A task's artifacts, each name once, that many can be added to one after the other.
