@@ -45,7 +45,7 @@ def _is_known(entry: str, tools: Collection[str], servers: Collection[str], reda
     if entry.removesuffix("__*") in {_MCP + _in_tool_names(server) for server in servers}:
         return True
     patterns = {entry, redact(entry).replace("[", "[[]")}
-    return any(fnmatchcase(tool, pattern) or _may_be(tool, entry) for tool in tools for pattern in patterns)
+    return any(_may_be(tool, entry) or any(fnmatchcase(tool, each) for each in patterns) for tool in tools)
 
 
 def _may_be(tool: str, pattern: str) -> bool:

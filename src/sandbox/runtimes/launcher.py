@@ -172,9 +172,9 @@ def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
 
 def uncover_program(folder: int, program: str, place: str) -> str:
     """A view of an execute-only program that can be read; gives its path. Only the mode is copied, not the program."""
-    for name in ("upper", "work", "view"):
+    for name in ("upper", "scratch", "view"):
         os.makedirs(f"{place}/{name}")  # noqa: PTH103
-    places = f"lowerdir=/proc/self/fd/{folder},upperdir={place}/upper,workdir={place}/work"
+    places = f"lowerdir=/proc/self/fd/{folder},upperdir={place}/upper,workdir={place}/scratch"
     _mount("overlay", f"{place}/view", "overlay", MS_NOSUID | MS_NODEV, f"{places},metacopy=on,xino=off")
     os.chmod(f"{place}/view/{program}", 0o555)  # noqa: PTH101, S103
     return f"{place}/view/{program}"

@@ -161,9 +161,9 @@ def _hide(paths: list[str]) -> None:
     """Programs that may be executed and not read: what is laid over them has their content and another mode."""
     if not paths:
         return
-    for name in ("", "/upper", "/work", "/merged"):
+    for name in ("", "/upper", "/scratch", "/merged"):
         os.mkdir(_HIDDEN + name)  # noqa: PTH102
-    layers = f"metacopy=on,lowerdir={_PROGRAMS},upperdir={_HIDDEN}/upper,workdir={_HIDDEN}/work"
+    layers = f"metacopy=on,lowerdir={_PROGRAMS},upperdir={_HIDDEN}/upper,workdir={_HIDDEN}/scratch"
     mount("overlay", f"{_HIDDEN}/merged", "overlay", MS_NOSUID | MS_NODEV, layers)
     for index, path in enumerate(paths):
         os.chmod(f"{_HIDDEN}/merged/{index}", _EXECUTE_ONLY)  # noqa: PTH101
