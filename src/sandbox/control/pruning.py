@@ -99,7 +99,7 @@ class Pruning:
             gone += more
         if refusal:
             raise UnavailableError(
-                f"{len(gone)} finished tasks are gone for good; what is left of pruned ones still takes room in "
+                f"Finished tasks that are gone for good: {len(gone)}. What is left of pruned ones still takes room in "
                 f"{pruned_root(self._rooms.data_dir)}: {refusal}; see why it stays there, and try again."
             )
         return gone

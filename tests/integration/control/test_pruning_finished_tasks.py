@@ -215,21 +215,39 @@ def test_a_rename_that_may_not_be_on_disk_yet_is_one_all_the_same(kept, world, m
         assert prune(world, Retention(keep=4)) == (["task-1"], [f"task-{number}" for number in range(2, 6)])
 
 
+GONE_BUT_THERE = r"^Finished tasks that are gone for good: 1\..*pruned: Operation not permitted"
+
+
 def test_a_rest_that_cannot_be_removed_keeps_no_other_task_and_no_bound(kept, world):
     async def refuse(_):
         raise OSError("Operation not permitted")
 
     world.remove = refuse
-    with pytest.raises(UnavailableError, match=r"^1 finished tasks are gone for good.*pruned: Operation not permitted"):
+    with pytest.raises(UnavailableError, match=GONE_BUT_THERE):
         prune(world, Retention(keep=4))
     assert directories(kept) == [f"task-{number}" for number in range(2, 6)]
     (kept.data_dir / "tasks" / "task-2" / "artifacts" / "big").write_bytes(os.urandom(400_000))
-    with pytest.raises(UnavailableError, match=r"^1 finished tasks are gone for good.*pruned: Operation not permitted"):
+    with pytest.raises(UnavailableError, match=GONE_BUT_THERE):
         prune(world, Retention(keep=4, max_bytes=300_000))
     assert directories(kept) == ["task-3", "task-4", "task-5"]
     world.remove = remove
     assert prune(world, Retention(keep=4)) == ([], ["task-3", "task-4", "task-5"])
     assert list((kept.data_dir / "pruned").iterdir()) == []
+
+
+def test_for_a_disk_that_does_not_answer_nobody_waits_batch_after_batch(kept, world, monkeypatch):
+    tried = []
+
+    async def hang(paths):
+        tried.append(len(paths))
+        raise TimeoutError
+
+    monkeypatch.setattr("sandbox.control.pruning._REMOVED_AT_ONCE", 1)
+    world.remove = hang
+    with pytest.raises(UnavailableError, match="it takes too long; see why it stays there"):
+        prune(world, Retention(keep=2))
+    assert directories(kept) == ["task-4", "task-5"]
+    assert tried == [1]
 
 
 def test_a_task_stays_until_its_sandbox_is_cleared_away(kept, world):
