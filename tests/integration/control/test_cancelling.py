@@ -6,24 +6,14 @@ import time
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_rooms import TO_END, Rooms
+from doubles.server_rooms import TO_END
 from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.tasks import UnavailableError
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, TaskFinished, TaskSubmitted
 from sandbox.model.state import TaskState
-from sandbox.stores.memory import MemoryStore
 
 LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.1)
-    made = Rooms(tmp_path, MemoryStore())
-    yield made
-    for task_id in list(made.runners.recorders):
-        made.runners.die(task_id)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_rooms import TO_RUNNING, Rooms
+from doubles.server_rooms import TO_RUNNING
 from sandbox.control.long_journals import LongJournals
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, TaskFinished
 from sandbox.model.limits import JOURNALS_LOOKED_THROUGH_MAX
 from sandbox.model.state import TaskState
-from sandbox.stores.memory import MemoryStore
 
 SHARED_THREADS = 3
 LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
@@ -43,15 +42,6 @@ class SlowOpening:
         async with asyncio.timeout(10):
             while self.count < count:
                 await asyncio.sleep(0.005)
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.1)
-    made = Rooms(tmp_path, MemoryStore())
-    yield made
-    for task_id in list(made.runners.recorders):
-        made.runners.die(task_id)
 
 
 @pytest.fixture

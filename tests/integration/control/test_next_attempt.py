@@ -5,23 +5,13 @@ import asyncio
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
+from doubles.server_rooms import TO_END, TO_RUNNING
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import AgentExited, AttemptEnded, TaskFinished
 from sandbox.model.state import TaskState
-from sandbox.stores.memory import MemoryStore
 
 FAILED = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "it failed"))
 LOST = AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "gone"))
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.05)
-    made = Rooms(tmp_path, MemoryStore())
-    yield made
-    for task_id in list(made.runners.recorders):
-        made.runners.die(task_id)
 
 
 @pytest.fixture

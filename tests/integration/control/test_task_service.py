@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
+from doubles.server_rooms import GIB, TO_END, TO_RUNNING
 from sandbox.contracts.recorder import read_task
 from sandbox.contracts.store import DuplicateTaskError, TaskQuery
 from sandbox.contracts.tasks import (
@@ -28,15 +28,6 @@ from sandbox.model.event import (
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.state import TaskState
 from sandbox.stores.memory import MemoryStore
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.1)
-    made = Rooms(tmp_path, MemoryStore())
-    yield made
-    for task_id in list(made.runners.recorders):
-        made.runners.die(task_id)
 
 
 async def collect(frames):
