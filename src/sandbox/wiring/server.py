@@ -152,8 +152,10 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
 
 def _api_settings(settings: ServerSettings, bound: Sequence[socket], *, needs_token: bool) -> ApiSettings:
     addresses, ports = zip(*(one.getsockname()[:2] for one in bound), strict=True)
+    own_names: set[str] = set() if needs_token else {*addresses}
     # Any other name of a loopback address may belong to another site.
-    own_names = () if needs_token else {*addresses, *({settings.server.host.lower()} & {gethostname().lower()})}
+    if own_names and settings.server.host.lower() == gethostname().lower():
+        own_names.add(settings.server.host)
     return ApiSettings(
         version=__version__,
         ports=frozenset(ports),
