@@ -257,7 +257,7 @@ def test_no_body_takes_long_or_grows(name, is_json):
     memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
     assert mistakes_of(body, is_json=is_json)
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before < 200 * 1024
 
 

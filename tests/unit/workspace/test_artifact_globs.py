@@ -87,7 +87,7 @@ def test_no_pattern_takes_long(pattern):
 
     assert not matches(pattern, "/".join(["a" * 250] * 16))
 
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 5
 
 
 def reference(parts, names):
