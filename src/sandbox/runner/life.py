@@ -274,9 +274,13 @@ class AttemptLife:
 
 def _failure_of(error: Exception) -> Failure:
     what = _described(error)
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    refusal = refusal_of(error)
+    if refusal is not None and refusal.errno in NO_ROOM:
         message = f"There was no room left ({what}); raise vm.disk, or make room in the server's data directory."
         return Failure(FailureCode.DISK_FULL, message)
+    if refusal is not None:
+        message = f"A disk of the server fails ({what}); look at it and at the kernel's log, and submit the task again."
+        return Failure(FailureCode.INTERNAL, message)
     return Failure(FailureCode.INTERNAL, f"The runner failed ({what}); please report this.")
 
 

@@ -207,7 +207,7 @@ def test_a_disk_that_could_not_be_measured_now_and_then_ends_nobody(stage, monke
 
 @pytest.mark.parametrize(
     ("number", "code", "advice"),
-    [(errno.ENOSPC, "disk_full", "raise vm.disk"), (errno.EIO, "internal_error", "please report this")],
+    [(errno.ENOSPC, "disk_full", "raise vm.disk"), (errno.EIO, "internal_error", "look at it and at the kernel's log")],
 )
 def test_a_clone_that_leaves_no_room_for_the_agents_settings_says_what_to_do(stage, monkeypatch, number, code, advice):
     def refuse_home(home, files):
