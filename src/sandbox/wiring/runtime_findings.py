@@ -19,10 +19,10 @@ _LIMITS = {
 
 def find_runtimes(wish: str, run_dir: Path) -> list[Finding]:
     """The one that a server started now would take, then the others. Raises UnknownRuntimeError."""
-    make_runtime("bubblewrap" if wish == AUTO else wish, run_dir)
-    choice = asyncio.run(choose_runtime(AUTO, run_dir))
-    chosen = next((probe for probe in choice.probes if probe.runtime == wish), choice.chosen)
-    others = [probe for probe in choice.probes if probe is not chosen]
+    asked_for = None if wish == AUTO else asyncio.run(choose_runtime(wish, run_dir)).chosen
+    unasked = asyncio.run(choose_runtime(AUTO, run_dir))
+    chosen = asked_for or unasked.chosen
+    others = [probe for probe in unasked.probes if probe.runtime != chosen.runtime]
     confined = _confined(chosen, run_dir) if chosen.works else []
     rest = [finding for probe in others for finding in _other(probe)]
     return [*_chosen(chosen), *confined, *rest, *_limits(chosen), *find_open_files(chosen)]

@@ -1,0 +1,48 @@
+"""What the doctor says of the runtime that a server would be started with."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sandbox.contracts.runtime import Probe
+from sandbox.wiring import runtime_findings
+from sandbox.wiring.runtime import AUTO, Choice
+
+NAMESPACES = Probe("bubblewrap", works=True, tier="namespaces", strength=10)
+NEEDS_KVM = Probe("qemu", works=False, tier="vm", strength=30, mend="Ask for it by its name.")
+EMULATED = Probe("qemu", works=True, tier="vm", strength=30, only_by_name=True)
+
+
+@pytest.fixture(autouse=True)
+def machine_without_kvm(monkeypatch):
+    async def choose(wish, _):
+        by_wish = {
+            AUTO: Choice(NAMESPACES, [NEEDS_KVM, NAMESPACES]),
+            "qemu": Choice(EMULATED, [EMULATED]),
+            "bubblewrap": Choice(NAMESPACES, [NAMESPACES]),
+        }
+        return by_wish[wish]
+
+    async def why_not_confined(*_):
+        return None
+
+    monkeypatch.setattr(runtime_findings, "choose_runtime", choose)
+    monkeypatch.setattr(runtime_findings, "why_not_confined", why_not_confined)
+    monkeypatch.setattr(runtime_findings, "make_runtime", lambda *_, **__: SimpleNamespace())
+
+
+def told(wish, tmp_path):
+    findings = runtime_findings.find_runtimes(wish, tmp_path)
+    return {(one.ok, one.message) for one in findings if one.name in ("sandbox", "runtime")}
+
+
+def test_an_emulated_machine_that_is_asked_for_by_its_name_makes_the_sandboxes(tmp_path):
+    assert told("qemu", tmp_path) == {(True, "qemu makes the sandboxes"), (True, "bubblewrap works too")}
+
+
+@pytest.mark.parametrize("wish", [AUTO, "bubblewrap"])
+def test_unasked_it_is_none_that_works(tmp_path, wish):
+    assert told(wish, tmp_path) == {
+        (True, "bubblewrap makes the sandboxes"),
+        (False, "qemu does not work here"),
+    }
