@@ -14,6 +14,7 @@ from sandbox.api import paths
 from sandbox.api.guard import Guard, Refusal, Visitor
 from sandbox.api.problem import problem
 from sandbox.api.proof import STREAM_PROTOCOL, without_token
+from sandbox.contracts.subject import TOKEN_ID
 
 RECHECK_SECONDS = 5.0
 """A stream tells and takes nothing more this long after its token was revoked or has expired."""
@@ -45,6 +46,9 @@ class Doorkeeper:
             await _answer(connection, found)(scope, receive, send)
             return
         scope.setdefault("state", {})["visitor"] = found
+        if found.principal is not None and found.principal.id:
+            # Never taken back, as the request's id.
+            TOKEN_ID.set(found.principal.id)
         if scope.get("subprotocols"):
             scope, send = _agreeing(scope, send)
         with suppress(VisitorUnknownError):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from sandbox.contracts.subject import ATTEMPT_ID, REQUEST_ID, TASK_ID
+from sandbox.contracts.subject import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID
 from sandbox.model.printable import escaped, printable
 
 FORMATS = ("text", "json")
@@ -20,8 +20,21 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMAT_VARIABLE, LEVEL_VARIABLE = "SANDBOX_LOG_FORMAT", "SANDBOX_LOG_LEVEL"
 """By which a runner learns what its server was set to."""
 
-_SUBJECTS = {"task_id": TASK_ID, "attempt_id": ATTEMPT_ID, "request_id": REQUEST_ID}
-_FIELDS = ("state", "error", "method", "path", "status", "duration_ms", "client", "pid", "http", "ws", "data_dir")
+_SUBJECTS = {"task_id": TASK_ID, "attempt_id": ATTEMPT_ID, "request_id": REQUEST_ID, "token_id": TOKEN_ID}
+_FIELDS = (
+    "state",
+    "error",
+    "method",
+    "path",
+    "status",
+    "duration_ms",
+    "client",
+    "pid",
+    "http",
+    "ws",
+    "data_dir",
+    "kind",
+)
 """What else a line may tell; given by `extra` of the call."""
 
 

@@ -1,4 +1,4 @@
-"""An answer 500 names a request id, and under this id the server's log tells what happened."""
+"""An answer 500 names a request id, and under this id the server's log tells what happened, and who asked."""
 
 import asyncio
 import logging
@@ -6,7 +6,8 @@ import logging
 import httpx
 import pytest
 
-from sandbox.contracts.subject import REQUEST_ID, TASK_ID
+from doubles.fake_access import FakeAccess
+from sandbox.contracts.subject import REQUEST_ID, TASK_ID, TOKEN_ID
 
 
 @pytest.fixture
@@ -16,6 +17,7 @@ def logged():
 
     class Handler(logging.Handler):
         def emit(self, record):
+            record.token_id = TOKEN_ID.get()
             lines.append((record, REQUEST_ID.get(), TASK_ID.get()))
 
     handler, levels = Handler(), {name: logging.getLogger(name).level for name in ("", "sandbox")}
@@ -42,3 +44,30 @@ def test_a_failure_inside_is_found_by_the_id_of_its_answer(open_doors, logged):
     assert [record.status for record, _ in told if hasattr(record, "status")] == [500]
     others = [record for record, request_id, _ in logged if request_id == fine.headers["x-request-id"]]
     assert [record.status for record in others] == [200]
+
+
+def test_who_asked_is_told_by_the_id_of_the_token(open_doors, logged):
+    async def scene():
+        async with (
+            open_doors(FakeAccess(otto="operator", vera="viewer")) as doors,
+            httpx.AsyncClient(base_url=doors.http, timeout=10) as client,
+        ):
+            doors.tasks.add("task-001")
+            for holder in ("otto", "vera", "nobody"):
+                headers = {"authorization": f"Bearer {holder}", "x-request-id": holder}
+                await client.get("/api/v1/tasks/task-001", headers=headers)
+
+    asyncio.run(scene())
+    asked = {
+        request_id: (record.status, record.token_id) for record, request_id, _ in logged if hasattr(record, "status")
+    }
+    assert asked == {"otto": (200, "otto"), "vera": (200, "vera"), "nobody": (401, None)}
+
+
+def test_a_server_without_tokens_names_none(open_doors, logged):
+    async def scene():
+        async with open_doors() as doors, httpx.AsyncClient(base_url=doors.http, timeout=10) as client:
+            await client.get("/api/v1/tasks")
+
+    asyncio.run(scene())
+    assert [record.token_id for record, _, _ in logged if hasattr(record, "status")] == [None]

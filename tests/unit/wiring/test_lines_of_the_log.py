@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.subject import ATTEMPT_ID, REQUEST_ID, TASK_ID, work_on
+from sandbox.contracts.subject import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID, work_on
 from sandbox.wiring import log as wired_log
 
 
@@ -36,7 +36,7 @@ def about(work, **ids):
     """Do work that is about these, as a request or a runner does it."""
 
     def run():
-        for variable in (REQUEST_ID, TASK_ID, ATTEMPT_ID):
+        for variable in (REQUEST_ID, TOKEN_ID, TASK_ID, ATTEMPT_ID):
             variable.set(ids.get(variable.name))
         work()
 
@@ -45,10 +45,11 @@ def about(work, **ids):
 
 def test_a_line_for_programs_says_when_who_what_and_about_what(log):
     written = log()
-    about(lambda: logging.getLogger("sandbox.x").info("Hello %s", "you"), request_id="r", task_id="t")
+    about(lambda: logging.getLogger("sandbox.x").info("Hello %s", "you"), request_id="r", token_id="o", task_id="t")
     (line,) = map(json.loads, written())
     assert line.pop("time").endswith("Z")
-    assert line == {"level": "info", "logger": "sandbox.x", "message": "Hello you", "request_id": "r", "task_id": "t"}
+    assert (line.pop("level"), line.pop("logger"), line.pop("message")) == ("info", "sandbox.x", "Hello you")
+    assert line == {"request_id": "r", "token_id": "o", "task_id": "t"}
 
 
 def test_a_line_for_people_has_the_same_behind_its_message(log):
@@ -72,10 +73,10 @@ def test_the_follower_of_a_task_no_longer_speaks_for_the_request_that_brought_it
         work_on("t")
         logging.getLogger("sandbox.x").info("x")
 
-    about(work, request_id="r")
+    about(work, request_id="r", token_id="o")
     line = json.loads(written()[0])
     assert line["task_id"] == "t"
-    assert "request_id" not in line
+    assert not {"request_id", "token_id"} & line.keys()
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
