@@ -10,6 +10,7 @@ from sandbox.contracts.agent import AgentBegan, AgentStart, Outcome, ToolEnded, 
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.recorder import Recorder, read_records, read_task
 from sandbox.contracts.runtime import Command, Exit, SandboxHandle, Stats
+from sandbox.contracts.workspace import Patch
 from sandbox.disks.plain import PlainDisks
 from sandbox.disks.removal import remove
 from sandbox.journal.journals import FileJournals
@@ -55,6 +56,7 @@ class Script:
     stage_seconds: float = 0.0
     patch_seconds: float = 0.0
     patch_lacks: str | None = None
+    patched: bytes = b""
     tar_seconds: float = 0.0
     rules: object = None
     redact: Callable[[str], str] = str
@@ -201,12 +203,12 @@ class ScriptedWorkspaces:
         (attempt_dir / "repository.git").mkdir()
         return BASE
 
-    async def patch(self, attempt_dir, base_commit, target, confine):
+    async def patch(self, attempt_dir, base_commit, target, confine, contains_secret):
         if self._script.patch_error:
             raise self._script.patch_error
         target.write_bytes(b"diff --git a/a b/a\n")
         await asyncio.sleep(self._script.patch_seconds)
-        return self._script.patch_lacks
+        return Patch(self._script.patch_lacks, contains_secret([self._script.patched]))
 
     async def changed_files(self, attempt_dir, base_commit, target, confine):
         target.write_bytes(b"tar")

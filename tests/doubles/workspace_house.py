@@ -12,6 +12,7 @@ from typing import Any
 from doubles.git_http_server import GitHttpServer
 from doubles.sandbox_life import new_attempt_id
 from sandbox.contracts.runtime import ConfinementSpec
+from sandbox.contracts.workspace import ContainsSecret, Patch
 from sandbox.gateway.outward import may_be_dialled
 from sandbox.model.manifest import Repository
 from sandbox.runtimes import ownership
@@ -180,9 +181,15 @@ class House:
 
     def patch_and_reason(self, base_commit: str) -> tuple[bytes, str | None]:
         """The same where not everything fits, and why."""
+        made, became = self.patch_looked_through(base_commit, lambda _: False)
+        return made, became.unfinished
+
+    def patch_looked_through(self, base_commit: str, contains_secret: ContainsSecret) -> tuple[bytes, Patch]:
+        """The same, and what became of it."""
         target = self.root / "task.patch"
-        reason = asyncio.run(self.workspaces.patch(self.attempt, base_commit, target, self.confine))
-        return target.read_bytes(), reason
+        making = self.workspaces.patch(self.attempt, base_commit, target, self.confine, contains_secret)
+        became = asyncio.run(making)
+        return target.read_bytes(), became
 
     def apply(self, base_commit: str, patch: bytes) -> Path:
         """What somebody gets who applies the patch to a clone of their own."""

@@ -1,6 +1,6 @@
 """The workspace: cloned by the host, worked on by the agent, read back by the host."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,22 @@ class LeftOut:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What became of a patch.
+
+    unfinished: why not everything is in it, for people, None when it is.
+    contains_secret: some file's content in it holds a value, which the patch itself may have in git's own encoding.
+    """
+
+    unfinished: str | None = None
+    contains_secret: bool = False
+
+
+ContainsSecret = Callable[[Iterable[bytes]], bool]
+"""Whether a value stands in the concatenation of the chunks; they need not be taken to their end."""
+
+
 class Workspaces(Protocol):
     """Git and files. Every call is bounded by the caller (cancellation ends its children).
 
@@ -32,11 +48,10 @@ class Workspaces(Protocol):
         """
         ...
 
-    async def patch(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
-        """Write to `target` what the agent changed.
-
-        Gives why not everything is in it, for people, None when it is. Raises AttemptError (collect_failed).
-        """
+    async def patch(
+        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, contains_secret: ContainsSecret
+    ) -> Patch:
+        """Write to `target` what the agent changed. Raises AttemptError (collect_failed)."""
         ...
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:

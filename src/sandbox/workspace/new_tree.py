@@ -1,7 +1,9 @@
 """The agent's tree, told to `git fast-import` as changes to the base commit."""
 
+from collections.abc import Iterable, Iterator
 from typing import IO
 
+from sandbox.contracts.workspace import ContainsSecret
 from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.workspace.base_tree import LINK, mode_of
 from sandbox.workspace.files import Entry, Files, read_chunks
@@ -15,10 +17,13 @@ class NewTree:
     """Writes one commit. Contents go through the pipe: git never opens a file of the agent's.
 
     too_large: paths whose content did not fit into what a patch may hold; the commit has them as they were before.
+    contains_secret: whether some content holds a value: compressed, or line by line, nobody finds it again.
     """
 
-    def __init__(self, files: Files, stream: IO[bytes], stop: Stop) -> None:
+    def __init__(self, files: Files, stream: IO[bytes], stop: Stop, contains_secret: ContainsSecret) -> None:
         self.too_large: list[bytes] = []
+        self.contains_secret = False
+        self._looks = contains_secret
         self._files = files
         self._stream = stream
         self._stop = stop
@@ -45,13 +50,11 @@ class NewTree:
         if entry.is_link:
             target = self._files.read_link(entry.path)
             if self._announce(LINK, entry.path, len(target)):
-                self._write(target + b"\n")
+                self._tell([target])
             return
         with self._files.open_file(entry.path) as (file, size):
             if self._announce(mode_of(entry), entry.path, size):
-                for chunk in read_chunks(file, size, self._stop):
-                    self._write(chunk)
-                self._write(b"\n")
+                self._tell(read_chunks(file, size, self._stop))
 
     def _announce(self, mode: bytes, path: bytes, size: int) -> bool:
         if size > self._bytes_left:
@@ -60,6 +63,18 @@ class NewTree:
         self._bytes_left -= size
         self._write(b"M %b inline %b\ndata %d\n" % (mode, _quote(path), size))
         return True
+
+    def _tell(self, content: Iterable[bytes]) -> None:
+        told = self._told(content)
+        self.contains_secret = self._looks(told) or self.contains_secret
+        for _ in told:
+            pass
+        self._write(b"\n")
+
+    def _told(self, content: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in content:
+            self._write(chunk)
+            yield chunk
 
     def _write(self, data: bytes) -> None:
         write_all(self._stream, data)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sandbox.contracts.layout import AttemptLayout
+from sandbox.contracts.workspace import ContainsSecret, Patch
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.workspace.base_tree import BaseTree, read_base_tree
@@ -29,13 +30,15 @@ _LEFT_OUT_SHOWN_MAX = 20
 _HELD = {b"objects/pack": ".keep", NEW_TREE_REF.rpartition("/")[0].encode(): ".lock"}
 
 
-async def write_patch(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
+async def write_patch(
+    git: Git, attempt: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
+) -> Patch:
     """Write the patch to `target`, flushed; an empty file when nothing was changed. Raises AttemptError.
 
-    Gives why not every change is in it; then it is a patch of the others, or of none.
+    Where not every change is in it, it is a patch of the others, or of none.
     """
     try:
-        return await _write(git, attempt, base_commit, target)
+        return await _write(git, attempt, base_commit, target, contains_secret)
     except TooManyEntriesError as error:
         reason: str | None = f"there are {error} that are not ignored"
     except GitError as error:
@@ -47,13 +50,20 @@ async def write_patch(git: Git, attempt: AttemptLayout, base_commit: str, target
     with create(target) as file:
         file.write(f"# truncated: {reason}\n".encode())
     await run_in_thread(lambda _: _flush(target))
-    return reason
+    return Patch(reason)
 
 
-async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
+async def _write(
+    git: Git, attempt: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
+) -> Patch:
     base = await read_base_tree(git, attempt.repository, base_commit)
-    left_out, too_large = await _build_new_tree(git, attempt, base, base_commit)
+    tree, left_out = await _build_new_tree(git, attempt, base, base_commit, contains_secret)
+    too_large = sorted(tree.too_large)
     await _write_difference(git, attempt.repository, base_commit, target, _preamble(left_out, too_large))
+    return Patch(_over_bounds(too_large), tree.contains_secret)
+
+
+def _over_bounds(too_large: Sequence[bytes]) -> str | None:
     if not too_large:
         return None
     return (
@@ -63,15 +73,15 @@ async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Pat
 
 
 async def _build_new_tree(
-    git: Git, attempt: AttemptLayout, base: BaseTree, base_commit: str
-) -> tuple[Sequence[bytes], Sequence[bytes]]:
-    """Put the agent's tree into the host's repository; gives the paths that git takes not, and those too large."""
+    git: Git, attempt: AttemptLayout, base: BaseTree, base_commit: str, contains_secret: ContainsSecret
+) -> tuple[NewTree, Sequence[bytes]]:
+    """Put the agent's tree into the host's repository; gives what was told of it, and the paths that git takes not."""
     repository = attempt.repository
     _let_go(repository)
     with pipe() as (told, telling):
 
         def begin(files: Files, stop: Stop) -> NewTree:
-            tree = NewTree(files, telling, stop)
+            tree = NewTree(files, telling, stop, contains_secret)
             tree.begin(base_commit)
             return tree
 
@@ -81,8 +91,7 @@ async def _build_new_tree(
             directory=repository,
             stdin=told,
         )
-        tree, left_out = await compare(git, attempt, base, begin, NewTree.end, importing)
-    return left_out, sorted(tree.too_large)
+        return await compare(git, attempt, base, begin, NewTree.end, importing)
 
 
 def _let_go(repository: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sandbox.contracts.confinement import Confine
 from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.workspace import LeftOut
+from sandbox.contracts.workspace import ContainsSecret, LeftOut, Patch
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.manifest import Repository
@@ -48,10 +48,12 @@ class GitWorkspaces:
         )
         return await staging.run()
 
-    async def patch(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
+    async def patch(
+        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, contains_secret: ContainsSecret
+    ) -> Patch:
         """Write what the agent changed, an empty file when nothing was. Raises AttemptError (collect_failed)."""
         async with self._git_for(AttemptLayout(attempt_dir), confine) as git:
-            return await write_patch(git, AttemptLayout(attempt_dir), base_commit, target)
+            return await write_patch(git, AttemptLayout(attempt_dir), base_commit, target, contains_secret)
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write a tar of what the agent made or changed. Raises AttemptError (collect_failed)."""

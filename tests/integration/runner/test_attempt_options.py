@@ -14,12 +14,21 @@ from sandbox.contracts.secret_fingerprint import make_fingerprint
 from sandbox.model.artifact import Artifact
 from sandbox.model.egress import EgressRule
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentStarted, EgressDenied, Metrics, SandboxCreated, Trouble, WorkspacePrepared
+from sandbox.model.event import (
+    AgentStarted,
+    ArtifactCollected,
+    EgressDenied,
+    Metrics,
+    SandboxCreated,
+    Trouble,
+    WorkspacePrepared,
+)
 from sandbox.model.state import TaskState
 from sandbox.runner.steps.collect import _checked
 
 VALUE = "hunter2-hunter2-hunter2"
 SECRETS = {"TOKEN": VALUE}
+FROM_THE_JOURNAL = {"transcript.ndjson", "metadata.json"}
 
 
 def test_the_value_of_a_secret_is_in_nothing_that_is_kept(stage, tmp_path):
@@ -188,9 +197,27 @@ def test_a_finisher_that_does_not_know_the_values_flags_everything_and_names_not
     directory = scene.attempt.task_files.artifacts
     kept = {one.name: (directory / one.name).read_bytes().decode() for one in scene.task.artifacts}
     assert sorted(kept[name] for name in kept if name.startswith("redacted-")) == sorted(names)
-    assert all(artifact.contains_secret for artifact in scene.task.artifacts)
+    assert unflagged(scene) == FROM_THE_JOURNAL
     assert VALUE not in repr(scene.events(object))
     assert VALUE not in repr(scene.task.artifacts)
+
+
+def test_what_was_named_and_flagged_by_who_knew_the_values_stays_so(stage):
+    """The runner had just kept it when it died."""
+    scene = left_by_a_dead_runner(stage, Script(collected={"report.md": b"ours\n", "other.md": b"x\n"}), None)
+    directory = scene.attempt.task_files.artifacts
+    directory.mkdir()
+    (directory / "report.md").write_bytes(b"ours\n")
+    report = Artifact("report.md", "report.md", 5, "text/markdown", "sha256:0")
+    scene.recorder.record(ArtifactCollected(report))
+    asyncio.run(scene.life.finish())
+    assert unflagged(scene) == {"report.md"} | FROM_THE_JOURNAL
+    assert scene.artifacts == {path.name for path in directory.iterdir()}
+    assert scene.artifacts == {"report.md", "redacted-1"} | FROM_THE_JOURNAL
+
+
+def unflagged(scene):
+    return {artifact.name for artifact in scene.task.artifacts if not artifact.contains_secret}
 
 
 def test_a_finisher_that_knows_the_values_names_and_flags_as_ever(stage):

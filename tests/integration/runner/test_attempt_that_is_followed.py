@@ -66,6 +66,22 @@ def test_a_failed_agent_with_a_retry_left_is_cleared_away_and_nothing_collected(
     assert (left(scene), scene.artifacts) == (set(), set())
 
 
+def test_what_is_told_of_a_task_that_is_cancelled_before_its_next_attempt_is_no_secret(stage):
+    """There is no disk any more on which anything could stand that nobody finds."""
+    scene = stage(
+        Script(exit=Exit(1)),
+        secrets={"TOKEN": "a value of hers"},
+        manifest_secrets=("TOKEN",),
+        lifecycle={"retries": 1},
+    )
+    asyncio.run(scene.life.carry_out())
+    scene.recorder.record(CancelRequested())
+    asyncio.run(AttemptLife(scene.attempt).finish())
+    assert scene.task.state is TaskState.CANCELLED
+    flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
+    assert flags == {"transcript.ndjson": False, "metadata.json": False}
+
+
 def test_the_next_attempt_begins_with_a_fresh_workspace_and_its_end_is_the_tasks(stage):
     scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1})
     asyncio.run(scene.life.carry_out())
@@ -184,8 +200,8 @@ def test_an_agent_whose_secrets_are_others_by_now_does_not_go_on_with_the_old_on
     asyncio.run(second(scene, resumes=True, secrets=secrets, redaction=Redactor(secrets)).carry_out())
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
     assert "start" not in scene.script.seen
-    assert scene.artifacts
-    assert all(artifact.contains_secret for artifact in scene.task.artifacts)
+    unflagged = {artifact.name for artifact in scene.task.artifacts if not artifact.contains_secret}
+    assert unflagged == {"transcript.ndjson", "metadata.json"} < scene.artifacts
     assert (left(scene), left(scene, SECOND_ID)) == (set(), set())
 
 

@@ -9,6 +9,7 @@ import pytest
 from doubles.attempt_equipment import Script
 from sandbox.contracts.placement import CancelOrder, TerminalOrder
 from sandbox.contracts.terminals import TerminalRefusedError
+from sandbox.contracts.workspace import Patch
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import AgentExited, AgentStarted, ArtifactCollected, Gap, Output, Progress, TaskFinished, Usage
 from sandbox.model.state import TaskState
@@ -203,11 +204,12 @@ def test_artifacts_wait_for_room_as_long_as_collecting_may_take(stage, monkeypat
     scene = stage(Script(), lifecycle={"collect_timeout": "10m"})
     tries = []
 
-    async def patch(self, attempt_dir, base_commit, target, confine):
+    async def patch(self, attempt_dir, base_commit, target, confine, contains_secret):
         tries.append(target)
         if len(tries) < 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         target.write_bytes(b"diff --git a/a b/a\n")
+        return Patch()
 
     monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.patch", patch)
     monkeypatch.setattr("sandbox.runner.life.RETRY_SECONDS", 0.01)
@@ -219,7 +221,7 @@ def test_artifacts_wait_for_room_as_long_as_collecting_may_take(stage, monkeypat
 def test_artifacts_for_which_there_never_is_room_fail_the_task_with_that_reason(stage, monkeypatch):
     scene = stage(Script(), lifecycle={"collect_timeout": "1s"})
 
-    async def patch(self, attempt_dir, base_commit, target, confine):
+    async def patch(self, attempt_dir, base_commit, target, confine, contains_secret):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.patch", patch)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from doubles.attempt_equipment import BASE, Script
-from sandbox.contracts.workspace import LeftOut
+from sandbox.contracts.workspace import LeftOut, Patch
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Trouble
 from sandbox.model.state import TaskState
@@ -50,6 +50,15 @@ def test_a_full_disk_multiplies_no_artifact_whose_name_had_to_be_changed(stage, 
     assert scene.artifacts == {*kept, "task-1.patch", "transcript.ndjson", "metadata.json"}
 
 
+@pytest.mark.parametrize(("content", "is_flagged"), [(b"\x00" + SECRET.encode(), True), (b"\x00ordinary", False)])
+def test_a_patch_is_flagged_for_what_stands_in_the_files_that_it_carries(stage, content, is_flagged):
+    """In the patch itself git may have compressed it."""
+    scene = stage(Script(patched=content), secrets={"KEY": SECRET})
+    asyncio.run(scene.life.carry_out())
+    flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
+    assert flags == {"task-1.patch": is_flagged, "transcript.ndjson": False, "metadata.json": False}
+
+
 @pytest.mark.parametrize("value", [BASE[:8], "task-1.p", "transcript"])
 def test_a_secret_that_is_part_of_a_name_of_ours_takes_no_artifact_away(stage, value):
     """Each value of eight characters is one: also a commit, or the word that a task is named after."""
@@ -83,9 +92,10 @@ def test_what_a_full_disk_took_of_a_file_takes_no_room_until_the_next_try(stage,
         refused.append(step)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    async def patch(self, attempt_dir, base_commit, target, confine):
+    async def patch(self, attempt_dir, base_commit, target, confine, contains_secret):
         left.append(part.exists())
         target.write_bytes(b"diff --git a/a b/a\n")
+        return Patch()
 
     monkeypatch.setattr(collect, step, refuse)
     monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.patch", patch)

@@ -229,7 +229,9 @@ def test_cancelling_leaves_no_process_and_no_half_patch(staged):
     target = staged.root / "task.patch"
 
     async def cancel():
-        making = asyncio.create_task(staged.workspaces.patch(staged.attempt, staged.base, target, staged.confine))
+        making = asyncio.create_task(
+            staged.workspaces.patch(staged.attempt, staged.base, target, staged.confine, lambda _: False)
+        )
         async with asyncio.timeout(60):
             while b"bwrap" not in programs_below(os.getpid()):
                 await asyncio.sleep(0.01)

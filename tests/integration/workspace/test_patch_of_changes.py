@@ -1,6 +1,7 @@
 """The patch is what the agent changed: it applies to the base commit and gives the same tree."""
 
 import asyncio
+import base64
 import errno
 import os
 import shutil
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.workspace_house import run_git, snapshot
+from sandbox.contracts.workspace import Patch
 from sandbox.model.errors import AttemptError
 from sandbox.model.refusal import refusal_of
+from sandbox.secrets.redactor import Redactor
 from sandbox.workspace import changed_files as changed_files_module
 from sandbox.workspace import new_tree, patch
 
@@ -458,3 +461,41 @@ def test_what_a_killed_git_left_in_the_repository_is_in_nobodys_way(house):
     (house.attempt / "repository.git" / "refs" / "sandbox" / "new.lock").touch()
 
     assert house.patch(base) == made
+
+
+TOKEN = b"tok_5f9c1e77aa0b4d2c"
+
+
+@pytest.mark.parametrize(
+    ("content", "is_flagged"),
+    [
+        (b"\0" * 300_000 + b"key=" + TOKEN, True),
+        (b"\0" * 300_000 + TOKEN + b"\0" * 300_000, True),
+        (b"\0" * 300_000 + b"key=" + TOKEN[:-1], False),
+        (base64.encodebytes(b"the key, told to nobody else, is " + TOKEN + b" and may be used by all"), True),
+        (b"key=" + TOKEN, True),
+    ],
+    ids=["at the end of a binary", "in its middle", "another one", "wrapped in base64", "plain"],
+)
+def test_a_value_in_a_file_is_seen_however_git_writes_it_into_the_patch(house, content, is_flagged):
+    base = house.stage()
+    (house.workspace / "state.db").write_bytes(content)
+    made, became = house.patch_looked_through(base, Redactor({"TOKEN": TOKEN.decode()}).contains)
+    assert became == Patch(contains_secret=is_flagged)
+    clone = house.apply(base, made)
+    assert (clone / "state.db").read_bytes() == content
+
+
+def test_a_value_in_a_link_is_seen(house):
+    base = house.stage()
+    (house.workspace / "link").symlink_to(TOKEN)
+    _, became = house.patch_looked_through(base, Redactor({"TOKEN": TOKEN.decode()}).contains)
+    assert became.contains_secret
+
+
+def test_a_value_that_was_in_the_repository_before_is_not_the_agents(house):
+    house.upstream.commit({"old": TOKEN})
+    base = house.stage()
+    (house.workspace / "new").write_bytes(b"nothing of it\n")
+    _, became = house.patch_looked_through(base, Redactor({"TOKEN": TOKEN.decode()}).contains)
+    assert not became.contains_secret

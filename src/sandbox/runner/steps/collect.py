@@ -14,7 +14,7 @@ import msgspec
 
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.secret_fingerprint import has_fingerprint
-from sandbox.contracts.workspace import LeftOut
+from sandbox.contracts.workspace import ContainsSecret, LeftOut, Patch
 from sandbox.model.artifact import OWN_DIRECTORY, Artifact, Artifacts
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
@@ -31,16 +31,14 @@ async def collect(attempt: Attempt) -> None:
     """Store patch, transcript, what the patterns match, and the metadata.
 
     Whatever can be kept is kept, also when the patch cannot be made; the metadata comes last and tells of it.
-    Where the values of the secrets are not those that the agent had, what is kept may hold them unseen: then everything
-    is flagged, and nothing is called by its name. Once the metadata is there nothing is collected again: of the
-    workspace some may be removed already. Raises OSError, or an AttemptError because of one, where the server's disk
-    took something not: it can be tried again then.
+    Where the values of the secrets are not those that the agent had, what is kept of its disk may hold them unseen:
+    then all that is flagged, and nothing is called by its name. Once the metadata is there nothing is collected again:
+    of the workspace some may be removed already. Raises OSError, or an AttemptError because of one, where the server's
+    disk took something not: it can be tried again then.
     """
     if is_collected(attempt.task):
         return
-    if attempt.redaction is not None and not await asyncio.to_thread(
-        has_fingerprint, attempt.files.secret_fingerprint, attempt.secrets
-    ):
+    if attempt.redaction is not None and not await asyncio.to_thread(_knows_secrets, attempt):
         attempt = replace(attempt, redaction=None)
     directory = attempt.task_files.artifacts
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -60,6 +58,11 @@ async def collect(attempt: Attempt) -> None:
     await _keep(attempt, directory, _LAST, "application/json", _metadata(attempt))
 
 
+def _knows_secrets(attempt: Attempt) -> bool:
+    """Whether the values are those that an agent had on this disk; none are on one that is gone, or never was."""
+    return not attempt.files.disk.exists() or has_fingerprint(attempt.files.secret_fingerprint, attempt.secrets)
+
+
 def is_collected(task: Task) -> bool:
     """Whether collecting came to its end, perhaps in a runner that died later."""
     return any(artifact.name == _LAST for artifact in task.artifacts)
@@ -77,15 +80,20 @@ async def _collect_patch(attempt: Attempt, directory: Path) -> None:
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _PATCH_SHARE
     try:
         async with asyncio.timeout(seconds):
-            reason = await attempt.equipment.workspaces.patch(
-                attempt.files.root, base_commit, part, confine_for(attempt)
+            patch = await attempt.equipment.workspaces.patch(
+                attempt.files.root, base_commit, part, confine_for(attempt), _looking(attempt)
             )
     except TimeoutError:
-        reason = f"making it took longer than {seconds:.1f} s"
-        part.write_text(f"# truncated: {reason}\n")
-    await _record(attempt, directory, name, "text/x-diff", part)
-    if reason is not None:
-        await _collect_changed_files(attempt, directory, base_commit, reason)
+        patch = Patch(unfinished=f"making it took longer than {seconds:.1f} s")
+        part.write_text(f"# truncated: {patch.unfinished}\n")
+    has_secret = patch.contains_secret or _is_blind(attempt)
+    await _record(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret)
+    if patch.unfinished is not None:
+        await _collect_changed_files(attempt, directory, base_commit, patch.unfinished)
+
+
+def _looking(attempt: Attempt) -> ContainsSecret:
+    return (lambda _: False) if attempt.redaction is None else attempt.redaction.contains
 
 
 async def _collect_changed_files(attempt: Attempt, directory: Path, base_commit: str, reason: str) -> None:
@@ -102,7 +110,7 @@ async def _collect_changed_files(attempt: Attempt, directory: Path, base_commit:
         problem = f"The patch does not hold everything: {reason}. Keeping the changed files took longer than "
         limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."
         raise AttemptError(FailureCode.COLLECT_FAILED, problem + limit) from None
-    await _record(attempt, directory, name, "application/x-tar", part)
+    await _record(attempt, directory, name, "application/x-tar", part, contains_secret=_is_blind(attempt))
     but = f" but for some: {missing}" if missing else ""
     message = f"The patch does not hold everything: {reason}. The new and changed files are in {name}{but}."
     attempt.recorder.record_once(Trouble("patch_truncated", message))
@@ -119,16 +127,18 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
         if isinstance(found, LeftOut):
             path = "a file" if _is_blind(attempt) else found.path
             attempt.recorder.record_once(Trouble("artifact_left_out", f"{path}: {found.reason}"), about=found.path)
-        elif _tells(attempt, found):
+        elif (kept := _kept(attempt, found.name)) is None and _tells(attempt, found):
             telling.append(found)
         else:
             names.add(found.name)
-            _tell(attempt, await _checked(attempt, directory, found))
+            is_seen = kept is not None and kept.checksum == found.checksum
+            if not (is_seen and _is_blind(attempt)):
+                _tell(attempt, await _checked(attempt, directory, _distrusted(attempt, found)))
     for found, name in zip(telling, _telling_nothing(names.union(one.name for one in telling)), strict=False):
         renamed = _renamed(directory, found, name)
         if _is_blind(attempt):
             renamed = msgspec.structs.replace(renamed, path=name)
-        _tell(attempt, await _checked(attempt, directory, renamed))
+        _tell(attempt, await _checked(attempt, directory, _distrusted(attempt, renamed)))
 
 
 def _tar_name(attempt: Attempt) -> str:
@@ -138,6 +148,11 @@ def _tar_name(attempt: Attempt) -> str:
 def _is_blind(attempt: Attempt) -> bool:
     """Whether the task's secrets may stand anywhere, and cannot be found."""
     return attempt.redaction is None and bool(attempt.task.manifest.secrets)
+
+
+def _distrusted(attempt: Attempt, artifact: Artifact) -> Artifact:
+    """Flagged where nobody can look through it."""
+    return msgspec.structs.replace(artifact, contains_secret=_is_blind(attempt))
 
 
 def _tells(attempt: Attempt, artifact: Artifact) -> bool:
@@ -164,7 +179,8 @@ async def _keep(attempt: Attempt, directory: Path, name: str, content_type: str,
         await asyncio.to_thread(_fill, part, chunks, is_over)
     finally:
         is_over.set()
-    await _record(attempt, directory, name, content_type, part)
+    # The journal was redacted by who knew the values.
+    await _record(attempt, directory, name, content_type, part, contains_secret=False)
 
 
 def _fill(part: Path, chunks: Iterable[bytes], is_over: threading.Event) -> None:
@@ -176,10 +192,13 @@ def _fill(part: Path, chunks: Iterable[bytes], is_over: threading.Event) -> None
             file.write(chunk)
 
 
-async def _record(attempt: Attempt, directory: Path, name: str, content_type: str, part: Path) -> None:
+async def _record(
+    attempt: Attempt, directory: Path, name: str, content_type: str, part: Path, *, contains_secret: bool
+) -> None:
     """Flush, take the checksum, give the file its name, then say that it is there."""
     checksum, size_bytes = await asyncio.to_thread(_store, part, directory / name)
-    artifact = Artifact(name, f"{OWN_DIRECTORY}/{name}", size_bytes, content_type, f"sha256:{checksum}")
+    path = f"{OWN_DIRECTORY}/{name}"
+    artifact = Artifact(name, path, size_bytes, content_type, f"sha256:{checksum}", contains_secret=contains_secret)
     _tell(attempt, await _checked(attempt, directory, artifact))
 
 
@@ -206,10 +225,10 @@ def _kept(attempt: Attempt, name: str) -> Artifact | None:
 
 
 async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Artifact:
-    """Flagged when it holds the value of a secret, or may."""
+    """Flagged when it holds the value of a secret, if it is not already."""
     redaction = attempt.redaction
-    if redaction is None:
-        return msgspec.structs.replace(artifact, contains_secret=_is_blind(attempt))
+    if redaction is None or artifact.contains_secret:
+        return artifact
     is_over = threading.Event()
     chunks = itertools.takewhile(lambda _: not is_over.is_set(), _chunks(directory / artifact.name))
     try:
