@@ -48,7 +48,17 @@ def _calls(schema: dict[str, Any]) -> Iterator[str]:
                 yield "| parameter | in | what it is |\n| --- | --- | --- |"
                 yield from (f"| `{one['name']}` | {one['in']} | {_purpose(one)} |" for one in told)
                 yield ""
+            if "requestBody" in operation:
+                yield f"{_body(operation['requestBody'])}\n"
             yield f"Answers: {', '.join(_answers(operation))}\n"
+
+
+def _body(body: dict[str, Any]) -> str:
+    """Of one that is a plain object the fields, too."""
+    kinds = ", ".join(f"`{kind}`" for kind in body["content"])
+    fields = [f"`{name}`" for media in body["content"].values() for name in media["schema"].get("properties", ())]
+    told = f"Body ({kinds}{'' if body['required'] else '; may be left out'}): {body['description']}"
+    return f"{told} Fields: {', '.join(fields)}." if fields else told
 
 
 def _answers(operation: dict[str, Any]) -> Iterator[str]:
@@ -99,7 +109,7 @@ def _commands() -> Iterator[str]:
         own = [option for option in options if not {*option.opts} & {*COMMON}]
         if own:
             yield "| option | what it does |\n| --- | --- |"
-            yield from (f"| {_names(option, context)} | {_cell(option.help or '')} |" for option in own)
+            yield from (f"| {_names(option, context)} | {_option_purpose(option)} |" for option in own)
             yield ""
         if command.epilog:
             yield f"{_prose(command.epilog)}\n"
@@ -114,9 +124,26 @@ def _names(option: click.Option, context: click.Context) -> str:
     return _cell(names if option.is_flag else f"{names} {option.make_metavar(context)}".replace("|", " \\| "))
 
 
+def _option_purpose(option: click.Option) -> str:
+    """What click's own help says of it beside its text, too."""
+    told = (option.help or "").removesuffix(".")
+    if isinstance(option.type, click.IntRange) and option.type.min:
+        least, most = option.type.min, option.type.max
+        told += f"; at least {least}" if most is None else f"; {least} to {most}"
+    ends = "." if (option.help or "").endswith(".") else ""
+    return _cell(f"{told}{ends} Required." if option.required else f"{told}{ends}")
+
+
 def _prose(text: str | None) -> str:
-    paragraphs = (text or "").replace("\b", "").strip().split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    return "\n\n".join(_paragraph(paragraph) for paragraph in (text or "").strip().split("\n\n"))
+
+
+def _paragraph(text: str) -> str:
+    """One line; lines as they are, as code, where click is told to keep them."""
+    if text.lstrip().startswith("\b"):
+        lines = text.replace("\b", "").strip("\n").splitlines()
+        return "\n".join(["```", *(line.strip() for line in lines), "```"])
+    return " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from sandbox.api.bodies import CancelledBody, DryRunBody, SubmittedBody, TaskBod
 from sandbox.api.context import Asked
 from sandbox.api.idempotency import HEADER, KEY_LENGTH_MAX, KEY_PATTERN, read_idempotency
 from sandbox.api.openapi import MANIFEST_REF, header, parameters, problems, request_body
-from sandbox.api.request_body import CancelWish, is_json, read_body, read_cancel_wish
+from sandbox.api.request_body import REASON_LENGTH_MAX, CancelWish, is_json, read_body, read_cancel_wish
 from sandbox.api.status import definition_body, status_body
 from sandbox.api.streamed import disconnected
 from sandbox.contracts.subject import TASK_ID
@@ -49,6 +49,8 @@ _KEY = header(
     {"type": "string", "minLength": 1, "maxLength": KEY_LENGTH_MAX, "pattern": KEY_PATTERN},
 )
 _DryRun = Annotated[bool, Query(description="Check the manifest as a submission does, and submit nothing")]
+_Reason = Annotated[str, Query(description=f"Kept with the task; {REASON_LENGTH_MAX} characters at most")]
+_Force = Annotated[bool, Query(description="Give the agent no time to end by itself")]
 _CANCEL_WISH = request_body(
     "What the query says may be said here instead.",
     required=False,
@@ -150,7 +152,7 @@ async def _answer(waiting: asyncio.Task[Task], tasks: Tasks, task_id: str) -> Ta
 
 
 async def cancel_task(
-    request: Request, asked: Asked, task_id: paths.TaskId, reason: str = "", *, force: bool = False
+    request: Request, asked: Asked, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
 ) -> Json:
     """Cancel a task. Again before the end: `force` hurries it."""
     wish = await read_cancel_wish(request, CancelWish(reason, force))

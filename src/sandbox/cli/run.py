@@ -28,9 +28,9 @@ NAME_CHARACTERS_MAX = 72
 
 
 _EXIT_CODES = """\
-Exit code: 0 the task completed, 1 it failed, 8 it was cancelled; 4 something here is not pushed, the id is taken,
-the patch does not fit or holds nothing that git could apply, or something else is checked out by then; 5 a secret was
-found in the patch; 9 the manifest has mistakes."""
+Exit code: 0 the task completed (it may have changed nothing), 1 it failed, 8 it was cancelled; 4 something here is not
+pushed, the id is taken, the patch does not fit or has remarks only, or something else is checked out by then; 5 a
+secret was found in the patch; 9 the manifest has mistakes."""
 
 
 @click.command(epilog=_EXIT_CODES)
