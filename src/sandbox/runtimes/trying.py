@@ -32,7 +32,7 @@ async def try_once(
     memory_bytes: int,
     within_seconds: float = _SECONDS,
 ) -> frozenset[str]:
-    """Create, run a copy of `true`, destroy, within 10 s; gives the limits that hold.
+    """Create, run a copy of `true`, destroy, within `_SECONDS` unless told otherwise; gives the limits that hold.
 
     Raises SandboxError, OSError, TimeoutError.
     """
@@ -56,7 +56,7 @@ async def try_once(
 
 
 async def why_not_confined(runtime: Runtime, run_dir: Path) -> str | None:
-    """None when git, a program of the host's, runs confined here, else the reason; within 20 s.
+    """None when git, a program of the host's, runs confined here, else the reason; within twice `_SECONDS`.
 
     What does not work is tried twice, for a moment without processes or memory looks like anything. Raises
     MachineBusyError where something of the moment was in the way again, from which nothing follows.
