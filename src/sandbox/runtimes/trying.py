@@ -14,7 +14,7 @@ from sandbox.contracts.runtime import Command, ConfinementSpec, Runtime, Sandbox
 from sandbox.model.errors import AttemptError, FailureCode, SandboxError
 from sandbox.runtimes import cgroups
 
-_SECONDS = 8.0
+_TRY_SECONDS = 8.0
 _SIGNAL = 128
 _OF_THE_MOMENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _MEMORY_BYTES, _PROCESSES = 64 * 1024 * 1024, 16
@@ -30,9 +30,9 @@ async def try_once(
     hierarchies: cgroups.Hierarchies,
     *,
     memory_bytes: int,
-    within_seconds: float = _SECONDS,
+    within_seconds: float = _TRY_SECONDS,
 ) -> frozenset[str]:
-    """Create, run a copy of `true`, destroy, within `_SECONDS` unless told otherwise; gives the limits that hold.
+    """Create, run a copy of `true`, destroy, within `_TRY_SECONDS` unless told otherwise; gives the limits that hold.
 
     Raises SandboxError, OSError, TimeoutError.
     """
@@ -56,7 +56,7 @@ async def try_once(
 
 
 async def why_not_confined(runtime: Runtime, run_dir: Path) -> str | None:
-    """None when git, a program of the host's, runs confined here, else the reason; within twice `_SECONDS`.
+    """None when git, a program of the host's, runs confined here, else the reason; within twice `_TRY_SECONDS`.
 
     What does not work is tried twice, for a moment without processes or memory looks like anything. Raises
     MachineBusyError where something of the moment was in the way again, from which nothing follows.
@@ -74,7 +74,7 @@ async def _why_not_confined_now(runtime: Runtime, run_dir: Path) -> str | None:
     place = probe_place(run_dir, attempt_id)
     spec = ConfinementSpec(1, _MEMORY_BYTES, _PROCESSES, [place])
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(_TRY_SECONDS):
             handle = runtime.plan(attempt_id)
             try:
                 place.mkdir(parents=True, mode=0o700)
@@ -84,7 +84,7 @@ async def _why_not_confined_now(runtime: Runtime, run_dir: Path) -> str | None:
                 await runtime.destroy(handle, place)
                 shutil.rmtree(place, ignore_errors=True)
     except TimeoutError:
-        raise MachineBusyError(f"git did not end within {_SECONDS:g} s") from None
+        raise MachineBusyError(f"git did not end within {_TRY_SECONDS:g} s") from None
     except (SandboxError, OSError) as error:
         if _is_of_the_moment(error):
             raise MachineBusyError(str(error)) from error

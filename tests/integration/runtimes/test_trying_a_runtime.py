@@ -112,7 +112,7 @@ def no_process():
 
 @pytest.fixture
 def _is_impatient(monkeypatch):
-    monkeypatch.setattr("sandbox.runtimes.trying._SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.runtimes.trying._TRY_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("_is_impatient")

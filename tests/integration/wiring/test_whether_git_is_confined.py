@@ -37,7 +37,7 @@ class Slow:
 @pytest.fixture
 def offers(monkeypatch):
     def offer(runtime):
-        monkeypatch.setattr("sandbox.runtimes.trying._SECONDS", 0.1)
+        monkeypatch.setattr("sandbox.runtimes.trying._TRY_SECONDS", 0.1)
         for room in (confining, runtime_findings):
             monkeypatch.setattr(room, "make_runtime", lambda *_, **__: runtime)
 

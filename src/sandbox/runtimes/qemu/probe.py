@@ -17,7 +17,7 @@ NAME = "qemu"
 TIER = "vm"
 _STRENGTH = 30
 _MEMORY_BYTES = 128 * 1024 * 1024
-_SECONDS = 60.0
+_EMULATED_SECONDS = 60.0
 _KVM_SECONDS = 10.0
 _NEEDS_KVM = "KVM does not work here, so every instruction would be emulated: ask for the runtime by its name, qemu."
 
@@ -52,7 +52,7 @@ async def probe_by_trying(runtime: Guests, run_dir: Path, kvm: KvmFinding, *, on
         kvm.forget()
         if only_kvm and not kvm.is_there():
             return _failing(_NEEDS_KVM)
-        seconds = _KVM_SECONDS if only_kvm else _SECONDS
+        seconds = _KVM_SECONDS if only_kvm else _EMULATED_SECONDS
         limits = await try_once(
             runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, within_seconds=seconds
         )
