@@ -19,6 +19,7 @@ from sandbox.contracts.store import TaskPage, TaskQuery
 from sandbox.contracts.tasks import Tasks
 from sandbox.model.state import TaskState
 
+LIMIT_MAX = 1000
 OFFSET_MAX = 2**53
 
 _LABEL = "label."
@@ -43,7 +44,7 @@ class ListQuery(BaseModel):
     )
     sort: Sort = "created_at"
     order: Order = "desc"
-    limit: int = Field(100, ge=1, le=1000)
+    limit: int = Field(100, ge=1, le=LIMIT_MAX)
     offset: int = Field(0, ge=0, le=OFFSET_MAX)
     cursor: str | None = Field(
         None,

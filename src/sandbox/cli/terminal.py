@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sandbox.client.terminal import Exit, Terminal
 
 DETACH_KEYS = "ctrl-p,ctrl-q"
+SIZE_MAX = 1000
 _CHUNK_BYTES = 4096
 _RESET = b"\x18\x1b[?1049l\x1b[?1000;1002;1003;1006;2004;1004l\x1b[?25h\x1b[0m\x1b[<u\x1b>\x1b[?1l\r"
 """An end to what was only begun; the main screen, no mouse and paste marks, the cursor, no colours, plain keys."""
@@ -78,7 +79,7 @@ def run_terminal(options: Chosen, task_id: str, keys: bytes, **wanted: Any) -> E
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fail("Error: This needs a terminal: stdin and stdout must be one.", ExitCode.USAGE)
     size = os.get_terminal_size()
-    wanted |= {"rows": min(size.lines, 1000) or 24, "columns": min(size.columns, 1000) or 80}
+    wanted |= {"rows": min(size.lines, SIZE_MAX) or 24, "columns": min(size.columns, SIZE_MAX) or 80}
     wanted |= {"term": term} if (term := os.environ.get("TERM")) else {}
     return asyncio.run(_run(options, task_id, Detaching(keys), wanted))
 

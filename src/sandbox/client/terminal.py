@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 OPEN_SECONDS = 90.0
 """Of a preserved task a sandbox is made first, for which the server takes a minute at most."""
 
+CLOSE_SECONDS = 2.0
+
 _MESSAGE_BYTES_MAX = 1024 * 1024
 
 
@@ -91,7 +93,7 @@ async def open_terminal(server: str, token: str | None, task_id: str, **wanted: 
             str(url),
             additional_headers=headers,
             open_timeout=OPEN_SECONDS,
-            close_timeout=2,
+            close_timeout=CLOSE_SECONDS,
             max_size=_MESSAGE_BYTES_MAX,
             compression=None,
             proxy=None,

@@ -34,6 +34,7 @@ from sandbox.model.limits import (
 from sandbox.runner.output import redacted_chunks
 
 SHELL = ("/bin/bash",)
+_SIZE_MAX = 1000
 _decoder: "msgspec.msgpack.Decoder[FromClient]" = msgspec.msgpack.Decoder(FromClient)
 
 
@@ -64,7 +65,8 @@ class Client:
         with contextlib.suppress(OSError, ValueError):
             while (wished := await read_frame(self._reader, _decoder)) is not None:
                 if isinstance(wished, Resized):
-                    self.size = TerminalSize(*(min(max(number, 1), 1000) for number in (wished.rows, wished.columns)))
+                    told = (wished.rows, wished.columns)
+                    self.size = TerminalSize(*(min(max(number, 1), _SIZE_MAX) for number in told))
                 if may_type.is_set() and isinstance(wished, Resized):
                     await terminal.resize(self.size)
                 elif may_type.is_set() and isinstance(wished, Typed):
