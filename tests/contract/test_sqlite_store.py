@@ -37,19 +37,20 @@ for number in range(100_000):
 """
 
 TO_VERSION_3 = """
+DROP TABLE texts;
 ALTER TABLE tasks DROP COLUMN artifacts;
 ALTER TABLE tasks DROP COLUMN fold;
 PRAGMA user_version = 3;
 """
 
 
-def submitted(task_id):
+def submitted(task_id, prompt="p"):
     manifest = Manifest(
         version="1",
         kind="Task",
         metadata=Metadata(name="n", labels={"k": "v"}),
         repository=Repository(url="https://git.example.org/r", branch="main"),
-        claude=Claude(prompt="p"),
+        claude=Claude(prompt=prompt),
     )
     return advance(None, e.TaskSubmitted(task_id, manifest), seq=1, at=datetime.now(UTC)).task
 
@@ -237,6 +238,60 @@ def test_artifacts_of_an_older_index_are_moved_out_of_its_tasks(path, damage):
     store.close()
 
 
+def test_a_large_prompt_is_written_once_however_often_its_task_changes(path):
+    store = SqliteStore(path)
+    known = submitted("a", prompt="x" * 500_000)
+    store.insert(Indexed(known, 1))
+    written_bytes = path.with_name("index.sqlite-wal").stat().st_size
+    for number in range(10):
+        progress = e.Progress(output_bytes=number)
+        store.save(Indexed(msgspec.structs.replace(known, progress=progress), 2 + number))
+    assert path.with_name("index.sqlite-wal").stat().st_size < written_bytes + 500_000
+    assert store.load("a").task.manifest == known.manifest
+    store.close()
+
+
+def test_the_texts_of_an_older_index_are_read_where_they_were(path):
+    store = SqliteStore(path)
+    known = Indexed(submitted("a"), 1)
+    store.save(known)
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE tasks SET task = ?", (msgspec.json.encode(known.task),))
+    connection.execute("DELETE FROM texts")
+    connection.commit()
+    connection.close()
+    assert (store.outdated(), store.load("a")) == ([], known)
+    store.save(known)
+    assert (store.outdated(), store.load("a")) == ([], known)
+    store.close()
+
+
+def test_a_task_whose_texts_are_gone_is_read_anew(path):
+    store = SqliteStore(path)
+    known = Indexed(submitted("a"), 1)
+    store.save(known)
+    connection = sqlite3.connect(path)
+    connection.execute("DELETE FROM texts")
+    connection.commit()
+    connection.close()
+    with pytest.raises(IndexDamagedError, match="no prompt"):
+        store.load("a")
+    assert store.outdated() == ["a"]
+    store.save(known)
+    assert (store.outdated(), store.load("a")) == ([], known)
+    store.close()
+
+
+def test_who_uses_an_id_again_has_texts_of_their_own(path):
+    store = SqliteStore(path)
+    store.save(Indexed(submitted("a", prompt="first"), 1))
+    store.forget("a")
+    known = Indexed(submitted("a", prompt="second"), 1)
+    store.insert(known)
+    assert store.load("a") == known
+    store.close()
+
+
 def test_a_list_reads_no_artifacts(path):
     store = SqliteStore(path)
     store.save(Indexed(submitted("a"), 1))
@@ -288,9 +343,11 @@ def test_a_file_that_is_no_index_is_refused_with_a_sentence_and_left_alone(tmp_p
 
 def test_before_an_older_index_is_brought_up_to_date_it_is_copied(path):
     store = SqliteStore(path)
-    store.insert(Indexed(submitted("a"), 5))
+    known = submitted("a")
+    store.insert(Indexed(known, 5))
     store.close()
     newest = version(path)
+    rot(path, "task", msgspec.json.encode(known))
     connection = sqlite3.connect(path)
     connection.executescript(TO_VERSION_3)
     connection.close()

@@ -1,6 +1,7 @@
 """The index of tasks, held against every store there is."""
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -48,6 +49,9 @@ def task(task_id, state=TaskState.PENDING, *, created=0, started=None, changed=N
     return Task(task_id, manifest, state, f"is {state}", tuple(history), last_seq=len(history))
 
 
+ARTIFACTS = (Artifact("a.patch", ".sandbox/a.patch", 5, "text/x-diff", "sha256:00"),)
+
+
 def ids(page):
     return [task.id for task in page.tasks]
 
@@ -62,18 +66,25 @@ def test_a_task_comes_back_whole(store):
             "exit_code": 137,
             "result": {"subtype": "error", "usage": {"n": [1, 2.5, None, "é\u2028\x00"]}},
             "progress": e.Progress(output_bytes=2**40, last_activity_at=NOON, cost_usd=0.25),
-            "artifacts": (Artifact("a.patch", ".sandbox/a.patch", 5, "text/x-diff", "sha256:00"),),
+            "artifacts": ARTIFACTS,
         }
     )
+    full = with_texts(full, "Do é\u2028\n" * 9, "ZGlmZg==")
     store.insert(Indexed(full, 4711))
 
     assert store.load("full") == Indexed(full, 4711)
-    assert store.query(TaskQuery()).tasks == [msgspec.structs.replace(full, artifacts=())]
+    assert store.query(TaskQuery()).tasks == [with_texts(msgspec.structs.replace(full, artifacts=()), "", None)]
 
 
-def test_every_question_about_one_task_tells_its_artifacts(store):
-    artifacts = (Artifact("a.patch", ".sandbox/a.patch", 5, "text/x-diff", "sha256:00"),)
-    known = Indexed(msgspec.structs.replace(task("a"), artifacts=artifacts, idempotency=e.Idempotency("k", "0")), 1)
+def with_texts(known, prompt, patch):
+    manifest = known.manifest
+    claude, repository = replace(manifest.claude, prompt=prompt), replace(manifest.repository, patch=patch)
+    return msgspec.structs.replace(known, manifest=replace(manifest, claude=claude, repository=repository))
+
+
+def test_every_question_about_one_task_tells_its_artifacts_and_texts(store):
+    whole = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
+    known = Indexed(msgspec.structs.replace(whole, idempotency=e.Idempotency("k", "0")), 1)
     store.save(known)
     assert store.unfinished() == [known]
     assert store.find_by_idempotency_key("k", NOON) == known

@@ -1,7 +1,7 @@
 """The index of tasks: what the server answers questions from. It can be rebuilt from the journals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -82,16 +82,18 @@ class TaskQuery:
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """A page of tasks, without their artifacts, and how many there are in all; `next_cursor` where more follow."""
+    """A page of tasks, `as_listed`, and how many there are in all; `next_cursor` where more follow."""
 
     tasks: Sequence[Task]
     total_count: int
     next_cursor: Cursor | None = None
 
 
-def without_artifacts(task: Task) -> Task:
-    """As a list has it."""
-    return msgspec.structs.replace(task, artifacts=())
+def as_listed(task: Task) -> Task:
+    """Without what may be large and no list shows: its artifacts, its prompt and its patch."""
+    manifest = task.manifest
+    claude, repository = replace(manifest.claude, prompt=""), replace(manifest.repository, patch=None)
+    return msgspec.structs.replace(task, artifacts=(), manifest=replace(manifest, claude=claude, repository=repository))
 
 
 class Store(Protocol):
@@ -134,7 +136,7 @@ class Store(Protocol):
         ...
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks without their artifacts, which are many. Raises InvalidCursorError."""
+        """A page of tasks, `as_listed`. Raises InvalidCursorError."""
         ...
 
     def count_by_state(self) -> Mapping[TaskState, int]:

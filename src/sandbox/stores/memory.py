@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from operator import gt, itemgetter, lt
 
-from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQuery, without_artifacts
+from sandbox.contracts.store import DuplicateTaskError, Indexed, TaskPage, TaskQuery, as_listed
 from sandbox.model.state import TaskState
 from sandbox.model.task import Task
 from sandbox.stores.place import Place, cursor_of, cursor_place, place_of
@@ -60,7 +60,7 @@ class MemoryStore:
         return max(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id), default=None)
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks without their artifacts. Raises InvalidCursorError."""
+        """A page of tasks, `as_listed`. Raises InvalidCursorError."""
         begin, is_descending = cursor_place(query), query.order == "desc"
 
         def rank(place: Place) -> tuple[bool, int | str, str]:
@@ -76,7 +76,7 @@ class MemoryStore:
             is_behind = lt if is_descending else gt
             ranked = [(place, task) for place, task in ranked if is_behind(place, rank(begin))]
         end = query.offset + query.limit
-        tasks = [without_artifacts(task) for _, task in ranked[query.offset : end]]
+        tasks = [as_listed(task) for _, task in ranked[query.offset : end]]
         has_more = bool(tasks) and len(ranked) > end
         return TaskPage(tasks, len(matching), cursor_of(tasks[-1], query.sort) if has_more else None)
 

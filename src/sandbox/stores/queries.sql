@@ -33,12 +33,13 @@ ON CONFLICT (id) DO UPDATE SET
     artifacts = excluded.artifacts;
 
 -- name: forget_task
--- Takes a task out; its labels go with it.
+-- Takes a task out; its labels and texts go with it.
 DELETE FROM tasks WHERE id = :id;
 
 -- name: every_task
 -- Every task, and by which rules it was worked out of its journal.
-SELECT id, fold, task, journal_offset, state, artifacts FROM tasks;
+SELECT id, fold, task, journal_offset, state, artifacts, prompt, patch
+FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id;
 
 -- name: labels
 -- The labels of a task.
@@ -52,20 +53,30 @@ DELETE FROM labels WHERE task_id = :id;
 -- Gives a task one label.
 INSERT INTO labels (task_id, key, value) VALUES (?, ?, ?);
 
+-- name: keep_texts
+-- Writes down a task's texts, where others or none are known.
+INSERT INTO texts (task_id, prompt, patch) VALUES (:id, :prompt, :patch)
+ON CONFLICT (task_id) DO UPDATE SET prompt = excluded.prompt, patch = excluded.patch
+WHERE prompt != excluded.prompt OR patch IS NOT excluded.patch;
+
 -- name: load_task
 -- One task.
-SELECT task, journal_offset, state, artifacts FROM tasks WHERE id = :id;
+SELECT task, journal_offset, state, artifacts, prompt, patch
+FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id
+WHERE id = :id;
 
 -- name: find_by_idempotency_key
 -- The newest task that was submitted with a key, not before a time.
-SELECT task, journal_offset, state, artifacts FROM tasks
+SELECT task, journal_offset, state, artifacts, prompt, patch
+FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id
 WHERE idempotency_key = :key AND created_at >= :since
 ORDER BY created_at DESC, id DESC
 LIMIT 1;
 
 -- name: unfinished_tasks
 -- Every task in one of the states (a JSON list), oldest first.
-SELECT task, journal_offset, state, artifacts FROM tasks
+SELECT task, journal_offset, state, artifacts, prompt, patch
+FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id
 WHERE state IN (SELECT value FROM json_each(:states))
 ORDER BY created_at, id;
 
@@ -78,7 +89,7 @@ SELECT state, count(*) FROM tasks GROUP BY state;
 SELECT id FROM tasks;
 
 -- name: task_page
--- A page of tasks, without their artifacts. {filters} are joined from those below, {sort} is a column, {order} is ASC or DESC.
+-- A page of tasks, without their artifacts and texts. {filters} are joined from those below, {sort} is a column, {order} is ASC or DESC.
 SELECT task FROM tasks
 WHERE {filters}
 ORDER BY {sort} {order} NULLS LAST, id {order}

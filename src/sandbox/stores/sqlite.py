@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from sandbox.contracts.store import (
     Indexed,
     TaskPage,
     TaskQuery,
-    without_artifacts,
+    as_listed,
 )
 from sandbox.model.artifact import Artifact
 from sandbox.model.decoding import DECODE_ERRORS
@@ -54,7 +55,7 @@ class SqliteStore:
             if connection.execute(self._sql["insert_task"], row).rowcount == 0:
                 [known] = connection.execute(self._sql["load_task"], row).fetchall()
                 raise DuplicateTaskError(_indexed(known).task)
-            self._write_labels(connection, indexed.task)
+            self._write_beside(connection, indexed.task)
 
     def save(self, indexed: Indexed) -> None:
         """Replace what is known of a task, or add it."""
@@ -65,10 +66,10 @@ class SqliteStore:
         with self._connections.writing() as connection:
             for each in indexed:
                 connection.execute(self._sql["save_task"], _row(each))
-                self._write_labels(connection, each.task)
+                self._write_beside(connection, each.task)
 
     def forget(self, task_id: str) -> None:
-        """Take a task out of the index, and its labels with it."""
+        """Take a task out of the index, and with it what stands beside it."""
         with self._connections.writing() as connection:
             connection.execute(self._sql["forget_task"], {"id": task_id})
 
@@ -93,7 +94,7 @@ class SqliteStore:
         return _indexed(rows[0]) if rows else None
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks without their artifacts. Raises InvalidCursorError."""
+        """A page of tasks, `as_listed`. Raises InvalidCursorError."""
         listing = Listing(self._sql, query)
         with self._connections.reading() as connection:
             found, total = listing.read(connection)
@@ -121,8 +122,9 @@ class SqliteStore:
         with self._connections.reading() as connection:
             return connection.execute(self._sql[name], values or {}).fetchall()
 
-    def _write_labels(self, connection: sqlite3.Connection, task: Task) -> None:
-        """Most saves find the labels as they are, and then write nothing."""
+    def _write_beside(self, connection: sqlite3.Connection, task: Task) -> None:
+        """Most saves find texts and labels as they are, and then write nothing."""
+        connection.execute(self._sql["keep_texts"], _texts(task))
         labels = task.manifest.metadata.labels
         if dict(connection.execute(self._sql["labels"], {"id": task.id})) == labels:
             return
@@ -160,15 +162,26 @@ def _row(indexed: Indexed) -> dict[str, object]:
         "state_changed_at": microseconds(task.state_changed_at),
         "idempotency_key": task.idempotency.key if task.idempotency else None,
         "journal_offset": indexed.offset,
-        "task": msgspec.json.encode(without_artifacts(task)),
+        "task": msgspec.json.encode(as_listed(task)),
         "fold": FOLD,
         "artifacts": msgspec.json.encode(task.artifacts),
     }
 
 
+def _texts(task: Task) -> dict[str, object]:
+    return {"id": task.id, "prompt": task.manifest.claude.prompt, "patch": task.manifest.repository.patch}
+
+
 def _indexed(row: Sequence[Any]) -> Indexed:
-    encoded, offset, state, artifacts = row
-    task = msgspec.structs.replace(_decoded(_decoder, encoded), artifacts=_decoded(_artifacts_decoder, artifacts))
+    encoded, offset, state, artifacts, prompt, patch = row
+    listed = _decoded(_decoder, encoded)
+    manifest = listed.manifest
+    if not manifest.claude.prompt:
+        if not prompt:
+            raise IndexDamagedError(f"task {listed.id} has no prompt")
+        claude, repository = replace(manifest.claude, prompt=prompt), replace(manifest.repository, patch=patch)
+        manifest = replace(manifest, claude=claude, repository=repository)
+    task = msgspec.structs.replace(listed, artifacts=_decoded(_artifacts_decoder, artifacts), manifest=manifest)
     if task.state != state:
         raise IndexDamagedError(f"task {task.id} is {task.state}, and {state!r} by its row")
     return Indexed(task, offset)
