@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sandbox.model.decoding import DECODE_ERRORS
+from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.printable import printable
 
 TEXT_CHARACTERS_MAX = 256
@@ -14,6 +15,12 @@ TEXT_CHARACTERS_MAX = 256
 
 RESULT_BYTES_MAX = 256 * 1024
 """A result event kept whole; of a larger one the short fields and the beginning of its text are kept."""
+
+LONG_LINE_VALUES_MAX = 500_000
+"""What may stand in a part of a line that is over OUTPUT_LINE_BYTES_MAX, commas and brackets in its texts counted too.
+
+So many fit into a line of that bound: a longer one takes no more time and memory to read.
+"""
 
 _RESULT_TEXT_CHARACTERS_MAX = 32 * 1024
 _FIELD_CHARACTERS_MAX = 1024
@@ -89,7 +96,7 @@ def read_line(line: bytes) -> Line | None:
 
 def read_message(line: Line) -> Message:
     """The message of an event; an empty one where it has none."""
-    return _decoded(_MESSAGE, line.message) or Message()
+    return _decoded_if_sparse(_MESSAGE, line.message) or Message()
 
 
 def read_blocks(message: Message) -> list[Block]:
@@ -101,7 +108,7 @@ def read_blocks(message: Message) -> list[Block]:
 
 def read_beginning(line: bytes) -> Beginning:
     """What an `init` event says; nothing is there where it has another shape."""
-    return _decoded(_BEGINNING, line) or Beginning()
+    return _decoded_if_sparse(_BEGINNING, line) or Beginning()
 
 
 def read_retry(line: bytes) -> Retry:
@@ -111,7 +118,7 @@ def read_retry(line: bytes) -> Retry:
 
 def read_result(line: bytes) -> dict[str, Any] | None:
     """A result event, bounded in size, depth and numbers, so that it can be encoded anywhere."""
-    result = _decoded(_RESULT, line)
+    result = _decoded_if_sparse(_RESULT, line)
     if result is None:
         return None
     if len(line) > RESULT_BYTES_MAX:
@@ -122,6 +129,13 @@ def read_result(line: bytes) -> dict[str, Any] | None:
 def clean(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
     """Text for a person's eyes on one line: cut, and every control or format character replaced."""
     return printable(text[:characters_max], lambda _: " ")
+
+
+def _decoded_if_sparse(decoder: msgspec.json.Decoder[_Shape], data: bytes | msgspec.Raw) -> _Shape | None:
+    text = bytes(data)
+    if len(text) > OUTPUT_LINE_BYTES_MAX and sum(map(text.count, (b",", b"[", b"{"))) > LONG_LINE_VALUES_MAX:
+        return None
+    return _decoded(decoder, text)
 
 
 def _decoded(decoder: msgspec.json.Decoder[_Shape], data: bytes | msgspec.Raw) -> _Shape | None:

@@ -21,6 +21,9 @@ MANIFEST_MISTAKES_MAX = 100
 OUTPUT_LINE_BYTES_MAX = 1024 * 1024
 """A line of output kept whole; longer ones are split and marked."""
 
+HEARD_LINE_BYTES_MAX = 16 * 1024 * 1024
+"""A line of the agent that its runner listens to; nothing of a longer one is held in memory, and it tells nothing."""
+
 OUTPUT_BYTES_MAX = 1024**3
 """Output of a task that is written down; what comes later is left out, and a `gap` says so."""
 

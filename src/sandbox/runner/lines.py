@@ -1,8 +1,8 @@
-"""Cuts a stream of bytes into lines, with a bound on what a line may hold in memory."""
+"""Cuts a stream of bytes into lines and joins their parts, with bounds on what a line may hold in memory."""
 
 from collections.abc import Iterator
 
-from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
+from sandbox.model.limits import HEARD_LINE_BYTES_MAX, OUTPUT_LINE_BYTES_MAX
 
 
 class LineSplitter:
@@ -36,3 +36,26 @@ class LineSplitter:
             begin += self._line_bytes_max
         if end > begin:
             yield bytes(self._pending[begin:end]), False
+
+
+class LineJoiner:
+    """Feed what a splitter gives, get whole lines. A line over the bound is let go of as soon as it is."""
+
+    def __init__(self, line_bytes_max: int = HEARD_LINE_BYTES_MAX) -> None:
+        self._line_bytes_max = line_bytes_max
+        self._parts: list[bytes] = []
+        self._size_bytes = 0
+
+    def feed(self, piece: bytes, continued: bool) -> bytes | None:
+        """The line that the piece ends; None within a line, and at the end of one over the bound."""
+        self._size_bytes += len(piece)
+        if self._size_bytes <= self._line_bytes_max:
+            self._parts.append(piece)
+        else:
+            self._parts.clear()
+        if continued:
+            return None
+        line = b"".join(self._parts)
+        self._parts.clear()
+        self._size_bytes = 0
+        return line or None

@@ -8,7 +8,7 @@ from sandbox.contracts.redaction import Redaction, StreamRedaction
 from sandbox.model.event import Event, Gap, Output, Stream
 from sandbox.model.limits import OUTPUT_BYTES_MAX, OUTPUT_PAUSE_SECONDS
 from sandbox.runner.allowance import OutputAllowance
-from sandbox.runner.lines import LineSplitter
+from sandbox.runner.lines import LineJoiner, LineSplitter
 
 _CUT = f"Output over {OUTPUT_BYTES_MAX // 1024**2} MiB is not kept; have the agent write it to a file."
 _CHUNK_BYTES = 64 * 1024
@@ -42,7 +42,7 @@ class AgentOutput:
         self._stdout_as = stdout_as
         self._stderr_tail: deque[bytes] = deque()
         self._stderr_tail_bytes = 0
-        self._in_long_line = False
+        self._whole_lines = LineJoiner()
         self._is_cut = False
 
     @property
@@ -107,10 +107,10 @@ class AgentOutput:
             then(piece, continued)
 
     def _hear(self, piece: bytes, continued: bool) -> None:
-        """Only lines that came whole are listened to: the tail of a split one means nothing."""
-        if not continued and not self._in_long_line:
-            self._listen(piece)
-        self._in_long_line = continued
+        """Only whole lines are listened to: the tail of a split one means nothing."""
+        line = self._whole_lines.feed(piece, continued)
+        if line is not None:
+            self._listen(line)
 
     def _keep_tail(self, piece: bytes, _: bool) -> None:
         self._stderr_tail.append(piece[-_STDERR_TAIL_BYTES:])

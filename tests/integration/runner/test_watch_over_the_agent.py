@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 
-from doubles.attempt_equipment import ATTEMPT_ID, Script, SilentGateway
+from doubles.attempt_equipment import ATTEMPT_ID, Script, ScriptedAgent, SilentGateway
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.contracts.recorder import Recorder
 from sandbox.model.event import AgentStarted, ArtifactCollected, Gap, SandboxCreated, Usage, WorkspacePrepared
@@ -16,12 +16,26 @@ from sandbox.runner.output import AgentOutput
 from sandbox.runner.steps.provision import write_handle
 from sandbox.runner.terminals import Terminals
 
+SECRET = {"WORD": "open sesame"}
+
 
 def test_the_tail_of_a_split_line_is_kept_and_not_taken_for_an_event(stage):
     long = b"x" * OUTPUT_LINE_BYTES_MAX + b"+Bash\n"
     scene = stage(Script(stdout=b"+Read\n" + long + b"-Read\n"))
     asyncio.run(scene.life.carry_out())
     assert b"".join(scene.outputs()) == b"+Read\n" + long + b"-Read\n"
+    assert scene.task.progress.tool_calls == 1
+
+
+def test_a_line_that_is_kept_in_parts_is_listened_to_whole_and_without_secrets(stage, monkeypatch):
+    heard, feed = [], ScriptedAgent.feed
+    monkeypatch.setattr(ScriptedAgent, "feed", lambda agent, line: heard.append(line) or feed(agent, line))
+    middle = OUTPUT_LINE_BYTES_MAX - 4  # the value is cut by the bound
+    scene = stage(Script(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET)
+    asyncio.run(scene.life.carry_out())
+    assert heard == [b"+" + b"x" * middle + b"[REDACTED:WORD]" + b"y" * 2_000_000 + b"\n"]
+    assert b"".join(scene.outputs()) == heard[0]
+    assert max(map(len, scene.outputs())) <= OUTPUT_LINE_BYTES_MAX
     assert scene.task.progress.tool_calls == 1
 
 

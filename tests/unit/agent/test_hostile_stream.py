@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.agent.conversation import OPEN_CALLS_MAX, ClaudeConversation
-from sandbox.agent.stream import RESULT_BYTES_MAX
+from sandbox.agent.stream import RESULT_BYTES_MAX, read_beginning, read_blocks, read_line, read_message, read_result
 from sandbox.contracts.agent import RetryTold, ToolEnded, ToolStarted, TurnBegan
 from sandbox.contracts.runtime import Exit
 from sandbox.model.errors import FailureCode
@@ -224,6 +224,30 @@ def test_a_result_of_300_kb_keeps_its_short_fields():
     assert result["num_turns"] == 4
     assert result["result"].startswith("yyy")
     assert len(json.dumps(result)) < RESULT_BYTES_MAX
+
+
+def test_an_image_of_several_megabytes_is_the_answer_to_its_tool_call():
+    conversation = ClaudeConversation(SESSION)
+    conversation.feed(tool_use("t1", "Read"))
+    image = {"type": "image", "source": {"type": "base64", "data": "iVBORw0K" * 500_000}}
+    assert conversation.feed(tool_result("t1", content=[image])) == (ToolEnded("t1", "Read", is_error=False),)
+
+
+def test_a_result_with_all_that_was_denied_keeps_its_short_fields():
+    denials = [{"tool_name": "Write", "tool_input": {"content": "a, b, c, d\n" * 25_000}} for _ in range(5)]
+    ended = outcome(line(**{**GOOD_RESULT, "permission_denials": denials, "num_turns": 4}))
+    assert ended.failure is None
+    assert (ended.result["is_error"], ended.result["num_turns"]) == (False, 4)
+
+
+@pytest.mark.parametrize("values", ["1," * 1_000_000, "{}," * 1_000_000, "[[[1]]]," * 200_000], ids=str.__len__)
+def test_a_long_line_of_nothing_but_values_is_not_taken_apart(values):
+    """It would hold its runner up for a minute, and take half a gigabyte."""
+    values = values[:-1].encode()
+    assert read_result(b'{"type":"result","is_error":false,"x":[%s]}\n' % values) is None
+    told = b'{"type":"user","session_id":"%s","message":{"content":[%s]}}\n' % (SESSION.encode(), values)
+    assert read_blocks(read_message(read_line(told))) == []
+    assert read_beginning(b'{"type":"system","tools":[%s]}\n' % values).tools == []
 
 
 def test_a_result_can_always_be_written_down():

@@ -1,9 +1,12 @@
 """Output comes out by line, whole up to a bound, and nothing of it is lost."""
 
+import re
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.runner.lines import LineSplitter
+from sandbox.runner.lines import LineJoiner, LineSplitter
 
 
 def split(chunks, line_bytes_max=1024):
@@ -55,3 +58,30 @@ def test_the_cut_of_the_chunks_changes_nothing(data, size):
     chunks = [data[at : at + size] for at in range(0, len(data), size)]
     whole = [line for line in split([data]) if line[0]]
     assert split(chunks) == whole
+
+
+def join(pieces, line_bytes_max):
+    joiner = LineJoiner(line_bytes_max)
+    return [line for piece in pieces if (line := joiner.feed(*piece)) is not None]
+
+
+@given(st.lists(st.binary(max_size=40)), st.integers(1, 20), st.integers(1, 60))
+def test_lines_that_were_split_are_listened_to_whole_up_to_a_bound(chunks, line_bytes_max, heard_bytes_max):
+    heard = join(split(chunks, line_bytes_max), heard_bytes_max)
+    lines = re.findall(rb"[^\n]*\n|[^\n]+", b"".join(chunks))
+    assert heard == [line for line in lines if len(line) <= heard_bytes_max]
+
+
+def test_nothing_is_kept_of_a_line_that_is_too_long_to_be_listened_to():
+    joiner = LineJoiner(256 * 1024)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            assert joiner.feed(b"x" * 64 * 1024, continued=True) is None
+        now_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert now_bytes < 64 * 1024
+    assert peak_bytes < 512 * 1024
+    assert joiner.feed(b"\n", continued=False) is None
+    assert joiner.feed(b"next\n", continued=False) == b"next\n"
