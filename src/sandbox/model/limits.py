@@ -66,7 +66,8 @@ DISK_CHECKS_MISSED_MAX = 3
 """Looks in a row that fail at a disk that has no bound of its own; then the attempt ends with `sandbox_lost`."""
 
 OUTPUT_DRAIN_SECONDS = 5.0
-"""For reading what is left in the pipes after everything inside is dead."""
+OUTPUT_DRAIN_SECONDS_MAX = 60.0
+"""How long nothing may come of what is left in the pipes after everything inside is dead, and how long it may come."""
 
 CONTROL_SECONDS = 5.0
 """For one exchange on a runner's control socket."""

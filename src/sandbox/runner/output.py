@@ -22,6 +22,7 @@ class AgentOutput:
 
     record: writes an event down. heard: told of the size of every chunk. listen: given each whole line of stdout.
     stdout_as: the stream that the lines of stdout are written down as. What the allowance leaves out is listened to.
+    moved_bytes: grows while anything is read, or what was read is written down.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class AgentOutput:
         stdout_as: Stream,
         allowance: OutputAllowance,
     ) -> None:
+        self.moved_bytes = 0
         self._allowance = allowance
         self._record = record
-        self._heard = heard
+        self._tell_heard = heard
         self._listen = listen
         self._redaction = redaction
         self._stdout_as = stdout_as
@@ -80,6 +82,10 @@ class AgentOutput:
         if self._allowance.left_out_bytes:
             self._record(Gap(0, 0, f"{self._allowance.left_out_bytes} bytes of output were left out at last."))
 
+    def _heard(self, byte_count: int) -> None:
+        self.moved_bytes += byte_count
+        self._tell_heard(byte_count)
+
     async def _pieces(self, reader: asyncio.StreamReader) -> AsyncIterator[Iterable[tuple[bytes, bool]]]:
         splitter = LineSplitter()
         stream = self._redaction.stream() if self._redaction is not None else None
@@ -105,6 +111,7 @@ class AgentOutput:
                 self._is_cut = True
                 self._record(Gap(0, 0, _CUT))
             then(piece, continued)
+            self.moved_bytes += len(piece)
 
     def _hear(self, piece: bytes, continued: bool) -> None:
         """Only whole lines are listened to: the tail of a split one means nothing."""

@@ -1,13 +1,15 @@
 """What a runner sees of its agent, keeps of it, and never takes for something else."""
 
 import asyncio
+import itertools
 import os
 import socket
+import time
 
 from doubles.attempt_equipment import ATTEMPT_ID, Script, ScriptedAgent, SilentGateway
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.contracts.recorder import Recorder
-from sandbox.model.event import AgentStarted, ArtifactCollected, Gap, SandboxCreated, Usage, WorkspacePrepared
+from sandbox.model.event import AgentStarted, ArtifactCollected, Gap, Output, SandboxCreated, Usage, WorkspacePrepared
 from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.state import TaskState
 from sandbox.placement.control import UnixRunnerControl
@@ -60,7 +62,51 @@ def test_output_that_nobody_could_read_in_time_is_told_to_be_missing(stage, monk
     scene = stage(Script())
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
     (gap,) = scene.events(Gap)
-    assert gap.reason == "Output that was not read within 0.1 s of the agent's end is missing."
+    assert gap.reason == "The end of the output is missing: nothing of it came for 0.1 s after the agent's end."
+
+
+def test_what_is_ready_is_read_though_the_machine_stood_still_meanwhile(stage, monkeypatch):
+    monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.2)
+    scene, lines = stage(Script(stdout=b"line\n" * 2000 + b"the result\n")), itertools.count(1)
+    record = scene.recorder.record
+
+    def slowly(event):
+        if isinstance(event, Output) and next(lines) % 500 == 0:
+            time.sleep(0.3)  # as a disk does that takes nothing for a while
+        return record(event)
+
+    monkeypatch.setattr(scene.recorder, "record", slowly)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    assert scene.outputs()[-1] == b"the result\n"
+    assert not scene.events(Gap)
+
+
+def test_what_goes_on_for_ever_after_the_agents_end_is_given_up(stage, monkeypatch):
+    """Nothing inside can: somebody else holds the pipe, or not everything died."""
+    monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS_MAX", 0.6)
+
+    async def go_on(output, reader):
+        endless = asyncio.StreamReader()
+
+        async def write():
+            while True:
+                endless.feed_data(b"more\n")
+                await asyncio.sleep(0.01)
+
+        writing = asyncio.create_task(write())
+        try:
+            await take_stdout(output, endless)
+        finally:
+            writing.cancel()
+
+    take_stdout = AgentOutput.take_stdout
+    monkeypatch.setattr(AgentOutput, "take_stderr", go_on)
+    scene = stage(Script())
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    (gap,) = scene.events(Gap)
+    assert gap.reason == "The end of the output is missing: it was not over 0.6 s after the agent's end."
+    assert scene.states[-1] == "completed"
 
 
 def test_silence_is_no_hang_while_the_model_owes_an_answer(stage, monkeypatch):

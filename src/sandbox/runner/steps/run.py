@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
@@ -17,6 +18,7 @@ from sandbox.model.limits import (
     KILL_SECONDS,
     METRICS_INTERVAL_SECONDS,
     OUTPUT_DRAIN_SECONDS,
+    OUTPUT_DRAIN_SECONDS_MAX,
     SANDBOX_START_SECONDS,
     TERM_GRACE_SECONDS,
 )
@@ -35,6 +37,8 @@ from sandbox.runner.terminals import SharedTerminal, Terminals, without_secrets
 from sandbox.runner.wish import EndWish
 
 Helper = Callable[[], Coroutine[None, None, None]]
+_DRAIN_LOOKS = 5
+"""In which nothing came, until output is given up."""
 
 
 async def run(attempt: Attempt, provisioned: Provisioned, wish: EndWish, terminals: Terminals) -> None:
@@ -283,15 +287,27 @@ class _Run:
             self._killed.set()
 
     async def _drain(self, pumps: list["asyncio.Task[None]"]) -> None:
-        done, late = await asyncio.wait(pumps, timeout=OUTPUT_DRAIN_SECONDS)
+        missing = await self._read_on(pumps)
+        done, late = await asyncio.wait(pumps, timeout=0)
         for pump in late:
             pump.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         if late:
-            missing = f"Output that was not read within {OUTPUT_DRAIN_SECONDS:g} s of the agent's end is missing."
-            self._record(Gap(0, 0, missing))
+            self._record(Gap(0, 0, f"The end of the output is missing: {missing} after the agent's end."))
         for pump in done:
             pump.result()
+
+    async def _read_on(self, pumps: list["asyncio.Task[None]"]) -> str:
+        """Until all is read; gives why not. A stall of the machine costs one look, not what is ready meanwhile."""
+        look_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_LOOKS
+        silent_looks = 0
+        for _ in range(math.ceil(OUTPUT_DRAIN_SECONDS_MAX / look_seconds)):
+            moved_bytes = self._output.moved_bytes
+            _, late = await asyncio.wait(pumps, timeout=look_seconds)
+            silent_looks = 0 if self._output.moved_bytes > moved_bytes else silent_looks + 1
+            if not late or silent_looks == _DRAIN_LOOKS:
+                return f"nothing of it came for {OUTPUT_DRAIN_SECONDS:g} s"
+        return f"it was not over {OUTPUT_DRAIN_SECONDS_MAX:g} s"
 
     def _fail(self, code: FailureCode, message: str) -> None:
         self._record(AttemptFailed(Failure(code, message)))
