@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from sandbox.contracts.agent import Outcome
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.disks import Disks, DiskUse
 from sandbox.contracts.layout import AttemptLayout
@@ -18,6 +19,8 @@ from sandbox.model.limits import (
 from sandbox.model.manifest import Vm
 
 _UNEXPLAINED = frozenset({FailureCode.AGENT_FAILED, FailureCode.AGENT_NO_RESULT})
+_NAMES = {FailureCode.DISK_FULL: "ENOSPC", FailureCode.PROCESS_LIMIT: "EAGAIN"}
+"""By which an agent that explains its end names what it ran out of."""
 _IDLE_FACTOR = 10
 
 
@@ -73,14 +76,23 @@ class Shortages:
         """For people."""
         return f"The sandbox's disk is full: vm.disk is {self._vm.disk}; raise it."
 
-    def explain(self, failure: Failure | None) -> Failure | None:
-        """A failure that the agent does not explain itself, by what it ran out of."""
+    def explain(self, outcome: Outcome) -> Failure | None:
+        """A failure that the agent does not explain itself, by what it ran out of; of the disk as it is now.
+
+        An agent that explains it may have met a shortage long before.
+        """
+        failure, result = outcome.failure, outcome.result
         if failure is None or failure.code not in _UNEXPLAINED:
             return failure
-        for code in (FailureCode.DISK_FULL, FailureCode.PROCESS_LIMIT):
-            if code in self._told:
+        is_explained = result is not None and result.get("is_error") is not False
+        for code, name in _NAMES.items():
+            if self._lacks(code) and (not is_explained or name in failure.message):
                 return Failure(code, f"{self._told[code]} What Claude Code said at last: {failure.message}")
         return failure
+
+    def _lacks(self, code: FailureCode) -> bool:
+        has_room_again = code is FailureCode.DISK_FULL and self.disk is not None and not self.disk.is_full
+        return code in self._told and not has_room_again
 
     def _tell(self, code: FailureCode, message: str) -> None:
         if code not in self._told:

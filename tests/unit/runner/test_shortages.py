@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.contracts.agent import Outcome
 from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.runtime import Stats
@@ -13,6 +14,8 @@ from sandbox.model.manifest import Vm
 from sandbox.runner.shortages import Shortages
 
 DIED = Failure(FailureCode.AGENT_FAILED, "Claude Code was ended by signal 9.")
+SILENT = Outcome(None, DIED)
+"""An agent that died without a word."""
 CALM = Stats(1.0, 1, 1)
 
 
@@ -54,8 +57,8 @@ def test_a_sandbox_with_room_for_everything_is_told_nothing_of(scene):
     scene.look()
     assert scene.told == []
     assert scene.shortages.disk == DiskUse(50, 100, False)
-    assert scene.shortages.explain(DIED) is DIED
-    assert scene.shortages.explain(None) is None
+    assert scene.shortages.explain(SILENT) is DIED
+    assert scene.shortages.explain(Outcome(None, None)) is None
 
 
 def test_a_full_disk_is_told_once_and_explains_the_agents_death(scene):
@@ -63,7 +66,7 @@ def test_a_full_disk_is_told_once_and_explains_the_agents_death(scene):
     scene.look()
     scene.look()
     assert scene.codes == ["disk_full"]
-    why = scene.shortages.explain(DIED)
+    why = scene.shortages.explain(SILENT)
     assert why.code == "disk_full"
     assert "vm.disk is 1G" in why.message
     assert DIED.message in why.message
@@ -73,15 +76,51 @@ def test_a_full_disk_is_told_once_and_explains_the_agents_death(scene):
 def test_what_has_a_reason_of_its_own_keeps_it(scene, code):
     scene.disks.is_full = True
     scene.look()
-    assert scene.shortages.explain(Failure(code, "known")).code == code
-    assert scene.shortages.explain(None) is None
+    assert scene.shortages.explain(Outcome(None, Failure(code, "known"))).code == code
+    assert scene.shortages.explain(Outcome(None, None)) is None
 
 
 def test_processes_that_could_not_be_born_are_told(scene):
     scene.shortages.see(Stats(1.0, 1, 512, forks_refused=9))
     scene.shortages.see(Stats(1.0, 1, 512, forks_refused=10))
     assert scene.codes == ["process_limit"]
-    assert scene.shortages.explain(DIED).code == "process_limit"
+    assert scene.shortages.explain(SILENT).code == "process_limit"
+
+
+def explained(scene, said, result):
+    return scene.shortages.explain(Outcome(result, Failure(FailureCode.AGENT_FAILED, said))).code
+
+
+@pytest.mark.parametrize(
+    "said", ["Claude Code did not finish within its turns; raise claude.max_turns.", "API Error: 401"]
+)
+def test_an_end_that_the_agent_explains_is_not_put_down_to_what_passed_long_before(scene, said):
+    scene.disks.is_full = True
+    scene.look()
+    scene.shortages.see(Stats(1.0, 1, 512, forks_refused=9))
+    assert scene.codes == ["disk_full", "process_limit"]
+    assert explained(scene, said, {"is_error": True}) == "agent_failed"
+    assert explained(scene, "Claude Code exited with code 1.", {"is_error": False}) == "disk_full"
+
+
+def test_an_agent_that_names_the_shortage_itself_failed_for_it(scene):
+    no_room, no_process = "ENOSPC: no space left on device, write", "spawn /bin/bash EAGAIN"
+    assert explained(scene, no_room, {"is_error": True}) == "agent_failed"
+    scene.disks.is_full = True
+    scene.look()
+    assert explained(scene, no_room, {"is_error": True}) == "disk_full"
+    assert explained(scene, no_process, {"is_error": True}) == "agent_failed"
+    scene.shortages.see(Stats(1.0, 1, 512, forks_refused=9))
+    assert explained(scene, no_process, {"is_error": True}) == "process_limit"
+
+
+def test_a_disk_that_was_full_once_and_has_room_again_explains_nothing(scene):
+    scene.disks.is_full = True
+    scene.look()
+    scene.disks.is_full = False
+    scene.look()
+    assert scene.codes == ["disk_full"]
+    assert scene.shortages.explain(SILENT) is DIED
 
 
 def test_a_process_that_died_for_memory_is_told_though_the_agent_lives_on(scene):

@@ -170,7 +170,7 @@ class _Run:
             outcome = Outcome(None, agent.judge_session(ended))
         else:
             outcome = self._conversation.outcome(ended, self._output.stderr_tail)
-        exited = AgentExited(ended.code, outcome.result, self._shortages.explain(outcome.failure))
+        exited = AgentExited(ended.code, outcome.result, self._shortages.explain(outcome))
         if self._session is None and not is_followed(self._attempt.task, exited):
             await self._output.show(agent.render(self._attempt.task.manifest, outcome.result))
         self._output.close()
