@@ -83,6 +83,9 @@ class ScriptedSandbox:
             self._over.set()
         return tuple(self._readers)
 
+    async def open_terminal(self, command, size):
+        return ScriptedTerminal(self, self._readers[0])
+
     async def signal(self, signal_number):
         self._script.seen.append(f"signal {signal.Signals(signal_number).name}")
         if not self._script.deaf:
@@ -104,6 +107,22 @@ class ScriptedSandbox:
 
     async def stats(self):
         return Stats(cpu_seconds=1.0, memory_bytes=4096, processes=2)
+
+
+class ScriptedTerminal:
+    """Shows what is to come on stdout, and goes with its sandbox."""
+
+    def __init__(self, sandbox, output):
+        self._sandbox, self.output = sandbox, output
+
+    async def resize(self, size):
+        pass
+
+    async def hang_up(self):
+        await self._sandbox.signal(signal.SIGHUP)
+
+    async def wait(self):
+        return await self._sandbox.wait()
 
 
 class ScriptedRuntime:
@@ -167,6 +186,9 @@ class ScriptedAgent:
 
     def judge_start(self, manifest, began, redact):
         return self._script.start_failure
+
+    def judge_session(self, exit_):
+        return self.outcome(exit_, b"").failure
 
     def render(self, manifest, result):
         return b"" if manifest.claude.output_format == "stream-json" else b"rendered\n"

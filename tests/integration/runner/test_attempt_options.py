@@ -150,6 +150,16 @@ def test_rendered_output_is_stdout_and_the_events_are_the_transcript(stage):
     assert transcript.read_bytes() == b"event one\nevent two\n"
 
 
+@pytest.mark.parametrize("output_format", ["stream-json", "text"])
+def test_a_terminal_tells_no_events_whatever_is_written_to_it(stage, output_format):
+    drawn = b'\x1b[2J{"type":"result","is_error":false}\n'
+    scene = stage(Script(stdout=drawn), claude={"headless": False, "output_format": output_format})
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    assert scene.states[-1] == "completed"
+    assert scene.outputs("stdout") == [drawn]
+    assert (scene.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == b""
+
+
 def test_a_preserved_failure_keeps_the_files_and_nothing_else(stage):
     scene = stage(Script(exit=Exit(3)), lifecycle={"failure_action": "preserve"})
     asyncio.run(scene.life.carry_out())

@@ -261,7 +261,11 @@ def _transcript(attempt: Attempt) -> Iterator[bytes]:
 
 
 def _told_events(attempt: Attempt) -> Iterator[bytes]:
-    stream = "stdout" if attempt.task.manifest.claude.output_format == "stream-json" else "transcript"
+    """None of a session: anything inside may write to its terminal."""
+    claude = attempt.task.manifest.claude
+    if not claude.headless:
+        return
+    stream = "stdout" if claude.output_format == "stream-json" else "transcript"
     for record in read_records(attempt.equipment.journals, attempt.task.id):
         if isinstance(record.event, Output) and record.event.stream == stream:
             yield record.event.data
