@@ -12,7 +12,9 @@ from sandbox.model.errors import Failure, FailureCode
 _QUOTE_CHARACTERS_MAX = 500
 _CHATTER = ("[claude-code:", "Warning:")
 _LOST = "The sandbox went away before it was known how the agent ended; submit the task again."
-_NO_RESULT = "without a final result; its output in the task's logs may say why."
+_LOOK = "its output in the task's logs may say why."
+_NO_RESULT = f"without a final result; {_LOOK}"
+_AFTER_RESULT = f"after a result that tells of success; {_LOOK}"
 
 
 def judge(exit_: Exit, result: dict[str, Any] | None, stderr_tail: bytes) -> Failure | None:
@@ -28,7 +30,7 @@ def judge(exit_: Exit, result: dict[str, Any] | None, stderr_tail: bytes) -> Fai
         return Failure(FailureCode.AGENT_FAILED, _explain(result))
     if exit_.code == 0:
         return Failure(FailureCode.AGENT_NO_RESULT, f"Claude Code exited with code 0 {_NO_RESULT}")
-    return Failure(FailureCode.AGENT_FAILED, _exit_sentence(exit_.code, stderr_tail))
+    return Failure(FailureCode.AGENT_FAILED, _exit_sentence(exit_.code, result, stderr_tail))
 
 
 def judge_session(exit_: Exit) -> Failure | None:
@@ -77,10 +79,11 @@ def _said(result: dict[str, Any]) -> str:
     return next((_quote(text) for text in texts if isinstance(text, str) and text.strip()), "no reason given")
 
 
-def _exit_sentence(code: int, stderr_tail: bytes) -> str:
+def _exit_sentence(code: int, result: dict[str, Any] | None, stderr_tail: bytes) -> str:
     said = _last_words(stderr_tail)
-    reason = f"; its last words were: {said}" if said else f" {_NO_RESULT}"
-    return f"{_ended(code)}{reason}"
+    if said:
+        return f"{_ended(code)}; its last words were: {said}"
+    return f"{_ended(code)} {_NO_RESULT if result is None else _AFTER_RESULT}"
 
 
 def _ended(code: int) -> str:

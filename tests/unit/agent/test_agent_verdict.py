@@ -38,6 +38,15 @@ def test_an_end_without_a_result(exit_, code, advice):
     assert advice in failure.message
 
 
+@pytest.mark.parametrize("code", [1, 137])
+def test_an_end_after_a_result_does_not_say_that_there_was_none(code):
+    failure = judge(Exit(code), {"is_error": False, "result": "Done."}, b"")
+    assert failure.code is FailureCode.AGENT_FAILED
+    assert "after a result that tells of success" in failure.message
+    assert "without a final result" not in failure.message
+    assert "its last words were: Killed" in judge(Exit(code), {"is_error": False}, b"Killed\n").message
+
+
 @pytest.mark.parametrize(
     ("status", "advice"),
     [(401, "ANTHROPIC_API_KEY"), (404, "claude.model"), (413, "claude.prompt"), (529, "later"), (None, "later")],
