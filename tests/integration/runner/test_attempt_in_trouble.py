@@ -240,3 +240,36 @@ def test_nobody_goes_on_reading_the_output_of_an_agent_that_would_not_die(stage,
 
     assert asyncio.run(play()) == set()
     assert scene.task.state is TaskState.CANCELLED
+
+
+@pytest.mark.parametrize("trouble", ["it would not die", "its output broke"])
+def test_who_is_attached_is_told_of_an_end_that_is_an_error_before_collecting_begins(stage, monkeypatch, trouble):
+    async def survive(self):
+        pass
+
+    async def break_down(*_):
+        await broken.wait()
+        raise OSError("The terminal broke")
+
+    scene, broken, told = stage(Script(stays=True), claude={"headless": False}), asyncio.Event(), []
+    if trouble == "it would not die":
+        monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
+        monkeypatch.setattr("doubles.attempt_equipment.ScriptedSandbox.kill", survive)
+        monkeypatch.setattr("doubles.attempt_equipment.ScriptedTerminal.hang_up", survive)
+    else:
+        monkeypatch.setattr("sandbox.runner.output.AgentOutput.take_terminal", break_down)
+    monkeypatch.setattr(
+        "sandbox.runner.terminals.SharedTerminal.end",
+        lambda _, exit_: told.append((exit_.code, scene.recorder.task.state)),
+    )
+
+    async def play():
+        work = asyncio.create_task(scene.life.carry_out())
+        await scene.until(TaskState.RUNNING)
+        if trouble == "it would not die":
+            scene.life.cancel(CancelOrder(force=True))
+        broken.set()
+        await asyncio.wait_for(work, 20)
+
+    asyncio.run(play())
+    assert told == [(None, TaskState.RUNNING)]

@@ -89,30 +89,38 @@ class _Run:
             raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 
     async def carry_out(self) -> None:
+        ended = Exit(None)
         async with _helpers() as helpers:
             try:
-                pumps = [self._guard(pump) for pump in await self._begin()]
-                helpers.extend(pumps)
-                self._record(AgentStarted(self._start.session_id, self._clock.monotonic()))
-                for helper in (
-                    self._open_doors,
-                    self._tell_progress,
-                    self._tell_metrics,
-                    self._watch_clock,
-                    self._watch_disk,
-                    self._watch_reports,
-                    self._end_on_wish,
-                ):
-                    helpers.append(self._guard(helper))
-                ended = await self._await_end()
+                ended = await self._work(helpers)
             finally:
-                self._terminals.close()
-                await self._kill()
-            await self._drain(pumps)
-            self._terminals.end_agent(ended)
+                self._terminals.end_agent(ended)
         self._meter.denied(self._gateway.denials)
         self._meter.close()
         await self._conclude(ended)
+
+    async def _work(self, helpers: list["asyncio.Task[None]"]) -> Exit:
+        """From the agent's start until nothing is left of it but what was read."""
+        try:
+            pumps = [self._guard(pump) for pump in await self._begin()]
+            helpers.extend(pumps)
+            self._record(AgentStarted(self._start.session_id, self._clock.monotonic()))
+            for helper in (
+                self._open_doors,
+                self._tell_progress,
+                self._tell_metrics,
+                self._watch_clock,
+                self._watch_disk,
+                self._watch_reports,
+                self._end_on_wish,
+            ):
+                helpers.append(self._guard(helper))
+            ended = await self._await_end()
+        finally:
+            self._terminals.close()
+            await self._kill()
+        await self._drain(pumps)
+        return ended
 
     async def _begin(self) -> list[Helper]:
         """Start the agent; gives what takes its output.
