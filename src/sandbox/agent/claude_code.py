@@ -8,9 +8,10 @@ from typing import Any
 
 from sandbox.agent.beginning import judge_beginning
 from sandbox.agent.conversation import ClaudeConversation
-from sandbox.agent.interactive import TEXT_MARK, interactive_arguments, interactive_files, interactive_variables
+from sandbox.agent.interactive import interactive_arguments, interactive_files, interactive_variables
 from sandbox.agent.kept_session import is_kept
 from sandbox.agent.mcp import MCP_CONNECT_SECONDS, mcp_file
+from sandbox.agent.plain_text import as_text
 from sandbox.agent.rendering import render_result
 from sandbox.agent.tools import tool_options
 from sandbox.agent.verdict import judge_session
@@ -104,8 +105,7 @@ def prompt_bytes(prompt: str) -> bytes:
     It obeys `/clear`, `/init` and others when they come first. Words in front are safe where white space is safe
     only as long as nobody trims it. Leading `-`, `!` and `#` mean nothing on stdin.
     """
-    framed = TEXT_MARK + prompt if prompt.lstrip().startswith("/") else prompt
-    return framed.encode(errors="replace")
+    return as_text(prompt, ("/",)).encode(errors="replace")
 
 
 def _directory(subpath: str | None) -> str:

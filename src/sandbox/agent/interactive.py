@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from sandbox.agent.plain_text import as_text
 from sandbox.contracts.inside import HOME
 
 PROMPT_FILE = ".sandbox/prompt.md"
-
-TEXT_MARK = "Task:\n"
-"""Before a prompt that would be taken for a command."""
 
 _ARGUMENT_BYTES_MAX = 100 * 1024
 """A prompt over it goes through a file: the kernel takes no argument of more than 128 KiB."""
@@ -53,8 +51,7 @@ def _first_words(prompt: str) -> str:
     """The prompt as text: what begins with a mark would be a command to Claude Code."""
     if _is_long(prompt):
         return f"Your task is in the file {HOME}/{PROMPT_FILE}. Read it whole and carry it out."
-    text = prompt.replace("\0", "\ufffd")
-    return TEXT_MARK + text if text.lstrip().startswith(_MARKS) else text
+    return as_text(prompt.replace("\0", "\ufffd"), _MARKS)
 
 
 def _is_long(prompt: str) -> bool:

@@ -74,6 +74,8 @@ def test_the_model_is_asked_with_the_task_key_and_no_other(tmp_path):
         "/nope",
         " /clear",
         "\n/compact",
+        "\ufeff/clear",
+        "\u2028 \ufeff\u00a0/compact",
         "-p",
         "--help",
         "!ls",

@@ -9,6 +9,9 @@ from doubles.claude_outside import manifest
 from sandbox.agent.claude_code import ClaudeCode, prompt_bytes
 from sandbox.model.manifest import McpConfig, McpServer
 
+BLANKS = [f"{blank}/clear" for blank in ("\ufeff", "\n\ufeff ", "\u00a0", "\u2028\ufeff\u3000")]
+"""What Claude Code trims."""
+
 BINARY = Path("/data/agent/claude-1")
 
 
@@ -102,12 +105,14 @@ def test_without_mcp_servers_there_is_no_file():
     assert "--mcp-config" not in prepare().command.argv
 
 
-@pytest.mark.parametrize("prompt", ["/clear", "/init now", " /compact", "\n\t/clear", "/tmp/x is broken", "/"])
+@pytest.mark.parametrize("prompt", ["/clear", "/init now", " /compact", "\n\t/clear", "/tmp/x is broken", "/", *BLANKS])
 def test_a_prompt_that_looks_like_a_command_gets_words_in_front(prompt):
     assert prompt_bytes(prompt) == f"Task:\n{prompt}".encode()
 
 
-@pytest.mark.parametrize("prompt", ["Fix it.", "-p", "--help", "!ls", "#note", "a\n/clear", " spaces ", "né — ✓"])
+@pytest.mark.parametrize(
+    "prompt", ["Fix it.", "-p", "--help", "!ls", "#note", "a\n/clear", " spaces ", "né — ✓", "\ufeffFix it."]
+)
 def test_any_other_prompt_is_given_as_it_is(prompt):
     assert prompt_bytes(prompt) == prompt.encode()
 

@@ -41,6 +41,8 @@ def test_the_repositorys_settings_are_obeyed_no_more_than_without_a_person():
         ("/clear", "Task:\n/clear"),
         (" !ls", "Task:\n !ls"),
         ("#remember", "Task:\n#remember"),
+        ("\ufeff/clear", "Task:\n\ufeff/clear"),
+        ("\ufeffDo it.", "\ufeffDo it."),
     ],
 )
 def test_the_prompt_is_said_as_text(prompt: str, said: str):
