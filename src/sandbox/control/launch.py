@@ -27,6 +27,7 @@ from sandbox.model.event import (
     CancelRequested,
     FollowUpForgone,
     TaskFinished,
+    Trouble,
 )
 from sandbox.model.follow_up import find_follow_up, pause_seconds
 from sandbox.model.limits import FINISHERS_MAX
@@ -47,6 +48,13 @@ FindImage = Callable[[str], Image | None]
 _OF_THE_MOMENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
 """What a machine says that has no process, memory or descriptor to give just now, and a runner's pipe when somebody
 killed the runner before it had its order, or the machine was too busy for it; no task has a part in it."""
+
+_LOST = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
+_UNCOLLECTED = Failure(
+    FailureCode.COLLECT_FAILED,
+    "The agent had ended, but the task's runner died and nobody could keep all that it left; submit the task again.",
+)
+_UNCLEANED = "Something of the sandbox may be left: the task's runner died and nobody could clean up after it."
 
 
 class Host(NamedTuple):
@@ -241,8 +249,7 @@ class Launcher:
             feed.finishers_launched = 0
             return
         if feed.finishers_launched >= FINISHERS_MAX:
-            lost = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
-            await asyncio.to_thread(end_books, recorder, lost)
+            await asyncio.to_thread(_end_uncleaned, recorder)
             return
         secrets = {} if isinstance(answer, Failure) else dict(answer)
         await self._start(recorder, attempt.id, secrets=secrets, finish=True)
@@ -307,12 +314,27 @@ def cancel_pending(recorder: Recorder, wish: CancelRequested) -> None:
     recorder.writer.close()
 
 
+def _end_uncleaned(recorder: Recorder) -> None:
+    """The janitor clears away what is left, once the task is over."""
+    if recorder.task.is_concluded:
+        recorder.record(Trouble("teardown_failed", _UNCLEANED))
+    end_books(recorder, _UNCOLLECTED if recorder.task.agent_has_exited else _LOST)
+
+
 def end_books(recorder: Recorder, failure: Failure) -> None:
-    """No attempt follows: what is left of the last one may still live."""
+    """No attempt follows: what is left of the last one may still live.
+
+    What has come to its own end and was kept stays as it is; all else fails.
+    """
+    if not recorder.task.is_concluded:
+        _fail(recorder, failure)
+    recorder.record(TaskFinished())
+
+
+def _fail(recorder: Recorder, failure: Failure) -> None:
     if recorder.task.attempt_state is TaskState.RUNNING:
         recorder.record(AgentExited(None, None, failure))
     else:
         recorder.record(AttemptFailed(failure))
     while (follow_up := find_follow_up(recorder.task)) is not None:
         recorder.record(FollowUpForgone(follow_up, failure.message))
-    recorder.record(TaskFinished())

@@ -11,6 +11,9 @@ ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z"
 OWN_DIRECTORY = ".sandbox"
 """Where the paths of what Sandbox itself made begin; nothing that an agent wrote has such a path."""
 
+METADATA = "metadata.json"
+"""The name of the artifact that is collected last: once it is there, all the others are."""
+
 
 class Artifact(msgspec.Struct, frozen=True):
     """A file kept after the sandbox is gone.

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.model.artifact import Artifact
+from sandbox.model.artifact import METADATA, Artifact
 from sandbox.model.errors import Failure
 from sandbox.model.event import CancelRequested, FollowUp, Idempotency, Progress
 from sandbox.model.manifest import Manifest
@@ -159,6 +159,16 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
             return None
         attempts = (self.attempt, *reversed(self.past_attempts)) if self.attempt.resumes else (self.attempt,)
         return next((attempt.base_commit for attempt in attempts if attempt.base_commit is not None), None)
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether collecting came to its end, perhaps in a runner that died later."""
+        return any(artifact.name == METADATA for artifact in self.artifacts)
+
+    @property
+    def is_concluded(self) -> bool:
+        """Only cleaning up is left, which changes no outcome: the agent has exited, and what is to be kept is kept."""
+        return self.agent_has_exited and self.is_collected
 
     @property
     def is_preserved(self) -> bool:

@@ -25,7 +25,7 @@ from sandbox.model.refusal import NO_ROOM, refusal_of
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.leftovers import take_over
-from sandbox.runner.steps.collect import collect, is_collected
+from sandbox.runner.steps.collect import collect
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
 from sandbox.runner.steps.show import show_last_result
@@ -130,7 +130,7 @@ class AttemptLife:
         files = self._attempt.files
         if self._attempt.resumes:
             take_over(self._attempt)
-        if files.disk.exists() and not is_collected(self._attempt.task):
+        if files.disk.exists() and not self._attempt.task.is_collected:
             try:
                 await self._attempt.equipment.disks.open(files, self._attempt.task.manifest.vm.disk_bytes)
             except AttemptError as error:

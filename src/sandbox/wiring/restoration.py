@@ -25,11 +25,9 @@ from sandbox.journal.directory import flush
 from sandbox.journal.journals import FileJournals
 from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import Failure, FailureCode, SandboxError
-from sandbox.model.event import TaskFinished
 from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.manifest_formats import TASK_ID
 from sandbox.model.task import Task
-from sandbox.runner.steps.collect import is_collected
 from sandbox.wiring.administration import check_data, rebuild_index
 from sandbox.wiring.backup import MANIFEST, TOKENS, VERSION, BackupManifest, Entry
 from sandbox.wiring.clock import SystemClock
@@ -223,13 +221,9 @@ def _why_endless(task_id: str, error: FileNotFoundError | SandboxError) -> str:
 
 
 def _end(journals: FileJournals, task: Task) -> None:
-    """A task of which everything was kept already has come to its own end."""
     recorder = Recorder(journals.open(task.id), task, SystemClock().now)
     try:
-        if task.agent_has_exited and is_collected(task):
-            recorder.record(TaskFinished())
-        else:
-            end_books(recorder, Failure(FailureCode.HOST_LOST, _LOST))
+        end_books(recorder, Failure(FailureCode.HOST_LOST, _LOST))
     finally:
         recorder.writer.close()
 

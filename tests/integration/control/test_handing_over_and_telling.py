@@ -14,8 +14,18 @@ from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.store import Indexed
+from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, AttemptEnded, AttemptFailed, CancelRequested, Output, TaskFinished
+from sandbox.model.event import (
+    AgentExited,
+    ArtifactCollected,
+    AttemptEnded,
+    AttemptFailed,
+    CancelRequested,
+    Output,
+    TaskFinished,
+    Trouble,
+)
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.state import TaskState
 from sandbox.stores.memory import MemoryStore
@@ -216,6 +226,43 @@ def test_a_working_agents_task_ends_though_every_finisher_dies(world, monkeypatc
     assert (task.state, task.failure.code) == (TaskState.FAILED, "runner_lost")
     kinds = [type(record.event) for record in read_records(world.journals, "task-1")]
     assert kinds[-2:] == [AgentExited, TaskFinished]
+
+
+async def when_nobody_can_clean_up(world, *events):
+    """How a task ends whose runner died after these events, and all of its finishers too."""
+    async with world.server() as service:
+        await service.submit(manifest())
+        await world.launched("task-1")
+        world.runners.play("task-1", *TO_RUNNING, *events)
+        await world.lose("task-1", 1 + FINISHERS_MAX)
+        return await service.wait("task-1", 20)
+
+
+def test_a_success_that_was_kept_stays_one_though_nobody_can_clean_up(world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+    metadata = Artifact("metadata.json", ".sandbox/metadata.json", 2, "application/json", "sha256:0")
+
+    task = asyncio.run(when_nobody_can_clean_up(world, TO_END[0], ArtifactCollected(metadata)))
+    assert (task.state, task.failure) == (TaskState.COMPLETED, None)
+    *_, trouble, finished = [record.event for record in read_records(world.journals, "task-1")]
+    assert isinstance(trouble, Trouble)
+    assert (trouble.error, finished) == ("teardown_failed", TaskFinished())
+
+
+def test_a_success_of_which_not_everything_was_kept_says_what_is_missing(world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+    patch = Artifact("task-1.patch", ".sandbox/task-1.patch", 2, "text/x-diff", "sha256:0")
+
+    task = asyncio.run(when_nobody_can_clean_up(world, TO_END[0], ArtifactCollected(patch)))
+    assert (task.state, task.failure.code) == (TaskState.FAILED, "collect_failed")
+    assert "The agent had ended" in task.failure.message
+
+
+def test_an_agents_own_failure_stays_the_tasks_though_nobody_can_clean_up(world, monkeypatch):
+    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+
+    failed = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It gave up."))
+    assert asyncio.run(when_nobody_can_clean_up(world, failed)).failure == failed.failure
 
 
 def test_who_comes_back_is_told_what_it_has_not_seen_and_nothing_twice(world):

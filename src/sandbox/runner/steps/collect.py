@@ -15,7 +15,7 @@ import msgspec
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.secret_fingerprint import has_fingerprint
 from sandbox.contracts.workspace import ContainsSecret, LeftOut, Patch
-from sandbox.model.artifact import OWN_DIRECTORY, Artifact, Artifacts
+from sandbox.model.artifact import METADATA, OWN_DIRECTORY, Artifact, Artifacts
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
 from sandbox.model.frame import attempts_fields, error, timestamp
@@ -36,7 +36,7 @@ async def collect(attempt: Attempt) -> None:
     of the workspace some may be removed already. Raises OSError, or an AttemptError because of one, where the server's
     disk took something not: it can be tried again then.
     """
-    if is_collected(attempt.task):
+    if attempt.task.is_collected:
         return
     if attempt.redaction is not None and not await asyncio.to_thread(_knows_secrets, attempt):
         attempt = replace(attempt, redaction=None)
@@ -55,17 +55,12 @@ async def collect(attempt: Attempt) -> None:
         attempt.recorder.record_once(AttemptFailed(failure))
     await _keep_transcript(attempt, directory)
     await _collect_matches(attempt, directory)
-    await _keep(attempt, directory, _LAST, "application/json", _metadata(attempt))
+    await _keep(attempt, directory, METADATA, "application/json", _metadata(attempt))
 
 
 def _knows_secrets(attempt: Attempt) -> bool:
     """Whether the values are those that an agent had on this disk; none are on one that is gone, or never was."""
     return not attempt.files.disk.exists() or has_fingerprint(attempt.files.secret_fingerprint, attempt.secrets)
-
-
-def is_collected(task: Task) -> bool:
-    """Whether collecting came to its end, perhaps in a runner that died later."""
-    return any(artifact.name == _LAST for artifact in task.artifacts)
 
 
 async def _collect_patch(attempt: Attempt, directory: Path) -> None:
@@ -120,7 +115,7 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
     patterns = attempt.task.manifest.lifecycle.artifact_patterns
     if not patterns or not attempt.files.workspace.is_dir():
         return
-    own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), _TRANSCRIPT, _LAST})
+    own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), _TRANSCRIPT, METADATA})
     telling: list[Artifact] = []
     names: set[str] = set()
     async for found in attempt.equipment.workspaces.collect(attempt.files.workspace, patterns, directory, own):
@@ -303,7 +298,7 @@ def _refusals(attempt: Attempt) -> tuple[list[dict[str, object]], int]:
     return first, count
 
 
-_TRANSCRIPT, _LAST = "transcript.ndjson", "metadata.json"
+_TRANSCRIPT = "transcript.ndjson"
 _REFUSALS_MAX = 1000
 _PATCH_SHARE, _CHANGED_FILES_SHARE = 0.5, 0.3  # of the time for collecting: the rest of what is kept needs some too
 _CHUNK_BYTES = 256 * 1024
