@@ -40,8 +40,7 @@ def profile() -> None:
 @output_options("text", "json", "table")
 def list_profiles(**options: Any) -> None:
     """List the profiles."""
-    catalog = _catalog(options)
-    entries = [catalog.find(name) for name in catalog.names()]
+    entries = _catalog(options).entries()
     if chosen().format == "json":
         print_json({"profiles": [_shown(entry) for entry in entries]})
     else:

@@ -1,14 +1,15 @@
 """The profiles of a data directory: those that come with Sandbox, and those that have an image there."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.contracts.profiles import IMAGE_LAYOUT, Image, ImageUnusableError
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.tier import is_strong_enough
-from sandbox.profiles.declaration import check_name, read_shipped, shipped_profiles
-from sandbox.profiles.mistakes import InvalidProfileError, ProfileNotFoundError
+from sandbox.profiles.declaration import check_name, is_name, read_shipped, shipped_profiles
+from sandbox.profiles.mistakes import ProfileNotFoundError
 from sandbox.profiles.place import ProfilePlace, profiles_root
 from sandbox.profiles.record import ImageRecord
 
@@ -36,10 +37,10 @@ class Catalog:
         return ProfilePlace(self._data_dir, check_name(name))
 
     def names(self) -> list[str]:
-        """Of all profiles."""
+        """Of all profiles; a directory that no profile can be called as is none."""
         root = profiles_root(self._data_dir)
         imported = [path.parent.name for path in root.glob("*/current")] if root.is_dir() else []
-        return sorted({*shipped_profiles(), *imported})
+        return sorted({*shipped_profiles(), *filter(is_name, imported)})
 
     def clear(self) -> None:
         """Take away what killed builds left. Blocks. Raises OSError."""
@@ -49,27 +50,35 @@ class Catalog:
 
     def find(self, name: str) -> Entry:
         """One profile. Raises ProfileNotFoundError."""
-        if name not in self.names():
-            offered = ", ".join(self.names())
-            raise ProfileNotFoundError(f"There is no profile {name[:64]}; there are: {offered}.")
         declared = read_shipped(name) if name in shipped_profiles() else None
         tier, description = (declared.minimum_tier, declared.description) if declared else ("", "")
         try:
-            record = self.place(name).read_current()
+            record = self.place(name).read_current() if is_name(name) else None
         except ImageUnusableError as error:
             return Entry(name, declared is not None, description, tier, None, error.message)
+        if declared is None and record is None:
+            offered = ", ".join(self.names())
+            raise ProfileNotFoundError(f"There is no profile {name[:64]}; there are: {offered}.")
         tier = record.minimum_tier if record else tier
         return Entry(name, declared is not None, description, tier, record)
 
+    def entries(self) -> list[Entry]:
+        """All profiles, without those that go meanwhile."""
+        found = []
+        for name in self.names():
+            with suppress(ProfileNotFoundError):
+                found.append(self.find(name))
+        return found
+
     def offered(self) -> Mapping[str, str]:
         """See `Profiles`."""
-        return {name: self.find(name).minimum_tier for name in self.names()}
+        return {entry.name: entry.minimum_tier for entry in self.entries()}
 
     def find_image(self, profile: str, tier: str) -> Image | None:
         """See `Profiles`."""
         try:
             found = self.find(profile)
-        except (ProfileNotFoundError, InvalidProfileError) as error:
+        except ProfileNotFoundError as error:
             raise ImageUnusableError(error.message) from error
         if found.problem:
             raise ImageUnusableError(found.problem)

@@ -56,9 +56,14 @@ def read_declaration(path: Path) -> Declaration:
     return found
 
 
+def is_name(name: str) -> bool:
+    """Whether a profile can be called so."""
+    return _NAME.fullmatch(name) is not None and ".." not in name and name != "host"
+
+
 def check_name(name: str) -> str:
     """The name, if a profile can have it. Raises InvalidProfileError."""
-    if not _NAME.fullmatch(name) or ".." in name or name == "host":
+    if not is_name(name):
         raise InvalidProfileError("A profile's name is 1 to 64 of a-z, 0-9, '.', '_' and '-', such as my-tools.")
     return name
 

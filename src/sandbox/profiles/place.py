@@ -48,7 +48,10 @@ class ProfilePlace:
         return self._image(digest) / "root"
 
     def read_current(self) -> ImageRecord | None:
-        """The record of the image that the profile stands for. Raises ImageUnusableError when it is damaged."""
+        """The record of the image that the profile stands for; None where it has none, or is none.
+
+        Raises ImageUnusableError when it is damaged or cannot be read.
+        """
         name = self._current()
         if name is None:
             return None
@@ -153,10 +156,13 @@ class ProfilePlace:
         return self._root / digest.removeprefix("sha256:")
 
     def _current(self) -> str | None:
+        """Raises ImageUnusableError."""
         try:
             return (self._root / "current").read_text(errors="replace").strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise self._unusable(f"cannot be read: {error}") from error
 
     def _images(self) -> Iterator[Path]:
         yield from (path for path in self._root.iterdir() if _IMAGE.fullmatch(path.name))
@@ -164,7 +170,10 @@ class ProfilePlace:
     def _prune(self) -> None:
         with suppress(FileNotFoundError):
             shutil.rmtree(self._root / _PART)
-        current = self._current()
+        try:
+            current = self._current()
+        except ImageUnusableError:
+            return  # any of them may be the current one
         for image in [image for image in self._images() if image.name != current]:
             with _held(image, fcntl.LOCK_EX) as is_free:
                 if is_free:

@@ -9,7 +9,7 @@ def find_profiles(settings: ServerSettings) -> list[Finding]:
     """What is in the sandboxes; a damaged image keeps the tasks of its profile from running, and no others."""
     catalog = Catalog(settings.server.data_dir.absolute())
     findings = []
-    for entry in map(catalog.find, catalog.names()):
+    for entry in catalog.entries():
         if entry.problem:
             mend = f"sandbox profile build {entry.name}"
             findings.append(Finding("profiles", False, entry.problem, mend, is_needed=False))

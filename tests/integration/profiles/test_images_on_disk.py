@@ -342,6 +342,47 @@ def test_a_damaged_image_is_never_replaced_by_the_hosts_own(catalog, brought, da
     assert "basic" in catalog.offered()
 
 
+@pytest.mark.parametrize("name", ["tools~", "Tools", "host", "a b", "tools..old"])
+def test_a_directory_that_no_profile_is_called_as_is_none_and_hides_none(catalog, brought, tmp_path, name):
+    build(catalog, brought())
+    profiles = tmp_path / "data" / "profiles"
+    shutil.copytree(profiles / "tools", profiles / name, symlinks=True)
+    assert catalog.names() == ["agentic-dev", "basic", "tools"]
+    assert set(catalog.offered()) == {"agentic-dev", "basic", "tools"}
+    with pytest.raises(ProfileNotFoundError, match="there are: agentic-dev, basic, tools"):
+        catalog.find(name)
+    with pytest.raises(ImageUnusableError):
+        catalog.find_image(name, "host")
+
+
+def test_a_profile_of_which_nobody_can_read_what_is_current_is_unusable_and_hides_none(catalog, brought, tmp_path):
+    build(catalog, brought())
+    current = tmp_path / "data" / "profiles" / "tools" / "current"
+    current.unlink()
+    current.mkdir()
+    assert set(catalog.offered()) == {"agentic-dev", "basic", "tools"}
+    assert "cannot be read" in catalog.find("tools").problem
+    with pytest.raises(ImageUnusableError, match="sandbox profile build tools"):
+        catalog.find_image("tools", "host")
+
+
+def test_a_profile_that_goes_while_all_are_looked_at_is_not_offered(catalog, brought, monkeypatch):
+    build(catalog, brought())
+    names = catalog.names()
+    catalog.place("tools").remove()
+    monkeypatch.setattr(catalog, "names", lambda: names)
+    assert set(catalog.offered()) == {"agentic-dev", "basic"}
+
+
+def test_building_again_keeps_all_images_while_nobody_can_read_which_one_is_current(catalog, brought, tmp_path):
+    record = build(catalog, brought())
+    current = tmp_path / "data" / "profiles" / "tools" / "current"
+    current.unlink()
+    current.mkdir()
+    with catalog.place("tools").building():
+        assert catalog.place("tools").tree(record.digest).is_dir()
+
+
 DAMAGES = {
     "the record is lost": lambda image: (image / "record.json").unlink(),
     "the record is cut off": lambda image: (image / "record.json").write_text("{"),
