@@ -20,7 +20,7 @@ from sandbox.contracts.disks import Remove
 from sandbox.contracts.journal import Journals
 from sandbox.contracts.layout import TaskLayout, pruned_root
 from sandbox.contracts.retention import PrunedTask, Retention
-from sandbox.contracts.store import Cursor, Indexed, Store, TaskQuery
+from sandbox.contracts.store import Cursor, IndexDamagedError, Indexed, Store, TaskQuery
 from sandbox.contracts.tasks import UnavailableError
 from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.control.measuring import Measuring
@@ -33,6 +33,9 @@ from sandbox.model.task import Task
 _PRESERVED = frozenset({TaskState.FAILED_PRESERVED})
 _DISK_BLOCK_BYTES = 512
 _REMOVED_AT_ONCE = 500
+_REASONS_TOLD = 5
+_Stays = dict[str, str]
+"""Why tasks stay that could not be looked at, by their ids."""
 _log = logging.getLogger(__name__)
 
 
@@ -90,37 +93,59 @@ class Pruning:
         """Remove what is to go; gives it, the oldest first. dry_run: only say so.
 
         Age and number wait for no measurement, which may take longer than whoever asks has: then it serves the next.
-        Raises StoreError, OSError; UnavailableError at the end, where only what is left of them could not be removed.
+        A task that cannot be looked at stays, and keeps no other from its turn. Raises StoreError, OSError;
+        UnavailableError at the end, where only such tasks stay, or what is left of others could not be removed.
         """
-        gone, refusal = await self._carry_out(self._choose(retention), dry_run=dry_run)
+        stays: _Stays = {}
+        gone, refusal = await self._carry_out(self._choose(retention, stays), stays, dry_run=dry_run)
         if retention.max_bytes is not None:
-            chosen = self._choose_of(await self._measuring.result(), gone, retention.max_bytes)
-            more, refusal = await self._carry_out(chosen, dry_run=dry_run)
+            measured, unmeasured = await self._measuring.result()
+            stays |= unmeasured
+            chosen = self._choose_of(measured, gone, retention.max_bytes)
+            more, refusal = await self._carry_out(chosen, stays, dry_run=dry_run)
             gone += more
-        if refusal:
+        if not dry_run and (stays or refusal):
             raise UnavailableError(
-                f"Finished tasks that are gone for good: {len(gone)}. What is left of pruned ones still takes room in "
-                f"{pruned_root(self._rooms.data_dir)}: {refusal}; see why it stays there, and try again."
+                f"Finished tasks that are gone for good: {len(gone)}. {self._why_not_all(stays, refusal)}"
             )
         return gone
 
-    async def _carry_out(self, chosen: AsyncIterator[PrunedTask], *, dry_run: bool) -> tuple[list[PrunedTask], str]:
+    def _why_not_all(self, stays: _Stays, refusal: str) -> str:
+        why = []
+        if stays:
+            told = "; ".join(f"{task_id}: {reason}" for task_id, reason in list(stays.items())[:_REASONS_TOLD])
+            why.append(f"Kept, because they could not be looked at: {len(stays)} ({told}); look at the disk.")
+        if refusal:
+            place = pruned_root(self._rooms.data_dir)
+            rest = f"What is left of pruned ones still takes room in {place}: {refusal}"
+            why.append(f"{rest}; see why it stays there, and try again.")
+        return " ".join(why)
+
+    async def _carry_out(
+        self, chosen: AsyncIterator[PrunedTask], stays: _Stays, *, dry_run: bool
+    ) -> tuple[list[PrunedTask], str]:
         """Gives what went, and why something is left in `pruned/`, empty where nothing is."""
         async with self._turn:
             if dry_run:
                 return [task async for task in chosen], ""
-            return await self._take_all_away(chosen), await self._remove_rest()
+            return await self._take_all_away(chosen, stays), await self._remove_rest()
 
-    async def _take_all_away(self, chosen: AsyncIterator[PrunedTask]) -> list[PrunedTask]:
-        gone = [task async for task in chosen if await asyncio.to_thread(self._take_away, task)]
+    async def _take_all_away(self, chosen: AsyncIterator[PrunedTask], stays: _Stays) -> list[PrunedTask]:
+        gone = []
+        async for task in chosen:
+            try:
+                if await asyncio.to_thread(self._take_away, task):
+                    gone.append(task)
+            except (OSError, IndexDamagedError) as error:
+                stays[task.id] = reason_of(error)
         if gone:
             size_bytes = sum(task.size_bytes for task in gone)
             _log.info("Finished tasks that are kept no longer are gone: %d of %d bytes", len(gone), size_bytes)
         return gone
 
-    async def _choose(self, retention: Retention) -> AsyncIterator[PrunedTask]:
+    async def _choose(self, retention: Retention, stays: _Stays) -> AsyncIterator[PrunedTask]:
         """By age and number."""
-        tasks_count = 0 if retention.keep is None else await asyncio.to_thread(self._count, retention.keep)
+        tasks_count = 0 if retention.keep is None else await asyncio.to_thread(self._count, retention.keep, stays)
         need = Need(replace(retention, max_bytes=None), self._rooms.clock.now(), tasks_count, 0)
         place: Cursor | None = None
         while True:
@@ -128,7 +153,7 @@ class Pruning:
             for task in page.tasks:
                 if not need.asks_for(task.state_changed_at):
                     return
-                if await asyncio.to_thread(self._rooms.preservation.is_kept, task):
+                if await asyncio.to_thread(self._is_kept, task, stays):
                     continue
                 pruned = await wait_in_thread(partial(self._sized, task))
                 need.met_by(pruned.size_bytes)
@@ -151,19 +176,27 @@ class Pruning:
             need.met_by(task.size_bytes)
             yield task
 
-    def _count(self, enough: int) -> int:
+    def _count(self, enough: int, stays: _Stays) -> int:
         """The finished tasks that could go; all of them where they are not more than `enough`."""
         counts = self._rooms.store.count_by_state()
         finished_count = sum(counts[state] for state in TERMINAL_STATES)
         if finished_count <= enough:
             return finished_count
-        return finished_count - sum(map(self._rooms.preservation.is_kept, self._tasks(_PRESERVED)))
+        return finished_count - sum(self._is_kept(task, stays) for task in self._tasks(_PRESERVED))
 
-    def _measure(self) -> Sequence[PrunedTask]:
+    def _is_kept(self, task: Task, stays: _Stays) -> bool:
+        """Whether there are files for its user, or nobody can tell: then it stays, and that is noted."""
+        try:
+            return self._rooms.preservation.is_kept(task)
+        except OSError as error:
+            stays[task.id] = reason_of(error)
+            return True
+
+    def _measure(self) -> tuple[Sequence[PrunedTask], _Stays]:
         """The finished tasks that could go, the oldest first."""
-        return [
-            self._sized(task) for task in self._tasks(TERMINAL_STATES) if not self._rooms.preservation.is_kept(task)
-        ]
+        stays: _Stays = {}
+        measured = [self._sized(task) for task in self._tasks(TERMINAL_STATES) if not self._is_kept(task, stays)]
+        return measured, stays
 
     def _tasks(self, states: frozenset[TaskState]) -> Iterator[Task]:
         place: Cursor | None = None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import threading
 
@@ -233,6 +234,53 @@ def test_a_rest_that_cannot_be_removed_keeps_no_other_task_and_no_bound(kept, wo
     world.remove = remove
     assert prune(world, Retention(keep=4)) == ([], ["task-3", "task-4", "task-5"])
     assert list((kept.data_dir / "pruned").iterdir()) == []
+
+
+def block_lock(kept):
+    lock = kept.data_dir / "tasks" / "task-1" / "journal" / "lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    return "Is a directory"
+
+
+def damage_artifacts(kept):
+    kept.damage_row("task-1", "artifacts")
+    return "index of tasks is damaged"
+
+
+ALL_GO = [{"older_than_seconds": 0}, {"keep": 0}, {"max_bytes": 0}]
+
+
+@pytest.mark.parametrize("hurt", [block_lock, damage_artifacts])
+@pytest.mark.parametrize("bounds", ALL_GO)
+def test_a_task_that_cannot_be_looked_at_stays_and_keeps_no_other_from_its_turn(kept, world, hurt, bounds):
+    async def play():
+        async with world.server() as service:
+            reason = hurt(kept)
+            with pytest.raises(UnavailableError, match=rf"gone for good: 4\. .*task-1: .*{reason}"):
+                await service.prune(Retention(**bounds), dry_run=False)
+
+    asyncio.run(play())
+    assert directories(kept) == ["task-1"]
+
+
+@pytest.mark.parametrize("bounds", ALL_GO)
+def test_a_kept_sandbox_that_cannot_be_looked_at_stays_and_keeps_no_other_from_its_turn(
+    kept, world, monkeypatch, bounds
+):
+    preserve(kept, "preserved", "b" * 12, 1)
+
+    def refuse(_, task):
+        if task.id == "preserved":
+            raise OSError(errno.EIO, "Input/output error")
+        return False
+
+    monkeypatch.setattr("sandbox.control.preservation.Preservation.is_kept", refuse)
+    gone = [f"task-{number}" for number in range(1, 6)]
+    assert prune(world, Retention(**bounds), dry_run=True)[0] == gone
+    with pytest.raises(UnavailableError, match=r"gone for good: 5\. .*preserved: .*Input/output error"):
+        prune(world, Retention(**bounds))
+    assert directories(kept) == ["preserved"]
 
 
 def test_for_a_disk_that_does_not_answer_nobody_waits_batch_after_batch(kept, world, monkeypatch):
