@@ -84,7 +84,7 @@ class Preservation:
     def holding(self, task: Task) -> Iterator[int | None]:
         """The lock on the kept files, which a copy of the descriptor goes on holding; None while another has it.
 
-        Raises SandboxNotPreservedError.
+        Raises SandboxNotPreservedError, OSError.
         """
         files = self._files(task)
         if files is None or not self.is_kept(task):

@@ -19,7 +19,6 @@ from sandbox.contracts.tasks import (
     Draining,
     Health,
     InsufficientResourcesError,
-    SandboxNotPreservedError,
     StoredArtifact,
     Submission,
     TaskNotFoundError,
@@ -213,10 +212,8 @@ class TaskService:
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
         """See `Tasks.open_terminal`."""
         task = await self.status(task_id)
-        if self.equipment.preservation.is_kept(task):
-            return await self.equipment.visits.open_terminal(task, order)
         if task.state is TaskState.FAILED_PRESERVED:
-            raise TerminalRefusedError(SandboxNotPreservedError(task).message)
+            return await self.equipment.visits.open_terminal(task, order)
         if task.state.is_terminal or task.attempt is None:
             raise TerminalRefusedError(f"Task {task_id} is {task.state}; only a sandbox that runs has terminals.")
         try:

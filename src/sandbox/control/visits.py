@@ -15,10 +15,11 @@ from sandbox.contracts.placement import (
 )
 from sandbox.contracts.profiles import Image, ImageUnusableError
 from sandbox.contracts.secret_source import SecretUnavailableError
-from sandbox.contracts.tasks import UnavailableError
+from sandbox.contracts.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.contracts.terminals import TerminalLine, TerminalRefusedError
 from sandbox.control.launch import ResolveSecrets
 from sandbox.control.preservation import Preservation
+from sandbox.model.errors import reason_of
 from sandbox.model.limits import VISIT_START_SECONDS
 from sandbox.model.task import Task
 
@@ -49,7 +50,19 @@ class Visits:
         self._template = template
 
     async def open_terminal(self, task: Task, order: TerminalOrder) -> TerminalLine:
-        """A shell. Raises TerminalRefusedError, UnavailableError."""
+        """A shell in what a failed task left. Raises TerminalRefusedError, UnavailableError."""
+        try:
+            return await self._open(task, order)
+        except SandboxNotPreservedError as error:
+            raise TerminalRefusedError(error.message) from error
+        except OSError as error:
+            reason = reason_of(error)
+            raise UnavailableError(f"No shell of task {task.id} can be opened: {reason}; try again.") from error
+
+    async def _open(self, task: Task, order: TerminalOrder) -> TerminalLine:
+        """Raises what `open_terminal` does, SandboxNotPreservedError, OSError."""
+        if not self._preservation.is_kept(task):
+            raise SandboxNotPreservedError(task)
         if order.agent:
             raise TerminalRefusedError(f"The agent of task {task.id} has ended; open a shell in what it left.")
         deadline = asyncio.get_running_loop().time() + VISIT_START_SECONDS

@@ -1,6 +1,7 @@
 """What a failed task left for its user is there until it is released or its time is over."""
 
 import asyncio
+import errno
 import traceback
 from datetime import timedelta
 
@@ -229,6 +230,57 @@ def test_a_shell_in_what_was_released_is_refused_with_the_reason(world):
             await service.release("task-1")
             with pytest.raises(TerminalRefusedError, match="it was released, or its time is over"):
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
+
+    asyncio.run(play())
+
+
+def test_a_shell_in_what_is_released_while_it_is_opened_is_refused_with_the_reason(world, monkeypatch):
+    async def play():
+        async with world.server() as service:
+            await fail(world, service, "task-1")
+
+            async def release_first(*_):
+                await service.release("task-1")
+                raise RunnerUnreachableError("nobody is there yet")
+
+            monkeypatch.setattr(world.runners, "open_terminal", release_first)
+            with pytest.raises(TerminalRefusedError, match="it was released, or its time is over"):
+                await service.open_terminal("task-1", TerminalOrder(24, 80))
+
+    asyncio.run(play())
+
+
+def test_a_shell_on_a_disk_that_refuses_is_told_so_and_may_be_opened_later(world):
+    async def play():
+        async with world.server() as service:
+            kept = await fail(world, service, "task-1")
+            kept.visit_lock.symlink_to("/nowhere")
+            with pytest.raises(UnavailableError, match=r"No shell of task task-1 can be opened: .*; try again\."):
+                await service.open_terminal("task-1", TerminalOrder(24, 80))
+
+    asyncio.run(play())
+
+
+def test_a_preserved_task_that_cannot_be_looked_at_refuses_a_shell_until_it_can(world, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def play():
+        async with world.server() as service:
+            await fail(world, service, "task-1")
+            monkeypatch.setattr(service.equipment.preservation, "is_kept", refuse)
+            with pytest.raises(UnavailableError, match="Input/output error; try again"):
+                await service.open_terminal("task-1", TerminalOrder(24, 80))
+
+    asyncio.run(play())
+
+
+def test_the_agent_of_what_is_kept_has_ended(world):
+    async def play():
+        async with world.server() as service:
+            await fail(world, service, "task-1")
+            with pytest.raises(TerminalRefusedError, match="has ended; open a shell in what it left"):
+                await service.open_terminal("task-1", TerminalOrder(24, 80, agent=True))
 
     asyncio.run(play())
 
