@@ -63,9 +63,10 @@ class Follower:
             except Exception as error:
                 feed.complain(error)
                 await asyncio.sleep(RETRY_SECONDS)
-        self.feeds.pop(feed.task.id, None)
-        self._tasks.pop(feed.task.id, None)
-        self.on_finished(feed)
+        # A pruned task's id may be taken again before who followed the first one has looked up.
+        if self.feeds.get(feed.task.id) is feed:
+            del self.feeds[feed.task.id], self._tasks[feed.task.id]
+            self.on_finished(feed)
 
     async def _read_on(self, feed: Feed) -> None:
         pause = FOLLOW_POLL_SECONDS

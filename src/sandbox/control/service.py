@@ -111,6 +111,7 @@ class TaskService:
 
     def _follow(self, feed: Feed, submission: Record | None) -> None:
         need = Capacity.asked_by(feed.task.manifest.vm)
+        self.equipment.room.leave(feed.task.id)  # who had this id before was pruned, perhaps a moment ago
         if feed.recorder is not None:
             self.equipment.room.enter(feed.task.id, need)
         else:

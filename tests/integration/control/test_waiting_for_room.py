@@ -6,9 +6,11 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
+from sandbox.contracts.retention import Retention
 from sandbox.contracts.store import TaskQuery
 from sandbox.contracts.tasks import UnavailableError
 from sandbox.control.admission import Capacity, WaitingRoom
+from sandbox.control.feed import Feed
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.event import AttemptStarted, Idempotency, TaskFinished
 from sandbox.model.state import TaskState
@@ -241,5 +243,72 @@ def test_a_held_up_task_whose_wish_is_written_ends_though_the_server_is_drained(
             await service.drain()
             is_full.clear()
             assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
+
+    asyncio.run(play())
+
+
+@pytest.fixture
+def may_look_up(monkeypatch):
+    """Who follows a task that was cancelled rests behind its end until the test lets it look up."""
+    rest, let = Feed.rest, asyncio.Event()
+
+    async def rest_until_let(feed, seconds):
+        await (let.wait() if feed.task.state is TaskState.CANCELLED else rest(feed, seconds))
+
+    monkeypatch.setattr(Feed, "rest", rest_until_let)
+    return let
+
+
+async def cancel_and_prune(service, task_id):
+    """Gives the work of who still follows the task that is gone."""
+    following = service.equipment.follower._tasks[task_id]
+    await service.cancel(task_id, reason="", force=False)
+    await service.wait(task_id, 10)
+    assert [task.id for task in await service.prune(Retention(older_than_seconds=0), dry_run=False)] == [task_id]
+    assert not following.done()
+    return following
+
+
+def test_a_task_that_takes_the_id_of_a_pruned_one_keeps_its_place_in_the_line(world, may_look_up):
+    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest("before"))
+            await world.launched("before")
+            await service.submit(manifest("again"))
+            following = await cancel_and_prune(service, "again")
+            await service.submit(manifest("again"))
+            may_look_up.set()
+            await asyncio.wait_for(following, 10)
+            assert "Waiting for" in await message(service, "again")
+            world.runners.play("before", *TO_RUNNING, *TO_END)
+            await world.launched("again")
+            world.runners.play("again", *TO_RUNNING, *TO_END)
+            return (await service.wait("again", 10)).state
+
+    assert asyncio.run(play()) is TaskState.COMPLETED
+
+
+def test_a_task_that_takes_the_id_of_a_pruned_one_keeps_its_room(world, may_look_up):
+    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest("before"))
+            await world.launched("before")
+            await service.submit(manifest("again"))
+            following = await cancel_and_prune(service, "again")
+            world.runners.play("before", *TO_RUNNING, *TO_END)
+            await service.wait("before", 10)
+            await service.submit(manifest("again"))
+            await world.launched("again")
+            may_look_up.set()
+            await asyncio.wait_for(following, 10)
+            await service.submit(manifest("after"))
+            assert "Waiting for 4 CPUs (0 free)" in await message(service, "after")
+            world.runners.play("again", *TO_RUNNING, *TO_END)
+            await service.wait("again", 10)
+            await world.launched("after")
 
     asyncio.run(play())
