@@ -10,7 +10,7 @@ import click
 import pytest
 
 from doubles.live import git, until
-from doubles.recorded_api import Answer, of_json
+from doubles.recorded_api import Answer, of_error, of_json
 from doubles.recorded_story import TASK, status
 from sandbox.cli.checkout import Checkout
 
@@ -139,6 +139,20 @@ def test_apply_to_another_commit_says_so_and_goes_on_where_the_patch_fits(sandbo
     assert result.returncode == 0
     told = f"The patch was made on commit {base[:12]}; this checkout is at {here[:12]}.\n"
     assert result.stderr.decode().startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(404, "artifact_not_found"), (403, "artifact_contains_secret"), (403, "forbidden")]
+)
+def test_a_patch_is_applied_though_nobody_tells_which_commit_it_was_made_on(
+    sandbox, offered, checkout, api, status, code
+):
+    metadata = f"/tasks/{TASK}/artifacts/.sandbox%2Fmetadata.json"
+    api.on("GET", metadata, of_error(status, code, "Not this one."))
+    result = sandbox("task", "apply", TASK, "-f", "json", cwd=checkout)
+    assert (result.returncode, result.stderr) == (0, b"")
+    told = json.loads(result.stdout)
+    assert (told["base_commit"], len(told["files"])) == (None, 4)
 
 
 def test_apply_refuses_a_checkout_with_changes(sandbox, offered, checkout, api):

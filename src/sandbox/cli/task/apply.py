@@ -77,10 +77,15 @@ def apply(task_id: str, directory: Path, is_beside: bool, allows_secrets: bool) 
 
 
 def _base_commit(client: Client, task_id: str, file: Path) -> str | None:
-    """The commit that the task worked on, from its metadata; None where that does not say."""
+    """The commit that the task worked on, from its metadata; None where that does not say, or is not to be had."""
     import json
 
-    client.download(task_id, ".sandbox/metadata.json", file)
+    from sandbox.client import ArtifactContainsSecretError, ArtifactNotFoundError, ForbiddenError
+
+    try:
+        client.download(task_id, ".sandbox/metadata.json", file)
+    except (ArtifactContainsSecretError, ArtifactNotFoundError, ForbiddenError):
+        return None
     try:
         told = json.loads(file.read_bytes()) if file.stat().st_size <= METADATA_BYTES_MAX else None
     except (ValueError, RecursionError):
