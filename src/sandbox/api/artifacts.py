@@ -20,7 +20,6 @@ from sandbox.api.doorkeeper import visitor_of
 from sandbox.api.envelope import wants_head_only
 from sandbox.api.errors import RangeNotSatisfiableError, SecretArtifactError
 from sandbox.api.openapi import Responses, content, header, parameters, problems
-from sandbox.contracts.access import Role
 from sandbox.contracts.tasks import ArtifactNotFoundError, StoredArtifact
 from sandbox.model.frame import timestamp
 
@@ -73,7 +72,7 @@ def _item(task_id: str, stored: StoredArtifact) -> dict[str, object]:
 async def download_artifact(request: Request, asked: Asked, task_id: paths.TaskId, name: str) -> Response:
     """Download an artifact by its name, else by its path. One that contains a secret is for operators."""
     stored = await asked.tasks.artifact(task_id, name)
-    if stored.artifact.contains_secret and not _is_operator(request):
+    if stored.artifact.contains_secret and not visitor_of(request).is_operator:
         raise SecretArtifactError(stored.artifact.name)
     found = await asyncio.to_thread(_regular_file, stored.file)
     if found is None:
@@ -91,11 +90,6 @@ async def download_artifact(request: Request, asked: Asked, task_id: paths.TaskI
     }
     byte_range = served_range(request.headers, etag, found.st_size)
     return _Download(stored.file, headers, found, byte_range)
-
-
-def _is_operator(request: Request) -> bool:
-    principal = visitor_of(request).principal
-    return principal is not None and principal.role is Role.OPERATOR
 
 
 def _regular_file(file: Path) -> os.stat_result | None:

@@ -49,6 +49,11 @@ class Visitor:
     principal: Principal | None
     proof: Proof | None = None
 
+    @property
+    def is_operator(self) -> bool:
+        """Whether they may do and see everything."""
+        return self.principal is not None and self.principal.role is Role.OPERATOR
+
 
 class Guard:
     """Keeps the doors of one server; all its doors share it."""
@@ -118,7 +123,7 @@ def _judge(connection: HTTPConnection, visitor: Visitor, *, is_wrong: bool) -> V
         return visitor
     if visitor.principal is None:
         return _unauthorized(is_wrong=is_wrong)
-    if visitor.principal.role is not Role.OPERATOR and _needs_operator(connection):
+    if not visitor.is_operator and _needs_operator(connection):
         return Refusal(403, code="forbidden", message=_VIEWERS_LOOK_ON)
     return visitor
 

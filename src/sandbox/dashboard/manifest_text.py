@@ -9,9 +9,14 @@ from sandbox.model.manifest import Manifest
 from sandbox.model.manifest_writing import write_yaml
 
 
-def write_manifest(manifest: Manifest, *, with_id: bool = False) -> str:
-    """YAML without what the defaults say anyway, and without the id, which a second task cannot have."""
+def write_manifest(manifest: Manifest, *, with_id: bool = False, with_sources: bool = True) -> str:
+    """YAML without what the defaults say anyway, and without the id, which a second task cannot have.
+
+    with_sources: tell where secrets come from, which is for operators; else they are told by name only.
+    """
     data = _spoken(manifest)
+    if not with_sources and manifest.secrets:
+        data["secrets"] = [{"name": secret.name} for secret in manifest.secrets]
     if not with_id:
         data["metadata"].pop("id", None)
     return write_yaml(data)

@@ -11,7 +11,6 @@ from starlette.responses import Response, StreamingResponse
 from sandbox.api.artifacts import content_disposition
 from sandbox.api.context import Context
 from sandbox.api.doorkeeper import visitor_of
-from sandbox.contracts.access import Role
 from sandbox.contracts.tasks import StoredArtifact
 from sandbox.dashboard.manifest_text import write_manifest
 from sandbox.model.task import Task
@@ -22,20 +21,20 @@ _CHUNK_BYTES = 1024 * 1024
 async def send_proof(request: Request, asked: Context) -> Response:
     """A tar; `sha256sum -c SHA256SUMS` holds it against itself, and `metadata.json` tells the rest."""
     task = await asked.tasks.status(request.path_params["task_id"])
-    principal = visitor_of(request).principal
-    sees_all = principal is not None and principal.role is Role.OPERATOR
+    sees_all = visitor_of(request).is_operator
     stored = [
         one
         for one in await asked.tasks.artifacts(task.id)
         if one.artifact.is_own and (sees_all or not one.artifact.contains_secret)
     ]
+    manifest = write_manifest(task.manifest, with_id=True, with_sources=sees_all)
     headers = {"content-disposition": content_disposition(f"{task.id}.proof.tar")}
-    return StreamingResponse(_tar(task, stored), media_type="application/x-tar", headers=headers)
+    return StreamingResponse(_tar(task, manifest, stored), media_type="application/x-tar", headers=headers)
 
 
-async def _tar(task: Task, stored: Sequence[StoredArtifact]) -> AsyncIterator[bytes]:
+async def _tar(task: Task, manifest: str, stored: Sequence[StoredArtifact]) -> AsyncIterator[bytes]:
     sums = "".join(f"{one.artifact.checksum.removeprefix('sha256:')}  {one.artifact.name}\n" for one in stored)
-    texts = {"SHA256SUMS": sums, "manifest.yaml": write_manifest(task.manifest, with_id=True)}
+    texts = {"SHA256SUMS": sums, "manifest.yaml": manifest}
     for name, text in texts.items():
         content = text.encode()
         yield _head(task, name, len(content), task.state_changed_at) + content + _padding(len(content))

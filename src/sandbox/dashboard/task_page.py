@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.context import Context
+from sandbox.api.doorkeeper import visitor_of
 from sandbox.dashboard.manifest_text import write_manifest
 from sandbox.dashboard.templates import show
 from sandbox.model.frame import error
@@ -48,7 +49,7 @@ async def show_task(request: Request, asked: Context) -> Response:
         task=task,
         here=f"/tasks/{request.path_params['task_id']}",
         api=paths.task_path(task.id),
-        manifest_text=write_manifest(task.manifest),
+        manifest_text=write_manifest(task.manifest, with_sources=visitor_of(request).is_operator),
         stations=stations(task),
         took=_took(task),
         failure=error(task),

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from sandbox.api.doorkeeper import visitor_of
-from sandbox.contracts.access import Role
 from sandbox.dashboard import spoken
 from sandbox.model.frame import timestamp
 
@@ -32,14 +31,14 @@ HEADERS = {
 
 def show(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
     """A page made of the template of this name."""
-    principal = visitor_of(request).principal
+    visitor = visitor_of(request)
     text = _environment().get_template(f"{template}.html")
     common = {
         "page": template,
         "version": request.app.state.context.settings.version,
-        "who": principal,
-        "may_change": principal is not None and principal.role is Role.OPERATOR,
-        "has_session": visitor_of(request).proof is not None,
+        "who": visitor.principal,
+        "may_change": visitor.is_operator,
+        "has_session": visitor.proof is not None,
     }
     return HTMLResponse(text.render(common | values), status, HEADERS)
 

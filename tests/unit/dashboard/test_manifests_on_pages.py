@@ -1,12 +1,16 @@
 """Manifests that the form begins with, and those of tasks that run again."""
 
+import asyncio
+import dataclasses
 import json
 
 import pytest
 
-from doubles.fake_tasks import FakeTasks
+from doubles.fake_access import FakeAccess
+from doubles.fake_tasks import FakeTasks, manifest
 from sandbox.dashboard.manifest_text import write_manifest
 from sandbox.dashboard.patterns import PATTERNS
+from sandbox.model.manifest import Secret
 from sandbox.model.manifest_parsing import parse_manifest
 
 
@@ -103,3 +107,14 @@ def test_a_second_task_does_not_claim_the_id_of_the_first(pages):
     page = pages.get("/submit?from=task-001")
     assert "Run again: My Task" in page.text
     assert "Your instructions here" in page.text
+
+
+def test_where_secrets_come_from_is_for_operators(guarded_pages):
+    pages = guarded_pages(FakeAccess(ann="operator", bob="viewer"))
+    secret = Secret(name="GITHUB_TOKEN", source="vault", key="teams/platform#token")
+    asyncio.run(pages.tasks.submit(dataclasses.replace(manifest("task-001"), secrets=(secret,))))
+    for path in ("/tasks/task-001", "/submit?from=task-001", "/tasks/task-001/proof"):
+        for name, is_told in (("ann", True), ("bob", False)):
+            text = pages.get(path, authorization=f"Bearer {name}").text
+            assert "- name: GITHUB_TOKEN" in text
+            assert ("vault" in text, "teams/platform#token" in text) == (is_told, is_told), (path, name)
