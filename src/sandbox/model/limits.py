@@ -65,6 +65,9 @@ DISK_CHECK_SECONDS_MAX = 60.0
 DISK_CHECKS_MISSED_MAX = 3
 """Looks in a row that fail at a disk that has no bound of its own; then the attempt ends with `sandbox_lost`."""
 
+METADATA_SECONDS = 10.0
+"""For the metadata of a task for which collecting came to no end."""
+
 OUTPUT_DRAIN_SECONDS = 5.0
 OUTPUT_DRAIN_SECONDS_MAX = 60.0
 """How long nothing may come of what is left in the pipes after everything inside is dead, and how long it may come."""

@@ -20,12 +20,12 @@ from sandbox.model.event import (
 )
 from sandbox.model.follow_up import find_follow_up
 from sandbox.model.life import EndAttempt
-from sandbox.model.limits import OUTPUT_SYNC_SECONDS, RETRY_SECONDS
+from sandbox.model.limits import METADATA_SECONDS, OUTPUT_SYNC_SECONDS, RETRY_SECONDS
 from sandbox.model.refusal import NO_ROOM, refusal_of
 from sandbox.model.state import TaskState
 from sandbox.runner.equipment import Attempt
 from sandbox.runner.leftovers import take_over
-from sandbox.runner.steps.collect import collect
+from sandbox.runner.steps.collect import collect, keep_metadata
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
 from sandbox.runner.steps.show import show_last_result
@@ -226,6 +226,15 @@ class AttemptLife:
         except Exception as error:
             _log.error("Collecting failed", exc_info=error)
             self._fail(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_described(error)})."))
+        if not self._attempt.task.is_collected:
+            await self._keep_metadata()
+
+    async def _keep_metadata(self) -> None:
+        try:
+            async with asyncio.timeout(METADATA_SECONDS):
+                await keep_metadata(self._attempt)
+        except Exception as error:
+            _log.error("The metadata could not be kept: %s", reason_of(error))
 
     async def _collect(self) -> None:
         """Again and again while the disk takes nothing: work that is done is worth waiting for."""

@@ -161,3 +161,17 @@ def test_a_transcript_that_is_kept_needs_no_room_for_another_one_when_the_rest_i
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert (scene.task.state, len(refused)) == (TaskState.COMPLETED, 4)
     assert (scene.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == scene.script.stdout
+
+
+def test_a_task_whose_artifacts_took_too_long_has_its_metadata_all_the_same(stage, monkeypatch):
+    async def never_end(self, *_):
+        await asyncio.Event().wait()
+        yield
+
+    monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.collect", never_end)
+    scene = stage(Script(), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "1s"})
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, FailureCode.COLLECT_FAILED)
+    assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
+    metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
+    assert metadata["error"]["code"] == "collect_failed"

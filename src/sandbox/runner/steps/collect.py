@@ -58,6 +58,12 @@ async def collect(attempt: Attempt) -> None:
     await _keep(attempt, directory, METADATA, "application/json", _metadata(attempt))
 
 
+async def keep_metadata(attempt: Attempt) -> None:
+    """What can always be told of a task, where collecting came to no end. Raises OSError."""
+    attempt.task_files.artifacts.mkdir(mode=0o700, exist_ok=True)
+    await _keep(attempt, attempt.task_files.artifacts, METADATA, "application/json", _metadata(attempt))
+
+
 def _knows_secrets(attempt: Attempt) -> bool:
     """Whether the values are those that an agent had on this disk; none are on one that is gone, or never was."""
     return not attempt.files.disk.exists() or has_fingerprint(attempt.files.secret_fingerprint, attempt.secrets)
