@@ -15,11 +15,12 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
 from sandbox.contracts.confinement import ConfinedCommand, Confinement
+from sandbox.workspace.pipes import pipe
 from sandbox.workspace.unconfined import Unconfined
 
 Setting = tuple[str, str]
@@ -117,12 +118,14 @@ class Git:
         Files given are closed here as soon as git has ended. No file that git writes grows past `file_bytes_max`.
         Raises GitError, and OSError when the machine is out of something. Cancelled, it kills git and its children.
         """
-        argv = [*_limits(self.memory_bytes_max, file_bytes_max), "git", *arguments]
-        async with reading(stdout) as (out, output), reading() as (err, complaints):
-            with open(os.devnull, "rb") as nothing, out, err, stdin or nothing as given:  # noqa: ASYNC230, PTH123
-                ends = (given.fileno(), out.fileno(), err.fileno())
-                command = ConfinedCommand(argv, self._environment, directory, *ends, self._descriptors, self._files)
-                code = await self._run(command)
+        # Closed also where git never begins: whoever waits at the other end of a pipe would wait for ever.
+        with stdin or nullcontext(), stdout or nullcontext():
+            argv = [*_limits(self.memory_bytes_max, file_bytes_max), "git", *arguments]
+            async with reading(stdout) as (out, output), reading() as (err, complaints):
+                with open(os.devnull, "rb") as nothing, out, err, stdin or nothing as given:  # noqa: ASYNC230, PTH123
+                    ends = (given.fileno(), out.fileno(), err.fileno())
+                    command = ConfinedCommand(argv, self._environment, directory, *ends, self._descriptors, self._files)
+                    code = await self._run(command)
         if code not in good_codes:
             raise GitError(code, complaints() + (_KILLED if self._was_killed_for_memory(code) else b""))
         return output()
@@ -163,20 +166,20 @@ async def reading(given: IO[bytes] | None = None) -> AsyncIterator[tuple[IO[byte
     if given is not None:
         yield given, bytes
         return
-    ours, theirs = os.pipe()
-    kept = bytearray()
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb", buffering=0)
-    )
-    task = asyncio.create_task(_read_end(reader, kept))
-    try:
-        yield os.fdopen(theirs, "wb", buffering=0), lambda: bytes(kept)
-    finally:
-        # A background process of ssh may hold the pipe for long after git is gone, so the wait has a bound.
-        await asyncio.wait([task], timeout=_DRAIN_SECONDS)
-        task.cancel()
-        transport.close()
+    with pipe() as (ours, theirs):
+        kept = bytearray()
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), ours
+        )
+        task = asyncio.create_task(_read_end(reader, kept))
+        try:
+            yield theirs, lambda: bytes(kept)
+        finally:
+            # A background process of ssh may hold the pipe for long after git is gone, so the wait has a bound.
+            await asyncio.wait([task], timeout=_DRAIN_SECONDS)
+            task.cancel()
+            transport.close()
 
 
 async def _read_end(reader: asyncio.StreamReader, kept: bytearray) -> None:
