@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+from sandbox.contracts.locked_entry import open_unlocked
+
 PROJECTS_LOOKED_AT_MAX = 1000
 """Claude Code keeps a directory for each place that it was started in; an agent can make any number of them."""
 
@@ -36,7 +38,7 @@ def _has_file(projects: int, project: str, name: str) -> bool:
 
 @contextmanager
 def _opened(name: str, parent: int | None = None) -> Iterator[int]:
-    directory = os.open(name, _DIRECTORY, dir_fd=parent)
+    directory = open_unlocked(name, _DIRECTORY, parent)
     try:
         yield directory
     finally:

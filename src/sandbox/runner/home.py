@@ -5,6 +5,8 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from sandbox.contracts.locked_entry import open_unlocked
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -13,7 +15,7 @@ def write_home(home: Path, files: Mapping[str, bytes]) -> None:
     """Put files there by their relative paths, in place of what has the name. No link is followed. Raises OSError."""
     for name, content in files.items():
         *directories, last = PurePosixPath(name).parts
-        here = os.open(home, _DIRECTORY)
+        here = _open(home)
         try:
             for directory in directories:
                 here = _enter(here, directory)
@@ -25,13 +27,17 @@ def write_home(home: Path, files: Mapping[str, bytes]) -> None:
 def _enter(here: int, name: str) -> int:
     """Into the directory of this name, made where there is none."""
     try:
-        there = os.open(name, _DIRECTORY, dir_fd=here)
+        there = _open(name, here)
     except OSError:
         _unlink(here, name)
         os.mkdir(name, mode=0o700, dir_fd=here)
-        there = os.open(name, _DIRECTORY, dir_fd=here)
+        there = _open(name, here)
     os.close(here)
     return there
+
+
+def _open(name: str | Path, here: int | None = None) -> int:
+    return open_unlocked(name, _DIRECTORY, here, rights=os.W_OK | os.X_OK)
 
 
 def _replace(here: int, name: str, content: bytes) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.contracts.locked_entry import open_unlocked
 from sandbox.workspace.stoppable import Stop
 
 PATH_BYTES_MAX = 3500
@@ -29,7 +30,6 @@ PATHS_BYTES_MAX = 256 * 1024**2
 _CHUNK_BYTES = 256 * 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_NODE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class TooManyEntriesError(Exception):
@@ -73,7 +73,7 @@ class Files:
     """Files below one root. A context manager: the root stays open in between. Calls raise OSError."""
 
     def __init__(self, root: Path) -> None:
-        self._root = os.open(root, _DIRECTORY)
+        self._root = open_unlocked(root, _DIRECTORY)
         self._seen = 0
         self._path_bytes = 0
 
@@ -89,7 +89,7 @@ class Files:
         directory = os.dup(self._root)
         try:
             for name in path.split(b"/") if path else ():
-                child = _open(name, _DIRECTORY, directory)
+                child = open_unlocked(name, _DIRECTORY, directory)
                 os.close(directory)
                 directory = child
             yield directory
@@ -117,7 +117,7 @@ class Files:
         """Descriptor and size of a regular file. Raises OSError for anything else."""
         parent, _, name = path.rpartition(b"/")
         with self.open_directory(parent) as directory:
-            file = _open(name, _FILE, directory)
+            file = open_unlocked(name, _FILE, directory)
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
@@ -131,30 +131,6 @@ class Files:
         parent, _, name = path.rpartition(b"/")
         with self.open_directory(parent) as directory:
             return os.readlink(name, dir_fd=directory)
-
-
-def _open(name: bytes, flags: int, directory: int) -> int:
-    """Open, after giving the owner back the right to read where the agent took it away."""
-    try:
-        opened = os.open(name, flags, dir_fd=directory)
-    except PermissionError:
-        _allow_reading(name, directory)
-        return os.open(name, flags, dir_fd=directory)
-    if flags & os.O_DIRECTORY and not os.access(".", os.X_OK, dir_fd=opened):
-        os.fchmod(opened, 0o700)
-    return opened
-
-
-def _allow_reading(name: bytes, directory: int) -> None:
-    node = os.open(name, _NODE, dir_fd=directory)
-    try:
-        status = os.fstat(node)
-        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-            # A descriptor without rights to read takes no fchmod; its /proc name does, and is no other file's.
-            wanted = stat.S_IRWXU if stat.S_ISDIR(status.st_mode) else stat.S_IRUSR
-            Path(f"/proc/self/fd/{node}").chmod(stat.S_IMODE(status.st_mode) | wanted)
-    finally:
-        os.close(node)
 
 
 def read_chunks(file: int, size: int, stop: Stop) -> Iterator[bytes]:

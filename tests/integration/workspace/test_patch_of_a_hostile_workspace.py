@@ -202,6 +202,7 @@ def test_files_that_the_agent_locked_are_read_all_the_same(staged):
     (staged.workspace / "src" / "app.py").chmod(0o100)
     (staged.workspace / "README.md").chmod(0)
     locked.chmod(0)
+    staged.workspace.chmod(0)
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
         "from sandbox.workspace.unconfined import confine_nothing\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.ordinary_user import as_ordinary_user, ordinary_place
 from sandbox.agent.claude_code import ClaudeCode
 from sandbox.agent.kept_session import PROJECTS_LOOKED_AT_MAX
 
@@ -31,6 +32,19 @@ def keep(projects, *, name=f"{SESSION}.jsonl"):
 def test_a_session_is_found_by_its_id(tmp_path, projects):
     keep(projects)
     assert is_kept(tmp_path)
+
+
+async def look_as_user(place):
+    home = Path(place) / "home"
+    keep(home / ".claude" / "projects")
+    (home / ".claude").chmod(0)
+    home.chmod(0)
+    assert is_kept(Path(place))
+
+
+def test_a_home_that_the_agent_locked_has_its_session_all_the_same():
+    with ordinary_place() as place:
+        as_ordinary_user(look_as_user, str(place))
 
 
 def test_another_session_is_none(tmp_path, projects):

@@ -1,9 +1,11 @@
 """What the agent is started with is written into its home, whatever an agent before it left there."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+from doubles.ordinary_user import as_ordinary_user, ordinary_place
 from sandbox.runner.home import write_home
 
 FILES = {".sandbox/mcp.json": b"{}", ".claude.json": b"answers"}
@@ -74,3 +76,17 @@ def test_a_directory_in_place_of_the_file_is_moved_aside(home, name):
     assert read(home) == FILES
     [aside] = (home / name).parent.glob(f"{(home / name).name}.aside-*")
     assert (aside / "deep" / "notes").read_bytes() == b"the agent's"
+
+
+async def write_as_user(place):
+    home = Path(place) / "home"
+    (home / ".sandbox").mkdir(parents=True)
+    (home / ".sandbox").chmod(0o500)
+    home.chmod(0)
+    write_home(home, FILES)
+    assert read(home) == FILES
+
+
+def test_what_the_agent_locked_is_written_to_all_the_same():
+    with ordinary_place() as place:
+        as_ordinary_user(write_as_user, str(place))
