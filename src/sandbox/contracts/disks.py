@@ -40,7 +40,10 @@ class Disks(Protocol):
         ...
 
     async def verify(self, files: AttemptLayout) -> None:
-        """Raises OSError where something that was written to an open disk is lost: the host could not store it."""
+        """Raises OSError where something that was written to an open disk is lost: the host could not store it.
+
+        What is lost stays lost: it is said each time, also after the disk was closed.
+        """
         ...
 
     async def close(self, files: AttemptLayout) -> None:

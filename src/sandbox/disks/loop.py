@@ -31,7 +31,9 @@ class LoopDisks:
 
     def __init__(self) -> None:
         self._disk_fd = -1
-        """Open since the disk was mounted: the kernel tells it of every error from then on."""
+        """Open since the disk was mounted: the kernel tells it of every error from then on, once."""
+
+        self._loss: OSError | None = None
 
     async def open(self, files: AttemptLayout, size_bytes: int) -> None:
         """Make the file system, or check the one that is there, and mount it."""
@@ -60,7 +62,9 @@ class LoopDisks:
     async def verify(self, files: AttemptLayout) -> None:
         """What an agent wrote is in memory first, and nobody inside hears that the file behind it took it not."""
         if self._disk_fd >= 0:
-            await asyncio.to_thread(_sync, self._disk_fd)
+            await asyncio.to_thread(self._sync, self._disk_fd)
+        if self._loss is not None:
+            raise self._loss
 
     async def close(self, files: AttemptLayout) -> None:
         """Unmount it; whoever still holds a file of it is waited for, and in the end keeps but the blocks of it."""
@@ -79,13 +83,12 @@ class LoopDisks:
                     ) from error
                 await asyncio.sleep(_POLL_SECONDS)
 
-
-def _sync(disk_fd: int) -> None:
-    """syncfs(2), which since Linux 5.8 tells of what could not be stored. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syncfs(disk_fd) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    def _sync(self, disk_fd: int) -> None:
+        """syncfs(2), which since Linux 5.8 tells of what could not be stored."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(disk_fd) != 0:
+            number = ctypes.get_errno()
+            self._loss = OSError(number, os.strerror(number))
 
 
 async def make_file_system(image: Path, size_bytes: int) -> None:

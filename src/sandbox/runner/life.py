@@ -30,7 +30,7 @@ from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
 from sandbox.runner.steps.show import show_last_result
 from sandbox.runner.steps.stage import require_same_secrets, stage
-from sandbox.runner.steps.teardown import clear_away, teardown
+from sandbox.runner.steps.teardown import clear_away, teardown, verify_disk
 from sandbox.runner.terminals import Terminals
 from sandbox.runner.wish import EndWish
 
@@ -238,7 +238,10 @@ class AttemptLife:
 
     async def _collect(self) -> None:
         """Again and again while the disk takes nothing: work that is done is worth waiting for."""
-        await self._verify_disk()
+        try:
+            await verify_disk(self._attempt)
+        except AttemptError as error:
+            self._fail(error.failure)
         while True:
             try:
                 self._attempt.recorder.catch_up()
@@ -253,14 +256,6 @@ class AttemptLife:
                     _log.warning("%s It is tried again until lifecycle.collect_timeout is over.", what)
                 self._trouble = Failure(FailureCode.DISK_FULL, what)
             await asyncio.sleep(RETRY_SECONDS)
-
-    async def _verify_disk(self) -> None:
-        """A patch of files that lost what was written to them would be a lie."""
-        try:
-            await self._attempt.equipment.disks.verify(self._attempt.files)
-        except OSError as error:
-            what = f"The server's disk could not store all that the agent wrote ({error.strerror})"
-            self._fail(Failure(FailureCode.DISK_FULL, f"{what}; make room there and submit the task again."))
 
     def _fail(self, failure: Failure) -> None:
         if self._attempt.task.attempt_state is TaskState.RUNNING:

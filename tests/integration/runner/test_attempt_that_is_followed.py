@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 
 import pytest
 
@@ -380,6 +381,28 @@ def test_a_gateway_whose_work_breaks_in_a_living_runner_loses_the_sandbox(stage,
     assert scene.task.attempt.follow_up == follow_up
 
 
+@pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
+def test_no_agent_goes_on_with_a_disk_that_lost_something(stage, monkeypatch, retries, follow_up):
+    """Its twin hands the disk on above. Something is lost until the sandbox with what writes there is gone."""
+    scene = stage(Script(), lifecycle={"resume": True, "retries": retries})
+    killed(scene, *TO_RUNNING)
+
+    async def verify(self, files):
+        assert scene.script.seen[-1] == "destroy"
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(PlainDisks, "verify", verify)
+    asyncio.run(scene.life.finish())
+    [forgone] = scene.events(FollowUpForgone)
+    assert forgone.follow_up == "resume"
+    assert "could not store all that the agent wrote (Input/output error)" in forgone.reason
+    assert scene.task.attempt.follow_up == follow_up
+    if not retries:
+        assert scene.events(AttemptFailed)[-1].failure.code == "disk_full"
+        assert scene.task.state is TaskState.FAILED
+        assert "task-1.patch" in scene.artifacts
+
+
 class MountedDisks(PlainDisks):
     """What is on them is seen only from `open` to `close`, as with a file system in a file."""
 
@@ -390,7 +413,7 @@ class MountedDisks(PlainDisks):
         await super().open(files, size_bytes)
 
     async def verify(self, files):
-        """What collecting begins with."""
+        """What collecting begins with, and the handing on."""
         assert (files.workspace / "edited.txt").exists()
 
     async def close(self, files):

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sandbox.contracts.runtime import SandboxHandle
-from sandbox.model.errors import reason_of
+from sandbox.model.errors import AttemptError, FailureCode, reason_of
 from sandbox.model.event import Trouble
 from sandbox.model.life import final_state
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
@@ -27,27 +27,39 @@ async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:
 async def clear_away(attempt: Attempt, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
     """The same for an attempt that another one follows, which must not begin while anything of this one lives.
 
-    Raises AttemptError (sandbox_lost), OSError, TimeoutError.
+    Where the disk is kept, another agent goes on with it: it has to be whole.
+    Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
     """
     kept = kept_for_resuming(attempt.files) if keeps_disk else ()
     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-        await _remove(attempt, handle, kept, with_earlier=not keeps_disk)
+        await _remove(attempt, handle, kept, hands_on=keeps_disk)
+
+
+async def verify_disk(attempt: Attempt) -> None:
+    """A patch of files that lost what was written to them would be a lie. Raises AttemptError (disk_full)."""
+    try:
+        await attempt.equipment.disks.verify(attempt.files)
+    except OSError as error:
+        what = f"The server's disk could not store all that the agent wrote ({error.strerror})"
+        raise AttemptError(FailureCode.DISK_FULL, f"{what}; make room there and submit the task again.") from error
 
 
 async def _remove(
-    attempt: Attempt, handle: SandboxHandle | None, kept: Collection[Path], *, with_earlier: bool = True
+    attempt: Attempt, handle: SandboxHandle | None, kept: Collection[Path], *, hands_on: bool = False
 ) -> None:
     """The handle goes last: as long as it is there, somebody can finish the job."""
     files = attempt.files
     await end_earlier_attempts(attempt)
     if handle is not None:
         await attempt.equipment.runtime.destroy(handle, files.disk if files.disk in kept else None)
+    if hands_on:
+        await verify_disk(attempt)
     await attempt.equipment.disks.close(files)
     if files.repository not in kept and files.repository.is_dir():
         # Goes at once, so that nobody compares with it what is left of a workspace that is half removed.
         files.repository.rename(files.root / "repository.gone")
     spared = {files.handle, files.runner_log, *kept}
-    earlier = left_by_earlier_attempts(attempt) if with_earlier else []
+    earlier = [] if hands_on else left_by_earlier_attempts(attempt)
     await attempt.equipment.remove([*(path for path in files.root.iterdir() if path not in spared), *earlier])
     files.handle.unlink(missing_ok=True)
 
