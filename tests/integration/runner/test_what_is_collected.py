@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import hashlib
 import json
+import threading
 
 import pytest
 
@@ -12,6 +14,7 @@ from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Trouble
 from sandbox.model.state import TaskState
 from sandbox.model.watermark import Space
+from sandbox.runner import life
 from sandbox.runner.steps import collect
 
 SECRET = "s3cret-value-of-the-customer"
@@ -175,3 +178,33 @@ def test_a_task_whose_artifacts_took_too_long_has_its_metadata_all_the_same(stag
     assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
     metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
     assert metadata["error"]["code"] == "collect_failed"
+
+
+def test_what_takes_longer_than_collecting_may_is_no_artifact_of_which_nobody_tells(stage, monkeypatch):
+    """The thread that stores the patch is still busy when the time is over, and goes on before all is removed."""
+    scene = stage(Script(), lifecycle={"collect_timeout": "1s"})
+    is_over, has_ended = threading.Event(), threading.Event()
+    store, digest, teardown = collect._store, hashlib.file_digest, life.teardown
+
+    def digest_late(*arguments):
+        assert is_over.wait(20)
+        return digest(*arguments)
+
+    def store_and_tell(*arguments):
+        try:
+            return store(*arguments)
+        finally:
+            has_ended.set()
+
+    async def tear_down_late(*arguments):
+        is_over.set()
+        assert await asyncio.to_thread(has_ended.wait, 20)
+        await teardown(*arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest_late)
+    monkeypatch.setattr(collect, "_store", store_and_tell)
+    monkeypatch.setattr(life, "teardown", tear_down_late)
+    monkeypatch.setattr(life, "METADATA_SECONDS", 0.1)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 60))
+    assert scene.task.failure.code == "collect_failed"
+    assert scene.artifacts == {path.name for path in scene.attempt.task_files.artifacts.iterdir()} == set()

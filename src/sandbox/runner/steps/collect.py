@@ -197,18 +197,25 @@ async def _record(
     attempt: Attempt, directory: Path, name: str, content_type: str, part: Path, *, contains_secret: bool
 ) -> None:
     """Flush, take the checksum, give the file its name, then say that it is there."""
-    checksum, size_bytes = await asyncio.to_thread(_store, part, directory / name)
+    is_over = threading.Event()
+    try:
+        checksum, size_bytes = await asyncio.to_thread(_store, part, directory / name, is_over)
+    finally:
+        is_over.set()
     path = f"{OWN_DIRECTORY}/{name}"
     artifact = Artifact(name, path, size_bytes, content_type, f"sha256:{checksum}", contains_secret=contains_secret)
     _tell(attempt, await _checked(attempt, directory, artifact))
 
 
-def _store(part: Path, target: Path) -> tuple[str, int]:
-    """Gives the SHA-256 in hex and the size."""
+def _store(part: Path, target: Path, is_over: threading.Event) -> tuple[str, int]:
+    """Gives the SHA-256 in hex and the size. Without its name is left what nobody waits for any more."""
     with removing_unless_done(part):
         with part.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
             size_bytes = os.fstat(file.fileno()).st_size
+        flush(part)
+        if is_over.is_set():
+            raise TimeoutError("Nobody waits for the file any more")
         give_name(part, target)
     return checksum, size_bytes
 
