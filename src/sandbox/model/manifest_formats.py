@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from typing import Any
 from urllib.parse import unquote
 
@@ -87,7 +88,8 @@ def _task_id(value: str) -> str | None:
 _HOST_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = rf"{_HOST_LABEL}(?:\.{_HOST_LABEL})*"
 _URL = re.compile(
-    rf"(?P<scheme>https?|ssh)://(?P<user>[^/@\s]*@)?(?:{_HOST}|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?/[^\s]+"
+    r"(?P<scheme>https?|ssh)://(?P<user>[^/@\s]*@)?"
+    rf"(?:{_HOST}|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{{1,5}}))?/[^\s]+"
 )
 _SCP_URL = re.compile(rf"git@{_HOST}:(?!-)[^\s]+")
 _URL_COMPLAINT = "must be https://…, http://…, ssh://… or git@host:path"
@@ -107,7 +109,16 @@ def _repository_url(value: str) -> str | None:
         return "must not contain credentials; put them into the server user's git configuration"
     if user.startswith("-") or "/" in user or not user.isprintable():
         return _URL_COMPLAINT
-    return _port(match["port"])
+    return _address(match["address"]) or _port(match["port"])
+
+
+def _address(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            IPv6Address(text)
+        except ValueError:
+            return "must have an IPv6 address between '[' and ']'"
+    return None
 
 
 def _port(text: str | None) -> str | None:

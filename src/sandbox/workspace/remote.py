@@ -145,8 +145,11 @@ def _behind(
 
 
 def _is_of(url: str | None, host: str) -> bool:
-    """Whether settings of this URL may be for the host."""
-    return url is None or fnmatchcase(host, canonical(urlsplit(url).hostname or ""))
+    """Whether settings of this URL may be for the host; as with git, an address that cannot be is no host's."""
+    try:
+        return url is None or fnmatchcase(host, canonical(urlsplit(url).hostname or ""))
+    except ValueError:
+        return False
 
 
 def _is_instead_of(key: str) -> bool:

@@ -203,6 +203,7 @@ def test_aliases_are_expanded():
         "ssh://git.example/r",
         "git@git.example:org/repo.git",
         "https://[2001:db8::1]:8443/r.git",
+        "ssh://git@[::ffff:192.0.2.1]/r.git",
     ],
 )
 def test_repository_urls(url):

@@ -54,6 +54,7 @@ def test_only_settings_for_the_host_go_in():
         ("http.https://git.example/.extraheader", "X: own"),
         ("http.https://*.example/.extraheader", "X: domain"),
         ("http.https://other.org/.extraheader", "X: other"),
+        ("http.https://[::::]/.extraheader", "X: nobody's"),
         ("http.proxy", "http://gone:1"),
         ("credential.helper", "store"),
         ("url.https://me:pw@x/.insteadof", "x:"),
