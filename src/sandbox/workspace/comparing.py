@@ -1,6 +1,6 @@
 """A comparison with git beside it, which judges the ignore rules and may take the changes."""
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from sandbox.contracts.layout import AttemptLayout
@@ -13,6 +13,8 @@ from sandbox.workspace.pipes import pipe, run_with_thread
 from sandbox.workspace.stoppable import Stop
 
 C = TypeVar("C", bound=Changes)
+NotCarried = Mapping[bytes, str]
+"""Paths, and why no patch can carry what is there."""
 
 
 async def compare(
@@ -22,11 +24,11 @@ async def compare(
     begin: Callable[[Files, Stop], C],
     end: Callable[[C], None],
     *beside: Coroutine[Any, Any, bytes],
-) -> tuple[C, Sequence[bytes]]:
+) -> tuple[C, NotCarried]:
     """Walk the workspace in a thread and tell every change to what `begin` gives; `beside` runs meanwhile.
 
-    The directory of the ignore rules must be there, empty. Gives what took the changes, and the paths that git takes
-    not, sorted. Raises GitError, OSError, TooManyEntriesError.
+    The directory of the ignore rules must be there, empty. Gives what took the changes, and what
+    no patch can carry, sorted. Raises GitError, OSError, TooManyEntriesError.
     """
     rules_directory = attempt.ignore_rules
     try:
@@ -37,7 +39,7 @@ async def compare(
         raise
     with pipe() as (asked, asking), pipe() as (answers, answering):
 
-        def work(stop: Stop) -> tuple[C, list[bytes]]:
+        def work(stop: Stop) -> tuple[C, NotCarried]:
             with Files(attempt.workspace) as files, asking:
                 changes = begin(files, stop)
                 comparison = Comparison(files, base, IgnoreRules(rules_directory, asking, answers), changes, stop)
@@ -54,4 +56,4 @@ async def compare(
             good_codes=(0, 1),
         )
         changes, left_out = await run_with_thread(work, *beside, judging)
-    return changes, sorted(left_out)
+    return changes, dict(sorted(left_out.items()))

@@ -29,7 +29,7 @@ class Comparison:
     Only the working tree counts: commits, branches and stashes that the agent made are in its `.git`, which is not
     read. A nested repository is ordinary files without its `.git`. A gitlink of the base commit stays as it is
     for as long as a directory is there; what lies in that directory cannot be told. FIFOs, sockets and devices
-    are nothing to git. `left_out` are the paths of files that no patch can carry.
+    are nothing to git. `left_out` says why no patch can carry what is at these paths.
     """
 
     def __init__(self, files: Files, base: BaseTree, rules: IgnoreRules, changes: Changes, stop: Stop) -> None:
@@ -39,7 +39,7 @@ class Comparison:
         self._changes = changes
         self._stop = stop
         self._gone = dict.fromkeys(base.entries)
-        self.left_out: list[bytes] = []
+        self.left_out: dict[bytes, str] = {}
 
     def run(self) -> None:
         """Tell every difference. Raises OSError, TooManyEntriesError, StoppedError."""
@@ -60,11 +60,13 @@ class Comparison:
         return [entry.path for entry in visited if entry.is_directory and not self._is_gitlink(entry)]
 
     def _is_carried(self, entry: Entry) -> bool:
-        if not is_refused(entry.path, is_link=entry.is_link) and entry.is_reachable:
-            return True
-        if entry.path != b".git":
-            self.left_out.append(entry.path)
-        return False
+        if entry.path == b".git":
+            return False
+        if is_refused(entry.path, is_link=entry.is_link):
+            self.left_out[entry.path] = "git takes no such path"
+        elif not entry.is_reachable:
+            self.left_out[entry.path] = "its path is too long or too deep"
+        return entry.path not in self.left_out
 
     def _is_tracked(self, entry: Entry) -> bool:
         if entry.is_directory:
@@ -84,6 +86,8 @@ class Comparison:
             self._gone.pop(entry.path, None)
             if base is None or base.mode == GITLINK or not self._is_same(entry, base):
                 self._changes.put(entry)
+        else:
+            self.left_out[entry.path] = "it is a pipe, a socket or a device"
 
     def _replace_by_directory(self, entry: Entry) -> None:
         del self._gone[entry.path]

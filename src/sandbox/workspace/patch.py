@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from sandbox.contracts.layout import AttemptLayout
@@ -16,7 +17,7 @@ from sandbox.contracts.workspace import ContainsSecret, Patch
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.workspace.base_tree import BaseTree, read_base_tree
-from sandbox.workspace.comparing import compare
+from sandbox.workspace.comparing import NotCarried, compare
 from sandbox.workspace.complaint import last_line
 from sandbox.workspace.files import Files, TooManyEntriesError
 from sandbox.workspace.git import Git, GitError
@@ -74,8 +75,8 @@ def _over_bounds(too_large: Sequence[bytes]) -> str | None:
 
 async def _build_new_tree(
     git: Git, attempt: AttemptLayout, base: BaseTree, base_commit: str, contains_secret: ContainsSecret
-) -> tuple[NewTree, Sequence[bytes]]:
-    """Put the agent's tree into the host's repository; gives what was told of it, and the paths that git takes not."""
+) -> tuple[NewTree, NotCarried]:
+    """Put the agent's tree into the host's repository; gives what was told of it, and what no patch can carry."""
     repository = attempt.repository
     _let_go(repository)
     with pipe() as (told, telling):
@@ -120,14 +121,14 @@ async def _write_difference(git: Git, repository: Path, base_commit: str, target
         await run_in_thread(lambda _: _flush(target))
 
 
-def _preamble(left_out: Sequence[bytes], too_large: Sequence[bytes]) -> bytes:
+def _preamble(left_out: NotCarried, too_large: Sequence[bytes]) -> bytes:
     """What the patch does not carry, said where `git apply` does not look: before the first difference."""
-    lines = [*_listed("git takes no such path", left_out), *_listed("too large for a patch", too_large)]
+    lines = [*_listed(left_out), *_listed(dict.fromkeys(too_large, "too large for a patch"))]
     return "".join(lines).encode()
 
 
-def _listed(reason: str, paths: Sequence[bytes]) -> Iterator[str]:
-    for path in paths[:_LEFT_OUT_SHOWN_MAX]:
+def _listed(paths: NotCarried) -> Iterator[str]:
+    for path, reason in islice(paths.items(), _LEFT_OUT_SHOWN_MAX):
         yield f"# left out, {reason}: {show(path)}\n"
     if len(paths) > _LEFT_OUT_SHOWN_MAX:
         yield f"# left out as well: {len(paths) - _LEFT_OUT_SHOWN_MAX} more\n"

@@ -104,7 +104,7 @@ def test_a_directory_in_place_of_ignore_rules_is_a_directory(house):
     assert b"ignored" not in made
 
 
-def test_what_is_no_file_is_nothing(staged):
+def test_what_is_no_file_is_nothing_but_named(staged):
     (staged.workspace / "README.md").unlink()
     os.mkfifo(staged.workspace / "README.md")
     os.mkfifo(staged.workspace / "pipe")
@@ -115,10 +115,24 @@ def test_what_is_no_file_is_nothing(staged):
         os.mknod(staged.workspace / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
     (staged.workspace / "new").write_text("1\n")
 
-    clone = staged.apply(staged.base, staged.patch(staged.base))
+    made = staged.patch(staged.base)
 
+    devices = [b"device"] if os.geteuid() == 0 else []
+    assert [line for line in made.splitlines() if line.startswith(b"#")] == [
+        b"# left out, it is a pipe, a socket or a device: " + name
+        for name in (b"README.md", *devices, b"pipe", b"socket")
+    ]
+    clone = staged.apply(staged.base, made)
     changed = run_git("diff", "--cached", "--name-status", directory=clone).splitlines()
     assert changed == ["D\tREADME.md", "A\tnew"]
+
+
+def test_a_pipe_that_a_rule_ignores_is_not_named(house):
+    base = house.upstream.commit({".gitignore": b"*.pipe\n"})
+    house.stage()
+    os.mkfifo(house.workspace / "ignored.pipe")
+
+    assert house.patch(base) == b""
 
 
 def test_a_nested_repository_is_files_without_its_git_directory(staged):
@@ -174,7 +188,7 @@ def test_directories_nested_without_end_are_left_out(staged):
     made = staged.patch(staged.base)
 
     subprocess.run(["rm", "-rf", str(staged.workspace)], check=True)  # pytest's own cleaning would not get so deep
-    assert made.startswith(b"# left out, git takes no such path: deep/deep/")
+    assert made.startswith(b"# left out, its path is too long or too deep: deep/deep/")
     clone = staged.apply(staged.base, made)
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["kept"]
 
