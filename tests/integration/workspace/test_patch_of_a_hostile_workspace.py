@@ -222,7 +222,7 @@ def test_files_that_the_agent_locked_are_read_all_the_same(staged):
         "from sandbox.workspace.unconfined import confine_nothing\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
         "patch = GitWorkspaces(json.loads(sys.argv[1])).patch\n"
-        "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), confine_nothing))\n"
+        "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), confine_nothing, lambda _: False))\n"
     )
     ownership.take_tree(str(staged.attempt / "repository.git"))
     target = staged.root / "locked.patch"
