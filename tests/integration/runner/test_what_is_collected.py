@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import threading
+import time
 
 import pytest
 
@@ -16,6 +17,7 @@ from sandbox.model.state import TaskState
 from sandbox.model.watermark import Space
 from sandbox.runner import life
 from sandbox.runner.steps import collect
+from sandbox.secrets.redactor import Redactor
 
 SECRET = "s3cret-value-of-the-customer"
 
@@ -164,6 +166,23 @@ def test_a_transcript_that_is_kept_needs_no_room_for_another_one_when_the_rest_i
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert (scene.task.state, len(refused)) == (TaskState.COMPLETED, 4)
     assert (scene.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == scene.script.stdout
+
+
+def test_what_there_was_no_time_to_look_through_is_kept_and_flagged(stage, monkeypatch):
+    contains = Redactor.contains
+
+    def look_slowly(self, chunks):
+        looked_at = [*chunks]
+        if looked_at == [b"diff --git a/a b/a\n"]:
+            time.sleep(2)
+        return contains(self, looked_at)
+
+    monkeypatch.setattr(Redactor, "contains", look_slowly)
+    scene = stage(Script(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    assert scene.task.state is TaskState.COMPLETED
+    flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
+    assert flags == {"task-1.patch": True, "transcript.ndjson": False, "metadata.json": False}
 
 
 def test_a_task_whose_artifacts_took_too_long_has_its_metadata_all_the_same(stage, monkeypatch):

@@ -233,14 +233,17 @@ def _kept(attempt: Attempt, name: str) -> Artifact | None:
 
 
 async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Artifact:
-    """Flagged when it holds the value of a secret, if it is not already."""
+    """Flagged when it holds the value of a secret, or there was no time to find out, if it is not already."""
     redaction = attempt.redaction
     if redaction is None or artifact.contains_secret:
         return artifact
     is_over = threading.Event()
     chunks = itertools.takewhile(lambda _: not is_over.is_set(), _chunks(directory / artifact.name))
     try:
-        contains_secret = await asyncio.to_thread(redaction.contains, chunks)
+        async with asyncio.timeout(attempt.task.manifest.lifecycle.collect_timeout_seconds * _LOOK_SHARE):
+            contains_secret = await asyncio.to_thread(redaction.contains, chunks)
+    except TimeoutError:
+        contains_secret = True
     finally:
         is_over.set()  # the thread goes on where this was cancelled, and then looks at no more than it has begun
     return msgspec.structs.replace(artifact, contains_secret=contains_secret)
@@ -313,7 +316,9 @@ def _refusals(attempt: Attempt) -> tuple[list[dict[str, object]], int]:
 
 _TRANSCRIPT = "transcript.ndjson"
 _REFUSALS_MAX = 1000
-_PATCH_SHARE, _CHANGED_FILES_SHARE = 0.5, 0.3  # of the time for collecting: the rest of what is kept needs some too
+_PATCH_SHARE, _CHANGED_FILES_SHARE, _LOOK_SHARE = 0.5, 0.3, 0.2
+"""Of the time for collecting: for the patch, for the tar, for looking through one file; the rest needs some too."""
+
 _CHUNK_BYTES = 256 * 1024
 _TRIED_BYTES = 4 * 1024**2
 """Of a transcript that is not larger a full disk is simply asked: to root it may give more than it tells."""
