@@ -46,6 +46,7 @@ def test_a_shell_beside_the_agent_sees_what_it_does_and_ends_with_its_code(world
     made = working(world)
     one = person(made.server.said["http"], "task", "shell", "task-1")
     one.sees(r"\$ ")
+    one.types("until [ -s note.txt ]; do sleep 0.05; done\n")
     one.types("cat note.txt; stty size; echo key=[$ANTHROPIC_API_KEY] uid=$(id -u)\n")
     one.sees("of-the-agent")
     one.sees("30 100")
