@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -98,7 +98,7 @@ class SqliteStore:
         listing = Listing(self._sql, query)
         with self._connections.reading() as connection:
             found, total = listing.read(connection)
-        tasks = [_decoded(_decoder, row) for row in found[: query.limit]]
+        tasks = [_listed(row) for row in found[: query.limit]]
         has_more = bool(tasks) and len(found) > query.limit
         return TaskPage(tasks, total, cursor_of(tasks[-1], query.sort) if has_more else None)
 
@@ -169,22 +169,50 @@ def _row(indexed: Indexed) -> dict[str, object]:
 
 
 def _texts(task: Task) -> dict[str, object]:
-    return {"id": task.id, "prompt": task.manifest.claude.prompt, "patch": task.manifest.repository.patch}
+    prompt, patch = task.manifest.claude.prompt, task.manifest.repository.patch
+    return {"id": task.id, "prompt": prompt.encode(), "patch": None if patch is None else patch.encode()}
+
+
+def _listed(encoded: bytes) -> Task:
+    """Rows of before have their texts in them."""
+    task = _decoded(_decoder, encoded)
+    return as_listed(task) if task.manifest.claude.prompt else task
+
+
+class _Parts(NamedTuple):
+    """What a row has, each of it readable."""
+
+    task: Task
+    artifacts: tuple[Artifact, ...]
+    prompt: str
+    patch: str | None
+
+
+def _parts(row: Sequence[Any]) -> _Parts:
+    encoded, _, state, artifacts, prompt, patch = row
+    task = _decoded(_decoder, encoded)
+    if task.state != state:
+        raise IndexDamagedError(f"task {task.id} is {task.state}, and {state!r} by its row")
+    kept = task.manifest.claude.prompt, task.manifest.repository.patch
+    texts = kept if kept[0] else (_text(prompt), None if patch is None else _text(patch))
+    if not texts[0]:
+        raise IndexDamagedError(f"task {task.id} has no prompt")
+    return _Parts(task, _decoded(_artifacts_decoder, artifacts), *texts)
+
+
+def _text(data: bytes | None) -> str:
+    try:
+        return (data or b"").decode()
+    except ValueError as error:
+        raise IndexDamagedError(error) from error
 
 
 def _indexed(row: Sequence[Any]) -> Indexed:
-    encoded, offset, state, artifacts, prompt, patch = row
-    listed = _decoded(_decoder, encoded)
-    manifest = listed.manifest
-    if not manifest.claude.prompt:
-        if not prompt:
-            raise IndexDamagedError(f"task {listed.id} has no prompt")
-        claude, repository = replace(manifest.claude, prompt=prompt), replace(manifest.repository, patch=patch)
-        manifest = replace(manifest, claude=claude, repository=repository)
-    task = msgspec.structs.replace(listed, artifacts=_decoded(_artifacts_decoder, artifacts), manifest=manifest)
-    if task.state != state:
-        raise IndexDamagedError(f"task {task.id} is {task.state}, and {state!r} by its row")
-    return Indexed(task, offset)
+    task, artifacts, prompt, patch = _parts(row)
+    manifest, offset = task.manifest, row[1]
+    claude, repository = replace(manifest.claude, prompt=prompt), replace(manifest.repository, patch=patch)
+    manifest = replace(manifest, claude=claude, repository=repository)
+    return Indexed(msgspec.structs.replace(task, artifacts=artifacts, manifest=manifest), offset)
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], encoded: bytes) -> T:
@@ -196,6 +224,6 @@ def _decoded(decoder: msgspec.json.Decoder[T], encoded: bytes) -> T:
 
 def _is_of(task_id: str, row: Sequence[Any]) -> bool:
     try:
-        return _indexed(row).task.id == task_id
+        return _parts(row).task.id == task_id
     except IndexDamagedError:
         return False
