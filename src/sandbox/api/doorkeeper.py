@@ -42,13 +42,12 @@ class Doorkeeper:
             return
         connection = HTTPConnection(scope)
         found = self._guard.admit(connection)
+        # Not only where there is one: the context may be that of an earlier request on this connection.
+        TOKEN_ID.set((found.principal.id or None) if found.principal is not None else None)
         if isinstance(found, Refusal):
             await _answer(connection, found)(scope, receive, send)
             return
         scope.setdefault("state", {})["visitor"] = found
-        if found.principal is not None and found.principal.id:
-            # Never taken back, as the request's id.
-            TOKEN_ID.set(found.principal.id)
         if scope.get("subprotocols"):
             scope, send = _agreeing(scope, send)
         with suppress(VisitorUnknownError):

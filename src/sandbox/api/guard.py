@@ -34,12 +34,13 @@ _ADVICE = (
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that keeps a client out."""
+    """An answer that keeps a client out. principal: who they are, where they showed it."""
 
     status: int
     code: str
     message: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    principal: Principal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Guard:
             return refused
         client = f"token {principal.id}" if principal else name_client(connection.client and connection.client.host)
         if wait_seconds := self._rates.take(client):
-            return _too_many(wait_seconds)
+            return _too_many(wait_seconds, principal)
         if not asks_for_tokens:
             return Visitor(LOCAL_OPERATOR)
         return _judge(connection, Visitor(principal, proof if principal else None), is_wrong=proof is not None)
@@ -124,7 +125,7 @@ def _judge(connection: HTTPConnection, visitor: Visitor, *, is_wrong: bool) -> V
     if visitor.principal is None:
         return _unauthorized(is_wrong=is_wrong)
     if not visitor.is_operator and _needs_operator(connection):
-        return Refusal(403, code="forbidden", message=_VIEWERS_LOOK_ON)
+        return Refusal(403, code="forbidden", message=_VIEWERS_LOOK_ON, principal=visitor.principal)
     return visitor
 
 
@@ -149,6 +150,6 @@ def _unauthorized(*, is_wrong: bool) -> Refusal:
     return Refusal(401, code="unauthorized", message=f"{message} {_ADVICE}", headers={"www-authenticate": challenge})
 
 
-def _too_many(wait_seconds: int) -> Refusal:
-    message = f"Too many requests; try again in {wait_seconds} s."
-    return Refusal(429, code="rate_limit_exceeded", message=message, headers={"retry-after": str(wait_seconds)})
+def _too_many(wait_seconds: int, principal: Principal | None) -> Refusal:
+    message, headers = f"Too many requests; try again in {wait_seconds} s.", {"retry-after": str(wait_seconds)}
+    return Refusal(429, code="rate_limit_exceeded", message=message, headers=headers, principal=principal)

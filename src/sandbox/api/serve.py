@@ -83,6 +83,7 @@ class _Door(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                reset_contextvars=True,
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
         )

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 
 from sandbox.contracts.clock import Clock
@@ -207,8 +208,12 @@ class TaskService:
 
     async def keeps_sandbox(self, task: Task) -> bool:
         """See `Tasks.keeps_sandbox`."""
-        is_preserved = task.state is TaskState.FAILED_PRESERVED
-        return is_preserved and await asyncio.to_thread(self.equipment.preservation.is_kept, task)
+        if task.state is not TaskState.FAILED_PRESERVED:
+            return False
+        try:
+            return await asyncio.to_thread(self.equipment.preservation.is_kept, task)
+        except OSError:
+            return True
 
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
         """See `Tasks.open_terminal`."""
@@ -320,8 +325,8 @@ class TaskService:
             self._next_look.cancel()
         if self._closing.is_set() or self.equipment.room.is_empty:
             return
-        # First of all: whatever breaks below, who waits is looked at again.
-        self._next_look = asyncio.get_running_loop().call_later(ROOM_CHECK_SECONDS, self._admit)
+        # First of all: whatever breaks below, who waits is looked at again; not on behalf of who asked now.
+        self._next_look = asyncio.get_running_loop().call_later(ROOM_CHECK_SECONDS, self._admit, context=Context())
         if (obstacle := self._obstacle()) is None:
             complaints = self._let_in()
         else:

@@ -56,12 +56,44 @@ def test_who_asked_is_told_by_the_id_of_the_token(open_doors, logged):
             for holder in ("otto", "vera", "nobody"):
                 headers = {"authorization": f"Bearer {holder}", "x-request-id": holder}
                 await client.get("/api/v1/tasks/task-001", headers=headers)
+            headers = {"authorization": "Bearer vera", "x-request-id": "vera-again"}
+            await client.delete("/api/v1/tasks/task-001", headers=headers)
 
     asyncio.run(scene())
     asked = {
         request_id: (record.status, record.token_id) for record, request_id, _ in logged if hasattr(record, "status")
     }
-    assert asked == {"otto": (200, "otto"), "vera": (200, "vera"), "nobody": (401, None)}
+    assert asked == {
+        "otto": (200, "otto"),
+        "vera": (200, "vera"),
+        "nobody": (401, None),
+        "vera-again": (403, "vera"),
+    }
+
+
+def test_the_next_one_on_a_connection_is_not_taken_for_the_one_before(open_doors, logged):
+    """A proxy keeps one for many; a large body makes the rest of a connection be read in its request's context."""
+
+    async def scene():
+        async with open_doors(FakeAccess(otto="operator")) as doors:
+            reader, writer = await asyncio.open_connection("127.0.0.1", doors.port)
+            body = b"x" * 900_000
+            for head in (
+                f"POST /api/v1/tasks?dry_run=true HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer otto\r\n"
+                f"X-Request-Id: large\r\nContent-Length: {len(body)}\r\n\r\n",
+                "GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: next\r\n\r\n",
+            ):
+                writer.write(head.encode() + (body if "large" in head else b""))
+                answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+                length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                await asyncio.wait_for(reader.readexactly(length), 10)
+            writer.close()
+
+    asyncio.run(scene())
+    asked = {
+        request_id: (record.status, record.token_id) for record, request_id, _ in logged if hasattr(record, "status")
+    }
+    assert asked == {"large": (400, "otto"), "next": (401, None)}
 
 
 def test_a_server_without_tokens_names_none(open_doors, logged):
