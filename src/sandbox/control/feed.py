@@ -29,6 +29,7 @@ class Feed:
         self.recorder = recorder
         self.writing = asyncio.Lock()
         self.finishers_launched = 0
+        self.has_told_of_leftovers = False
         self.note = ""
         self._logged = ""
         self._pause_began: tuple[int, float] | None = None

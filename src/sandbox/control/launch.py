@@ -249,7 +249,10 @@ class Launcher:
             feed.finishers_launched = 0
             return
         if feed.finishers_launched >= FINISHERS_MAX:
-            await asyncio.to_thread(_end_uncleaned, recorder)
+            if recorder.task.is_concluded and not feed.has_told_of_leftovers:
+                await asyncio.to_thread(recorder.record, Trouble("teardown_failed", _UNCLEANED))
+                feed.has_told_of_leftovers = True
+            await asyncio.to_thread(end_books, recorder, _UNCOLLECTED if recorder.task.agent_has_exited else _LOST)
             return
         secrets = {} if isinstance(answer, Failure) else dict(answer)
         await self._start(recorder, attempt.id, secrets=secrets, finish=True)
@@ -312,13 +315,6 @@ def cancel_pending(recorder: Recorder, wish: CancelRequested) -> None:
     recorder.record(wish)
     recorder.record(TaskFinished())
     recorder.writer.close()
-
-
-def _end_uncleaned(recorder: Recorder) -> None:
-    """The janitor clears away what is left, once the task is over."""
-    if recorder.task.is_concluded:
-        recorder.record(Trouble("teardown_failed", _UNCLEANED))
-    end_books(recorder, _UNCOLLECTED if recorder.task.agent_has_exited else _LOST)
 
 
 def end_books(recorder: Recorder, failure: Failure) -> None:

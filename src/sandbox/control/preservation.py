@@ -54,9 +54,9 @@ class Preservation:
         """
         async with self._locks.of(task.id):
             files = self._files(task)
-            if files is None or not await asyncio.to_thread(self.is_kept, task):
-                raise SandboxNotPreservedError(task)
             try:
+                if files is None or not await asyncio.to_thread(self.is_kept, task):
+                    raise SandboxNotPreservedError(task)
                 async with self._holding_after_a_visit(task):
                     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
                         await self._empty(files)

@@ -368,6 +368,34 @@ def test_a_hundred_and_fifty_that_are_over_all_go(world, monkeypatch):
     assert asyncio.run(play()) == ([], [False])
 
 
+def test_one_that_cannot_be_looked_at_is_tried_again_and_keeps_no_other(world, monkeypatch):
+    async def play():
+        async with world.server() as service:
+            rooms = service.equipment
+            world.clock.set_back = timedelta(hours=25)
+            kept = [await fail(world, service, name) for name in ("a", "b")]
+            world.clock.set_back = timedelta()
+            expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, DAY)
+            is_kept = rooms.preservation.is_kept
+
+            def refuse(task):
+                if task.id == "a":
+                    raise OSError(errno.EIO, "Input/output error")
+                return is_kept(task)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(rooms.preservation, "is_kept", refuse)
+                assert await service.keeps_sandbox(await service.status("a"))
+                with pytest.raises(UnavailableError, match="release it again"):
+                    await service.release("a")
+                await expiry.sweep()
+                first = [each.disk.exists() for each in kept]
+            await expiry.sweep()
+            return first, [each.disk.exists() for each in kept]
+
+    assert asyncio.run(play()) == ([True, False], [False, False])
+
+
 def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world):
     async def play():
         async with world.server() as service:
