@@ -65,6 +65,9 @@ DISK_CHECK_SECONDS_MAX = 60.0
 DISK_CHECKS_MISSED_MAX = 3
 """Looks in a row that fail at a disk that has no bound of its own; then the attempt ends with `sandbox_lost`."""
 
+LOOK_SECONDS_MIN = 5.0
+"""For looking for secrets in all that is collected, also where its share of `collect_timeout` is less."""
+
 METADATA_SECONDS = 10.0
 """For the metadata of a task for which collecting came to no end."""
 

@@ -66,7 +66,7 @@ class NewTree:
 
     def _tell(self, content: Iterable[bytes]) -> None:
         told = self._told(content)
-        self.contains_secret = self._looks(told) or self.contains_secret
+        self.contains_secret = self.contains_secret or self._looks(told)
         for _ in told:
             pass
         self._write(b"\n")

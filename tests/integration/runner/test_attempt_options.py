@@ -263,9 +263,8 @@ def test_looking_for_secrets_ends_soon_after_the_time_for_collecting(tmp_path):
 
     async def play():
         slow = SlowRedaction()
-        lifecycle = SimpleNamespace(collect_timeout_seconds=600)
-        attempt = SimpleNamespace(redaction=slow, task=SimpleNamespace(manifest=SimpleNamespace(lifecycle=lifecycle)))
-        checking = asyncio.create_task(_checked(attempt, tmp_path, Artifact("large", "large", 0, "", "")))
+        large = Artifact("large", "large", 0, "", "")
+        checking = asyncio.create_task(_checked(SimpleNamespace(redaction=slow), tmp_path, large))
         while not slow.chunks:
             await asyncio.sleep(0.005)
         checking.cancel()

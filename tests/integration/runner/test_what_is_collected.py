@@ -168,21 +168,47 @@ def test_a_transcript_that_is_kept_needs_no_room_for_another_one_when_the_rest_i
     assert (scene.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == scene.script.stdout
 
 
-def test_what_there_was_no_time_to_look_through_is_kept_and_flagged(stage, monkeypatch):
-    contains = Redactor.contains
-
-    def look_slowly(self, chunks):
-        looked_at = [*chunks]
-        if looked_at == [b"diff --git a/a b/a\n"]:
-            time.sleep(2)
-        return contains(self, looked_at)
-
-    monkeypatch.setattr(Redactor, "contains", look_slowly)
-    scene = stage(Script(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
+def test_what_there_was_no_time_to_look_through_is_kept_and_flagged(stage, look_slowly):
+    """The time is of all together: none of these takes too long by itself."""
+    names = [f"{letter}.md" for letter in "abcdef"]
+    scene = stage(
+        Script(collected=dict.fromkeys(names, b"slow " * 4)),
+        secrets={"KEY": SECRET},
+        lifecycle={"collect_timeout": "5s", "artifact_patterns": ("*",)},
+    )
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert scene.task.state is TaskState.COMPLETED
     flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
-    assert flags == {"task-1.patch": True, "transcript.ndjson": False, "metadata.json": False}
+    assert flags.keys() == {"task-1.patch", "transcript.ndjson", "metadata.json", *names}
+    assert (flags["task-1.patch"], flags["f.md"], flags["metadata.json"]) == (False, True, False)
+
+
+def test_no_patch_is_lost_because_looking_through_it_takes_long(stage, look_slowly, monkeypatch):
+    async def patch(self, attempt_dir, base_commit, target, confine, contains_secret):
+        target.write_bytes(b"diff --git a/a b/a\n")
+        return Patch(contains_secret=await asyncio.to_thread(contains_secret, [b"slow"] * 50))
+
+    monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.patch", patch)
+    scene = stage(Script(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    assert (scene.task.state, scene.events(Trouble)) == (TaskState.COMPLETED, [])
+    flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
+    assert (flags["task-1.patch"], flags["metadata.json"]) == (True, False)
+    assert (scene.attempt.task_files.artifacts / "task-1.patch").read_bytes() == b"diff --git a/a b/a\n"
+
+
+@pytest.fixture
+def look_slowly(monkeypatch):
+    """A tenth of a second for each `slow` that is looked through."""
+    contains = Redactor.contains
+
+    def slowly(chunks):
+        for chunk in chunks:
+            time.sleep(0.1 * chunk.count(b"slow"))
+            yield chunk
+
+    monkeypatch.setattr(Redactor, "contains", lambda self, chunks: contains(self, slowly(chunks)))
+    monkeypatch.setattr(collect, "LOOK_SECONDS_MIN", 0.1, raising=False)
 
 
 def test_a_task_whose_artifacts_took_too_long_has_its_metadata_all_the_same(stage, monkeypatch):

@@ -493,6 +493,22 @@ def test_a_value_in_a_link_is_seen(house):
     assert became.contains_secret
 
 
+def test_what_follows_a_value_is_not_looked_through_and_is_in_the_patch_all_the_same(house):
+    base = house.stage()
+    for name in ("a", "b", "c"):
+        (house.workspace / name).write_text(f"{name}\n")
+    looked_at = []
+
+    def find_in_the_second(chunks):
+        looked_at.append(b"".join(chunks))
+        return looked_at[-1] == b"b\n"
+
+    made, became = house.patch_looked_through(base, find_in_the_second)
+    assert (became, looked_at) == (Patch(contains_secret=True), [b"a\n", b"b\n"])
+    clone = house.apply(base, made)
+    assert [(clone / name).read_text() for name in ("a", "b", "c")] == ["a\n", "b\n", "c\n"]
+
+
 def test_a_value_that_was_in_the_repository_before_is_not_the_agents(house):
     house.upstream.commit({"old": TOKEN})
     base = house.stage()

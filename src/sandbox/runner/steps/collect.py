@@ -20,11 +20,13 @@ from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
 from sandbox.model.frame import attempts_fields, error, timestamp
 from sandbox.model.life import final_state
+from sandbox.model.limits import LOOK_SECONDS_MIN
 from sandbox.model.refusal import refusal_of
 from sandbox.model.task import Task
 from sandbox.runner.confining import confine_for
 from sandbox.runner.durability import flush, give_name, removing_unless_done
 from sandbox.runner.equipment import Attempt
+from sandbox.runner.looking import TimelyRedaction
 
 
 async def collect(attempt: Attempt) -> None:
@@ -38,23 +40,23 @@ async def collect(attempt: Attempt) -> None:
     """
     if attempt.task.is_collected:
         return
-    if attempt.redaction is not None and not await asyncio.to_thread(_knows_secrets, attempt):
-        attempt = replace(attempt, redaction=None)
+    timely = replace(attempt, redaction=await asyncio.to_thread(_timely_redaction, attempt))
     directory = attempt.task_files.artifacts
     directory.mkdir(mode=0o700, exist_ok=True)
     flush(directory.parent)
     try:
-        await _collect_patch(attempt, directory)
+        await _collect_patch(timely, directory)
     except AttemptError as error:
         if refusal_of(error) is not None:
             raise
         if attempt.recorder.space.is_short():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         untold = "The patch could not be made; why is not told, for the secrets' values are not known any more."
-        failure = Failure(error.failure.code, untold) if _is_blind(attempt) else error.failure
+        failure = Failure(error.failure.code, untold) if _is_blind(timely) else error.failure
         attempt.recorder.record_once(AttemptFailed(failure))
-    await _keep_transcript(attempt, directory)
-    await _collect_matches(attempt, directory)
+    await _keep_transcript(timely, directory)
+    await _collect_matches(timely, directory)
+    # Short enough to be looked through, whatever time the rest has left for that.
     await _keep(attempt, directory, METADATA, "application/json", _metadata(attempt))
 
 
@@ -62,6 +64,14 @@ async def keep_metadata(attempt: Attempt) -> None:
     """What can always be told of a task, where collecting came to no end. Raises OSError."""
     attempt.task_files.artifacts.mkdir(mode=0o700, exist_ok=True)
     await _keep(attempt, attempt.task_files.artifacts, METADATA, "application/json", _metadata(attempt))
+
+
+def _timely_redaction(attempt: Attempt) -> TimelyRedaction | None:
+    """What looks for the secrets in all that is collected; None where there are none, or others."""
+    if attempt.redaction is None or not _knows_secrets(attempt):
+        return None
+    seconds = max(LOOK_SECONDS_MIN, attempt.task.manifest.lifecycle.collect_timeout_seconds * _LOOK_SHARE)
+    return TimelyRedaction(attempt.redaction, seconds, attempt.equipment.clock.monotonic)
 
 
 def _knows_secrets(attempt: Attempt) -> bool:
@@ -240,10 +250,7 @@ async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Art
     is_over = threading.Event()
     chunks = itertools.takewhile(lambda _: not is_over.is_set(), _chunks(directory / artifact.name))
     try:
-        async with asyncio.timeout(attempt.task.manifest.lifecycle.collect_timeout_seconds * _LOOK_SHARE):
-            contains_secret = await asyncio.to_thread(redaction.contains, chunks)
-    except TimeoutError:
-        contains_secret = True
+        contains_secret = await asyncio.to_thread(redaction.contains, chunks)
     finally:
         is_over.set()  # the thread goes on where this was cancelled, and then looks at no more than it has begun
     return msgspec.structs.replace(artifact, contains_secret=contains_secret)
@@ -317,7 +324,7 @@ def _refusals(attempt: Attempt) -> tuple[list[dict[str, object]], int]:
 _TRANSCRIPT = "transcript.ndjson"
 _REFUSALS_MAX = 1000
 _PATCH_SHARE, _CHANGED_FILES_SHARE, _LOOK_SHARE = 0.5, 0.3, 0.2
-"""Of the time for collecting: for the patch, for the tar, for looking through one file; the rest needs some too."""
+"""Of the time for collecting: for the patch, for the tar, for looking for secrets; the rest needs some too."""
 
 _CHUNK_BYTES = 256 * 1024
 _TRIED_BYTES = 4 * 1024**2
