@@ -86,8 +86,6 @@ class Comparison:
             self._gone.pop(entry.path, None)
             if base is None or base.mode == GITLINK or not self._is_same(entry, base):
                 self._changes.put(entry)
-        else:
-            self.left_out[entry.path] = "it is a pipe, a socket or a device"
 
     def _replace_by_directory(self, entry: Entry) -> None:
         del self._gone[entry.path]
