@@ -225,6 +225,35 @@ def test_a_task_whose_artifacts_took_too_long_has_its_metadata_all_the_same(stag
     assert metadata["error"]["code"] == "collect_failed"
 
 
+def test_the_metadata_outlive_who_began_to_write_them_and_came_to_no_end(stage, monkeypatch):
+    """That thread is still busy when the time is over, and takes its part with it when it gives up."""
+    scene = stage(Script(), lifecycle={"collect_timeout": "1s"})
+    goes_on, has_ended, begun = threading.Event(), threading.Event(), []
+    fill, store = collect._fill, collect._store
+
+    def fill_late(part, chunks, is_over):
+        if part.name == "transcript.ndjson" or begun:
+            return fill(part, chunks, is_over)
+        begun.append(part)
+        try:
+            fill(part, (chunk for chunk in chunks if goes_on.wait(20)), is_over)
+        finally:
+            has_ended.set()
+
+    def store_when_it_has_given_up(part, target, is_over):
+        if target.name == "metadata.json":
+            goes_on.set()
+            assert has_ended.wait(20)
+        return store(part, target, is_over)
+
+    monkeypatch.setattr(collect, "_fill", fill_late)
+    monkeypatch.setattr(collect, "_store", store_when_it_has_given_up)
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 60))
+    assert (scene.task.failure.code, len(begun)) == ("collect_failed", 1)
+    assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
+    assert (scene.attempt.task_files.artifacts / "metadata.json").is_file()
+
+
 def test_what_takes_longer_than_collecting_may_is_no_artifact_of_which_nobody_tells(stage, monkeypatch):
     """The thread that stores the patch is still busy when the time is over, and goes on before all is removed."""
     scene = stage(Script(), lifecycle={"collect_timeout": "1s"})

@@ -63,7 +63,8 @@ async def collect(attempt: Attempt) -> None:
 async def keep_metadata(attempt: Attempt) -> None:
     """What can always be told of a task, where collecting came to no end. Raises OSError."""
     attempt.task_files.artifacts.mkdir(mode=0o700, exist_ok=True)
-    await _keep(attempt, attempt.task_files.artifacts, METADATA, "application/json", _metadata(attempt))
+    # A thread that nobody waits for any more may still have the part of the ordinary name.
+    await _keep(attempt, attempt.task_files.artifacts, METADATA, "application/json", _metadata(attempt), ".last")
 
 
 def _timely_redaction(attempt: Attempt) -> TimelyRedaction | None:
@@ -183,8 +184,10 @@ def _renamed(directory: Path, artifact: Artifact, name: str) -> Artifact:
     return msgspec.structs.replace(artifact, name=name)
 
 
-async def _keep(attempt: Attempt, directory: Path, name: str, content_type: str, chunks: Iterable[bytes]) -> None:
-    part = attempt.files.root / name
+async def _keep(
+    attempt: Attempt, directory: Path, name: str, content_type: str, chunks: Iterable[bytes], part_suffix: str = ""
+) -> None:
+    part = attempt.files.root / f"{name}{part_suffix}"
     is_over = threading.Event()
     try:
         await asyncio.to_thread(_fill, part, chunks, is_over)
