@@ -226,6 +226,24 @@ def test_what_was_named_and_flagged_by_who_knew_the_values_stays_so(stage):
     assert scene.artifacts == {"report.md", "redacted-1"} | FROM_THE_JOURNAL
 
 
+@pytest.mark.parametrize("checksum", ["sha256:0", "sha256:1"])
+def test_what_has_the_name_of_something_kept_tells_no_path_that_was_not_told_before(stage, monkeypatch, checksum):
+    """The agent went on for a while after its runner had died, and what was kept first may be called another name."""
+
+    async def find(self, workspace, patterns, target, taken_names):
+        (target / "report.md").write_bytes(VALUE.encode())
+        yield Artifact("report.md", f"{VALUE}/report.md", len(VALUE), "text/markdown", checksum)
+
+    monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.collect", find)
+    scene = left_by_a_dead_runner(stage, Script(), None)
+    scene.recorder.record(ArtifactCollected(Artifact("report.md", "docs/report.md", 5, "text/markdown", "sha256:0")))
+    asyncio.run(scene.life.finish())
+    assert VALUE not in repr(scene.task.artifacts)
+    assert unflagged(scene) == FROM_THE_JOURNAL
+    assert scene.artifacts == {path.name for path in scene.attempt.task_files.artifacts.iterdir()}
+    assert scene.artifacts == {"report.md"} | FROM_THE_JOURNAL
+
+
 def unflagged(scene):
     return {artifact.name for artifact in scene.task.artifacts if not artifact.contains_secret}
 

@@ -143,9 +143,7 @@ async def _collect_matches(attempt: Attempt, directory: Path) -> None:
             telling.append(found)
         else:
             names.add(found.name)
-            is_seen = kept is not None and kept.checksum == found.checksum
-            if not (is_seen and _is_blind(attempt)):
-                _tell(attempt, await _checked(attempt, directory, _distrusted(attempt, found)))
+            _tell(attempt, await _checked(attempt, directory, _trusted_as_kept(attempt, found, kept)))
     for found, name in zip(telling, _telling_nothing(names.union(one.name for one in telling)), strict=False):
         renamed = _renamed(directory, found, name)
         if _is_blind(attempt):
@@ -165,6 +163,15 @@ def _is_blind(attempt: Attempt) -> bool:
 def _distrusted(attempt: Attempt, artifact: Artifact) -> Artifact:
     """Flagged where nobody can look through it."""
     return msgspec.structs.replace(artifact, contains_secret=_is_blind(attempt))
+
+
+def _trusted_as_kept(attempt: Attempt, found: Artifact, kept: Artifact | None) -> Artifact:
+    """Where nobody can look through it, only what was told before is trusted: a name, of one path, with one content."""
+    if kept is None or not _is_blind(attempt):
+        return _distrusted(attempt, found)
+    if kept.path != found.path:
+        return _distrusted(attempt, msgspec.structs.replace(found, path=found.name))
+    return kept if kept.checksum == found.checksum else _distrusted(attempt, found)
 
 
 def _tells(attempt: Attempt, artifact: Artifact) -> bool:
