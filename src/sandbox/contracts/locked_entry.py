@@ -18,8 +18,12 @@ def open_unlocked(name: str | bytes | Path, flags: int, directory: int | None = 
     except PermissionError:
         _allow_reading(name, directory)
         opened = os.open(name, flags, dir_fd=directory)
-    if flags & os.O_DIRECTORY and not os.access(".", rights, dir_fd=opened):
-        os.fchmod(opened, stat.S_IRWXU)
+    try:
+        if flags & os.O_DIRECTORY and not os.access(".", rights, dir_fd=opened):
+            os.fchmod(opened, stat.S_IRWXU)
+    except BaseException:
+        os.close(opened)
+        raise
     return opened
 
 

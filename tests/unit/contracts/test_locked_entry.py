@@ -1,0 +1,23 @@
+"""What an agent locked is opened, or nothing of it stays open."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from sandbox.contracts.locked_entry import open_unlocked
+
+OPEN = Path("/proc/self/fd")
+
+
+def test_a_directory_that_cannot_be_unlocked_is_not_left_open(tmp_path, monkeypatch):
+    def refuse(descriptor, mode):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(os, "fchmod", refuse)
+    before = sorted(OPEN.iterdir())
+    with pytest.raises(OSError, match="Read-only"):
+        open_unlocked(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    assert sorted(OPEN.iterdir()) == before
