@@ -12,7 +12,7 @@ OWN_DIRECTORY = ".sandbox"
 """Where the paths of what Sandbox itself made begin; nothing that an agent wrote has such a path."""
 
 METADATA = "metadata.json"
-"""The name of the artifact that is collected last: once it is there, all the others are."""
+"""The name of the artifact that is kept last: no other follows it. After a failure some may be missing."""
 
 
 class Artifact(msgspec.Struct, frozen=True):

@@ -162,12 +162,12 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_collected(self) -> bool:
-        """Whether collecting came to its end, perhaps in a runner that died later."""
+        """Whether collecting is over, done or given up, perhaps in a runner that died later."""
         return any(artifact.name == METADATA for artifact in self.artifacts)
 
     @property
     def is_concluded(self) -> bool:
-        """Only cleaning up is left, which changes no outcome: the agent has exited, and what is to be kept is kept."""
+        """Only cleaning up is left, which changes no outcome: the agent has exited, and collecting is over."""
         return self.agent_has_exited and self.is_collected
 
     @property

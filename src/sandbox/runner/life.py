@@ -227,6 +227,7 @@ class AttemptLife:
             _log.error("Collecting failed", exc_info=error)
             self._fail(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_described(error)})."))
         if not self._attempt.task.is_collected:
+            # After the failure was recorded: who dies from here on leaves a concluded task, whose outcome stays.
             await self._keep_metadata()
 
     async def _keep_metadata(self) -> None:

@@ -34,9 +34,9 @@ async def collect(attempt: Attempt) -> None:
 
     Whatever can be kept is kept, also when the patch cannot be made; the metadata comes last and tells of it.
     Where the values of the secrets are not those that the agent had, what is kept of its disk may hold them unseen:
-    then all that is flagged, and nothing is called by its name. Once the metadata is there nothing is collected again:
-    of the workspace some may be removed already. Raises OSError, or an AttemptError because of one, where the server's
-    disk took something not: it can be tried again then.
+    then all that is flagged, and nothing is called by its name. Once the metadata is there, also after a collection
+    that came to no end, nothing is collected again: of the workspace some may be removed already. Raises OSError, or
+    an AttemptError because of one, where the server's disk took something not: it can be tried again then.
     """
     if attempt.task.is_collected:
         return
