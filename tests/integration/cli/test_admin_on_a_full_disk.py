@@ -29,7 +29,7 @@ from sandbox.wiring.administration import check_data, rebuild_index
 
 data = Path(sys.argv[1])
 fill, told = data.parent / "fill", []
-for room in range(128 * 1024, 3 * 1024 * 1024, 128 * 1024):
+for room in range(256 * 1024, 3 * 1024 * 1024, 128 * 1024):
     there = os.statvfs(data)
     with fill.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, there.f_bavail * there.f_frsize - room)
