@@ -68,6 +68,9 @@ DISK_CHECKS_MISSED_MAX = 3
 LOOK_SECONDS_MIN = 5.0
 """For looking for secrets in all that is collected, also where its share of `collect_timeout` is less."""
 
+KILLED_GIT_SECONDS = 1.0
+"""Until a clone whose git may have been killed is said to have failed: its runner may be killed as well."""
+
 METADATA_SECONDS = 10.0
 """For the metadata of a task for which collecting came to no end."""
 

@@ -57,6 +57,7 @@ _MEMORY_SHARE = 0.75
 _NOT_FOUND, _SIGNAL = 127, 128
 _NO_ROOM = ("no space left on device", "disk quota exceeded")
 _KILLED = b"\nfatal: out of memory: the kernel ended git"
+_WORDLESS = b"fatal: fetch-pack: invalid index-pack output"
 _OUTPUT_BYTES_MAX = 1024 * 1024
 _DRAIN_SECONDS = 1.0
 
@@ -73,6 +74,12 @@ class GitError(Exception):
     def is_out_of_memory(self) -> bool:
         """Git said that it was given no more memory, or was ended for it."""
         return "out of memory" in self.complaint.lower()
+
+    @property
+    def may_be_killed(self) -> bool:
+        """Git, or a program of its own, ended without saying why, as it does when somebody kills it."""
+        told = self.complaint.encode()
+        return self.returncode > _SIGNAL or _KILLED in told or _WORDLESS in told
 
     @property
     def was_hindered(self) -> bool:
@@ -137,7 +144,7 @@ class Git:
         return MEMORY_BYTES_MAX if allowed is None else min(MEMORY_BYTES_MAX, int(allowed * _MEMORY_SHARE))
 
     def _was_killed_for_memory(self, code: int) -> bool:
-        """Itself, or a program that it started. Nobody else kills git and lets its runner go on."""
+        """Itself, or a program that it started. Nobody else kills git and lets its runner go on for long."""
         return code == _SIGNAL + signal.SIGKILL or self._confinement.has_killed_for_memory()
 
     async def _run(self, command: ConfinedCommand) -> int:

@@ -5,6 +5,7 @@ workspace, whose `.git` is a copy. Without a commit in the manifest the clone is
 whole history of the branch, because only that shows whether the commit is on it.
 """
 
+import asyncio
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sandbox.contracts.confinement import Confine, Confinement, ConfinementLostError
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.limits import KILLED_GIT_SECONDS
 from sandbox.model.manifest import Repository
 from sandbox.model.refusal import NO_ROOM
 from sandbox.workspace.base_tree import BaseEntry, list_tree, read_entries
@@ -83,6 +85,9 @@ class Staging:
                 await self._check_out(Git(self._path, confinement=confinement), commit)
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:
+            if error.may_be_killed:
+                # Who kills git may be about to kill its runner: then that is why, and another attempt follows.
+                await asyncio.sleep(KILLED_GIT_SECONDS)
             message = explain(error.complaint, self._wanted, self._secrets)
             code, transient = FailureCode.CLONE_FAILED, is_transient(error.complaint)
             raise AttemptError(code, message, is_transient=transient) from None

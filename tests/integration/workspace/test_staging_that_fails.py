@@ -115,6 +115,37 @@ def interfere(house, monkeypatch):
     return begin
 
 
+WORDLESS = b"fatal: fetch-pack: invalid index-pack output\n"
+MISSING = b"fatal: Remote branch main not found in upstream origin\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "waits"),
+    [
+        (137, b"", True),
+        (128, WORDLESS, True),
+        (128, MISSING, False),
+        (128, b"fatal: unable to access: Connection refused\n", False),
+    ],
+)
+def test_a_clone_whose_git_may_have_been_killed_fails_only_if_its_runner_lives_on(
+    house, interfere, monkeypatch, code, said, waits
+):
+    """Who kills everything kills git first now and then; the runner, a moment later, has to have said nothing."""
+    interfere("clone", code, said=said)
+    monkeypatch.setattr(staging, "KILLED_GIT_SECONDS", 60.0)
+
+    async def play():
+        repository = Repository(url=PUBLIC_URL, branch="main")
+        work = asyncio.ensure_future(house.workspaces.stage(repository, house.attempt, house.confine, house.disk_bytes))
+        done, _ = await asyncio.wait([work], timeout=4)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return not done
+
+    assert asyncio.run(play()) is waits
+
+
 FULL = b"fatal: write error: No space left on device\n"
 HINDERED = [(137, b"", "not enough memory"), (127, b"", "git said: "), (139, b"", "git said: "), (128, FULL, "no room")]
 NEW_FILE = b"diff --git a/new b/new\nnew file mode 100644\n--- /dev/null\n+++ b/new\n@@ -0,0 +1 @@\n+new\n"
