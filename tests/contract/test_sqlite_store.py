@@ -255,11 +255,8 @@ def test_the_texts_of_an_older_index_are_read_where_they_were(path):
     store = SqliteStore(path)
     known = Indexed(submitted("a"), 1)
     store.save(known)
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE tasks SET task = ?", (msgspec.json.encode(known.task),))
-    connection.execute("DELETE FROM texts")
-    connection.commit()
-    connection.close()
+    rot(path, "task", msgspec.json.encode(known.task))
+    change(path, "DELETE FROM texts")
     assert (store.outdated(), store.load("a")) == ([], known)
     assert store.query(TaskQuery()).tasks == [as_listed(known.task)]
     store.save(known)
@@ -271,10 +268,7 @@ def test_a_task_whose_texts_are_gone_is_read_anew(path):
     store = SqliteStore(path)
     known = Indexed(submitted("a"), 1)
     store.save(known)
-    connection = sqlite3.connect(path)
-    connection.execute("DELETE FROM texts")
-    connection.commit()
-    connection.close()
+    change(path, "DELETE FROM texts")
     with pytest.raises(IndexDamagedError, match="no prompt"):
         store.load("a")
     assert store.outdated() == ["a"]
@@ -364,12 +358,16 @@ def test_before_an_older_index_is_brought_up_to_date_it_is_copied(path):
     assert sorted(each.name for each in path.parent.iterdir()) == ["index.sqlite", "index.sqlite.v3"]
 
 
-def rot(path, column, value):
+def change(path, statement, *values):
     connection = sqlite3.connect(path)
-    table, key = ("texts", "task_id") if column in {"prompt", "patch"} else ("tasks", "id")
-    connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = 'a'", (value,))
+    connection.execute(statement, values)
     connection.commit()
     connection.close()
+
+
+def rot(path, column, value):
+    table, key = ("texts", "task_id") if column in {"prompt", "patch"} else ("tasks", "id")
+    change(path, f"UPDATE {table} SET {column} = ? WHERE {key} = 'a'", value)
 
 
 @pytest.mark.parametrize(

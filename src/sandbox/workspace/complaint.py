@@ -15,6 +15,9 @@ _AT_CREDENTIALS = (
     "put credentials into the git configuration of the server's user (credential.helper, http.<url>.extraHeader, a "
     "key for ssh), and check that they may read it"
 )
+WORDLESS = "fatal: fetch-pack: invalid index-pack output"
+"""All that git tells of an index-pack that a signal ended, at a file's bound or otherwise."""
+
 NO_ROOM_MEANING = "there is no room for it; raise vm.disk, or make room in the server's data directory"
 # Tried once a word, and for so many letters: whoever sends the text may send a megabyte of them without an end.
 _URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,31}://[^\s']+", re.IGNORECASE)
@@ -70,9 +73,8 @@ _MEANINGS = (
         "the server lacks git or setpriv; install git and util-linux",
     ),
     (r"(?<![\w/.-])ssh: (command )?not found", "the server lacks ssh; install openssh-client"),
-    # Of a signal at a file's bound index-pack dies without a word, and git has no more to tell.
     (
-        r"\A\s*fatal: fetch-pack: invalid index-pack output\s*\Z",
+        rf"\A\s*{WORDLESS}\s*\Z",
         "it is most likely larger than a clone may be; raise vm.disk (to 32G at most)",
     ),
 )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from sandbox.contracts.confinement import ConfinedCommand, Confinement
+from sandbox.workspace.complaint import WORDLESS
 from sandbox.workspace.pipes import pipe
 from sandbox.workspace.unconfined import Unconfined
 
@@ -57,7 +58,6 @@ _MEMORY_SHARE = 0.75
 _NOT_FOUND, _SIGNAL = 127, 128
 _NO_ROOM = ("no space left on device", "disk quota exceeded")
 _KILLED = b"\nfatal: out of memory: the kernel ended git"
-_WORDLESS = b"fatal: fetch-pack: invalid index-pack output"
 _OUTPUT_BYTES_MAX = 1024 * 1024
 _DRAIN_SECONDS = 1.0
 
@@ -78,8 +78,7 @@ class GitError(Exception):
     @property
     def may_be_killed(self) -> bool:
         """Git, or a program of its own, ended without saying why, as it does when somebody kills it."""
-        told = self.complaint.encode()
-        return self.returncode > _SIGNAL or _KILLED in told or _WORDLESS in told
+        return self.returncode > _SIGNAL or _KILLED.decode() in self.complaint or WORDLESS in self.complaint
 
     @property
     def was_hindered(self) -> bool:

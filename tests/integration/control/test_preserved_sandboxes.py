@@ -250,29 +250,31 @@ def test_a_shell_in_what_is_released_while_it_is_opened_is_refused_with_the_reas
     asyncio.run(play())
 
 
-def test_a_shell_on_a_disk_that_refuses_is_told_so_and_may_be_opened_later(world):
+def no_shell(world, hinder, match):
     async def play():
         async with world.server() as service:
-            kept = await fail(world, service, "task-1")
-            kept.visit_lock.symlink_to("/nowhere")
-            with pytest.raises(UnavailableError, match=r"No shell of task task-1 can be opened: .*; try again\."):
+            hinder(service, await fail(world, service, "task-1"))
+            with pytest.raises(UnavailableError, match=match):
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
 
     asyncio.run(play())
+
+
+def test_a_shell_on_a_disk_that_refuses_is_told_so_and_may_be_opened_later(world):
+    def hinder(_, kept):
+        kept.visit_lock.symlink_to("/nowhere")
+
+    no_shell(world, hinder, r"No shell of task task-1 can be opened: .*; try again\.")
 
 
 def test_a_preserved_task_that_cannot_be_looked_at_refuses_a_shell_until_it_can(world, monkeypatch):
     def refuse(_):
         raise OSError(errno.EIO, "Input/output error")
 
-    async def play():
-        async with world.server() as service:
-            await fail(world, service, "task-1")
-            monkeypatch.setattr(service.equipment.preservation, "is_kept", refuse)
-            with pytest.raises(UnavailableError, match="Input/output error; try again"):
-                await service.open_terminal("task-1", TerminalOrder(24, 80))
+    def hinder(service, _):
+        monkeypatch.setattr(service.equipment.preservation, "is_kept", refuse)
 
-    asyncio.run(play())
+    no_shell(world, hinder, "Input/output error; try again")
 
 
 def test_the_agent_of_what_is_kept_has_ended(world):

@@ -259,8 +259,11 @@ def may_look_up(monkeypatch):
     return let
 
 
-async def cancel_and_prune(service, task_id):
-    """Gives the work of who still follows the task that is gone."""
+async def prune_one_that_waits(world, service, task_id):
+    """Behind the task `before`; gives the work of who still follows the task that is gone."""
+    await service.submit(manifest("before"))
+    await world.launched("before")
+    await service.submit(manifest(task_id))
     following = service.equipment.follower._tasks[task_id]
     await service.cancel(task_id, reason="", force=False)
     await service.wait(task_id, 10)
@@ -274,10 +277,7 @@ def test_a_task_that_takes_the_id_of_a_pruned_one_keeps_its_place_in_the_line(wo
 
     async def play():
         async with world.server() as service:
-            await service.submit(manifest("before"))
-            await world.launched("before")
-            await service.submit(manifest("again"))
-            following = await cancel_and_prune(service, "again")
+            following = await prune_one_that_waits(world, service, "again")
             await service.submit(manifest("again"))
             may_look_up.set()
             await asyncio.wait_for(following, 10)
@@ -295,10 +295,7 @@ def test_a_task_that_takes_the_id_of_a_pruned_one_keeps_its_room(world, may_look
 
     async def play():
         async with world.server() as service:
-            await service.submit(manifest("before"))
-            await world.launched("before")
-            await service.submit(manifest("again"))
-            following = await cancel_and_prune(service, "again")
+            following = await prune_one_that_waits(world, service, "again")
             world.runners.play("before", *TO_RUNNING, *TO_END)
             await service.wait("before", 10)
             await service.submit(manifest("again"))

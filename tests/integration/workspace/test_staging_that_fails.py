@@ -20,6 +20,7 @@ from doubles.workspace_house import PUBLIC_URL, programs_below, run_git
 from sandbox.model.errors import AttemptError
 from sandbox.model.manifest import Repository
 from sandbox.workspace import git_directory, staging
+from sandbox.workspace.complaint import WORDLESS
 
 
 def complaint(house, *args, **wanted):
@@ -115,7 +116,6 @@ def interfere(house, monkeypatch):
     return begin
 
 
-WORDLESS = b"fatal: fetch-pack: invalid index-pack output\n"
 MISSING = b"fatal: Remote branch main not found in upstream origin\n"
 
 
@@ -123,7 +123,7 @@ MISSING = b"fatal: Remote branch main not found in upstream origin\n"
     ("code", "said", "waits"),
     [
         (137, b"", True),
-        (128, WORDLESS, True),
+        (128, WORDLESS.encode(), True),
         (128, MISSING, False),
         (128, b"fatal: unable to access: Connection refused\n", False),
     ],
