@@ -40,9 +40,10 @@ async def compare(
     with pipe() as (asked, asking), pipe() as (answers, answering):
 
         def work(stop: Stop) -> tuple[C, NotCarried]:
-            with Files(attempt.workspace) as files, asking:
+            rules = IgnoreRules(rules_directory, asking, answers)
+            with Files(attempt.workspace) as files, asking, rules:
                 changes = begin(files, stop)
-                comparison = Comparison(files, base, IgnoreRules(rules_directory, asking, answers), changes, stop)
+                comparison = Comparison(files, base, rules, changes, stop)
                 comparison.run()
                 end(changes)
                 return changes, comparison.left_out

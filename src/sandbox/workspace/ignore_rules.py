@@ -8,7 +8,8 @@ agent newly ignores is therefore in the patch, and one that it un-ignores is not
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -39,14 +40,22 @@ class IgnoreRules:
     Never more than a page is asked before the answers are read: that much always fits into a pipe, so neither side
     can wait for the other. Git wants to see whether a path is a directory, so directories are made for as long as they
     are asked about, which is a page's at once, since the agent may have made a million on its own disk; not where the
-    agent put one in place of a `.gitignore`, for that is a file here. A directory of the base commit in whose place
-    the agent put something else is set aside for as long as that is asked about.
+    agent put one in place of a `.gitignore`, for that is a file here. Those above them stay until another branch of the
+    tree is asked about. A directory of the base commit in whose place the agent put something else is set aside for as
+    long as that is asked about. A context manager: afterwards nothing is there but what was there before.
     """
 
     def __init__(self, directory: Path, questions: IO[bytes], answers: IO[bytes]) -> None:
         self._directory = directory
+        self._branch = _Branch(os.fsencode(directory))
         self._questions = questions
         self._fields = _fields(answers)
+
+    def __enter__(self) -> "IgnoreRules":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._branch.reach(b"")
 
     def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
         """The paths that the rules ignore among these of one directory, all of them untracked.
@@ -56,13 +65,14 @@ class IgnoreRules:
         shown = {entry.path for entry in entries if entry.is_directory and b".gitignore" not in entry.path.split(b"/")}
         others = {entry.path for entry in entries if not entry.is_directory}
         found: set[bytes] = set()
-        with _directories(self._directory, {path.rpartition(b"/")[0] for path in shown}):
-            for page in _pages(entries):
-                with (
-                    _directories(self._directory, shown.intersection(page)),
-                    _set_aside(self._directory, others.intersection(page)),
-                ):
-                    found.update(self._ask(page))
+        if shown:
+            self._branch.reach(next(iter(shown)).rpartition(b"/")[0])
+        for page in _pages(entries):
+            with (
+                _directories(self._directory, shown.intersection(page)),
+                _set_aside(self._directory, others.intersection(page)),
+            ):
+                found.update(self._ask(page))
         return frozenset(found)
 
     def _ask(self, page: Sequence[bytes]) -> Iterator[bytes]:
@@ -98,17 +108,43 @@ def _fields(answers: IO[bytes]) -> Iterator[bytes]:
     raise BrokenPipeError("git check-ignore ended early")
 
 
+class _Branch:
+    """A directory below `root` with those above it, of which only those are made and removed that were not there.
+
+    The workspace is walked branch by branch, so that each of its directories is made about once, however deep it is.
+    """
+
+    def __init__(self, root: bytes) -> None:
+        self._root = root
+        self._names: list[bytes] = []
+        self._made: list[bytes] = []
+
+    def reach(self, path: bytes) -> None:
+        names = path.split(b"/") if path else []
+        pairs = zip(self._names, names, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        while self._made and self._made[-1].count(b"/") >= shared:
+            os.rmdir(os.path.join(self._root, self._made.pop()))  # noqa: PTH106, PTH118 (bytes)
+        for end in range(shared + 1, len(names) + 1):
+            here = b"/".join(names[:end])
+            if _make_directory(os.path.join(self._root, here)):  # noqa: PTH118 (bytes)
+                self._made.append(here)
+        self._names = names
+
+
 @contextmanager
 def _directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
-    """There for as long as the block lasts, unless they were there before."""
+    """There for as long as the block lasts, unless they were there before; those above them are there."""
     made: list[bytes] = []
     try:
         for path in paths:
-            made += _make_directory(root, path)
+            place = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
+            if _make_directory(place):
+                made.append(place)
         yield
     finally:
-        for path in reversed(made):
-            os.rmdir(path)  # noqa: PTH106 (bytes)
+        for place in reversed(made):
+            os.rmdir(place)  # noqa: PTH106 (bytes)
 
 
 @contextmanager
@@ -132,16 +168,14 @@ def _set_aside(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
             os.rmdir(aside)  # noqa: PTH106 (bytes)
 
 
-def _make_directory(root: Path, path: bytes) -> list[bytes]:
-    """With its parents, in sight of the kernel uid that git has; gives those that were not there."""
-    here, made = os.fsencode(root), []
-    for name in path.split(b"/") if path else ():
-        here = os.path.join(here, name)  # noqa: PTH118 (bytes)
-        with suppress(FileExistsError):
-            os.mkdir(here)  # noqa: PTH102 (bytes)
-            made.append(here)
-            os.chmod(here, _DIRECTORY_MODE)  # noqa: PTH101 (bytes)
-    return made
+def _make_directory(path: bytes) -> bool:
+    """In sight of the kernel uid that git has; whether it was not there."""
+    try:
+        os.mkdir(path)  # noqa: PTH102 (bytes)
+    except FileExistsError:
+        return False
+    os.chmod(path, _DIRECTORY_MODE)  # noqa: PTH101 (bytes)
+    return True
 
 
 def make_rules_directory(directory: Path) -> None:
@@ -178,9 +212,12 @@ async def lay_out_ignore_files(git: Git, repository: Path, entries: Sequence[Bas
 
 def _write_ignore_file(directory: Path, entry: BaseEntry, answers: IO[bytes]) -> None:
     read_exactly(answers, len(b"%d\n" % entry.size_bytes))
-    parent, _, name = entry.path.rpartition(b"/")
-    _make_directory(directory, parent)
-    with open(os.path.join(os.fsencode(directory), parent, name), "xb") as file:  # noqa: PTH118, PTH123 (bytes)
+    *parents, name = entry.path.split(b"/")
+    here = os.fsencode(directory)
+    for parent in parents:
+        here = os.path.join(here, parent)  # noqa: PTH118 (bytes)
+        _make_directory(here)
+    with open(os.path.join(here, name), "xb") as file:  # noqa: PTH118, PTH123 (bytes)
         os.fchmod(file.fileno(), _FILE_MODE)
         remaining = entry.size_bytes
         while remaining:

@@ -43,7 +43,8 @@ MANY = directories(*(b"deep/down/here/%06d" % number for number in range(1500)))
 
 def test_only_those_that_are_asked_about_are_there_and_none_afterwards(tmp_path):
     judge = Judge(tmp_path)
-    ignored = IgnoreRules(tmp_path, judge, judge).ignored(MANY)
+    with IgnoreRules(tmp_path, judge, judge) as rules:
+        ignored = rules.ignored(MANY)
     assert len(ignored) == len(MANY) // 2
     assert judge.unseen == []
     assert judge.seen_max < 500
@@ -52,8 +53,8 @@ def test_only_those_that_are_asked_about_are_there_and_none_afterwards(tmp_path)
 
 def test_nothing_is_left_when_git_ends_early(tmp_path):
     judge = Judge(tmp_path, answers_max=3)
-    with pytest.raises(BrokenPipeError):
-        IgnoreRules(tmp_path, judge, judge).ignored(MANY)
+    with pytest.raises(BrokenPipeError), IgnoreRules(tmp_path, judge, judge) as rules:
+        rules.ignored(MANY)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -61,6 +62,25 @@ def test_what_was_laid_out_before_stays(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / ".gitignore").write_text("*.o\n")
     judge = Judge(tmp_path)
-    IgnoreRules(tmp_path, judge, judge).ignored([*MANY, *directories(b"deep/.gitignore/x")])
+    with IgnoreRules(tmp_path, judge, judge) as rules:
+        rules.ignored([*MANY, *directories(b"deep/.gitignore/x")])
     assert (tmp_path / "deep" / ".gitignore").read_text() == "*.o\n"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == [".gitignore"]
+
+
+def test_a_deep_tree_is_made_once_however_many_branches_it_has(tmp_path, monkeypatch):
+    made = []
+    make = os.mkdir
+    monkeypatch.setattr(os, "mkdir", lambda path, *mode: (made.append(path), make(path, *mode)))
+    judge = Judge(tmp_path)
+    trunk = [b"/".join([b"d"] * depth) for depth in range(1, 250)]
+    with IgnoreRules(tmp_path, judge, judge) as rules:
+        for path in trunk:
+            rules.ignored(directories(path))
+        for branch in (b"a", b"b"):
+            rules.ignored(directories(trunk[-1] + b"/" + branch))
+            rules.ignored(directories(trunk[-1] + b"/" + branch + b"/leaf"))
+        rules.ignored(directories(trunk[9] + b"/other/leaf"))
+    assert judge.unseen == []
+    assert len(made) < 3 * len(trunk)
+    assert list(tmp_path.iterdir()) == []
