@@ -1,12 +1,25 @@
 """Acceptance tests drive the real server as a process, by HTTP, WebSocket and command line only."""
 
+from types import MappingProxyType
+
 import pytest
 
 from doubles.browser import open_browser
 from doubles.live import World, make_repository, until
+from doubles.standing_machine import StandingMachine
 from doubles.traces import left_behind
 
-README = "# A repository\n\nHello.\n"
+FILES = {"README.md": "# A repository\n\nHello.\n", "src/app.py": "print('hello')\n"}
+
+
+_has_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    item.stash[_has_failed] = item.stash.get(_has_failed, False) or report.failed
+    return report
 
 
 @pytest.fixture
@@ -17,20 +30,49 @@ def empty_world(tmp_path):
     world.close()
 
 
-@pytest.fixture
-def world(empty_world):
-    """Makes a machine whose model says these turns; gives it with a repository served and the server started."""
+@pytest.fixture(scope="session")
+def standing_machines(tmp_path_factory):
+    """Gives the one whose sandboxes are of this runtime, and whose server has these variables."""
+    machines = {}
 
-    def make(*turns, **script):
-        empty_world.commit = make_repository(
-            empty_world.repositories / "repo.git", {"README.md": README, "src/app.py": "print('hello')\n"}
-        )
-        empty_world.start_git()
-        empty_world.start_model(*turns, **script)
-        empty_world.start_server()
+    def machine(runtime, environment):
+        key = (runtime, *sorted(environment.items()))
+        if key not in machines:
+            machines[key] = StandingMachine(lambda: tmp_path_factory.mktemp("standing"), runtime, environment)
+        return machines[key]
+
+    yield machine
+    for each in machines.values():
+        each.close()
+
+
+@pytest.fixture
+def world(request, empty_world, standing_machines):
+    """Makes a machine whose model says these turns; gives it with a repository served and the server started.
+
+    One that other tests of this process have had too, unless this one has laid something ready before the start.
+    """
+    lender = None
+
+    def make(*turns, files=FILES, environment=MappingProxyType({}), **script):
+        nonlocal lender
+        if empty_world.is_new():
+            lender = standing_machines(empty_world.runtime, environment)
+            lender.lend(empty_world, *turns, **script)
+        else:
+            empty_world.start_git()
+            empty_world.start_model(*turns, **script)
+            empty_world.start_server(**environment)
+        empty_world.commit = make_repository(empty_world.repositories / "repo.git", files)
         return empty_world
 
-    return make
+    yield make
+    if lender is not None:
+        if request.node.stash[_has_failed]:
+            lender.give_up(empty_world)
+        else:
+            lender.take_back(empty_world)
+        empty_world.processes, empty_world.http = [], None
 
 
 @pytest.fixture

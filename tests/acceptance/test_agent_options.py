@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doubles import mcp_token_server
-from doubles.live import bash, make_repository, says
+from doubles.live import bash, says
 from sandbox.demo.model_script import ToolUse, Turn
 
 SECRET = "sesame-open-the-door"
@@ -23,18 +23,10 @@ def call(tool, **arguments):
 
 
 @pytest.fixture
-def machine(empty_world):
+def machine(world):
     """Makes a machine with an MCP server in the repository and a secret in the server's environment."""
-
-    def make(*turns):
-        files = {"server.py": Path(mcp_token_server.__file__).read_text()}
-        make_repository(empty_world.repositories / "repo.git", files)
-        empty_world.start_git()
-        empty_world.start_model(*turns, says())
-        empty_world.start_server(MY_TOKEN=SECRET)
-        return empty_world
-
-    return make
+    files = {"server.py": Path(mcp_token_server.__file__).read_text()}
+    return lambda *turns: world(*turns, says(), files=files, environment={"MY_TOKEN": SECRET})
 
 
 def run(machine, **parts):

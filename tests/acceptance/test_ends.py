@@ -37,7 +37,7 @@ def test_cancel_stops_the_agent_and_keeps_what_it_wrote(watched):
 
 def test_a_timeout_ends_the_task(watched):
     machine = watched(bash(f"echo half > half.txt; {WAIT_FOREVER}"))
-    machine.submit(lifecycle={"timeout": "3s"})
+    machine.submit(lifecycle={"timeout": "6s"})
     status = ended(machine, "failed", "timeout")
     assert "lifecycle.timeout" in status["error"]["message"]
     assert b"+half" in machine.artifact("task-1.patch")
@@ -145,7 +145,7 @@ def test_an_interrupted_answer_of_the_model_is_tried_again(watched):
 
 DEEP_TREE = """
 import os
-for _ in range(3000):
+for _ in range(2200):
     os.mkdir("d")
     os.chdir("d")
 open("bottom.txt", "w").write("deep")

@@ -70,6 +70,9 @@ class Process:
         self.said = json.loads(line)
         self.pid = self._popen.pid
 
+    def is_alive(self):
+        return self._popen.poll() is None
+
     def tell(self, signal_number):
         self._popen.send_signal(signal_number)
 
@@ -152,14 +155,21 @@ class World:
         git_server = self._start("git", [*command, "--host", self.address], {}, prefix)
         (self.home / ".gitconfig").write_text(f'[url "{git_server.said["url"]}/"]\n\tinsteadOf = {ORGANISATION}\n')
 
-    def start_model(self, *turns, prefix=(), **script):
+    def start_model(self, *turns, prefix=(), port=0, **script):
         path = self.directory / "script.json"
         import msgspec
 
         path.write_bytes(msgspec.json.encode(Script(turns, **script)))
         command = [sys.executable, "-m", "sandbox.demo.scripted_model", "--script", str(path)]
-        command += ["--host", self.address, "--record", str(self.model_requests_file)]
-        self.model_url = self._start("model", command, {}, prefix).said["url"]
+        command += ["--host", self.address, "--port", str(port), "--record", str(self.model_requests_file)]
+        self.model = self._start("model", command, {}, prefix)
+        self.model_url = self.model.said["url"]
+
+    def restart_model(self, *turns, **script):
+        """Another one at the same address, which has not been asked anything yet."""
+        self.processes.remove(self.model)
+        self.model.stop()
+        self.start_model(*turns, port=int(self.model_url.rpartition(":")[2]), **script)
 
     def start_server(self, *, ports=(0, 0), **environment):
         """ports: of the REST API and of the stream; 0 for any."""
@@ -273,11 +283,15 @@ class World:
         runner_logs = "".join(path.read_text() for path in self.data_dir.glob("tasks/*/attempts/*/runner.log"))
         return f"{self.logs(task_id)[-4000:]}\n{runner_logs}\n{logs}"
 
+    def is_new(self):
+        """Nothing has been laid ready or started: no configuration, no data, no process."""
+        return not (self.processes or self.prefix or self.data_dir.exists() or any(self.home.iterdir()))
+
     def close(self):
         if self.http is not None:
             self.http.close()
             with contextlib.suppress(Exception):
-                self._end_tasks()
+                self.end_tasks()
         for process in reversed(self.processes):
             process.stop()
 
@@ -287,7 +301,8 @@ class World:
             base_url=self.server.said["http"], headers=headers, trust_env=False, timeout=30, transport=self.transport
         )
 
-    def _end_tasks(self):
+    def end_tasks(self):
+        """Cancel what has not ended, and wait for it."""
         with self._client() as http:
             for task in http.get("/api/v1/tasks").json()["tasks"]:
                 address = f"/api/v1/tasks/{task['id']}"
