@@ -45,11 +45,13 @@ def says(text="Done.", **fields):
 
 
 def until(condition, seconds=20.0, what="the condition"):
-    """Poll until the condition gives something true; gives that."""
+    """Poll until the condition gives something true; gives that. What takes long is asked less and less often."""
     deadline = time.monotonic() + seconds
+    pause = 0.02
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(pause * 1.2, 0.1)
     return value
 
 
@@ -179,6 +181,7 @@ class World:
         command = [sys.executable, "-m", "sandbox", "serve", "--port", port, "--ws-port", ws_port]
         command += ["--data-dir", str(self.data_dir), "--format", "json"]
         model = {"ANTHROPIC_BASE_URL": self.model_url, "ANTHROPIC_API_KEY": SERVER_KEY}
+        self.variables = environment
         environment = {"SANDBOX_RUNTIME": self.runtime, **environment}
         self.server = self._start("server", command, {**model, **environment}, self.prefix)
         if self.http is not None:

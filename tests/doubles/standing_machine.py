@@ -37,12 +37,20 @@ class StandingMachine:
         world.processes = list(self._standing.processes)
 
     def take_back(self, world):
-        """Empty it; or end it, where that does not make it what it was."""
+        """Empty it; or end it, where that does not make it what it was.
+
+        A server that was ended and started again as it was before stays.
+        """
+        for one in [one for one in world.processes if not one.is_alive()]:
+            one.stop()
+            world.processes.remove(one)
         try:
-            is_as_it_was = world.processes == self._standing.processes and self._empty(world)
+            is_as_it_was = self._is_complete(world) and self._empty(world)
         except (httpx.HTTPError, OSError, AssertionError):
             is_as_it_was = False
-        if not is_as_it_was:
+        if is_as_it_was:
+            vars(self._standing).update(vars(world))
+        else:
             self.give_up(world)
 
     def give_up(self, world):
@@ -66,6 +74,10 @@ class StandingMachine:
             self.give_up(self._standing)
             raise
 
+    def _is_complete(self, world):
+        names = sorted(one.log.stem for one in world.processes)
+        return names == ["git", "model", "server"] and world.variables == self._environment
+
     def _empty(self, world):
         world.end_tasks()
         until(lambda: _forgets_all(world), _EMPTY_SECONDS, "all tasks to be forgotten")
@@ -76,7 +88,7 @@ class StandingMachine:
                 _remove(path)
         for path in (*world.repositories.iterdir(), *(p for p in world.home.iterdir() if p.name != ".gitconfig")):
             _remove(path)
-        return all(one.is_alive() for one in world.processes) and _kept_by(world) == self._kept
+        return _kept_by(world) == self._kept
 
 
 def _kept_by(world):
