@@ -8,7 +8,6 @@ import sys
 from contextlib import asynccontextmanager
 
 import pytest
-from mcp import ClientSession, StdioServerParameters, stdio_client
 
 from doubles.live import Turn, bash, make_repository, says
 from sandbox.agent.binary import find_binary
@@ -43,6 +42,8 @@ class Tools:
 
 @asynccontextmanager
 async def tools_of(address, errlog):
+    from mcp import ClientSession, StdioServerParameters, stdio_client  # costs everybody who only collects tests
+
     parameters = StdioServerParameters(
         command=COMMAND[0], args=COMMAND[1:], env={"SANDBOX_SERVER": address, "PYTHONWARNINGS": "error"}
     )

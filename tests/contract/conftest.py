@@ -33,15 +33,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what is no part of the sample."""
     if QEMU_WHOLE:
         return
-    left_out = [item for item in items if _is_in_a_guest(item) and item.originalname not in _SAMPLE_IN_A_GUEST]
+    left_out = [item for item in items if _is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    items[:] = [item for item in items if not _is_left_out(item)]
 
 
-def _is_in_a_guest(item: pytest.Item) -> bool:
-    if Path(__file__).parent not in item.path.parents:
+def _is_left_out(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function) or not item.name.partition("[")[2].startswith("qemu"):
         return False
-    return isinstance(item, pytest.Function) and item.name.partition("[")[2].startswith("qemu")
+    return item.originalname not in _SAMPLE_IN_A_GUEST and item.path.is_relative_to(Path(__file__).parent)
 
 
 @pytest.fixture(params=RUNTIMES)
