@@ -96,9 +96,10 @@ def _open_ends(data: bytes, cuts: set[int]) -> set[int]:
     Whether what looks like the beginning of an escape becomes one is open; and if it does, what it stands for may go
     on with an escape of the next layer that begins before it.
     """
-    ends = cuts | {len(data)}
+    fresh = ends = cuts | {len(data)}
     for _ in range(REDACTED_LAYERS_MAX):
-        ends |= {find_beginning(data, end) for end in ends}
+        fresh = {find_beginning(data, end) for end in fresh} - ends
+        ends = ends | fresh
     return ends
 
 

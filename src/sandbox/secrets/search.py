@@ -5,9 +5,9 @@ four. The words of the text are looked up in a set; only where one is known is a
 words that few others have, so that lines of one value that are alike are not compared one after the other.
 """
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import filterfalse
 from typing import NamedTuple
 
 from sandbox.secrets.needles import Needle
@@ -25,28 +25,32 @@ class Hit(NamedTuple):
     name: str
 
 
-def _word(text: bytes, offset: int) -> int:
-    return int.from_bytes(text[offset : offset + _WORD_BYTES], sys.byteorder)
+def _words(text: bytes, first: int = 0) -> "memoryview[int]":
+    """The word at `first`, and those behind it."""
+    return memoryview(text)[first : len(text) - (len(text) - first) % _WORD_BYTES].cast("I")
 
 
-def _telling_offset(text: bytes, first: int, words: Mapping[int, Sequence[object]]) -> int:
-    """Of `first` and every fourth byte behind it, where the word stands that the fewest needles are known by.
+def _telling(words: "memoryview[int]", known: Mapping[int, Sequence[object]]) -> int:
+    """Which of the words the fewest needles are known by.
 
     Beginnings and ends are what secrets have in common with other text; the middle tells more, where it is free.
     """
-    offsets = range(first, len(text) - _WORD_BYTES + 1, _WORD_BYTES)
-    middle = offsets[len(offsets) // 2]
-    if _word(text, middle) not in words:
+    middle = len(words) // 2
+    if words[middle] not in known:
         return middle
-    candidates = offsets[:: -(-len(offsets) // _CANDIDATES_MAX)]
-    return min(candidates, key=lambda offset: len(words.get(_word(text, offset), ())))
+    step = -(-len(words) // _CANDIDATES_MAX)
+    candidates = words[::step].tolist()
+    best = next(filterfalse(known.__contains__, candidates), None)
+    if best is None:
+        best = min(candidates, key=lambda word: len(known[word]))
+    return candidates.index(best) * step
 
 
 class Search:
     """Searches for a fixed set of needles."""
 
     def __init__(self, needles: Iterable[Needle]) -> None:
-        words: dict[int, list[tuple[Needle, int]]] = defaultdict(list)
+        known: dict[int, list[tuple[Needle, int]]] = defaultdict(list)
         beginnings: dict[bytes, list[bytes]] = defaultdict(list)
         inner: set[int] = set()
         self.longest = 0
@@ -57,14 +61,15 @@ class Search:
             for length in range(1, _WORD_BYTES + 1):
                 beginnings[text[:length]].append(text)
             for first in range(_WORD_BYTES):
-                offset = _telling_offset(text, first, words)
-                words[_word(text, offset)].append((needle, offset))
-        self._words, self._known = dict(words), frozenset(words)
+                words = _words(text, first)
+                index = _telling(words, known)
+                known[words[index]].append((needle, first + index * _WORD_BYTES))
+        self._words, self._known = dict(known), frozenset(known)
         self._beginnings, self._inner = dict(beginnings), frozenset(inner)
 
     def find(self, text: bytes) -> Iterator[Hit]:
         """Every place of every needle."""
-        words = memoryview(text)[: len(text) // _WORD_BYTES * _WORD_BYTES].cast("I")
+        words = _words(text)
         if self._known.isdisjoint(words):
             return
         for index, word in enumerate(words):
