@@ -8,7 +8,12 @@ from sandbox.model.errors import AttemptError
 from sandbox.runtimes.cgroups import find_hierarchies
 from sandbox.workspace import git, staging
 
-MEMORY_BYTES_MAX = 128 * 1024**2
+MEMORY_BYTES_MAX = 64 * 1024**2
+
+
+def taking_more_than(memory_bytes):
+    """What git holds in one piece, and the disk in a few pages."""
+    return bytes(memory_bytes + 8 * 1024**2)
 
 
 @pytest.fixture
@@ -17,7 +22,7 @@ def small(monkeypatch):
 
 
 def test_an_object_of_a_repository_that_takes_too_much(house, small):
-    house.upstream.commit({"zeros": bytes(2 * MEMORY_BYTES_MAX)})
+    house.upstream.commit({"zeros": taking_more_than(MEMORY_BYTES_MAX)})
     with pytest.raises(AttemptError, match="not enough memory") as raised:
         house.stage()
     assert raised.value.code == "clone_failed"
@@ -43,14 +48,14 @@ def little(house, request, monkeypatch):
     """The house with a task of little memory, of which git is told what it may have or is not."""
     if not find_hierarchies().roots:
         pytest.skip("no control group can be written to")
-    house.memory_bytes = 160 * 1024**2
+    house.memory_bytes = 96 * 1024**2
     if request.param == "the kernel ends git":
         monkeypatch.setattr(git, "_MEMORY_SHARE", 10)
     return house
 
 
 def test_a_repository_that_takes_more_than_the_tasks_memory(little):
-    little.upstream.commit({"zeros": bytes(2 * little.memory_bytes)})
+    little.upstream.commit({"zeros": taking_more_than(little.memory_bytes)})
     with pytest.raises(AttemptError, match=r"raise vm\.memory") as raised:
         little.stage()
     assert raised.value.code == "clone_failed"
