@@ -48,12 +48,16 @@ class Play:
         events = [event for line in self.ran.lines for event in self._conversation.feed(line)]
         (self.began,) = [event for event in events if isinstance(event, AgentBegan)]
         self.wanted = manifest(**claude)
-        self.failure = ClaudeCode(Path("/none")).judge_start(self.wanted, self.began, str)
+        self.failure = self.judge(**claude)
 
     async def _run(self, directory, turns, secrets, claude):
         outside = Outside(directory)
         async with ScriptedModel(Script((*turns, DONE))) as model:
             return await outside.run(model.url, secrets=secrets, **claude), model
+
+    def judge(self, **claude):
+        """What is thought of this beginning if that is what was asked for."""
+        return ClaudeCode(Path("/none")).judge_start(manifest(**claude), self.began, str)
 
     @property
     def outcome(self):
@@ -144,10 +148,13 @@ def test_subagents_are_known_by_both_names(tmp_path, name):
     assert play.offered == {"Agent", "Read"}
 
 
-@pytest.mark.parametrize("others", [("Read",), (), ("Bash(git *)",)])
-@pytest.mark.parametrize("unknown", ["bash", "TodoWrite", "Raed(src/**)", "mcp__nobody", "mcp__nobody__tell"])
-def test_a_tool_that_claude_code_does_not_know_is_told(tmp_path, unknown, others):
-    failure = Play(tmp_path, allowed_tools=(*others, unknown)).failure
+UNKNOWN = ("bash", "TodoWrite", "Raed(src/**)", "mcp__nobody", "mcp__nobody__tell")
+
+
+@pytest.mark.parametrize("entries", [("Read", *UNKNOWN), UNKNOWN, ("Bash(git *)", *UNKNOWN), UNKNOWN[:1]])
+def test_tools_that_claude_code_does_not_know_are_told(tmp_path, entries):
+    failure = Play(tmp_path, allowed_tools=entries).failure
+    unknown = ", ".join(entry for entry in entries if entry in UNKNOWN)
     assert failure.code is FailureCode.TOOL_UNKNOWN
     assert f"has no such tool: {unknown}; correct claude.allowed_tools" in failure.message
 
@@ -219,20 +226,24 @@ def test_a_configuration_larger_than_an_argument_may_be_is_taken(tmp_path):
     assert play.began.mcp_servers == {"github": "connected", **dict.fromkeys(large, "failed")}
 
 
-@pytest.mark.parametrize(
-    ("server", "status", "advice"),
-    [
-        (McpServer(command="/no/such/program"), "failed", "check its command"),
-        (McpServer(command="false"), "failed", "check its command"),
-        (McpServer(url="http://127.0.0.1:9/"), "failed", "vm.allowed_hosts"),
-        (McpServer(url="http://127.0.0.1:9/", type="sse"), "failed", "vm.allowed_hosts"),
-    ],
-)
-def test_a_server_that_does_not_connect_is_told_by_name(tmp_path, server, status, advice):
-    play = Play(tmp_path, mcp_config=servers(fine=TOKEN_SERVER, broken=server), secrets=SECRETS)
+BROKEN = {
+    "missing": (McpServer(command="/no/such/program"), "check its command"),
+    "ends": (McpServer(command="false"), "check its command"),
+    "http": (McpServer(url="http://127.0.0.1:9/"), "vm.allowed_hosts"),
+    "sse": (McpServer(url="http://127.0.0.1:9/", type="sse"), "vm.allowed_hosts"),
+}
+
+
+def test_a_server_that_does_not_connect_is_told_by_name(tmp_path):
+    wanted = {name: server for name, (server, _) in BROKEN.items()}
+    play = Play(tmp_path, mcp_config=servers(fine=TOKEN_SERVER, **wanted), secrets=SECRETS)
+    assert play.began.mcp_servers == {"fine": "connected", **dict.fromkeys(BROKEN, "failed")}
     assert play.failure.code is FailureCode.MCP_FAILED
-    assert f"The MCP server broken is not connected (status: {status})" in play.failure.message
-    assert advice in play.failure.message
+    for name, (server, advice) in BROKEN.items():
+        failure = play.judge(mcp_config=servers(fine=TOKEN_SERVER, **{name: server}))
+        assert failure.code is FailureCode.MCP_FAILED
+        assert f"The MCP server {name} is not connected (status: failed)" in failure.message
+        assert advice in failure.message
 
 
 def test_a_name_that_claude_code_keeps_for_itself_is_told(tmp_path):
@@ -261,15 +272,19 @@ def test_the_beginning_is_told_while_the_first_model_request_waits(tmp_path):
     assert event.mcp_servers == {"broken": "failed"}
 
 
-@pytest.mark.parametrize("output_format", ["text", "json", "stream-json"])
-def test_a_run_is_rendered_in_the_format_that_was_asked_for(tmp_path, output_format):
-    play = Play(tmp_path, output_format=output_format)
-    rendered = ClaudeCode(Path("/none")).render(play.wanted, play.outcome.result)
-    match output_format:
-        case "text":
-            assert rendered == b"All done.\n"
-        case "json":
-            assert json.loads(rendered) == json.loads(play.ran.lines[-1])
-            assert rendered.count(b"\n") == 1
-        case _:
-            assert rendered == b""
+def test_a_run_is_rendered_in_the_format_that_was_asked_for(tmp_path):
+    """It is the same run, whichever that is."""
+    play = Play(tmp_path)
+    rendered = {}
+    for output_format in ("text", "json", "stream-json"):
+        wanted = manifest(output_format=output_format)
+        assert _command(wanted) == _command(play.wanted)
+        rendered[output_format] = ClaudeCode(Path("/none")).render(wanted, play.outcome.result)
+    assert rendered["text"] == b"All done.\n"
+    assert json.loads(rendered["json"]) == json.loads(play.ran.lines[-1])
+    assert rendered["json"].count(b"\n") == 1
+    assert rendered["stream-json"] == b""
+
+
+def _command(wanted):
+    return ClaudeCode(Path("/none")).prepare(wanted, session_id=SESSION_ID, task_key="key", secrets={}).command

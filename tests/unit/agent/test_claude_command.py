@@ -9,7 +9,8 @@ from doubles.claude_outside import manifest
 from sandbox.agent.claude_code import ClaudeCode, prompt_bytes
 from sandbox.model.manifest import McpConfig, McpServer
 
-BLANKS = [f"{blank}/clear" for blank in ("\ufeff", "\n\ufeff ", "\u00a0", "\u2028\ufeff\u3000")]
+COMMANDS = ["/clear", "/compact", "/init now", "/nope", " /clear", " /compact"]
+BLANKS = [f"{blank}/clear" for blank in ("\ufeff", "\n\ufeff ", "\u00a0", "\u2028\ufeff\u3000", "\u2028 \ufeff\u00a0")]
 """What Claude Code trims."""
 
 BINARY = Path("/data/agent/claude-1")
@@ -105,7 +106,7 @@ def test_without_mcp_servers_there_is_no_file():
     assert "--mcp-config" not in prepare().command.argv
 
 
-@pytest.mark.parametrize("prompt", ["/clear", "/init now", " /compact", "\n\t/clear", "/tmp/x is broken", "/", *BLANKS])
+@pytest.mark.parametrize("prompt", [*COMMANDS, *BLANKS, "\n\t/clear", "\n/compact", "/tmp/x is broken", "/"])
 def test_a_prompt_that_looks_like_a_command_gets_words_in_front(prompt):
     assert prompt_bytes(prompt) == f"Task:\n{prompt}".encode()
 
