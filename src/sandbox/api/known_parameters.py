@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from difflib import get_close_matches
-from typing import Any
 
-from fastapi import FastAPI
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection
 
@@ -18,18 +18,23 @@ NAME_SHOWN_LENGTH_MAX = 64
 
 
 async def refuse_unknown_parameters(connection: HTTPConnection) -> None:
-    """Holds a request against the schema of its route. Raises InvalidParameterError."""
+    """Holds a request against what its route takes. Raises InvalidParameterError."""
     if not connection.query_params:
         return
-    app, route = connection.app, connection.scope["route"]
-    assert isinstance(app, FastAPI)
-    operation = app.openapi()["paths"].get(route.path_format, {}).get(connection.scope["method"].lower(), {})
-    told = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
-    refuse_unknown(
-        connection.query_params,
-        known=[parameter["name"] for parameter in told if "patternProperties" not in parameter["schema"]],
-        patterns=[pattern for parameter in told for pattern in _patterns(parameter)],
-    )
+    route = connection.scope["route"]
+    assert isinstance(route, APIRoute)
+    refuse_unknown(connection.query_params, known=_read_by_name(route), patterns=_read_by_pattern(route))
+
+
+def _read_by_name(route: APIRoute) -> list[str]:
+    """Asked of the route, for the schema of all addresses takes a tenth of a second to make."""
+    return [field.alias for field in get_flat_params(route.dependant) if field.alias not in route.param_convertors]
+
+
+def _read_by_pattern(route: APIRoute) -> list[str]:
+    """Of what the route reads by itself: a header has no such pattern."""
+    told = (route.openapi_extra or {}).get("parameters", ())
+    return [pattern for parameter in told for pattern in parameter["schema"].get("patternProperties", {})]
 
 
 def refuse_repeated(given: QueryParams, known: Collection[str]) -> None:
@@ -47,10 +52,6 @@ def refuse_unknown(given: QueryParams, *, known: Collection[str], patterns: Coll
             raise InvalidParameterError(
                 name[:NAME_SHOWN_LENGTH_MAX], _advice(name, known, patterns), rule="unknown_field"
             )
-
-
-def _patterns(parameter: dict[str, Any]) -> list[str]:
-    return list(parameter["schema"].get("patternProperties", {}))
 
 
 def _advice(name: str, known: Collection[str], patterns: Collection[str]) -> str:

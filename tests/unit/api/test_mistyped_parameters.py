@@ -43,6 +43,23 @@ def test_a_parameter_that_is_given_twice_is_named(api, tasks, path, field):
     assert "give it once" in answer.json()["message"]
 
 
+def test_every_operation_takes_the_parameters_that_the_schema_tells_of_and_no_other(api, tasks):
+    tasks.add("task-001")
+    for path, operations in api.schema["paths"].items():
+        address = path.format(task_id="task-001", name="a")
+        for method, operation in operations.items():
+            told = [one for one in operation.get("parameters", ()) if one["in"] == "query"]
+            names = ["label.*" if one["name"] == "labels" else one["name"] for one in told]
+            detail = api(method.upper(), f"{address}?0=1").json()["details"][0]
+            takes = f"takes {', '.join(sorted(names)) or 'no parameters'}"
+            assert (detail["field"], takes) == ("0", detail["message"].rpartition("this address ")[2])
+
+
+def test_no_schema_is_made_to_hold_a_question_against(api):
+    assert api.get("/api/v1/tasks?limit=1").status_code == 200
+    assert api.app.openapi_schema is None
+
+
 def test_a_cancel_with_a_mistyped_wish_cancels_nothing(api, tasks):
     tasks.add("task-001")
     assert api.delete("/api/v1/tasks/task-001?forced=true").status_code == 400
