@@ -1,12 +1,13 @@
 """The two ASGI apps: the REST API, and the stream on a port of its own."""
 
 import asyncio
+from functools import cache
 from typing import Any
 
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import WebSocketRoute
+from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from sandbox.api import paths
@@ -67,20 +68,32 @@ def describe_api(version: str) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+    )
+    app.router.routes.extend(_routes())
+    return app
+
+
+@cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """Made once a process: they cost more than all else of an app, and know nothing of the one that they are on."""
+    api = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
         dependencies=[Depends(note_api_route), Depends(refuse_unknown_parameters)],
     )
-    add_list_routes(app)
-    add_task_routes(app)
-    add_preserved_routes(app)
-    add_pruning_routes(app)
-    add_log_routes(app)
-    add_artifact_routes(app)
-    add_health_routes(app)
-    add_metrics_route(app)
-    add_drain_routes(app)
-    add_session_routes(app)
-    add_docs_routes(app)
-    return app
+    add_list_routes(api)
+    add_task_routes(api)
+    add_preserved_routes(api)
+    add_pruning_routes(api)
+    add_log_routes(api)
+    add_artifact_routes(api)
+    add_health_routes(api)
+    add_metrics_route(api)
+    add_drain_routes(api)
+    add_session_routes(api)
+    add_docs_routes(api)
+    return tuple(api.routes)
 
 
 def _furnish(app: Starlette, context: Context) -> None:
