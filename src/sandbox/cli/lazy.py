@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli.lasting import lasting
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -32,7 +34,8 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         module, attribute = entry[0].split(":")
-        command = getattr(import_module(module), attribute)
+        with lasting():
+            command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from sandbox.cli.lasting import lasting
 from sandbox.model.address import DEFAULT_SERVER
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ class Chosen:
 
     def connect(self) -> Client:
         """The client for the chosen server."""
-        from sandbox.client import Client
-
+        with lasting():
+            from sandbox.client import Client
         return Client(self.server, self.token)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from sandbox.cli.lasting import lasting
 from sandbox.cli.options import chosen, output_options
 from sandbox.cli.server_settings import load_configuration, settings_options
 
@@ -20,6 +21,6 @@ def serve(**options: Any) -> None:
     answers. What has no option stands in sandbox.toml or the environment: see sandbox config show.
     """
     settings = load_configuration(options).settings
-    from sandbox.wiring.server import run
-
+    with lasting():
+        from sandbox.wiring.server import run
     run(settings, announce="json" if chosen().format == "json" else "text")
