@@ -74,6 +74,7 @@ def test_setting_up_again_installs_nothing_also_with_the_own_environment_on_path
     own = (checkout.root / ".venv" / "bin",)
     _, calls = checkout.set_up()
     assert [call.split()[1] for call in calls] == ["venv", "pip", "pip"]
+    assert "--compile-bytecode" in calls[1]
     assert checkout.set_up()[1] == []
     assert checkout.set_up(before_path=own)[1] == []
     (checkout.root / "pyproject.toml").write_text("changed\n")
