@@ -4,7 +4,7 @@ from types import MappingProxyType
 
 import pytest
 
-from doubles.browser import open_browser
+from doubles.browser import open_chromium
 from doubles.live import World, make_repository, until
 from doubles.standing_machine import StandingMachine
 from doubles.traces import left_behind
@@ -82,8 +82,15 @@ def watched(world, empty_world):
     until(lambda: not left_behind(empty_world.data_dir), 5, "the sandbox to be gone without a trace")
 
 
+@pytest.fixture(scope="module")
+def chromium():
+    """One for the tests of a file, which may not use `asyncio.run` beside it."""
+    with open_chromium() as chromium:
+        yield chromium
+
+
 @pytest.fixture
-def browser():
-    """A browser without a window."""
-    with open_browser() as browser:
+def browser(chromium):
+    """A browser without a window, that no other test has used."""
+    with chromium.browser() as browser:
         yield browser

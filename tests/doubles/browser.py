@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Error, sync_playwright
 
 AXE = Path(__file__).parents[2] / ".venv/share/npm-dev/node_modules/axe-core/axe.min.js"
 PROGRAMS = ("chromium-headless-shell", "chromium")
@@ -16,44 +16,84 @@ _LOOPBACK_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCL
 
 
 @contextlib.contextmanager
-def open_browser():
-    """A browser that nobody has used before; skips the test where the machine has none.
+def open_chromium():
+    """The machine's Chromium, for one browser after another; skips the test where the machine has none.
 
     It has an event loop of its own in this thread, so `asyncio.run` has to wait until it is closed.
     """
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip(f"no {' or '.join(PROGRAMS)} on this machine; script/setup --dev installs it where it may")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=program,
+    chromium = Chromium(program)
+    try:
+        yield chromium
+    finally:
+        chromium.close()
+
+
+class Chromium:
+    """A process that costs more to start than most tests do with it: started once, and anew when it is gone."""
+
+    def __init__(self, program):
+        self._program = program
+        self._playwright = self._process = None
+
+    @contextlib.contextmanager
+    def browser(self):
+        """A browser that nobody has used before, and of which nothing is left afterwards."""
+        if not self._is_alive():
+            self.close()
+            self._start()
+        try:
+            yield Browser(self._process)
+        finally:
+            for context in self._process.contexts:
+                with contextlib.suppress(Error):  # the process may have ended
+                    context.close()
+
+    def _is_alive(self):
+        if self._process is None:
+            return False
+        with contextlib.suppress(Error):
+            self._process.new_browser_cdp_session().detach()
+            return True
+        return False
+
+    def _start(self):
+        self._playwright = sync_playwright().start()
+        self._process = self._playwright.chromium.launch(
+            executable_path=self._program,
             args=[_LOOPBACK_ONLY],
             chromium_sandbox=os.geteuid() != 0,  # which root cannot have
             env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": "/nonexistent"},
         )
-        try:
-            yield Browser(chromium)
-        finally:
-            chromium.close()
+
+    def close(self):
+        if self._process is not None:
+            with contextlib.suppress(Error):
+                self._process.close()
+        if self._playwright is not None:
+            self._playwright.stop()
+        self._playwright = self._process = None
 
 
 class Browser:
-    """What its pages asked for and complained of, all together.
+    """What its pages asked for and complained of, all together; each has cookies and storage of its own.
 
     requests: each `playwright` request, answered or not. complaints: errors and warnings of the console, exceptions.
     """
 
-    def __init__(self, chromium):
+    def __init__(self, process):
         self.requests = []
         self.complaints = []
-        self._chromium = chromium
+        self._process = process
 
     def open(self, url, *, width=1280, scheme="light", status=200, before=None, prepare=None):
         """A page of this address, loaded; width in CSS pixels, before: a script that runs before all others.
 
         prepare: called with the page before anything is asked for.
         """
-        page = self._chromium.new_page(
+        page = self._process.new_page(
             viewport={"width": width, "height": HEIGHT}, color_scheme=scheme, bypass_csp=False, locale="en-GB"
         )
         if before is not None:

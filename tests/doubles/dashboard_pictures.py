@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from doubles.browser import open_browser
+from doubles.browser import open_chromium
 from doubles.live import ORGANISATION, World, make_repository, until
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
@@ -81,7 +81,7 @@ def main(directory: Path) -> None:
         try:
             play(world)
             place = world.server.said["http"]
-            with open_browser() as browser:
+            with open_chromium() as chromium, chromium.browser() as browser:
                 take(browser, place, directory)
                 close_the_door(world)
                 take_sign_in(browser, place, directory)
