@@ -7,6 +7,9 @@ from doubles.live import World
 from doubles.played_story import PlayedStory, output, said, says
 
 
+LINES_A_FRAME = 1000
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A server with tasks whose stories are played: of a conversation, a terminal, many new files, much output."""
@@ -100,7 +103,10 @@ def test_a_line_that_was_torn_is_no_part_of_what_follows(watch, kind):
 
 
 def lines(first, end):
-    return (output(f"line {number}\n") for number in range(first, end))
+    """As a program writes them: as many in a frame as came together."""
+    for begin in range(first, end, LINES_A_FRAME):
+        together = range(begin, min(begin + LINES_A_FRAME, end))
+        yield output("".join(f"line {number}\n" for number in together))
 
 
 CHOSEN = "getSelection().toString()"
