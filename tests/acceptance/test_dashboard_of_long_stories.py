@@ -6,7 +6,6 @@ from doubles.kept_tasks import KeptTasks
 from doubles.live import World
 from doubles.played_story import PlayedStory, output, said, says
 
-
 LINES_A_FRAME = 1000
 
 

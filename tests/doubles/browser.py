@@ -11,6 +11,8 @@ from playwright.sync_api import Error, sync_playwright
 AXE = Path(__file__).parents[2] / ".venv/share/npm-dev/node_modules/axe-core/axe.min.js"
 PROGRAMS = ("chromium-headless-shell", "chromium")
 HEIGHT = 900
+LOOKS = (("light", 1280), ("dark", 390))
+"""Scheme and width in CSS pixels; our scripts read neither, so a page can change its look while it is open."""
 PATIENCE_SECONDS = 60
 _LOOPBACK_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
 
@@ -125,11 +127,20 @@ class Browser:
 
 
 def shut_out(page):
-    """What keeps people from using the page: axe's serious findings, and whether it is wider than its window."""
+    """What keeps people from using the page in any look: axe's serious findings, and being wider than its window.
+
+    Leaves it in the first look.
+    """
     if not AXE.exists():
         pytest.skip("axe-core is not here; script/setup --dev fetches it")
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE.read_text())
+    return [(*look, *one) for look in reversed(LOOKS) for one in _shut_out(page, *look)]
+
+
+def _shut_out(page, scheme, width):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": HEIGHT})
     found = page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]
     serious = [
         (one["id"], [(node["html"][:200], node["failureSummary"]) for node in one["nodes"][:3]])
@@ -137,4 +148,4 @@ def shut_out(page):
         if one["impact"] in {"serious", "critical"}
     ]
     is_wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
-    return [*serious, *(["wide"] if is_wide else [])]
+    return [*serious, *([("wide",)] if is_wide else [])]
