@@ -1,13 +1,12 @@
 """What the suites over every runtime share."""
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from doubles.tiers import QEMU_WHOLE
-from sandbox.contracts.runtime import Probe, Runtime
+from doubles.tiers import QEMU_WHOLE, need_runtime
+from sandbox.contracts.runtime import Runtime
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.gvisor import GvisorRuntime
 from sandbox.runtimes.qemu import QemuRuntime
@@ -17,7 +16,6 @@ RUNTIMES: dict[str, Callable[[Path], Runtime]] = {
     "gvisor": GvisorRuntime,
     "qemu": QemuRuntime,
 }
-_found: dict[str, Probe] = {}
 
 _SAMPLE_IN_A_GUEST = {
     "test_megabytes_of_output_come_through",
@@ -47,18 +45,14 @@ def _is_left_out(item: pytest.Item) -> bool:
 @pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Runtime:
     """Each runtime in turn; skipped where it does not work."""
-    runtime = RUNTIMES[request.param](tmp_path / "run")
-    if request.param not in _found:
-        _found[request.param] = asyncio.run(runtime.probe())
-    if not _found[request.param].works:
-        pytest.skip(f"{request.param} does not work here: {_found[request.param].mend}")
-    return runtime
+    need_runtime(request.param, tmp_path / "probe")
+    return RUNTIMES[request.param](tmp_path / "run")
 
 
 @pytest.fixture
-def limits(runtime: Runtime) -> frozenset[str]:
+def limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
     """The limits that hold here."""
-    return _found[runtime.name].limits
+    return need_runtime(runtime.name, tmp_path / "probe").limits
 
 
 @pytest.fixture

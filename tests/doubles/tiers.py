@@ -11,9 +11,16 @@ QEMU_WHOLE = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
 """Whether qemu is asked everything, as by `script/test-qemu`, and not a sample: without KVM a guest boots for half a
 minute, and all of its tests take an hour."""
 
+_found = {}
+
 
 def need_runtime(name, run_dir):
-    """Skips the test, with what to mend, where sandboxes of this runtime cannot be made."""
-    probe = asyncio.run(make_runtime(name, run_dir).probe())
-    if not probe.works:
-        pytest.skip(f"{name} does not work here: {probe.mend}")
+    """Skips the test, with what to mend, where sandboxes of this runtime cannot be made; gives what was found.
+
+    A process of tests looks once: the machine is the same for all of them, and to look is to boot a guest.
+    """
+    if name not in _found:
+        _found[name] = asyncio.run(make_runtime(name, run_dir).probe())
+    if not _found[name].works:
+        pytest.skip(f"{name} does not work here: {_found[name].mend}")
+    return _found[name]
