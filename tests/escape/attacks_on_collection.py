@@ -1,6 +1,6 @@
 """What an agent leaves in its workspace for the host to stumble over, each with what the host must do all the same.
 
-The code runs inside, at the end of the task. Afterwards nobody but the tests of test_escape_battery.py says what came of
+The code runs inside, at the end of the task. Afterwards nobody but the tests of battery_on_a_tier.py says what came of
 it: MARK is a path of the host that only a tool of the host's that obeyed the workspace could have written.
 """
 

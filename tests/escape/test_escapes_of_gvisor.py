@@ -1,0 +1,15 @@
+"""The battery of attacks over the runtime gvisor."""
+
+import pytest
+
+from escape.battery_on_a_tier import Held, fought
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory):
+    with fought(tmp_path_factory.mktemp("gvisor"), "gvisor") as played:
+        yield played
+
+
+class TestBatteryOnGvisor(Held):
+    pass
