@@ -1,15 +1,18 @@
 """What of guests can be known without one: the cage's words, the frames, the redirection."""
 
 import asyncio
+import json
 import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sandbox.contracts.runtime import Command, SandboxSpec
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.qemu import cage, parts
+from sandbox.runtimes.qemu import cage, init, parts
 from sandbox.runtimes.qemu.channel import Channel
 from sandbox.runtimes.qemu.guest import frames, redirection
 from sandbox.runtimes.qemu.kvm import KvmFinding
@@ -71,6 +74,31 @@ def test_what_is_missing_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatc
 
 def test_the_processor_counts_faster_than_a_megahertz_and_slower_than_a_terahertz():
     assert 10**3 < ticks_per_millisecond() < 10**9
+
+
+# The agent
+
+_FINDS_ITS_AGENT = """
+import marshal, json, sys
+before = set(sys.modules)
+{start}
+origins = {{name: getattr(sys.modules[name].__spec__, "origin", "") or "" for name in set(sys.modules) - before}}
+print(json.dumps([name for name, origin in origins.items() if origin.endswith(".py")]))
+"""
+
+
+def test_the_guests_first_program_is_compiled_already_and_loads_little_beside_itself(tmp_path: Path):
+    code = tmp_path / "code"
+    code.write_bytes(init.compile_agent())
+    start = init.describe_start(Path("/py/bin/python3")).decode()
+    assert start.startswith("#!/py/bin/python3 -ISE\n")
+    there = start.replace(repr(init.CODE), repr(str(code))).replace(".main()", ".main")
+    python = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
+    command = [str(python), "-ISEc", _FINDS_ITS_AGENT.format(start=there)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    # Each costs an emulated guest a tenth of a second.
+    assert set(json.loads(ran.stdout)) <= {"struct", "types", "ctypes", "ctypes._endian"}
 
 
 # KVM

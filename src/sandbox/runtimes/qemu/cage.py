@@ -15,12 +15,11 @@ from sandbox.contracts.runtime import SandboxSpec
 from sandbox.runtimes import bwrap, image, launch, launcher, seccomp
 from sandbox.runtimes.payload import Payload, refuse_nul
 from sandbox.runtimes.places import PLACES
-from sandbox.runtimes.qemu import machine
+from sandbox.runtimes.qemu import init, machine
 from sandbox.runtimes.qemu.parts import Parts
 
 SHARE = "/share"
 _INSIDE = f"{SHARE}/inside"
-_START = "#!{interpreter} -ISE\nimport sys\nsys.path.append('/agent')\nfrom guest import agent\nagent.main()\n"
 _PAIR = """
 import os, sys
 listener, files, channel, accelerator, count = map(int, sys.argv[1:6])
@@ -34,7 +33,7 @@ os.execv(virtiofsd[0], virtiofsd)
 """
 """Two programs, each with its own ends only: virtiofsd ends when QEMU does, and the cage ends with virtiofsd."""
 
-_TOOL_DIRECTORIES = ("/agent", "/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
+_TOOL_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def staged_paths(plan: Plan) -> dict[str, Path]:
     paths.update({f"module-{index}": path for index, path in enumerate(plan.parts.modules)})
     if plan.spec.image is not None:
         paths["image"] = plan.spec.image
-    return {**paths, "kernel": plan.parts.kernel, "python": plan.parts.python, "guest": Path(__file__).parent / "guest"}
+    return {**paths, "kernel": plan.parts.kernel, "python": plan.parts.python}
 
 
 def staged_programs(plan: Plan) -> list[tuple[str, str, str]]:
@@ -116,15 +115,20 @@ def _tools(payload: Payload, plan: Plan, filter_: bytes) -> Iterator[str]:
     yield from _host_programs(plan, SHARE)
     for directory in _TOOL_DIRECTORIES:
         yield from ("--perms", "0755", "--dir", f"{SHARE}{directory}")
-    yield from ("--ro-bind", f"{launcher.STAGE}/guest", f"{SHARE}/agent/guest")
     for index, path in enumerate(plan.parts.modules):
         suffix = "".join(path.suffixes[-2:] if path.suffix == ".xz" else path.suffixes[-1:])
         yield from ("--ro-bind", f"{launcher.STAGE}/module-{index}", f"{SHARE}/modules/{index}{suffix}")
     for index in range(len(plan.hidden)):
         yield from ("--ro-bind", f"{launcher.STAGE}/hidden-{index}", f"{SHARE}/programs/{index}")
-    start = _START.format(interpreter=plan.parts.interpreter).encode()
-    for name, content in (("start", start), ("filter", filter_), ("settings", _settings(plan))):
-        yield from ("--perms", "0755", "--file", payload.place(launch.write_memory(name, content)), f"{SHARE}/{name}")
+    files = {
+        "/start": init.describe_start(plan.parts.interpreter),
+        init.CODE: init.compile_agent(),
+        "/filter": filter_,
+        "/settings": _settings(plan),
+    }
+    for place, content in files.items():
+        number = payload.place(launch.write_memory(place.strip("/"), content))
+        yield from ("--perms", "0755", "--file", number, f"{SHARE}{place}")
 
 
 def _settings(plan: Plan) -> bytes:

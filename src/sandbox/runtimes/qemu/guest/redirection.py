@@ -7,7 +7,7 @@ import _socket
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
+from _collections_abc import Sequence
 
 _BPF = 321
 _PROG_LOAD, _PROG_ATTACH = 5, 8

@@ -3,7 +3,7 @@
 import _socket
 import os
 import select
-from collections.abc import Callable, Iterator
+from _collections_abc import Callable, Iterator
 
 from . import frames
 
