@@ -1,6 +1,8 @@
 """What stands in script/ explains itself, and setting up again is cheap, whoever's python3 is first on PATH."""
 
+import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +101,31 @@ def test_what_is_said_last_is_that_it_is_done(checkout: Checkout):
     said, _ = checkout.set_up()
     assert "npm packages" in said
     assert said.splitlines()[-1] == "script/setup: done; .venv/bin/sandbox is the command"
+
+
+def image_of_a_kernel(packed: bytes) -> bytes:
+    """As for x86: the head tells where in the rest what is packed stands, with the length of the unpacked behind it."""
+    head = bytearray(3 * 512)
+    head[0x1F1] = 2
+    struct.pack_into("<II", head, 0x248, 7, len(packed) + 4)
+    return bytes(head) + b"loader " + packed + b"size" + b"more"
+
+
+@pytest.mark.skipif(
+    os.uname().machine != "x86_64" or not Path("/usr/libexec/virtiofsd").exists(), reason="guests have no parts here"
+)
+def test_the_kernel_of_guests_is_unpacked_once_and_what_cannot_be_leaves_nothing(checkout: Checkout):
+    kernel = checkout.root / ".venv" / "share" / "sandbox" / "kernel"
+    checkout.set_up()
+    kernel.mkdir(parents=True)
+    checkout._write("qemu-system-x86_64", "#!/bin/sh\n")
+    (kernel / "vmlinuz").write_bytes(image_of_a_kernel(b"a packed kernel"))
+    checkout._write("zstd", "#!/bin/sh\necho half; exit 1\n")
+    checkout.set_up("--with-qemu")
+    assert [path.name for path in kernel.iterdir()] == ["vmlinuz"]
+    checkout._write("zstd", "#!/bin/sh\ntr a-z A-Z\n")
+    checkout.set_up("--with-qemu")
+    assert (kernel / "vmlinux").read_bytes() == b"A PACKED KERNEL"
+    checkout._write("zstd", "#!/bin/sh\nexit 1\n")
+    checkout.set_up("--with-qemu")
+    assert (kernel / "vmlinux").read_bytes() == b"A PACKED KERNEL"

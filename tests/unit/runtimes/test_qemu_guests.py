@@ -1,6 +1,7 @@
 """What of guests can be known without one: the cage's words, the frames, the redirection."""
 
 import asyncio
+import dataclasses
 import json
 import socket
 import struct
@@ -47,6 +48,19 @@ def test_kvm_is_used_by_a_descriptor_that_qemu_could_not_open():
     assert "tsc_early_khz" not in words
 
 
+def test_only_an_emulated_kernel_leaves_out_guards_of_the_processor_and_what_is_dear_to_emulate():
+    ends = Ends(1, 2, 3, 4)
+    emulated, by_kvm = (
+        words[words.index("-append") + 1].split()
+        for words in (qemu_words(SPEC, Accelerator.TCG, ends), qemu_words(SPEC, Accelerator.KVM, ends))
+    )
+    left_out = {"mitigations", "tsc", "lsm", "initcall_blacklist", "cryptomgr.notests", "nowatchdog"}
+    assert left_out <= {word.partition("=")[0] for word in emulated}
+    assert not left_out & {word.partition("=")[0] for word in by_kvm}
+    assert set(by_kvm) < set(emulated)
+    assert "console=ttyS0" in emulated, "its last words tell why a boot failed"
+
+
 def test_the_guests_memory_is_the_tasks_and_what_it_needs_itself():
     words = qemu_words(SPEC, Accelerator.TCG, Ends(1, 2, 3, 4))
     assert words[words.index("-m") + 1] == str(512 + 160)
@@ -63,6 +77,14 @@ def test_a_program_that_cannot_be_read_is_laid_for_virtiofsd_and_not_where_the_c
     assert cage.staged_programs(hidden) == [("program", "hidden-0", "/host/claude")]
     assert Path("/host/claude") not in cage.staged_paths(hidden).values()
     assert Path("/host/claude") in cage.staged_paths(plan()).values()
+
+
+def test_only_an_emulated_guest_has_the_kernel_that_is_unpacked_already():
+    both = dataclasses.replace(PARTS, unpacked=Path("/unpacked"))
+    emulated = dataclasses.replace(plan(), parts=both)
+    by_kvm = dataclasses.replace(emulated, accelerator=Accelerator.KVM)
+    chosen = [cage.staged_paths(one)["kernel"] for one in (emulated, by_kvm, plan())]
+    assert chosen == [Path("/unpacked"), PARTS.kernel, PARTS.kernel]
 
 
 def test_what_is_missing_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch):

@@ -55,7 +55,13 @@ def staged_paths(plan: Plan) -> dict[str, Path]:
     paths.update({f"module-{index}": path for index, path in enumerate(plan.parts.modules)})
     if plan.spec.image is not None:
         paths["image"] = plan.spec.image
-    return {**paths, "kernel": plan.parts.kernel, "python": plan.parts.python}
+    return {**paths, "kernel": _choose_kernel(plan), "python": plan.parts.python}
+
+
+def _choose_kernel(plan: Plan) -> Path:
+    """An emulated processor takes seconds to unpack one; KVM's does it at once, and lays it where nobody knows."""
+    is_emulated = plan.accelerator is machine.Accelerator.TCG
+    return plan.parts.unpacked if is_emulated and plan.parts.unpacked is not None else plan.parts.kernel
 
 
 def staged_programs(plan: Plan) -> list[tuple[str, str, str]]:

@@ -25,6 +25,20 @@ CAGE_TASKS = 160
 _TRANSLATIONS_MEBIBYTES = 128
 _FILES_KEPT_MAX = 500_000
 _NAMES = "root=share rootfstype=virtiofs rw init=/start console=ttyS0 loglevel=4 reboot=t panic=-1"
+_EMULATED_NAMES = (
+    # The counter is the host's. A watchdog compares it with ticks, which come late on a busy host, and gives it up.
+    "tsc=reliable",
+    "nowatchdog",
+    # What runs is QEMU's translation, which jumps and returns in a way of its own: these guards guard nothing there.
+    "mitigations=off",
+    # Tests of ciphers, signatures of modules that the host lays there, keys, and policies that nobody gives to a guest.
+    "cryptomgr.notests",
+    "initcall_blacklist=jent_mod_init,init_encrypted,load_system_certificate_list",
+    "lsm=landlock,yama",
+)
+"""What a kernel leaves out that is emulated, for which each new path of its code is dear."""
+_EMULATED_CPU = "max,-la57"
+"""All that QEMU can, but for the fifth level of page tables, which every walk pays for."""
 
 
 class Accelerator(StrEnum):
@@ -91,11 +105,13 @@ def _accelerator(accelerator: Accelerator, ends: Ends) -> Sequence[str]:
     if accelerator is Accelerator.KVM:
         # Opened by root, because the uid that QEMU has must not be able to.
         return ("-add-fd", f"fd={ends.accelerator},set=1", "-accel", "kvm,device=/dev/fdset/1", "-cpu", "host")
-    return ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATIONS_MEBIBYTES}", "-cpu", "max")
+    return ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATIONS_MEBIBYTES}", "-cpu", _EMULATED_CPU)
 
 
 def _kernel_line(accelerator: Accelerator) -> str:
     """The kernel cannot find out how fast an emulated processor counts, and often waits for ever when it tries."""
     from sandbox.runtimes.qemu.ticks import ticks_per_millisecond
 
-    return _NAMES if accelerator is Accelerator.KVM else f"{_NAMES} tsc_early_khz={ticks_per_millisecond()}"
+    if accelerator is Accelerator.KVM:
+        return _NAMES
+    return " ".join((_NAMES, *_EMULATED_NAMES, f"tsc_early_khz={ticks_per_millisecond()}"))

@@ -24,13 +24,15 @@ MEND = "install them: script/setup --with-qemu (or apt-get install qemu-system-x
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Host paths. python: the directory of an installation, with `interpreter` in it."""
+    """Host paths. unpacked: the kernel once more, as it is in memory, where there is one. python: the directory of an
+    installation, with `interpreter` in it."""
 
     virtiofsd: str
     kernel: Path
     modules: Sequence[Path]
     python: Path
     interpreter: Path
+    unpacked: Path | None = None
 
 
 def find_parts() -> Parts:
@@ -50,7 +52,8 @@ def find_parts() -> Parts:
         raise AttemptError(FailureCode.PROVISION_FAILED, f"Not found: {', '.join(missing)}; {MEND}.")
     python = Path(sys.base_prefix)
     interpreter = python / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    return Parts(virtiofsd, *kernel, python, interpreter)
+    unpacked = kernel[0].with_name("vmlinux")
+    return Parts(virtiofsd, *kernel, python, interpreter, unpacked if unpacked.is_file() else None)
 
 
 def _kernels() -> list[tuple[Path, Path]]:
