@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from types import ModuleType
+from typing import cast
 
 import click
 
@@ -45,6 +47,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding lacks must not end a command.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    # httpx has a command line of its own, which would be half of what importing it costs; it does without.
+    sys.modules["httpx._main"] = cast("ModuleType", None)
     root(prog_name="sandbox")
 
 

@@ -32,7 +32,8 @@ class Chosen:
         """The client for the chosen server."""
         with lasting():
             from sandbox.client import Client
-        return Client(self.server, self.token)
+
+            return Client(self.server, self.token)
 
 
 def chosen(ctx: click.Context | None = None) -> Chosen:

@@ -1,5 +1,7 @@
 """Floor 3: the Python client of the REST API. The command line uses nothing else to reach the server."""
 
+from typing import TYPE_CHECKING, Any
+
 from sandbox.client.answers import (
     Artifact,
     ArtifactList,
@@ -22,7 +24,6 @@ from sandbox.client.answers import (
     TaskSummary,
     Vm,
 )
-from sandbox.client.async_client import AsyncClient
 from sandbox.client.client import Client
 from sandbox.client.errors import (
     AccessError,
@@ -70,6 +71,19 @@ from sandbox.client.events import (
     Trouble,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from sandbox.client.async_client import AsyncClient
+else:
+
+    def __getattr__(name: str) -> Any:
+        """AsyncClient once it is asked for: it brings asyncio, and most programs that ask a server do without."""
+        if name != "AsyncClient":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from sandbox.client.async_client import AsyncClient
+
+        return AsyncClient
+
 
 __all__ = [
     "AccessError",

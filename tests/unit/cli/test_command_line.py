@@ -36,6 +36,18 @@ def test_help_comes_without_importing_what_only_commands_need(arguments):
     assert answer.stdout.splitlines()[-1] == "LOADED []"
 
 
+def test_a_command_that_asks_a_server_imports_neither_an_event_loop_nor_the_command_line_of_httpx():
+    script = (
+        "import atexit, sys\nfrom sandbox.cli.command import main\n"
+        "loaded = ('httpx', 'asyncio', 'httpx._main', 'rich')\n"
+        "atexit.register(lambda: print('LOADED', [name for name in loaded if sys.modules.get(name)]))\n"
+        "sys.argv[1:] = ['task', 'list', '--server', 'http://127.0.0.1:9']\n"
+        "main()"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert answer.stdout.splitlines()[-1] == "LOADED ['httpx']"
+
+
 @pytest.mark.parametrize("entries", [command.ENTRIES, task_command.ENTRIES, admin_command.ENTRIES])
 def test_the_help_says_of_each_command_what_the_command_says_of_itself(entries):
     groups = (command.root, task_command.task, admin_command.admin)
