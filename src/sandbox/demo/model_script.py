@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,4 +94,6 @@ def load_script(path: Path) -> Script:
 
 def example_script() -> Script:
     """The script that goes with the example repository."""
+    from importlib import resources
+
     return msgspec.json.decode(resources.files(__package__).joinpath("example_script.json").read_bytes(), type=Script)
