@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.contracts.profiles import IMAGE_LAYOUT, Image, ImageUnusableError
-from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.tier import is_strong_enough
 from sandbox.profiles.declaration import check_name, is_name, read_shipped, shipped_profiles
 from sandbox.profiles.mistakes import ProfileNotFoundError
@@ -94,17 +93,3 @@ class Catalog:
             mend = f"build it again: sandbox profile build {profile}"
             raise ImageUnusableError(f"The image of the profile {profile} is of another version of Sandbox; {mend}")
         return Image(profile, record.digest, str(self.place(profile).tree(record.digest)))
-
-
-class HeldImages:
-    """Implements `contracts.profiles.Images`."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
-
-    def hold(self, image: Image) -> None:
-        """See `Images`. The lock goes with the process."""
-        try:
-            ProfilePlace(self._data_dir, image.profile).hold(image.digest)
-        except ImageUnusableError as error:
-            raise AttemptError(FailureCode.PROVISION_FAILED, error.message) from error

@@ -35,7 +35,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import END_RESERVE_BYTES, JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.watermark import Space
-from sandbox.profiles.catalog import HeldImages
+from sandbox.profiles.held import HeldImages
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.control_socket import listening
 from sandbox.runner.equipment import Attempt, Equipment

@@ -20,8 +20,9 @@ from sandbox.contracts.profiles import IMAGE_DIRECTORIES, IMAGE_FILES, Image, Im
 from sandbox.model.errors import AttemptError
 from sandbox.profiles import place
 from sandbox.profiles.build import build_image, import_image
-from sandbox.profiles.catalog import Catalog, HeldImages
+from sandbox.profiles.catalog import Catalog
 from sandbox.profiles.declaration import Declaration
+from sandbox.profiles.held import HeldImages
 from sandbox.profiles.mistakes import (
     BuildFailedError,
     ImageRefusedError,
@@ -213,7 +214,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from sandbox.contracts.profiles import Image
-from sandbox.profiles.catalog import HeldImages
+from sandbox.profiles.held import HeldImages
 
 HeldImages(Path(sys.argv[1])).hold(Image("tools", sys.argv[2], ""))
 print("held", flush=True)
