@@ -9,7 +9,7 @@ import pytest
 
 from doubles.live import World, bash, says, until
 from doubles.tiers import need_runtime
-from doubles.traces import cgroups, files, left_behind, processes
+from doubles.traces import cgroups, files, is_clean, left_behind, processes
 from sandbox.contracts.recorder import Recorder, read_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
@@ -27,6 +27,9 @@ STEPS = {
     "a process": lambda files_: any(f"sandbox:{files_.root.name}" in words for words in command_lines()),
 }
 """What an attempt makes, in its order; each is a moment to die in."""
+
+STEPS_OF_A_RUNTIME = ("the handle", "the control group", "a process")
+"""Before these a runner has not spoken to its runtime."""
 
 
 def command_lines():
@@ -82,23 +85,27 @@ def attempt_of(machine, task_id):
     return TaskLayout(machine.data_dir, task_id).attempt(names[0])
 
 
-@pytest.mark.parametrize("runtime", ["bubblewrap", "gvisor"])
+@pytest.mark.parametrize(
+    ("runtime", "steps"),
+    [("bubblewrap", tuple(STEPS)), ("gvisor", STEPS_OF_A_RUNTIME)],
+    ids=["bubblewrap", "gvisor"],
+)
 def test_whatever_was_made_when_all_died_is_gone_when_the_next_server_has_started(
-    world, runtime, empty_world, tmp_path
+    world, runtime, steps, empty_world, tmp_path
 ):
     need_runtime(runtime, tmp_path / "probe")
     empty_world.runtime = runtime
     machine = world(bash(LONG), says())
     seen = set()
-    for number, (what, has_come) in enumerate(STEPS.items()):
-        task_id = f"task-{number}"
+    for number, what in enumerate(steps):
+        task_id, has_come = f"task-{number}", STEPS[what]
         machine.submit(task_id)
         attempt = attempt_of(machine, task_id)
         until(lambda attempt=attempt, has_come=has_come: has_come(attempt), what=what)
         crash(machine, task_id)
         seen |= left_behind(machine.data_dir).keys()
         machine.start_server()
-        until(lambda: not left_behind(machine.data_dir), 60, f"nothing to be left of a death at {what}")
+        until(lambda: is_clean(machine.data_dir), 60, f"nothing to be left of a death at {what}")
         assert machine.status(task_id)["error"]["code"] == "runner_lost"
     assert {"files", "cgroups"} <= seen or os.geteuid() != 0
 

@@ -100,3 +100,8 @@ _KINDS = (processes, mounts, cgroups, loop_devices, sockets, files)
 def left_behind(data_dir):
     """What is there, by kind; empty when nothing is."""
     return {kind.__name__: found for kind in _KINDS if (found := kind(data_dir))}
+
+
+def is_clean(data_dir):
+    """Whether nothing is; for those who ask again and again, as it looks through all processes last."""
+    return not any(kind(data_dir) for kind in reversed(_KINDS))
