@@ -13,7 +13,7 @@ from doubles.restless_followers import Follower, restless
 from sandbox.demo.model_script import Text, Turn
 
 FOLLOWERS = 20
-LINES = 30_000
+LINES = 8000
 SECONDS = 30.0
 LINES_A_TURN = 1000
 
