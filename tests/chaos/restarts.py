@@ -43,16 +43,14 @@ def play_restarts(directory, restarts, seed):
 async def _play(machine, restarts, chance):
     followers = [kind(machine, f"task-{number % TASKS}") for number, kind in enumerate(KINDS)]
     following = asyncio.gather(*(follower.follow() for follower in followers))
-    killed = 0
+    ends = [one for _ in range(0, restarts, 2) for one in chance.sample([signal.SIGKILL, signal.SIGTERM], 2)][:restarts]
     try:
-        for number in range(restarts):
+        for number, signal_number in enumerate(ends):
             # A command's first contact must succeed, and its patience is 30 s: half of the servers live until all are
             # back, the others die while some are on their way.
             if number % 2 == 0:
                 await _hear_all(followers, following)
             await asyncio.sleep(chance.uniform(0, 1.5))
-            signal_number = chance.choice([signal.SIGKILL, signal.SIGTERM])
-            killed += signal_number == signal.SIGKILL
             await asyncio.to_thread(machine.restart_server, signal_number)
         for task_id in machine.orders:
             await asyncio.to_thread(machine.http.delete, f"/api/v1/tasks/{task_id}?force=true")
@@ -62,6 +60,7 @@ async def _play(machine, restarts, chance):
         await asyncio.gather(following, return_exceptions=True)
     broken = [said for number, one in enumerate(followers) for said in _compare(machine, number, one)]
     frames = sum(len(one.frames) for one in followers)
+    killed = ends.count(signal.SIGKILL)
     return Restarted(restarts, killed, len(followers), frames, sum(one.connections for one in followers), broken)
 
 
