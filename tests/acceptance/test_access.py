@@ -1,5 +1,6 @@
 """Tokens: who may do what, on the real server, by HTTP, WebSocket and command line."""
 
+import functools
 import json
 import os
 import subprocess
@@ -11,22 +12,21 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from doubles.closed_internet import SERVER_ADDRESS, ClosedInternet
-from doubles.live import bash, says, until
+from doubles.live import World, bash, make_repository, says, until
 from doubles.network_namespace import NamespaceTransport
 
 CONFIGURATION = '[git]\nallowed_hosts = ["github.com"]\n'
 
 
-@pytest.fixture
-def sandbox(empty_world):
-    """Run the command line on the world's machine."""
+def command_line(world):
+    """Runs the command line on the world's machine."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "sandbox", *arguments],
             env={
-                "PATH": os.environ["PATH"], "HOME": str(empty_world.home), "LANG": "C.UTF-8",
-                "SANDBOX_DATA_DIR": str(empty_world.data_dir), **environment,
+                "PATH": os.environ["PATH"], "HOME": str(world.home), "LANG": "C.UTF-8",
+                "SANDBOX_DATA_DIR": str(world.data_dir), **environment,
             },
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
@@ -34,31 +34,41 @@ def sandbox(empty_world):
     return run
 
 
+def make_token(sandbox, role: str, *arguments: str) -> tuple[str, str]:
+    """Its id and the token itself."""
+    made = sandbox("token", "create", "--role", role, "--format", "json", *arguments)
+    assert made.returncode == 0, made.stderr
+    shown = json.loads(made.stdout)
+    return shown["id"], shown["token"]
+
+
+@pytest.fixture
+def sandbox(empty_world):
+    return command_line(empty_world)
+
+
 @pytest.fixture
 def token(sandbox):
-    """Make a token; gives its id and the token itself."""
-
-    def make(role: str, *arguments: str) -> tuple[str, str]:
-        made = sandbox("token", "create", "--role", role, "--format", "json", *arguments)
-        assert made.returncode == 0, made.stderr
-        shown = json.loads(made.stdout)
-        return shown["id"], shown["token"]
-
-    return make
+    return functools.partial(make_token, sandbox)
 
 
-@pytest.fixture
-def guarded(empty_world, world, token):
-    """A machine whose server has an operator's token before it starts."""
-
-    def make(*turns):
-        empty_world.bearer = token("operator", "--name", "tests")[1]
-        configuration = empty_world.home / ".config" / "sandbox" / "sandbox.toml"
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A machine whose server has an operator's token before it starts; its command line, and how to make others."""
+    machine = World(tmp_path_factory.mktemp("guarded"))
+    try:
+        make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
+        machine.start_git()
+        machine.start_model(bash("echo new > new.txt"), says())
+        sandbox = command_line(machine)
+        machine.bearer = make_token(sandbox, "operator", "--name", "tests")[1]
+        configuration = machine.home / ".config" / "sandbox" / "sandbox.toml"
         configuration.parent.mkdir(parents=True)
         configuration.write_text(CONFIGURATION)
-        return world(*turns)
-
-    return make
+        machine.start_server()
+        yield machine, sandbox, functools.partial(make_token, sandbox)
+    finally:
+        machine.close()
 
 
 def ask(machine, token: str | None, method: str = "GET", path: str = "/api/v1/tasks", **options) -> httpx.Response:
@@ -68,8 +78,8 @@ def ask(machine, token: str | None, method: str = "GET", path: str = "/api/v1/ta
     )
 
 
-def test_an_operator_works_a_viewer_looks_on_and_nobody_else_gets_in(guarded, sandbox, token):
-    machine = guarded(bash("echo new > new.txt"), says())
+def test_an_operator_works_a_viewer_looks_on_and_nobody_else_gets_in(guarded):
+    machine, _, token = guarded
     _, viewer = token("viewer")  # made while the server runs
     machine.submit()
     status = machine.wait()
@@ -95,8 +105,8 @@ def test_an_operator_works_a_viewer_looks_on_and_nobody_else_gets_in(guarded, sa
         pass
 
 
-def test_the_command_line_shows_its_token_and_says_when_it_is_refused(guarded, sandbox, token):
-    machine = guarded(says())
+def test_the_command_line_shows_its_token_and_says_when_it_is_refused(guarded):
+    machine, sandbox, token = guarded
     _, viewer = token("viewer")
     server = ("--server", machine.server.said["http"])
     assert sandbox("task", "list", *server, "--token", viewer).returncode == 0
@@ -105,13 +115,13 @@ def test_the_command_line_shows_its_token_and_says_when_it_is_refused(guarded, s
         refused = sandbox("task", "list", *server, *arguments, **environment)
         assert refused.returncode == 5
         assert "SANDBOX_TOKEN" in refused.stderr
-    machine.submit()
-    assert sandbox("task", "cancel", "task-1", "--yes", *server, "--token", viewer).returncode == 5
-    assert machine.wait()["state"] == "completed"
+    machine.submit("looked-on")
+    assert sandbox("task", "cancel", "looked-on", "--yes", *server, "--token", viewer).returncode == 5
+    assert machine.wait("looked-on")["state"] == "completed"
 
 
-def test_a_token_that_is_revoked_is_out_at_once(guarded, sandbox, token):
-    machine = guarded(says())
+def test_a_token_that_is_revoked_is_out_at_once(guarded):
+    machine, sandbox, token = guarded
     identity, viewer = token("viewer", "--name", "for a while")
     opened = ask(machine, viewer, "POST", "/api/v1/session")
     cookie = {"sandbox_session": opened.cookies["sandbox_session"]}
@@ -140,7 +150,7 @@ def test_a_running_server_asks_for_tokens_from_the_first_one_on(world, sandbox, 
 
 
 def test_with_tokens_only_named_hosts_are_cloned_from(guarded):
-    machine = guarded(says())
+    machine, _, _ = guarded
     manifest = {
         "version": "1",
         "kind": "Task",
@@ -179,7 +189,7 @@ def test_with_a_token_other_machines_may_ask(empty_world, token):
 
 
 def test_sessions_of_browsers_are_refused_to_pages_of_other_sites(guarded):
-    machine = guarded(says())
+    machine, _, _ = guarded
     opened = ask(machine, machine.bearer, "POST", "/api/v1/session")
     assert "HttpOnly" in opened.headers["set-cookie"]
     cookie = {"Cookie": f"sandbox_session={opened.cookies['sandbox_session']}"}
