@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from sandbox.model.errors import AttemptError
+from sandbox.runtimes.qemu.parts import find_parts
 from sandbox.wiring.runtime import make_runtime
 
 QEMU_WHOLE = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
@@ -24,3 +26,13 @@ def need_runtime(name, run_dir):
     if not _found[name].works:
         pytest.skip(f"{name} does not work here: {_found[name].mend}")
     return _found[name]
+
+
+def need_parts_of_guests():
+    """Skips the test where guests cannot be; where they can, one that does not boot is a failure, not skipped."""
+    if os.getuid() != 0 or os.uname().machine != "x86_64":
+        pytest.skip("qemu is for root, on x86_64")
+    try:
+        find_parts()
+    except AttemptError as error:
+        pytest.skip(str(error))

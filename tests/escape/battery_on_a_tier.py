@@ -15,11 +15,11 @@ ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks 
 
 
 @contextmanager
-def fought(directory, tier, **options):
+def fought(directory, tier):
     """What came of the attacks; skips, with what to mend, where the server says that the tier does not work here."""
     with ExitStack() as stack:
         try:
-            field = stack.enter_context(Battlefield(directory, tier, **options))
+            field = stack.enter_context(Battlefield(directory, tier))
         except AssertionError as error:
             told = re.search(rf'The runtime {tier} does not work here[^\n"]*', str(error))
             if told is None:

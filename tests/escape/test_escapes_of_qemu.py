@@ -2,16 +2,17 @@
 
 import pytest
 
-from doubles.tiers import QEMU_WHOLE
-from escape.battery_on_a_tier import Held, fought
-from escape.battlefield import ATTACKS
+from doubles.tiers import QEMU_WHOLE, need_parts_of_guests
+from escape.battery_on_a_tier import Held
+from escape.battlefield import ATTACKS, Battlefield
 
 SAMPLE = {"network": ATTACKS["network"][::8], "credentials": ATTACKS["credentials"][::8], "resources": ()}
 
 
 @pytest.fixture(scope="module")
 def field(tmp_path_factory):
-    with fought(tmp_path_factory.mktemp("qemu"), "qemu", attacks=ATTACKS if QEMU_WHOLE else SAMPLE) as played:
+    need_parts_of_guests()
+    with Battlefield(tmp_path_factory.mktemp("qemu"), "qemu", attacks=ATTACKS if QEMU_WHOLE else SAMPLE) as played:
         yield played
 
 

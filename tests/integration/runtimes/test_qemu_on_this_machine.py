@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_life import living, read_until
+from doubles.tiers import need_parts_of_guests
 from sandbox.contracts.runtime import Command
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes.qemu import QemuRuntime, parts
@@ -18,12 +19,7 @@ from sandbox.runtimes.qemu import QemuRuntime, parts
 @pytest.fixture
 def runtime(tmp_path: Path) -> QemuRuntime:
     """Where its parts are, a guest boots, so that nothing is skipped because it does not."""
-    if os.getuid() != 0 or os.uname().machine != "x86_64":
-        pytest.skip("qemu is for root, on x86_64")
-    try:
-        parts.find_parts()
-    except Exception as error:
-        pytest.skip(str(error))
+    need_parts_of_guests()
     return QemuRuntime(tmp_path / "run")
 
 
