@@ -38,14 +38,6 @@ def findings(environment):
     return found
 
 
-def test_doctor_says_what_is_missing_for_repositories_by_ssh(environment, tmp_path):
-    (missing,) = findings(environment)["ssh"]
-    assert (missing["ok"], missing["is_needed"], missing["mend"]) == (False, False, "apt-get install openssh-client")
-    (tmp_path / "bin" / "ssh").touch(mode=0o755)
-    (there,) = findings(environment)["ssh"]
-    assert (there["ok"], there["message"]) == (True, str(tmp_path / "bin" / "ssh"))
-
-
 def test_doctor_hides_no_gap_of_the_sandbox(environment):
     found = findings(environment)
     assert found["sandbox"][0]["ok"], found

@@ -5,6 +5,8 @@ import pytest
 from sandbox.wiring.examination import examine
 from sandbox.wiring.settings import CapacitySection, ServerSection, ServerSettings
 
+pytestmark = pytest.mark.usefixtures("without_sandboxes")
+
 
 @pytest.mark.parametrize(("factor", "is_fine"), [(1000.0, True), (0.1, False)])
 def test_the_defaults_are_held_against_the_machine(tmp_path, monkeypatch, factor, is_fine):

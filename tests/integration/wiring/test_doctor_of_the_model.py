@@ -5,6 +5,8 @@ import pytest
 from sandbox.wiring.examination import examine
 from sandbox.wiring.settings import ServerSection, ServerSettings
 
+pytestmark = pytest.mark.usefixtures("without_sandboxes")
+
 
 @pytest.mark.parametrize(
     ("base_url", "is_fine", "told"),

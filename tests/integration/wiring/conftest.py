@@ -1,0 +1,11 @@
+"""What the tests of the doctor share."""
+
+import pytest
+
+from sandbox.wiring import examination
+
+
+@pytest.fixture
+def without_sandboxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No runtime is tried: where KVM is there and does not work, finding that out takes ten seconds."""
+    monkeypatch.setattr(examination, "find_runtimes", lambda *_: [])
