@@ -116,8 +116,11 @@ def docker_archive(path, *layers):
     return save(path, docker_members(layers))
 
 
-def small_root():
-    """A layer with a few of the machine's own programs and their libraries: enough for Claude Code to work in."""
+def small_root(*, is_hollow=False):
+    """A layer with a few of the machine's own programs and their libraries: enough for Claude Code to work in.
+
+    is_hollow: no more than their names are kept, for an image in which nothing is started.
+    """
     links = {name: f"usr/{name}" for name in ("bin", "lib", "lib64", "sbin")}
     files = {}
     for program in PROGRAMS:
@@ -131,7 +134,8 @@ def small_root():
     files.update({f"usr{place}/{name}".replace("usr/usr", "usr"): place / name for name in CLAUDE_CODES})
     made = [symlink(name, target) for name, target in links.items()]
     made += [directory(name) for name in ("etc", "tmp", "var/tmp", "root")]
-    made += [entry(name, path.read_bytes(), mode=0o755) for name, path in sorted(files.items())]
+    kept = slice(0, 16 if is_hollow else None)
+    made += [entry(name, path.read_bytes()[kept], mode=0o755) for name, path in sorted(files.items())]
     return layer(*made, entry("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"), entry("etc/shadow", b"root:hash:1::\n"))
 
 

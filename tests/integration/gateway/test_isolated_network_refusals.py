@@ -58,9 +58,7 @@ def test_a_tls_client_finds_nobody_and_its_name_is_told():
 
 
 def test_a_tls_client_that_says_nothing_is_let_go(monkeypatch):
-    from sandbox.gateway import visit
-
-    monkeypatch.setitem(visit.PATIENCE, visit.Phase.HEAD, 0.2)
+    monkeypatch.setattr("sandbox.gateway.limits.HEAD_SECONDS", 0.2)
 
     async def story():
         async with served_gateway(NOBODY) as served:

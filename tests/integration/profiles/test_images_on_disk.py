@@ -38,8 +38,8 @@ DECLARED = Declaration("tools", date(2026, 11, 1), files={"/etc/motd": "hello\n"
 
 @pytest.fixture(scope="module")
 def root_layer():
-    """A small root."""
-    return small_root()
+    """A small root, in which nothing is started."""
+    return small_root(is_hollow=True)
 
 
 @pytest.fixture
