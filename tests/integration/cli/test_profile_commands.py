@@ -22,7 +22,7 @@ def profile(sandbox, tmp_path):
 @pytest.fixture(scope="module")
 def root_layer():
     """A small root."""
-    return small_root()
+    return small_root(is_hollow=True)
 
 
 def test_the_shipped_profiles_are_listed_before_anything_was_built(profile, tmp_path):
