@@ -68,13 +68,24 @@ def _kind_and_content(path: Path) -> tuple[str, bytes]:
 class Upstream:
     """The repository that people clone, with a place to commit to it."""
 
-    def __init__(self, root: Path, *options: str) -> None:
+    def __init__(self, root: Path) -> None:
         self.work = root / "work"
         self.bare = root / "served" / "demo.git"
-        self.work.mkdir(parents=True)
-        self.bare.parent.mkdir()
-        run_git("init", "--quiet", "--initial-branch=main", *options, ".", directory=self.work)
-        run_git("init", "--quiet", "--bare", *options, str(self.bare), directory=root)
+
+    @classmethod
+    def empty(cls, root: Path, *options: str) -> "Upstream":
+        """A new one; the options go to `git init`."""
+        made = cls(root)
+        made.work.mkdir(parents=True)
+        made.bare.parent.mkdir()
+        run_git("init", "--quiet", "--initial-branch=main", *options, ".", directory=made.work)
+        run_git("init", "--quiet", "--bare", *options, str(made.bare), directory=root)
+        return made
+
+    def copy_to(self, root: Path) -> "Upstream":
+        """Another one with all that is in this."""
+        shutil.copytree(self.work.parent, root, symlinks=True)
+        return Upstream(root)
 
     def commit(self, files: dict[str, bytes | None], message: str = "Work", branch: str = "main") -> str:
         """Write (or with None delete) files, commit everything and push."""

@@ -11,15 +11,15 @@ from doubles.workspace_house import House, Upstream
 from sandbox.workspace.files import Entry, Files
 
 MakeHouse = Callable[..., House]
+Housed = Callable[[Upstream], House]
 
 
 @pytest.fixture
-def make_house(tmp_path: Path) -> Iterator[MakeHouse]:
-    """Makes the house; the options go to `git init` of the repository that is served."""
+def housed(tmp_path: Path) -> Iterator[Housed]:
+    """Serves the repository to a house of the test's own."""
     with ExitStack() as stack:
 
-        def make(*options: str) -> House:
-            upstream = Upstream(tmp_path / "upstream", *options)
+        def make(upstream: Upstream) -> House:
             server = stack.enter_context(GitHttpServer(upstream.bare.parent).serving())
             house = House(upstream, server, tmp_path / "server-user.gitconfig", tmp_path)
             house.configure(f'[url "{server.url}"]\n\tinsteadOf = https://git.example/')
@@ -29,11 +29,23 @@ def make_house(tmp_path: Path) -> Iterator[MakeHouse]:
 
 
 @pytest.fixture
-def house(make_house: MakeHouse) -> House:
+def make_house(housed: Housed, tmp_path: Path) -> MakeHouse:
+    """Makes the house; the options go to `git init` of the repository that is served."""
+    return lambda *options: housed(Upstream.empty(tmp_path / "upstream", *options))
+
+
+@pytest.fixture(scope="session")
+def first_commit(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
+    """A repository with a first commit, to be copied: eight runs of git are spared."""
+    upstream = Upstream.empty(tmp_path_factory.mktemp("first commit"))
+    upstream.commit({"README.md": b"# Demo\n", "src/app.py": b"print(1)\n", "src/lib.py": b"x = 1\n" * 40})
+    return upstream
+
+
+@pytest.fixture
+def house(housed: Housed, first_commit: Upstream, tmp_path: Path) -> House:
     """A house with a first commit."""
-    made = make_house()
-    made.upstream.commit({"README.md": b"# Demo\n", "src/app.py": b"print(1)\n", "src/lib.py": b"x = 1\n" * 40})
-    return made
+    return housed(first_commit.copy_to(tmp_path / "upstream"))
 
 
 @pytest.fixture
