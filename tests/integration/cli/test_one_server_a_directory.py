@@ -28,7 +28,7 @@ NOBODY = 65534
 
 def serve(data_dir, *, prefix=()):
     command = [*prefix, sys.executable, "-m", "sandbox", "serve", "--port", "0", "--ws-port", "0"]
-    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(data_dir.parent / "home"), "LANG": "C.UTF-8"}
     command += ["--data-dir", str(data_dir)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
