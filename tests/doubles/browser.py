@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,18 +27,19 @@ def open_chromium():
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip(f"no {' or '.join(PROGRAMS)} on this machine; script/setup --dev installs it where it may")
-    chromium = Chromium(program)
-    try:
-        yield chromium
-    finally:
-        chromium.close()
+    with tempfile.TemporaryDirectory(prefix="chromium-") as home:
+        chromium = Chromium(program, home)
+        try:
+            yield chromium
+        finally:
+            chromium.close()
 
 
 class Chromium:
     """A process that costs more to start than most tests do with it: started once, and anew when it is gone."""
 
-    def __init__(self, program):
-        self._program = program
+    def __init__(self, program, home):
+        self._program, self._home = program, home
         self._playwright = self._process = None
 
     @contextlib.contextmanager
@@ -67,7 +69,7 @@ class Chromium:
             executable_path=self._program,
             args=[_LOOPBACK_ONLY],
             chromium_sandbox=os.geteuid() != 0,  # which root cannot have
-            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": "/nonexistent"},
+            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": self._home},
         )
 
     def close(self):

@@ -40,8 +40,7 @@ async def compare(
     with pipe() as (asked, asking), pipe() as (answers, answering):
 
         def work(stop: Stop) -> tuple[C, NotCarried]:
-            rules = IgnoreRules(rules_directory, asking, answers)
-            with Files(attempt.workspace) as files, asking, rules:
+            with Files(attempt.workspace) as files, asking, IgnoreRules(rules_directory, asking, answers) as rules:
                 changes = begin(files, stop)
                 comparison = Comparison(files, base, rules, changes, stop)
                 comparison.run()
