@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.tiers import QEMU_WHOLE, need_parts_of_guests, need_runtime
+from doubles.tiers import QEMU_WHOLE, need_parts_of_guests, need_runtime, tell_of_kvm
 from sandbox.contracts.runtime import Runtime
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.gvisor import GvisorRuntime
@@ -47,6 +47,7 @@ def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Runtime:
     """Each runtime in turn; skipped where it does not work."""
     if request.param == "qemu":
         need_parts_of_guests()  # to probe is to boot one more
+        tell_of_kvm(tmp_path / "run")
     else:
         need_runtime(request.param, tmp_path / "probe")
     return RUNTIMES[request.param](tmp_path / "run")

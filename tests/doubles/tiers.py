@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+from functools import cache
+from pathlib import Path
 
 import pytest
 
 from sandbox.model.errors import AttemptError
+from sandbox.runtimes.qemu.kvm import KvmFinding
 from sandbox.runtimes.qemu.parts import find_parts
 from sandbox.wiring.runtime import make_runtime
 
@@ -36,3 +39,15 @@ def need_parts_of_guests():
         find_parts()
     except AttemptError as error:
         pytest.skip(str(error))
+
+
+def tell_of_kvm(run_dir):
+    """As a probe tells the runners of its server, where KVM is too slow to boot a guest with."""
+    finding = KvmFinding(run_dir)
+    if finding.is_there() and _is_kvm_too_slow():
+        finding.note_failure()
+
+
+@cache
+def _is_kvm_too_slow():
+    return asyncio.run(KvmFinding(Path("/nonexistent")).is_too_slow())

@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_life import living, read_until
-from doubles.tiers import need_parts_of_guests
+from doubles.tiers import need_parts_of_guests, tell_of_kvm
 from sandbox.contracts.runtime import Command
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes.qemu import QemuRuntime, parts
+from sandbox.runtimes.qemu.kvm import KvmFinding
 
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> QemuRuntime:
     """Where its parts are, a guest boots, so that nothing is skipped because it does not."""
     need_parts_of_guests()
+    tell_of_kvm(tmp_path / "run")
     return QemuRuntime(tmp_path / "run")
 
 
@@ -52,6 +54,14 @@ def test_unasked_nothing_is_emulated(runtime: QemuRuntime, tmp_path: Path, monke
     assert "by its name" in found.mend
 
 
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no KVM")
+@pytest.mark.parametrize(("instructions", "is_too_slow"), [("ebfe", True), ("f4", False)])
+def test_a_guest_that_goes_on_for_ever_is_too_slow_and_one_that_halts_is_not(
+    tmp_path: Path, instructions: str, is_too_slow: bool
+):
+    assert asyncio.run(KvmFinding(tmp_path).is_too_slow(instructions)) is is_too_slow
+
+
 def test_a_guest_whose_files_cannot_be_passed_on_is_told_of_and_leaves_nothing_open(
     runtime: QemuRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -66,18 +76,18 @@ def test_a_guest_whose_files_cannot_be_passed_on_is_told_of_and_leaves_nothing_o
         assert refused.value.failure.code == FailureCode.PROVISION_FAILED
         assert "Too many open files" in refused.value.failure.message
 
+    before = find_open()
     asyncio.run(story())
-    assert not find_open("/dev/kvm")
-    assert not find_open("socket:")
+    assert not [one for one in find_open() - before if one.startswith(("/dev/kvm", "socket:"))]
 
 
-def find_open(kind: str) -> list[str]:
-    """What of a kind this process has open."""
-    found = []
+def find_open() -> set[str]:
+    """What this process has open."""
+    found = set()
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            found.append(str(entry.readlink()))
-    return [one for one in found if one.startswith(kind)]
+            found.add(str(entry.readlink()))
+    return found
 
 
 def read_status(pid: int) -> dict[str, str]:

@@ -8,6 +8,7 @@ import pytest
 from sandbox.contracts.runtime import SandboxSpec
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes.qemu import parts, probe, runtime
+from sandbox.runtimes.qemu.kvm import KvmFinding
 from sandbox.runtimes.qemu.machine import Accelerator
 from sandbox.runtimes.qemu.runtime import KVM_BOOT_SECONDS, KVM_SECOND_BOOT_SECONDS, QemuRuntime
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
@@ -50,6 +51,14 @@ def machine(monkeypatch):
     monkeypatch.setattr(runtime, "find_parts", lambda: found)
     monkeypatch.setattr(probe, "find_parts", lambda: found)
     monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
+    counting(monkeypatch, is_too_slow=False)
+
+
+def counting(monkeypatch, *, is_too_slow):
+    async def counted(_):
+        return is_too_slow
+
+    monkeypatch.setattr(KvmFinding, "is_too_slow", counted)
 
 
 def test_a_boot_that_a_busy_machine_makes_slow_is_given_more_time_and_changes_nothing(tmp_path):
@@ -112,6 +121,19 @@ def test_a_probe_tells_by_what_its_guest_booted(tmp_path, monkeypatch, outcomes,
     unasked = asyncio.run(Guests(tmp_path, *outcomes, only_kvm=True).probe())
     assert unasked.works is not only_by_name
     assert ("by its name" in unasked.mend) is only_by_name
+
+
+def test_where_kvm_is_too_slow_to_count_no_boot_is_waited_for(tmp_path, monkeypatch):
+    counting(monkeypatch, is_too_slow=True)
+    monkeypatch.setattr("os.getuid", lambda: 0)
+    guests = Guests(tmp_path, only_kvm=True)
+    unasked = asyncio.run(guests.probe())
+    assert (unasked.works, guests.tried) == (False, [])
+    assert "by its name" in unasked.mend
+
+    later = Guests(tmp_path)
+    assert "emulated" in later.make().slow_because
+    assert later.accelerators == [Accelerator.TCG]
 
 
 def test_a_device_that_is_not_to_be_opened_is_a_boot_that_failed(tmp_path, monkeypatch):

@@ -50,7 +50,9 @@ async def probe_by_trying(runtime: Guests, run_dir: Path, kvm: KvmFinding, *, on
     try:
         find_parts()
         kvm.forget()
-        if only_kvm and not kvm.is_there():
+        if kvm.is_there() and await kvm.is_too_slow():
+            kvm.note_failure()
+        if only_kvm and not kvm.may_work():
             return _failing(_NEEDS_KVM)
         seconds = _KVM_SECONDS if only_kvm else _EMULATED_SECONDS
         limits = await try_once(
