@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import secrets
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from doubles.closed_internet import (
     PUBLIC_ADDRESS,
     ClosedInternet,
 )
-from doubles.live import SERVER_KEY, World, make_repository, python, says, until
+from doubles.live import World, make_repository, python, says, until
 from doubles.traces import SANDBOX_UIDS, process_outside
 
+SERVER_KEY = f"sk-ant-of-this-server-alone-{secrets.token_hex(8)}"
 PROBE = r"""
 import json, os, pathlib, socket, subprocess, sys
 
@@ -164,7 +166,7 @@ def play(world, internet, canary, targets, outsider):
     model = world.processes.pop()
     model.stop()
     world.start_model(python(header + PROBE), says(), prefix=internet.internet_prefix)
-    world.start_server()
+    world.start_server(ANTHROPIC_API_KEY=SERVER_KEY)
     world.submit()
     world.until_state("running")
     holders = processes_with(SERVER_KEY)

@@ -76,7 +76,8 @@ class StandingMachine:
 
     def _is_complete(self, world):
         names = sorted(one.log.stem for one in world.processes)
-        return names == ["git", "model", "server"] and world.variables == self._environment
+        is_where_it_was = world.data_dir == self._standing.data_dir and world.home == self._standing.home
+        return is_where_it_was and names == ["git", "model", "server"] and world.variables == self._environment
 
     def _empty(self, world):
         world.end_tasks()
