@@ -6,7 +6,7 @@ from doubles.tiers import QEMU_WHOLE, need_parts_of_guests
 from escape.battery_on_a_tier import Held
 from escape.battlefield import ATTACKS, Battlefield
 
-SAMPLE = {"network": ATTACKS["network"][::8], "credentials": ATTACKS["credentials"][::8], "resources": ()}
+SAMPLE = {"network": ATTACKS["network"][::12], "credentials": ATTACKS["credentials"][::12], "resources": ()}
 
 
 @pytest.fixture(scope="module")
