@@ -52,8 +52,9 @@ def find_parts() -> Parts:
         raise AttemptError(FailureCode.PROVISION_FAILED, f"Not found: {', '.join(missing)}; {MEND}.")
     python = Path(sys.base_prefix)
     interpreter = python / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    unpacked = kernel[0].with_name("vmlinux")
-    return Parts(virtiofsd, *kernel, python, interpreter, unpacked if unpacked.is_file() else None)
+    unpacked = _own_kernel() / "vmlinux"
+    has_unpacked = kernel[0].parent == unpacked.parent and unpacked.is_file()
+    return Parts(virtiofsd, *kernel, python, interpreter, unpacked if has_unpacked else None)
 
 
 def _kernels() -> list[tuple[Path, Path]]:
@@ -61,12 +62,16 @@ def _kernels() -> list[tuple[Path, Path]]:
 
     Only Debian's cloud kernel is known to have all that a guest needs before there are modules.
     """
-    own = Path(sys.prefix, "share", "sandbox", "kernel")
+    own = _own_kernel()
     installed = sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"), key=_version, reverse=True)
     return [
         (own / "vmlinuz", own),
         *((path, Path("/usr/lib/modules", path.name.removeprefix("vmlinuz-"), "kernel")) for path in installed),
     ]
+
+
+def _own_kernel() -> Path:
+    return Path(sys.prefix, "share", "sandbox", "kernel")
 
 
 def _version(path: Path) -> list[int]:
