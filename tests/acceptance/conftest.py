@@ -76,10 +76,14 @@ def world(request, empty_world, standing_machines):
 
 
 @pytest.fixture
-def watched(world, empty_world):
+def watched(request, world, empty_world):
     """A world of whose tasks nothing is left on the machine, 5 seconds after they have ended."""
     yield world
-    until(lambda: not left_behind(empty_world.data_dir), 5, "the sandbox to be gone without a trace")
+    try:
+        until(lambda: not left_behind(empty_world.data_dir), 5, "the sandbox to be gone without a trace")
+    except AssertionError:
+        request.node.stash[_has_failed] = True
+        raise
 
 
 @pytest.fixture(scope="module")

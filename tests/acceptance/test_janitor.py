@@ -101,7 +101,7 @@ def test_whatever_was_made_when_all_died_is_gone_when_the_next_server_has_starte
         task_id, has_come = f"task-{number}", STEPS[what]
         machine.submit(task_id)
         attempt = attempt_of(machine, task_id)
-        until(lambda attempt=attempt, has_come=has_come: has_come(attempt), what=what)
+        until(lambda attempt=attempt, has_come=has_come: has_come(attempt), what=what, pause_max=0.02)
         crash(machine, task_id)
         seen |= left_behind(machine.data_dir).keys()
         machine.start_server()

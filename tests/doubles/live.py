@@ -44,14 +44,14 @@ def says(text="Done.", **fields):
     return Turn((Text(text),), **fields)
 
 
-def until(condition, seconds=20.0, what="the condition"):
+def until(condition, seconds=20.0, what="the condition", *, pause_max=0.1):
     """Poll until the condition gives something true; gives that. What takes long is asked less and less often."""
     deadline = time.monotonic() + seconds
     pause = 0.02
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(pause)
-        pause = min(pause * 1.2, 0.1)
+        pause = min(pause * 1.2, pause_max)
     return value
 
 

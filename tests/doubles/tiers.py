@@ -13,8 +13,8 @@ from sandbox.runtimes.qemu.parts import find_parts
 from sandbox.wiring.runtime import make_runtime
 
 QEMU_WHOLE = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
-"""Whether qemu is asked everything, as by `script/test-qemu`, and not a sample: without KVM a guest boots for half a
-minute, and all of its tests take an hour."""
+"""Whether qemu is asked everything, as by `script/test-qemu`, and not a sample: without KVM a guest boots for many
+seconds, and all of its tests take an hour."""
 
 _found = {}
 
