@@ -40,14 +40,14 @@ class IgnoreRules:
     Never more than a page is asked before the answers are read: that much always fits into a pipe, so neither side
     can wait for the other. Git wants to see whether a path is a directory, so directories are made for as long as they
     are asked about, which is a page's at once, since the agent may have made a million on its own disk; not where the
-    agent put one in place of a `.gitignore`, for that is a file here. Those above them stay until another branch of the
-    tree is asked about. A directory of the base commit in whose place the agent put something else is set aside for as
+    agent put one in place of a `.gitignore`, for that is a file here. Those above them stay until what is in others
+    is asked about. A directory of the base commit in whose place the agent put something else is set aside for as
     long as that is asked about. A context manager: afterwards nothing is there but what was there before.
     """
 
     def __init__(self, directory: Path, questions: IO[bytes], answers: IO[bytes]) -> None:
         self._directory = directory
-        self._branch = _Branch(os.fsencode(directory))
+        self._ancestors = _Ancestors(os.fsencode(directory))
         self._questions = questions
         self._fields = _fields(answers)
 
@@ -55,7 +55,7 @@ class IgnoreRules:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._branch.reach(b"")
+        self._ancestors.reach(b"")
 
     def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
         """The paths that the rules ignore among these of one directory, all of them untracked.
@@ -66,7 +66,7 @@ class IgnoreRules:
         others = {entry.path for entry in entries if not entry.is_directory}
         found: set[bytes] = set()
         if shown:
-            self._branch.reach(next(iter(shown)).rpartition(b"/")[0])
+            self._ancestors.reach(next(iter(shown)).rpartition(b"/")[0])
         for page in _pages(entries):
             with (
                 _directories(self._directory, shown.intersection(page)),
@@ -108,10 +108,10 @@ def _fields(answers: IO[bytes]) -> Iterator[bytes]:
     raise BrokenPipeError("git check-ignore ended early")
 
 
-class _Branch:
-    """A directory below `root` with those above it, of which only those are made and removed that were not there.
+class _Ancestors:
+    """Of a directory below `root`, and itself: those are made, and removed, that were not there.
 
-    The workspace is walked branch by branch, so that each of its directories is made about once, however deep it is.
+    All that is in one directory is asked about before the next, so that each is made about once, however deep it is.
     """
 
     def __init__(self, root: bytes) -> None:

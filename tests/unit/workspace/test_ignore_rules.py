@@ -68,7 +68,7 @@ def test_what_was_laid_out_before_stays(tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == [".gitignore"]
 
 
-def test_a_deep_tree_is_made_once_however_many_branches_it_has(tmp_path, monkeypatch):
+def test_a_deep_tree_is_made_once_however_often_it_is_asked_about(tmp_path, monkeypatch):
     made = []
     make = os.mkdir
     monkeypatch.setattr(os, "mkdir", lambda path, *mode: (made.append(path), make(path, *mode)))
@@ -77,9 +77,9 @@ def test_a_deep_tree_is_made_once_however_many_branches_it_has(tmp_path, monkeyp
     with IgnoreRules(tmp_path, judge, judge) as rules:
         for path in trunk:
             rules.ignored(directories(path))
-        for branch in (b"a", b"b"):
-            rules.ignored(directories(trunk[-1] + b"/" + branch))
-            rules.ignored(directories(trunk[-1] + b"/" + branch + b"/leaf"))
+        for child in (b"a", b"b"):
+            rules.ignored(directories(trunk[-1] + b"/" + child))
+            rules.ignored(directories(trunk[-1] + b"/" + child + b"/leaf"))
         rules.ignored(directories(trunk[9] + b"/other/leaf"))
     assert judge.unseen == []
     assert len(made) < 3 * len(trunk)
