@@ -83,6 +83,23 @@ def test_setting_up_again_installs_nothing_also_with_the_own_environment_on_path
     assert checkout.set_up(before_path=own)[1] != [], "it would never install anything"
 
 
+SYSTEM_PYTHON = shutil.which("python3", path="/usr/bin")
+IS_COMPLETE = (
+    SYSTEM_PYTHON and subprocess.run([SYSTEM_PYTHON, "-c", "import ensurepip, venv"], check=False).returncode == 0
+)
+
+
+@pytest.mark.skipif(not IS_COMPLETE, reason="the system has no Python that makes virtual environments")
+@pytest.mark.parametrize(("minor", "is_taken"), [(1, False), (99, True)])
+def test_the_newer_of_the_first_python_and_the_systems_own_is_taken(checkout: Checkout, minor: int, is_taken: bool):
+    first = checkout.programs / f"python3.{minor}"
+    checkout._write(first.name, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    checkout._write("python3", f'#!/bin/sh\ncase $2 in *base_prefix*) echo {first} ;; *) exec {first} "$@" ;; esac\n')
+    _, calls = checkout.set_up()
+    taken = calls[0].split("--python ")[1].split()[0]
+    assert taken == str(first if is_taken else Path(str(SYSTEM_PYTHON)).resolve())
+
+
 def test_what_was_set_up_for_development_stays_so(checkout: Checkout):
     checkout.set_up("--dev")
     (checkout.root / "pyproject.toml").write_text("changed\n")
