@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
-import shutil
 import stat
 from pathlib import Path
 
@@ -68,10 +67,12 @@ def _is_installed(target: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
+    from shutil import copyfileobj  # once for a binary, and not for every runner
+
     partial = target.with_name("partial")
     partial.unlink(missing_ok=True)
     with source.open("rb") as reader, partial.open("xb") as writer:
-        shutil.copyfileobj(reader, writer, 16 * 1024 * 1024)
+        copyfileobj(reader, writer, 16 * 1024 * 1024)
         writer.flush()
         os.fchmod(writer.fileno(), _EXECUTE_ONLY)
         os.fsync(writer.fileno())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+
+import msgspec
 
 from sandbox.agent.plain_text import as_text
 from sandbox.contracts.inside import HOME
@@ -32,7 +33,7 @@ def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str
         "bypassPermissionsModeAccepted": True,
         "projects": {directory: {"hasTrustDialogAccepted": True}},
     }
-    files = {".claude.json": json.dumps(answers).encode()}
+    files = {".claude.json": msgspec.json.encode(answers)}
     if _is_long(prompt):
         files[PROMPT_FILE] = prompt.encode(errors="replace")
     return files

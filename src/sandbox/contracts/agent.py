@@ -1,17 +1,17 @@
 """The coding agent: how it is started, what its output means, how it ended."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import msgspec
 
 from sandbox.contracts.runtime import Command, Exit
 from sandbox.model.errors import Failure
 from sandbox.model.manifest import Manifest
 
 
-@dataclass(frozen=True, slots=True)
-class AgentStart:
+class AgentStart(msgspec.Struct, frozen=True):
     """Everything a sandbox needs to run the agent.
 
     programs: as in SandboxSpec. home_files: path relative to the home directory to content, written before the start.
@@ -20,19 +20,17 @@ class AgentStart:
     command: Command
     session_id: str
     programs: Mapping[Path, str]
-    home_files: Mapping[str, bytes] = field(default_factory=dict)
+    home_files: Mapping[str, bytes] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class ToolStarted:
+class ToolStarted(msgspec.Struct, frozen=True):
     """The agent called a tool."""
 
     tool_use_id: str
     tool: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolEnded:
+class ToolEnded(msgspec.Struct, frozen=True):
     """A tool answered."""
 
     tool_use_id: str
@@ -40,21 +38,18 @@ class ToolEnded:
     is_error: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TurnBegan:
+class TurnBegan(msgspec.Struct, frozen=True):
     """The model answered once more in the main conversation."""
 
 
-@dataclass(frozen=True, slots=True)
-class AgentBegan:
+class AgentBegan(msgspec.Struct, frozen=True):
     """The agent is set up, before its first model request: its tools, and its MCP servers with how they are."""
 
     tools: frozenset[str]
     mcp_servers: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class RetryTold:
+class RetryTold(msgspec.Struct, frozen=True):
     """The agent says that it tries a model request again."""
 
     message: str
@@ -63,8 +58,7 @@ class RetryTold:
 AgentEvent = AgentBegan | ToolStarted | ToolEnded | TurnBegan | RetryTold
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How the agent's work ended; `failure` is None only for success. `result` is its last result event."""
 
     result: dict[str, Any] | None

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from socket import socket
 from typing import Protocol
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class ConfinedCommand:
+
+class ConfinedCommand(msgspec.Struct, frozen=True):
     """A program to run to its end.
 
     directory: of the host, one of the confinement's or below one. stdin, stdout, stderr: descriptors, which stay the
@@ -23,7 +23,7 @@ class ConfinedCommand:
     stdout: int
     stderr: int
     descriptors: Sequence[int] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes] = {}
 
 
 CERTIFICATES = ("/etc/ssl/certs", "/etc/pki/ca-trust", "/etc/pki/tls/certs")

@@ -1,9 +1,10 @@
 """The disk of an attempt: workspace, home and /tmp together, with a size."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from sandbox.contracts.layout import AttemptLayout
 
@@ -11,8 +12,7 @@ Remove = Callable[[Sequence[Path]], Awaitable[None]]
 """Removes what sandboxes left, whatever their agents made of it; the caller bounds it. Raises OSError."""
 
 
-@dataclass(frozen=True, slots=True)
-class DiskUse:
+class DiskUse(msgspec.Struct, frozen=True):
     """Of one disk, in bytes. is_full: there is no room, or no more files can be made."""
 
     used_bytes: int

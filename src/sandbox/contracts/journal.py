@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
+
+import msgspec
 
 from sandbox.model.errors import SandboxError
 from sandbox.model.event import Event, Record, Transition
@@ -27,8 +28,7 @@ class PlaceLostError(JournalDamagedError):
     """No record ends at the place from which somebody wanted to go on: the journal is not the one that it was."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """Whole records read from a byte offset on, and the offset after them."""
 
     records: Sequence[Record]

@@ -1,8 +1,9 @@
 """Where a task's files lie: below the data directory, and its runner's socket below the run directory."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 
 def tasks_root(data_dir: Path) -> Path:
@@ -25,8 +26,7 @@ def probe_place(run_dir: Path, probe_id: str) -> Path:
     return run_dir / f"probe-{probe_id}"
 
 
-@dataclass(frozen=True, slots=True)
-class TaskLayout:
+class TaskLayout(msgspec.Struct, frozen=True):
     """The directory of one task. Task ids are safe path components by the manifest's rule."""
 
     data_dir: Path
@@ -57,8 +57,7 @@ class TaskLayout:
         return (self.attempt(path.name) for path in (attempts.iterdir() if attempts.is_dir() else ()))
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptLayout:
+class AttemptLayout(msgspec.Struct, frozen=True):
     """The directory of one attempt; gone after teardown but for the runner's log."""
 
     root: Path

@@ -1,8 +1,9 @@
 """A journal's writer and the task that the journal tells, kept in step."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
+
+import msgspec
 
 from sandbox.contracts.journal import Journals, JournalWriter
 from sandbox.model import event as e
@@ -16,8 +17,7 @@ _DURABLE = (
 """Events that are on disk when `record` returns although they change no state."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """The fold of a journal from some record on, and the byte offset that it reaches to."""
 
     task: Task | None

@@ -3,7 +3,6 @@
 from asyncio import StreamReader
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from socket import socket
 from typing import Protocol
@@ -13,8 +12,7 @@ import msgspec
 from sandbox.contracts.confinement import Confinement
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True):
     """What a runtime can do on this machine, found out by trying.
 
     strength: more is stronger; isolates, gaps: sentences for people; mend: what to do when it does not work.
@@ -53,8 +51,7 @@ TRANSPARENT_PORTS = (443, 80)
 """At which programs that know no proxy reach hosts, in every sandbox."""
 
 
-@dataclass(frozen=True, slots=True)
-class SandboxSpec:
+class SandboxSpec(msgspec.Struct, frozen=True):
     """What to make.
 
     disk: directory of the attempt that holds `workspace`, `home` and `tmp`, which become WORKSPACE, HOME (of
@@ -70,14 +67,13 @@ class SandboxSpec:
     cpus: int
     memory_bytes: int
     processes_max: int
-    programs: Mapping[Path, str] = field(default_factory=dict)
+    programs: Mapping[Path, str] = {}
     image: Path | None = None
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS
     disk_was_used: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ConfinementSpec:
+class ConfinementSpec(msgspec.Struct, frozen=True):
     """What programs of the host's may use that run for an attempt, and what they see.
 
     directories: to write to, which become theirs; read_only: to read, as far as everybody may.
@@ -90,8 +86,7 @@ class ConfinementSpec:
     read_only: Sequence[Path] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(msgspec.Struct, frozen=True):
     """A process to start inside as uid 1000. `stdin` is given whole, then closed."""
 
     argv: Sequence[str]
@@ -100,16 +95,14 @@ class Command:
     stdin: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(msgspec.Struct, frozen=True):
     """How the process ended. `code` is 128+n after signal n, None when the sandbox went without saying."""
 
     code: int | None
     out_of_memory: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(msgspec.Struct, frozen=True):
     """What the sandbox uses now; None where the machine does not tell.
 
     memory_kills, forks_refused: how often, until now, a process was ended for want of memory or could not be born
@@ -123,8 +116,7 @@ class Stats:
     forks_refused: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Listeners:
+class Listeners(msgspec.Struct, frozen=True):
     """Listening sockets inside the sandbox's own network namespace; nothing else listens there.
 
     model, proxy: TCP on 127.0.0.1, ports as in `inside` · names_udp, names_tcp: port 53 on every address
@@ -143,8 +135,7 @@ class Listeners:
             one.close()
 
 
-@dataclass(frozen=True, slots=True)
-class TerminalSize:
+class TerminalSize(msgspec.Struct, frozen=True):
     """In characters, each 1 to 1000."""
 
     rows: int

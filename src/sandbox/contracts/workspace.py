@@ -1,25 +1,24 @@
 """The workspace: cloned by the host, worked on by the agent, read back by the host."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from sandbox.contracts.confinement import Confine
 from sandbox.model.artifact import Artifact
 from sandbox.model.manifest import Repository
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
+class LeftOut(msgspec.Struct, frozen=True):
     """A file that matched but was not collected, and why, for people."""
 
     path: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
+class Patch(msgspec.Struct, frozen=True):
     """What became of a patch.
 
     unfinished: why not everything is in it, for people, None when it is.

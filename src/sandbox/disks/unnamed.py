@@ -4,13 +4,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+
+import msgspec
 
 from sandbox.model.limits import DISK_COMMAND_SECONDS
 
 
-@dataclass(frozen=True, slots=True)
-class Unnamed:
+class Unnamed(msgspec.Struct, frozen=True):
     """How much there is."""
 
     size_bytes: int

@@ -1,7 +1,6 @@
 """When a model request may go on: not while the agent is held back, not once the budget is spent or the server's key
 was refused, and not when it reaches beyond the model."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,8 +16,7 @@ from sandbox.gateway.reports import Reports
 from sandbox.model.event import Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """A body to forward. `asked` is there where what comes of it may not go uncounted."""
 
     body: bytes

@@ -1,7 +1,8 @@
 """What a model request asks for, as far as that bounds what its answer costs."""
 
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from sandbox.gateway.limits import INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX
 
@@ -9,8 +10,7 @@ _INPUT_BYTES_PER_TOKEN = 3
 """Of prose, code and what JSON puts around them a token takes three bytes or more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """`input_tokens` are estimated by the request's length; `output_tokens` are the most that it allows."""
 
     model: str

@@ -1,8 +1,9 @@
 """What the decisions of the gateway look like to the sockets: bytes in, reactions out."""
 
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
+
+import msgspec
 
 
 class Phase(Enum):
@@ -16,8 +17,7 @@ class Phase(Enum):
     OVER = "over"
 
 
-@dataclass(slots=True)
-class Reaction:
+class Reaction(msgspec.Struct):
     """What is to be done, in the order of the fields.
 
     hang_up_upstream: cut the connection to the upstream that there was before.
@@ -27,8 +27,8 @@ class Reaction:
 
     hang_up_upstream: bool = False
     dial: bool = False
-    to_upstream: bytearray = field(default_factory=bytearray)
-    to_client: bytearray = field(default_factory=bytearray)
+    to_upstream: bytearray = bytearray()
+    to_client: bytearray = bytearray()
     hang_up_client: bool = False
 
 

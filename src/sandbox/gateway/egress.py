@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Protocol
+
+import msgspec
 
 from sandbox.gateway.reports import printable
 from sandbox.model.egress import EgressRules, ends_in_number
@@ -63,8 +64,7 @@ class EgressPolicy:
         return None if is_address(host) else "an address is written as four decimal numbers, or as IPv6."
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """Not let through. `answer`: bytes for the client before its connection ends."""
 
     host: str
@@ -90,8 +90,7 @@ class Sieve(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Passage:
+class Passage(msgspec.Struct, frozen=True):
     """Let through to `host`. `greeting`: for the client once it is reached; `unreached`: its answer if it is not."""
 
     host: str

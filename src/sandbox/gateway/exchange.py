@@ -1,6 +1,6 @@
 """A model request that was forwarded, and what its answer costs."""
 
-from dataclasses import dataclass
+import msgspec
 
 from sandbox.gateway.asked import Asked
 from sandbox.gateway.key_screen import KeyScreen
@@ -9,8 +9,7 @@ from sandbox.gateway.reports import Reports
 from sandbox.model.event import Usage
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """`asked` is there where the answer may not go uncounted, `meter` once an answer has begun that is to be read."""
 
     is_metered: bool

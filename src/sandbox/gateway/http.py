@@ -1,7 +1,6 @@
 """HTTP/1.1 on both sides of the gateway, by h11: which headers go on, and the gateway's own answers. No I/O."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import h11
 import msgspec
@@ -81,8 +80,7 @@ def has_body(request: h11.Request) -> bool:
     return bool(_framing(request.headers))
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """An answer of the gateway's own. `is_last`: the connection ends with it."""
 
     status: int

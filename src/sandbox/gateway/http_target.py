@@ -1,22 +1,21 @@
 """Where a request to a proxy wants to go (RFC 9112 §3.2)."""
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 _AUTHORITY = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 
 
-@dataclass(frozen=True, slots=True)
-class Authority:
+class Authority(msgspec.Struct, frozen=True):
     """A host, as it was written, without brackets, and a port."""
 
     host: str
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class AbsoluteTarget:
+class AbsoluteTarget(msgspec.Struct, frozen=True):
     """A target with its scheme, and the path and query that are left of it for the host itself."""
 
     scheme: str

@@ -1,9 +1,9 @@
 """Reads the usage out of the model's answer while it passes, holding no more of it than a line."""
 
-from dataclasses import astuple
 from typing import Annotated, Any, Protocol
 
 import msgspec
+from msgspec.structs import astuple
 
 from sandbox.gateway.asked import Asked
 from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX

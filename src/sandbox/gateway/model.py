@@ -6,10 +6,10 @@ budget the answer is heard to its end instead, since what it cost is said there.
 of its answer for too long counts as gone then.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import h11
+import msgspec
 
 from sandbox.gateway import http
 from sandbox.gateway.admission import Admission, Admitted
@@ -25,13 +25,12 @@ from sandbox.gateway.upstream import Upstream
 _WAITS = (h11.NEED_DATA, h11.PAUSED)
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct):
     """A request of the right shape and key that cannot be forwarded before more is known."""
 
     request: h11.Request
     allowed: Allowed
-    body: bytearray = field(default_factory=bytearray)
+    body: bytearray = bytearray()
     is_whole: bool = False
 
 

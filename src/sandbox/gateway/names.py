@@ -1,8 +1,9 @@
 """Answers name queries (RFC 1035) by itself: only names that may be reached exist. Nobody else is ever asked."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import IPv4Address
+
+import msgspec
 
 _HEADER_BYTES = 12
 _RESPONSE, _RECURSION_DESIRED, _RECURSION_AVAILABLE = 0x8000, 0x0100, 0x0080
@@ -17,8 +18,7 @@ _NAME_BYTES_MAX = 255
 AddressOf = Callable[[str], IPv4Address | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The message to send back, None for silence, and the name that was refused, None where there was none."""
 
     message: bytes | None

@@ -1,23 +1,21 @@
 """Which model requests are let through: an allow-list of what Claude Code sends, with the task's own key."""
 
-from dataclasses import dataclass
 from hmac import compare_digest
 
 import h11
+import msgspec
 
 from sandbox.gateway.limits import REQUEST_BODY_BYTES_MAX
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowed(msgspec.Struct, frozen=True):
     """Let through to this path and query of the upstream. `is_metered`: its answer spends tokens."""
 
     target: bytes
     is_metered: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """Not let through. `kind` is the Messages API's word, `message` a sentence for people."""
 
     status: int

@@ -5,7 +5,8 @@ A model that is not listed has no price; it never takes a relative's.
 """
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 PRICES_DATE = "2026-10-24"
 
@@ -16,8 +17,7 @@ ONE_COUNTRY_FACTOR = 1.1
 """What tokens cost more where an answer tells that it was made in one country, as models since Claude Opus 4.6 may."""
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
+class Price(msgspec.Struct, frozen=True):
     """USD per million tokens. `long`: what all tokens of a request cost whose prompt is over `long_above` tokens."""
 
     input: float
@@ -29,8 +29,7 @@ class Price:
     long_above: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True):
     """Tokens of one request. `cache_write_hour` is the part of `cache_write` that is kept for an hour."""
 
     input: int = 0

@@ -1,7 +1,8 @@
 """Reads the server's name out of a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3), whoever sent it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 _HANDSHAKE_RECORD = 22
 _CLIENT_HELLO = 1
@@ -12,8 +13,7 @@ _HOST_NAME = 0
 _RECORD_BYTES_MAX = 16384 + 256
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(msgspec.Struct, frozen=True):
     """What the bytes so far tell. `server_name` is None in a whole hello without one, and in what is no hello or
     not alone in its record.
 

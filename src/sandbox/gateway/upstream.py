@@ -1,14 +1,14 @@
 """Where model requests go: the operator's base URL taken apart, and the header that carries the server's key."""
 
 import re
-from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+import msgspec
 
 from sandbox.contracts.gateway import ModelUpstream
 
 
-@dataclass(frozen=True, slots=True)
-class Upstream:
+class Upstream(msgspec.Struct, frozen=True):
     """`prefix` is the path of the base URL without its last slash; `credential` a header's name and value."""
 
     host: str
@@ -16,7 +16,11 @@ class Upstream:
     is_tls: bool
     prefix: bytes
     authority: bytes
-    credential: tuple[bytes, bytes] = field(repr=False)
+    credential: tuple[bytes, bytes]
+
+    def __repr__(self) -> str:
+        """Without the credential."""
+        return f"{type(self).__name__}({self.address!r})"
 
     @property
     def key(self) -> bytes:

@@ -1,8 +1,9 @@
 """How far a journal reaches: its last record, found by a look at every line in bounded memory."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.contracts.journal import JournalDamagedError
 from sandbox.journal import line
@@ -11,8 +12,7 @@ from sandbox.model.event import Record
 _BUFFER_BYTES = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(msgspec.Struct, frozen=True):
     """The last record (None for none) and the byte offset after it. What lies behind is a torn tail."""
 
     last: Record | None

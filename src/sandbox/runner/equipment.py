@@ -1,8 +1,9 @@
 """What a runner is handed by its wiring."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from sandbox.contracts.agent import Agent
 from sandbox.contracts.clock import Clock
@@ -19,8 +20,7 @@ from sandbox.model.task import Task
 from sandbox.runner.attempt_recorder import AttemptRecorder
 
 
-@dataclass(frozen=True, slots=True)
-class Equipment:
+class Equipment(msgspec.Struct, frozen=True):
     """The rooms of floor 3, behind their contracts. boot_id: of the machine, as it is up now.
 
     confine: what the host's programs are confined by, None for the runtime's way.
@@ -39,8 +39,7 @@ class Equipment:
     confine: Confine | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """The attempt under way: who it is, where its files lie, and what it writes with.
 
     secrets: name to value; redaction: keeps those values out of everything that is written, None without secrets.
@@ -52,9 +51,13 @@ class Attempt:
     upstream: ModelUpstream | None
     recorder: AttemptRecorder
     equipment: Equipment
-    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: Mapping[str, str] = {}
     redaction: Redaction | None = None
     image: Image | None = None
+
+    def __repr__(self) -> str:
+        """Without the secrets."""
+        return f"{type(self).__name__}({self.id!r})"
 
     @property
     def task(self) -> Task:

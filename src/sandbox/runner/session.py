@@ -1,7 +1,8 @@
 """The agent on a terminal of its own, with a person before it."""
 
 import asyncio
-from dataclasses import dataclass
+
+import msgspec
 
 from sandbox.contracts.inside import HOME
 from sandbox.contracts.runtime import Command, Exit, Sandbox, Terminal, TerminalSize
@@ -13,8 +14,7 @@ HOLDER = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, HOME)
 """The sandbox's own command, which only keeps it open: it ends when the agent does."""
 
 
-@dataclass(frozen=True, slots=True)
-class AgentSession:
+class AgentSession(msgspec.Struct, frozen=True):
     """An agent that is at work."""
 
     sandbox: Sandbox

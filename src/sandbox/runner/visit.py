@@ -5,8 +5,9 @@ import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.contracts.agent import AgentStart
 from sandbox.contracts.layout import AttemptLayout
@@ -29,8 +30,7 @@ _OUT_OF_ROOM = "There is no room for more on the disk of this shell; open anothe
 Listen = Callable[[], AbstractAsyncContextManager[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(msgspec.Struct, frozen=True):
     """What is looked at, and with what. start: how the agent was started, whose variables shells get."""
 
     attempt_id: str

@@ -9,8 +9,9 @@ import re
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.contracts.runtime import Stats
 from sandbox.runtimes import processes
@@ -28,8 +29,7 @@ _LIMIT_FILES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ControlGroup:
+class ControlGroup(msgspec.Struct, frozen=True):
     """One attempt's group. `directories` need not exist."""
 
     directories: Sequence[Path]
@@ -127,8 +127,7 @@ class ControlGroup:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchies:
+class Hierarchies(msgspec.Struct, frozen=True):
     """Where groups can be made here. Empty where none is writable."""
 
     roots: Sequence[Path]

@@ -1,8 +1,9 @@
 """What a sandbox's / is made of: an image or the host's own /usr, and an /etc that tells nothing of the host."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+import msgspec
 
 from sandbox.contracts.inside import HOME, UID, USER, WORKSPACE
 from sandbox.contracts.profiles import IMAGE_FILES
@@ -18,8 +19,7 @@ _ETC_LINKS = {"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "/etc/os-release"
 LINKS = {**HOST_LINKS, **_ETC_LINKS}
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(msgspec.Struct, frozen=True):
     """What / is made of, all of it read-only; a runtime lays it in the order of the fields.
 
     image: the host directory that becomes /; it has every place that a runtime mounts over (`IMAGE_DIRECTORIES`,
@@ -35,7 +35,7 @@ class Root:
     links: Mapping[str, str]
     host_paths: Sequence[str]
     files: Mapping[str, bytes]
-    parts: Mapping[Path, str] = field(default_factory=dict)
+    parts: Mapping[Path, str] = {}
 
 
 def describe_root(spec: SandboxSpec) -> Root:

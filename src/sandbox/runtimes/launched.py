@@ -5,7 +5,8 @@ import signal
 import socket
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from dataclasses import dataclass
+
+import msgspec
 
 from sandbox.contracts.runtime import Command, Exit, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
@@ -19,8 +20,7 @@ from sandbox.runtimes.payload import Payload
 FORCED = 128 + signal.SIGKILL
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(msgspec.Struct, frozen=True):
     """A sandbox in `ready`. program: what the launcher becomes."""
 
     handle: SandboxHandle

@@ -2,18 +2,18 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import launcher
 
 
-@dataclass(slots=True)
-class Payload:
+class Payload(msgspec.Struct):
     """An argv, and files in memory by the numbers that they have there."""
 
-    argv: list[str] = field(default_factory=list)
-    descriptors: list[int] = field(default_factory=list)
+    argv: list[str] = []
+    descriptors: list[int] = []
 
     def place(self, descriptor: int) -> str:
         """Take a descriptor over; gives its number in the launcher."""

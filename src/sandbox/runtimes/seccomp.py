@@ -7,7 +7,8 @@ sandboxes before answers EPERM; what programs try first and have another way for
 import errno
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
@@ -33,8 +34,7 @@ _ABSENT = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 42
 """clone3 keeps its flags in memory where no filter sees them; the C library falls back to clone."""
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(msgspec.Struct, frozen=True):
     """Numbers of one kind of processor. `audit` is its AUDIT_ARCH value.
 
     io_setup: absent, because its contexts are taken of a number that the machine has for everybody (fs.aio-max-nr).

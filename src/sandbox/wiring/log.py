@@ -3,7 +3,6 @@
 Built on the standard library, which every process has loaded already: asyncio logs through it.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -83,7 +82,7 @@ class Lines(logging.Formatter):
 
 
 def _as_json(told: Mapping[str, Any]) -> str:
-    return json.dumps(told)
+    return _dumped(told)
 
 
 def _as_text(told: Mapping[str, Any]) -> str:
@@ -98,7 +97,13 @@ def _as_text(told: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     text = str(value)
-    return text if text.isascii() and text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
+    return text if text.isascii() and text.isprintable() and text and not set(text) & set(' "=') else _dumped(text)
+
+
+def _dumped(value: Any) -> str:
+    import json  # few lines of a runner need it
+
+    return json.dumps(value)
 
 
 def _log_last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

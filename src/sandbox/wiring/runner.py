@@ -3,9 +3,14 @@
 Imports nothing of the server's, so that a runner starts fast and stays small.
 """
 
+import gc
+
+if __name__ == "__main__":
+    # What is imported stays, and would be looked through for garbage a hundred times.
+    gc.disable()
+
 import asyncio
 import contextlib
-import gc
 import logging
 import math
 import os
@@ -62,6 +67,7 @@ def main() -> None:
     # Its default action ends the process, which frees the journal's lock, whatever the process is stuck in.
     signal.alarm(int(LAUNCH_SECONDS))
     gc.freeze()  # modules are no garbage, and are not looked through for it again, not even at the end
+    gc.enable()
     os.umask(0o077)
     log = begin_log(os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info"))
     lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))

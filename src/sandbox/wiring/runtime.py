@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.contracts.runtime import Probe, Runtime
 from sandbox.model.errors import SandboxError
@@ -62,8 +63,7 @@ _AUTO_MAKERS = {**_MAKERS, "qemu": _make_qemu_unless_emulated}
 """An emulated guest is never taken unasked, and to find out that it boots takes seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """The runtime that was chosen, and what all that were looked at can do here, strongest first."""
 
     chosen: Probe

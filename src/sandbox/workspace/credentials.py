@@ -3,7 +3,6 @@
 import asyncio
 import socket
 from collections.abc import Mapping, Sequence
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -65,6 +64,8 @@ class Credentials:
 
     def _look_into_netrc(self, host: str) -> bytes:
         """As curl would, where no helper knows any."""
+        from netrc import NetrcParseError, netrc  # most clones ask for no password
+
         try:
             known = netrc(self._home / ".netrc").authenticators(host)
         except (OSError, NetrcParseError, UnicodeError):

@@ -9,8 +9,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.contracts.locked_entry import open_unlocked
 from sandbox.workspace.stoppable import Stop
@@ -40,8 +41,7 @@ class UnreadableError(OSError):
     """A file cannot be read to the size that it had when it was opened."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One name in a directory. `mode` is of the entry itself, never of what a link leads to (inode(7))."""
 
     name: bytes

@@ -6,7 +6,6 @@ agent newly ignores is therefore in the patch, and one that it un-ignores is not
 """
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -180,7 +179,10 @@ def _make_directory(path: bytes) -> bool:
 
 def make_rules_directory(directory: Path) -> None:
     """Make it anew, empty. Raises OSError."""
-    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        from shutil import rmtree  # an earlier try is seldom
+
+        rmtree(directory, ignore_errors=True)
     directory.mkdir()
     directory.chmod(_DIRECTORY_MODE)
 

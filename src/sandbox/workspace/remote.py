@@ -5,10 +5,11 @@ Settings for other hosts stay outside: a repository that takes git over would fi
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
 
 from sandbox.contracts.confinement import CERTIFICATES
 from sandbox.contracts.inside import PROXY_PORT
@@ -38,8 +39,7 @@ _RESOLVING = {"socks5": "socks5h", "socks4": "socks4a"}
 """No name can be resolved in the confinement, so that is left to the proxy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Remote:
+class Remote(msgspec.Struct, frozen=True):
     """url: after the user's `insteadOf`. address: what is dialled for it, None where that is not by HTTP.
 
     via: the proxy of the server's user. settings, files: for a git in the confinement.
@@ -49,7 +49,11 @@ class Remote:
     address: Address | None
     via: Address | None = None
     settings: Sequence[Setting] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    files: Mapping[str, bytes] = {}
+
+    def __repr__(self) -> str:
+        """Without what is in the files."""
+        return f"{type(self).__name__}({self.url!r})"
 
 
 def rewrite(url: str, settings: Sequence[Setting]) -> str:

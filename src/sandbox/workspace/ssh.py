@@ -5,9 +5,10 @@ What is run at the far end is made of the URL here; nothing of it comes from ins
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
+
+import msgspec
 
 from sandbox.contracts.confinement import FIRST_DESCRIPTOR, ConfinedCommand
 from sandbox.workspace.git import Setting
@@ -31,8 +32,7 @@ _UNFIT = re.compile(r"[\x00-\x20\x7f'\"`$;&<>|(){}]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-@dataclass(frozen=True, slots=True)
-class Far:
+class Far(msgspec.Struct, frozen=True):
     """The far end of an ssh URL. port: as text, empty for ssh's own choice."""
 
     host: str

@@ -1,8 +1,8 @@
 """A runner holds its image before it makes a sandbox of it, and writes down which one it was."""
 
 import asyncio
-import dataclasses
 
+import msgspec
 import pytest
 
 from doubles.attempt_equipment import Script
@@ -22,7 +22,7 @@ def carried(stage):
         scene = stage(Script())
         if hold is not None:
             scene.attempt.equipment.images.hold = hold
-        asyncio.run(AttemptLife(dataclasses.replace(scene.attempt, image=image)).carry_out())
+        asyncio.run(AttemptLife(msgspec.structs.replace(scene.attempt, image=image)).carry_out())
         return scene
 
     return carry

@@ -1,9 +1,9 @@
 """An attempt that another one follows: nothing of it is left but what is handed on, and then it says so."""
 
 import asyncio
-import dataclasses
 import errno
 
+import msgspec
 import pytest
 
 from doubles.attempt_equipment import ATTEMPT_ID, BASE, BOOT_ID, Script
@@ -52,7 +52,7 @@ def killed(scene, *facts):
 def second(scene, *, resumes, **parts):
     """The attempt after it, as the server would begin it."""
     scene.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
-    attempt = dataclasses.replace(scene.attempt, id=SECOND_ID, **parts)
+    attempt = msgspec.structs.replace(scene.attempt, id=SECOND_ID, **parts)
     attempt.files.root.mkdir()
     return AttemptLife(attempt)
 
@@ -140,8 +140,8 @@ def test_of_a_workspace_that_is_half_removed_no_patch_is_made(stage):
         if paths:
             raise OSError("some files would not go")
 
-    equipment = dataclasses.replace(scene.attempt.equipment, remove=break_off)
-    asyncio.run(AttemptLife(dataclasses.replace(scene.attempt, equipment=equipment)).carry_out())
+    equipment = msgspec.structs.replace(scene.attempt.equipment, remove=break_off)
+    asyncio.run(AttemptLife(msgspec.structs.replace(scene.attempt, equipment=equipment)).carry_out())
     assert len(scene.events(FollowUpForgone)) == 1
     assert scene.task.failure.code == "agent_failed"
     assert "metadata.json" in scene.artifacts
@@ -212,7 +212,7 @@ def test_who_cannot_be_resumed_with_other_secrets_begins_anew_where_that_is_aske
     scene = stage(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True, "retries": retries})
     killed(scene, *TO_RUNNING)
     scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
-    attempt = dataclasses.replace(scene.attempt, secrets=rotated, redaction=Redactor(rotated))
+    attempt = msgspec.structs.replace(scene.attempt, secrets=rotated, redaction=Redactor(rotated))
     asyncio.run(AttemptLife(attempt).finish())
     assert scene.task.attempt.follow_up == follow_up
     assert [event.follow_up for event in scene.events(FollowUpForgone)] == ["resume"]
@@ -431,8 +431,8 @@ def test_a_wish_to_cancel_while_the_disk_is_let_go_for_the_next_attempt_keeps_wh
             scene.recorder.record(CancelRequested("enough"))
         await removal.remove(paths)
 
-    equipment = dataclasses.replace(scene.attempt.equipment, remove=remove, disks=MountedDisks())
-    asyncio.run(AttemptLife(dataclasses.replace(scene.attempt, equipment=equipment)).finish())
+    equipment = msgspec.structs.replace(scene.attempt.equipment, remove=remove, disks=MountedDisks())
+    asyncio.run(AttemptLife(msgspec.structs.replace(scene.attempt, equipment=equipment)).finish())
     assert scene.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= scene.artifacts
     assert left(scene) <= {"disk", "disk.img"}

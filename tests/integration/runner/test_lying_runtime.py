@@ -1,10 +1,10 @@
 """An attempt whose runtime does not do what it says: it ends with the right code, and is not waited for for ever."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from doubles.attempt_equipment import Script, Stage
 from doubles.lying_runtime import Lies, LyingRuntime

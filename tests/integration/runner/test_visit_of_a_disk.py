@@ -2,9 +2,9 @@
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from doubles.attempt_equipment import Script, ScriptedRuntime, ScriptedSandbox, scripted_equipment
 from doubles.manifests import manifest

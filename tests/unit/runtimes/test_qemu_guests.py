@@ -1,7 +1,6 @@
 """What of guests can be known without one: the cage's words, the frames, the redirection."""
 
 import asyncio
-import dataclasses
 import json
 import socket
 import struct
@@ -9,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sandbox.contracts.runtime import Command, SandboxSpec
@@ -80,9 +80,9 @@ def test_a_program_that_cannot_be_read_is_laid_for_virtiofsd_and_not_where_the_c
 
 
 def test_only_an_emulated_guest_has_the_kernel_that_is_unpacked_already():
-    both = dataclasses.replace(PARTS, unpacked=Path("/unpacked"))
-    emulated = dataclasses.replace(plan(), parts=both)
-    by_kvm = dataclasses.replace(emulated, accelerator=Accelerator.KVM)
+    both = msgspec.structs.replace(PARTS, unpacked=Path("/unpacked"))
+    emulated = msgspec.structs.replace(plan(), parts=both)
+    by_kvm = msgspec.structs.replace(emulated, accelerator=Accelerator.KVM)
     chosen = [cage.staged_paths(one)["kernel"] for one in (emulated, by_kvm, plan())]
     assert chosen == [Path("/unpacked"), PARTS.kernel, PARTS.kernel]
 

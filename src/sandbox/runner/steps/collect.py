@@ -7,7 +7,6 @@ import itertools
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -40,7 +39,7 @@ async def collect(attempt: Attempt) -> None:
     """
     if attempt.task.is_collected:
         return
-    timely = replace(attempt, redaction=await asyncio.to_thread(_timely_redaction, attempt))
+    timely = msgspec.structs.replace(attempt, redaction=await asyncio.to_thread(_timely_redaction, attempt))
     directory = attempt.task_files.artifacts
     directory.mkdir(mode=0o700, exist_ok=True)
     flush(directory.parent)

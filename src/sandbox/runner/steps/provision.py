@@ -2,7 +2,6 @@
 
 import secrets
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -25,8 +24,7 @@ class HandleTooNewError(SandboxError):
     code = "handle_too_new"
 
 
-@dataclass(frozen=True, slots=True)
-class Provisioned:
+class Provisioned(msgspec.Struct, frozen=True):
     """A sandbox that answers, and what will run in it."""
 
     sandbox: Sandbox

@@ -7,8 +7,9 @@ agent runs with, and in INSIDE what the command sees.
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+import msgspec
 
 from sandbox.contracts.inside import MODEL_PORT, PROXY_PORT, UID
 from sandbox.contracts.runtime import SandboxSpec
@@ -36,8 +37,7 @@ os.execv(virtiofsd[0], virtiofsd)
 _TOOL_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """One guest. hidden: those of its programs that may be executed and not read. run_dir: a private directory."""
 
     spec: SandboxSpec

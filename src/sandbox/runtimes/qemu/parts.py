@@ -4,8 +4,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.model.errors import AttemptError, FailureCode
 
@@ -22,8 +23,7 @@ _MODULES = (
 MEND = "install them: script/setup --with-qemu (or apt-get install qemu-system-x86 virtiofsd linux-image-cloud-amd64)"
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(msgspec.Struct, frozen=True):
     """Host paths. unpacked: the kernel once more, as it is in memory, where there is one. python: the directory of an
     installation, with `interpreter` in it."""
 

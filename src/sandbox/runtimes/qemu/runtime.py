@@ -1,9 +1,10 @@
 """The `Runtime` that makes sandboxes in guests of QEMU's."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from stat import S_IROTH
+
+from msgspec.structs import replace
 
 from sandbox.contracts.runtime import Listeners, Probe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
