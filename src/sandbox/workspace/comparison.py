@@ -1,12 +1,11 @@
 """Finds what the agent changed: the workspace, walked beside the tree of the base commit."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from sandbox.workspace.base_tree import GITLINK, BaseEntry, BaseTree, canonical_mode, mode_of
 from sandbox.workspace.files import Entry, Files, read_chunks
-from sandbox.workspace.ignore_rules import IgnoreRules
 from sandbox.workspace.refused_names import is_refused
 from sandbox.workspace.stoppable import Stop
 
@@ -23,6 +22,14 @@ class Changes(Protocol):
         ...
 
 
+class Rules(Protocol):
+    """What the base commit ignores."""
+
+    def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
+        """The paths that are ignored among these of one directory, all of them untracked. Raises OSError."""
+        ...
+
+
 class Comparison:
     """One walk. What the base commit has is always compared, the rest only where no rule ignores it.
 
@@ -32,7 +39,7 @@ class Comparison:
     are nothing to git. `left_out` says why no patch can carry what is at these paths.
     """
 
-    def __init__(self, files: Files, base: BaseTree, rules: IgnoreRules, changes: Changes, stop: Stop) -> None:
+    def __init__(self, files: Files, base: BaseTree, rules: Rules, changes: Changes, stop: Stop) -> None:
         self._files = files
         self._base = base
         self._rules = rules

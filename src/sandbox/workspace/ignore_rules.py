@@ -83,6 +83,14 @@ class IgnoreRules:
                 yield path
 
 
+class NoRules:
+    """Of a base commit without a `.gitignore`: git need not be asked, because it would read no other rules either."""
+
+    def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
+        """None of them."""
+        return frozenset()
+
+
 def _pages(entries: Sequence[Entry]) -> Iterator[list[bytes]]:
     page: list[bytes] = []
     size = 0

@@ -17,10 +17,14 @@ class NewTree:
     """Writes one commit. Contents go through the pipe: git never opens a file of the agent's.
 
     too_large: paths whose content did not fit into what a patch may hold; the commit has them as they were before.
+    is_changed: whether there is anything in it that the base commit does not have; else nothing was written.
     contains_secret: whether some content holds a value: compressed, or line by line, nobody finds it again.
     """
 
-    def __init__(self, files: Files, stream: IO[bytes], stop: Stop, contains_secret: ContainsSecret) -> None:
+    def __init__(
+        self, files: Files, stream: IO[bytes], stop: Stop, contains_secret: ContainsSecret, base_commit: str
+    ) -> None:
+        self.is_changed = False
         self.too_large: list[bytes] = []
         self.contains_secret = False
         self._looks = contains_secret
@@ -28,22 +32,23 @@ class NewTree:
         self._stream = stream
         self._stop = stop
         self._bytes_left = PATCH_BYTES_MAX
-
-    def begin(self, base_commit: str) -> None:
-        """Start from the base commit's tree."""
-        self._write(
+        self._beginning = (
             b"feature done\ncommit %b\ncommitter Sandbox <sandbox@localhost> 0 +0000\ndata 0\nfrom %b\n"
-            % (NEW_TREE_REF.encode(), base_commit.encode())
+            % (
+                NEW_TREE_REF.encode(),
+                base_commit.encode(),
+            )
         )
 
     def end(self) -> None:
         """Everything has been told."""
-        self._write(b"done\n")
+        if self.is_changed:
+            self._write(b"done\n")
         self._stream.close()
 
     def delete(self, path: bytes) -> None:
         """See `Changes.delete`."""
-        self._write(b"D %b\n" % _quote(path))
+        self._change(b"D %b\n" % _quote(path))
 
     def put(self, entry: Entry) -> None:
         """See `Changes.put`."""
@@ -61,7 +66,7 @@ class NewTree:
             self.too_large.append(path)
             return False
         self._bytes_left -= size
-        self._write(b"M %b inline %b\ndata %d\n" % (mode, _quote(path), size))
+        self._change(b"M %b inline %b\ndata %d\n" % (mode, _quote(path), size))
         return True
 
     def _tell(self, content: Iterable[bytes]) -> None:
@@ -75,6 +80,13 @@ class NewTree:
         for chunk in content:
             self._write(chunk)
             yield chunk
+
+    def _change(self, command: bytes) -> None:
+        """From the base commit's tree on."""
+        if not self.is_changed:
+            self._write(self._beginning)
+            self.is_changed = True
+        self._write(command)
 
     def _write(self, data: bytes) -> None:
         write_all(self._stream, data)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.workspace import ContainsSecret, Patch
@@ -23,7 +24,7 @@ from sandbox.workspace.files import Files, TooManyEntriesError
 from sandbox.workspace.git import Git, GitError
 from sandbox.workspace.new_file import create, flush, removing_unless_done
 from sandbox.workspace.new_tree import NEW_TREE_REF, NewTree
-from sandbox.workspace.pipes import pipe
+from sandbox.workspace.pipes import is_written_to, pipe
 from sandbox.workspace.stoppable import Stop, run_in_thread
 from sandbox.workspace.visible_path import show
 
@@ -48,9 +49,7 @@ async def write_patch(
             raise _failed(f"git said: {last_line(error.complaint)}") from error
     except OSError as error:
         raise _failed(error.strerror or str(error)) from error
-    with create(target) as file:
-        file.write(f"# truncated: {reason}\n".encode())
-    await run_in_thread(lambda _: _flush(target))
+    await run_in_thread(lambda _: _write_text(target, f"# truncated: {reason}\n".encode()))
     return Patch(reason)
 
 
@@ -60,7 +59,11 @@ async def _write(
     base = await read_base_tree(git, attempt.repository, base_commit)
     tree, left_out = await _build_new_tree(git, attempt, base, base_commit, contains_secret)
     too_large = sorted(tree.too_large)
-    await _write_difference(git, attempt.repository, base_commit, target, _preamble(left_out, too_large))
+    preamble = _preamble(left_out, too_large)
+    if tree.is_changed:
+        await _write_difference(git, attempt.repository, base_commit, target, preamble)
+    else:
+        await run_in_thread(lambda _: _write_text(target, preamble))
     return Patch(_over_bounds(too_large), tree.contains_secret)
 
 
@@ -82,17 +85,23 @@ async def _build_new_tree(
     with pipe() as (told, telling):
 
         def begin(files: Files, stop: Stop) -> NewTree:
-            tree = NewTree(files, telling, stop, contains_secret)
-            tree.begin(base_commit)
-            return tree
+            return NewTree(files, telling, stop, contains_secret, base_commit)
 
-        importing = git.run(
+        importing = _import_tree(git, repository, told)
+        return await compare(git, attempt, base, begin, NewTree.end, importing)
+
+
+async def _import_tree(git: Git, repository: Path, told: IO[bytes]) -> bytes:
+    """Where nothing was changed nothing is told, and there is nothing for git to do."""
+    with told:
+        if not await is_written_to(told):
+            return b""
+        return await git.run(
             *("--git-dir=.", "-c", "fastimport.unpackLimit=0", "-c", "core.compression=1"),
             *("fast-import", "--quiet", "--force"),
             directory=repository,
             stdin=told,
         )
-        return await compare(git, attempt, base, begin, NewTree.end, importing)
 
 
 def _let_go(repository: Path) -> None:
@@ -132,6 +141,14 @@ def _listed(paths: NotCarried) -> Iterator[str]:
         yield f"# left out, {reason}: {show(path)}\n"
     if len(paths) > _LEFT_OUT_SHOWN_MAX:
         yield f"# left out as well: {len(paths) - _LEFT_OUT_SHOWN_MAX} more\n"
+
+
+def _write_text(target: Path, text: bytes) -> None:
+    """In place of a difference. Raises OSError."""
+    with removing_unless_done(target):
+        with create(target) as file:
+            file.write(text)
+        _flush(target)
 
 
 def _flush(target: Path) -> None:

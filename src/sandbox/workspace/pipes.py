@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, TypeVar
@@ -38,6 +39,19 @@ def read_exactly(stream: IO[bytes], size: int) -> bytes:
     return bytes(read)
 
 
+async def is_written_to(reading: IO[bytes]) -> bool:
+    """Wait until there is something to read from a pipe, or its writing end is closed without a word."""
+    loop, seen = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(reading, seen.set)
+    try:
+        await seen.wait()
+    finally:
+        loop.remove_reader(reading)
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    return any(events & select.POLLIN for _, events in poll.poll(0))
+
+
 async def run_with_thread(work: Callable[[Stop], T], *gits: Coroutine[Any, Any, bytes]) -> T:
     """Run a thread's work and, beside it, git at the other ends of its pipes; gives what the work gives.
 
@@ -48,7 +62,7 @@ async def run_with_thread(work: Callable[[Stop], T], *gits: Coroutine[Any, Any, 
     thread = asyncio.ensure_future(run_in_thread(work))
     try:
         await asyncio.wait([*running, thread], return_when=asyncio.FIRST_EXCEPTION)
-        if thread.done() and isinstance(thread.exception(), BrokenPipeError):
+        if thread.done() and isinstance(thread.exception(), BrokenPipeError) and running:
             await asyncio.wait(running, timeout=_ECHO_SECONDS)
     finally:
         for task in (*running, thread):

@@ -35,6 +35,9 @@ def play(tmp_path):
             work = asyncio.create_task(scene.life.carry_out())
             if cancel_in is not None:
                 await scene.until(cancel_in)
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    while not lies.seen:  # the state begins a little before there is anything to be made
+                        await asyncio.sleep(0.005)
                 scene.life.cancel(CancelOrder(force=True))
             await asyncio.wait_for(work, PATIENCE_SECONDS)
 

@@ -18,14 +18,31 @@ from sandbox.model.refusal import refusal_of
 from sandbox.secrets.redactor import Redactor
 from sandbox.workspace import changed_files as changed_files_module
 from sandbox.workspace import new_tree, patch
+from sandbox.workspace.git import Git
 
 BINARY = bytes(range(256)) * 8
+_ASKED_FOR_A_PATCH = ("ls-tree", "cat-file", "check-ignore", "fast-import", "diff-tree")
 
 
 def test_nothing_changed_gives_an_empty_file(house):
     base = house.stage()
 
     assert house.patch(base) == b""
+
+
+def test_git_is_asked_only_what_there_is_to_ask(house, monkeypatch):
+    asked, run = [], Git.run
+
+    async def noted(git, *arguments, **options):
+        asked.append(next(one for one in arguments if one in _ASKED_FOR_A_PATCH))
+        return await run(git, *arguments, **options)
+
+    base = house.stage()
+    monkeypatch.setattr(Git, "run", noted)
+    assert house.patch(base) == b""
+    (house.workspace / "new").touch()
+    assert b"new file mode" in house.patch(base)
+    assert asked == ["ls-tree", "ls-tree", "fast-import", "diff-tree"]
 
 
 def test_every_kind_of_change(house):
