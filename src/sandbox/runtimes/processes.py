@@ -7,8 +7,12 @@ from contextlib import contextmanager, suppress
 
 
 def find_by_uid(uid: int) -> list[int]:
-    """Ids of living processes that have the user id as a real, effective, saved or file system one."""
-    return [pid for pid in _every_id() if uid in read_uids(pid)]
+    """Ids of living processes that have the user id as a real, effective, saved or file system one.
+
+    A uid that no process has as its real one is told by one system call: nothing has it as another then, because who
+    runs under a uid that is set aside for sandboxes can come by no other, but by one that is set aside as well.
+    """
+    return [pid for pid in _every_id() if uid in read_uids(pid)] if _is_real_of_any(uid) else []
 
 
 def find_by_marker(marker: str) -> list[int]:
@@ -99,6 +103,17 @@ def _own_children() -> list[int]:
 def _is_ended_of(pid: int, uid: int | None) -> bool:
     status = _read(pid, "status")
     return uid is not None and b"\nState:\tZ" in status and b"\nUid:\t%d\t" % uid in status
+
+
+def _is_real_of_any(uid: int) -> bool:
+    """Whether a process has it as its real one, zombies included. Reading /proc costs 50 µs a process instead."""
+    try:
+        os.getpriority(os.PRIO_USER, uid)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _every_id() -> list[int]:
