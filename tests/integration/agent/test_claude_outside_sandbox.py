@@ -1,4 +1,7 @@
-"""The real Claude Code with Sandbox's command line and environment, a scripted model, and no sandbox around it."""
+"""The real Claude Code with Sandbox's command line and environment, a scripted model, and no sandbox around it.
+
+Each start of it costs much, so that few runs answer all questions.
+"""
 
 import asyncio
 import json
@@ -47,52 +50,6 @@ def tool_answers(model):
     return [block["content"] for block in blocks if block["type"] == "tool_result"]
 
 
-def test_a_task_is_worked_on_to_a_success(tmp_path):
-    write = Turn((ToolUse("Write", {"file_path": "new.txt", "content": "made\n"}),))
-    ran, _ = play(tmp_path, write, DONE)
-    assert outcome(ran).failure is None
-    assert outcome(ran).result["result"] == "All done."
-    assert (tmp_path / "workspace" / "new.txt").read_text() == "made\n"
-    assert ran.stderr == b""
-
-
-def test_the_model_is_asked_with_the_task_key_and_no_other(tmp_path):
-    _, model = play(tmp_path, ENVIRONMENT, DONE)
-    assert len(model.requests) == 2
-    for request in model.requests:
-        assert request.headers["x-api-key"] == TASK_KEY
-        assert "authorization" not in request.headers
-        assert request.path == "/v1/messages?beta=true"
-
-
-@pytest.mark.parametrize(
-    "prompt", ["/clear", "\u2028 \ufeff\u00a0/compact", "-p", "--help", "!ls", "#note", "@nobody.txt"]
-)
-def test_a_prompt_is_always_text(tmp_path, prompt):
-    ran, model = play(tmp_path, DONE, prompt=prompt)
-    assert outcome(ran).result["result"] == "All done."
-    assert told_first(model)[-1].removeprefix("Task:\n") == prompt
-
-
-def test_a_prompt_of_512_kib_arrives_whole(tmp_path):
-    prompt = "word " * (512 * 1024 // 5)
-    _, model = play(tmp_path, DONE, prompt=prompt)
-    assert prompt in told_first(model)
-
-
-def test_a_line_of_300_kb_comes_whole(tmp_path):
-    ran, _ = play(tmp_path, Turn((ToolUse("Write", {"file_path": "big.txt", "content": "x" * 300_000}),)), DONE)
-    assert outcome(ran).failure is None
-    assert max(map(len, ran.lines)) > 300_000
-    assert (tmp_path / "workspace" / "big.txt").stat().st_size == 300_000
-
-
-def test_too_few_turns_are_a_failure_that_says_so(tmp_path):
-    ran, _ = play(tmp_path, ENVIRONMENT, ENVIRONMENT, DONE, max_turns=1)
-    assert ran.exit_code == 1
-    assert "raise claude.max_turns" in outcome(ran).failure.message
-
-
 HOOKS = ("SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "Stop", "SessionEnd")
 
 
@@ -134,17 +91,67 @@ def marks(directory):
     return {name for name in ("HOOK", "HELPER", "MCP", "SKILL") if (directory / name).exists()}
 
 
-@pytest.mark.parametrize("subpath", [None, "packages/web"])
-def test_a_hostile_repository_changes_nothing(tmp_path, subpath):
-    ran, model = play(tmp_path, ENVIRONMENT, DONE, prepare=make_hostile, subpath=subpath)
+LONG_PROMPT = "word " * (512 * 1024 // 5)
+RUNS = {
+    "at the root": {"prompt": "/clear"},
+    "in a directory": {"prompt": LONG_PROMPT, "subpath": "packages/web"},
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request, tmp_path_factory):
+    """The work that is asked of it in a hostile repository: its directory, what it left, and the model."""
+    directory = tmp_path_factory.mktemp("run")
+    turns = (ENVIRONMENT, write("new.txt", "made\n"), write("big.txt", "x" * 300_000), DONE)
+    return directory, *play(directory, *turns, prepare=make_hostile, **RUNS[request.param]), RUNS[request.param]
+
+
+def write(path, content):
+    return Turn((ToolUse("Write", {"file_path": path, "content": content}),))
+
+
+def test_a_task_is_worked_on_to_a_success(run):
+    directory, ran, _, options = run
     assert outcome(ran).failure is None
-    assert marks(tmp_path) == set()
+    assert outcome(ran).result["result"] == "All done."
+    assert (directory / "workspace" / options.get("subpath", "") / "new.txt").read_text() == "made\n"
+    assert ran.stderr == b""
+
+
+def test_the_model_is_asked_with_the_task_key_and_no_other(run):
+    _, _, model, _ = run
+    assert len(model.requests) == 4
+    for request in model.requests:
+        assert request.headers["x-api-key"] == TASK_KEY
+        assert "authorization" not in request.headers
+        assert request.path == "/v1/messages?beta=true"
+
+
+def test_a_prompt_arrives_as_text_and_whole(run):
+    _, _, model, options = run
+    assert told_first(model)[-1].removeprefix("Task:\n") == options["prompt"]
+
+
+def test_a_line_of_300_kb_comes_whole(run):
+    directory, ran, _, options = run
+    assert max(map(len, ran.lines)) > 300_000
+    assert (directory / "workspace" / options.get("subpath", "") / "big.txt").stat().st_size == 300_000
+
+
+def test_a_hostile_repository_changes_nothing(run):
+    directory, _, model, _ = run
+    assert marks(directory) == set()
     asked = json.dumps(model.messages)
     assert "EVIL" not in asked
     assert "evil-model" not in asked
     assert "\nran" in tool_answers(model)[0]
-    assert {request.headers["x-api-key"] for request in model.requests} == {TASK_KEY}
-    assert not [request for request in model.requests if "authorization" in request.headers]
+
+
+def test_claude_md_is_read_all_the_same(run):
+    _, _, model, options = run
+    texts = "\n".join(told_first(model))
+    honest = {"HONEST-ROOT", "HONEST-PACKAGES", "HONEST-WEB"}
+    assert {word for word in honest if word in texts} == (honest if "subpath" in options else {"HONEST-ROOT"})
 
 
 def test_the_same_repository_takes_over_without_sandboxs_options(tmp_path):
@@ -155,18 +162,17 @@ def test_the_same_repository_takes_over_without_sandboxs_options(tmp_path):
         DONE,
         prepare=lambda workspace: make_hostile(workspace, elsewhere=None),
         without=("--setting-sources", "", "--strict-mcp-config"),
+        prompt="\u2028 \ufeff\u00a0/compact",
     )
     assert {"HOOK", "HELPER", "MCP"} <= marks(tmp_path)
     assert model.requests[0].headers["authorization"] == "Bearer evil-key"
     assert "EVIL-SKILL" in json.dumps(model.messages)
     assert ran.exit_code == 0
+    assert told_first(model)[-1] == "Task:\n\u2028 \ufeff\u00a0/compact"
 
 
-@pytest.mark.parametrize(
-    ("subpath", "heard"),
-    [(None, {"HONEST-ROOT"}), ("packages/web", {"HONEST-ROOT", "HONEST-PACKAGES", "HONEST-WEB"})],
-)
-def test_claude_md_is_read_all_the_same(tmp_path, subpath, heard):
-    _, model = play(tmp_path, DONE, prepare=make_hostile, subpath=subpath)
-    texts = "\n".join(told_first(model))
-    assert {word for word in ("HONEST-ROOT", "HONEST-PACKAGES", "HONEST-WEB") if word in texts} == heard
+def test_too_few_turns_are_a_failure_that_says_so(tmp_path):
+    ran, model = play(tmp_path, ENVIRONMENT, ENVIRONMENT, DONE, max_turns=1, prompt="-p")
+    assert ran.exit_code == 1
+    assert "raise claude.max_turns" in outcome(ran).failure.message
+    assert told_first(model)[-1] == "-p"
