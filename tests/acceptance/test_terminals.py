@@ -31,22 +31,52 @@ def person(world):
         one.leave()
 
 
-def working(world):
-    """A world in which an agent waits in its sandbox for somebody to let it go on."""
+def test_people_beside_an_agent_see_what_it_does_and_leave_it_alone(world, person):
     made = world(bash(f"echo of-the-agent > note.txt; {WAITS}; cat answer.txt"), says())
     made.submit()
     made.until_state("running")
-    workspace = made.data_dir / "tasks"
     until(lambda: made.status()["progress"]["current_tool"] == "Bash", what="the agent at work")
-    assert workspace.exists()
-    return made
+    server = made.server.said["http"]
+    a_page_of_another_site_gets_no_terminal(server)
+    what_cannot_be_opened_is_told(person(server, "task", "attach", "task-1"), "headless", 4)
+    what_cannot_be_opened_is_told(person(server, "task", "shell", "no-such-task"), "no task 'no-such-task'", 3)
+    detach_keys_end_a_shell(person(server, "task", "shell", "task-1", "--detach-keys", "ctrl-a,d"))
+    one = person(server, "task", "shell", "task-1")
+    a_shell_is_beside_the_agent(one)
+    one.types("echo from-the-person > answer.txt; touch /tmp/go-on; exit 7\n")
+    assert one.exit_code() == 7
+    assert made.wait()["state"] == "completed", made.tell()
+    assert "from-the-person" in made.tool_results()[0]
+    what_cannot_be_opened_is_told(person(server, "task", "shell", "task-1"), "completed", 4)
 
 
-def test_a_shell_beside_the_agent_sees_what_it_does_and_ends_with_its_code(world, person):
-    made = working(world)
-    one = person(made.server.said["http"], "task", "shell", "task-1")
+def a_page_of_another_site_gets_no_terminal(server):
+    address = f"ws{server[4:]}/api/v1/tasks/task-1/terminal"
+    with pytest.raises(InvalidStatus) as caught:
+        connect(address, additional_headers={"Origin": "https://evil.example"})
+    assert caught.value.response.status_code == 403
+    with connect(address) as own:
+        assert json.loads(own.recv()) == {"type": "role", "types": True}
+
+
+def what_cannot_be_opened_is_told(one, words, code):
+    one.sees(words)
+    assert one.exit_code() == code
+
+
+def detach_keys_end_a_shell(one):
     one.sees(r"\$ ")
-    one.types("until [ -s note.txt ]; do sleep 0.05; done\n")
+    one.types("(sleep 4711 & echo be''gun; wait)\n")
+    one.sees("begun")
+    one.types("\x01d")
+    one.sees("The shell was left")
+    assert one.exit_code() == 0
+
+
+def a_shell_is_beside_the_agent(one):
+    one.sees(r"\$ ")
+    one.types("until ! grep -qa 4711 /proc/[0-9]*/cmdline; do sleep 0.05; done; echo it is go''ne\n")
+    one.sees("it is gone")
     one.types("cat note.txt; stty size; echo key=[$ANTHROPIC_API_KEY] uid=$(id -u)\n")
     one.sees("of-the-agent")
     one.sees("30 100")
@@ -60,55 +90,6 @@ def test_a_shell_beside_the_agent_sees_what_it_does_and_ends_with_its_code(world
     one.types("\x03")
     one.sees(r"\^C")
     one.sees(r"\$ ")
-    one.types("echo from-the-person > answer.txt; touch /tmp/go-on; exit 7\n")
-    assert one.exit_code() == 7
-    assert made.wait()["state"] == "completed", made.tell()
-    assert "from-the-person" in made.tool_results()[0]
-
-
-def test_detach_keys_end_a_shell_and_leave_the_task_alone(world, person):
-    made = working(world)
-    one = person(made.server.said["http"], "task", "shell", "task-1", "--detach-keys", "ctrl-a,d")
-    one.sees(r"\$ ")
-    one.types("(sleep 4711 & echo be''gun; wait)\n")
-    one.sees("begun")
-    one.types("\x01d")
-    one.sees("The shell was left")
-    assert one.exit_code() == 0
-    other = person(made.server.said["http"], "task", "shell", "task-1")
-    other.sees(r"\$ ")
-    other.types(
-        "until ! grep -qa 4711 /proc/[0-9]*/cmdline; do sleep 0.05; done; echo it is go''ne; touch /tmp/go-on\n"
-    )
-    other.sees("it is gone")
-    assert made.wait()["state"] == "completed"
-    assert other.exit_code() in {1, 129, 137, 10}
-
-
-def test_what_cannot_be_opened_is_told(world, person):
-    made = working(world)
-    server = made.server.said["http"]
-    one = person(server, "task", "attach", "task-1")
-    one.sees("headless")
-    assert one.exit_code() == 4
-    nobody = person(server, "task", "shell", "no-such-task")
-    nobody.sees("no task 'no-such-task'")
-    assert nobody.exit_code() == 3
-    made.http.delete("/api/v1/tasks/task-1?force=true")
-    made.wait()
-    late = person(server, "task", "shell", "task-1")
-    late.sees("cancelled")
-    assert late.exit_code() == 4
-
-
-def test_a_page_of_another_site_gets_no_terminal(world):
-    made = working(world)
-    address = f"ws{made.server.said['http'][4:]}/api/v1/tasks/task-1/terminal"
-    with pytest.raises(InvalidStatus) as caught:
-        connect(address, additional_headers={"Origin": "https://evil.example"})
-    assert caught.value.response.status_code == 403
-    with connect(address) as own:
-        assert json.loads(own.recv()) == {"type": "role", "types": True}
 
 
 def test_the_agents_terminal_has_one_who_types_and_many_who_look_on(world, person):
@@ -146,26 +127,49 @@ def test_the_agents_terminal_has_one_who_types_and_many_who_look_on(world, perso
     assert made.status()["progress"]["output_tokens"] > 0
 
 
-def test_what_a_failure_left_can_be_visited_by_two_and_is_kept_as_it_is_left(world, person):
+VALUE = "a-value-that-nobody-may-see"
+
+
+@pytest.fixture
+def preserved(world, tmp_path):
+    """A task that failed, whose agent wrote its secret into a file; gives the machine and the secret's file."""
+    value = tmp_path / "secrets" / "deploy-key"
+    value.parent.mkdir()
+    value.write_text(VALUE)
     made = world(
-        bash("echo kept > kept.txt; ln kept.txt kept-too.txt"), Turn(faults=(Fault("error", status=400, times=9),))
+        bash("echo kept > kept.txt; ln kept.txt kept-too.txt; echo $DEPLOY_KEY > key.txt"),
+        Turn(faults=(Fault("error", status=400, times=9),)),
+        environment={"SANDBOX_SECRETS_DIRECTORY": str(value.parent)},
     )
-    made.submit(lifecycle={"failure_action": "preserve"})
+    made.submit(
+        lifecycle={"failure_action": "preserve"},
+        secrets=[{"name": "DEPLOY_KEY", "source": "file", "key": "deploy-key"}],
+    )
     assert made.wait()["state"] == "failed_preserved", made.tell()
+    return made, value
+
+
+def test_what_a_failure_left_is_visited_as_often_as_people_like_until_it_is_released(preserved, person):
+    made, value = preserved
     server = made.server.said["http"]
+    it_is_shown_to_nobody_while_its_secrets_cannot_be_redacted(server, value, person)
     one, other = person(server, "task", "shell", "task-1"), person(server, "task", "shell", "task-1")
     one.sees(r"\$ ")
     other.sees(r"\$ ")
+    one.types("cat key.txt; echo se''en\n")
+    shown = one.sees(r"en\r\n([\s\S]*)seen").group(1)
+    assert VALUE.encode() not in shown
+    assert b"DEPLOY_KEY" in shown
     one.types("cat kept.txt; touch /tmp/met; (: < /dev/tcp/127.0.0.1/8123) || echo no mo''del\n")
     one.sees("kept")
     one.sees("no model")
-    other.types("until [ -e /tmp/met ]; do sleep 0.05; done; echo m''et; echo more > more.txt; exit 0\n")
+    other.types("until [ -e /tmp/met ]; do sleep 0.05; done; echo m''et; echo more > more.txt; exit 3\n")
     other.sees("met")
-    assert other.exit_code() == 0
+    assert other.exit_code() == 3
     refused = made.http.delete("/api/v1/tasks/task-1/vm")
     assert (refused.status_code, refused.json()["error"]) == (503, "service_unavailable")
-    one.types("exit 3\n")
-    assert one.exit_code() == 3
+    its_runner_is_killed(made)
+    assert one.exit_code() == 10
     late = person(server, "task", "shell", "task-1")
     late.sees(r"\$ ")
     late.types("cat more.txt; exit 0\n")
@@ -174,58 +178,24 @@ def test_what_a_failure_left_can_be_visited_by_two_and_is_kept_as_it_is_left(wor
     released = until(lambda: made.http.delete("/api/v1/tasks/task-1/vm").status_code in {200, 404}, what="the release")
     assert released
     assert made.status()["state"] == "failed_preserved"
-    gone = person(server, "task", "shell", "task-1")
-    gone.sees("it was released")
-    assert gone.exit_code() == 4
+    what_cannot_be_opened_is_told(person(server, "task", "shell", "task-1"), "it was released", 4)
 
 
-def test_what_a_failure_left_is_shown_to_nobody_while_its_secrets_cannot_be_redacted(world, person):
-    value = "a-value-that-nobody-may-see"
-    made = world(bash("echo $DEPLOY_KEY > kept.txt"), Turn(faults=(Fault("error", status=400, times=9),)))
-    made.server.stop(signal.SIGTERM)
-    made.start_server(DEPLOY_KEY=value)
-    made.submit(
-        lifecycle={"failure_action": "preserve"},
-        secrets=[{"name": "DEPLOY_KEY", "source": "env", "key": "DEPLOY_KEY"}],
-    )
-    assert made.wait()["state"] == "failed_preserved", made.tell()
-    made.restart_server(signal.SIGTERM)
-    refused = person(made.server.said["http"], "task", "shell", "task-1")
+def it_is_shown_to_nobody_while_its_secrets_cannot_be_redacted(server, value, person):
+    value.unlink()
+    refused = person(server, "task", "shell", "task-1")
     refused.sees("could not be redacted")
     refused.sees("DEPLOY_KEY")
     assert refused.exit_code() == 10
-    made.server.stop(signal.SIGTERM)
-    made.start_server(DEPLOY_KEY="another-value-since-then")
-    refused = person(made.server.said["http"], "task", "shell", "task-1")
-    refused.sees("could not be redacted")
-    assert refused.exit_code() == 10
-    made.server.stop(signal.SIGTERM)
-    made.start_server(DEPLOY_KEY=value)
-    one = person(made.server.said["http"], "task", "shell", "task-1")
-    one.sees(r"\$ ")
-    one.types("cat kept.txt; echo se''en; exit 0\n")
-    shown = one.sees(r"exit 0\r\n([\s\S]*)seen").group(1)
-    assert value.encode() not in shown
-    assert b"DEPLOY_KEY" in shown
-    assert one.exit_code() == 0
+    value.write_text("another-value-since-then")
+    what_cannot_be_opened_is_told(person(server, "task", "shell", "task-1"), "could not be redacted", 10)
+    value.write_text(VALUE)
 
 
-def test_a_visit_whose_runner_is_killed_can_be_made_again(world, person):
-    made = world(bash("echo kept > kept.txt"), Turn(faults=(Fault("error", status=400, times=9),)))
-    made.submit(lifecycle={"failure_action": "preserve"})
-    assert made.wait()["state"] == "failed_preserved", made.tell()
-    server = made.server.said["http"]
-    one = person(server, "task", "shell", "task-1")
-    one.sees(r"\$ ")
+def its_runner_is_killed(made):
     [lock] = made.data_dir.glob("tasks/task-1/attempts/*/visit.lock")
     for runner in holders(lock):
         os.kill(runner, signal.SIGKILL)
-    assert one.exit_code() == 10
-    again = person(server, "task", "shell", "task-1")
-    again.sees(r"\$ ")
-    again.types("cat kept.txt; exit 0\n")
-    again.sees("kept\r\n")
-    assert again.exit_code() == 0
 
 
 def holders(file):
