@@ -21,22 +21,16 @@ def answered(world):
 
 
 @pytest.mark.parametrize(
-    ("budget", "turns"),
-    [({"budget_usd": 0.05}, 3), ({"budget_tokens": 7000}, 4)],
+    ("spent", "ample", "turns"),
+    [({"budget_usd": 0.05}, {"budget_tokens": 100_000}, 3), ({"budget_tokens": 7000}, {"budget_usd": 1.0}, 4)],
 )
-def test_a_script_that_would_spend_a_dollar_ends_at_its_budget(world, budget, turns):
+def test_a_script_that_would_spend_a_dollar_ends_at_the_budget_that_is_spent_first(world, spent, ample, turns):
     machine = world(*[spend(bash("true"))] * 60, spend(says()))
-    machine.submit(lifecycle=budget)
+    machine.submit(lifecycle={**spent, **ample})
     status = machine.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "budget_exceeded"), machine.tell()
-    assert f"lifecycle.{next(iter(budget))} is spent" in status["error"]["message"]
+    assert f"lifecycle.{next(iter(spent))} is spent" in status["error"]["message"]
     assert len(answered(machine)) == turns
     events = [json.loads(line.partition("[EVENT] ")[2]) for line in machine.logs(stream="events").splitlines()]
     assert sum(event["type"] == "usage" for event in events) == turns
     assert status["progress"]["cost_usd"] == pytest.approx(0.018 * turns)
-
-
-def test_a_script_within_its_budget_is_left_alone(world):
-    machine = world(spend(bash("true")), spend(says()))
-    machine.submit(lifecycle={"budget_usd": 1.0, "budget_tokens": 100_000})
-    assert machine.wait()["state"] == "completed", machine.tell()

@@ -2,12 +2,11 @@
 
 import json
 
-import pytest
-
 from doubles.live import bash, says
 from sandbox.demo.model_script import Fault, Text, ToolUse, Turn
 
 SEARCH = Turn((Text("I search."), ToolUse("WebSearch", {"query": "how to leave a sandbox"})))
+FETCH = Turn((ToolUse("WebFetch", {"url": "https://files.example.org/a", "prompt": "What?"}),))
 
 
 def tools_asked_for(world):
@@ -18,33 +17,6 @@ def tools_asked_for(world):
 
 def refusals(world):
     return [frame for frame in world.frames() if frame["type"] == "egress_denied"]
-
-
-@pytest.mark.parametrize("vm", [{}, {"network_mode": "outbound", "allowed_hosts": ["files.example.org"]}])
-def test_claude_codes_own_search_is_refused_with_a_sentence_that_says_so(world, vm):
-    machine = world(SEARCH, says())
-    machine.submit(vm=vm)
-    assert machine.wait()["state"] == "completed", machine.tell()
-    answer = machine.tool_results()[0]
-    assert "web_search_20250305" in answer
-    assert "network_mode full" in answer
-    assert "web_search_20250305" not in tools_asked_for(machine)
-    assert ["web_search_20250305" in one["reason"] for one in refusals(machine)] == [True]
-
-
-def test_it_reaches_the_model_where_the_sandbox_may_reach_everything(world):
-    machine = world(SEARCH, says(), says())
-    machine.submit(vm={"network_mode": "full"})
-    assert machine.wait()["state"] == "completed", machine.tell()
-    assert "web_search_20250305" in tools_asked_for(machine)
-    assert refusals(machine) == []
-
-
-def test_claude_codes_own_fetch_is_a_matter_of_the_sandboxs_hosts_alone(world):
-    machine = world(Turn((ToolUse("WebFetch", {"url": "https://files.example.org/a", "prompt": "What?"}),)), says())
-    machine.submit()
-    assert machine.wait()["state"] == "completed", machine.tell()
-    assert {(one["host"], one["port"]) for one in refusals(machine)} == {("files.example.org", 443)}
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.example.com/?leak=1"}}
@@ -69,27 +41,40 @@ def asked_with(world, block):
     return sum(block in message["content"] for body in bodies for message in body["messages"])
 
 
-@pytest.mark.parametrize(("block", "reason"), REASONS)
-@pytest.mark.parametrize(("vm", "reached"), [({}, 0), ({"network_mode": "full"}, 1)])
-def test_a_program_inside_cannot_have_the_models_servers_fetch_either(world, block, reason, vm, reached):
-    machine = world(asking_with(block), says(), says())
-    machine.submit(vm=vm)
+def test_where_not_everything_is_reached_the_model_fetches_nothing_either(world):
+    """Neither for Claude Code's own search nor for a program inside; its own fetch asks the hosts of the sandbox."""
+    asking = [asking_with(block) for block, _ in REASONS]
+    # And a model that is busy for a moment is asked again.
+    machine = world(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *asking, says())
+    machine.submit(vm={"network_mode": "outbound", "allowed_hosts": ["other.example.org"]})
     assert machine.wait()["state"] == "completed", machine.tell()
-    assert asked_with(machine, block) == reached
-    assert (reason in machine.tool_results()[0]) is not bool(reached)
+    searched, _, *programs = machine.tool_results()
+    assert "web_search_20250305" in searched
+    assert "network_mode full" in searched
+    assert "web_search_20250305" not in tools_asked_for(machine)
+    assert sum("web_search_20250305" in one["reason"] for one in refusals(machine)) == 1
+    assert ("files.example.org", 443) in {(one["host"], one["port"]) for one in refusals(machine)}
+    for (block, reason), answer in zip(REASONS, programs, strict=True):
+        assert reason in answer
+        assert asked_with(machine, block) == 0
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_task_whose_servers_key_is_refused_fails_at_once_and_says_why(world, status):
-    machine = world(says(faults=(Fault(status=status, times=99),)))
+def test_the_model_reaches_what_it_likes_where_the_sandbox_may_reach_everything(world):
+    asking = [asking_with(block) for block, _ in REASONS]
+    machine = world(SEARCH, *asking, says(), says())
+    machine.submit(vm={"network_mode": "full"})
+    assert machine.wait()["state"] == "completed", machine.tell()
+    assert "web_search_20250305" in tools_asked_for(machine)
+    assert refusals(machine) == []
+    for (block, reason), answer in zip(REASONS, machine.tool_results()[1:], strict=True):
+        assert reason not in answer
+        assert asked_with(machine, block) == 1
+
+
+def test_a_task_whose_servers_key_is_refused_fails_at_once_and_says_why(world):
+    machine = world(says(faults=(Fault(status=401, times=99),)))
     machine.submit()
     ended = machine.wait(seconds=40)
     assert (ended["state"], ended["error"]["code"]) == ("failed", "agent_failed"), machine.tell()
-    assert f"refused the server's key ({status})" in ended["error"]["message"]
+    assert "refused the server's key (401)" in ended["error"]["message"]
     assert len([request for request in machine.model_requests() if request["method"] == "POST"]) == 1
-
-
-def test_a_task_whose_model_is_busy_for_a_moment_goes_on(world):
-    machine = world(says(faults=(Fault(status=529),)))
-    machine.submit()
-    assert machine.wait()["state"] == "completed", machine.tell()

@@ -23,14 +23,11 @@ def run_in(checkout, machine, *arguments):
     return subprocess.run(run, cwd=checkout, env=environment, capture_output=True, timeout=90, check=False)
 
 
-def test_what_the_page_shows_is_what_happens(empty_world, tmp_path):
+def test_what_the_page_shows_is_what_happens(world, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
     command, _, captured = page.split("```\n$ ")[1].split("\n```")[0].partition("\n")
-    machine = empty_world
+    machine = world(*example_script().turns)
     make_example_repository(machine.repositories)
-    machine.start_git()
-    machine.start_model(*example_script().turns)
-    machine.start_server()
     git("clone", "-q", str(machine.repositories / "example.git"), "example", cwd=tmp_path)
     checkout = tmp_path / "example"
     git("remote", "set-url", "origin", "https://github.com/org/example.git", cwd=checkout)
@@ -46,38 +43,33 @@ def test_what_the_page_shows_is_what_happens(empty_world, tmp_path):
     assert [line.strip() for line in shown.splitlines()] == [line.strip() for line in short.splitlines()]
 
 
-def test_work_that_is_not_pushed_goes_along_and_the_answer_comes_back_upon_it(world, tmp_path):
-    machine = world(bash("cat mine.txt app.py > both.txt && git log --format=%s -2"), says())
-    git("clone", "-q", str(machine.repositories / "repo.git"), "checkout", cwd=tmp_path)
+def test_a_prompt_and_work_that_is_not_pushed_go_along_and_the_answer_comes_back_upon_it(world, tmp_path):
+    machine = world(
+        bash("cat mine.txt app.py > both.txt && git log --format=%s -2; sed -i s/not/never/ app.py"),
+        says("Joined them."),
+    )
     checkout = tmp_path / "checkout"
-    git("remote", "set-url", "origin", "https://github.com/org/repo.git", cwd=checkout)
+    clone = ["git", "clone", "-q", "https://github.com/org/repo.git", str(checkout)]
+    as_user = {"PATH": os.environ["PATH"], "HOME": str(machine.home)}
+    subprocess.run(clone, env=as_user, check=True, timeout=60)
     (checkout / "src" / "app.py").write_text("print('not committed')\n")
     (checkout / "src" / "mine.txt").write_text("not even tracked\n")
-    ran = run_in(checkout / "src", machine, "Join them.", "--include-dirty", "--apply")
+    options = ("--include-dirty", "--apply", "--set", "claude.max_turns=5")
+    ran = run_in(checkout / "src", machine, "Join them.", *options)
     assert ran.returncode == 0, ran.stderr.decode() + machine.tell(ran.stdout.decode().strip())
+    told = ran.stderr.decode()
+    assert "Joined them." in told
+    assert "+1 -1  src/app.py" in told
+    assert (checkout / "src" / "app.py").read_text() == "print('never committed')\n"
     assert (checkout / "src" / "both.txt").read_text() == "not even tracked\nprint('not committed')\n"
     assert git("status", "--porcelain", "-uall", cwd=checkout).splitlines() == [
         " M src/app.py", "?? src/both.txt", "?? src/mine.txt",
     ]  # fmt: skip
     task_id = ran.stdout.decode().strip()
     patch = machine.artifact(f"{task_id}.patch", task_id)
-    assert patch.count(b"diff --git") == 1
+    assert patch.count(b"diff --git") == 2
     assert machine.tool_results()[0].split("\n") == ["Work that came with the task", "Begin"]
-    assert machine.status(task_id)["definition"]["repository"]["patch"].startswith("sha256:")
-
-
-def test_a_prompt_becomes_a_change_in_the_checkout(world, tmp_path):
-    machine = world(bash("sed -i s/hello/goodbye/ app.py && echo new > new.txt"), says("Said goodbye."))
-    checkout = tmp_path / "checkout"
-    clone = ["git", "clone", "-q", "https://github.com/org/repo.git", str(checkout)]
-    as_user = {"PATH": os.environ["PATH"], "HOME": str(machine.home)}
-    subprocess.run(clone, env=as_user, check=True, timeout=60)
-    ran = run_in(checkout / "src", machine, "Say goodbye.", "--apply", "--set", "claude.max_turns=5")
-    assert ran.returncode == 0, ran.stderr.decode() + machine.tell(ran.stdout.decode().strip())
-    assert (checkout / "src" / "app.py").read_text() == "print('goodbye')\n"
-    assert (checkout / "src" / "new.txt").read_text() == "new\n"
-    told = ran.stderr.decode()
-    assert "Said goodbye." in told
-    assert "+1 -1  src/app.py" in told
-    definition = machine.status(ran.stdout.decode().strip())["definition"]
+    definition = machine.status(task_id)["definition"]
     assert (definition["repository"]["commit"], definition["repository"]["subpath"]) == (machine.commit, "src")
+    assert definition["repository"]["patch"].startswith("sha256:")
+    assert definition["claude"]["max_turns"] == 5
