@@ -15,7 +15,7 @@ from doubles.closed_internet import (
     ClosedInternet,
 )
 from doubles.live import World, make_repository, python, says, until
-from doubles.traces import SANDBOX_UIDS, process_outside
+from doubles.traces import SANDBOX_UIDS, process_outside, processes
 
 SERVER_KEY = f"sk-ant-of-this-server-alone-{secrets.token_hex(8)}"
 PROBE = r"""
@@ -133,7 +133,6 @@ def inside(tmp_path_factory):
         try:
             make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
             world.start_git(prefix=internet.internet_prefix)
-            world.start_model(says(), prefix=internet.internet_prefix)
             targets = [
                 (name, address, port)
                 for name, address in (
@@ -151,10 +150,6 @@ def inside(tmp_path_factory):
 
 
 def play(world, internet, canary, targets, outsider):
-    model_port = int(world.model_url.rpartition(":")[2])
-    reachable = internet.reach(INTERNET_ADDRESS, model_port)
-    until(lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, what="the packet to be written down")
-    before = len(internet.packets)
     settings = {
         "TARGETS": targets,
         "CANARY": str(canary),
@@ -163,14 +158,16 @@ def play(world, internet, canary, targets, outsider):
         "SERVER_PID": outsider.pid,
     }
     header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
-    model = world.processes.pop()
-    model.stop()
     world.start_model(python(header + PROBE), says(), prefix=internet.internet_prefix)
+    model_port = int(world.model_url.rpartition(":")[2])
+    reachable = internet.reach(INTERNET_ADDRESS, model_port)
+    until(lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, what="the packet to be written down")
+    before = len(internet.packets)
     world.start_server(ANTHROPIC_API_KEY=SERVER_KEY)
     world.submit()
     world.until_state("running")
     holders = processes_with(SERVER_KEY)
-    kernel_uids = until(lambda: {uid for name, uid in processes() if name == "claude"}, what="the agent")
+    kernel_uids = until(lambda: set(uids_of("claude", world.data_dir)), what="the agent")
     status = world.wait()
     assert status["state"] == "completed", world.tell()
     answer = world.tool_results()[0]
@@ -188,13 +185,13 @@ def play(world, internet, canary, targets, outsider):
     }
 
 
-def processes():
-    """Name and kernel uid of every process of the machine."""
-    for directory in Path("/proc").iterdir():
-        if directory.name.isdigit():
-            with contextlib.suppress(OSError):
-                status = (directory / "status").read_text()
-                yield status.split(maxsplit=2)[1], int(status.partition("Uid:")[2].split()[1])
+def uids_of(name, data_dir):
+    """Kernel uids of what runs by this name for the server's tasks."""
+    for pid, _ in processes(data_dir):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text()
+            if status.split(maxsplit=2)[1] == name:
+                yield int(status.partition("Uid:")[2].split()[1])
 
 
 def processes_with(needle):
