@@ -14,7 +14,7 @@ from doubles.live import bash, says, until
 from doubles.person import Person
 from sandbox.demo.model_script import Fault, Turn
 
-WAITS = "until [ -e /tmp/go-on ]; do sleep 0.05; done"
+WAITS = "mkfifo /tmp/gate && read _ < /tmp/gate"
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_people_beside_an_agent_see_what_it_does_and_leave_it_alone(world, perso
     detach_keys_end_a_shell(person(server, "task", "shell", "task-1", "--detach-keys", "ctrl-a,d"))
     one = person(server, "task", "shell", "task-1")
     a_shell_is_beside_the_agent(one)
-    one.types("echo from-the-person > answer.txt; touch /tmp/go-on; exit 7\n")
+    one.types("echo from-the-person > answer.txt; echo > /tmp/gate; exit 7\n")
     assert one.exit_code() == 7
     assert made.wait()["state"] == "completed", made.tell()
     assert "from-the-person" in made.tool_results()[0]
