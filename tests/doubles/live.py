@@ -175,7 +175,7 @@ class World:
 
     def start_server(self, *, ports=(0, 0), **environment):
         """ports: of the REST API and of the stream; 0 for any."""
-        if not self.prefix and not self.data_dir.exists():
+        if not self.prefix and not (self.data_dir / "agent").exists():
             self._lay_agent_ready()
         port, ws_port = map(str, ports)
         command = [sys.executable, "-m", "sandbox", "serve", "--port", port, "--ws-port", ws_port]
@@ -193,8 +193,8 @@ class World:
         """The copy of Claude Code that the server would make: 400 MB for each of hundreds of servers take minutes."""
         copy = _installed_agent()
         place = self.data_dir / "agent" / copy.name
-        place.parent.mkdir(parents=True)
-        self.data_dir.chmod(0o700)
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.parent.mkdir()
         with contextlib.suppress(OSError):  # another file system: the server copies it
             place.hardlink_to(copy)
 
