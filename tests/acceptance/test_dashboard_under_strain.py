@@ -7,11 +7,13 @@ import pytest
 
 from doubles.browser import shut_out
 from doubles.kept_tasks import KeptTasks
-from doubles.live import World, says
+from doubles.live import World
 from sandbox.cli.visible import visible
 from sandbox.model.event import EgressDenied, Metrics, Output, ToolCall, Usage
 
-LINES = 50_000
+LINES = 10_000
+PLAIN_PAGE = "/api/health"
+"""It loads no module of its own, so a module is all that it is busy with."""
 VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 BIDI, NUL = "a\u202eb\u2066c\U000e0041d", "x\x00y\x1b]0;title\x07z"
@@ -98,7 +100,7 @@ def poisoned_events():
 
 @pytest.fixture(scope="module")
 def strained(tmp_path_factory):
-    """A server with old tasks: a hostile one, one that printed 50,000 lines, and two with a transcript only."""
+    """A server with old tasks: a hostile one, one that printed 10,000 lines, and two with a transcript only."""
     world = World(tmp_path_factory.mktemp("strained"))
     kept = KeptTasks(world.data_dir)
     kept.at = datetime.now(UTC) - timedelta(hours=1)  # what is older than its retention is not kept
@@ -124,7 +126,7 @@ def strained(tmp_path_factory):
     recorder.record(assistant({"type": "text", "text": "Forged by a program."}))
     kept.end(recorder)
     kept.index()
-    world.start_model(says())
+    world.model_url = "http://127.0.0.1:9"  # nobody asks it anything
     world.start_server()
     yield world
     world.close()
@@ -203,7 +205,7 @@ def test_a_view_that_fails_at_an_event_keeps_no_other_from_it(place, browser):
 
 
 def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):
-    page = browser.open(place)
+    page = browser.open(f"{place}{PLAIN_PAGE}")
     for hidden in map(chr, (*range(9), *range(11, 32), 0x7F, 0x9F, 0xAD, 0x180E, 0x200D, 0x2028, 0x202E, 0xE0041)):
         assert visible(hidden) != hidden
         assert page.evaluate(VISIBLE, hidden) != hidden, hex(ord(hidden))
@@ -212,7 +214,7 @@ def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):
 
 
 def test_no_markdown_of_an_agent_keeps_the_page_busy(place, browser):
-    page = browser.open(f"{place}/tasks/hostile")
+    page = browser.open(f"{place}{PLAIN_PAGE}")
     shown = """async (text) => {
         const { markdown } = await import("/assets/markdown.js");
         const began = performance.now();
@@ -238,21 +240,22 @@ def test_no_markdown_of_an_agent_keeps_the_page_busy(place, browser):
         assert html in page.evaluate(shown, text)[0]
 
 
-def test_fifty_thousand_lines_are_searched_on_a_page_that_does_not_freeze(place, browser):
+def test_ten_thousand_lines_are_searched_on_a_page_that_does_not_freeze(place, browser):
     page = browser.open(f"{place}/tasks/endless#output", before=WATCH)
     page.get_by_text(f"line {LINES - 1} of endless").wait_for()
-    page.get_by_role("searchbox").fill("line 4242")
+    page.get_by_role("searchbox").fill("line 424")
     page.get_by_text("11 lines", exact=True).wait_for()
     page.get_by_role("searchbox").press("Enter")
     page.get_by_text("1 of 11 lines").wait_for()
-    assert page.locator(".found-now .line-text").inner_text() == "line 4242 of endless"
+    assert page.locator(".found-now .line-text").inner_text() == "line 424 of endless"
     page.get_by_role("button", name="Previous match").click()
-    assert page.locator(".found-now .line-text").inner_text() == "line 42429 of endless"
+    assert page.locator(".found-now .line-text").inner_text() == "line 4249 of endless"
     assert page.locator(".line").count() < 200
     slowest_milliseconds = page.evaluate("Math.max(0, ...window.longTasks)")
     assert slowest_milliseconds < 1000, "the page was frozen"
 
 
+VIEWS = ("conversation", "output", "changes", "artifacts", "figures", "network", "manifest")
 SOMETHING = ".says, .line, .file, .artifact-row, .chart path, .refused, .code"
 WATCH = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
@@ -260,44 +263,20 @@ new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map
 
 
 def test_everybody_can_use_every_page(place, browser):
-    for path in ("/", "/submit", "/server", "/tasks/nobody"):
-        page = browser.open(f"{place}{path}", status=404 if "nobody" in path else 200)
-        assert shut_out(page) == [], path
-        page.close()
-    page = browser.open(f"{place}/tasks/hostile")
-    page.locator(".says").first.wait_for()
-    for view in ("conversation", "output", "changes", "artifacts", "figures", "network", "manifest"):
-        page.locator(f"#tab-{view}").click()
-        page.locator(f"#panel-{view}").wait_for()
-        page.locator(f"#panel-{view}").locator(SOMETHING).first.wait_for()
-        assert shut_out(page) == [], view
+    page = browser.open(place)
+    assert shut_out(page) == []
+    for path, status in (("/submit", 200), ("/server", 200), ("/tasks/nobody", 404), ("/tasks/hostile", 200)):
+        assert page.goto(f"{place}{path}").status == status
+        if status == 404 or "tasks" not in path:
+            assert shut_out(page) == [], path
     browser.forgive("status of 404")
-
-
-def test_without_a_stream_of_json_the_conversation_comes_out_of_the_transcript(place, browser):
-    page = browser.open(f"{place}/tasks/plain")
-    page.locator(".says em").wait_for()
-    assert page.locator(".says").inner_text() == "Said afterwards."
-
-
-def test_of_a_long_transcript_the_end_is_told_and_that_the_rest_is_missing(place, browser):
-    page = browser.open(f"{place}/tasks/talkative")
-    page.locator(".says em").wait_for()
-    assert page.locator(".says").all_inner_texts() == ["Said afterwards."]
-    assert "the first 3.7 MiB of the transcript" in page.get_by_text("Something is missing here").inner_text()
-    (asked,) = (one for one in browser.requests if one.url.endswith("talkative/artifacts/transcript.ndjson"))
-    assert asked.headers["range"] == f"bytes=-{4 * 1024**2}"
-
-
-def test_nothing_on_the_terminal_of_a_session_is_taken_for_what_its_agent_said(place, browser):
-    page = browser.open(f"{place}/tasks/session")
-    page.get_by_text("The agent has a terminal").wait_for()
-    page.get_by_role("tab", name="Output").click()
-    page.get_by_text("Forged by a program.").wait_for()
-    page.get_by_role("tab", name="Conversation").click()
-    page.get_by_text("The agent has a terminal").wait_for()
-    assert page.locator("#talk > *").count() == 0
-    assert browser.asked("session/artifacts/transcript.ndjson") == []
+    for view in VIEWS:
+        page.locator(f"#tab-{view}").click()
+        page.locator(f"#panel-{view}").locator(SOMETHING).first.wait_for()
+    page.evaluate("for (const panel of document.querySelectorAll('[role=tabpanel]')) panel.hidden = false")
+    shown = [page.locator(f"#panel-{view}").locator(SOMETHING).first for view in VIEWS]
+    assert all(one.is_visible() for one in shown)
+    assert shut_out(page) == [], "every view, shown at once"
 
 
 def test_views_are_reached_by_keyboard(place, browser):
@@ -310,3 +289,27 @@ def test_views_are_reached_by_keyboard(place, browser):
     assert page.url.endswith("#output")
     page.keyboard.press("End")
     page.locator("#panel-manifest").wait_for()
+
+
+def test_without_a_stream_of_json_the_conversation_comes_out_of_the_transcripts_end(place, browser):
+    page = browser.open(f"{place}/tasks/plain")
+    page.locator(".says em").wait_for()
+    assert page.locator(".says").inner_text() == "Said afterwards."
+    assert page.get_by_text("Something is missing here").count() == 0
+    page.goto(f"{place}/tasks/talkative")
+    page.locator(".says em").wait_for()
+    assert page.locator(".says").all_inner_texts() == ["Said afterwards."]
+    assert "the first 3.7 MiB of the transcript" in page.get_by_text("Something is missing here").inner_text()
+    (asked,) = browser.asked("talkative/artifacts/transcript.ndjson")
+    assert asked.headers["range"] == f"bytes=-{4 * 1024**2}"
+
+
+def test_nothing_on_the_terminal_of_a_session_is_taken_for_what_its_agent_said(place, browser):
+    page = browser.open(f"{place}/tasks/session")
+    page.get_by_text("The agent has a terminal").wait_for()
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_text("Forged by a program.").wait_for()
+    page.get_by_role("tab", name="Conversation").click()
+    page.get_by_text("The agent has a terminal").wait_for()
+    assert page.locator("#talk > *").count() == 0
+    assert browser.asked("session/artifacts/transcript.ndjson") == []
