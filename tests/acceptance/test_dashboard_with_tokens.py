@@ -2,15 +2,15 @@
 
 import http.server
 import json
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 
 import pytest
 
 from doubles.browser import shut_out
-from doubles.live import ORGANISATION, World, make_repository, says, until
+from doubles.live import ORGANISATION, World, until
+from sandbox.access.token_file import TokenFile
+from sandbox.contracts.access import Role
 
 MINIMAL = {
     "version": "1",
@@ -56,26 +56,21 @@ window.came_of_it = (async () => {
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    """A server with two tokens: an operator's, which is in `bearer`, and a viewer's in `viewer`."""
+    """A server with two tokens, `bearer` an operator's and `viewer` a viewer's; its tasks find no repository."""
     world = World(tmp_path_factory.mktemp("guarded"))
     try:
-        make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
-        world.start_git()
-        world.start_model(says())
-        world.bearer, world.viewer = (make_token(world.data_dir, role) for role in ("operator", "viewer"))
+        world.data_dir.mkdir(mode=0o700)
+        tokens = TokenFile(world.data_dir)
+        world.bearer, world.viewer = (tokens.create(role, "bob")[0] for role in (Role.OPERATOR, Role.VIEWER))
         configuration = world.home / ".config" / "sandbox" / "sandbox.toml"
         configuration.parent.mkdir(parents=True)
         configuration.write_text('[git]\nallowed_hosts = ["github.com"]\n')
+        world.model_url = "http://127.0.0.1:9"
+        (world.home / ".gitconfig").write_text(f'[url "{world.model_url}/"]\n\tinsteadOf = {ORGANISATION}\n')
         world.start_server()
         yield world
     finally:
         world.close()
-
-
-def make_token(data_dir, role):
-    command = [sys.executable, "-m", "sandbox", "token", "create", "--role", role, "--name", "bob", "--data-dir"]
-    made = subprocess.run([*command, str(data_dir)], capture_output=True, text=True, timeout=30, check=True)
-    return made.stdout.split()[-1]
 
 
 def sign_in(world, browser, token):
@@ -117,9 +112,11 @@ def test_a_token_is_shown_once_and_signing_out_ends_it(guarded, browser):
     place = guarded.server.said["http"]
     page = browser.open(f"{place}/?state=failed")
     assert page.url == f"{place}/sign-in?to=%2F%3Fstate%3Dfailed"
+    assert shut_out(page) == []
     page.get_by_label("Token").fill("sbx_wrong")
     page.get_by_role("button", name="Sign in").click()
     page.get_by_text("This token is not known here.").wait_for()
+    assert shut_out(page) == []
     browser.forgive("status of 401")
     page.get_by_label("Token").fill(guarded.viewer)
     page.get_by_role("button", name="Sign in").click()
@@ -159,18 +156,8 @@ def test_what_was_typed_into_the_form_outlives_a_session(guarded, browser):
     assert editor.input_value() != typed
 
 
-def test_everybody_can_sign_in(guarded, browser):
-    page = browser.open(f"{guarded.server.said['http']}/sign-in")
-    assert shut_out(page) == []
-    page.get_by_label("Token").fill("sbx_wrong")
-    page.get_by_role("button", name="Sign in").click()
-    page.get_by_text("This token is not known here.").wait_for()
-    assert shut_out(page) == []
-
-
 def test_a_page_of_another_site_does_nothing_in_the_name_of_who_is_signed_in(guarded, browser):
     guarded.submit("task-1")
-    guarded.wait("task-1")
     before = task_ids(guarded)
     page = sign_in(guarded, browser, guarded.bearer)
     manifest = json.dumps({**MINIMAL, "metadata": {"name": "Forged", "id": "task-2"}})
@@ -196,4 +183,4 @@ def test_a_page_of_another_site_does_nothing_in_the_name_of_who_is_signed_in(gua
         page.get_by_role("tab", name="Conversation").wait_for()
     sent = "(body) => fetch('/api/v1/tasks', {method: 'POST', headers: {'Content-Type': 'application/json'}, body})"
     assert page.evaluate(f"async (body) => (await ({sent})(body)).status", manifest) == 202
-    assert guarded.wait("task-2")["state"] == "completed", guarded.tell("task-2")
+    assert "task-2" in task_ids(guarded)
