@@ -7,34 +7,23 @@ from pathlib import Path
 import pytest
 
 from doubles.browser import HEIGHT
-from doubles.live import World
+from doubles.live import says
 
 SCHEMA = Path(__file__).parents[2] / "openapi.json"
 SHOWN = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-summary-path"].map(
   (part) => one.querySelector(part).innerText))"""
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """The address of a server without tasks."""
-    world = World(tmp_path_factory.mktemp("docs"))
-    try:
-        world.start_model()
-        world.start_server()
-        yield world.server.said["http"]
-    finally:
-        world.close()
-
-
 @pytest.fixture
-def docs(place, browser):
-    """The address of the page; in the end nothing was asked of anybody else, and the browser had no complaint."""
+def docs(world, browser):
+    """The address of the page of a server without tasks; in the end nothing was asked of anybody else."""
+    place = world(says()).server.said["http"]
     yield f"{place}/docs"
     assert [request.url for request in browser.requests if not request.url.startswith(f"{place}/")] == []
     assert browser.complaints == []
 
 
-def test_every_operation_is_listed_in_its_group_and_nothing_sticks_out(docs, browser):
+def test_every_operation_is_listed_and_one_is_tried_out_which_asks_nobody_else(docs, browser):
     page = browser.open(docs)
     page.locator(".opblock").first.wait_for()
     schema = json.loads(SCHEMA.read_text())
@@ -54,9 +43,6 @@ def test_every_operation_is_listed_in_its_group_and_nothing_sticks_out(docs, bro
         )
         assert sticking_out == []
 
-
-def test_a_call_is_tried_out_on_the_page_and_none_goes_elsewhere(docs, browser):
-    page = browser.open(docs)
     operation = page.locator(".opblock", has_text="List Tasks")
     operation.locator(".opblock-summary-control").click()
     operation.get_by_role("button", name="Try it out").click()
