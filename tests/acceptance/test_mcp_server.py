@@ -64,69 +64,71 @@ def use(address, tmp_path, story):
     return (tmp_path / "mcp.log").read_text()
 
 
-def test_an_agent_hands_work_over_and_gets_the_patch(world, tmp_path):
-    machine = world(bash("echo new > new.txt; seq 20000 > long.txt; printf '\\000' > data.bin"), says("I did it."))
+def test_an_agent_hands_work_over_takes_the_patch_cancels_and_is_told_what_goes_wrong(world, tmp_path):
+    machine = world(
+        bash("echo new > new.txt; seq 20000 > long.txt; printf '\\000' > data.bin"),
+        says("I did it."),
+        branches={"Take long.": (bash("sleep 300"), says())},
+    )
 
     async def story(tool, session):
         listed = {one.name: one for one in (await session.list_tools()).tools}
         assert set(listed) == {"submit", "status", "logs", "diff", "artifacts", "cancel"}
         assert listed["status"].annotations.read_only_hint
-        submitted = json.loads(await tool("submit", manifest=MANIFEST | {"lifecycle": {"artifact_patterns": ["*.*"]}}))
-        assert submitted["task_id"] == "mine"
-        status = json.loads(await tool("status", task_id="mine", wait_seconds=60))
-        assert (status["state"], status["result"]) == ("completed", "I did it.")
-        assert status["progress"]["cost_usd"] > 0
-        assert '"new_state":"completed"' in await tool("logs", task_id="mine", lines=1)
-        assert '"type":"result"' in await tool("logs", task_id="mine", stream="stdout")
-        patch = await tool("diff", task_id="mine")
-        assert patch.startswith("diff --git a/data.bin b/data.bin")
-        assert patch.endswith("more characters: go on with offset=40000]")
-        names = [entry["name"] for entry in json.loads(await tool("artifacts", task_id="mine"))]
-        assert {"mine.patch", "new.txt", "data.bin"} <= set(names)
-        assert await tool("artifacts", task_id="mine", name="new.txt") == "new\n"
-        rest = await tool("artifacts", task_id="mine", name="long.txt", offset=100_000)
-        assert rest.endswith("20000\n")
-        assert "artifact_not_text" in await tool.refusal("artifacts", task_id="mine", name="data.bin")
+        await hands_over(tool)
+        await watches_and_cancels(tool, machine)
+        await is_told_what_is_wrong(tool)
 
     assert use(machine.server.said["http"], tmp_path, story) == ""
 
 
-def test_a_task_can_be_watched_and_cancelled(world, tmp_path):
-    machine = world(bash("sleep 300"), says())
-
-    async def story(tool, _):
-        await tool("submit", manifest=json.dumps(MANIFEST))  # a text is taken as well
-        assert json.loads(await tool("status", task_id="mine", wait_seconds=0))["state"] != "completed"
-        await asyncio.to_thread(machine.until_state, "running", "mine")
-        assert "artifact_not_found: There is no patch yet" in await tool.refusal("diff", task_id="mine")
-        assert json.loads(await tool("cancel", task_id="mine", force=True))["new_state"] == "cancelled"
-        assert json.loads(await tool("status", task_id="mine", wait_seconds=60))["state"] == "cancelled"
-        assert "task_already_terminal: " in await tool.refusal("cancel", task_id="mine")
-
-    use(machine.server.said["http"], tmp_path, story)
-
-
-def test_what_goes_wrong_is_told_with_the_apis_code_and_sentence(world, tmp_path):
-    machine = world(says())
-
-    async def story(tool, _):
-        mistakes = await tool.refusal("submit", manifest={**MANIFEST, "vm": {"cpus": "many"}, "extra": 1})
-        assert "invalid_manifest: " in mistakes
-        assert "vm.cpus: must be a whole number" in mistakes
-        assert "extra: " in mistakes
-        assert "task_not_found: " in await tool.refusal("status", task_id="nobody")
-        assert "less than or equal to 300" in await tool.refusal("status", task_id="nobody", wait_seconds=99999)
-
-    use(machine.server.said["http"], tmp_path, story)
+async def hands_over(tool):
+    submitted = json.loads(await tool("submit", manifest=MANIFEST | {"lifecycle": {"artifact_patterns": ["*.*"]}}))
+    assert submitted["task_id"] == "mine"
+    status = json.loads(await tool("status", task_id="mine", wait_seconds=60))
+    assert (status["state"], status["result"]) == ("completed", "I did it.")
+    assert status["progress"]["cost_usd"] > 0
+    assert '"new_state":"completed"' in await tool("logs", task_id="mine", lines=1)
+    assert '"type":"result"' in await tool("logs", task_id="mine", stream="stdout")
+    patch = await tool("diff", task_id="mine")
+    assert patch.startswith("diff --git a/data.bin b/data.bin")
+    assert patch.endswith("more characters: go on with offset=40000]")
+    names = [entry["name"] for entry in json.loads(await tool("artifacts", task_id="mine"))]
+    assert {"mine.patch", "new.txt", "data.bin"} <= set(names)
+    assert await tool("artifacts", task_id="mine", name="new.txt") == "new\n"
+    rest = await tool("artifacts", task_id="mine", name="long.txt", offset=100_000)
+    assert rest.endswith("20000\n")
+    assert "artifact_not_text" in await tool.refusal("artifacts", task_id="mine", name="data.bin")
 
 
-def test_without_a_server_every_tool_says_how_to_start_one(tmp_path):
-    async def story(tool, _):
-        told = await tool.refusal("status", task_id="mine")
-        assert "unreachable: Cannot reach http://127.0.0.1:9." in told
-        assert "sandbox serve" in told
+async def watches_and_cancels(tool, machine):
+    long = {**MANIFEST, "metadata": {"name": "Long", "id": "long"}, "claude": {"prompt": "Take long."}}
+    await tool("submit", manifest=json.dumps(long))  # a text is taken as well
+    assert json.loads(await tool("status", task_id="long", wait_seconds=0))["state"] != "completed"
+    await asyncio.to_thread(machine.until_state, "running", "long")
+    assert "artifact_not_found: There is no patch yet" in await tool.refusal("diff", task_id="long")
+    assert json.loads(await tool("cancel", task_id="long", force=True))["new_state"] == "cancelled"
+    assert json.loads(await tool("status", task_id="long", wait_seconds=60))["state"] == "cancelled"
+    assert "task_already_terminal: " in await tool.refusal("cancel", task_id="long")
 
-    use("http://127.0.0.1:9", tmp_path, story)
+
+async def is_told_what_is_wrong(tool):
+    """The API's code and sentence."""
+    mistakes = await tool.refusal("submit", manifest={**MANIFEST, "vm": {"cpus": "many"}, "extra": 1})
+    assert "invalid_manifest: " in mistakes
+    assert "vm.cpus: must be a whole number" in mistakes
+    assert "extra: " in mistakes
+    assert "task_not_found: " in await tool.refusal("status", task_id="nobody")
+    assert "less than or equal to 300" in await tool.refusal("status", task_id="nobody", wait_seconds=99999)
+
+
+def test_without_a_server_a_tool_says_how_to_start_one():
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    from sandbox.cli.mcp.protocol import ShownTools
+
+    with pytest.raises(ToolError, match=r"^unreachable: Cannot reach http://127\.0\.0\.1:9\.(?s:.*)sandbox serve"):
+        asyncio.run(ShownTools("http://127.0.0.1:9", None).status("mine"))
 
 
 @pytest.fixture
