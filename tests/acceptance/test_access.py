@@ -1,6 +1,5 @@
 """Tokens: who may do what, on the real server, by HTTP, WebSocket and command line."""
 
-import functools
 import json
 import os
 import subprocess
@@ -14,6 +13,8 @@ from websockets.sync.client import connect
 from doubles.closed_internet import SERVER_ADDRESS, ClosedInternet
 from doubles.live import World, bash, make_repository, says, until
 from doubles.network_namespace import NamespaceTransport
+from sandbox.access.token_file import TokenFile
+from sandbox.contracts.access import Role
 
 CONFIGURATION = '[git]\nallowed_hosts = ["github.com"]\n'
 
@@ -34,12 +35,10 @@ def command_line(world):
     return run
 
 
-def make_token(sandbox, role: str, *arguments: str) -> tuple[str, str]:
-    """Its id and the token itself."""
-    made = sandbox("token", "create", "--role", role, "--format", "json", *arguments)
-    assert made.returncode == 0, made.stderr
-    shown = json.loads(made.stdout)
-    return shown["id"], shown["token"]
+def make_token(world, role: Role, name: str = "") -> tuple[str, str]:
+    """Its id and the token itself, as `sandbox token create` makes it."""
+    shown, record = TokenFile(world.data_dir).create(role, name)
+    return record.id, shown
 
 
 @pytest.fixture
@@ -47,40 +46,34 @@ def sandbox(empty_world):
     return command_line(empty_world)
 
 
-@pytest.fixture
-def token(sandbox):
-    return functools.partial(make_token, sandbox)
-
-
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    """A machine whose server has an operator's token before it starts; its command line, and how to make others."""
+    """A machine whose server has an operator's token before it starts; make_token makes others."""
     machine = World(tmp_path_factory.mktemp("guarded"))
     try:
         make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
         machine.start_git()
         machine.start_model(bash("echo new > new.txt"), says())
-        sandbox = command_line(machine)
-        machine.bearer = make_token(sandbox, "operator", "--name", "tests")[1]
+        machine.data_dir.mkdir(mode=0o700)
+        machine.bearer = make_token(machine, Role.OPERATOR, "tests")[1]
         configuration = machine.home / ".config" / "sandbox" / "sandbox.toml"
         configuration.parent.mkdir(parents=True)
         configuration.write_text(CONFIGURATION)
         machine.start_server()
-        yield machine, sandbox, functools.partial(make_token, sandbox)
+        yield machine
     finally:
         machine.close()
 
 
 def ask(machine, token: str | None, method: str = "GET", path: str = "/api/v1/tasks", **options) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return httpx.request(
-        method, machine.server.said["http"] + path, headers=headers, trust_env=False, timeout=30, **options
-    )
+    with httpx.Client(headers=headers, trust_env=False, timeout=30, verify=False) as client:  # nothing is encrypted
+        return client.request(method, machine.server.said["http"] + path, **options)
 
 
 def test_an_operator_works_a_viewer_looks_on_and_nobody_else_gets_in(guarded):
-    machine, _, token = guarded
-    _, viewer = token("viewer")  # made while the server runs
+    machine = guarded
+    _, viewer = make_token(machine, Role.VIEWER)  # made while the server runs
     machine.submit()
     status = machine.wait()
     assert status["state"] == "completed", machine.tell()
@@ -106,51 +99,52 @@ def test_an_operator_works_a_viewer_looks_on_and_nobody_else_gets_in(guarded):
 
 
 def test_the_command_line_shows_its_token_and_says_when_it_is_refused(guarded):
-    machine, sandbox, token = guarded
-    _, viewer = token("viewer")
-    server = ("--server", machine.server.said["http"])
-    assert sandbox("task", "list", *server, "--token", viewer).returncode == 0
+    sandbox = command_line(guarded)
+    _, viewer = make_token(guarded, Role.VIEWER)
+    server = ("--server", guarded.server.said["http"])
     assert sandbox("task", "list", *server, SANDBOX_TOKEN=viewer).returncode == 0
-    for arguments, environment in (((), {}), (("--token", "wrong"), {}), ((), {"SANDBOX_TOKEN": "wrong"})):
-        refused = sandbox("task", "list", *server, *arguments, **environment)
+    for arguments in ((), ("--token", "wrong")):
+        refused = sandbox("task", "list", *server, *arguments)
         assert refused.returncode == 5
         assert "SANDBOX_TOKEN" in refused.stderr
-    machine.submit("looked-on")
+    guarded.submit("looked-on", repository={"branch": "none"})
     assert sandbox("task", "cancel", "looked-on", "--yes", *server, "--token", viewer).returncode == 5
-    assert machine.wait("looked-on")["state"] == "completed"
+    assert guarded.wait("looked-on")["state"] == "failed"
 
 
 def test_a_token_that_is_revoked_is_out_at_once(guarded):
-    machine, sandbox, token = guarded
-    identity, viewer = token("viewer", "--name", "for a while")
+    machine, sandbox = guarded, command_line(guarded)
+    made = sandbox("token", "create", "--role", "viewer", "--name", "for a while", "--format", "json")
+    assert made.returncode == 0, made.stderr
+    identity, viewer = (json.loads(made.stdout)[key] for key in ("id", "token"))
     opened = ask(machine, viewer, "POST", "/api/v1/session")
-    cookie = {"sandbox_session": opened.cookies["sandbox_session"]}
+    cookie = {"Cookie": f"sandbox_session={opened.cookies['sandbox_session']}"}
     assert ask(machine, viewer).status_code == 200
-    assert ask(machine, None, cookies=cookie).status_code == 200
+    assert ask(machine, None, headers=cookie).status_code == 200
     assert "for a while" in sandbox("token", "list").stdout
     assert sandbox("token", "revoke", identity).returncode == 0
     assert ask(machine, viewer).status_code == 401
-    assert ask(machine, None, cookies=cookie).status_code == 401
+    assert ask(machine, None, headers=cookie).status_code == 401
     assert ask(machine, machine.bearer).status_code == 200
     assert sandbox("token", "revoke", identity).returncode == 3
 
 
-def test_a_running_server_asks_for_tokens_from_the_first_one_on(world, sandbox, token):
+def test_a_running_server_asks_for_tokens_from_the_first_one_on(world):
     machine = world(says())
     assert ask(machine, None).status_code == 200
-    identity, operator = token("operator")
-    machine.bearer = operator
+    identity, operator = make_token(machine, Role.OPERATOR)
     assert ask(machine, None).status_code == 401
     assert ask(machine, operator).status_code == 200
-    last = sandbox("token", "revoke", identity)
+    last = command_line(machine)("token", "revoke", identity)
     assert "tokens.json" in last.stderr
     assert ask(machine, None).status_code == 401
-    (machine.data_dir / "tokens.json").unlink()
+    for name in ("tokens.json", "tokens.lock"):
+        (machine.data_dir / name).unlink()
     until(lambda: ask(machine, None).status_code == 200)
 
 
 def test_with_tokens_only_named_hosts_are_cloned_from(guarded):
-    machine, _, _ = guarded
+    machine = guarded
     manifest = {
         "version": "1",
         "kind": "Task",
@@ -174,8 +168,9 @@ def test_a_network_address_needs_a_token_first(sandbox):
     assert "sandbox token create --role operator" in refused.stderr
 
 
-def test_with_a_token_other_machines_may_ask(empty_world, token):
-    bearer = token("operator")[1]
+def test_with_a_token_other_machines_may_ask(empty_world):
+    empty_world.data_dir.mkdir(mode=0o700)
+    bearer = make_token(empty_world, Role.OPERATOR)[1]
     with ClosedInternet() as internet:
         empty_world.prefix, empty_world.model_url = internet.server_prefix, "http://127.0.0.1:9"
         port = empty_world.start_server(SANDBOX_HOST="0.0.0.0")["http"].rpartition(":")[2]
@@ -189,11 +184,11 @@ def test_with_a_token_other_machines_may_ask(empty_world, token):
 
 
 def test_sessions_of_browsers_are_refused_to_pages_of_other_sites(guarded):
-    machine, _, _ = guarded
+    machine = guarded
     opened = ask(machine, machine.bearer, "POST", "/api/v1/session")
     assert "HttpOnly" in opened.headers["set-cookie"]
     cookie = {"Cookie": f"sandbox_session={opened.cookies['sandbox_session']}"}
-    url = machine.server.said["http"] + "/api/v1/tasks/none"
+    path = "/api/v1/tasks/none"
     for origin, status in (("https://evil.example", 403), (machine.server.said["http"], 404)):
-        answer = httpx.delete(url, headers={**cookie, "Origin": origin}, trust_env=False)
+        answer = ask(machine, None, "DELETE", path, headers={**cookie, "Origin": origin})
         assert answer.status_code == status
