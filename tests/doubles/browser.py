@@ -100,7 +100,11 @@ class Browser:
         prepare: called with the page before anything is asked for.
         """
         page = self._process.new_page(
-            viewport={"width": width, "height": HEIGHT}, color_scheme=scheme, bypass_csp=False, locale="en-GB"
+            viewport={"width": width, "height": HEIGHT},
+            color_scheme=scheme,
+            reduced_motion="reduce",  # a dot that breathes is drawn anew sixty times a second, here without a GPU
+            bypass_csp=False,
+            locale="en-GB",
         )
         if before is not None:
             page.add_init_script(before)
