@@ -171,7 +171,7 @@ TALK = """async ([use, answer]) => {
             conversation.take({ ...frame, data });
         }
     }
-    conversation.show(true);
+    do conversation.show(true); while (conversation.hasMore);
 }"""
 
 
