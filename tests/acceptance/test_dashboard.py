@@ -44,9 +44,16 @@ def state_of(page):
     return page.locator("#head .pill").first.inner_text()
 
 
+def assert_applies(patch, repository, directory):
+    git("clone", "-q", str(repository), str(directory / "clone"), cwd=directory)
+    (directory / "greet.patch").write_bytes(patch)
+    git("apply", str(directory / "greet.patch"), cwd=directory / "clone")
+    assert (directory / "clone" / "src" / "app.py").read_text() == 'print("good day")\n'
+
+
 def test_a_task_is_handed_in_watched_to_its_end_and_taken_home(world, browser, place, tmp_path):
     made = world(bash(WORK + REPORT), bash(PAUSE), says("Done: the greeting is **polite** now."))
-    page = browser.open(place(made))
+    listing, page = browser.open(place(made)), browser.open(place(made))
     page.get_by_role("link", name="Hand in the first one").click()
     editor = page.get_by_label("Manifest, YAML")
     editor.fill(MANIFEST.replace("branch", "brunch"))
@@ -84,60 +91,59 @@ def test_a_task_is_handed_in_watched_to_its_end_and_taken_home(world, browser, p
     with tarfile.open(fileobj=io.BytesIO(downloading.value.path().read_bytes())) as archive:
         patch = archive.extractfile("greet/greet.patch").read()
     assert patch == made.artifact("greet.patch", "greet")
-    git("clone", "-q", str(made.repositories / "repo.git"), str(tmp_path / "clone"), cwd=tmp_path)
-    (tmp_path / "greet.patch").write_bytes(patch)
-    git("apply", str(tmp_path / "greet.patch"), cwd=tmp_path / "clone")
-    assert (tmp_path / "clone" / "src" / "app.py").read_text() == 'print("good day")\n'
+    assert_applies(patch, made.repositories / "repo.git", tmp_path)
 
-
-def test_the_list_of_tasks_stays_on_the_page_and_takes_in_what_is_new(world, browser, place):
-    made = world(says(), says())
-    made.submit("first")
-    page = browser.open(place(made))
+    listing.locator("#task-greet").wait_for()  # on a list that had none when it was opened
     answered = []
-    page.on("requestfinished", lambda request: answered.append(request) if request.url == f"{place(made)}/" else None)
-    until(lambda: page.wait_for_timeout(100) or len(answered) >= 2, 30, "the page to ask again")
-    assert page.locator("#task-first").is_visible()
-    made.submit("second")
-    page.locator("#task-second").wait_for()
+    listing.on("requestfinished", lambda one: answered.append(one) if one.url == f"{place(made)}/" else None)
+    until(lambda: listing.wait_for_timeout(100) or len(answered) >= 2, 30, "the list to be asked for again")
+    assert listing.locator("#task-greet").is_visible()
 
 
-def test_a_page_goes_on_where_the_server_died(world, browser, place):
-    made = world(bash("sleep 3"), says("Still here."))
+def test_a_page_goes_on_where_nobody_saw_it_the_server_died_or_its_head_did_not_come(world, browser, place):
+    made = world(bash("sleep 8"), says("Still here."))
     made.submit("long", claude={"prompt": "Wait."})
     page = browser.open(f"{place(made)}/tasks/long")
     page.get_by_text("Live", exact=True).wait_for()
     page.locator(".tool").wait_for()
+    lets_go_while_nobody_sees_it(page, made)
+
+    refused = []
+    page.route("**/tasks/long", lambda route: (refused.append(route), route.fulfill(status=429)))
     made.restart_server(signal.SIGKILL)
     page.get_by_text("Still here.").first.wait_for()
-    until(lambda: state_of(page) == "completed", 30, "the head to tell the end")
+    page.locator("#live:empty").wait_for(state="attached")
     assert page.locator(".tool").count() == 1
+    head_is_asked_for_until_it_comes(page, refused)
+
     page.get_by_role("tab", name="Output").click()
     page.get_by_role("button", name="Events", exact=True).click()
     changes = page.locator(".line-text").filter(has_text="state_change")
-    # The head may tell the end before the story does.
-    until(lambda: page.wait_for_timeout(50) or changes.count() == len(made.states("long")), 10, "every state once")
-    browser.forgive("ERR_CONNECTION", "ERR_INCOMPLETE_CHUNKED", "htmx:")
+    assert changes.count() == len(made.states("long")), "every state once"
+    browser.forgive("ERR_CONNECTION", "ERR_INCOMPLETE_CHUNKED", "htmx:", "429")
 
 
-def test_a_head_that_did_not_come_at_the_end_is_asked_for_until_it_does(world, browser, place):
-    made = world(bash("sleep 3"), says("Done."))
-    made.submit("busy")
-    page = browser.open(f"{place(made)}/tasks/busy")
-    page.locator(".tool").wait_for()
-    refused = []
-    page.route("**/tasks/busy", lambda route: (refused.append(route), route.fulfill(status=429)))
-    page.locator("#live:empty").wait_for(state="attached")
+def lets_go_while_nobody_sees_it(page, made):
+    followers = 'sandbox_streams_open{kind="logs"} '
+    for is_hidden, count in (("true", "0.0"), ("false", "1.0")):
+        page.evaluate(f"""Object.defineProperty(document, "hidden", {{ value: {is_hidden}, configurable: true }});
+            document.dispatchEvent(new Event("visibilitychange"))""")
+        until(lambda told=followers + count: told in made.http.get("/metrics").text, 10, "the page's connection")
+    assert page.locator(".tool").count() == 1
+
+
+def head_is_asked_for_until_it_comes(page, refused):
+    """It was refused at the end of the task, and does not take the place of what somebody uses."""
     page.get_by_text("Copy", exact=True).click()
+    refused.clear()
     until(lambda: page.wait_for_timeout(100) or refused, 30, "the head to be asked for")
-    page.unroute("**/tasks/busy")
-    with page.expect_response("**/tasks/busy"):
+    page.unroute("**/tasks/long")
+    with page.expect_response("**/tasks/long"):
         assert page.get_by_role("button", name="Cancel").is_visible()
     page.keyboard.press("Escape")
     until(lambda: page.wait_for_timeout(100) or state_of(page) == "completed", 30, "the head to tell the end")
     page.get_by_role("button", name="Cancel").wait_for(state="detached")
     assert page.locator("#head[data-refresh]").count() == 0
-    browser.forgive("429")
 
 
 def test_what_a_failed_task_left_is_released_from_its_page(world, browser, place):
@@ -152,17 +158,11 @@ def test_what_a_failed_task_left_is_released_from_its_page(world, browser, place
     assert state_of(page) == "failed, preserved"
 
 
-def test_a_page_that_nobody_sees_lets_go_and_a_task_is_cancelled_from_it(world, browser, place):
+def test_a_task_is_cancelled_from_its_page(world, browser, place):
     made = world(python("import time; time.sleep(60)"), says())
     made.submit("slow")
     page = browser.open(f"{place(made)}/tasks/slow")
     page.locator(".tool").wait_for()
-    followers = 'sandbox_streams_open{kind="logs"} '
-    for is_hidden, count in (("true", "0.0"), ("false", "1.0")):
-        page.evaluate(f"""Object.defineProperty(document, "hidden", {{ value: {is_hidden}, configurable: true }});
-            document.dispatchEvent(new Event("visibilitychange"))""")
-        until(lambda told=followers + count: told in made.http.get("/metrics").text, 10, "the page's connection")
-    assert page.locator(".tool").count() == 1
     cancel = page.get_by_role("button", name="Cancel", exact=True)
     cancel.click()
     page.get_by_role("button", name="Back").click()
