@@ -73,7 +73,7 @@ def newcomer(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as playground:
         try:
             repository_url, model_url = [playground.stdout.readline().split()[1] for _ in range(2)]
-            variables = {**EXPORTS, "ANTHROPIC_BASE_URL": model_url}
+            variables = {**EXPORTS, "ANTHROPIC_BASE_URL": model_url, "SANDBOX_RUNTIME": "bubblewrap"}
             with start_server(tmp_path / "data", variables) as server:
                 yield Newcomer(tmp_path / "home", server["http"], repository_url)
         finally:
