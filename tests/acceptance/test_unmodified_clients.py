@@ -1,14 +1,26 @@
 """Programs that people have already hand in tasks, follow them to their end, and see everything once."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 
 import pytest
 
-from doubles.live import TERMINAL, World, bash, make_repository, says, until
-from doubles.unmodified_clients import BrowserWebSocket, Curl, EventSource, Httpx, Requests, Websockets, Wscat
+from doubles.live import TERMINAL, bash, says, until
+from doubles.unmodified_clients import (
+    NOWHERE,
+    WSCAT,
+    BrowserWebSocket,
+    Curl,
+    EventSource,
+    Httpx,
+    Requests,
+    Websockets,
+    Wscat,
+)
 from sandbox.demo.model_script import Fault, Turn
 
-COUNT = "for i in $(seq 1 {n}); do echo line-$i >> count.txt; python3 -c 'import time; time.sleep(0.1)'; done"
+COUNT = "for i in $(seq 1 {n}); do echo line-$i >> count.txt; sleep 0.1; done"
 WALK = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
 
 
@@ -20,29 +32,16 @@ def no_proxy(monkeypatch):
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory):
-    """A machine whose tasks take a second or two and change a file."""
-    world = World(tmp_path_factory.mktemp("clients"))
-    try:
-        make_repository(world.repositories / "repo.git", {"README.md": "# A repository\n"})
-        world.start_git()
-        world.start_model(bash(COUNT.format(n=10)), says())
-        world.start_server()
-        yield world
-    finally:
-        world.close()
-
-
-def read_alive(machine, task_id, frames):
-    """All of the frames; the first output has to come before the task has ended."""
-    told = []
+def alive(machine, task_id, frames):
+    """The frames; the first output has to come before the task has ended."""
+    last_seq, has_begun = 0, False
     for frame in frames:
-        if frame["type"] == "output" and not any(one["type"] == "output" for one in told):
+        if frame["type"] == "output" and not has_begun:
+            has_begun = True
             assert machine.status(task_id)["state"] not in TERMINAL
-        assert not told or frame["seq"] > told[-1]["seq"], "told twice"
-        told.append(frame)
-    return told
+        assert frame["seq"] > last_seq, "told twice"
+        last_seq = frame["seq"]
+        yield frame
 
 
 def assert_whole_story(machine, task_id, frames, *, without=()):
@@ -58,31 +57,54 @@ def assert_whole_story(machine, task_id, frames, *, without=()):
     assert [frame for frame in frames if frame["seq"] in shown] == logged
 
 
-@pytest.mark.parametrize("client_of", [Requests, Httpx, Curl])
-def test_a_program_hands_in_a_task_follows_it_and_takes_the_patch(machine, client_of):
-    use(client_of(machine.server.said["http"]), machine)
+def test_whoever_hands_in_a_task_and_follows_it_with_what_they_have_sees_it_whole(world, browser):
+    machine = world(bash(COUNT.format(n=50)), says())
+    http, ws = machine.server.said["http"], machine.server.said["ws"]
+    page, socket_page = EventSource(http, browser), BrowserWebSocket(http, browser)
+    programs = [Requests(http), Httpx(http), Curl(http)]
+    task_id = follow_all(machine, programs, page, socket_page, [ws, http.replace("http:", "ws:")])
+    assert page.statuses(task_id) == [200, 204]
+    for client in (*programs, page):
+        assert "+line-50\n" in client.download(f"/tasks/{task_id}/artifacts/{task_id}.patch")
 
 
-def test_a_page_hands_in_a_task_follows_it_and_takes_the_patch(machine, browser):
-    client = EventSource(machine.server.said["http"], browser)
-    task_id = use(client, machine)
-    assert client.statuses(task_id) == [200, 204]
-
-
-def use(client, machine):
-    """Give the id of the task that the client has seen from its beginning to its end."""
-    answer = client.submit()
-    assert answer["state"] == "pending"
+def follow_all(machine, programs, page, socket_page, places):
+    """Each hands in a task; all follow the first one, by sockets on both ports, and see the whole of it."""
+    first, *others = programs
+    answer = first.submit()
     task_id = answer["task_id"]
-    frames = read_alive(machine, task_id, client.follow(task_id))
-    assert_whole_story(machine, task_id, frames)
-    assert {"output", "tool_call", "usage"} <= {frame["type"] for frame in frames}
-    assert "+line-10\n" in client.download(f"/tasks/{task_id}/artifacts/{task_id}.patch")
+    addresses = [f"{place}/api/v1/tasks/stream?task_id={task_id}&after=0" for place in places]
+    with ThreadPoolExecutor(max_workers=10) as pool:
+        events = [pool.submit(lambda one=one: list(alive(machine, task_id, one.follow(task_id)))) for one in programs]
+        by_socket = [
+            pool.submit(lambda one=one, at=at: list(alive(machine, task_id, one.frames(one.open(at)))))
+            for one in (Websockets(None), *wscats())
+            for at in addresses
+        ]
+        sockets = [socket_page.open(at) for at in addresses]
+        both = zip_longest(
+            alive(machine, task_id, page.follow(task_id)), alive(machine, task_id, socket_page.frames(sockets[0]))
+        )
+        shown, pushed = ([frame for frame in told if frame is not None] for told in zip(*both, strict=True))
+        streams = [shown, *(one.result(60) for one in events)]
+        pushes = [pushed, list(socket_page.frames(sockets[1])), *(one.result(60) for one in by_socket)]
+    for told in streams:
+        assert_whole_story(machine, task_id, told)
+        assert {"output", "tool_call", "usage"} <= {frame["type"] for frame in told}
+    for told in pushes:
+        assert_whole_story(machine, task_id, told, without=("usage",))
+        assert {"output", "tool_call", "progress"} <= {frame["type"] for frame in told}
+    answers = [answer, *(one.submit(NOWHERE) for one in (*others, page))]
+    assert [one["state"] for one in answers] == ["pending"] * 4
     return task_id
 
 
+def wscats():
+    return [Wscat(None)] if WSCAT.exists() else []
+
+
 def test_a_page_goes_on_where_it_was_whenever_the_server_comes_back(world, browser):
-    counting = Turn(bash(COUNT.format(n=60)).content, faults=(Fault(status=500),))
+    counting = Turn(bash(COUNT.format(n=100)).content, faults=(Fault(status=500),))
     machine = world(counting, bash("wc -l < count.txt"), says())
     client = EventSource(machine.server.said["http"], browser)
     task_id = client.submit()["task_id"]
@@ -93,28 +115,8 @@ def test_a_page_goes_on_where_it_was_whenever_the_server_comes_back(world, brows
     machine.restart_server(signal.SIGKILL)
     until(lambda: client.statuses(task_id) == [200, 200], what="the page to come back")
     machine.restart_server(signal.SIGTERM)
-    told += read_alive(machine, task_id, frames)
+    told += alive(machine, task_id, frames)
     assert_whole_story(machine, task_id, told)
     assert "error" in {frame["type"] for frame in told}
-    assert machine.tool_results()[1].strip() == "60"
+    assert machine.tool_results()[1].strip() == "100"
     assert client.statuses(task_id) == [200, 200, 200, 204]
-
-
-@pytest.mark.parametrize("client_of", [Websockets, Wscat])
-def test_a_program_follows_a_task_on_both_ports(machine, client_of):
-    follow_on_both_ports(client_of(machine.server.said["http"]), machine)
-
-
-def test_a_page_follows_a_task_on_both_ports(machine, browser):
-    follow_on_both_ports(BrowserWebSocket(machine.server.said["http"], browser), machine)
-
-
-def follow_on_both_ports(client, machine):
-    said = machine.server.said
-    task_id = Httpx(said["http"]).submit()["task_id"]
-    places = [said["ws"], said["http"].replace("http:", "ws:")]
-    first, second = (client.open(f"{place}/api/v1/tasks/stream?task_id={task_id}&after=0") for place in places)
-    frames = read_alive(machine, task_id, client.frames(first))
-    assert_whole_story(machine, task_id, frames, without=("usage",))
-    assert {"output", "tool_call", "progress"} <= {frame["type"] for frame in frames}
-    assert list(client.frames(second)) == frames
