@@ -1,4 +1,4 @@
-"""Twenty follow one busy task, lose their connections at any byte, come back, and each has heard everything once."""
+"""Ten follow one busy task, lose their connections at any byte, come back, and each has heard everything once."""
 
 import asyncio
 import json
@@ -12,9 +12,9 @@ from doubles.live import bash, says
 from doubles.restless_followers import Follower, restless
 from sandbox.demo.model_script import Text, Turn
 
-FOLLOWERS = 20
-LINES = 8000
-SECONDS = 30.0
+FOLLOWERS = 10
+LINES = 3000
+SECONDS = 15.0
 LINES_A_TURN = 1000
 
 
