@@ -53,7 +53,7 @@ def test_the_examples_of_the_page_do_what_they_say(world, tmp_path, monkeypatch,
     assert ended == "mend-7 completed Mend the build\nIt has ended before: completed\nIts sandbox is not kept.\n"
 
 
-def test_iterators_go_on_by_themselves_when_the_server_is_killed_and_comes_back(world):
+def test_iterators_go_on_when_the_server_is_killed_and_comes_back_and_its_errors_come_with_what_it_says(world):
     machine = world(bash("for i in $(seq 40); do echo line $i; sleep 0.1; done; echo new > new.txt"), says())
     machine.submit()
     machine.until_state("running")
@@ -77,13 +77,12 @@ def test_iterators_go_on_by_themselves_when_the_server_is_killed_and_comes_back(
             follower.join(60)
         assert client.wait("task-1", timeout_seconds=30)["state"] == "completed", machine.tell()
     assert told["async"] == told["sync"] == machine.frames()
+    errors_come_with_what_the_server_says(server)
 
 
-def test_errors_of_the_server_come_with_what_it_says_of_them(world):
-    machine = world(says())
-    machine.submit()
-    machine.wait()
-    with Client(machine.server.said["http"]) as client:
+def errors_come_with_what_the_server_says(server):
+    """To a client of a server with one task, task-1, which is completed."""
+    with Client(server) as client:
         taken = MANIFEST.replace("metadata: {", 'metadata: {id: "task-1", ')
         with pytest.raises(DuplicateTaskIdError) as duplicate:
             client.submit(taken)
