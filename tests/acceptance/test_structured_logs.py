@@ -14,14 +14,13 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+LOGGING = {"SANDBOX_LOG_FORMAT": "json", "SANDBOX_LOG_LEVEL": "debug", "TOKEN": VALUE}
+
+
 @pytest.fixture
-def logging_world(world, monkeypatch):
+def logging_world(world):
     """A server that logs as JSON, and knows a secret."""
-    made = world(bash("echo $TOKEN"), says())
-    made.server.stop()
-    (made.directory / "server.log").unlink()
-    made.start_server(SANDBOX_LOG_FORMAT="json", SANDBOX_LOG_LEVEL="debug", TOKEN=VALUE)
-    return made
+    return world(bash("echo $TOKEN"), says(), environment=LOGGING)
 
 
 def test_every_line_is_json_and_leads_from_the_request_to_the_task_and_its_runner(logging_world):
