@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.live import lay_agent_ready
 from sandbox.demo.parts import start_server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
@@ -69,6 +70,7 @@ class Newcomer:
 @pytest.fixture
 def newcomer(tmp_path):
     (tmp_path / "home").mkdir()
+    lay_agent_ready(tmp_path / "data")
     command = [sys.executable, "-m", "sandbox.demo.playground", "--git-port", "0", "--model-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as playground:
         try:

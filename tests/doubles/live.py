@@ -132,6 +132,16 @@ def _installed_agent():
     return install_binary(Path(directory))
 
 
+def lay_agent_ready(data_dir):
+    """The copy of Claude Code that a server would make: 400 MB for each of hundreds of servers take minutes."""
+    copy = _installed_agent()
+    place = data_dir / "agent" / copy.name
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place.parent.mkdir()
+    with contextlib.suppress(OSError):  # another file system: the server copies it
+        place.hardlink_to(copy)
+
+
 class World:
     """One user's machine: a server with its data, its git host and its model. All end with the world."""
 
@@ -176,7 +186,7 @@ class World:
     def start_server(self, *, ports=(0, 0), **environment):
         """ports: of the REST API and of the stream; 0 for any."""
         if not self.prefix and not (self.data_dir / "agent").exists():
-            self._lay_agent_ready()
+            lay_agent_ready(self.data_dir)
         port, ws_port = map(str, ports)
         command = [sys.executable, "-m", "sandbox", "serve", "--port", port, "--ws-port", ws_port]
         command += ["--data-dir", str(self.data_dir), "--format", "json"]
@@ -188,15 +198,6 @@ class World:
             self.http.close()
         self.http = self._client()
         return self.server.said
-
-    def _lay_agent_ready(self):
-        """The copy of Claude Code that the server would make: 400 MB for each of hundreds of servers take minutes."""
-        copy = _installed_agent()
-        place = self.data_dir / "agent" / copy.name
-        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place.parent.mkdir()
-        with contextlib.suppress(OSError):  # another file system: the server copies it
-            place.hardlink_to(copy)
 
     def restart_server(self, signal_number):
         """End it by the signal; another one answers at the same addresses."""
