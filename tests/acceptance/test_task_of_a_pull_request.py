@@ -54,14 +54,23 @@ def test_the_patch_and_its_cost_are_written_for_the_pull_request(world, run_task
     assert (tmp_path / "checkout" / "a.txt").read_text() == "mended\n"
 
 
-def test_a_task_that_fails_is_told_and_fails_the_job(world, run_task, tmp_path):
-    machine = world(says())
-    ran = run_task(machine, COMMIT="0" * 40)
-    assert ran.returncode == 1
+def test_what_did_not_come_to_its_end_is_told_and_fails_the_job(world, run_task, tmp_path):
+    machine = world(bash("sleep 300"), says())
+    failed = run_task(machine, COMMIT="0" * 40)
+    assert failed.returncode == 1
     comment = (tmp_path / "result" / "comment.md").read_text()
     assert " failed**" in comment
     assert "clone_failed: " in comment
-    assert " failed: clone_failed: " in ran.stderr
+    assert " failed: clone_failed: " in failed.stderr
+
+    refused = run_task(machine, FIELDS='{"vm": {"cpus": "many"}, "extra": 1}')
+    assert refused.returncode == 1
+    assert "vm.cpus: " in refused.stderr
+    assert "extra: " in refused.stderr
+
+    too_long = run_task(machine, TIMEOUT_MINUTES="0.001")
+    assert too_long.returncode == 1
+    assert " cancelled**" in (tmp_path / "result" / "comment.md").read_text()
 
 
 ALONE = {"SANDBOX_SERVER": "http://127.0.0.1:9", "REPOSITORY_URL": "https://github.com/org/repo.git"}
@@ -93,16 +102,3 @@ def test_what_is_wrong_with_a_variable_is_told_in_one_sentence(monkeypatch, tmp_
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert told in ended.value.code  # what is no number is written to stderr, and the exit code is 1
     assert "\n" not in ended.value.code
-
-
-def test_a_manifest_with_mistakes_is_told_with_all_of_them(world, run_task):
-    ran = run_task(world(says()), FIELDS='{"vm": {"cpus": "many"}, "extra": 1}')
-    assert ran.returncode == 1
-    assert "vm.cpus: " in ran.stderr
-    assert "extra: " in ran.stderr
-
-
-def test_a_task_that_takes_too_long_is_cancelled(world, run_task, tmp_path):
-    ran = run_task(world(bash("sleep 300"), says()), TIMEOUT_MINUTES="0.001")
-    assert ran.returncode == 1
-    assert " cancelled**" in (tmp_path / "result" / "comment.md").read_text()
