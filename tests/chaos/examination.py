@@ -6,17 +6,16 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+from chaos.machine import END_SECONDS
 from chaos.oracle import MARK, Evidence, Kept, Story
 from doubles.traces import left_behind
 
-END_SECONDS = 120
 GONE_SECONDS = 10
 
 
 def examine(machine, blows):
     """Wait for every task's end, then look. blows: `{task id: (victim, state, stdout that was read before)}`."""
-    for task_id in sorted(machine.acknowledged):
-        machine.wait(task_id, END_SECONDS)
+    machine.wait_for_all()
     stories = [_tell(machine, task_id, *blows.get(task_id, (None, "", b""))) for task_id in sorted(machine.orders)]
     deadline = time.monotonic() + GONE_SECONDS
     while (left := left_behind(machine.data_dir)) and time.monotonic() < deadline:

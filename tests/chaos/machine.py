@@ -10,6 +10,7 @@ from doubles.live import ORGANISATION, World, make_repository, says
 
 ALL_CPUS = 8 * len(os.sched_getaffinity(0))
 FILLER_BYTES = 200_000
+END_SECONDS = 120
 
 
 class Machine(World):
@@ -64,6 +65,11 @@ class Machine(World):
             lifecycle={"artifact_patterns": [scribe.MARK, "made/**"], "retries": retries},
         )
         self.acknowledged.add(task_id)
+
+    def wait_for_all(self):
+        """Until every task that was taken has ended."""
+        for task_id in sorted(self.acknowledged):
+            self.wait(task_id, END_SECONDS)
 
     def records(self, task_id):
         return journal_file.read_records(self.data_dir, task_id)

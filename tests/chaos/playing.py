@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chaos.oracle import STATES
 from chaos.restarts import play_restarts
-from chaos.rounds import play
+from chaos.rounds import cells, play
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "chaos.md"
 VICTIMS = ("server", "runner", "sandbox", "gateway", "all")
@@ -82,7 +82,7 @@ def main():
 def play_one(score, runtime, victim, seed):
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         try:
-            found = play(directory, runtime, victim, seed)
+            found = play(directory, runtime, cells(victim), seed)
         except AssertionError as error:
             # A task that does not end, or a server that does not start, says so.
             score.said.append(f"{runtime}, {victim}, seed {seed}: {str(error)[:2000]}")

@@ -1,4 +1,7 @@
-"""One round: tasks are brought to their moments, something is killed, and the oracle is asked."""
+"""One round: tasks are brought to their moments, something is killed, and the oracle is asked.
+
+A cell is a victim in a state, as a pair of names.
+"""
 
 import contextlib
 import random
@@ -18,7 +21,10 @@ from chaos.moments import Moments
 from chaos.oracle import STATES, TRUE_ENDS, judge
 from doubles.traces import processes as processes_told_of
 
-BURST_TASKS = 6
+BURST_TASKS = 3
+BURST_SECONDS = 0.25
+SHARED = ("server", "all")
+"""Victims that all tasks have in common; every other one is a single task's own."""
 
 
 @dataclass
@@ -34,26 +40,36 @@ class Found:
         return {(victim, state) for victim, state, _ in self.ends}
 
 
-def play(directory, runtime, victim, seed):
-    """victim: `server` or `all`, which all tasks have in common, else `each`: of every task something of its own."""
-    strike = _strike_each if victim == "each" else _strike_together
+def play(directory, runtime, chosen, seed):
+    """chosen: the cells. One machine has them all: first what is a task's own, then each of what is shared."""
     with Machine(directory, runtime) as machine:
-        held = []
-        try:
-            blows = strike(machine, victim, seed, held)
-        finally:
-            _let_go(held)
+        blows = {}
+        if own := [cell for cell in chosen if cell[0] not in SHARED]:
+            with _holding() as held:
+                blows |= _strike_each(machine, own, seed, held)
+        for victim in SHARED:
+            if states := sorted(state for one, state in chosen if one == victim):
+                machine.wait_for_all()
+                with _holding() as held:
+                    blows |= _strike_together(machine, victim, states, seed, held)
         evidence = examine(machine, blows)
     ends = Counter((story.victim, story.state, story.end) for story in evidence.stories if story.victim)
     return Found(ends, judge(evidence))
 
 
-def cells(victim):
-    """What a round must meet."""
-    if victim != "each":
-        return {(victim, state) for state in TRUE_ENDS[victim]}
-    victims = ("runner", "sandbox", *(("gateway",) if processes.can_destroy_sockets() else ()))
-    return {(one, state) for one in victims for state in TRUE_ENDS[one] if state != "pending"}
+def cells(*victims):
+    """All of these victims, among which `each` are those that are a task's own."""
+    own = ("runner", "sandbox", *(("gateway",) if processes.can_destroy_sockets() else ()))
+    named = [one for victim in victims for one in (own if victim == "each" else (victim,))]
+    return {(one, state) for one in named for state in TRUE_ENDS[one] if state != "pending" or one in SHARED}
+
+
+def deal(chance, *victims):
+    """One of the cells of these victims for each state."""
+    by_state = {}
+    for victim, state in sorted(cells(*victims)):
+        by_state.setdefault(state, []).append(victim)
+    return [(chance.choice(those), state) for state, those in by_state.items()]
 
 
 def _reach_all(machine, wanted, held, seed, **choices):
@@ -72,12 +88,11 @@ def _reach_all(machine, wanted, held, seed, **choices):
         list(pool.map(reach, [pair for pair in wanted if pair[1] == "pending"]))
 
 
-def _strike_together(machine, victim, seed, held):
+def _strike_together(machine, victim, states, seed, held):
     chance = random.Random(f"{seed} {victim}")
-    wanted = [(victim, state) for state in TRUE_ENDS[victim]]
-    _reach_all(machine, wanted, held, seed, is_endless=victim == "all")
-    with _burst(machine, held):
-        time.sleep(chance.uniform(0, 0.5))
+    _reach_all(machine, [(victim, state) for state in states], held, seed, is_endless=victim == "all")
+    with _burst(machine, victim):
+        time.sleep(chance.uniform(0, BURST_SECONDS))
         _kill_server(machine) if victim == "server" else _kill_everything(machine, held, chance)
     seen = {one.task_id: one.seen for one in held}
     blows = {task_id: (victim, machine.state(task_id), seen.get(task_id, b"")) for task_id in machine.orders}
@@ -95,13 +110,23 @@ def _strike_together(machine, victim, seed, held):
     return blows
 
 
+@contextlib.contextmanager
+def _holding():
+    """Gives a list of tasks at their moments; whatever happens, all are let go."""
+    held = []
+    try:
+        yield held
+    finally:
+        _let_go(held)
+
+
 def _let_go(held):
     for one in held:
         one.let_go()
 
 
 @contextlib.contextmanager
-def _burst(machine, held):
+def _burst(machine, victim):
     """Somebody submits while it happens: what gets a 202 in the last moment is promised too."""
     is_over = threading.Event()
 
@@ -110,7 +135,7 @@ def _burst(machine, held):
             if is_over.wait(0.05):
                 return
             with contextlib.suppress(httpx.TransportError):
-                machine.order(f"burst-{number}")
+                machine.order(f"burst-{victim}-{number}")
 
     # Behind one that waits for all the room there is, nobody younger begins.
     thread = threading.Thread(target=submit)
@@ -142,9 +167,9 @@ def _kill_everything(machine, held, chance):
             time.sleep(0.001)
 
 
-def _strike_each(machine, victim, seed, held):
-    wanted = [(*cell, 0) for cell in sorted(cells(victim))]
-    wanted += [(one, "running", 1) for one in ("runner", "sandbox")]
+def _strike_each(machine, chosen, seed, held):
+    wanted = [(*cell, 0) for cell in sorted(chosen)]
+    wanted += [(one, "running", 1) for one in ("runner", "sandbox") if (one, "running") in chosen]
     with ThreadPoolExecutor(6) as pool:
         return dict(pool.map(lambda each: _strike_one(machine, *each, seed, held), wanted))
 
