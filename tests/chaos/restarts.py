@@ -1,6 +1,7 @@
 """The server is ended and started again, over and over, under running tasks and those who follow them."""
 
 import asyncio
+import itertools
 import random
 import signal
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from sandbox.contracts.recorder import read_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.frame import end_frame, frame
 
-TASKS = 5
-KINDS = (*[SseFollower] * 8, *[WebSocketFollower] * 6, *[CommandFollower] * 6)
+MANY = (*[SseFollower] * 8, *[WebSocketFollower] * 6, *[CommandFollower] * 6)
+FEW = (*[SseFollower] * 2, *[WebSocketFollower] * 2, *[CommandFollower] * 2)
 LINES_OF_LONG = 100_000
 END_SECONDS = 120
 
@@ -31,17 +32,18 @@ class Restarted:
     broken: list
 
 
-def play_restarts(directory, restarts, seed):
+def play_restarts(directory, restarts, seed, *, tasks=5, kinds=MANY):
+    """kinds: of followers, dealt out over the tasks."""
     with Machine(directory) as machine:
-        for number in range(TASKS):
+        for number in range(tasks):
             machine.order(f"task-{number}", lines=LINES_OF_LONG, pause_seconds=0.05)
         for task_id in machine.orders:
             until(lambda task_id=task_id: machine.state(task_id) == "running", 60, "all to run")
-        return asyncio.run(_play(machine, restarts, random.Random(seed)))
+        return asyncio.run(_play(machine, restarts, random.Random(seed), kinds))
 
 
-async def _play(machine, restarts, chance):
-    followers = [kind(machine, f"task-{number % TASKS}") for number, kind in enumerate(KINDS)]
+async def _play(machine, restarts, chance, kinds):
+    followers = [kind(machine, task_id) for kind, task_id in zip(kinds, itertools.cycle(machine.orders), strict=False)]
     following = asyncio.gather(*(follower.follow() for follower in followers))
     ends = [one for _ in range(0, restarts, 2) for one in chance.sample([signal.SIGKILL, signal.SIGTERM], 2)][:restarts]
     try:
