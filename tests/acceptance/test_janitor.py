@@ -68,13 +68,23 @@ def open_or_none(journals, task_id):
         return journals.open(task_id)
 
 
-def crash(machine, task_id):
-    """Server and runner at once, and the books of the task are ended."""
-    machine.server.stop(signal.SIGKILL)
+def stop_at(machine, task_id, has_come):
+    """Its runner stands still as soon as this is there."""
+    machine.submit(task_id, vm={"cpus": 1, "memory": "512M", "disk": "256M"})
+    attempt = attempt_of(machine, task_id)
+    until(lambda: has_come(attempt), what=f"{task_id} to be there", pause_max=0.02)
     for pid in runner_pids(machine.data_dir, task_id):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    end_books(machine.data_dir, task_id)
+        os.kill(pid, signal.SIGSTOP)
+
+
+def crash(machine, *task_ids):
+    """Server and runners at once, and the books of the tasks are ended."""
+    machine.server.stop(signal.SIGKILL)
+    for task_id in task_ids:
+        for pid in runner_pids(machine.data_dir, task_id):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        end_books(machine.data_dir, task_id)
 
 
 def attempt_of(machine, task_id):
@@ -96,18 +106,14 @@ def test_whatever_was_made_when_all_died_is_gone_when_the_next_server_has_starte
     need_runtime(runtime, tmp_path / "probe")
     empty_world.runtime = runtime
     machine = world(bash(LONG), says())
-    seen = set()
-    for number, what in enumerate(steps):
-        task_id, has_come = f"task-{number}", STEPS[what]
-        machine.submit(task_id)
-        attempt = attempt_of(machine, task_id)
-        until(lambda attempt=attempt, has_come=has_come: has_come(attempt), what=what, pause_max=0.02)
-        crash(machine, task_id)
-        seen |= left_behind(machine.data_dir).keys()
-        machine.start_server()
-        until(lambda: is_clean(machine.data_dir), 60, f"nothing to be left of a death at {what}")
-        assert machine.status(task_id)["error"]["code"] == "runner_lost"
-    assert {"files", "cgroups"} <= seen or os.geteuid() != 0
+    tasks = {f"task-{number}": what for number, what in enumerate(steps)}
+    for task_id, what in tasks.items():
+        stop_at(machine, task_id, STEPS[what])
+    crash(machine, *tasks)
+    assert {"files", "cgroups"} <= left_behind(machine.data_dir).keys() or os.geteuid() != 0
+    machine.start_server()
+    until(lambda: is_clean(machine.data_dir), 60, f"nothing to be left of deaths at {steps}")
+    assert {machine.status(task_id)["error"]["code"] for task_id in tasks} == {"runner_lost"}
 
 
 def round_has_ended(machine):
