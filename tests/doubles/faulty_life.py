@@ -58,7 +58,7 @@ class FaultyLife:
                 hit_at = time.monotonic()
             elif time.monotonic() - hit_at > FAULT_SECONDS:
                 return
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def submit(self, task_id, seconds):
         """As any client would: what was refused for now is sent again. Whether it was taken in the end."""
@@ -113,7 +113,7 @@ class FaultyLife:
 
     @contextlib.contextmanager
     def watching_health(self):
-        """Ask all the time, and remember the slowest answer."""
+        """Ask again and again, and remember the slowest answer."""
         over = threading.Event()
         watcher = threading.Thread(target=self._watch_health, args=(over,))
         watcher.start()
@@ -125,7 +125,7 @@ class FaultyLife:
 
     def _watch_health(self, over):
         with httpx.Client(base_url=self.world.server.said["http"], trust_env=False, timeout=30) as http:
-            while not over.wait(0.1):
+            while not over.wait(0.25):
                 begin = time.monotonic()
                 status = http.get("/api/v1/health").status_code
                 self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - begin)
