@@ -1,22 +1,18 @@
 """More tasks wait than the session that started the server may open files."""
 
-import resource
+from doubles.live import make_repository, until
+from doubles.stand_in_agent import make_stand_in
 
-import pytest
-
-from doubles.live import bash, says, until
-
-
-@pytest.fixture
-def few_descriptors():
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+FEW = ("sh", "-c", 'ulimit -Sn 64 && exec "$@"', "sh")
 
 
-def test_a_session_with_few_descriptors_holds_many_waiting_tasks(world, few_descriptors):
-    machine = world(bash("python3 -c 'import time; time.sleep(300)'"), says())
+def test_a_session_with_few_descriptors_holds_many_waiting_tasks(empty_world, tmp_path):
+    machine = empty_world
+    make_repository(machine.repositories / "repo.git", {"README.md": "# Hi\n"})
+    machine.start_git()
+    machine.start_model()
+    machine.prefix = FEW
+    machine.start_server(PYTHONPATH=str(make_stand_in(tmp_path / "agent", [('{"type": "assistant"}', 300.0)])))
     machine.submit("first", vm={"cpus": 16})
     for number in range(60):
         machine.submit(f"task-{number}")
