@@ -23,7 +23,7 @@ def ended(machine, state, code):
 def test_cancel_stops_the_agent_and_keeps_what_it_wrote(watched):
     machine = watched(bash("echo half > half.txt"), bash(WAIT_FOREVER))
     machine.submit()
-    until(lambda: machine.status()["progress"]["tool_calls"] == 2, what="the second tool call")
+    until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
     answer = machine.http.delete("/api/v1/tasks/task-1?reason=enough")
     assert answer.status_code == 200
     assert (answer.json()["previous_state"], answer.json()["new_state"]) == ("running", "cancelled")
@@ -51,12 +51,6 @@ def test_a_missing_branch_is_named(watched):
     assert machine.states() == ["pending", "staging", "failed"]
 
 
-def test_a_missing_repository_is_told_apart(watched):
-    machine = watched(says())
-    machine.submit(repository={"url": "https://github.com/org/nothing-here.git"})
-    ended(machine, "failed", "clone_failed")
-
-
 def test_exit_zero_is_no_success_when_the_agent_was_interrupted(watched):
     """Interrupted twice, Claude Code exits with 0: mostly without a result, else with one that says so."""
     interrupt = "sleep 3; kill -INT $agent; sleep 0.01; kill -INT $agent"
@@ -71,14 +65,6 @@ def test_exit_zero_is_no_success_when_the_agent_was_interrupted(watched):
     assert b"+bye" in machine.artifact("task-1.patch")
 
 
-def test_a_result_in_a_line_that_is_kept_in_parts_is_heard(watched):
-    machine = watched(says("y" * 1_200_000))
-    machine.submit()
-    status = ended(machine, "completed", None)
-    assert status["exit_code"] == 0
-    assert machine.artifact_names() >= ALWAYS
-
-
 def transcript(machine):
     """Claude Code's own events of the task, once it has ended."""
     machine.wait()
@@ -91,13 +77,7 @@ def test_an_agent_that_exits_non_zero_fails_with_the_reason(watched):
     status = ended(machine, "failed", "agent_failed")
     assert status["exit_code"] == 1
     assert "prompt is odd" in status["error"]["message"]
-
-
-def test_a_key_that_the_model_refuses_fails_the_task_at_once(watched):
-    machine = watched(Turn(faults=(Fault("error", status=403, message="The account is closed.", times=99),)))
-    machine.submit()
-    status = ended(machine, "failed", "agent_failed")
-    assert "refused the server's key" in status["error"]["message"]
+    assert len(status["attempts"]) == 1  # no manifest asked for another
 
 
 def test_a_forged_result_counts_for_nothing(watched):
@@ -128,21 +108,6 @@ def test_out_of_memory_is_told_as_such(watched):
     assert (status["state"], status["error"]["code"]) == ("failed", expected)
 
 
-def test_background_processes_of_the_agent_die_with_it(watched):
-    machine = watched(bash("setsid nohup sleep 600 >/dev/null 2>&1 & disown; true"), says())
-    machine.submit()
-    ended(machine, "completed", None)
-
-
-def test_an_interrupted_answer_of_the_model_is_tried_again(watched):
-    machine = watched(
-        Turn(content=says().content, faults=(Fault("error", status=529, message="Overloaded", times=2),)),
-    )
-    machine.submit()
-    ended(machine, "completed", None)
-    assert any(frame["type"] == "error" for frame in machine.frames())
-
-
 DEEP_TREE = """
 import os
 for _ in range(2200):
@@ -152,9 +117,19 @@ open("bottom.txt", "w").write("deep")
 """
 
 
-def test_a_tree_too_deep_to_walk_by_path_is_removed_like_any_other(watched):
-    machine = watched(python(DEEP_TREE), bash("echo top > top.txt"), says())
+def test_an_agent_that_is_done_leaves_nothing_whatever_it_made_and_is_heard_whatever_its_model_did(watched):
+    """Its answer was interrupted twice, and is a line that is kept in parts; a process and a deep tree stay behind."""
+    overloaded = Fault("error", status=529, message="Overloaded", times=2)
+    machine = watched(
+        bash("setsid nohup sleep 600 >/dev/null 2>&1 & disown; echo top > top.txt"),
+        python(DEEP_TREE),
+        Turn(content=says("y" * 1_200_000).content, faults=(overloaded,)),
+    )
     machine.submit()
-    ended(machine, "completed", None)
+    status = ended(machine, "completed", None)
+    assert status["exit_code"] == 0
+    assert machine.artifact_names() >= ALWAYS
     assert b"+top" in machine.artifact("task-1.patch")
-    assert not [frame for frame in machine.frames() if frame.get("error") == "teardown_failed"]
+    told = [frame for frame in machine.frames() if frame["type"] == "error"]
+    assert told
+    assert not [frame for frame in told if frame.get("error") == "teardown_failed"]
