@@ -4,16 +4,17 @@ import os
 import pty
 import select
 import subprocess
-import sys
 import termios
 import time
 from pathlib import Path
 
 import pytest
 
+from doubles.forked_commands import ForkedCommand
+from doubles.forked_commands import run as run_forked
 from doubles.recorded_api import RecordedApi
 
-SANDBOX = (sys.executable, "-c", "from sandbox.cli.command import main; main()")
+END = b"<nothing more is shown>"
 
 
 @pytest.fixture
@@ -43,9 +44,7 @@ def sandbox(environment, tmp_path):
     """Run `sandbox …` to its end."""
 
     def run(*arguments: str, stdin: bytes = b"", cwd: Path = tmp_path) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*SANDBOX, *arguments], input=stdin, capture_output=True, env=environment, cwd=cwd, timeout=60, check=False
-        )
+        return run_forked(*arguments, stdin=stdin, env=environment, cwd=cwd)
 
     return run
 
@@ -56,7 +55,7 @@ def sandbox_process(environment, tmp_path):
     started = []
 
     def start(*arguments: str, cwd: Path = tmp_path, **streams) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([*SANDBOX, *arguments], env=environment, cwd=cwd, **streams)
+        process = ForkedCommand(arguments, env=environment, cwd=cwd, **streams)
         started.append(process)
         return process
 
@@ -88,14 +87,13 @@ class Terminal:
     def read_to_end(self, process: subprocess.Popen[bytes], seconds: float = 60) -> bytes:
         """Everything that a process shows from now on until it has ended."""
         deadline, begin = time.monotonic() + seconds, len(self.seen)
-        while True:
-            has_ended = process.poll() is not None  # looked at first: what it wrote before is there by then
-            readable, _, _ = select.select([self.ours], [], [], 0 if has_ended else 0.02)
-            if readable:
-                self.seen += os.read(self.ours, 65536)
-            elif has_ended:
-                return self.seen[begin:]
+        while process.poll() is None:
             assert time.monotonic() < deadline, f"it has not ended; shown was {self.seen!r}"
+            if select.select([self.ours], [], [], 0.02)[0]:
+                self.seen += os.read(self.ours, 65536)
+        os.write(self.theirs, END)  # what was shown before comes before it, and may come late
+        self.seen = self.read_until(END).removesuffix(END)
+        return self.seen[begin:]
 
     def resize(self, columns: int, lines: int = 45) -> None:
         termios.tcsetwinsize(self.ours, (lines, columns))

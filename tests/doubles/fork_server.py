@@ -1,0 +1,141 @@
+"""The process that `forked_commands` forks: it imports the product once, and each fork lives as one `sandbox …`."""
+
+import atexit
+import gc
+import io
+import json
+import os
+import pkgutil
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from importlib import import_module
+
+MESSAGE_BYTES_MAX = 100_000
+PROGRAMS_OF_SANDBOXES = {"joiner", "entrant"}
+
+
+def serve():
+    """Of the process that is forked: goes on until nobody can ask any more."""
+    _import_all()
+    control, poll, handlers = socket.socket(fileno=0), select.poll(), {}
+
+    def expect(descriptor, handler):
+        handlers[descriptor] = handler
+        poll.register(descriptor, select.POLLIN)
+
+    def done_with(descriptor):
+        poll.unregister(descriptor)
+        os.close(descriptor)
+
+    def begin():
+        message, descriptors, *_ = socket.recv_fds(control, MESSAGE_BYTES_MAX, 4)
+        if not message:
+            os._exit(0)
+        *streams, line = descriptors
+        pid = os.fork()
+        if pid == 0:
+            control.detach()
+            _become(json.loads(message), streams)
+        for stream in streams:
+            os.close(stream)
+        _say(line, pid)
+        ending = os.pidfd_open(pid)
+        expect(ending, lambda: tell_end(ending, line))
+
+    def tell_end(ending, line):
+        ended = os.waitid(os.P_PIDFD, ending, os.WEXITED | os.WNOWAIT)  # its number is kept until this is heard
+        done_with(ending)
+        _say(line, ended.si_status << 8 if ended.si_code == os.CLD_EXITED else ended.si_status)
+        expect(line, lambda: (done_with(line), os.waitpid(ended.si_pid, 0)))
+
+    expect(0, begin)
+    while True:
+        for descriptor, _ in poll.poll():
+            handlers[descriptor]()
+
+
+def _import_all():
+    """Of the product. As in `main()`, httpx goes without a command line of its own."""
+    sys.modules["httpx._main"] = None
+    gc.disable()
+    for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
+        if module.name.rpartition(".")[2] not in {"__main__", *PROGRAMS_OF_SANDBOXES}:
+            import_module(module.name)
+    gc.freeze()
+    gc.enable()
+
+
+def _say(line, number):
+    with suppress(BrokenPipeError):  # nobody wants to know any more
+        os.write(line, str(number).encode())
+
+
+def _become(asked, streams):
+    """A process that has just begun as `sandbox`, and its whole life."""
+    try:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        if asked["has_session"]:
+            os.setsid()
+        os.chdir(asked["cwd"])
+        os.environ.clear()
+        os.environ.update(asked["env"])
+        time.tzset()
+        sys.path.pop()
+        sys.argv = ["sandbox", *asked["arguments"]]
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            setattr(sys, name, _stream(number, getattr(sys, name)))
+            setattr(sys, f"__{name}__", getattr(sys, name))
+        os._exit(_live())
+    finally:
+        os._exit(70)
+
+
+def _stream(number, old):
+    """What an interpreter makes of a descriptor."""
+    mode = "w" if number else "r"
+    buffer = os.fdopen(number, mode + "b", closefd=False)
+    buffer.raw.name = old.name
+    is_of_lines = number == 2 or buffer.isatty()
+    stream = io.TextIOWrapper(buffer, old.encoding, old.errors, newline="\n", line_buffering=is_of_lines)
+    stream.mode = mode
+    return stream
+
+
+def _live():
+    """The exit code that an interpreter would give; an interrupted one ends by the signal."""
+    code = _code_of_main()
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    gc.collect()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            with suppress(OSError):
+                print(f"Exception ignored in: {stream!r}\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            code = 120
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return code & 0xFF
+
+
+def _code_of_main():
+    try:
+        import_module("sandbox.cli.command").main()
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            return ended.code or 0
+        print(ended.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    return 0
