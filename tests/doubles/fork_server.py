@@ -12,10 +12,19 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from contextlib import suppress
 from importlib import import_module
 
 MESSAGE_BYTES_MAX = 100_000
+IMPORTED_LATE = (
+    "httpx",
+    "httpcore",
+    "certifi",
+    "encodings.idna",
+    "anyio._backends._asyncio",
+    "concurrent.futures.thread",
+)
 PROGRAMS_OF_SANDBOXES = {"joiner", "entrant"}
 
 
@@ -66,6 +75,8 @@ def _import_all():
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
         if module.name.rpartition(".")[2] not in {"__main__", *PROGRAMS_OF_SANDBOXES}:
             import_module(module.name)
+    for name in IMPORTED_LATE:
+        import_module(name)
     gc.freeze()
     gc.enable()
 
@@ -87,6 +98,8 @@ def _become(asked, streams):
         os.environ.clear()
         os.environ.update(asked["env"])
         time.tzset()
+        if "PYTHONWARNINGS" not in asked["env"]:
+            _overlook_warnings()
         sys.path.pop()
         sys.argv = ["sandbox", *asked["arguments"]]
         for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -95,6 +108,13 @@ def _become(asked, streams):
         os._exit(_live())
     finally:
         os._exit(70)
+
+
+def _overlook_warnings():
+    """As an interpreter does where nobody says otherwise."""
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)
 
 
 def _stream(number, old):

@@ -2,7 +2,8 @@
 
 The same as with a true start: a process of its own that runs `main()` with arguments, environment, time zone,
 directory, streams (made anew, so that a terminal is one), signals, exit code; what is run at an interpreter's end; the
-traceback of what nobody caught, the end by SIGINT, 120 when the last output cannot be written. Warnings are errors.
+traceback of what nobody caught, the end by SIGINT, 120 when the last output cannot be written; warnings as errors, if
+PYTHONWARNINGS says so.
 
 Not the same: all is imported, so that an import which is missing, slow or warns is not seen; the process is a child of
 one beside the tests, whose user, limits, namespaces, control group, umask and seed of hashes it has; the encoding is
@@ -70,6 +71,7 @@ def _environment(env):
     wanted = {name: os.fspath(value) for name, value in (os.environ if env is None else env).items()}
     read_at_start = {name for name in wanted if name.startswith(("PYTHON", "LC_"))} - {"PYTHONWARNINGS"}
     assert not read_at_start, f"a fork is too late for {read_at_start}"
+    assert wanted.get("PYTHONWARNINGS", "error") == "error"
     return wanted
 
 

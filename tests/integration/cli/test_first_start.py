@@ -10,6 +10,7 @@ import sys
 import httpx
 import pytest
 
+from doubles.forked_commands import ForkedCommand, run
 from sandbox.api.addresses import bind, is_open
 
 SANDBOX = [sys.executable, "-m", "sandbox"]
@@ -29,9 +30,7 @@ def environment(tmp_path):
 
 
 def findings(environment):
-    ran = subprocess.run(
-        [*SANDBOX, "doctor", "-f", "json"], env=environment, capture_output=True, timeout=60, check=False
-    )
+    ran = run("doctor", "-f", "json", env=environment)
     found = {}
     for finding in json.loads(ran.stdout)["findings"]:
         found.setdefault(finding["name"], []).append(finding)
@@ -48,8 +47,8 @@ def test_doctor_hides_no_gap_of_the_sandbox(environment):
 
 @pytest.mark.parametrize("key", ["", "sk-ant-something"])
 def test_a_server_without_a_key_for_the_model_says_so_at_once(environment, tmp_path, key):
-    server = subprocess.Popen(
-        [*SANDBOX, "serve", "--port", "0", "--ws-port", "0", "--format", "json"],
+    server = ForkedCommand(
+        ["serve", "--port", "0", "--ws-port", "0", "--format", "json"],
         env={**environment, **SERVING, "ANTHROPIC_API_KEY": key, "TMPDIR": str(tmp_path)},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -67,10 +66,7 @@ def test_one_number_for_both_ports_is_a_mistake(environment):
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = str(found.getsockname()[1])
     for command in ("serve", "doctor"):
-        ran = subprocess.run(
-            [*SANDBOX, command, "--port", port, "--ws-port", port],
-            env={**environment, **SERVING}, capture_output=True, timeout=30, check=False,
-        )  # fmt: skip
+        ran = run(command, "--port", port, "--ws-port", port, env={**environment, **SERVING})
         assert ran.returncode == 2
         assert b"server.ws_port (--ws-port) must differ from server.port (--port)" in ran.stderr
 
@@ -79,10 +75,7 @@ def test_one_number_for_both_ports_is_a_mistake(environment):
 def test_a_port_that_is_taken_is_told_with_the_options_that_choose_others(environment, option):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = {"--port": "0", "--ws-port": "0", option: str(taken.getsockname()[1])}
-        ran = subprocess.run(
-            [*SANDBOX, "serve", *(word for pair in ports.items() for word in pair)],
-            env={**environment, **SERVING}, capture_output=True, timeout=30, check=False,
-        )  # fmt: skip
+        ran = run("serve", *(word for pair in ports.items() for word in pair), env={**environment, **SERVING})
     assert ran.returncode == 10
     assert f"Choose another port with {option} (".encode() in ran.stderr
 
@@ -104,10 +97,7 @@ def test_a_server_that_is_stopped_says_so(environment, tmp_path):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_without_tokens_the_server_listens_for_this_machine_only(environment, host):
-    ran = subprocess.run(
-        [*SANDBOX, "serve", "--host", host, "--port", "0", "--ws-port", "0"],
-        env={**environment, **SERVING}, capture_output=True, timeout=30, check=False,
-    )  # fmt: skip
+    ran = run("serve", "--host", host, "--port", "0", "--ws-port", "0", env={**environment, **SERVING})
     assert ran.returncode == 10
     assert ran.stdout == b""
     assert b"can be reached from other machines" in ran.stderr
@@ -115,8 +105,8 @@ def test_without_tokens_the_server_listens_for_this_machine_only(environment, ho
 
 
 def test_another_loopback_address_answers_where_it_is_announced_and_to_no_other_name(environment):
-    server = subprocess.Popen(
-        [*SANDBOX, "serve", "--host", "127.0.0.2", "--port", "0", "--ws-port", "0", "--format", "json"],
+    server = ForkedCommand(
+        ["serve", "--host", "127.0.0.2", "--port", "0", "--ws-port", "0", "--format", "json"],
         env={**environment, **SERVING},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip

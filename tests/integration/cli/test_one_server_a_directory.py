@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.forked_commands import run
 from doubles.kept_tasks import KeptTasks
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
 from sandbox.access.token_file import TokenFile
@@ -27,9 +28,12 @@ NOBODY = 65534
 
 
 def serve(data_dir, *, prefix=()):
-    command = [*prefix, sys.executable, "-m", "sandbox", "serve", "--port", "0", "--ws-port", "0"]
+    """Truly where it is told to begin as somebody else, or elsewhere."""
+    words = ["serve", "--port", "0", "--ws-port", "0", "--data-dir", str(data_dir)]
     environment = {"PATH": os.environ["PATH"], "HOME": str(data_dir.parent / "home"), "LANG": "C.UTF-8"}
-    command += ["--data-dir", str(data_dir)]
+    if not prefix:
+        return run(*words, text=True, env=environment)
+    command = [*prefix, sys.executable, "-m", "sandbox", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
@@ -102,10 +106,7 @@ def test_two_users_never_share_one(owner, other):
 
 def command(*words, data_dir):
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"}
-    return subprocess.run(
-        [sys.executable, "-m", "sandbox", *words, "--data-dir", str(data_dir)],
-        capture_output=True, text=True, timeout=60, check=False, env=environment,
-    )  # fmt: skip
+    return run(*words, "--data-dir", str(data_dir), text=True, env=environment)
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o1777])

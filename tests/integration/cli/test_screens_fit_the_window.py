@@ -170,7 +170,7 @@ def test_a_task_that_is_not_there(api, screen, width):
     screen("task", "status", "x" * 70, width=width, codes=(3,))
 
 
-@WIDTHS
-def test_what_works_on_this_machine(screen, environment, width):
+def test_what_works_on_this_machine(screen, environment):
+    """In the narrow window, since what is too wide for the wide one is too wide for this."""
     environment["HOME"] = "/nonexistent"  # paths stay whole, and that of a test is long
-    assert screen("doctor", width=width, codes=(0, 1))
+    assert screen("doctor", width=80, codes=(0, 1))
