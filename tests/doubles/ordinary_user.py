@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+
+from doubles.own_processes import OWN_PROCESSES
 
 _UID = 65534
 _SECONDS = 60
@@ -38,7 +39,7 @@ def ordinary_place(*, for_sandboxes=False):
 
 def as_ordinary_user(story, *arguments):
     """Run a coroutine function in a process of such a user. Its assertions count."""
-    child = get_context("spawn").Process(target=_lowered, args=(story, *arguments))
+    child = OWN_PROCESSES.Process(target=_lowered, args=(story, *arguments))
     child.start()
     child.join(_SECONDS)
     if child.exitcode is None:

@@ -4,12 +4,12 @@ import asyncio
 import os
 import signal
 import subprocess
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from doubles.live import until
+from doubles.own_processes import OWN_PROCESSES
 from sandbox.contracts.layout import TaskLayout
 from sandbox.disks.devices import find_devices
 from sandbox.disks.leftovers import DiskLeftovers
@@ -42,8 +42,8 @@ def run_runner(files, told):
 
 
 def left_by_a_runner(files):
-    told = get_context("spawn").Queue()
-    runner = get_context("spawn").Process(target=run_runner, args=(files, told))
+    told = OWN_PROCESSES.Queue()
+    runner = OWN_PROCESSES.Process(target=run_runner, args=(files, told))
     runner.start()
     pid = told.get(timeout=60)
     runner.join(60)
@@ -93,8 +93,8 @@ def look_on(files, data_dir, told):
 
 
 def test_what_an_operator_has_mounted_for_everybody_is_let_alone(files, tmp_path):
-    told = get_context("spawn").Queue()
-    child = get_context("spawn").Process(target=look_on, args=(files, tmp_path, told))
+    told = OWN_PROCESSES.Queue()
+    child = OWN_PROCESSES.Process(target=look_on, args=(files, tmp_path, told))
     child.start()
     assert told.get(timeout=60) is None
     child.join(60)

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+from doubles.own_processes import OWN_PROCESSES
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.disks.command import run_command
 from sandbox.disks.loop import LoopDisks
@@ -40,7 +40,7 @@ def loop_works(tmp_path):
 
 def in_a_process_of_its_own(story, *arguments, ends_by=0):
     """As a runner is: with mounts of its own. The story's assertions count."""
-    child = get_context("spawn").Process(target=_with_hidden_mounts, args=(story, *arguments))
+    child = OWN_PROCESSES.Process(target=_with_hidden_mounts, args=(story, *arguments))
     child.start()
     child.join(CHILD_SECONDS)
     if child.exitcode is None:
@@ -228,7 +228,7 @@ async def gets_it_not_within_a_moment(disks, files):
 
 
 def test_a_disk_is_not_opened_twice_though_it_has_another_name(loop_works, files, tmp_path):
-    context = get_context("spawn")
+    context = OWN_PROCESSES
     held, told = context.Event(), context.Event()
     (tmp_path / "elsewhere").symlink_to(files.root)
     child = context.Process(target=_with_hidden_mounts, args=(holds_it_until_told, files, held, told))

@@ -3,11 +3,11 @@
 import asyncio
 import os
 from contextlib import nullcontext, suppress
-from multiprocessing import get_context
 
 import pytest
 
 from doubles.faults import fill, small_file_system
+from doubles.own_processes import OWN_PROCESSES
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.disks.loop import LoopDisks
 from sandbox.disks.mounts import hide_mounts
@@ -46,7 +46,7 @@ def test_what_a_reserve_gives_back_can_be_written_to_on_a_full_disk(host):
 @pytest.mark.parametrize(("written_bytes", "is_lost"), [(8 * MIB, False), (200 * MIB, True)])
 def test_a_disk_tells_of_what_the_host_had_no_room_for(host, written_bytes, is_lost):
     """The disk inside has 1 GiB, so nobody who writes there is refused anything until some of it is lost."""
-    child = get_context("spawn").Process(target=_write, args=(host, written_bytes, is_lost))
+    child = OWN_PROCESSES.Process(target=_write, args=(host, written_bytes, is_lost))
     child.start()
     child.join(60)
     assert child.exitcode == 0
