@@ -1,5 +1,6 @@
 """Where this house stands."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,9 @@ def root() -> Path:
 def modules() -> list[Path]:
     """Every module of the project."""
     return sorted((ROOT / "src").rglob("*.py"))
+
+
+@pytest.fixture(scope="session")
+def trees(modules: list[Path]) -> dict[Path, ast.Module]:
+    """What each module of the project says, read once."""
+    return {path: ast.parse(path.read_text()) for path in modules}

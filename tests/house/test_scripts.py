@@ -50,15 +50,17 @@ class Checkout:
         (self.programs / name).write_text(text)
         (self.programs / name).chmod(0o755)
 
-    def set_up(self, *options: str, before_path: tuple[Path, ...] = ()) -> tuple[str, list[str]]:
-        """What it says, and the calls of uv."""
+    def set_up(
+        self, *options: str, before_path: tuple[Path, ...] = (), index: str = "https://pypi.example/simple"
+    ) -> tuple[str, list[str]]:
+        """What it says, and the calls of uv. index: of packages; where it is empty, pip is asked for it."""
         self.calls.write_text("")
         base_python = Path(sys.base_prefix) / "bin" / "python3"
         path = [*before_path, self.programs, base_python.parent, "/usr/bin", "/bin"]
         environment = {"PATH": ":".join(map(str, path)), "HOME": str(self.root.parent), "CALLS": str(self.calls)}
         done = subprocess.run(
             [str(self.root / "script" / "setup"), *options],
-            env=environment | {"BASE_PYTHON": str(base_python)},
+            env=environment | {"BASE_PYTHON": str(base_python), "PIP_INDEX_URL": index},
             capture_output=True,
             text=True,
             timeout=120,
@@ -72,11 +74,17 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_setting_up_again_installs_nothing_also_with_the_own_environment_on_path(checkout: Checkout):
+def test_setting_up_says_what_it_does_and_again_installs_nothing_also_with_the_own_environment_on_path(
+    checkout: Checkout,
+):
     own = (checkout.root / ".venv" / "bin",)
-    _, calls = checkout.set_up()
+    said, calls = checkout.set_up(index="")
+    assert "npm packages" in said
+    assert said.splitlines()[-1] == "script/setup: done; .venv/bin/sandbox is the command"
     assert [call.split()[1] for call in calls] == ["venv", "pip", "pip"]
     assert "--compile-bytecode" in calls[1]
+    # By these newer and older versions of uv believe the certificates of the system.
+    assert [call for call in calls if not call.endswith("UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1")] == []
     assert checkout.set_up()[1] == []
     assert checkout.set_up(before_path=own)[1] == []
     (checkout.root / "pyproject.toml").write_text("changed\n")
@@ -106,18 +114,6 @@ def test_what_was_set_up_for_development_stays_so(checkout: Checkout):
     _, calls = checkout.set_up()
     assert "requirements/dev.txt" in calls[0]
     assert checkout.set_up("--dev")[1] == []
-
-
-def test_the_certificates_of_the_system_are_believed_by_newer_and_older_versions_of_uv(checkout: Checkout):
-    _, calls = checkout.set_up()
-    assert calls
-    assert [call for call in calls if not call.endswith("UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1")] == []
-
-
-def test_what_is_said_last_is_that_it_is_done(checkout: Checkout):
-    said, _ = checkout.set_up()
-    assert "npm packages" in said
-    assert said.splitlines()[-1] == "script/setup: done; .venv/bin/sandbox is the command"
 
 
 def image_of_a_kernel(packed: bytes) -> bytes:

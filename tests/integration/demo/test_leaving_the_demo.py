@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.live import until
+from sandbox.demo.command import _left_by_signals
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def processes_of(home: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_the_task_and_every_process_end_with_the_demo(demo, tmp_path, number, code):
     screen = tmp_path / "screen"
     until(lambda: "running" in screen.read_text() or demo.poll() is not None, 60, "the task to run")
@@ -57,3 +58,12 @@ def test_the_task_and_every_process_end_with_the_demo(demo, tmp_path, number, co
     assert "Traceback" not in screen.read_text()
     until(lambda: not processes_of(tmp_path), 5, f"the end of {processes_of(tmp_path)}")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("sandbox-demo-")] == []
+
+
+def test_who_ends_it_otherwise_leaves_it_as_a_closed_terminal_does():
+    before = signal.getsignal(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with pytest.raises(SystemExit) as ended, _left_by_signals():
+            signal.raise_signal(number)
+        assert ended.value.code == 128 + number
+    assert signal.getsignal(signal.SIGTERM) == before
