@@ -29,20 +29,18 @@ def environment(tmp_path):
     return {"PATH": str(programs), "HOME": str(tmp_path), "LANG": "C.UTF-8"}
 
 
-def findings(environment):
-    ran = run("doctor", "-f", "json", env=environment)
+def test_doctor_hides_no_gap_of_the_sandbox_and_makes_nothing(environment, tmp_path):
+    missing = tmp_path / "missing" / "data"
+    ran = run("doctor", "-f", "json", "--data-dir", str(missing), env=environment)
     found = {}
     for finding in json.loads(ran.stdout)["findings"]:
         found.setdefault(finding["name"], []).append(finding)
-    return found
-
-
-def test_doctor_hides_no_gap_of_the_sandbox(environment):
-    found = findings(environment)
     assert found["sandbox"][0]["ok"], found
     assert any("kernel is shared" in gap["message"] for gap in found["gap"])
     assert found["disks"]
     assert not any(gap["ok"] or gap["is_needed"] for gap in found["gap"])
+    assert f"{missing}, which the first start makes" in found["data directory"][0]["message"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
 @pytest.mark.parametrize("key", ["", "sk-ant-something"])

@@ -163,14 +163,13 @@ def test_doctor_looks_and_changes_nothing(tmp_path):
     told = command("doctor", data_dir=place)
     assert told.returncode == 1
     assert f"{place} is open to other users" in told.stdout
-    assert stat.S_IMODE(place.stat().st_mode) == 0o755
-    told = command("doctor", data_dir=missing)
-    assert f"{missing}, which the first start makes" in told.stdout
     assert "makes the sandboxes" in told.stdout
-    assert not missing.parent.exists()
+    assert stat.S_IMODE(place.stat().st_mode) == 0o755
+    assert [path.name for path in place.iterdir()] == ["somebodys.txt"]
     with _probe_dir(ServerSettings(server=ServerSection(data_dir=missing))) as run_dir:
         assert run_dir.is_dir()
     assert not run_dir.exists()
+    assert not missing.parent.exists()
 
 
 @needs_root
