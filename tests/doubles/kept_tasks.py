@@ -49,11 +49,13 @@ class KeptTasks:
             recorder.record(event)
         return recorder
 
-    def run(self, task_id, *, lines=3, attempt_id="a" * 12, artifacts=(("notes.txt", b"kept\n"),), **parts):
-        """A task that runs: its recorder."""
+    def run(
+        self, task_id, *, lines=3, line_bytes=0, attempt_id="a" * 12, artifacts=(("notes.txt", b"kept\n"),), **parts
+    ):
+        """A task that runs: its recorder. line_bytes: what each line of its output has at least."""
         recorder = self.begin(task_id, AttemptStarted(attempt_id, "bubblewrap", "here", "boot"), *TO_RUNNING, **parts)
         for number in range(lines):
-            recorder.record(Output.of("stdout", f"line {number} of {task_id}\n".encode()))
+            recorder.record(Output.of("stdout", f"line {number} of {task_id}".ljust(line_bytes).encode() + b"\n"))
         for name, content in artifacts:
             recorder.record(self.keep(task_id, name, content))
         return recorder

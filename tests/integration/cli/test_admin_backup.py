@@ -32,7 +32,7 @@ def kept(tmp_path):
     """Finished, packed, running and waiting tasks, the running one in the middle of a record; and a token."""
     made = KeptTasks(tmp_path / "data")
     made.finish("done", artifacts=(("notes.txt", b"kept\n"), ("größer – λ.bin", os.urandom(3_000_000))))
-    made.finish("packed", lines=2000)  # more than one piece
+    made.finish("packed", lines=40, line_bytes=8000)  # more than one piece
     made.journals.pack("packed")
     made.running = made.run("running")
     made.waiting = made.begin("waiting")
