@@ -14,12 +14,11 @@ from starlette.types import Receive, Scope, Send
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
-from sandbox.api.bodies import ArtifactListBody
 from sandbox.api.context import Asked
 from sandbox.api.doorkeeper import visitor_of
 from sandbox.api.envelope import wants_head_only
 from sandbox.api.errors import RangeNotSatisfiableError, SecretArtifactError
-from sandbox.api.openapi import Responses, content, header, parameters, problems
+from sandbox.api.openapi import Responses, answers, content, header, parameters, problems
 from sandbox.contracts.tasks import ArtifactNotFoundError, StoredArtifact
 from sandbox.model.frame import timestamp
 
@@ -34,7 +33,7 @@ _DOWNLOAD: Responses = {
 
 def add_artifact_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.get(paths.ARTIFACTS, response_model=ArtifactListBody, responses=problems(404, 503))(list_artifacts)
+    app.get(paths.ARTIFACTS, responses=answers("ArtifactListBody") | problems(404, 503))(list_artifacts)
     app.get(
         paths.ARTIFACT,
         response_class=Response,

@@ -316,3 +316,29 @@ class ProblemBody(Body):
     requested_memory: str | None = None
     available_memory: str | None = None
     reasons: list[str] | None = None
+
+
+class SessionBody(BaseModel):
+    """Who the session is."""
+
+    role: Literal["viewer", "operator"]
+    name: str
+
+
+ANSWERS: tuple[type[BaseModel], ...] = (
+    SubmittedBody,
+    DryRunBody,
+    TaskBody,
+    TaskListBody,
+    CancelledBody,
+    ReleasedBody,
+    PrunedBody,
+    ArtifactListBody,
+    AliveBody,
+    ReadyBody,
+    HealthBody,
+    DrainBody,
+    SessionBody,
+    ProblemBody,
+)
+"""All that the schema names."""

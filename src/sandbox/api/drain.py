@@ -4,18 +4,17 @@ from fastapi import FastAPI
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
-from sandbox.api.bodies import DrainBody
 from sandbox.api.context import Asked
-from sandbox.api.openapi import problems
+from sandbox.api.openapi import answers, problems
 from sandbox.contracts.tasks import Draining
 from sandbox.model.frame import timestamp
 
 
 def add_drain_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.get(paths.DRAIN, response_model=DrainBody, responses=problems())(read_drain)
-    app.post(paths.DRAIN, response_model=DrainBody, responses=problems(503))(begin_drain)
-    app.delete(paths.DRAIN, response_model=DrainBody, responses=problems(503))(undo_drain)
+    app.get(paths.DRAIN, responses=answers("DrainBody") | problems())(read_drain)
+    app.post(paths.DRAIN, responses=answers("DrainBody") | problems(503))(begin_drain)
+    app.delete(paths.DRAIN, responses=answers("DrainBody") | problems(503))(undo_drain)
 
 
 async def read_drain(asked: Asked) -> Json:

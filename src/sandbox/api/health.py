@@ -8,10 +8,9 @@ from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
-from sandbox.api.bodies import AliveBody, HealthBody, ReadyBody
 from sandbox.api.context import Asked, Context
 from sandbox.api.errors import RETRY_AFTER_SECONDS
-from sandbox.api.openapi import problems
+from sandbox.api.openapi import answers, problems
 from sandbox.api.problem import problem
 from sandbox.contracts.runtime import Probe
 from sandbox.contracts.tasks import Health
@@ -23,10 +22,10 @@ _DRAINS = "The server is shutting down."
 
 def add_health_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.get(paths.BASIC_HEALTH, response_model=AliveBody, responses=problems())(read_basic_health)
-    app.get(paths.HEALTH, response_model=HealthBody, responses=problems())(read_health)
-    app.get(paths.READINESS, response_model=ReadyBody, responses=problems(503))(read_readiness)
-    app.get(paths.LIVENESS, response_model=AliveBody, responses=problems())(read_liveness)
+    app.get(paths.BASIC_HEALTH, responses=answers("AliveBody") | problems())(read_basic_health)
+    app.get(paths.HEALTH, responses=answers("HealthBody") | problems())(read_health)
+    app.get(paths.READINESS, responses=answers("ReadyBody") | problems(503))(read_readiness)
+    app.get(paths.LIVENESS, responses=answers("AliveBody") | problems())(read_liveness)
 
 
 async def read_basic_health(asked: Asked) -> Json:

@@ -9,11 +9,10 @@ from starlette.datastructures import QueryParams
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
-from sandbox.api.bodies import TaskListBody
 from sandbox.api.context import Asked
 from sandbox.api.cursor import CURSOR_LENGTH_MAX, Order, Sort, read_cursor, write_cursor
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.openapi import parameters, problems
+from sandbox.api.openapi import answers, parameters, problems
 from sandbox.api.status import item_body
 from sandbox.contracts.store import TaskPage, TaskQuery
 from sandbox.contracts.tasks import Tasks
@@ -56,7 +55,7 @@ class ListQuery(BaseModel):
 
 def add_list_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.get(paths.TASKS, response_model=TaskListBody, responses=problems(503), openapi_extra=parameters(_LABELS))(
+    app.get(paths.TASKS, responses=answers("TaskListBody") | problems(503), openapi_extra=parameters(_LABELS))(
         list_tasks
     )
 

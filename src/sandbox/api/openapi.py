@@ -5,10 +5,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
-from pydantic.json_schema import models_json_schema
 
 from sandbox.api import paths
-from sandbox.api.bodies import ProblemBody
 from sandbox.api.phrase import phrase
 from sandbox.api.sessions import COOKIE
 from sandbox.model.manifest import Manifest
@@ -34,12 +32,18 @@ _GROUPS = {
 Responses = dict[int | str, dict[str, Any]]
 
 _COMPONENT = "#/components/schemas/{model}"
-_PROBLEM_REF = {"$ref": _COMPONENT.format(model=ProblemBody.__name__)}
+_PROBLEM_REF = {"$ref": _COMPONENT.format(model="ProblemBody")}
 
 _RETRY_AFTER = {"Retry-After": {"description": "Ask again after so many seconds", "schema": {"type": "integer"}}}
 
 MANIFEST_REF = {"$ref": _COMPONENT.format(model=Manifest.__name__)}
 """The schema of a manifest. What one field asks of another, and the form of texts, stand in docs/manifest.md only."""
+
+
+def answers(model: str, status: int = 200, **told: Any) -> Responses:
+    """The answer of an operation: the name of its shape in `bodies`, which only who asks for the schema has to load."""
+    schema = {"$ref": _COMPONENT.format(model=model)}
+    return {status: {"content": {"application/json": {"schema": schema}}, **told}}
 
 
 def problems(*statuses: int) -> Responses:
@@ -78,13 +82,23 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """The schema, made once."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        _, definitions = models_json_schema([(ProblemBody, "serialization")], ref_template=_COMPONENT)
-        schema["components"]["schemas"].update(definitions["$defs"] | _manifest_schemas())
         _leave_out_unused(schema)
+        schema["components"]["schemas"] |= _body_schemas() | _manifest_schemas()
         _add_groups(schema)
         _add_security(schema)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _body_schemas() -> dict[str, Any]:
+    """The answers."""
+    from pydantic.json_schema import models_json_schema
+
+    from sandbox.api.bodies import ANSWERS
+
+    _, definitions = models_json_schema([(model, "serialization") for model in ANSWERS], ref_template=_COMPONENT)
+    schemas: dict[str, Any] = definitions["$defs"]
+    return schemas
 
 
 def _manifest_schemas() -> dict[str, Any]:

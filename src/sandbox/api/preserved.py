@@ -4,14 +4,13 @@ from fastapi import FastAPI
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
-from sandbox.api.bodies import ReleasedBody
 from sandbox.api.context import Asked
-from sandbox.api.openapi import problems
+from sandbox.api.openapi import answers, problems
 
 
 def add_preserved_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.delete(paths.VM, response_model=ReleasedBody, responses=problems(404, 503))(release_sandbox)
+    app.delete(paths.VM, responses=answers("ReleasedBody") | problems(404, 503))(release_sandbox)
 
 
 async def release_sandbox(asked: Asked, task_id: paths.TaskId) -> Json:

@@ -6,9 +6,8 @@ from fastapi import FastAPI, Query
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
-from sandbox.api.bodies import PrunedBody
 from sandbox.api.context import Asked
-from sandbox.api.openapi import problems
+from sandbox.api.openapi import answers, problems
 from sandbox.contracts.retention import Retention
 from sandbox.model.frame import timestamp
 
@@ -19,7 +18,7 @@ _BYTES_MAX = 2**60
 
 def add_pruning_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.post(paths.PRUNE, response_model=PrunedBody, responses=problems(503))(prune_tasks)
+    app.post(paths.PRUNE, responses=answers("PrunedBody") | problems(503))(prune_tasks)
 
 
 async def prune_tasks(

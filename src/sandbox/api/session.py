@@ -1,29 +1,19 @@
 """Sessions: a browser shows a token once and has a cookie from then on."""
 
-from typing import Literal
-
 from fastapi import FastAPI, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
 from sandbox.api.context import Asked
 from sandbox.api.doorkeeper import visitor_of
-from sandbox.api.openapi import problems
+from sandbox.api.openapi import answers, problems
 from sandbox.api.sessions import COOKIE, SESSION_SECONDS
-
-
-class SessionBody(BaseModel):
-    """Who the session is."""
-
-    role: Literal["viewer", "operator"]
-    name: str
 
 
 def add_session_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.post(paths.SESSION, response_model=SessionBody, responses=problems())(open_session)
+    app.post(paths.SESSION, responses=answers("SessionBody") | problems())(open_session)
     app.delete(paths.SESSION, status_code=204, response_class=Response, responses=problems())(close_session)
 
 

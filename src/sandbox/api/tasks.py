@@ -7,10 +7,9 @@ from fastapi import FastAPI, Query, Request
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
-from sandbox.api.bodies import CancelledBody, DryRunBody, SubmittedBody, TaskBody
 from sandbox.api.context import Asked
 from sandbox.api.idempotency import HEADER, KEY_LENGTH_MAX, KEY_PATTERN, read_idempotency
-from sandbox.api.openapi import MANIFEST_REF, header, parameters, problems, request_body
+from sandbox.api.openapi import MANIFEST_REF, answers, header, parameters, problems, request_body
 from sandbox.api.request_body import REASON_LENGTH_MAX, CancelWish, is_json, read_body, read_cancel_wish
 from sandbox.api.status import definition_body, status_body
 from sandbox.api.streamed import disconnected
@@ -32,7 +31,9 @@ _SUBMITTED = {
         "schema": {"type": "string", "enum": ["true"]},
     },
 }
-_TRIED = {"model": DryRunBody, "description": "The answer to `dry_run=true`: the manifest would be taken"}
+_TAKEN = answers("SubmittedBody", 202, headers=_SUBMITTED) | answers(
+    "DryRunBody", description="The answer to `dry_run=true`: the manifest would be taken"
+)
 _WRAPPED = [
     {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
     for name, schema in (("manifest", MANIFEST_REF), ("manifest_yaml", {"type": "string"}))
@@ -67,16 +68,14 @@ def add_task_routes(app: FastAPI) -> None:
     app.post(
         paths.TASKS,
         status_code=202,
-        response_model=SubmittedBody,
-        responses={202: {"headers": _SUBMITTED}, 200: _TRIED, **problems(408, 409, 413, 422, 503, 507)},
+        responses=_TAKEN | problems(408, 409, 413, 422, 503, 507),
         openapi_extra=_MANIFEST | parameters(_KEY),
     )(submit_task)
-    app.get(paths.TASK, response_model=TaskBody, responses=problems(404, 503))(read_task)
-    app.get(paths.WAIT, response_model=TaskBody, responses=problems(404, 503))(wait_for_task)
+    app.get(paths.TASK, responses=answers("TaskBody") | problems(404, 503))(read_task)
+    app.get(paths.WAIT, responses=answers("TaskBody") | problems(404, 503))(wait_for_task)
     app.delete(
         paths.TASK,
-        response_model=CancelledBody,
-        responses=problems(404, 408, 409, 413, 503),
+        responses=answers("CancelledBody") | problems(404, 408, 409, 413, 503),
         openapi_extra=_CANCEL_WISH,
     )(cancel_task)
 
