@@ -151,7 +151,7 @@ def main():
         int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 100), (2, 1000), (3, 10_000))
     )
     with tempfile.TemporaryDirectory(prefix="crowd-") as directory:
-        world = World(Path(directory))
+        world = World(Path(directory), forks=False)
         make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
         world.start_git()
         world.start_model(says())

@@ -115,7 +115,7 @@ def main():
     """Print the samples."""
     tasks, kept = (int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 2000), (2, 200)))
     with tempfile.TemporaryDirectory(prefix="long-life-") as directory:
-        world = World(Path(directory))
+        world = World(Path(directory), forks=False)
         try:
             make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
             world.start_git()

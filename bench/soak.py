@@ -39,7 +39,7 @@ def main():
     tier = sys.argv[1] if len(sys.argv) > 1 else "bubblewrap"
     in_a_row, at_once = (int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((2, 200), (3, 20)))
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
-        world = World(Path(directory))
+        world = World(Path(directory), forks=False)
         try:
             make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
             world.start_git()

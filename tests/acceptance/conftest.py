@@ -30,6 +30,12 @@ def empty_world(tmp_path):
     world.close()
 
 
+@pytest.fixture
+def true_starts(empty_world):
+    """What the test's machine starts begins as users begin it: an interpreter, and all imports."""
+    empty_world.forks = False
+
+
 @pytest.fixture(scope="session")
 def standing_machines(tmp_path_factory):
     """Gives the one whose sandboxes are of this runtime, and whose server has these variables."""

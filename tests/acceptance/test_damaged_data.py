@@ -106,7 +106,7 @@ def test_other_tasks_are_untouched(empty_world, kept):
     for task_id in {one for one, kind in found.items() if kind in {"journal_damaged", "journal_missing"}} & listed:
         told = empty_world.logs(task_id)
         assert "journal_damaged" in told or "Held up" in empty_world.status(task_id)["state_message"], told
-    assert empty_world.server._popen.poll() is None
+    assert empty_world.server.is_alive()
 
 
 def test_damaged_rows_of_the_index_are_read_anew_at_the_start_and_told_of_beside_the_server(empty_world, kept):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import pytest
 from websockets.sync.client import connect
 
 from doubles.live import SERVER_KEY, bash, git, make_repository, says
@@ -49,6 +50,7 @@ LONG = "python3 -c \"open('big.txt','w').write('x'*300000)\""
 LOOK = "env; cat /proc/self/environ | tr '\\0' '\\n'; cat /proc/1/environ /proc/1/cmdline"
 
 
+@pytest.mark.usefixtures("true_starts")
 def test_the_minimal_manifest_sent_with_curl_becomes_a_patch(world, tmp_path):
     talks = Turn((Text("y" * 300_000), ToolUse("Bash", {"command": LONG, "description": "work"})))
     machine = world(bash(CHANGE), talks, bash(LOOK), says("I did it."), files=FILES)

@@ -22,6 +22,7 @@ def outputs(machine):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("true_starts")
 def test_the_end_of_servers_costs_no_task_no_line_and_no_place_in_the_queue(world):
     machine = world(bash(COUNTING), bash("wc -l < count.txt"), says("Counted."))
     for number in range(1, 4):

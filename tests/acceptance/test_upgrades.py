@@ -44,6 +44,7 @@ def test_there_is_a_recording_of_the_first_version_and_of_a_late_one():
     assert len(RECORDED) >= 2
 
 
+@pytest.mark.usefixtures("true_starts")
 def test_todays_server_goes_on_where_an_older_one_stopped(old):
     before = recorded(old, "whole")
     old.start_server(SANDBOX_RETENTION_OLDER_THAN="unlimited")

@@ -1,4 +1,4 @@
-"""The process that `forked_commands` forks: it imports the product once, and each fork lives as one `sandbox …`."""
+"""The process that `forked_commands` forks: it imports the product once, and each fork lives as one program of it."""
 
 import atexit
 import gc
@@ -69,16 +69,32 @@ def serve():
 
 
 def _import_all():
-    """Of the product. As in `main()`, httpx goes without a command line of its own."""
-    sys.modules["httpx._main"] = None
+    """Of the product. As in `main()`, two go without a part that nobody needs."""
+    sys.modules["httpx._main"] = sys.modules["pydantic.v1"] = None
     gc.disable()
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
         if module.name.rpartition(".")[2] not in {"__main__", *PROGRAMS_OF_SANDBOXES}:
             import_module(module.name)
     for name in IMPORTED_LATE:
         import_module(name)
+    _make_what_is_made_once()
     gc.freeze()
     gc.enable()
+
+
+def _make_what_is_made_once():
+    """By each process, of what it has imported, and only read then: routes, schemas, pages."""
+    from sandbox.api.app import describe_api
+    from sandbox.dashboard import templates
+    from sandbox.model import manifest_schema
+    from sandbox.wiring import configuration_mistakes
+
+    describe_api("0")
+    configuration_mistakes.validate({}, {})
+    manifest_schema.validate({})
+    pages = templates._environment()
+    for name in pages.list_templates():
+        pages.get_template(name)
 
 
 def _say(line, number):
@@ -87,7 +103,7 @@ def _say(line, number):
 
 
 def _become(asked, streams):
-    """A process that has just begun as `sandbox`, and its whole life."""
+    """A process that has just begun as a program, and its whole life."""
     try:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
@@ -101,11 +117,12 @@ def _become(asked, streams):
         if "PYTHONWARNINGS" not in asked["env"]:
             _overlook_warnings()
         sys.path.pop()
+        sys.path[:0] = filter(None, asked["env"].get("PYTHONPATH", "").split(os.pathsep))
         sys.argv = ["sandbox", *asked["arguments"]]
         for number, name in enumerate(("stdin", "stdout", "stderr")):
             setattr(sys, name, _stream(number, getattr(sys, name)))
             setattr(sys, f"__{name}__", getattr(sys, name))
-        os._exit(_live())
+        os._exit(_live(asked["main"]))
     finally:
         os._exit(70)
 
@@ -128,9 +145,9 @@ def _stream(number, old):
     return stream
 
 
-def _live():
+def _live(main):
     """The exit code that an interpreter would give; an interrupted one ends by the signal."""
-    code = _code_of_main()
+    code = _code_of(main)
     threading._shutdown()
     atexit._run_exitfuncs()
     gc.collect()
@@ -147,9 +164,10 @@ def _live():
     return code & 0xFF
 
 
-def _code_of_main():
+def _code_of(main):
+    module, _, name = main.partition(":")
     try:
-        import_module("sandbox.cli.command").main()
+        getattr(import_module(module), name)()
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
             return ended.code or 0

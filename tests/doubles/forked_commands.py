@@ -20,20 +20,25 @@ import sys
 from functools import cache
 from pathlib import Path
 
+COMMAND_LINE = "sandbox.cli.command:main"
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from doubles.fork_server import serve; serve()"
 
 
 class ForkedCommand(subprocess.Popen):
-    """As `subprocess.Popen(("sandbox", *arguments), …)` with `env`, `cwd` and what says how to speak to it."""
+    """As `subprocess.Popen(("sandbox", *arguments), …)` with `env`, `cwd` and what says how to speak to it.
 
-    def __init__(self, arguments, **keywords):
+    main: where another program of the product begins, as `module:function`.
+    """
+
+    def __init__(self, arguments, *, main=COMMAND_LINE, **keywords):
+        self._main = main
         super().__init__(("sandbox", *map(os.fsdecode, arguments)), **keywords)
 
     def _execute_child(self, args, _executable, _preexec_fn, _close_fds, _pass_fds, cwd, env, *rest):
         pipes = rest[3:9]  # a pair each: where the child reads or writes, and what is ours of it
         streams = [number if given == -1 else given for number, given in enumerate((pipes[0], pipes[3], pipes[5]))]
         asked = {
-            "arguments": args[1:], "cwd": os.fspath(cwd or Path.cwd()), "env": _environment(env),
+            "main": self._main, "arguments": args[1:], "cwd": os.fspath(cwd or Path.cwd()), "env": _environment(env),
             "has_session": rest[-2],
         }  # fmt: skip
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -69,7 +74,7 @@ def run(*arguments, stdin=None, timeout=60, **keywords):
 
 def _environment(env):
     wanted = {name: os.fspath(value) for name, value in (os.environ if env is None else env).items()}
-    read_at_start = {name for name in wanted if name.startswith(("PYTHON", "LC_"))} - {"PYTHONWARNINGS"}
+    read_at_start = {name for name in wanted if name.startswith(("PYTHON", "LC_"))} - {"PYTHONWARNINGS", "PYTHONPATH"}
     assert not read_at_start, f"a fork is too late for {read_at_start}"
     assert wanted.get("PYTHONWARNINGS", "error") == "error"
     return wanted

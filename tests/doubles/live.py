@@ -3,7 +3,6 @@
 import atexit
 import base64
 import contextlib
-import functools
 import json
 import os
 import secrets
@@ -14,17 +13,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from urllib.parse import quote
 
 import httpx
 
+from doubles.forked_commands import COMMAND_LINE, ForkedCommand
 from doubles.network_namespace import NamespaceTransport
 from sandbox.agent.binary import install_binary
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 
 SERVER_KEY = f"sk-ant-the-servers-own-key-{secrets.token_hex(8)}"
 ORGANISATION = "https://github.com/org/"
+_GIT_SERVER, _MODEL = "sandbox.demo.git_server:main", "sandbox.demo.scripted_model:main"
+_MODULES = {COMMAND_LINE: "sandbox", _GIT_SERVER: "sandbox.demo.git_server", _MODEL: "sandbox.demo.scripted_model"}
 START_SECONDS = 90
 """A server that begins with a guest without KVM takes most of it on a busy machine."""
 
@@ -56,19 +59,17 @@ def until(condition, seconds=20.0, what="the condition", *, pause_max=0.1):
 
 
 class Process:
-    """A child that says in its first line, as JSON, where it is. prefix: a command that starts it elsewhere."""
+    """A child that says in its first line, as JSON, where it is. begin: starts it, given its streams."""
 
-    def __init__(self, command, *, environment, log, prefix=()):
+    def __init__(self, begin, *, log):
         self.log = log
         with log.open("ab") as errors:
-            self._popen = subprocess.Popen(
-                [*prefix, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment
-            )
+            self._popen = begin(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         ready, _, _ = select.select([self._popen.stdout], [], [], START_SECONDS)
         line = self._popen.stdout.readline() if ready else b""
         if not line:
             self.stop()
-            raise AssertionError(f"{command} did not start:\n{log.read_text(errors='replace')[-3000:]}")
+            raise AssertionError(f"{log.stem} did not start:\n{log.read_text(errors='replace')[-3000:]}")
         self.said = json.loads(line)
         self.pid = self._popen.pid
 
@@ -111,25 +112,38 @@ _IDENTITY = {"NAME": "Test", "EMAIL": "test@example.org", "DATE": "2026-01-29T10
 
 def make_repository(bare, files, *, branch="main"):
     """A bare repository with one commit of these files; gives the commit."""
-    work = bare.with_suffix(".work")
-    work.mkdir(parents=True)
-    git("init", "-q", "-b", branch, ".", cwd=work)
-    for name, content in files.items():
+    made, commit = _made_repository(branch, tuple(sorted(files.items())))
+    bare.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(made, bare, symlinks=True)
+    return commit
+
+
+@lru_cache(maxsize=64)
+def _made_repository(branch, files):
+    """The same files are the same commit; made once for all repositories of this process."""
+    place = _directory_of_this_process("repository-")
+    work, bare = place / "work", place / "bare"
+    for name, content in files:
         path = work / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    git("init", "-q", "-b", branch, str(work), cwd=place)
     git("add", "-A", ".", cwd=work)
     git("commit", "-q", "-m", "Begin", cwd=work)
-    git("clone", "-q", "--bare", str(work), str(bare), cwd=work.parent)
-    return git("rev-parse", "HEAD", cwd=work).strip()
+    git("clone", "-q", "--bare", str(work), str(bare), cwd=place)
+    return bare, git("rev-parse", "HEAD", cwd=work).strip()
 
 
-@functools.cache
+def _directory_of_this_process(prefix):
+    directory = tempfile.mkdtemp(prefix=prefix)
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return Path(directory)
+
+
+@cache
 def _installed_agent():
     """As a server installs it; one for all servers of this process."""
-    directory = tempfile.mkdtemp(prefix="agent-")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return install_binary(Path(directory))
+    return install_binary(_directory_of_this_process("agent-"))
 
 
 def lay_agent_ready(data_dir):
@@ -143,9 +157,12 @@ def lay_agent_ready(data_dir):
 
 
 class World:
-    """One user's machine: a server with its data, its git host and its model. All end with the world."""
+    """One user's machine: a server with its data, its git host and its model. All end with the world.
 
-    def __init__(self, directory, *, prefix=(), address="127.0.0.1", namespace=None):
+    forks: without the second that an interpreter and its imports take, where there is no prefix.
+    """
+
+    def __init__(self, directory, *, prefix=(), address="127.0.0.1", namespace=None, forks=True):
         self.directory = Path(directory)
         self.home = self.directory / "home"
         self.home.mkdir()
@@ -158,13 +175,14 @@ class World:
         self.transport = NamespaceTransport(namespace) if namespace else None
         self.processes = []
         self.server = None
+        self.forks = forks and not prefix
         self.runtime = "bubblewrap"  # the fastest, unless a test is about another
         self.bearer = None
         self.http = None
 
     def start_git(self, prefix=()):
-        command = [sys.executable, "-m", "sandbox.demo.git_server", "--directory", str(self.repositories)]
-        git_server = self._start("git", [*command, "--host", self.address], {}, prefix)
+        arguments = ["--directory", str(self.repositories), "--host", self.address]
+        git_server = self._start("git", _GIT_SERVER, arguments, {}, prefix)
         (self.home / ".gitconfig").write_text(f'[url "{git_server.said["url"]}/"]\n\tinsteadOf = {ORGANISATION}\n')
 
     def start_model(self, *turns, prefix=(), port=0, **script):
@@ -172,9 +190,8 @@ class World:
         import msgspec
 
         path.write_bytes(msgspec.json.encode(Script(turns, **script)))
-        command = [sys.executable, "-m", "sandbox.demo.scripted_model", "--script", str(path)]
-        command += ["--host", self.address, "--port", str(port), "--record", str(self.model_requests_file)]
-        self.model = self._start("model", command, {}, prefix)
+        arguments = ["--script", str(path), "--host", self.address, "--port", str(port)]
+        self.model = self._start("model", _MODEL, [*arguments, "--record", str(self.model_requests_file)], {}, prefix)
         self.model_url = self.model.said["url"]
 
     def restart_model(self, *turns, **script):
@@ -188,12 +205,12 @@ class World:
         if not self.prefix and not (self.data_dir / "agent").exists():
             lay_agent_ready(self.data_dir)
         port, ws_port = map(str, ports)
-        command = [sys.executable, "-m", "sandbox", "serve", "--port", port, "--ws-port", ws_port]
-        command += ["--data-dir", str(self.data_dir), "--format", "json"]
+        arguments = ["serve", "--port", port, "--ws-port", ws_port, "--data-dir", str(self.data_dir)]
         model = {"ANTHROPIC_BASE_URL": self.model_url, "ANTHROPIC_API_KEY": SERVER_KEY}
         self.variables = environment
         environment = {"SANDBOX_RUNTIME": self.runtime, **environment}
-        self.server = self._start("server", command, {**model, **environment}, self.prefix)
+        arguments += ["--format", "json"]
+        self.server = self._start("server", COMMAND_LINE, arguments, {**model, **environment}, self.prefix)
         if self.http is not None:
             self.http.close()
         self.http = self._client()
@@ -205,9 +222,14 @@ class World:
         self.server.stop(signal_number)
         return self.start_server(ports=ports)
 
-    def _start(self, name, command, environment, prefix):
+    def _start(self, name, main, arguments, environment, prefix):
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8", **environment}
-        process = Process(command, environment=environment, log=self.directory / f"{name}.log", prefix=prefix)
+        if self.forks and not prefix:
+            begin = partial(ForkedCommand, arguments, main=main, env=environment)
+        else:
+            command = [*prefix, sys.executable, "-m", _MODULES[main], *arguments]
+            begin = partial(subprocess.Popen, command, env=environment)
+        process = Process(begin, log=self.directory / f"{name}.log")
         self.processes.append(process)
         return process
 
@@ -288,8 +310,8 @@ class World:
         return f"{self.logs(task_id)[-4000:]}\n{runner_logs}\n{logs}"
 
     def is_new(self):
-        """Nothing has been laid ready or started: no configuration, no data, no process."""
-        return not (self.processes or self.prefix or self.data_dir.exists() or any(self.home.iterdir()))
+        """Nothing has been laid ready or started: no configuration, no data, no process; nor is a true start wanted."""
+        return self.forks and not (self.processes or self.prefix or self.data_dir.exists() or any(self.home.iterdir()))
 
     def close(self):
         if self.http is not None:
@@ -302,7 +324,12 @@ class World:
     def _client(self):
         headers = {"Authorization": f"Bearer {self.bearer}"} if self.bearer else {}
         return httpx.Client(
-            base_url=self.server.said["http"], headers=headers, trust_env=False, timeout=30, transport=self.transport
+            base_url=self.server.said["http"],
+            headers=headers,
+            timeout=30,
+            trust_env=False,
+            verify=False,
+            transport=self.transport,
         )
 
     def end_tasks(self):
