@@ -69,8 +69,8 @@ def serve():
 
 
 def _import_all():
-    """Of the product. As in `main()`, two go without a part that nobody needs."""
-    sys.modules["httpx._main"] = sys.modules["pydantic.v1"] = None
+    """Of the product. As in `main()`, httpx goes without a command line of its own."""
+    sys.modules["httpx._main"] = None
     gc.disable()
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
         if module.name.rpartition(".")[2] not in {"__main__", *PROGRAMS_OF_SANDBOXES}:

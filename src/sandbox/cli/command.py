@@ -47,10 +47,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding lacks must not end a command.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
-    # httpx does without its command line, which would be half of what importing it costs, and FastAPI without the first
-    # version of pydantic, which it would import to see that no type of the server's is of it.
-    for name in ("httpx._main", "pydantic.v1"):
-        sys.modules[name] = cast("ModuleType", None)
+    # httpx has a command line of its own, which would be half of what importing it costs; it does without.
+    sys.modules["httpx._main"] = cast("ModuleType", None)
     root(prog_name="sandbox")
 
 
