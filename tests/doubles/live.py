@@ -182,7 +182,7 @@ class World:
 
     def start_git(self, prefix=()):
         arguments = ["--directory", str(self.repositories), "--host", self.address]
-        git_server = self._start("git", _GIT_SERVER, arguments, {}, prefix)
+        git_server = self._start_program("git", _GIT_SERVER, arguments, {}, prefix)
         (self.home / ".gitconfig").write_text(f'[url "{git_server.said["url"]}/"]\n\tinsteadOf = {ORGANISATION}\n')
 
     def start_model(self, *turns, prefix=(), port=0, **script):
@@ -191,7 +191,9 @@ class World:
 
         path.write_bytes(msgspec.json.encode(Script(turns, **script)))
         arguments = ["--script", str(path), "--host", self.address, "--port", str(port)]
-        self.model = self._start("model", _MODEL, [*arguments, "--record", str(self.model_requests_file)], {}, prefix)
+        self.model = self._start_program(
+            "model", _MODEL, [*arguments, "--record", str(self.model_requests_file)], {}, prefix
+        )
         self.model_url = self.model.said["url"]
 
     def restart_model(self, *turns, **script):
@@ -210,7 +212,7 @@ class World:
         self.variables = environment
         environment = {"SANDBOX_RUNTIME": self.runtime, **environment}
         arguments += ["--format", "json"]
-        self.server = self._start("server", COMMAND_LINE, arguments, {**model, **environment}, self.prefix)
+        self.server = self._start_program("server", COMMAND_LINE, arguments, {**model, **environment}, self.prefix)
         if self.http is not None:
             self.http.close()
         self.http = self._client()
@@ -222,14 +224,18 @@ class World:
         self.server.stop(signal_number)
         return self.start_server(ports=ports)
 
-    def _start(self, name, main, arguments, environment, prefix):
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8", **environment}
+    def _start(self, name, command, environment, prefix):
+        return self._begin(name, partial(subprocess.Popen, [*prefix, *command]), environment)
+
+    def _start_program(self, name, main, arguments, environment, prefix):
+        """One of the product's, as a fork where that can be."""
         if self.forks and not prefix:
-            begin = partial(ForkedCommand, arguments, main=main, env=environment)
-        else:
-            command = [*prefix, sys.executable, "-m", _MODULES[main], *arguments]
-            begin = partial(subprocess.Popen, command, env=environment)
-        process = Process(begin, log=self.directory / f"{name}.log")
+            return self._begin(name, partial(ForkedCommand, arguments, main=main), environment)
+        return self._start(name, [sys.executable, "-m", _MODULES[main], *arguments], environment, prefix)
+
+    def _begin(self, name, begin, environment):
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8", **environment}
+        process = Process(partial(begin, env=environment), log=self.directory / f"{name}.log")
         self.processes.append(process)
         return process
 
