@@ -23,13 +23,16 @@ def call(number, *arguments):
 def run(*argv):
     return subprocess.run(argv, capture_output=True, text=True, timeout=10)
 
+# What packages bring is the same on every machine, large, and nothing that a server writes to.
+BROUGHT = {"/opt/node", "/opt/npm", "/run/sandbox/bin/claude"}
+
 def search(needle, places=("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/dev/shm", "/opt")):
-    own = {"/workspace/.sandbox-battery.json"}
     for place in places:
-        for directory, _, names in os.walk(place):
+        for directory, inner, names in os.walk(place):
+            inner[:] = [name for name in inner if os.path.join(directory, name) not in BROUGHT]
             for name in names:
                 path = os.path.join(directory, name)
-                if path not in own and os.path.isfile(path) and holds(path, needle): return path
+                if path not in BROUGHT and os.path.isfile(path) and holds(path, needle): return path
 """
 
 OWN_ENVIRONMENT = """
@@ -65,7 +68,7 @@ def credential_attacks():
 def _keys():
     yield Attack("the server's key in any environment", "if any(holds(p, NEEDLE) for p in glob.glob('/proc/[0-9]*/environ')): through()", OWN_ENVIRONMENT)  # fmt: skip
     yield Attack("the server's key in any argument list", "if any(holds(p, NEEDLE) for p in glob.glob('/proc/[0-9]*/cmdline')): through()", OWN_ENVIRONMENT)  # fmt: skip
-    yield Attack("the server's key in any file", "if search(NEEDLE): through()", "pathlib.Path('/tmp/needle').write_bytes(b'tw' + b'in-needle'); answer = search(b'tw' + b'in-needle')\nif answer: through()")  # fmt: skip
+    yield Attack("the server's key in any file", "if search(NEEDLE): through()", "pathlib.Path('/tmp/needle').write_bytes(b'tw' + b'in-needle'); answer = search(b'tw' + b'in-needle', ['/tmp'])\nif answer: through()")  # fmt: skip
     yield Attack("the server's key in any memory", """
 import re
 for maps in glob.glob("/proc/[0-9]*/maps"):
@@ -110,8 +113,7 @@ through() if not OWN_KERNEL else print("a keyring of the sandbox's own kernel")"
 def _more_rights():
     yield Attack("uid 0", "os.setuid(0); through()", "os.setuid(os.getuid()); through()")
     yield Attack("a setuid program", """
-places = ("/usr/bin", "/usr/sbin", "/usr/lib")
-for name in subprocess.run(["find", *places, "-type", "f", "-perm", "/6000"], capture_output=True, text=True).stdout.split():
+for name in subprocess.run(["find", "/usr/bin", "/usr/sbin", "-type", "f", "-perm", "/6000"], capture_output=True, text=True).stdout.split():
     if "/su" in name and run(name, "-c", "id -u").stdout.strip() == "0": through()
 libc.prctl(39, 0, 0, 0, 0) == 1 or through()""", "if run('id', '-u').stdout.strip() == '1000': through()")  # fmt: skip
     yield Attack("a capability", "if int([l for l in open('/proc/self/status') if l.startswith('CapEff')][0].split()[1], 16): through()", OWN_THREAD)  # fmt: skip

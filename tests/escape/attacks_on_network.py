@@ -97,10 +97,33 @@ line = socket.socket(socket.AF_UNIX); line.connect("\\0twin"); through()"""
 def network_attacks():
     """All of them."""
     yield from _by_address()
+    yield from _by_odd_address()
+    yield from _by_no_name()
     yield from _by_name()
     yield from _through_the_proxy()
     yield from _through_the_open_door()
     yield from _by_other_families()
+
+
+_OF_A_TIER = {
+    "DNS for a name that is not allowed",
+    "DNS by TCP",
+    "a resolver outside",
+    "a name that resolves to the metadata address",
+    "CONNECT to a host that is not allowed",
+    "absolute form for another host",
+    "TLS for another name on an allowed address",
+    "another Host on port 80",
+    "the model's door without the task's key",
+}
+"""Among what the gateway is asked, one attack for each way that a tier has to it."""
+
+
+def left_to_the_gateway():
+    """The names of those of which no tier decides anything: they come to the gateway by ways that others take too, and
+    that is one and the same program outside."""
+    asked = (*_by_odd_address(), *_by_name(), *_through_the_proxy(), *_through_the_open_door())
+    return {one.name for one in asked} - _OF_A_TIER
 
 
 def _by_address():
@@ -113,6 +136,9 @@ def _by_address():
     ):
         yield Attack(f"TCP to {name}", f"answered(tcp({address}, 80))", REACH_DIRECTLY)
         yield Attack(f"UDP to {name}", f"answered(udp({address}, 53))", OWN_UDP)
+
+
+def _by_odd_address():
     for name, target in (
         ("in decimal", "str(int.from_bytes(socket.inet_aton(METADATA)))"),
         ("in hexadecimal", "hex(int.from_bytes(socket.inet_aton(METADATA)))"),
@@ -123,6 +149,9 @@ def _by_address():
         ("as IPv6 loopback", "'[::1]'"),
     ):
         yield Attack(f"an address {name} by the proxy", f"ok(connect({target}.encode() + b':80'))", REACH_BY_CONNECT)
+
+
+def _by_no_name():
     yield Attack(
         "an address of the played range that no name has", "ok(tcp('198.18.77.7', 80, get(HOST)))", REACH_DIRECTLY
     )

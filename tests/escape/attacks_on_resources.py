@@ -2,10 +2,10 @@
 
 from escape.attack import Attack
 
-MEMORY_MIB, DISK_MIB, PROCESSES = 1024, 150, 512
+MEMORY_MIB, DISK_MIB, PROCESSES = 1024, 80, 512
 
 PRELUDE = f"""
-import os, pathlib, subprocess, sys, threading, time, errno, mmap, resource
+import ctypes, os, pathlib, subprocess, sys, threading, time, errno, mmap, resource
 MEMORY, DISK, PROCESSES = {MEMORY_MIB} << 20, {DISK_MIB} << 20, {PROCESSES}
 MIB = b"x" * (1 << 20)
 
@@ -20,13 +20,24 @@ def fill(path, size):
         os.unlink(path)
     return written
 
-def children(count):
+libc = ctypes.CDLL(None, use_errno=True)
+
+def sleeper(seconds):
+    # A process with this one's memory, for half a thousand forks of it would be an attack on memory, and take long.
+    stack = mmap.mmap(-1, 16384)
+    top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + 16384
+    clone_vm, sigchld = 0x100, 17
+    child = libc.clone(libc.sleep, ctypes.c_void_p(top), clone_vm | sigchld, ctypes.c_void_p(seconds))
+    if child < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return child, stack
+
+def children(count, seconds=60):
     started = []
     try:
-        for _ in range(count): started.append(subprocess.Popen(["sleep", "60"]))
+        for _ in range(count): started.append(sleeper(seconds))
     finally:
-        for each in started: each.kill()
-        for each in started: each.wait()
+        for pid, _ in started: os.kill(pid, 9)
+        for pid, _ in started: os.waitpid(pid, 0)
     return len(started)
 
 def touch(directory, count):
@@ -59,18 +70,13 @@ threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(40)]
 for each in threads: each.start()
 for each in threads: each.join()
 through()""")  # fmt: skip
-    yield Attack("children that are never waited for", """
-count = 0
-while count < PROCESSES + 50:
-    if os.fork() == 0: time.sleep(3); os._exit(0)
-    count += 1
-through()""", "if os.fork() == 0: os._exit(0)\nos.wait(); through()")  # fmt: skip
+    yield Attack(
+        "children that are never waited for",
+        "if children(PROCESSES + 50, 0) > PROCESSES: through()",
+        "if os.fork() == 0: os._exit(0)\nos.wait(); through()",
+    )
     yield Attack("more memory than the bound", "x = bytearray(2 * MEMORY)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()",
                  "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()")  # fmt: skip
-    yield Attack("memory by many children", """
-source = "x = bytearray(350 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
-started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]
-if sum(each.communicate()[0] == b"up\\n" and each.returncode == 0 for each in started) == 4: through()""", "x = bytearray(100 << 20); through()")  # fmt: skip
     yield Attack("memory by shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: through()", "if fill('/dev/shm/filler', 20 << 20): through()")  # fmt: skip
     for name, path in (("workspace", "/workspace/filler"), ("home", "/home/agent/filler"), ("/tmp", "/tmp/filler")):
         yield Attack(f"more disk than the bound in {name}", f"if fill({path!r}, 2 * DISK) >= 2 * DISK: through()", f"if fill({path!r}, 20 << 20): through()")  # fmt: skip
@@ -101,7 +107,7 @@ _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 told, inside = os.pipe()
 children = []
-for _ in range(4):
+for _ in range(2):
     children.append(os.fork())
     if children[-1] == 0:
         held = 0
@@ -109,7 +115,7 @@ for _ in range(4):
             while held < 18_000: os.open("/dev/null", os.O_RDONLY); held += 1
         except OSError: pass
         os.write(inside, b"%6d" % held); time.sleep(600)
-each = [int(os.read(told, 6)) for _ in range(4)]
+each = [int(os.read(told, 6)) for _ in range(2)]
 for child in children: os.kill(child, 9); os.waitpid(child, 0)
 print(each)
 if max(each) == 18_000: through()""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(4000)]; through()")  # fmt: skip
@@ -133,7 +139,7 @@ with open("/tmp/ordinary", "w+b", 0) as file:
     yield Attack(
         "a higher priority",
         "os.setpriority(os.PRIO_PROCESS, 0, -10); through() if not OWN_KERNEL else print('in its own kernel')",
-        "os.setpriority(os.PRIO_PROCESS, 0, 5); through()",
+        "os.nice(1); through()",
     )
     yield Attack(
         "real-time scheduling",
@@ -152,3 +158,8 @@ import signal
 if os.fork() == 0: os.kill(os.getpid(), signal.SIGABRT)
 _, status = os.wait()
 if os.WCOREDUMP(status) and os.path.exists("core"): through()""", "if os.fork() == 0: os._exit(3)\nif os.wait()[1] >> 8 == 3: through()")  # fmt: skip
+    # The last, for where it takes its agent along, the others have been played.
+    yield Attack("memory by many children", """
+source = "x = bytearray(350 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
+started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]
+if sum(each.communicate()[0] == b"up\\n" and each.returncode == 0 for each in started) == 4: through()""", "x = bytearray(100 << 20); through()")  # fmt: skip

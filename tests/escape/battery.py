@@ -1,5 +1,7 @@
 """Runs inside a sandbox: every attack and its legitimate twin, each in a process of its own.
 
+A twin that several attacks have is played once, after the last of them.
+
 Usage: python3 battery.py ATTACKS RESULTS AT_ONCE SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name, attack,
 twin}]}`; RESULTS gets `{name: {attack, twin}}`. A piece of code has its way when it prints the word of THROUGH; one
 that is not done after SECONDS has hung, which proves nothing.
@@ -20,14 +22,14 @@ HUNG = "it hung"
 
 
 class Play:
-    """One piece of code in a fork of this process, where all that it imports is there: alone, that takes seconds in a
+    """One piece of code in a fork of this process, where all that it imports is there: to import it takes seconds in a
     microVM, for each.
 
-    names: what the prelude left, by name.
+    attacks: the names of those that it is the attack or the twin (kind) of · names: what the prelude left, by name.
     """
 
-    def __init__(self, name, kind, names, code, seconds):
-        self.name, self.kind = name, kind
+    def __init__(self, attacks, kind, code, names, seconds):
+        self.attacks, self.kind = attacks, kind
         self.said = b""
         self.deadline = time.monotonic() + seconds
         self.fd, inside = os.pipe()
@@ -74,8 +76,23 @@ def run(source, names, inside):
         os._exit(0)
 
 
+def in_order(attacks):
+    """What is played, as (names of attacks, kind, code)."""
+    having = {}
+    for one in attacks:
+        having.setdefault(one["twin"], []).append(one["name"])
+    for one in attacks:
+        twin = (having[one["twin"]], "twin", one["twin"])
+        is_shared = len(twin[0]) > 1
+        if not is_shared:
+            yield twin
+        yield [one["name"]], "attack", one["attack"]
+        if is_shared and twin[0][-1] == one["name"]:
+            yield twin
+
+
 def keep(results, path):
-    """What is known so far: an attack may take everything along."""
+    """What is known so far: an attack that is played alone may take everything along."""
     part = pathlib.Path(path + ".part")
     part.write_text(json.dumps(results, indent=1))
     part.replace(path)
@@ -84,22 +101,23 @@ def keep(results, path):
 def main():
     attacks, path, at_once, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     given = json.loads(pathlib.Path(attacks).read_text())
-    waiting = [(one["name"], kind, one[kind]) for one in given["attacks"] for kind in ("twin", "attack")]
+    waiting = list(in_order(given["attacks"]))
     names = {"__name__": "attack"}
     exec(compile(given["prelude"], "prelude", "exec"), names)
     results, playing = {}, []
     while waiting or playing:
         while waiting and len(playing) < at_once:
-            name, kind, code = waiting.pop(0)
-            results.setdefault(name, {})
-            playing.append(Play(name, kind, names, code, seconds))
+            playing.append(Play(*waiting.pop(0), names, seconds))
         readable = select.select([one.fd for one in playing], [], [], 0.5)[0]
         for one in list(playing):
             hung = time.monotonic() > one.deadline
             if hung or (one.fd in readable and not one.read()):
                 playing.remove(one)
-                results[one.name][one.kind] = one.came_of_it(hung=hung)
-                keep(results, path)
+                came_of_it = one.came_of_it(hung=hung)
+                for name in one.attacks:
+                    results.setdefault(name, {})[one.kind] = came_of_it
+        if not playing:
+            keep(results, path)
     print(len(results), "attacks played")
 
 

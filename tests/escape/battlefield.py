@@ -35,7 +35,6 @@ NAMES = {
 ALLOWED = [HOST, "inside.example", "metadata.example", "own.example"]
 TOOL_MILLISECONDS = 600_000
 TASK_SECONDS = 900
-STEPS = 3
 PLAY_SECONDS, PLAY_SECONDS_EMULATED = 30, 180
 
 ATTACKS = {
@@ -43,6 +42,13 @@ ATTACKS = {
     "credentials": tuple(attacks_on_credentials.credential_attacks()),
     "resources": tuple(attacks_on_resources.resource_attacks()),
 }
+_ASKED_ELSEWHERE = {*attacks_on_network.left_to_the_gateway(), "more memory than the bound"}
+ATTACKS_ON_A_TIER = {
+    kind: tuple(one for one in attacks if one.name not in _ASKED_ELSEWHERE) for kind, attacks in ATTACKS.items()
+}
+"""Without those that only the gateway answers, which is asked them on another tier; and without what takes the agent
+along, which tests/acceptance asks each tier."""
+
 _PRELUDES = {
     "network": attacks_on_network.PRELUDE,
     "credentials": attacks_on_credentials.PRELUDE,
@@ -61,6 +67,7 @@ class Battlefield:
     def __init__(self, directory, tier, *, user=None, attacks=ATTACKS):
         self.directory, self.tier, self.user = Path(directory), tier, user
         self.attacks = attacks
+        self._steps = 3 if attacks is ATTACKS else 1
         self.results = {}
         self.mark, self.canary = self.directory / "mark", self.directory / "canary.txt"
         self.record = self.directory / "host.ndjson"
@@ -124,14 +131,14 @@ class Battlefield:
         certificate = self.directory / "host.pem"
         _make_certificate(certificate)
         world.start_git(prefix=internet.internet_prefix)
-        steps = [_run(f"sh step-{number}.sh") for number in range(STEPS)]
+        steps = [_run(f"sh step-{number}.sh") for number in range(self._steps)]
         world.start_model(*steps, says(), prefix=internet.internet_prefix)
         program = [sys.executable, played_host.__file__, HOST_ADDRESS, str(certificate), str(self.record)]
         world._start("host", program, {}, internet.internet_prefix)
         world.start_server(SANDBOX_RUNTIME=self.tier)
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
         self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._programs()}
-        _make_repository(world, "repo", self._files, *self._plays("network 4", "credentials 2"), "")
+        self._make_repository("repo", self._files, *self._plays("network 4", "credentials 2"), "")
         packets = len(internet.packets)
         self.status = self._task(
             "task-1", ["out/**", "nested/**", ".network.json", ".credentials.json"], ("network", "credentials"),
@@ -163,7 +170,7 @@ class Battlefield:
         given = json.loads(self._files["resources.json"])
         for number in itertools.count(2):
             files = {**self._files, "resources.json": json.dumps(given)}
-            _make_repository(self.world, f"resources-{number}", files, *self._plays("resources 1"))
+            self._make_repository(f"resources-{number}", files, *self._plays("resources 1"))
             repository = {"url": f"{ORGANISATION}resources-{number}.git"}
             status = self._task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
             if status["state"] == "completed":
@@ -177,6 +184,17 @@ class Battlefield:
             if not left:
                 return
             given["attacks"] = left
+
+    def _make_repository(self, name, files, *plays):
+        """With a program for each step of the model's; a play without a word lays what collecting stumbles over.
+
+        What is no more than a sample is one step: a turn of the model's takes long in a guest that is emulated.
+        """
+        lines = [f"python3 battery.py {play}\n" if play else "python3 laid.py\n" for play in plays]
+        steps = lines if len(lines) <= self._steps else ["".join(lines)]
+        steps += ["true\n"] * (self._steps - len(steps))
+        programs = {f"step-{number}.sh": step for number, step in enumerate(steps)}
+        make_repository(self.world.repositories / f"{name}.git", {**files, **programs})
 
     def _plays(self, *plays):
         """What the battery is to be told: the kind of attacks, where results go, how many at once, and for how long."""
@@ -210,14 +228,6 @@ class Battlefield:
             given = [{"name": one.name, "attack": one.attack, "twin": one.twin} for one in attacks]
             files[f"{kind}.json"] = json.dumps({"prelude": header + _PRELUDES[kind], "attacks": given})
         return {**files, "laid.py": header + attacks_on_collection.LAID}
-
-
-def _make_repository(world, name, files, *plays):
-    """With a program for each step of the model's; a play without a word lays what collecting stumbles over."""
-    steps = {f"step-{number}.sh": "true\n" for number in range(STEPS)}
-    for number, play in enumerate(plays):
-        steps[f"step-{number}.sh"] = f"python3 battery.py {play}\n" if play else "python3 laid.py\n"
-    make_repository(world.repositories / f"{name}.git", {**files, **steps})
 
 
 def _run(command):
