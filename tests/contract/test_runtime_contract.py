@@ -158,7 +158,7 @@ def test_a_signal_at_once_after_the_start_is_not_lost(runtime: Runtime, disk: Pa
             async with asyncio.timeout(10):
                 return (await sandbox.wait()).code
 
-    assert {asyncio.run(story(number)) for number in range(10)} == {128 + signal.SIGTERM}
+    assert {asyncio.run(story(number)) for number in range(4)} == {128 + signal.SIGTERM}
 
 
 def test_kill_ends_what_hides_from_it(runtime: Runtime, disk: Path):
@@ -473,15 +473,15 @@ def test_figures_tell_what_it_uses(runtime: Runtime, disk: Path, limits: frozens
 # Many, and nothing left
 
 
-def test_ten_at_once_and_then_nothing_is_left(runtime: Runtime, disk: Path):
+def test_five_at_once_and_then_nothing_is_left(runtime: Runtime, disk: Path):
     async def story() -> None:
         before = Traces.of_this_process()
-        disks = [disk / str(number) for number in range(10)]
+        disks = [disk / str(number) for number in range(5)]
         script = ["/bin/bash", "-c", "cat /etc/hostname; sleep 0.2"]
         ends = await asyncio.gather(*(run_once(runtime, one, script) for one in disks))
-        assert [end.code for end in ends] == [0] * 10
+        assert [end.code for end in ends] == [0] * 5
         attempt_ids = {end.output.strip() for end in ends}
-        assert len(attempt_ids) == 10
+        assert len(attempt_ids) == 5
         assert Traces.of_this_process() == before
         assert not attempt_ids & set(runtime.leftovers())
 

@@ -135,23 +135,19 @@ def test_a_registry_that_is_not_there_is_given_up_soon(runtime, disk):
 
 
 def test_npm_and_npx_are_ordinary_where_there_is_a_registry(runtime, disk):
-    work = (
-        "npm install greeter && node -p 'require(\"greeter/package.json\").version' && npx greeter && cat package.json"
-    )
-    ended = run_shell(runtime, disk, f"{REGISTRY} {work}")
-    assert ended.code == 0, ended.errors
-    assert "1.2.3\nhello from /workspace\n" in ended.output
-    assert '"greeter": "^1.2.3"' in ended.output
-
-
-def test_npx_fetches_what_is_not_pinned_from_a_registry(runtime, disk):
-    ended = run_shell(runtime, disk, f"{REGISTRY} npx -y greeter")
-    assert ended.output == "hello from /workspace\n", ended.errors
-
-
-def test_the_agent_can_install_commands_for_itself(runtime, disk):
-    ended = run_shell(runtime, disk, f"{REGISTRY} npm install -g greeter >/dev/null && command -v greeter && greeter")
-    assert ended.output == "/home/agent/.local/bin/greeter\nhello from /workspace\n", ended.errors
+    fetched = "npx -y greeter && test ! -e node_modules && echo and left nothing"
+    installed = "npm install greeter >/dev/null && node -p 'require(\"greeter/package.json\").version' && npx greeter"
+    for_itself = "cd /tmp && npm install -g greeter >/dev/null && command -v greeter && greeter"
+    ended = run_shell(runtime, disk, f"{REGISTRY} {fetched} && {installed} && cat package.json >&2 && {for_itself}")
+    assert ended.output.splitlines() == [
+        "hello from /workspace",
+        "and left nothing",
+        "1.2.3",
+        "hello from /workspace",
+        "/home/agent/.local/bin/greeter",
+        "hello from /tmp",
+    ], ended.errors
+    assert '"greeter": "^1.2.3"' in ended.errors
 
 
 def test_what_the_project_has_installed_wins(runtime, disk):
