@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.questions_inside import CONNECT, CONNECTED, answer, take_connection
 from doubles.sandbox_life import has_own_kernel, living, read_until, run_in, run_python, run_story
 from sandbox.contracts.runtime import Command, Runtime
 from sandbox.model.errors import AttemptError
@@ -381,43 +382,14 @@ attempt("own", lambda: socket.socket(socket.AF_UNIX).connect("\\0own"))
         assert _told(run_python(runtime, disk, source).output) == {"host": "ECONNREFUSED", "own": "works"}
 
 
-_CONNECT = """
-import errno, socket
-for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-    for address in ("198.51.100.1", "2001:db8::1"):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family, kind) as one:
-            one.settimeout(2)
-            try:
-                one.connect((address, 53))
-                print("connected", address)
-            except OSError as error:
-                print(errno.errorcode[error.errno])
-with socket.create_connection(("198.18.3.4", 443), timeout=5) as reached:
-    print(reached.getpeername()[0])
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
-    asker.settimeout(5)
-    asker.connect(("198.18.0.1", 53))
-    asker.send(b"question")
-    print(asker.recv(100).decode())
-"""
-
-
 def test_there_is_no_route_out_and_the_gateways_addresses_arrive_as_they_are(runtime: Runtime, disk: Path):
-    async def answer(names: socket.socket) -> None:
-        question, asker = await asyncio.get_running_loop().sock_recvfrom(names, 100)
-        assert question == b"question"
-        names.sendto(b"answer", asker)
-
     async def story() -> None:
         async with living(runtime, disk) as sandbox:
             answering = asyncio.create_task(answer(sandbox.listeners.names_udp))
-            ended = await run_in(sandbox, ["/usr/bin/python3", "-c", _CONNECT])
+            ended = await run_in(sandbox, ["/usr/bin/python3", "-c", CONNECT])
             await answering
-            assert ended.output.split() == ["ENETUNREACH"] * 4 + ["198.18.3.4", "answer"], ended
-            connection, _ = sandbox.listeners.transparent[443].accept()
-            assert connection.getsockname() == ("198.18.3.4", 443)
-            connection.close()
+            assert ended.output.split() == CONNECTED, ended
+            take_connection(sandbox.listeners.transparent[443])
 
     asyncio.run(story())
 

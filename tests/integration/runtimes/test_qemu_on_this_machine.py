@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_life import living, read_until
+from doubles.questions_inside import CONNECT, CONNECTED, WHO, answer, take_connection
+from doubles.sandbox_life import MEBIBYTE, PATIENCE_SECONDS, living, read_until
 from doubles.tiers import need_parts_of_guests, tell_of_kvm
-from sandbox.contracts.runtime import Command
+from sandbox.agent.binary import find_binary
+from sandbox.contracts.runtime import Command, Sandbox, TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes.qemu import QemuRuntime, counting_guest, parts
 from sandbox.runtimes.qemu.kvm import KvmFinding
@@ -112,13 +114,15 @@ def find_cage(uid: str) -> dict[str, int]:
     return found
 
 
+@pytest.mark.timeout(300)
 def test_what_a_guest_is_made_by_is_confined_and_its_death_is_told_at_once(runtime: QemuRuntime, disk: Path):
+    agent = {find_binary(): "/opt/agent/claude"}
+
     async def story() -> None:
-        async with living(runtime, disk) as sandbox:
-            output, _ = await sandbox.start(
-                Command(["/bin/sh", "-c", "touch file; echo up; sleep 300"], {"PATH": "/usr/bin"}, "/workspace")
-            )
-            await read_until(output, b"up")
+        async with living(runtime, disk, memory_bytes=1024 * MEBIBYTE, programs=agent) as sandbox:
+            script = "touch file; /opt/agent/claude --version; echo up; sleep 300"
+            output, _ = await sandbox.start(Command(["/bin/sh", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
+            assert b"Claude Code" in await read_until(output, b"up")
             uid = sandbox.handle.details["kernel_uid"]
             assert (disk / "workspace" / "file").stat().st_uid == int(uid)
             cage = find_cage(uid)
@@ -139,5 +143,53 @@ def test_what_a_guest_is_made_by_is_confined_and_its_death_is_told_at_once(runti
                 assert (await sandbox.wait()).code is None
                 assert await output.read() == b""
             assert not find_cage(uid)
+
+    asyncio.run(story())
+
+
+_FLOOD_BYTES = 2_000_000
+_STORY = f"""
+exec 2>&1
+ls /home/agent /tmp >/dev/null  # a place is in the table of mounts only once it was looked at
+{WHO}
+echo the end; head -c {_FLOOD_BYTES} /dev/zero | tr '\\0' x
+exec python3 -c '
+import os, time
+{CONNECT}
+print("asked all", flush=True)
+while not os.path.exists("/tmp/more"):
+    time.sleep(0.1)
+x = bytearray(200 << 20)'
+"""
+
+
+async def ask_on_a_terminal(sandbox: Sandbox) -> str:
+    command = Command(["/bin/bash", "-c", f"{WHO}\n: > /tmp/more"], {"PATH": "/usr/bin:/bin"}, "/workspace")
+    terminal = await sandbox.open_terminal(command, TerminalSize(24, 80))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        return (await terminal.output.read()).decode().replace("\r\n", "\n")
+
+
+@pytest.mark.timeout(300)
+def test_one_guest_passes_on_much_has_no_route_out_confines_terminals_and_ends_for_memory(
+    runtime: QemuRuntime, disk: Path
+):
+    """Questions of tests/contract, in one guest, because a boot takes long."""
+
+    async def story() -> None:
+        async with living(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
+            answering = asyncio.create_task(answer(sandbox.listeners.names_udp))
+            command = Command(["/bin/bash", "-c", _STORY], {"PATH": "/usr/bin:/bin"}, "/workspace")
+            output, _ = await sandbox.start(command)
+            of_the_command, _, rest = (await read_until(output, b"asked all\n")).decode().partition("the end\n")
+            await answering
+            assert rest.removeprefix("x" * _FLOOD_BYTES).split() == [*CONNECTED, "asked", "all"]
+            take_connection(sandbox.listeners.transparent[443])
+            assert "NoNewPrivs" in of_the_command
+            assert "CapEff:\t0000000000000000" in of_the_command
+            assert (await ask_on_a_terminal(sandbox)).splitlines() == of_the_command.splitlines()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                ended = await sandbox.wait()
+            assert (ended.code, ended.out_of_memory) == (128 + signal.SIGKILL, True)
 
     asyncio.run(story())

@@ -1,0 +1,53 @@
+"""What is asked inside sandboxes of more than one runtime."""
+
+import asyncio
+import socket
+
+WHO = r"""
+grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp|Seccomp_filters|Umask|Cpus_allowed):' \
+    /proc/self/status
+grep -E '^(Speculation_Store_Bypass|SigIgn|SigBlk):' /proc/self/status
+cat /proc/self/{uid_map,gid_map,setgroups,mountinfo,cgroup,oom_score_adj,limits}
+readlink /proc/self/ns/{user,mnt,pid,net,ipc,uts,cgroup}
+umask; id; hostname; ls -1 /proc/self/fd
+"""
+"""For bash: as whom and how confined a command runs."""
+
+CONNECT = """
+import errno, socket
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    for address in ("198.51.100.1", "2001:db8::1"):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, kind) as one:
+            one.settimeout(2)
+            try:
+                one.connect((address, 53))
+                print("connected", address)
+            except OSError as error:
+                print(errno.errorcode[error.errno])
+with socket.create_connection(("198.18.3.4", 443), timeout=5) as reached:
+    print(reached.getpeername()[0])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+    asker.settimeout(5)
+    asker.connect(("198.18.0.1", 53))
+    asker.send(b"question")
+    print(asker.recv(100).decode())
+"""
+"""For Python: what can be reached. Somebody must `answer`."""
+
+CONNECTED = [*["ENETUNREACH"] * 4, "198.18.3.4", "answer"]
+"""What it says where there is no route out and the gateway's addresses arrive as they are."""
+
+
+async def answer(names: socket.socket) -> None:
+    """The one question to the door for names, as the gateway would."""
+    question, asker = await asyncio.get_running_loop().sock_recvfrom(names, 100)
+    assert question == b"question"
+    names.sendto(b"answer", asker)
+
+
+def take_connection(transparent: socket.socket) -> None:
+    """The one connection to the door on port 443, whose address is the one that was dialled."""
+    connection, _ = transparent.accept()
+    assert connection.getsockname() == ("198.18.3.4", 443)
+    connection.close()
