@@ -148,7 +148,7 @@ def _by_odd_address():
         ("by NAT64", "'[64:ff9b::a9fe:a9fe]'"),
         ("as IPv6 loopback", "'[::1]'"),
     ):
-        yield Attack(f"an address {name} by the proxy", f"ok(connect({target}.encode() + b':80'))", REACH_BY_CONNECT)
+        yield Attack(f"an address {name} by the proxy", f"ok(connect(({target}).encode() + b':80'))", REACH_BY_CONNECT)
 
 
 def _by_no_name():
