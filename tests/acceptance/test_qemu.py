@@ -1,4 +1,4 @@
-"""The main job in a guest of QEMU's; tests/escape has it done in one too."""
+"""The main job in a guest of QEMU's, by the agent itself."""
 
 import os
 

@@ -15,7 +15,7 @@ import pytest
 
 SESSION = "00000000-0000-4000-8000-0000000000aa"
 _OPTION = b"--session-id\0"
-_BASE, _HEADER_BYTES, _WRITE, _NANOSLEEP, _EXIT = 0x400000, 64 + 56, 1, 35, 60
+_BASE, _HEADER_BYTES, _WRITE, _NANOSLEEP, _EXECUTE, _EXIT = 0x400000, 64 + 56, 1, 35, 59, 60
 
 INIT = {"type": "system", "subtype": "init", "session_id": SESSION, "tools": [], "mcp_servers": []}
 RESULT = {
@@ -30,20 +30,30 @@ RESULT = {
 
 def make_stand_in(directory: Path, steps: Iterable[tuple[str, float]]) -> Path:
     """An agent that prints each line, waits the seconds beside it, and reports success."""
+    return _lay(directory, _program([(json.dumps(INIT), 0.0), *steps, (json.dumps(RESULT), 0.0)]))
+
+
+def make_stand_in_of_python(directory: Path, program: str) -> Path:
+    """An agent that is the Python program at this path inside a sandbox, with the arguments that Claude Code has."""
+    words = (b"/usr/bin/python3\0", program.encode() + b"\0")
+    size = len(_become_python(0, 0)) + len(_leave())
+    python = _BASE + _HEADER_BYTES + size
+    return _lay(directory, _elf(_become_python(python, python + len(words[0])) + _leave(), b"".join(words)))
+
+
+def _lay(directory: Path, program: bytes) -> Path:
     if os.uname().machine != "x86_64":
         pytest.skip("the stand-in is a program for x86_64")
     bundled = directory / "claude_agent_sdk" / "_bundled"
     bundled.mkdir(parents=True)
     (bundled.parent / "__init__.py").touch()
     (bundled / "claude.version").write_text("0.0.0 (stand-in)\n")
-    whole = [(json.dumps(INIT), 0.0), *steps, (json.dumps(RESULT), 0.0)]
-    (bundled / "claude").write_bytes(_program(whole))
+    (bundled / "claude").write_bytes(program)
     (bundled / "claude").chmod(0o755)
     return directory
 
 
 def _program(steps: Iterable[tuple[str, float]]) -> bytes:
-    """An ELF file of one segment: header, code, data."""
     said = [(line.encode() + b"\n", seconds) for line, seconds in steps]
     size = len(_name_session(0, 0)) + sum(len(_print(0, 0)) + len(_wait(0)) for _ in said) + len(_leave())
     address, code, data = _BASE + _HEADER_BYTES + size, b"", b""
@@ -54,11 +64,23 @@ def _program(steps: Iterable[tuple[str, float]]) -> bytes:
         data += line + pause
     name = SESSION.encode()
     code = _name_session(address + data.index(name), address + data.rindex(name)) + code + _leave()
+    return _elf(code, data)
+
+
+def _elf(code: bytes, data: bytes) -> bytes:
+    """An ELF file of one segment: header, code, data."""
     total = _HEADER_BYTES + len(code) + len(data)
     identity = b"\x7fELF\x02\x01\x01" + bytes(9)
     header = struct.pack("<16sHHIQQQIHHHHHH", identity, 2, 62, 1, _BASE + _HEADER_BYTES, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     segment = struct.pack("<IIQQQQQQ", 1, 7, 0, _BASE, _BASE, total, total, 0x1000)
     return header + segment + code + data
+
+
+def _become_python(python: int, program: int) -> bytes:
+    """Of the count of arguments and the first of them on the stack, make two: the program, which the others follow."""
+    environment = b"\x48\x8b\x0c\x24\x48\x8d\x54\xcc\x10"
+    arguments = b"\x48\xc7\x04\x24" + struct.pack("<I", python) + b"\x48\xc7\x44\x24\x08" + struct.pack("<I", program)
+    return environment + arguments + b"\x48\x89\xe6" + struct.pack("<BIBI", 0xBF, python, 0xB8, _EXECUTE) + b"\x0f\x05"
 
 
 def _name_session(*places: int) -> bytes:

@@ -20,6 +20,7 @@ from doubles.closed_internet import (
 )
 from doubles.live import ORGANISATION, SERVER_KEY, World, make_repository, says
 from doubles.network_namespace import in_namespace
+from doubles.stand_in_agent import INIT, RESULT, make_stand_in_of_python
 from doubles.traces import process_outside
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
 from sandbox.demo.model_script import ToolUse, Turn
@@ -56,17 +57,27 @@ _PRELUDES = {
 }
 
 
+_AGENT = f"""
+import json, subprocess, sys
+session = {{"session_id": sys.argv[sys.argv.index("--session-id") + 1]}}
+print(json.dumps({{**{INIT!r}, **session}}), flush=True)
+subprocess.run(["sh", "step-0.sh"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(json.dumps({{**{RESULT!r}, **session}}))
+"""
+
+
 class Battlefield:
     """Enter it to have both tasks played; `results` are by attack, everything else is what the host saw.
 
     user: the uid that the server runs as, who keeps no limits and so is not attacked for resources; root without.
     attacks: from inside, by kind; all of them without.
+    has_stand_in: a program of Python's does what the agent is told to, where the agent itself takes minutes to begin.
     sent, allowed: packets on the wire, and those that belong there · asked: requests that the host got.
     """
 
-    def __init__(self, directory, tier, *, user=None, attacks=ATTACKS):
+    def __init__(self, directory, tier, *, user=None, attacks=ATTACKS, has_stand_in=False):
         self.directory, self.tier, self.user = Path(directory), tier, user
-        self.attacks = attacks
+        self.attacks, self._has_stand_in = attacks, has_stand_in
         self._steps = 3 if attacks is ATTACKS else 1
         self.results = {}
         self.mark, self.canary = self.directory / "mark", self.directory / "canary.txt"
@@ -135,7 +146,7 @@ class Battlefield:
         world.start_model(*steps, says(), prefix=internet.internet_prefix)
         program = [sys.executable, played_host.__file__, HOST_ADDRESS, str(certificate), str(self.record)]
         world._start("host", program, {}, internet.internet_prefix)
-        world.start_server(SANDBOX_RUNTIME=self.tier)
+        world.start_server(SANDBOX_RUNTIME=self.tier, **self._agent())
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
         self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._programs()}
         self._make_repository("repo", self._files, *self._plays("network 4", "credentials 2"), "")
@@ -152,6 +163,11 @@ class Battlefield:
         services = {("tcp", INTERNET_ADDRESS, port) for port in ports}
         self.allowed = services | {("tcp", HOST_ADDRESS, 80), ("tcp", HOST_ADDRESS, 443)}
         self.asked = [json.loads(line) for line in self.record.read_text().splitlines()]
+
+    def _agent(self):
+        if not self._has_stand_in:
+            return {}
+        return {"PYTHONPATH": str(make_stand_in_of_python(self.directory / "agent", "/workspace/agent.py"))}
 
     def _task(self, task_id, patterns, kinds, **parts):
         world = self.world
@@ -227,6 +243,8 @@ class Battlefield:
         for kind, attacks in self.attacks.items():
             given = [{"name": one.name, "attack": one.attack, "twin": one.twin} for one in attacks]
             files[f"{kind}.json"] = json.dumps({"prelude": header + _PRELUDES[kind], "attacks": given})
+        if self._has_stand_in:
+            files["agent.py"] = _AGENT
         return {**files, "laid.py": header + attacks_on_collection.LAID}
 
 
