@@ -3,7 +3,7 @@
 from escape.attack import Attack
 
 PRELUDE = r"""
-import base64, http.client, json, os, socket, ssl, struct, subprocess, sys, threading, urllib.request
+import json, os, socket, ssl, struct, subprocess, sys, threading
 
 def through(): print("THROUGH")
 

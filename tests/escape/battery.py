@@ -15,7 +15,6 @@ import select
 import signal
 import sys
 import time
-import traceback
 
 THROUGH = "THROUGH"
 HUNG = "it hung"
@@ -68,8 +67,8 @@ def run(source, names, inside):
         exec(compile(source, "attack", "exec"), names)
     except SystemExit:
         pass
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        print(f"{type(error).__qualname__}: {error}")  # of a traceback only that is read
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
