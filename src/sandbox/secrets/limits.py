@@ -18,6 +18,9 @@ REDACTED_LINE_CHARACTERS_MIN = 16
 REDACTED_LAYERS_MAX = 6
 """Escapes within escapes that are undone in search of a value."""
 
+REDACTED_NESTING_MAX = 4
+"""JSON within JSON in which a value is looked for that is little but escapes, of at most 1 KiB as it stands there."""
+
 TWICE_ENCODED_BYTES_MAX = 1024
 """A longer value is not looked for in base64 or hex that was encoded once more."""
 

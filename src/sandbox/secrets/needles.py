@@ -12,6 +12,7 @@ from sandbox.secrets.layers import peel
 from sandbox.secrets.limits import (
     REDACTED_CHARACTERS_MIN,
     REDACTED_LINE_CHARACTERS_MIN,
+    REDACTED_NESTING_MAX,
     TWICE_ENCODED_BYTES_MAX,
 )
 from sandbox.secrets.skeleton import CODE, EXACT, TEXT, Skeleton
@@ -37,20 +38,35 @@ def make_needles(values: Mapping[str, str]) -> Iterator[tuple[Skeleton, list[Nee
     """The needles by the kind of their skeleton."""
     found: dict[Skeleton, dict[bytes, str]] = {TEXT: {}, CODE: {}, EXACT: {}}
     for name, value in values.items():
-        whole = value.strip() or value
-        # In JSON the quote behind a value may be the one that ends the text.
-        texts = {TEXT.of(text).strip(_QUOTES.encode()) for text in _texts(whole)}
-        usable = _long(texts) or _long({TEXT.of(whole.encode("utf-8", "surrogatepass"))})
+        stripped = value.strip()
+        whole = stripped if len(stripped) >= REDACTED_CHARACTERS_MIN else value
+        usable = filter(None, map(_usable, _texts(whole)))
         found[TEXT].update(dict.fromkeys(usable, name))
         found[CODE].update(dict.fromkeys(_codes_of(value), name))
-        if not usable:
-            found[EXACT].update(dict.fromkeys(_forms(value), name))
+        for text in (whole, *_lines(whole)):
+            if not _is_told_by_skeletons(text):
+                found[EXACT].update(dict.fromkeys(_nested(text), name))
     for skeleton, needles in found.items():
         yield skeleton, [Needle(*item) for item in needles.items() if len(item[0]) >= _NEEDLE_BYTES_MIN]
 
 
-def _long(texts: set[bytes]) -> set[bytes]:
-    return {text for text in texts if len(text) >= REDACTED_CHARACTERS_MIN}
+def _usable(text: bytes) -> bytes:
+    """The skeleton of a text, none if too little is left of it.
+
+    Without the quotes at its ends, if that is enough: in JSON the one behind a value may be the one that ends the text.
+    """
+    skeleton = TEXT.of(text)
+    shortest_first = (skeleton.strip(_QUOTES.encode()), skeleton)
+    return next((left for left in shortest_first if len(left) >= REDACTED_CHARACTERS_MIN), b"")
+
+
+def _is_told_by_skeletons(value: str) -> bool:
+    """Whether enough of the value is left in every layer of its own, also if a backslash before takes its first letter.
+
+    What looks like an escape may be nothing: of a backslash and a `b` that end a value, no skeleton has anything.
+    """
+    layers = chain.from_iterable(map(peel, _bytes_of(value)))
+    return all(_usable(layer.data) and _usable(layer.data[1:]) for layer in layers)
 
 
 _SWALLOWERS = (b"\x1b[", b"\x1b", b"\\", b"%")
@@ -103,6 +119,19 @@ def _forms(value: str) -> set[bytes]:
         address.encode(),
         address.replace("%20", "+").encode(),
     }
+
+
+def _nested(value: str) -> set[bytes]:
+    """Its forms, and what JSON within JSON makes of it."""
+    forms = _forms(value)
+    for is_ascii in (True, False):
+        text = value
+        for _ in range(REDACTED_NESTING_MAX):
+            text = json.dumps(text, ensure_ascii=is_ascii)[1:-1]
+            if len(text) > TWICE_ENCODED_BYTES_MAX:
+                break
+            forms.add(text.encode("utf-8", "surrogatepass"))
+    return forms
 
 
 def _codes_of(value: str) -> Iterator[bytes]:

@@ -1,0 +1,98 @@
+"""A value that stands there plainly is found, whatever else its bytes and those around it may be read as."""
+
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sandbox.secrets.redactor import Redactor
+
+LIKE_ESCAPES = [
+    *("\\b", "\\n", "\\t", "\\r", "\\f", "\\e", "\\6", "\\033", "\\x41", "\\u0041", "\\u{41}", "\\U00000041", "\\\\"),
+    *(
+        "\\u001b[0m",
+        "\\ud83d\\ude00",
+        "%41",
+        "%4",
+        "&amp;",
+        "&#65;",
+        "&#x41;",
+        "'\\''",
+        "'\"'\"'",
+        "\x1b[0m",
+        "\x1b]0;",
+    ),
+    *("\x1b", "\x00", "\r", "\n", "\u200b", "\xad", "+", "\\"),
+]
+BORDERS = [
+    b"<<",
+    b"\\",
+    b"\\\\",
+    b"\\u00",
+    b"%",
+    b"&",
+    b"&#",
+    b"'",
+    b'"',
+    b"\x1b",
+    b"\x1b[",
+    b"\xe2\x80",
+    b"\xc2",
+    b"n",
+]
+ENDS = [b">>", b"n", b"b", b"41", b"0m", b";", b"'", b'"', b"\\"]
+LETTERS = ["a", "0", "n", "b", '"', "'", " ", "é"]
+
+
+def shown(value: str, before: bytes = b"<<", after: bytes = b">>") -> bytes:
+    redactor, said = Redactor({"S": value}), before + value.encode() + after
+    stream = redactor.stream()
+    redacted = b"".join([*(stream.feed(bytes([byte])) for byte in said), stream.flush()])
+    assert redacted == redactor.redact(said)
+    return redacted
+
+
+@pytest.mark.parametrize("core", ['0000012"""', "aaaaaaa", "npasswor", "b", "\\x4"])
+@pytest.mark.parametrize("escape", LIKE_ESCAPES)
+def test_a_value_with_what_looks_like_an_escape_in_it(escape: str, core: str):
+    half = len(core) // 2
+    written = (core + escape, escape + core, core[:half] + escape + core[half:], core + escape * 3, escape * 4 + core)
+    for value in filter(lambda value: len(value) >= 8, written):
+        assert b"[REDACTED:S]" in shown(value)
+
+
+@pytest.mark.parametrize("before", BORDERS)
+@pytest.mark.parametrize(
+    "value", ["npasswor", "fpasswor", "41234567", "00000     ", "\\b\\b\\b\\b", "[0mabcde", "\\n\\nabcd"]
+)
+def test_what_stands_before_and_after_takes_nothing_of_a_short_value(value: str, before: bytes):
+    for after in ENDS:
+        assert b"[REDACTED:S]" in shown(value, before, after)
+
+
+@settings(deadline=None)
+@example(pieces=["0000012", '"""', "\\b"], before=b"<<", after=b">>")
+@example(pieces=["{\n{{{\n", "\x00", "{"], before=b"", after=b"")
+@example(pieces=["&#65;", "ua\n"], before=b'"', after=b"\n")
+@given(
+    pieces=st.lists(st.sampled_from(LIKE_ESCAPES + LETTERS), min_size=2, max_size=10),
+    before=st.sampled_from(BORDERS),
+    after=st.sampled_from(ENDS),
+)
+def test_any_value_is_found_where_it_stands_plainly(pieces: list[str], before: bytes, after: bytes):
+    value = "".join(pieces)
+    if len(value) >= 8:
+        assert b"[REDACTED:S]" in shown(value, before, after)
+
+
+@pytest.mark.parametrize(
+    "value", ['0000012"""\\b', "\\b0\\b1\\b2", "a\x00\x00\x00\x00\x00bc", '%40é""-a', '\\\\\\\\01"x']
+)
+def test_a_value_of_which_escapes_leave_little_is_found_in_nested_json(value: str):
+    redactor, text = Redactor({"S": value}), value
+    for _ in range(4):
+        text = json.dumps({"text": text})
+        assert "[REDACTED:S]" in redactor.redact_text(text)
+        inner = json.loads(redactor.redact_text(text))
+    assert set(inner) == {"text"}
