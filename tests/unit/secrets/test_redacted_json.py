@@ -1,7 +1,6 @@
 """A line of JSON in which a value stands can still be read, and says what it said of everything else."""
 
 import json
-from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -67,19 +66,19 @@ def test_a_value_that_is_json_may_stand_in_a_text():
 letters = st.sampled_from("\\\"'nu041ab%/&\n\té😀 x-")
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=130, deadline=None)
 @given(
     st.text(letters, min_size=9, max_size=24),
     st.text(letters, max_size=5),
     st.text(letters, max_size=5),
-    st.integers(0, 2),
-    st.booleans(),
 )
-def test_json_with_values_of_any_letters_stays_json(value: str, before: str, after: str, depth: int, ascii_only: bool):
+def test_json_with_values_of_any_letters_stays_json(value: str, before: str, after: str):
     assume(len(set(value)) > 5)
-    text: Any = before + value + after
-    for _ in range(depth):
-        text = json.dumps(text, ensure_ascii=ascii_only)
-    document = {"a": text, "b": [1, text[: len(text) // 2]], text: 2}
-    redacted = Redactor({"S": value}).redact_text(json.dumps(document, ensure_ascii=ascii_only))
-    assert len(json.loads(redacted)) >= 2
+    redactor = Redactor({"S": value})
+    for ascii_only in (True, False):
+        text = before + value + after
+        for _ in range(3):
+            document = {"a": text, "b": [1, text[: len(text) // 2]], text: 2}
+            redacted = redactor.redact_text(json.dumps(document, ensure_ascii=ascii_only))
+            assert len(json.loads(redacted)) >= 2
+            text = json.dumps(text, ensure_ascii=ascii_only)

@@ -27,39 +27,51 @@ def redactor() -> Redactor:
     return Redactor({"TOKEN": TOKEN, "OTHER": VALUES[2], "KEY": VALUES[5]})
 
 
-@settings(max_examples=500, deadline=None)
-@given(values.flatmap(lambda value: st.tuples(st.just(value), letters_of_attack(value))))
-def test_no_piece_of_a_written_down_value_is_left(story: tuple[str, list[bytes]]):
-    value, letters = story
-    assume(sum(map(len, letters)) <= SPREAD_MAX * len(value) + 4096)
-    redacted = Redactor({"S": value}).redact(b"<<" + b"".join(letters) + b">>")
-    rest = redacted.replace(b"[REDACTED:S]", b"\0\0")
-    assert b"[REDACTED:S]" in redacted
-    # What stands before and after a value in its base64 is shorter than eight letters.
-    windows = {b"".join(letters[start : start + 8]) for start in range(len(letters) - 7)}
-    assert [window for window in windows if window in rest] == []
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(VALUES), st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
-def test_what_holds_no_value_stays_as_it_is(value: str, data: bytes):
-    assume(value != "aaaaaaaaaaaa")
-    assert Redactor({"S": value}).redact(data) is data
+@pytest.fixture(scope="module")
+def one_by_one() -> dict[str, Redactor]:
+    """To each value one that knows it alone."""
+    return {value: Redactor({"S": value}) for value in VALUES}
 
 
 @settings(max_examples=200, deadline=None)
+@given(
+    values.flatmap(lambda value: st.tuples(st.just(value), st.lists(letters_of_attack(value), min_size=1, max_size=4)))
+)
+def test_no_piece_of_a_written_down_value_is_left(story: tuple[str, list[list[bytes]]]):
+    value, attacks = story
+    redactor = Redactor({"S": value})
+    for letters in attacks:
+        if sum(map(len, letters)) > SPREAD_MAX * len(value) + 4096:
+            continue
+        redacted = redactor.redact(b"<<" + b"".join(letters) + b">>")
+        rest = redacted.replace(b"[REDACTED:S]", b"\0\0")
+        assert b"[REDACTED:S]" in redacted
+        # What stands before and after a value in its base64 is shorter than eight letters.
+        windows = {b"".join(letters[start : start + 8]) for start in range(len(letters) - 7)}
+        assert [window for window in windows if window in rest] == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+def test_what_holds_no_value_stays_as_it_is(one_by_one: dict[str, Redactor], data: bytes):
+    for value, redactor in one_by_one.items():
+        if value != "aaaaaaaaaaaa":
+            assert redactor.redact(data) is data
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(VALUES), st.text(max_size=60), st.text(max_size=60))
-def test_what_stands_around_a_value_stays(value: str, before: str, after: str):
+def test_what_stands_around_a_value_stays(one_by_one: dict[str, Redactor], value: str, before: str, after: str):
     assume(not before.endswith("\\"))
-    redacted = Redactor({"S": value}).redact_text(f"{before}|{value}|{after}")
+    redacted = one_by_one[value].redact_text(f"{before}|{value}|{after}")
     assert redacted.startswith(f"{before}|")
     assert redacted.endswith(f"|{after}")
 
 
 @pytest.mark.parametrize("escape", ESCAPES)
 @pytest.mark.parametrize("value", VALUES)
-def test_every_escape_of_every_value(value: str, escape: Any):
-    redacted = Redactor({"S": value}).redact_text(f"<{escape(value)}>")
+def test_every_escape_of_every_value(one_by_one: dict[str, Redactor], value: str, escape: Any):
+    redacted = one_by_one[value].redact_text(f"<{escape(value)}>")
     assert redacted.startswith("<")
     assert "[REDACTED:S]" in redacted
     assert len(redacted) <= len("<[REDACTED:S]>") + 8
@@ -117,10 +129,10 @@ def test_what_stands_behind_a_value_may_make_an_escape_of_its_end(value: str, af
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize("url_safe", [True, False])
-def test_base64_at_every_alignment(value: str, before: int, url_safe: bool):
+def test_base64_at_every_alignment(one_by_one: dict[str, Redactor], value: str, before: int, url_safe: bool):
     code = as_base64(value * 1, before, url_safe)
     for written in (code, code.replace("\n", "\r\n"), json.dumps(code), json.dumps(json.dumps(code))):
-        redacted = Redactor({"S": value}).redact_text(written)
+        redacted = one_by_one[value].redact_text(written)
         assert "[REDACTED:S]" in redacted
         assert len(redacted.strip('"\\')) <= len("[REDACTED:S]") + 12
 
@@ -139,16 +151,16 @@ def test_a_tools_answer_inside_a_line_of_events(redactor: Redactor):
     assert inner == {"env": {"GITHUB_TOKEN": MARK, "PASSWORD": "[REDACTED:OTHER]"}}
 
 
-@settings(max_examples=200, deadline=None)
-@given(values, st.integers(1, 4), st.booleans())
-def test_json_stays_json(value: str, depth: int, ascii_only: bool):
-    text = f"it is {value} there"
-    for _ in range(depth):
+@settings(max_examples=60, deadline=None)
+@given(values, st.booleans())
+def test_json_stays_json(value: str, ascii_only: bool):
+    text, redactor = f"it is {value} there", Redactor({"S": value})
+    for depth in range(1, 5):
         text = json.dumps({"text": text}, ensure_ascii=ascii_only)
-    redacted = Redactor({"S": value}).redact_text(text)
-    assert "[REDACTED:S]" in redacted
-    for _ in range(depth):
-        redacted = json.loads(redacted)["text"]
+        redacted = redactor.redact_text(text)
+        assert "[REDACTED:S]" in redacted
+        for _ in range(depth):
+            redacted = json.loads(redacted)["text"]
 
 
 def test_terminal_escapes_in_between(redactor: Redactor):
@@ -261,17 +273,17 @@ def test_a_runner_loads_no_client_of_vault():
 
 
 HOSTILE = {
-    "backslashes": b"\\" * 500_000,
-    "escapes": b"\\u0041" * 80_000,
-    "short octals": b"\\67" * 80_000,
-    "braces": b"\\u{e4" * 80_000,
-    "nested percent": b"%25252525252525" * 30_000,
-    "colours": b"\x1b[31m" * 100_000,
-    "links without an end": b"\x1b]8;;" * 100_000,
-    "almost": (TOKEN[:-1] + " ").encode() * 12_000,
-    "beginnings": TOKEN[:20].encode() * 25_000,
-    "quotes": b"'" * 500_000,
-    "entities": b"&#" * 250_000,
+    "backslashes": b"\\" * 250_000,
+    "escapes": b"\\u0041" * 40_000,
+    "short octals": b"\\67" * 40_000,
+    "braces": b"\\u{e4" * 40_000,
+    "nested percent": b"%25252525252525" * 15_000,
+    "colours": b"\x1b[31m" * 50_000,
+    "links without an end": b"\x1b]8;;" * 50_000,
+    "almost": (TOKEN[:-1] + " ").encode() * 6_000,
+    "beginnings": TOKEN[:20].encode() * 12_500,
+    "quotes": b"'" * 250_000,
+    "entities": b"&#" * 125_000,
 }
 
 
@@ -282,4 +294,4 @@ def test_nothing_takes_long(redactor: Redactor, data: bytes):
     stream = redactor.stream()
     for start in range(0, len(data), 65536):
         stream.feed(data[start : start + 65536])
-    assert time.process_time() - begin < 6
+    assert time.process_time() - begin < 3

@@ -25,22 +25,24 @@ def streamed(redactor: Redactor, data: bytes, cuts: list[int]) -> bytes:
     return b"".join([*(stream.feed(data[start:end]) for start, end in pairwise(places)), stream.flush()])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(values, min_size=1, max_size=3), st.data())
 def test_every_cutting_gives_what_the_whole_gives(secrets: list[str], data: st.DataObject):
     redactor = Redactor({f"S{index}": value for index, value in enumerate(secrets)})
-    pieces = data.draw(st.lists(texts | st.sampled_from(secrets).flatmap(attack), max_size=5))
-    whole = b"".join(pieces)
-    cuts = data.draw(st.lists(st.integers(0, 1 << 16), max_size=12))
-    assert streamed(redactor, whole, cuts) == redactor.redact(whole)
+    for _ in range(2):
+        pieces = data.draw(st.lists(texts | st.sampled_from(secrets).flatmap(attack), max_size=5))
+        whole = b"".join(pieces)
+        redacted = redactor.redact(whole)
+        for cuts in data.draw(st.lists(st.lists(st.integers(0, 1 << 16), max_size=12), min_size=1, max_size=3)):
+            assert streamed(redactor, whole, cuts) == redacted
 
 
 # What is held is looked at with every byte of it: 3 KB of nested escapes take 8 s.
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     st.sampled_from(VALUES)
     .flatmap(lambda value: st.tuples(st.just(value), texts, attack(value), texts))
-    .filter(lambda story: sum(map(len, story[1:])) <= 1000)
+    .filter(lambda story: sum(map(len, story[1:])) <= 600)
 )
 def test_a_byte_at_a_time(story: tuple[str, bytes, bytes, bytes]):
     value, *pieces = story
@@ -68,8 +70,8 @@ def test_only_what_may_be_a_beginning_is_held_back():
     assert stream.held_bytes == 0
 
 
-LARGE = secrets_of_the_system.token_urlsafe(45_000)
-"""A value of 60 KB."""
+LARGE = secrets_of_the_system.token_urlsafe(24_000)
+"""A value of 32 KB."""
 
 
 def noisily(value: str) -> bytes:
@@ -90,9 +92,9 @@ def test_what_is_held_is_not_looked_at_over_and_over(large: Redactor, monkeypatc
         return find(scanner, layers)
 
     monkeypatch.setattr(Scanner, "find", counted)
-    said = noisily(LARGE[:20_000])
+    said = noisily(LARGE[:8_000])
     stream = large.stream()
-    assert b"".join(stream.feed(said[at : at + 100]) for at in range(0, len(said), 100)) == b""
+    assert b"".join(stream.feed(said[at : at + 400]) for at in range(0, len(said), 400)) == b""
     assert stream.held_bytes == len(said)
     assert looked_at < 16 * len(said)
     assert stream.flush() == said
@@ -101,7 +103,7 @@ def test_what_is_held_is_not_looked_at_over_and_over(large: Redactor, monkeypatc
 @pytest.mark.parametrize("step", [1000, 4096, 300_000])
 @pytest.mark.parametrize("write", [str.encode, noisily, lambda value: base64.b64encode(value.encode())])
 def test_a_large_value_is_found_however_it_is_cut(large: Redactor, step: int, write: Callable[[str], bytes]):
-    said = b"<" + write(LARGE) + b"> and\nsome more " + write(LARGE[:30_000]) + b" that is none\n"
+    said = b"<" + write(LARGE) + b"> and\nsome more " + write(LARGE[:16_000]) + b" that is none\n"
     whole = large.redact(said)
     assert whole.startswith(b"<[REDACTED:LARGE]")
     assert streamed(large, said, list(range(0, len(said), step))) == whole
@@ -109,12 +111,12 @@ def test_a_large_value_is_found_however_it_is_cut(large: Redactor, step: int, wr
 
 def test_what_follows_a_large_beginning_is_let_go_at_a_pause(large: Redactor):
     stream = large.stream()
-    assert stream.feed(LARGE[:40_000].encode()) == b""
-    assert stream.feed(b"!\n$ ") + stream.pause() == LARGE[:40_000].encode() + b"!\n$ "
+    assert stream.feed(LARGE[:22_000].encode()) == b""
+    assert stream.feed(b"!\n$ ") + stream.pause() == LARGE[:22_000].encode() + b"!\n$ "
     assert stream.feed(b".") + stream.pause() == b"."
-    assert stream.feed(LARGE[:40_000].encode()) == b""
-    assert stream.feed(LARGE[40_000:50_000].encode()) + stream.pause() == b""
-    assert stream.feed(LARGE[50_000:].encode()) + stream.pause() + stream.flush() == b"[REDACTED:LARGE]"
+    assert stream.feed(LARGE[:22_000].encode()) == b""
+    assert stream.feed(LARGE[22_000:27_000].encode()) + stream.pause() == b""
+    assert stream.feed(LARGE[27_000:].encode()) + stream.pause() + stream.flush() == b"[REDACTED:LARGE]"
 
 
 def test_stdout_and_stderr_between_each_other_do_not_help():

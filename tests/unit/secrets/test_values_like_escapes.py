@@ -45,19 +45,19 @@ ENDS = [b">>", b"n", b"b", b"41", b"0m", b";", b"'", b'"', b"\\"]
 LETTERS = ["a", "0", "n", "b", '"', "'", " ", "é"]
 
 
-def shown(value: str, before: bytes = b"<<", after: bytes = b">>") -> bytes:
-    redactor, said = Redactor({"S": value}), before + value.encode() + after
+def shown(value: str, before: bytes = b"<<", after: bytes = b">>", redactor: Redactor | None = None) -> bytes:
+    redactor, said = redactor or Redactor({"S": value}), before + value.encode() + after
     stream = redactor.stream()
     redacted = b"".join([*(stream.feed(bytes([byte])) for byte in said), stream.flush()])
     assert redacted == redactor.redact(said)
     return redacted
 
 
-@pytest.mark.parametrize("core", ['0000012"""', "aaaaaaa", "npasswor", "b", "\\x4"])
+@pytest.mark.parametrize("core", ['0000012"""', "npasswor", "\\x4"])
 @pytest.mark.parametrize("escape", LIKE_ESCAPES)
 def test_a_value_with_what_looks_like_an_escape_in_it(escape: str, core: str):
     half = len(core) // 2
-    written = (core + escape, escape + core, core[:half] + escape + core[half:], core + escape * 3, escape * 4 + core)
+    written = (core + escape, escape + core, core[:half] + escape + core[half:], core + escape * 3)
     for value in filter(lambda value: len(value) >= 8, written):
         assert b"[REDACTED:S]" in shown(value)
 
@@ -67,8 +67,9 @@ def test_a_value_with_what_looks_like_an_escape_in_it(escape: str, core: str):
     "value", ["npasswor", "fpasswor", "41234567", "00000     ", "\\b\\b\\b\\b", "[0mabcde", "\\n\\nabcd"]
 )
 def test_what_stands_before_and_after_takes_nothing_of_a_short_value(value: str, before: bytes):
+    redactor = Redactor({"S": value})
     for after in ENDS:
-        assert b"[REDACTED:S]" in shown(value, before, after)
+        assert b"[REDACTED:S]" in shown(value, before, after, redactor)
 
 
 @settings(deadline=None)
