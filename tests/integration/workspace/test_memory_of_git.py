@@ -8,7 +8,7 @@ from sandbox.model.errors import AttemptError
 from sandbox.runtimes.cgroups import find_hierarchies
 from sandbox.workspace import git, staging
 
-MEMORY_BYTES_MAX = 64 * 1024**2
+MEMORY_BYTES_MAX = 24 * 1024**2
 
 
 def taking_more_than(memory_bytes):
@@ -48,7 +48,7 @@ def little(house, request, monkeypatch):
     """The house with a task of little memory, of which git is told what it may have or is not."""
     if not find_hierarchies().roots:
         pytest.skip("no control group can be written to")
-    house.memory_bytes = 96 * 1024**2
+    house.memory_bytes = 32 * 1024**2
     if request.param == "the kernel ends git":
         monkeypatch.setattr(git, "_MEMORY_SHARE", 10)
     return house

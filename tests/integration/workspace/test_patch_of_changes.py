@@ -93,28 +93,28 @@ def test_files_and_directories_and_links_change_places(house):
     house.patch_applies_whole(base)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ünï/cödé",
-        'quo"te',
-        "tab\there",
-        "line\nbreak",
-        "back\\slash",
-        " space ",
-        "-dash",
-        ":(top)magic",
-        "*?[x]",
-        "\udcff",
-    ],
-)
-def test_odd_names(house, name):
-    base = house.stage()
-    path = house.workspace / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("odd\n")
+ODD_NAMES = [
+    "ünï/cödé",
+    'quo"te',
+    "tab\there",
+    "line\nbreak",
+    "back\\slash",
+    " space ",
+    "-dash",
+    ":(top)magic",
+    "*?[x]",
+    "\udcff",
+]
 
-    house.patch_applies_whole(base)
+
+def test_odd_names(house):
+    base = house.stage()
+    for name in ODD_NAMES:
+        path = house.workspace / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("odd\n")
+
+    assert house.patch_applies_whole(base).count(b"new file mode") == len(ODD_NAMES)
 
 
 def test_odd_names_in_the_repository(house):
@@ -226,10 +226,10 @@ def test_ignore_files_may_become_directories(house):
 def test_a_crowd_of_new_files_with_long_names_holds_nobody_up(house):
     base = house.upstream.commit({".gitignore": b"*.log\n"})
     house.stage()
-    for number in range(1500):
+    for number in range(800):
         (house.workspace / f"{number:0200}").touch()
 
-    assert house.patch(base).count(b"new file mode") == 1500
+    assert house.patch(base).count(b"new file mode") == 800
 
 
 def test_an_agent_cannot_hide_files_with_rules_of_its_own(house):
@@ -421,8 +421,8 @@ def test_any_series_of_changes_gives_a_patch_that_applies(house):
     pristine = house.root / "pristine"
     shutil.copytree(house.workspace, pristine, symlinks=True)
 
-    @settings(max_examples=30, deadline=None)
-    @given(st.lists(CHANGES, max_size=8))
+    @settings(max_examples=15, deadline=None)
+    @given(st.lists(CHANGES, max_size=12))
     def check(changes):
         shutil.rmtree(house.workspace)
         shutil.copytree(pristine, house.workspace, symlinks=True)

@@ -33,20 +33,20 @@ def complaint(house, *args, **wanted):
 @pytest.mark.parametrize("is_confined", [True, False])
 def test_no_pack_is_larger_than_the_disk_that_was_asked_for(house, is_confined):
     house.confined = is_confined
-    house.upstream.commit({"random": os.urandom(3_000_000)})
+    house.upstream.commit({"random": os.urandom(600_000)})
 
-    house.disk_bytes = 2_000_000
+    house.disk_bytes = 400_000
     assert "larger than a clone may be; raise vm.disk" in complaint(house)
-    house.disk_bytes = 8_000_000
+    house.disk_bytes = 1_600_000
     house.stage()
 
 
 def test_no_commit_has_more_than_the_disk_that_was_asked_for(house):
-    house.upstream.commit({"zeros": bytes(3_000_000)})
+    house.upstream.commit({"zeros": bytes(600_000)})
 
-    house.disk_bytes = 2_000_000
+    house.disk_bytes = 400_000
     assert "files of the commit are larger than" in complaint(house)
-    house.disk_bytes = 8_000_000
+    house.disk_bytes = 1_600_000
     house.stage()
 
 
