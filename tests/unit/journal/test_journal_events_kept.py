@@ -61,7 +61,7 @@ transitions = st.none() | st.builds(
 
 
 @given(st.lists(st.tuples(events, transitions, times), max_size=12), st.integers(1, 4000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_journal_gives_back_what_was_written(happened, bytes_max):
     with tempfile.TemporaryDirectory() as directory:
         journals = FileJournals(Path(directory))

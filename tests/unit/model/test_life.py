@@ -436,7 +436,7 @@ class AnyLife(RuleBasedStateMachine):
 
 
 TestAnyLife = AnyLife.TestCase
-TestAnyLife.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestAnyLife.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def test_the_graph_ends_in_terminal_states_only():
