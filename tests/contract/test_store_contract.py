@@ -280,10 +280,10 @@ def test_a_place_of_another_list_is_refused(mixed, sort, value):
         mixed.query(TaskQuery(sort=sort, cursor=Cursor(value, "t01")))
 
 
-@pytest.mark.parametrize("count", [20, 1100])
+@pytest.mark.parametrize("count", [20, 275])
 @pytest.mark.parametrize("sort", SORTS)
 def test_labels_and_states_choose_the_same_whether_few_or_many_match(store, monkeypatch, count, sort):
-    monkeypatch.setattr("sandbox.stores.listing._FEW", 100)
+    monkeypatch.setattr("sandbox.stores.listing._FEW", 25)
     if isinstance(store, SqliteStore):
         store._connections.writer.execute("PRAGMA synchronous = OFF")
     wanted = set()

@@ -124,13 +124,12 @@ def long_story(api, tasks):
 
 
 @pytest.mark.parametrize("stream", ["all", "stdout", "stderr", "events"])
-@pytest.mark.parametrize("tail", [1, 2, 5, 20, 21, 22, 500, 2004, 2005, 2006, 1_000_000])
-def test_a_tail_is_the_end_of_the_whole(api, long_story, stream, tail):
+def test_a_tail_is_the_end_of_the_whole(api, long_story, stream):
     path = f"/api/v1/tasks/task-003/logs?stream={stream}"
-    whole = lines(api.get(path))
-    assert lines(api.get(f"{path}&tail={tail}")) == whole[-tail:]
-    resumed = lines(api.get(f"{path}&after=1000"))
-    assert lines(api.get(f"{path}&tail={tail}&after=1000")) == resumed[-tail:]
+    whole, resumed = lines(api.get(path)), lines(api.get(f"{path}&after=1000"))
+    for tail in (1, 2, 5, 20, 21, 22, 500, 2004, 2005, 2006, 1_000_000):
+        assert lines(api.get(f"{path}&tail={tail}")) == whole[-tail:]
+        assert lines(api.get(f"{path}&tail={tail}&after=1000")) == resumed[-tail:]
 
 
 def test_the_end_of_a_long_story_is_not_looked_for_from_its_beginning(api, long_story):
