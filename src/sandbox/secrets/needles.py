@@ -40,24 +40,20 @@ def make_needles(values: Mapping[str, str]) -> Iterator[tuple[Skeleton, list[Nee
     for name, value in values.items():
         stripped = value.strip()
         whole = stripped if len(stripped) >= REDACTED_CHARACTERS_MIN else value
-        usable = filter(None, map(_usable, _texts(whole)))
-        found[TEXT].update(dict.fromkeys(usable, name))
+        usable = set(filter(None, map(_usable, _texts(whole)))) or {TEXT.of(whole.encode("utf-8", "surrogatepass"))}
+        found[TEXT].update((text, name) for text in usable if len(text) >= REDACTED_CHARACTERS_MIN)
         found[CODE].update(dict.fromkeys(_codes_of(value), name))
         for text in (whole, *_lines(whole)):
             if not _is_told_by_skeletons(text):
-                found[EXACT].update(dict.fromkeys(_nested(text), name))
+                found[EXACT].update(dict.fromkeys(map(_within_quotes, _nested(text)), name))
     for skeleton, needles in found.items():
         yield skeleton, [Needle(*item) for item in needles.items() if len(item[0]) >= _NEEDLE_BYTES_MIN]
 
 
 def _usable(text: bytes) -> bytes:
-    """The skeleton of a text, none if too little is left of it.
-
-    Without the quotes at its ends, if that is enough: in JSON the one behind a value may be the one that ends the text.
-    """
-    skeleton = TEXT.of(text)
-    shortest_first = (skeleton.strip(_QUOTES.encode()), skeleton)
-    return next((left for left in shortest_first if len(left) >= REDACTED_CHARACTERS_MIN), b"")
+    """The skeleton of a text without the quotes at its ends, if enough is left: in JSON one may end the text."""
+    skeleton = TEXT.of(text).strip(_QUOTES.encode())
+    return skeleton if len(skeleton) >= REDACTED_CHARACTERS_MIN else b""
 
 
 def _is_told_by_skeletons(value: str) -> bool:
@@ -132,6 +128,12 @@ def _nested(value: str) -> set[bytes]:
                 break
             forms.add(text.encode("utf-8", "surrogatepass"))
     return forms
+
+
+def _within_quotes(form: bytes) -> bytes:
+    """Without backslashes and quotes at its ends, of which JSON may have made or need one half, if enough is left."""
+    rest = form.strip(_QUOTES.encode() + b"\\")
+    return rest if len(rest) >= _NEEDLE_BYTES_MIN else form
 
 
 def _codes_of(value: str) -> Iterator[bytes]:

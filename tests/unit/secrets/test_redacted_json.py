@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from sandbox.secrets.redactor import Redactor
@@ -67,6 +67,9 @@ letters = st.sampled_from("\\\"'nu041ab%/&\n\té😀 x-")
 
 
 @settings(max_examples=130, deadline=None)
+@example(value="000014/-\\", before="", after="0")
+@example(value="44'uu/-\\ \"", before="u", after="0éa")
+@example(value='"0- 0\nb"x"', before="'", after="😀")
 @given(
     st.text(letters, min_size=9, max_size=24),
     st.text(letters, max_size=5),
