@@ -92,12 +92,13 @@ def test_setting_up_says_what_it_does_and_again_installs_nothing_also_with_the_o
 
 
 SYSTEM_PYTHON = shutil.which("python3", path="/usr/bin")
-IS_COMPLETE = (
-    SYSTEM_PYTHON and subprocess.run([SYSTEM_PYTHON, "-c", "import ensurepip, venv"], check=False).returncode == 0
+IS_COMPLETE = "import ensurepip, venv, sys; sys.exit(not 11 <= sys.version_info[1] <= 13)"
+
+
+@pytest.mark.skipif(
+    SYSTEM_PYTHON is None or subprocess.run([SYSTEM_PYTHON, "-c", IS_COMPLETE], check=False).returncode != 0,
+    reason="the system has no Python that makes virtual environments",
 )
-
-
-@pytest.mark.skipif(not IS_COMPLETE, reason="the system has no Python that makes virtual environments")
 @pytest.mark.parametrize(("minor", "is_taken"), [(1, False), (99, True)])
 def test_the_newer_of_the_first_python_and_the_systems_own_is_taken(checkout: Checkout, minor: int, is_taken: bool):
     first = checkout.programs / f"python3.{minor}"

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import stat
 from pathlib import Path
+from shutil import copyfileobj
 
 from sandbox.model.errors import SandboxError
 
@@ -67,8 +68,6 @@ def _is_installed(target: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    from shutil import copyfileobj  # once for a binary, and not for every runner
-
     partial = target.with_name("partial")
     partial.unlink(missing_ok=True)
     with source.open("rb") as reader, partial.open("xb") as writer:

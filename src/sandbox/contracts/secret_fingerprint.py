@@ -5,6 +5,7 @@ A disk on which an agent had other values than one has now may hold what nobody 
 
 import hashlib
 import hmac
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,5 @@ def has_fingerprint(path: Path, secrets: Mapping[str, str]) -> bool:
 
 
 def _digest(secrets: Mapping[str, str], salt: bytes) -> bytes:
-    import json  # which a runner needs for nothing else
-
     values = json.dumps(secrets, sort_keys=True).encode()
     return hashlib.scrypt(values, salt=salt, n=_WORK, r=8, p=1)

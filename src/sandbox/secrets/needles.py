@@ -133,7 +133,7 @@ def _nested(value: str) -> set[bytes]:
 def _within_quotes(form: bytes) -> bytes:
     """Without backslashes and quotes at its ends, of which JSON may have made or need one half, if enough is left."""
     rest = form.strip(_QUOTES.encode() + b"\\")
-    return rest if len(rest) >= _NEEDLE_BYTES_MIN else form
+    return rest if len(rest) >= REDACTED_CHARACTERS_MIN else form
 
 
 def _codes_of(value: str) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 Built on the standard library, which every process has loaded already: asyncio logs through it.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -101,8 +102,6 @@ def _value(value: Any) -> str:
 
 
 def _dumped(value: Any) -> str:
-    import json  # few lines of a runner need it
-
     return json.dumps(value)
 
 

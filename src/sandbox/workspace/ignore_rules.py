@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from shutil import rmtree
 from typing import IO
 
 from sandbox.workspace.base_tree import BaseEntry
@@ -188,8 +189,6 @@ def _make_directory(path: bytes) -> bool:
 def make_rules_directory(directory: Path) -> None:
     """Make it anew, empty. Raises OSError."""
     if directory.exists():
-        from shutil import rmtree  # an earlier try is seldom
-
         rmtree(directory, ignore_errors=True)
     directory.mkdir()
     directory.chmod(_DIRECTORY_MODE)

@@ -8,6 +8,7 @@ whole history of the branch, because only that shows whether the commit is on it
 import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from shutil import rmtree
 
 from sandbox.contracts.confinement import Confine, Confinement, ConfinementLostError
 from sandbox.contracts.layout import AttemptLayout
@@ -113,8 +114,6 @@ class Staging:
             if left.is_symlink() or left.is_file():
                 left.unlink()
             elif left.exists():
-                from shutil import rmtree  # most runners find nothing here
-
                 rmtree(left)
             left.mkdir(mode=0o755)
 

@@ -11,6 +11,7 @@ from sandbox.contracts.workspace import ContainsSecret, LeftOut, Patch
 from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.manifest import Repository
+from sandbox.workspace.changed_files import write_changed_files
 from sandbox.workspace.collection import collect
 from sandbox.workspace.git import Git
 from sandbox.workspace.ignore_rules import make_rules_directory
@@ -56,8 +57,6 @@ class GitWorkspaces:
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write a tar of what the agent made or changed. Raises AttemptError (collect_failed)."""
-        from sandbox.workspace.changed_files import write_changed_files  # few patches need it, and it loads much
-
         async with self._git_for(AttemptLayout(attempt_dir), confine) as git:
             return await write_changed_files(git, AttemptLayout(attempt_dir), base_commit, target)
 

@@ -97,3 +97,11 @@ def test_a_value_of_which_escapes_leave_little_is_found_in_nested_json(value: st
         assert "[REDACTED:S]" in redactor.redact_text(text)
         inner = json.loads(redactor.redact_text(text))
     assert set(inner) == {"text"}
+
+
+@pytest.mark.parametrize("value", ['"default"', "'content'", "\\\\default"])
+def test_a_word_that_is_too_short_is_not_found_without_what_stands_around_it(value: str):
+    redactor = Redactor({"S": value})
+    assert b"[REDACTED:S]" in redactor.redact(f"say {value} now".encode())
+    for text in (b"the default {", b'{"content":1}'):
+        assert redactor.redact(text) == text
