@@ -137,6 +137,7 @@ def test_an_empty_list_allows_nothing(tmp_path):
     turns = (*MCP_CALLS, bash("touch a"), write("b"))
     play = Play(tmp_path, *turns, mcp_config=GITHUB, secrets=SECRETS, allowed_tools=())
     assert (play.failure, play.outcome.failure) == (None, None)
+    assert not {one for one in play.offered | play.began.tools if not one.startswith("mcp__")}
     assert len(play.answers) == 4
     assert not [answer for answer in play.answers if "TOKEN=" in answer]
     assert not play.has("a")
