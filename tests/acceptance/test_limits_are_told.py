@@ -14,7 +14,6 @@ from doubles.tiers import need_runtime
 from sandbox.disks.probe import why_no_loop
 
 FILL = "dd if=/dev/zero of=$HOME/filler bs=1M count=400 2>&1; echo made > small.txt"
-CLEARS = bash("rm $HOME/filler; echo again > again.txt; cat small.txt again.txt")
 FLOOD = "dd if=/dev/zero bs=1M count=16 2>/dev/null | tr '\\0' 'x' | fold -w 1023 > flood.log"
 FILES = """
 import os
@@ -39,6 +38,10 @@ for each in started:
 """
 
 
+ANSWER_SECONDS = 1.0
+"""What health checks give a server by default. Beside eight busy processes on two cores it takes 0.4 at most."""
+
+
 def pause(seconds):
     """A tool call's way to wait; Claude Code keeps a plain sleep from its agents."""
     return f"python3 -c 'import time; time.sleep({seconds})'"
@@ -46,10 +49,11 @@ def pause(seconds):
 
 @pytest.fixture
 def disks_tell(tmp_path):
-    """Full disks tell the agent on this machine."""
-    reason = asyncio.run(why_no_loop(tmp_path))
-    if reason is not None:
-        pytest.skip(f"no file system can be mounted here: {reason}")
+    """Whether full disks tell the agent on this machine."""
+    return asyncio.run(why_no_loop(tmp_path)) is None
+
+
+FILLS = (bash(f"{FILL}; {pause(4)}"), bash("rm $HOME/filler; echo again > again.txt; cat small.txt again.txt"))
 
 
 def told(machine):
@@ -62,6 +66,12 @@ def tells_of_a_full_disk(machine, first, second, size):
     assert second.endswith("again")
     assert f"vm.disk is {size}" in told(machine)["disk_full"]
     assert b"+again" in machine.artifact("task-1.patch")
+
+
+def is_told_once_it_is_full(frames):
+    """And not while what the first tool call wrote fitted, which that call's frame, told at its end, follows."""
+    kinds = [frame["error"] if frame["type"] == "error" else frame["type"] for frame in frames]
+    assert kinds.index("tool_call") < kinds.index("disk_full")
 
 
 def survives_or_is_the_victim(machine):
@@ -80,7 +90,7 @@ def test_an_agent_that_dies_on_a_full_disk_fails_for_it(watched):
 
 @pytest.fixture
 def answers_meanwhile():
-    """Whether the server answers, again and again, while a task does its worst; gives the longest wait in seconds."""
+    """Asks the server again and again while a task does its worst; gives how long each answer took in seconds."""
 
     @contextlib.contextmanager
     def watch(machine):
@@ -108,33 +118,37 @@ def test_the_server_answers_and_tells_the_figures_while_an_agent_does_its_worst(
     fits = bash(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause(6)}; rm filler")
     outputs = bash("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
     hogs = (outputs, bash(FLOOD), python(FILES), python(FORK), python(HOG))
-    machine = watched(fits, bash(f"{FILL}; {pause(4)}"), CLEARS, *hogs, says())
+    fills = FILLS if disks_tell else ()
+    machine = watched(fits, *fills, *hogs, says())
     machine.submit(vm={"memory": "1G", "disk": "200M"})
     with answers_meanwhile(machine) as waits, stream_of(machine) as stream:
         frames = [json.loads(text) for text in stream]
         survives_or_is_the_victim(machine)
-    assert max(waits) < 1.0
+    assert max(waits) < ANSWER_SECONDS
     figures = [frame["metrics"] for frame in frames if frame["type"] == "metrics"]
     assert any(60_000_000 < (each["disk_used_bytes"] or 0) < 120_000_000 for each in figures)
     assert all((each["disk_total_bytes"] or 0) <= 200 * 1024 * 1024 for each in figures)
     answers = machine.tool_results()
-    tells_of_a_full_disk(machine, answers[1], answers[2], "200M")
-    assert "Resource temporarily unavailable" in answers[6]
+    if disks_tell:
+        tells_of_a_full_disk(machine, answers[1], answers[2], "200M")
+        is_told_once_it_is_full(frames)
+    assert "Resource temporarily unavailable" in answers[len(fills) + 4]
     assert "512" in told(machine)["process_limit"]
-    assert told(machine).keys() == {"disk_full", "process_limit", "out_of_memory"}
+    assert told(machine).keys() - ({"disk_full"} if disks_tell else ()) == {"process_limit", "out_of_memory"}
     made = machine.artifact("task-1.patch")
-    assert (made.count(b"diff --git") > 10_001, b"+++ b/flood.log" in made) == (True, True)
+    assert (made.count(b"diff --git a/many/"), b"+++ b/flood.log" in made) == (10_000, True)
     assert json.loads(machine.artifact("metadata.json"))["state"] == machine.status()["state"]
 
 
 def test_an_agent_with_a_kernel_of_its_own_is_told_the_same(disks_tell, watched, empty_world, tmp_path):
     need_runtime("gvisor", tmp_path / "probe")
     empty_world.runtime = "gvisor"
-    machine = watched(bash(f"{FILL}; {pause(4)}"), CLEARS, python(HOG), says())
+    fills = FILLS if disks_tell else ()
+    machine = watched(*fills, python(HOG), says())
     machine.submit(vm={"disk": "100M", "memory": "1G"})
     survives_or_is_the_victim(machine)
-    first, second = machine.tool_results()[:2]
-    tells_of_a_full_disk(machine, first, second, "100M")
+    if disks_tell:
+        tells_of_a_full_disk(machine, *machine.tool_results()[:2], "100M")
     assert "out_of_memory" in told(machine)
 
 
