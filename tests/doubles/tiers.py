@@ -19,16 +19,22 @@ seconds, and all of its tests take an hour."""
 _found = {}
 
 
-def need_runtime(name, run_dir):
-    """Skips the test, with what to mend, where sandboxes of this runtime cannot be made; gives what was found.
+def look_at_runtime(name, run_dir):
+    """What this runtime can do here.
 
     A process of tests looks once: the machine is the same for all of them, and to look is to boot a guest.
     """
     if name not in _found:
         _found[name] = asyncio.run(make_runtime(name, run_dir).probe())
-    if not _found[name].works:
-        pytest.skip(f"{name} does not work here: {_found[name].mend}")
     return _found[name]
+
+
+def need_runtime(name, run_dir):
+    """Skips the test, with what to mend, where sandboxes of this runtime cannot be made; gives what was found."""
+    found = look_at_runtime(name, run_dir)
+    if not found.works:
+        pytest.skip(f"{name} does not work here: {found.mend}")
+    return found
 
 
 def need_parts_of_guests():
