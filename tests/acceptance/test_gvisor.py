@@ -1,4 +1,4 @@
-"""The main job and its end in the runtime that has a kernel of its own.
+"""The main job and its end in the runtime that has a kernel of its own, which a server takes where it is not told.
 
 What a runtime does on a timeout, out of memory or without its runner is asked of every tier by tests/contract and
 tests/chaos, and what a task's user reads of it by test_limits_are_told.py.
@@ -33,13 +33,20 @@ FORGES = (
 )
 
 
-def test_the_agent_works_in_a_kernel_of_its_own_and_its_changes_come_back(machine):
+def test_the_agent_works_in_a_kernel_of_its_own_unasked_and_its_changes_come_back(machine, empty_world):
+    """In a guest with KVM where there are such: nothing here is gVisor's alone."""
+    empty_world.runtime = None
     works = bash("uname -r > kernel.txt; echo told >&2; echo more >> README.md; exit 3")
     here = machine(works, bash(FORGES), says("All done."))
     here.submit()
     status = here.wait()
     assert status["state"] == "completed", here.tell()
-    assert (status["vm"]["runtime"], status["vm"]["tier"], status["exit_code"]) == ("gvisor", "gvisor", 0)
+    health = here.http.get("/api/v1/health").json()
+    strongest = next(one for one in health["runtimes"] if one["works"])
+    assert [one["name"] for one in health["runtimes"]] == ["qemu", "gvisor", "bubblewrap"]
+    assert strongest["name"] in {"qemu", "gvisor"}
+    assert (status["vm"]["runtime"], status["vm"]["tier"]) == (strongest["name"], strongest["tier"])
+    assert status["exit_code"] == 0
     assert "kernel of its own" in status["vm"]["isolates"]
     patch = here.artifact("task-1.patch").decode()
     assert "+more" in patch
@@ -52,8 +59,6 @@ def test_the_agent_works_in_a_kernel_of_its_own_and_its_changes_come_back(machin
     assert status["progress"]["input_tokens"] > 0
     assert "Exit code 3" in here.tool_results()[0]
     assert "told" in here.tool_results()[0]
-    health = here.http.get("/api/v1/health").json()
-    assert [(one["name"], one["works"]) for one in health["runtimes"]] == [("gvisor", True)]
     assert SERVER_KEY not in here.logs()
 
 

@@ -176,7 +176,7 @@ class World:
         self.processes = []
         self.server = None
         self.forks = forks and not prefix
-        self.runtime = "bubblewrap"  # the fastest, unless a test is about another
+        self.runtime = "bubblewrap"  # the fastest, unless a test is about another; None: the server's own choice
         self.bearer = None
         self.http = None
 
@@ -210,7 +210,8 @@ class World:
         arguments = ["serve", "--port", port, "--ws-port", ws_port, "--data-dir", str(self.data_dir)]
         model = {"ANTHROPIC_BASE_URL": self.model_url, "ANTHROPIC_API_KEY": SERVER_KEY}
         self.variables = environment
-        environment = {"SANDBOX_RUNTIME": self.runtime, **environment}
+        if self.runtime is not None:
+            environment = {"SANDBOX_RUNTIME": self.runtime, **environment}
         arguments += ["--format", "json"]
         self.server = self._start_program("server", COMMAND_LINE, arguments, {**model, **environment}, self.prefix)
         if self.http is not None:
