@@ -39,7 +39,7 @@ for each in started:
 
 
 ANSWER_SECONDS = 1.0
-"""What health checks give a server by default. Beside eight busy processes on two cores it takes 0.4 at most."""
+"""What health checks give a server by default. The longest seen beside four busy processes on two cores was 0.4."""
 
 
 def pause(seconds):
