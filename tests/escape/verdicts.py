@@ -21,6 +21,12 @@ ASKED = "a request at the allowed host that was to be refused"
 SEEN = (ON_THE_WIRE, ASKED)
 """What shows only from outside: over all attacks together."""
 
+_BROKEN = {
+    *("AttributeError", "ImportError", "IndexError", "ModuleNotFoundError"),
+    *("NameError", "SyntaxError", "TypeError", "UnboundLocalError"),
+}
+"""How code ends by a fault of its own, whoever refuses it what."""
+
 _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -34,8 +40,9 @@ def judge(field):
 
 
 def is_held(came_of_it):
-    """The attack failed, rather than not to be done in time, and its twin had its way."""
-    return came_of_it["attack"] not in {THROUGH, HUNG} and came_of_it["twin"] == THROUGH
+    """The attack failed, rather than not to be done in time or to be broken, and its twin had its way."""
+    attack, twin = came_of_it["attack"], came_of_it["twin"]
+    return attack not in {THROUGH, HUNG} and attack.partition(":")[0] not in _BROKEN and twin == THROUGH
 
 
 def _judge_attacks(attacks, results):

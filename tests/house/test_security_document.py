@@ -57,6 +57,16 @@ def test_an_attack_is_held_only_beside_a_twin_that_works(attack: str, twin: str,
     assert is_held({"attack": attack, "twin": twin}) is held
 
 
+@pytest.mark.parametrize("said", ["it hung", "NameError: name 'x' is not defined", "ImportError:"])
+def test_an_attack_that_hung_or_is_broken_is_not_held(said: str):
+    assert not is_held({"attack": said, "twin": THROUGH})
+
+
+@pytest.mark.parametrize("said", ["OSError: [Errno 1] TypeError: no", "RuntimeError: can't start new thread"])
+def test_an_attack_that_was_refused_by_an_error_is_held(said: str):
+    assert is_held({"attack": said, "twin": THROUGH})
+
+
 def test_a_tier_has_its_column_and_leaves_the_others_alone(document: str):
     (kind, row), whole = ("network", table.names()["network"][0]), table.read(document)
     before = whole.marks[kind, row]["bubblewrap"]
