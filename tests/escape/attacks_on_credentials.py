@@ -26,7 +26,7 @@ def run(*argv):
 # What packages bring is the same on every machine, large, and nothing that a server writes to.
 BROUGHT = {"/opt/node", "/opt/npm", "/run/sandbox/bin/claude"}
 
-def search(needle, places=("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/dev/shm", "/opt")):
+def search(needle, places=("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/opt", "/dev/shm")):
     for place in places:
         for directory, inner, names in os.walk(place):
             inner[:] = [name for name in inner if os.path.join(directory, name) not in BROUGHT]
@@ -68,7 +68,7 @@ def credential_attacks():
 def _keys():
     yield Attack("the server's key in any environment", "if any(holds(p, NEEDLE) for p in glob.glob('/proc/[0-9]*/environ')): through()", OWN_ENVIRONMENT)  # fmt: skip
     yield Attack("the server's key in any argument list", "if any(holds(p, NEEDLE) for p in glob.glob('/proc/[0-9]*/cmdline')): through()", OWN_ENVIRONMENT)  # fmt: skip
-    yield Attack("the server's key in any file", "if search(NEEDLE): through()", "pathlib.Path('/tmp/needle').write_bytes(b'tw' + b'in-needle'); answer = search(b'tw' + b'in-needle', ['/tmp'])\nif answer: through()")  # fmt: skip
+    yield Attack("the server's key in any file", "if search(NEEDLE): through()", "pathlib.Path('/dev/shm/needle').write_bytes(b'tw' + b'in-needle')\nif search(b'tw' + b'in-needle') == '/dev/shm/needle': through()")  # fmt: skip
     yield Attack("the server's key in any memory", """
 import re
 for maps in glob.glob("/proc/[0-9]*/maps"):

@@ -73,7 +73,7 @@ through()""")  # fmt: skip
     yield Attack(
         "children that are never waited for",
         "if children(PROCESSES + 50, 0) > PROCESSES: through()",
-        "if os.fork() == 0: os._exit(0)\nos.wait(); through()",
+        "if children(2, 0) == 2: through()",
     )
     yield Attack("more memory than the bound", "x = bytearray(2 * MEMORY)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()",
                  "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()")  # fmt: skip
