@@ -7,7 +7,8 @@ PYTHONWARNINGS says so.
 
 Not the same: all is imported, so that an import which is missing, slow or warns is not seen; the process is a child of
 one beside the tests, whose user, limits, namespaces, control group, umask and seed of hashes it has; the encoding is
-UTF-8; modules are not taken down at the end. Who asks for any of these starts `python -m sandbox`.
+UTF-8; modules are not taken down at the end; its /proc/PID/environ and cmdline are the fork server's. Who asks for any
+of these starts `python -m sandbox`.
 """
 
 import atexit

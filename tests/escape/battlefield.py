@@ -48,7 +48,7 @@ ATTACKS_ON_A_TIER = {
     kind: tuple(one for one in attacks if one.name not in _ASKED_ELSEWHERE) for kind, attacks in ATTACKS.items()
 }
 """Without those that only the gateway answers, which is asked them on another tier; and without what takes the agent
-along, which tests/acceptance asks each tier."""
+along, which tests/contract asks each tier and tests/acceptance/test_limits_are_told.py gVisor."""
 
 _PRELUDES = {
     "network": attacks_on_network.PRELUDE,
