@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import random
 import re
 import time
 
@@ -10,6 +9,7 @@ import pytest
 
 from doubles.live import bash, says
 from doubles.restless_followers import Follower, restless
+from doubles.seeds import seed
 from sandbox.demo.model_script import Text, Turn
 
 FOLLOWERS = 10
@@ -55,10 +55,8 @@ async def follow_until_enough(machine, port, seed):
 def test_each_has_every_event_exactly_once_and_in_order(world):
     machine = world(*[busy_turn(number) for number in range(2 * LINES // LINES_A_TURN)], says())
     machine.submit()
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
     port = machine.http.base_url.port
-    followers, steady = asyncio.run(follow_until_enough(machine, port, seed))
+    followers, steady = asyncio.run(follow_until_enough(machine, port, seed()))
 
     assert machine.status()["state"] == "cancelled", machine.tell()
     assert steady.resumed == 0

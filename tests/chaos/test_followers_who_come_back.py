@@ -4,11 +4,11 @@ Once each here, with two followers of each kind; `script/chaos` plays fifty with
 """
 
 import os
-import random
 
 import pytest
 
 from chaos.restarts import FEW, play_restarts
+from doubles.seeds import seed
 
 RESTARTS = 2
 
@@ -16,9 +16,7 @@ RESTARTS = 2
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(os.geteuid() != 0, reason="other users' sandboxes have no control groups to find them by")
 def test_each_has_the_journal(tmp_path):
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
-    restarted = play_restarts(tmp_path, RESTARTS, seed, tasks=2, kinds=FEW)
+    restarted = play_restarts(tmp_path, RESTARTS, seed(), tasks=2, kinds=FEW)
     assert restarted.broken == []
     assert restarted.followers == len(FEW)
     assert restarted.connections > RESTARTS
