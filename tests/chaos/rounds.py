@@ -90,7 +90,10 @@ def _reach_all(machine, wanted, held, seed, **choices):
 
 def _strike_together(machine, victim, states, seed, held):
     chance = random.Random(f"{seed} {victim}")
-    _reach_all(machine, [(victim, state) for state in states], held, seed, is_endless=victim == "all")
+    # Where nobody else has room, nothing waits for it.
+    beside = ["running"] if states == ["pending"] else []
+    wanted = [(victim, state) for state in (*states, *beside)]
+    _reach_all(machine, wanted, held, seed, is_endless=victim == "all")
     with _burst(machine, victim):
         time.sleep(chance.uniform(0, BURST_SECONDS))
         _kill_server(machine) if victim == "server" else _kill_everything(machine, held, chance)
