@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from doubles.forked_commands import run as forked
 from doubles.live import make_repository
 from doubles.stand_in_agent import make_stand_in
 
@@ -49,6 +50,9 @@ def test_all_of_it_beside_a_task_that_runs(here, admin, tmp_path):
 
     file = tmp_path / "backup.tar"
     assert admin("backup", str(file))["remarks"] == []
+    refused = forked("admin", "rebuild", "--data-dir", here.data_dir, env={"HOME": str(here.home)})
+    assert refused.returncode == 4
+    assert b"stop it" in refused.stderr
 
     gone = admin("prune", "--older-than", "1s")
     assert [task["id"] for task in gone["tasks"]] == ["over"]
