@@ -1,7 +1,8 @@
 """The main job and its end in the runtime that has a kernel of its own, which a server takes where it is not told.
 
-What a runtime does on a timeout, out of memory or without its runner is asked of every tier by tests/contract and
-tests/chaos, and what a task's user reads of it by test_limits_are_told.py.
+A timeout ends the agent as a cancel does. What a runtime does out of memory, or when its creator dies, tests/contract
+asks of each; that a task whose runner dies keeps the agent's work, tests/chaos; what a task's user reads of limits,
+test_limits_are_told.py.
 """
 
 import json
