@@ -93,7 +93,8 @@ def play_one(score, runtime, victim, seed):
 
 
 def write(score, restarted, said):
-    heard = f"{restarted.followers} followers heard {restarted.frames:,} events over at least {restarted.connections} "
+    connections = sum(restarted.connections)
+    heard = f"{restarted.followers} followers heard {restarted.frames:,} events over at least {connections} "
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, Linux {os.uname().release}, {os.cpu_count()} cores: {said}. "
         f"{sum(score.played.values())} tasks were hit, and {len(score.said)} promises broken.",

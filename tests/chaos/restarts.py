@@ -22,13 +22,13 @@ END_SECONDS = 120
 
 @dataclass
 class Restarted:
-    """killed: of the restarts those by KILL; the others were by TERM. connections: of the followers that count them."""
+    """killed: of the restarts those by KILL; the others were by TERM. connections: of each who counts them."""
 
     restarts: int
     killed: int
     followers: int
     frames: int
-    connections: int
+    connections: list
     broken: list
 
 
@@ -63,7 +63,8 @@ async def _play(machine, restarts, chance, kinds):
     broken = [said for number, one in enumerate(followers) for said in _compare(machine, number, one)]
     frames = sum(len(one.frames) for one in followers)
     killed = ends.count(signal.SIGKILL)
-    return Restarted(restarts, killed, len(followers), frames, sum(one.connections for one in followers), broken)
+    connections = [one.connections for one in followers if not isinstance(one, CommandFollower)]
+    return Restarted(restarts, killed, len(followers), frames, connections, broken)
 
 
 async def _hear_all(followers, following):
