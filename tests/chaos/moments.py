@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from chaos import journal_file, processes
 from chaos.machine import ALL_CPUS
 from doubles.live import until
+from doubles.runners import runner_of
 
 REACH_SECONDS = 60.0
 TRIES_MAX = 5
@@ -133,7 +134,7 @@ class Moments:
         """None for one that has ended meanwhile."""
         until(lambda: self._machine.state(task_id) != "pending", REACH_SECONDS, "an attempt")
         deadline = time.monotonic() + REACH_SECONDS
-        while (pid := processes.runner_of(self._machine.data_dir, task_id)) is None:
+        while (pid := runner_of(self._machine.data_dir, task_id)) is None:
             if self._machine.state(task_id) in journal_file.TERMINAL or time.monotonic() > deadline:
                 return None
         return pid

@@ -11,25 +11,6 @@ from pathlib import Path
 STEP_SECONDS = 0.002
 
 
-def runner_of(data_dir, task_id):
-    """The process that holds the journal's lock; None when there is none."""
-    try:
-        lock = (data_dir / "tasks" / task_id / "journal" / "lock").stat()
-    except FileNotFoundError:
-        return None
-    for directory in Path("/proc").iterdir():
-        if not directory.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            if b"sandbox.wiring.runner" not in (directory / "cmdline").read_bytes():
-                continue
-            for descriptor in (directory / "fd").iterdir():
-                found = descriptor.stat()
-                if (found.st_dev, found.st_ino) == (lock.st_dev, lock.st_ino):
-                    return int(directory.name)
-    return None
-
-
 def members_of(attempt_id):
     """Processes of the sandbox, the oldest first."""
     root = Path("/sys/fs/cgroup")

@@ -19,6 +19,7 @@ from chaos.examination import examine
 from chaos.machine import Machine
 from chaos.moments import Moments
 from chaos.oracle import LOST_SANDBOX, STATES, TRUE_ENDS, judge
+from doubles.runners import runner_of
 from doubles.traces import processes as processes_told_of
 
 BURST_TASKS = 3
@@ -158,7 +159,7 @@ def _kill_server(machine):
 def _kill_everything(machine, held, chance):
     """In any order, with nobody in between who could mend it; until nothing is there any more."""
     pids = {machine.server.pid, *(one.runner for one in held if one.runner)}
-    pids |= {processes.runner_of(machine.data_dir, task_id) for task_id in list(machine.orders)} - {None}
+    pids |= {runner_of(machine.data_dir, task_id) for task_id in list(machine.orders)} - {None}
     pids |= {pid for pid, _ in processes_told_of(machine.data_dir)}
     order = sorted(pids)
     chance.shuffle(order)
@@ -166,7 +167,7 @@ def _kill_everything(machine, held, chance):
         processes.kill(pid)
     machine.server.stop(signal.SIGKILL)
     for task_id in list(machine.orders):
-        while (pid := processes.runner_of(machine.data_dir, task_id)) is not None:
+        while (pid := runner_of(machine.data_dir, task_id)) is not None:
             processes.kill(pid)
             time.sleep(0.001)
 

@@ -1,24 +1,38 @@
 """The runners of a server's tasks, found from outside, and what they have written down."""
 
 import contextlib
+import os
 from pathlib import Path
 
 
 def runner_pid(machine, task_id="task-1"):
-    """The process that holds the journal's lock: its order of start names no task, its open files do."""
-    lock = (machine.data_dir / "tasks" / task_id / "journal" / "lock").stat()
+    """As `runner_of`."""
+    return runner_of(machine.data_dir, task_id)
+
+
+def runner_of(data_dir, task_id):
+    """The process that holds the journal's lock: its order of start names no task, its open files do. None without."""
+    try:
+        lock = (data_dir / "tasks" / task_id / "journal" / "lock").stat()
+    except FileNotFoundError:
+        return None
     for directory in Path("/proc").iterdir():
-        if not directory.name.isdigit():
-            continue
-        try:
-            if b"sandbox.wiring.runner" not in (directory / "cmdline").read_bytes():
-                continue
-            opened = [fd.stat() for fd in (directory / "fd").iterdir() if fd.exists()]
-        except OSError:
-            continue
-        if any((each.st_dev, each.st_ino) == (lock.st_dev, lock.st_ino) for each in opened):
+        if directory.name.isdigit() and _is_runner(directory) and any(_has_open(directory, lock)):
             return int(directory.name)
     return None
+
+
+def _is_runner(directory):
+    with contextlib.suppress(OSError):
+        return b"sandbox.wiring.runner" in (directory / "cmdline").read_bytes()
+
+
+def _has_open(directory, file):
+    with contextlib.suppress(OSError):
+        for descriptor in (directory / "fd").iterdir():
+            # One that is closed meanwhile says nothing of the others.
+            with contextlib.suppress(OSError):
+                yield os.path.samestat(descriptor.stat(), file)
 
 
 def records(machine, task_id="task-1"):
