@@ -57,7 +57,7 @@ def end_beside_a_follower(machine):
 
 def assert_whole(machine):
     """The story of one agent, though three servers followed it."""
-    assert machine.status()["state"] == "completed", machine.tell()
+    assert machine.wait()["state"] == "completed", machine.tell()
     assert machine.states() == STATES
     assert machine.tool_results()[1].strip() == "30"
     assert outputs(machine).encode() == machine.artifact("transcript.ndjson")
