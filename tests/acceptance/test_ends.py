@@ -1,9 +1,12 @@
 """However a task ends: the right state, a code, a sentence, its artifacts, and nothing left on the machine."""
 
 import json
+import shutil
+import signal
 
 from doubles.live import bash, python, says, until
 from sandbox.demo.model_script import Fault, Turn
+from sandbox.wiring.machine import choose_run_dir
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 ALWAYS = {"task-1.patch", "metadata.json", "transcript.ndjson"}
@@ -20,8 +23,9 @@ def ended(machine, state, code):
     return status
 
 
-def test_cancel_stops_the_agent_and_keeps_what_it_wrote(watched):
+def test_cancel_stops_the_agent_and_keeps_what_it_wrote_also_where_run_was_cleaned(watched):
     machine = watched(bash("echo half > half.txt"), bash(WAIT_FOREVER))
+    shutil.rmtree(choose_run_dir(machine.data_dir))
     machine.submit()
     until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
     answer = machine.http.delete("/api/v1/tasks/task-1?reason=enough")
@@ -29,6 +33,7 @@ def test_cancel_stops_the_agent_and_keeps_what_it_wrote(watched):
     assert (answer.json()["previous_state"], answer.json()["new_state"]) == ("running", "cancelled")
     status = ended(machine, "cancelled", None)
     assert "enough" in status["state_message"]
+    assert status["exit_code"] == 128 + signal.SIGTERM
     assert b"+half" in machine.artifact("task-1.patch")
     assert machine.artifact_names() >= ALWAYS
     again = machine.http.delete("/api/v1/tasks/task-1")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from doubles.live import bash, says, until
 from doubles.runners import runner_pid
 from doubles.traces import left_behind
-from sandbox.wiring.machine import choose_run_dir
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
 COUNTING = "for i in $(seq 1 30); do echo line-$i >> count.txt; sleep 0.1; done"
@@ -70,7 +68,6 @@ def assert_whole(machine):
 
 def test_the_death_of_a_runner_ends_its_task_and_everything_inside(world):
     machine = world(bash("echo line-1 > first.txt"), FOR_EVER, says())
-    shutil.rmtree(choose_run_dir(machine.data_dir))  # as who cleans /run does
     machine.submit()
     until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
     assert {"processes", "sockets", "files"} <= left_behind(machine.data_dir).keys()
