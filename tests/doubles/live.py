@@ -202,6 +202,15 @@ class World:
         self.model.stop()
         self.start_model(*turns, port=int(self.model_url.rpartition(":")[2]), **script)
 
+    @contextlib.contextmanager
+    def model_held(self):
+        """What the model does not answer does not end meanwhile."""
+        self.model.tell(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.model.tell(signal.SIGCONT)
+
     def start_server(self, *, ports=(0, 0), **environment):
         """ports: of the REST API and of the stream; 0 for any."""
         if not self.prefix and not (self.data_dir / "agent").exists():
