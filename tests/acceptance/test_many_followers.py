@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from doubles.live import bash, says
+from doubles.live import bash, says, until
 from doubles.restless_followers import Follower, restless
 from doubles.seeds import seed
 from sandbox.demo.model_script import Text, Turn
@@ -37,6 +37,7 @@ async def follow_until_enough(machine, port, seed):
     followers = restless(FOLLOWERS, port, "task-1", seed=seed)
     following = asyncio.gather(*(follower.follow() for follower in followers))
     try:
+        await asyncio.to_thread(until, lambda: "This is line" in machine.logs(stream="stdout"), 60, "the first line")
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline and max(len(follower.seqs) for follower in followers) < LINES:
             await asyncio.wait({following}, timeout=0.1)
