@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +11,11 @@ from pathlib import Path
 from sandbox.model.errors import SandboxError
 from sandbox.wiring.private_directory import refuse_anothers
 
+LEFT_BEHIND_SECONDS = 2.0
+"""What a dead server had just forked holds its lock until it begins its own program; it is waited for no longer."""
+
 _WORDS_BYTES_MAX = 8192
+_POLL_SECONDS = 0.02
 
 
 class DataDirBusyError(SandboxError):
@@ -32,14 +37,32 @@ def held(data_dir: Path) -> Iterator[None]:
         directory = _open(opened, data_dir, os.O_RDONLY | os.O_DIRECTORY)
         file = _open(opened, data_dir / "server.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         for descriptor in (directory, file):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DataDirBusyError(_describe(data_dir, os.pread(file, 32, 0))) from None
+            _lock(descriptor, data_dir, os.pread(file, 32, 0))
         _refuse_copy(data_dir, os.pread(file, _WORDS_BYTES_MAX, 0))
         os.ftruncate(file, 0)
         os.pwrite(file, _sign(data_dir), 0)
         yield
+
+
+def _lock(descriptor: int, data_dir: Path, owner: bytes) -> None:
+    deadline = time.monotonic() + LEFT_BEHIND_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not _is_dead(owner) or time.monotonic() > deadline:
+                raise DataDirBusyError(_describe(data_dir, owner)) from None
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_dead(owner: bytes) -> bool:
+    try:
+        os.kill(int(owner.partition(b"\n")[0]), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, OSError):
+        pass
+    return False
 
 
 def _sign(data_dir: Path) -> bytes:

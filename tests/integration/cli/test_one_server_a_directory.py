@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from doubles.ordinary_user import as_ordinary_user, ordinary_place
 from sandbox.access.token_file import TokenFile
 from sandbox.cli.exit_code import ExitCode
 from sandbox.contracts.access import Role
-from sandbox.wiring import machine
+from sandbox.wiring import data_dir_lock, machine
 from sandbox.wiring.data_dir_lock import DataDirBusyError, held
 from sandbox.wiring.examination import _probe_dir
 from sandbox.wiring.machine import choose_run_dir
@@ -197,6 +198,30 @@ def test_who_is_not_its_user_leaves_nothing_that_would_lock_its_server_out(tmp_p
 
 def everything(directory):
     return {path: (found.st_uid, found.st_mtime_ns) for path in directory.rglob("*") if (found := path.lstat())}
+
+
+KILLED_WHILE_IT_STARTS_A_CHILD = """
+import os, signal, sys, time
+from pathlib import Path
+from sandbox.wiring.data_dir_lock import held
+with held(Path(sys.argv[1])):
+    if os.fork():
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("forked", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "is_let_in"), [(0.2, True), (5, False)])
+def test_what_a_killed_server_had_just_forked_is_waited_for(tmp_path, monkeypatch, seconds, is_let_in):
+    """A child that has not begun its program yet holds what its server held."""
+    monkeypatch.setattr(data_dir_lock, "LEFT_BEHIND_SECONDS", 2.0 if is_let_in else 0.1)
+    command = [sys.executable, "-c", KILLED_WHILE_IT_STARTS_A_CHILD, str(tmp_path), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"forked\n"
+        server.wait(20)
+        with nullcontext() if is_let_in else pytest.raises(DataDirBusyError, match=str(server.pid)), held(tmp_path):
+            pass
 
 
 def test_removing_the_file_of_the_lock_lets_nobody_in(tmp_path):
