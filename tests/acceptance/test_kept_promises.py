@@ -1,6 +1,7 @@
 """What the server promises to callers who went away: one task a key, secrets for runners only, sandboxes for a time."""
 
 import subprocess
+from datetime import UTC, datetime, timedelta
 
 from doubles.live import bash, make_repository, until
 from sandbox.demo.model_script import Fault, Turn
@@ -38,7 +39,10 @@ def test_every_promise_outlives_its_server(empty_world):
     assert again.json() == first.json()
     assert again.headers["Idempotent-Replayed"] == "true"
     assert machine.http.get("/api/v1/tasks").json()["total_count"] == 3
+    finished_at = datetime.fromisoformat(machine.status("kept")["finished_at"])
     machine.server.stop()
+    # The janitor looks when a server starts, and then for minutes no more.
+    until(lambda: datetime.now(UTC) - finished_at > timedelta(seconds=1), what="its time to be over")
     machine.start_server(SANDBOX_PRESERVE_TIME_TO_LIVE="1s")
     until(lambda: not disk.exists(), 10, "the janitor")
     assert machine.http.delete("/api/v1/tasks/kept/vm").status_code == 404

@@ -111,8 +111,7 @@ def test_the_agents_terminal_has_one_who_types_and_many_who_look_on(world, perso
     first.types("\x10\x11")
     first.sees("The agent goes on")
     assert first.exit_code() == 0
-    second.types("isee")
-    second.sees("isee")
+    second.types_until_shown("isee")
     second.types("\r")
     second.sees("GOODBYE")
     second.types("/exit")

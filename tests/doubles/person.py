@@ -43,6 +43,16 @@ class Person:
         self.shown = self.shown[found.end() :]
         return found
 
+    def types_until_shown(self, text, seconds=PATIENCE_SECONDS):
+        """For who takes over: nothing says when its turn has come, and what it types before is let go."""
+        deadline = time.monotonic() + seconds
+        while text.encode() not in self.shown:
+            assert time.monotonic() < deadline, f"typed {text!r} in vain, saw {self.shown[-3000:]!r}"
+            self.types(text)
+            looked_until = time.monotonic() + 0.5
+            while time.monotonic() < looked_until:
+                self._read(0.1)
+
     def exit_code(self, seconds=PATIENCE_SECONDS):
         """Of the command, once it has ended."""
         deadline = time.monotonic() + seconds
