@@ -94,7 +94,7 @@ def test_a_line_that_was_torn_is_no_part_of_what_follows(watch):
         tear = {"type": kind, "reason": "torn", "first_seq": 1, "last_seq": 2}
         story.tell(output(torn, continued=True), tear)
         story.tell(output(f"torn by {kind}", stream="stderr", continued=True), tear, says(f"Said after {kind}."))
-        page.get_by_text(f"Said after {kind}.").wait_for()
+        page.get_by_text(f"Said after {kind}.", exact=True).wait_for()
     page.get_by_role("tab", name="Output").click()
     page.get_by_role("button", name="stderr").click()
     shown = page.locator(".line-text")
