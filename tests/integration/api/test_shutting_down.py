@@ -30,10 +30,11 @@ def test_twenty_followers_are_sent_home_in_time(open_doors, until):
         async with open_doors() as doors, AsyncExitStack() as stack:
             doors.tasks.add("task-001", *TO_RUNNING)
             client = await stack.enter_async_context(httpx.AsyncClient(base_url=doors.http, timeout=10))
+            # Asked first: nothing tells when the server has it.
+            waiting = asyncio.create_task(client.get("/api/v1/tasks/task-001/wait"))
             logs = [asyncio.create_task(read_to_the_end(client)) for _ in range(10)]
             sockets = [await stack.enter_async_context(connect(doors.ws("?task_id=task-001"))) for _ in range(5)]
             sockets += [await stack.enter_async_context(connect(doors.ws())) for _ in range(5)]
-            waiting = asyncio.create_task(client.get("/api/v1/tasks/task-001/wait"))
             await until(lambda: (doors.open_streams("logs"), doors.open_streams("websocket")) == (10, 10))
             await until(lambda: doors.tasks.open_followers == 1 and len(doors.tasks.subscribers) == 5)
             with set_by_signals(doors.shutting_down):
