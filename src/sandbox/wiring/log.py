@@ -83,7 +83,7 @@ class Lines(logging.Formatter):
 
 
 def _as_json(told: Mapping[str, Any]) -> str:
-    return _dumped(told)
+    return json.dumps(told)
 
 
 def _as_text(told: Mapping[str, Any]) -> str:
@@ -98,11 +98,7 @@ def _as_text(told: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     text = str(value)
-    return text if text.isascii() and text.isprintable() and text and not set(text) & set(' "=') else _dumped(text)
-
-
-def _dumped(value: Any) -> str:
-    return json.dumps(value)
+    return text if text.isascii() and text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
 
 
 def _log_last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

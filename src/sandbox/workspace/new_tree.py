@@ -34,10 +34,7 @@ class NewTree:
         self._bytes_left = PATCH_BYTES_MAX
         self._beginning = (
             b"feature done\ncommit %b\ncommitter Sandbox <sandbox@localhost> 0 +0000\ndata 0\nfrom %b\n"
-            % (
-                NEW_TREE_REF.encode(),
-                base_commit.encode(),
-            )
+            % (NEW_TREE_REF.encode(), base_commit.encode())
         )
 
     def end(self) -> None:
