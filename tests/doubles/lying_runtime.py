@@ -17,6 +17,7 @@ from sandbox.contracts.runtime import (
     Probe,
     SandboxHandle,
     SandboxSpec,
+    SocketUse,
     Stats,
     Terminal,
     TerminalSize,
@@ -83,6 +84,9 @@ class LyingSandbox:
 
     async def stats(self) -> Stats:
         return Stats(None, None, None)
+
+    async def socket_use(self) -> SocketUse:
+        return SocketUse()
 
     def _end(self, code: int | None) -> None:
         if not self._exit.done():

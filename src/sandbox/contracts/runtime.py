@@ -16,7 +16,7 @@ class Probe(msgspec.Struct, frozen=True):
     """What a runtime can do on this machine, found out by trying.
 
     strength: more is stronger; isolates, gaps: sentences for people; mend: what to do when it does not work.
-    limits: of memory, cpus, processes, disk: those that really hold here.
+    limits: of memory, cpus, processes, sockets (their buffers): those that really hold here.
     only_by_name: it works but so slowly that `auto` does not take it, however strong it is.
     """
 
@@ -116,6 +116,18 @@ class Stats(msgspec.Struct, frozen=True):
     forks_refused: int = 0
 
 
+class SocketUse(msgspec.Struct, frozen=True):
+    """The sockets of a sandbox now; None where the machine does not count them.
+
+    count: of all kinds and states. buffer_bytes: what TCP and UDP sockets hold, as far as the kernel counts it for the
+    sandbox; buffer_bytes_max: where the machine has no bound for it, the one that somebody else must keep.
+    """
+
+    count: int | None = None
+    buffer_bytes: int | None = None
+    buffer_bytes_max: int | None = None
+
+
 class Listeners(msgspec.Struct, frozen=True):
     """Listening sockets inside the sandbox's own network namespace; nothing else listens there.
 
@@ -213,6 +225,10 @@ class Sandbox(Protocol):
 
     async def stats(self) -> Stats:
         """What it uses now."""
+        ...
+
+    async def socket_use(self) -> SocketUse:
+        """The sockets that the host's kernel has for it. Cheap enough to be called several times a second."""
         ...
 
 

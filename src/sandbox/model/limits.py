@@ -65,6 +65,16 @@ DISK_CHECK_SECONDS_MAX = 60.0
 DISK_CHECKS_MISSED_MAX = 3
 """Looks in a row that fail at a disk that has no bound of its own; then the attempt ends with `sandbox_lost`."""
 
+SOCKET_CHECK_SECONDS = 0.5
+"""How often a sandbox's sockets are counted."""
+
+SOCKETS_MAX = 8192
+"""In one sandbox, of all kinds, unaccepted connections included, whose memory no control group is charged for."""
+
+SOCKET_BUFFER_BYTES_MIN = 16 * 1024 * 1024
+SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
+"""In the buffers of one sandbox's TCP and UDP sockets: an eighth of vm.memory, within these two."""
+
 LOOK_SECONDS_MIN = 5.0
 """For looking for secrets in all that is collected, also where its share of `collect_timeout` is less."""
 

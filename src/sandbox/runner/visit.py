@@ -101,12 +101,15 @@ class Visit(msgspec.Struct, frozen=True):
         ended = asyncio.create_task(sandbox.wait())
         deserted = asyncio.create_task(terminals.deserted(VISIT_IDLE_SECONDS))
         out_of_room = asyncio.create_task(shortages.watch_disk(equipment.clock))
-        tasks = (ended, deserted, out_of_room)
+        too_many_sockets = asyncio.create_task(shortages.watch_sockets(sandbox))
+        tasks = (ended, deserted, out_of_room, too_many_sockets)
         try:
             await asyncio.wait(tasks, timeout=VISIT_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
             if out_of_room.done():
                 failure = out_of_room.result()
                 terminals.dismiss(_OUT_OF_ROOM if failure.code is FailureCode.DISK_FULL else failure.message)
+            elif too_many_sockets.done():
+                terminals.dismiss(too_many_sockets.result().message)
         finally:
             for task in tasks:
                 task.cancel()

@@ -1,15 +1,30 @@
 """Where bubblewrap is on this machine, and the devices that it lays for everything that it makes."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.runtimes import launcher
+from sandbox.runtimes import launcher, seccomp
+from sandbox.runtimes.launch import write_memory
+from sandbox.runtimes.payload import Payload
 
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 
 DEVICES = ("--dev", "/dev", "--dev-bind", launcher.TERMINALS, "/dev/pts")
 """The launcher's terminals over bubblewrap's own, which are not bounded; /dev/ptmx is a link to what is there."""
+
+PROC = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
+"""Later made read-only with READ_ONLY_PROC, once nothing is mounted below it any more."""
+
+READ_ONLY_PROC = ("--remount-ro", "/proc")
+"""Without it a process could lower its oom_score_adj, which the launcher raised."""
+
+
+def filter_arguments(payload: Payload) -> Iterator[str]:
+    """The filters on system calls, in their order."""
+    for filter_ in seccomp.assemble_filters(os.uname().machine):
+        yield from ("--add-seccomp-fd", payload.place(write_memory("filter", filter_)))
 
 
 def find_program() -> str | None:

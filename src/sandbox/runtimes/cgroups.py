@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.contracts.runtime import Stats
+from sandbox.contracts.runtime import SocketUse, Stats
+from sandbox.model.limits import SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import processes
 
 PARENT = "sandbox"
@@ -26,7 +27,13 @@ _LIMIT_FILES = {
     "memory": ("memory.max", "memory.limit_in_bytes"),
     "cpus": ("cpu.max", "cpu.cfs_quota_us"),
     "processes": ("pids.max",),
+    "sockets": ("memory.max", "memory.kmem.tcp.limit_in_bytes"),
 }
+_SOCKETS_V1 = "memory.kmem.tcp"
+_COMMAND_LINE = Path("/proc/cmdline")
+_TCP_MEMORY = Path("/proc/sys/net/ipv4/tcp_mem")
+_SHARE_OF_SOCKETS = 8
+"""One of so many parts of vm.memory may be in buffers of sockets."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
@@ -41,10 +48,12 @@ class ControlGroup(msgspec.Struct, frozen=True):
             _enable_controllers(directory.parent.parent)
             _enable_controllers(directory.parent)
             directory.mkdir(exist_ok=True)
+            _bound_sockets_of_all(directory.parent / f"{_SOCKETS_V1}.limit_in_bytes")
         self._write("memory.max", memory_bytes)
         self._write("memory.swap.max", 0)
         self._write("memory.limit_in_bytes", memory_bytes)
         self._write("memory.memsw.limit_in_bytes", memory_bytes)
+        self._write(f"{_SOCKETS_V1}.limit_in_bytes", socket_buffer_bytes(memory_bytes))
         self._write("pids.max", processes_max)
         self._write("cpu.max", f"{cpus * _PERIOD_MICROSECONDS} {_PERIOD_MICROSECONDS}")
         self._write("cpu.cfs_period_us", _PERIOD_MICROSECONDS)
@@ -56,12 +65,13 @@ class ControlGroup(msgspec.Struct, frozen=True):
             _write(directory / "cgroup.procs", str(pid))
 
     def limits(self) -> frozenset[str]:
-        """Which limits it holds, of `memory`, `cpus` and `processes`."""
-        return frozenset(
+        """Which limits it holds, of `memory`, `cpus`, `processes` and `sockets`, the buffers of TCP and UDP."""
+        held = frozenset(
             name
             for name, files in _LIMIT_FILES.items()
             if any((d / f).exists() for d in self.directories for f in files)
         )
+        return held - {"sockets"} if self._is_unified and _counts_no_sockets() else held
 
     def process_ids(self) -> frozenset[int]:
         """Processes in it, zombies left out by the kernel."""
@@ -97,6 +107,19 @@ class ControlGroup(msgspec.Struct, frozen=True):
             memory_kills=self.memory_kills(),
             forks_refused=self._number("pids.events", "max") or 0,
         )
+
+    def socket_use(self, count: int | None, memory_bytes: int) -> SocketUse:
+        """With `count` from elsewhere. Version 1 bounds the buffers itself; version 2 counts them as memory.
+
+        memory_bytes: what the group was made with.
+        """
+        if self._is_unified:
+            return SocketUse(count, self._number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes))
+        return SocketUse(count, self._number(f"{_SOCKETS_V1}.usage_in_bytes"))
+
+    @property
+    def _is_unified(self) -> bool:
+        return any((directory / "memory.max").exists() for directory in self.directories)
 
     def remove(self) -> bool:
         """Remove what is there of it; False while the kernel still holds some."""
@@ -171,6 +194,28 @@ def _topmost_writable(mount_point: Path, own: Path) -> Path | None:
 
 def _is_writable(directory: Path) -> bool:
     return os.access(directory, os.W_OK) and os.access(directory / "cgroup.procs", os.W_OK)
+
+
+def socket_buffer_bytes(memory_bytes: int) -> int:
+    """What the sockets of a sandbox with so much memory may hold in their buffers."""
+    return min(max(memory_bytes // _SHARE_OF_SOCKETS, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
+
+
+def _bound_sockets_of_all(path: Path) -> None:
+    """Version 1: half of what TCP may use before the machine is under pressure is for all sandboxes together.
+
+    The kernel refuses while they hold more: then an earlier sandbox has set it already.
+    """
+    if path.exists():
+        _, pressure_pages, _ = map(int, _TCP_MEMORY.read_text().split())
+        with suppress(OSError):
+            _write(path, str(pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE")))
+
+
+def _counts_no_sockets() -> bool:
+    """The machine was started with cgroup.memory=nosocket, which version 2 obeys."""
+    options = re.findall(r"cgroup\.memory=(\S+)", _read(_COMMAND_LINE))
+    return any("nosocket" in one.split(",") for one in options)
 
 
 def _enable_controllers(directory: Path) -> None:

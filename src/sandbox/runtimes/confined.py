@@ -5,7 +5,6 @@ the host's /usr, a few directories of the attempt, and the network namespace of 
 one door.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from socket import socket
@@ -14,7 +13,7 @@ from sandbox.contracts.confinement import CERTIFICATES, ConfinedCommand
 from sandbox.contracts.inside import UID
 from sandbox.contracts.profiles import IMAGE_FILES
 from sandbox.contracts.runtime import ConfinementSpec
-from sandbox.runtimes import bwrap, image, launch, launcher, seccomp
+from sandbox.runtimes import bwrap, image, launch, launcher
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.launch import Launch, mark_attempt
 from sandbox.runtimes.payload import Payload, refuse_nul
@@ -75,11 +74,10 @@ class ConfinedPrograms:
         return payload
 
     def _arguments(self, payload: Payload, command: ConfinedCommand) -> Iterator[str]:
-        filter_ = seccomp.assemble_filter(os.uname().machine)
         yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
         yield from ("--disable-userns", "--uid", str(UID), "--gid", str(UID), "--hostname", self._attempt_id)
         yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
-        yield from ("--seccomp", payload.place(launch.write_memory("filter", filter_)))
+        yield from bwrap.filter_arguments(payload)
         yield from self._root()
         etc = image.etc_files(self._attempt_id)
         files = {**{path: etc[path] for path in IMAGE_FILES}, **command.files}
@@ -97,7 +95,7 @@ class ConfinedPrograms:
             yield from ("--symlink", target, link)
         for path in _HOST_PATHS:
             yield from ("--ro-bind-try", path, path)
-        yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", *bwrap.DEVICES)
+        yield from (*bwrap.PROC, *bwrap.READ_ONLY_PROC, *bwrap.DEVICES)
         yield from ("--size", str(_MEMORY_FILES_BYTES), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
         for number, place in enumerate(_places(self._spec)):
             how = "--ro-bind" if place in self._spec.read_only else "--bind"

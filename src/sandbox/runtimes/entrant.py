@@ -20,6 +20,7 @@ import sys
 # From the folder of this file, and not as parts of the package.
 joiner = __import__("joiner")
 launcher = __import__("launcher")
+process_limits = __import__("process_limits")
 
 NAMESPACES = launcher.CLONE_NEWNS | launcher.CLONE_NEWUSER | launcher.CLONE_NEWNET
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(control.fileno(), False)
     try:
         launcher.die_with(parent)
-        launcher.settle(are_files_bounded=False)
+        process_limits.settle(are_files_bounded=False)
         runsc, words_file, *files = joiner.receive(control)
         words = joiner.read_whole(words_file).split(b"\0")
         enter(runsc, parent)

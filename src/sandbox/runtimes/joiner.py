@@ -7,7 +7,7 @@ sandbox's process namespace as the command's parent: whoever is inside does not 
 
 Arguments: control descriptor, parent's pid, user id inside, rows, columns, directory. The last argument is a marker
 to be found by; it means nothing here. One message then brings the process descriptor, and in files the command's
-words, its environment and the filter on system calls.
+words, its environment and the filters on system calls.
 """
 
 import _socket
@@ -19,7 +19,9 @@ import struct
 import sys
 
 _signal = __import__("_signal")  # built in, and unknown to type checkers
-launcher = __import__("launcher")  # from the folder of this file, and not as part of the package
+# From the folder of this file, and not as parts of the package.
+launcher = __import__("launcher")
+process_limits = __import__("process_limits")
 
 TERMINAL_MAKER = "/dev/pts/ptmx"
 """Below a mount point, which nobody inside can move away; `/dev/ptmx` itself may be anything."""
@@ -27,12 +29,11 @@ TERMINAL_MAKER = "/dev/pts/ptmx"
 NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 """Mounts, control groups, host name, IPC, users, processes, network: all at once, or not at all."""
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
-SECCOMP_MODE_FILTER = 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 CAPABILITY_VERSION, CAPABILITIES_MAX = 0x20080522, 64
 TIOCSCTTY, TIOCSWINSZ, TIOCSPTLCK, TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 NOT_STARTED = 127
-DESCRIPTORS_HANDED = 5
+DESCRIPTORS_HANDED = 8
 """At most, in the one message."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -84,7 +85,7 @@ def open_terminal(rows: int, columns: int) -> tuple[int, int]:
     return ours, theirs
 
 
-def become(words: list[bytes], variables: list[bytes], directory: str, rules: bytes, terminal: int) -> None:
+def become(words: list[bytes], variables: list[bytes], directory: str, filters: list[bytes], terminal: int) -> None:
     """In the child: a session of its own on the terminal, then the command. Never returns."""
     try:
         os.setsid()
@@ -93,17 +94,13 @@ def become(words: list[bytes], variables: list[bytes], directory: str, rules: by
             os.dup2(terminal, number)
         os.chdir(directory)
         environment = dict(variable.split(b"=", 1) for variable in variables)
-        program = struct.pack("H", len(rules) // 8) + bytes(6) + struct.pack("P", _address(rules))
-        launcher._check(_prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _address(program)), "seccomp")
+        for one in filters:
+            launcher.install_filter(one)
         os.execvpe(words[0], words, environment)  # noqa: S606
     except OSError as error:
         os.write(2, f"{os.fsdecode(words[0])} could not be started: {error.strerror}\r\n".encode(errors="replace"))
     finally:
         os._exit(NOT_STARTED)
-
-
-def _address(data: bytes) -> int:
-    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 def wait_for_parent(line: _socket.socket) -> None:
@@ -125,7 +122,7 @@ def find_arguments() -> tuple[int, int]:
 def start(first_process: int, files: list[int], uid: int, size: tuple[int, int], directory: str) -> tuple[int, int]:
     """Enter, and start the command; gives its process id and the outer end of its terminal."""
     words, variables = (read_whole(file).split(b"\0")[:-1] for file in files[:2])
-    rules = read_whole(files[2])
+    filters = [read_whole(file) for file in files[2:]]
     parent, place = os.getppid(), find_arguments()
     enter(first_process, uid)
     launcher.die_with(parent)
@@ -138,7 +135,7 @@ def start(first_process: int, files: list[int], uid: int, size: tuple[int, int],
     if child == 0:
         line.close()
         wait_for_parent(line_of_child)
-        become(words, variables, directory, rules, theirs)
+        become(words, variables, directory, filters, theirs)
     ctypes.memmove(place[0], told, place[1])  # the host finds this process by its mark
     line_of_child.close()
     os.close(theirs)
@@ -155,7 +152,7 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(control.fileno(), False)
     try:
         launcher.die_with(int(parent))
-        launcher.settle(are_files_bounded=True)
+        process_limits.settle(are_files_bounded=True)
         launcher._check(_prctl(PR_SET_DUMPABLE, 0), "prctl")
         first_process, *files = receive(control)
         child, terminal = start(first_process, files, int(uid), (int(rows), int(columns)), directory)

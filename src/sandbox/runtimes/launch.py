@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from sandbox.contracts.confinement import ConfinementLostError
@@ -162,39 +162,49 @@ def start_launcher(
     *,
     agent_uid: int | None = None,
     tree: Iterable[tuple[str, str, str]] = (),
-    are_files_bounded: bool = True,
+    shared_filter: bytes = b"",
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS,
 ) -> Launch:
     """Start it. The sandbox dies with the thread that calls this. Raises OSError.
 
     paths: of the host, by their names below STAGE. agent_uid: the kernel uid of what is 1000's inside, where users are
-    the sandbox's own. tree: what else is laid, as `launcher.lay` takes it. are_files_bounded: unless one opens for all.
+    the sandbox's own. tree: what else is laid, as `launcher.lay` takes it. shared_filter: where one process does the
+    system calls of all programs inside, the filter on them; how many files it opens is not bounded then.
     """
     control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output, output_inside = socket.socketpair()
     errors, errors_inside = socket.socketpair()
-    uids = ["-" if uid is None else uid for uid in (kernel_uid, agent_uid)]
-    options = (*uids, "files" if are_files_bounded else "-", ",".join(map(str, transparent_ports)))
+    uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, agent_uid)]
+    filters = [write_memory("filter", shared_filter)] if shared_filter else []
+    options = (*uids, *(map(str, filters) if filters else "-"), ",".join(map(str, transparent_ports)))
     told = (control_inside.fileno(), os.getpid(), *options, *_words_to_lay(paths, tree), mark_attempt(attempt_id))
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, *map(str, (Path(__file__).parent, *told))],
-            stdin=subprocess.DEVNULL,
-            stdout=output_inside.fileno(),
-            stderr=errors_inside.fileno(),
-            pass_fds=[control_inside.fileno()],
-            env={"PATH": "/usr/bin:/bin"},
-            cwd="/",
-            start_new_session=True,
-        )
-    except OSError:
-        for one in (control, output, errors):
-            one.close()
-        raise
-    finally:
+    with ExitStack() as of_the_launcher:
         for one in (control_inside, output_inside, errors_inside):
-            one.close()
+            of_the_launcher.callback(one.close)
+        for descriptor in filters:
+            of_the_launcher.callback(os.close, descriptor)
+        try:
+            process = _spawn(told, output_inside, errors_inside, [control_inside.fileno(), *filters])
+        except OSError:
+            for one in (control, output, errors):
+                one.close()
+            raise
     return Launch(process, control, output, errors, transparent_ports)
+
+
+def _spawn(
+    words: Iterable[object], output: socket.socket, errors: socket.socket, inherited: Sequence[int]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, *map(str, (Path(__file__).parent, *words))],
+        stdin=subprocess.DEVNULL,
+        stdout=output.fileno(),
+        stderr=errors.fileno(),
+        pass_fds=inherited,
+        env={"PATH": "/usr/bin:/bin"},
+        cwd="/",
+        start_new_session=True,
+    )
 
 
 def _words_to_lay(paths: Mapping[str, Path], tree: Iterable[tuple[str, str, str]]) -> list[str]:

@@ -9,16 +9,15 @@ Only built-in and C modules are imported (`socket`, `signal` and `json` would do
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.
 
 Arguments: control descriptor, parent's pid, kernel uid (or `-` as an ordinary user), kernel uid of the agent's files
-where that is another one (else `-`), `files` where open files are bounded (else `-`), transparent ports with commas
-between, then threes of KIND, NAME and VALUE to lay at STAGE/NAME, see `lay`. The last argument is a marker to be found
-by; it means nothing here.
+where that is another one (else `-`), descriptor of a file with a filter on system calls where the command does those
+of all programs inside, and opens files for all (else `-`), transparent ports with commas between, then threes of KIND,
+NAME and VALUE to lay at STAGE/NAME, see `lay`. The last argument is a marker to be found by; it means nothing here.
 """
 
 import _socket
 import ctypes
 import fcntl
 import os
-import resource
 import select
 import struct
 import sys
@@ -32,9 +31,14 @@ TERMINALS = f"{STAGE}/terminals"
 TERMINALS_MAX = 256
 """Open in it at once; all together the machine has kernel.pty.max."""
 
-OPEN_FILES_SOFT_MAX = 4096
-OPEN_FILES_MAX = 16384
-"""Open in one process: what it begins with, and what it may ask for. All together the machine has fs.file-max."""
+NETWORK_SETTINGS = {
+    "ipv4/tcp_rmem": "4096 32768 4194304",
+    "ipv4/tcp_wmem": "4096 16384 4194304",
+    "ipv4/tcp_max_tw_buckets": "16384",
+    "core/optmem_max": "20480",
+}
+"""Of the sandbox's network, in bytes but for the number of connections in TIME_WAIT. A connection that nobody has
+accepted holds about the second number of tcp_rmem."""
 
 OF_THE_HOST = ("bind", "image", "program")
 FIRST_DESCRIPTOR = 100
@@ -43,7 +47,7 @@ FIRST_DESCRIPTOR = 100
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4, 0x400
 RTA_DST, RTA_OIF, RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL = 1, 4, 255, 3, 254, 2
@@ -91,6 +95,19 @@ def uncover_processes() -> None:
     only where one without covers is in sight (mount_namespaces(7), "locked" mounts).
     """
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+
+
+def bound_network() -> None:
+    """Bound what one socket of this network namespace can hold that no control group counts.
+
+    A container's /proc/sys may be read-only, and older kernels have some of these settings for the machine only.
+    """
+    for name, value in NETWORK_SETTINGS.items():
+        try:
+            with open(f"/proc/sys/net/{name}", "w") as file:  # noqa: PTH123
+                file.write(value)
+        except OSError:
+            pass
 
 
 def raise_loopback() -> None:
@@ -243,26 +260,15 @@ def drop_to(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def settle(*, are_files_bounded: bool) -> None:
-    """What the command inherits: no core dumps, the first to go when the host is out of memory, plain signals.
-
-    One byte and not none, because a core_pattern with a pipe takes no notice of none.
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-    if are_files_bounded:
-        bound_open_files()
-    with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
-        file.write("500")
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(number, _signal.SIG_DFL)
+def install_filter(rules: bytes) -> None:
+    """Filter the system calls of this process, and of all that comes of it, from here on."""
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    program = struct.pack("H", len(rules) // 8) + bytes(6) + struct.pack("P", _address(rules))
+    _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_void_p(_address(program)), 0, 0), "seccomp")
 
 
-def bound_open_files() -> None:
-    """For this process and all that come of it. Where less may be asked for already, that stays."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, OPEN_FILES_SOFT_MAX), most))
+def _address(data: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 def report_ready(control: _socket.socket, listeners: list[_socket.socket]) -> None:
@@ -345,9 +351,10 @@ def become(argv_file: int, descriptors: list[int]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run to the exec; a failure on the way is told over the control socket."""
-    control_number, parent, kernel_uid, agent_uid, files, ports, *words = arguments[:-1]
+    control_number, parent, kernel_uid, agent_uid, filter_number, ports, *words = arguments[:-1]
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)
+    process_limits = __import__("process_limits")  # from the folder of this file, where it is a program
     try:
         die_with(int(parent))
         os.umask(0o022)
@@ -355,16 +362,20 @@ def main(arguments: list[str]) -> None:
         if as_root != (os.getuid() == 0) or kernel_uid == "0":
             raise ValueError("a sandbox of root's must have a kernel uid of its own")
         enter_namespaces(as_root)
+        bound_network()
         raise_loopback()
         listeners = open_listeners([int(port) for port in ports.split(",") if port])
         lay(list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None)
         lay_terminals()
-        settle(are_files_bounded=files != "-")
+        process_limits.settle(are_files_bounded=filter_number == "-")
         if agent_uid != "-":
             own_users(int(kernel_uid), int(agent_uid))
         elif as_root:
             drop_to(int(kernel_uid))
         die_with(int(parent))
+        if filter_number != "-":
+            install_filter(os.pread(int(filter_number), 65536, 0))
+            os.close(int(filter_number))
         report_ready(control, listeners)
         serve(control)
     except Exception as error:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sandbox.contracts.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS
+from sandbox.model.limits import KILL_SECONDS, SOCKET_CHECK_SECONDS, SOCKETS_MAX
 from sandbox.runtimes import cgroups, ownership, processes
 from sandbox.runtimes.bwrap import need_program
 from sandbox.runtimes.cgroups import ControlGroup
@@ -20,6 +20,7 @@ from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUids
 from sandbox.runtimes.launch import Launch, mark_attempt, start_launcher
 from sandbox.runtimes.orphans import OrphanAdoption
 from sandbox.runtimes.places import give_places, make_places, take_places
+from sandbox.runtimes.sockets import count_sockets
 
 _POLL_SECONDS = 0.001
 _MARKER_PREFIX = mark_attempt("")
@@ -125,6 +126,7 @@ class LaunchedSandboxes:
         self._refuse_unplanned(handle)
         program = need_program()
         started: Launch | None = None
+        watch: asyncio.Task[None] | None = None
         try:
             self._orphans.begin(handle.attempt_id)
             # Those of an ended sandbox count in its group for as long as nobody collects them.
@@ -136,10 +138,13 @@ class LaunchedSandboxes:
             except OSError as error:
                 reason = f"Programs could not be confined: {error}. 'sandbox doctor' tells what to do."
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
+            watch = asyncio.create_task(_end_with_too_many_sockets(started))
             with listeners.proxy.dup() as door:
                 listeners.close()
                 yield ConfinedPrograms(handle.attempt_id, program, started, door, spec, _group_of(handle))
         finally:
+            if watch is not None:
+                watch.cancel()
             await self._end_confinement(handle, started)
 
     def _launch_confinement(self, handle: SandboxHandle, spec: ConfinementSpec) -> Launch:
@@ -260,6 +265,14 @@ def _move_in(group: ControlGroup, launcher_pid: int, directories: Sequence[Path]
     if uid is not None:
         for directory in directories:
             ownership.give_tree(str(directory), uid)
+
+
+async def _end_with_too_many_sockets(launch: Launch) -> None:
+    """For confined programs, which have no runner that watches them."""
+    while True:
+        await asyncio.sleep(SOCKET_CHECK_SECONDS)
+        if (count_sockets(launch.pid) or 0) > SOCKETS_MAX:
+            launch.kill()
 
 
 async def _finish(work: Callable[[], None]) -> None:

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+from sandbox.runtimes import sockets
+
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
+_AND, _DIVIDE = 0x54, 0x3C
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -20,9 +23,11 @@ _X32_BIT = 0x40000000
 _NUMBER_MAX = 462
 """The last system call that was known when this was written (mseal); newer ones do not exist inside."""
 
-_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
-_AF_NETLINK = 16
-_TERMINAL_REQUESTS = (0x5412, 0x541C)  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
+_REQUESTS = (
+    0x5412, 0x541C,  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
+    0x8940, 0x8941, 0x8982, 0x8983,  # SIOCGIFBR, SIOCSIFBR, SIOCGIFVLAN, SIOCSIFVLAN: load a module of the host
+    0x89A0, 0x89A1, 0x89A2, 0x89A3,  # SIOCBRADDBR, SIOCBRDELBR, SIOCBRADDIF, SIOCBRDELIF: the same
+)  # fmt: skip
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 # Numbers from 424 on are the same on every architecture.
@@ -30,8 +35,20 @@ _DENIED_EVERYWHERE = {
     "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
     "pidfd_getfd": 438, "mount_setattr": 442, "quotactl_fd": 443, "set_mempolicy_home_node": 450,
 }  # fmt: skip
-_ABSENT = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435}
-"""clone3 keeps its flags in memory where no filter sees them; the C library falls back to clone."""
+_ABSENT = {
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435, "memfd_secret": 447,
+}  # fmt: skip
+"""clone3 keeps its flags in memory where no filter sees them; the C library falls back to clone. memfd_secret takes
+pages out of the kernel's direct map, which slows down the whole machine and keeps it from hibernating.
+"""
+
+_MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
+"""Huge pages are a pool of the whole machine, and the control group for memory does not count them."""
+
+_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH = range(_ARGUMENTS, _ARGUMENTS + 48, 8)
+_INSTRUCTIONS_MAX = 4096
+_INSTRUCTIONS_PER_DIVISION = 5
+_PADDING_INSTRUCTIONS = 29_000
 
 
 class Architecture(msgspec.Struct, frozen=True):
@@ -44,6 +61,15 @@ class Architecture(msgspec.Struct, frozen=True):
     clone: int
     unshare: int
     socket: int
+    socketpair: int
+    setsockopt: int
+    sendto: int
+    sendmsg: int
+    sendmmsg: int
+    splice: int
+    mmap: int
+    memfd_create: int
+    shmget: int
     ioctl: int
     personality: int
     io_setup: int
@@ -51,7 +77,8 @@ class Architecture(msgspec.Struct, frozen=True):
 
 
 _X86_64 = Architecture(
-    audit=0xC000003E, clone=56, unshare=272, socket=41, ioctl=16, personality=135, io_setup=206,
+    audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, sendto=44, sendmsg=46,
+    sendmmsg=307, splice=275, mmap=9, memfd_create=319, shmget=29, ioctl=16, personality=135, io_setup=206,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
         "_sysctl": 156, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165,
@@ -67,7 +94,8 @@ _X86_64 = Architecture(
 )  # fmt: skip
 
 _AARCH64 = Architecture(
-    audit=0xC00000B7, clone=220, unshare=97, socket=198, ioctl=29, personality=92, io_setup=0,
+    audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, sendto=206, sendmsg=211,
+    sendmmsg=269, splice=76, mmap=222, memfd_create=279, shmget=194, ioctl=29, personality=92, io_setup=0,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
         "vhangup": 58, "quotactl": 60, "acct": 89, "kexec_load": 104, "init_module": 105, "delete_module": 106,
@@ -83,6 +111,18 @@ _AARCH64 = Architecture(
 ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
 
+def assemble_filters(machine: str) -> tuple[bytes, ...]:
+    """All filters of a sandbox, in the order of their installation. Raises KeyError as `assemble_filter` does.
+
+    The first ones do nothing but use up most of the instructions that the kernel allows a process (32768 over all of
+    its filters). A program can still install small filters, but 512 processes cannot fill the memory that the whole
+    machine has for compiled filters (net.core.bpf_jit_limit).
+    """
+    divisions = _PADDING_INSTRUCTIONS // _INSTRUCTIONS_PER_DIVISION
+    counts = [min(_INSTRUCTIONS_MAX - 2, divisions), max(0, divisions - (_INSTRUCTIONS_MAX - 2))]
+    return (*map(_pad, counts), assemble_filter(machine))
+
+
 def assemble_filter(machine: str) -> bytes:
     """The filter for a machine as `os.uname` names it. Raises KeyError for one that no table is written for."""
     architecture = ARCHITECTURES[machine]
@@ -91,14 +131,33 @@ def assemble_filter(machine: str) -> bytes:
         _load(_NUMBER),
         *_when_absent(architecture),
         *_when_denied(architecture),
-        *_when_new_namespace(architecture.clone, _NEW_NAMESPACES),
-        *_when_new_namespace(architecture.unshare, _NEW_NAMESPACES | _NEW_TIME_NAMESPACE),
-        *_when_odd_socket(architecture.socket),
-        *_when_terminal_request(architecture.ioctl),
+        *_when_flags(architecture.clone, _FIRST, _NEW_NAMESPACES, errno.EPERM),
+        *_when_flags(architecture.unshare, _FIRST, _NEW_NAMESPACES | _NEW_TIME_NAMESPACE, errno.EPERM),
+        *_when_flags(architecture.mmap, _FOURTH, _MAP_HUGETLB, errno.ENOMEM),
+        *_when_flags(architecture.memfd_create, _SECOND, _MFD_HUGETLB, errno.ENOMEM),
+        *_when_flags(architecture.shmget, _THIRD, _SHM_HUGETLB, errno.ENOMEM),
+        *_when_socket(architecture.socket),
+        *_when_socket(architecture.socketpair),
+        *_socket_use(architecture),
+        *_when_request(architecture.ioctl),
         *_when_odd_personality(architecture.personality),
         _return(_ALLOW),
     ]
     return b"".join(program)
+
+
+def assemble_socket_filter(machine: str) -> bytes:
+    """Only the rules on what sockets are used for, for a sandbox whose kernel passes them on to sockets of the host.
+
+    Raises KeyError as `assemble_filter` does.
+    """
+    rules = _socket_use(ARCHITECTURES[machine])
+    return b"".join([_load(_NUMBER), *rules, _return(_ALLOW)])
+
+
+def _pad(divisions: int) -> bytes:
+    """A filter that allows everything at its first instruction. The kernel compiles and counts what is behind it."""
+    return b"".join([_return(_ALLOW), *[_instruction(_DIVIDE, 0)] * divisions, _return(_ALLOW)])
 
 
 def _instruction(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:
@@ -143,28 +202,75 @@ def _when_denied(architecture: Architecture) -> list[bytes]:
     return [*checks, skip, _refuse(errno.EPERM)]
 
 
-def _when_new_namespace(call: int, flags: int) -> list[bytes]:
-    body = [_load(_ARGUMENTS), _instruction(_JUMP_SET, flags, 0, 1), _refuse(errno.EPERM)]
-    return _only_for(call, body)
+def _when_flags(call: int, argument: int, flags: int, error: int) -> list[bytes]:
+    return _only_for(call, [_load(argument), _instruction(_JUMP_SET, flags, 0, 1), _refuse(error)])
 
 
-def _when_odd_socket(call: int) -> list[bytes]:
-    family, protocol = _ARGUMENTS, _ARGUMENTS + 16
-    known = [_instruction(_JUMP_EQUAL, one, len(_FAMILIES) - index, 0) for index, one in enumerate(_FAMILIES)]
-    only_route = [_load(protocol), _instruction(_JUMP_EQUAL, 0, 1, 0), _refuse(errno.EPROTONOSUPPORT)]
-    body = [
-        _load(family),
-        *known,
-        _refuse(errno.EAFNOSUPPORT),
-        _instruction(_JUMP_EQUAL, _AF_NETLINK, 0, len(only_route)),
-        *only_route,
+def _when_socket(call: int) -> list[bytes]:
+    """The families, types and protocols of `sockets`. Others reach code of the kernel that loads modules."""
+    return _only_for(
+        call,
+        [
+            _load(_FIRST),
+            *_unless_among(sockets.FAMILIES, errno.EAFNOSUPPORT),
+            *_skip_unless_among(sockets.INTERNET_FAMILIES, _internet_socket()),
+            _load(_FIRST),
+            *_skip_unless_among((sockets.AF_NETLINK,), [_load(_THIRD), *_unless_among((0,), errno.EPROTONOSUPPORT)]),
+        ],
+    )
+
+
+def _internet_socket() -> list[bytes]:
+    return [
+        _load(_SECOND),
+        _instruction(_AND, sockets.TYPE_MASK),
+        *_unless_among(sockets.INTERNET_TYPES, errno.EPERM),
+        _load(_THIRD),
+        *_unless_among(sockets.INTERNET_PROTOCOLS, errno.EPROTONOSUPPORT),
     ]
+
+
+def _socket_use(architecture: Architecture) -> list[bytes]:
+    """Nothing that has the kernel hold memory for a socket that the control group does not count, see `sockets`."""
+    return [
+        *_when_option(architecture.setsockopt),
+        *_when_flags(architecture.sendto, _FOURTH, sockets.MSG_MORE, errno.EOPNOTSUPP),
+        *_when_flags(architecture.sendmsg, _THIRD, sockets.MSG_MORE, errno.EOPNOTSUPP),
+        *_when_flags(architecture.sendmmsg, _FOURTH, sockets.MSG_MORE, errno.EOPNOTSUPP),
+        *_when_flags(architecture.splice, _SIXTH, sockets.SPLICE_F_MORE, errno.EINVAL),
+    ]
+
+
+def _when_option(call: int) -> list[bytes]:
+    """An ignored option succeeds without an effect; an unknown level or option is not there."""
+    levels: list[bytes] = []
+    for level, options in sockets.OPTIONS.items():
+        known = [_load(_THIRD), *_unless_among(sorted(options), errno.ENOPROTOOPT), _return(_ALLOW)]
+        levels += _skip_unless_among((level,), known)
+    ignored = [_load(_THIRD), *_skip_unless_among(sockets.IGNORED_OPTIONS, [_refuse(0)]), _load(_SECOND)]
+    body = [_load(_SECOND), *_skip_unless_among((sockets.SOL_SOCKET,), ignored), *levels, _refuse(errno.ENOPROTOOPT)]
     return _only_for(call, body)
 
 
-def _when_terminal_request(call: int) -> list[bytes]:
-    body = [_load(_ARGUMENTS + 8)]
-    for request in _TERMINAL_REQUESTS:
+def _unless_among(values: Sequence[int], error: int) -> list[bytes]:
+    """Refuse what the accumulator has, unless it is one of these."""
+    checks = [_instruction(_JUMP_EQUAL, one, len(values) - index, 0) for index, one in enumerate(values)]
+    return [*checks, _refuse(error)]
+
+
+def _skip_unless_among(values: Sequence[int], body: Sequence[bytes]) -> list[bytes]:
+    """Do `body` only where the accumulator has one of these. Behind it the accumulator is what `body` left."""
+    last = len(values) - 1
+    checks = [
+        _instruction(_JUMP_EQUAL, one, last - index, len(body) if index == last else 0)
+        for index, one in enumerate(values)
+    ]
+    return [*checks, *body]
+
+
+def _when_request(call: int) -> list[bytes]:
+    body = [_load(_SECOND)]
+    for request in _REQUESTS:
         body += [_instruction(_JUMP_EQUAL, request, 0, 1), _refuse(errno.EPERM)]
     return _only_for(call, body)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sandbox.contracts.runtime import Probe
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
-from sandbox.runtimes.launcher import OPEN_FILES_MAX
+from sandbox.runtimes.process_limits import OPEN_FILES_MAX
 from sandbox.wiring.finding import Finding
 
 _SETTINGS = Path("/proc/sys")

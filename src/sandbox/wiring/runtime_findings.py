@@ -14,6 +14,7 @@ _LIMITS = {
     "memory": "memory",
     "cpus": "CPUs",
     "processes": "processes",
+    "sockets": "buffers of sockets",
 }
 
 

@@ -13,7 +13,7 @@ from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.inside import HOME
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.placement import Receipt, TerminalOrder
-from sandbox.contracts.runtime import Command, Exit
+from sandbox.contracts.runtime import Command, Exit, SocketUse
 from sandbox.contracts.terminals import Ended, Role
 from sandbox.placement.control import UnixRunnerControl
 from sandbox.runner.control_socket import listening
@@ -58,9 +58,15 @@ class StillTerminal:
 
 
 class SandboxOfShells(ScriptedSandbox):
-    def __init__(self, handle, script):
+    """sockets: the script that says at each look how many there are."""
+
+    def __init__(self, handle, script, sockets):
         super().__init__(handle, script)
         self.listeners = self
+        self._sockets = sockets
+
+    async def socket_use(self):
+        return self._sockets.socket_use
 
     def close(self):
         pass
@@ -71,7 +77,7 @@ class SandboxOfShells(ScriptedSandbox):
 
 class RuntimeOfShells(ScriptedRuntime):
     async def create(self, handle, spec):
-        return SandboxOfShells(handle, Script(stays=True))
+        return SandboxOfShells(handle, Script(stays=True), self._script)
 
 
 @pytest.fixture(autouse=True)
@@ -82,11 +88,12 @@ def _is_quick(monkeypatch):
 
 
 @asynccontextmanager
-async def visited(tmp_path, disk):
+async def visited(tmp_path, disk, sockets=None):
     """A visit with somebody in a shell, whose line is given, and the work that ends with it."""
     files = AttemptLayout(tmp_path / "attempt")
     files.root.mkdir()
-    equipment = replace(scripted_equipment(Script(), None), disks=disk, runtime=RuntimeOfShells(Script()))
+    runtime = RuntimeOfShells(sockets or Script())
+    equipment = replace(scripted_equipment(Script(), None), disks=disk, runtime=runtime)
     start = AgentStart(command=Command(("claude",), {}, HOME), programs={}, session_id="")
     visit = Visit(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, equipment)
     terminals, is_open = Terminals(None), asyncio.Event()
@@ -161,6 +168,17 @@ def test_what_is_looked_at_on_a_full_disk_may_not_grow_for_ever(tmp_path):
         async with visited(tmp_path, disk) as (line, work):
             disk.used_bytes = 11 * GIB
             assert "no room for more on the disk" in (await line.read()).message
+            await work
+
+    asyncio.run(story())
+
+
+def test_it_ends_once_there_are_more_sockets_than_a_sandbox_may_have(tmp_path):
+    async def story():
+        sockets = Script(socket_use=SocketUse(10))
+        async with visited(tmp_path, FillingDisk(), sockets) as (line, work):
+            sockets.socket_use = SocketUse(9000)
+            assert "9000 sockets" in (await line.read()).message
             await work
 
     asyncio.run(story())

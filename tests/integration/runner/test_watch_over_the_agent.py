@@ -9,6 +9,7 @@ import time
 from doubles.attempt_equipment import ATTEMPT_ID, Script, ScriptedAgent, SilentGateway
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.contracts.recorder import Recorder
+from sandbox.contracts.runtime import SocketUse
 from sandbox.model.event import AgentStarted, ArtifactCollected, Gap, Output, SandboxCreated, Usage, WorkspacePrepared
 from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.state import TaskState
@@ -19,6 +20,20 @@ from sandbox.runner.steps.provision import write_handle
 from sandbox.runner.terminals import Terminals
 
 SECRET = {"WORD": "open sesame"}
+
+
+def test_an_agent_with_more_sockets_than_a_sandbox_may_have_is_ended_and_told_why(stage):
+    scene = stage(Script(stays=True, socket_use=SocketUse(9000)))
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    assert scene.task.state is TaskState.FAILED
+    assert scene.task.failure.code == "out_of_memory"
+    assert "9000 sockets" in scene.task.failure.message
+
+
+def test_an_agent_with_as_many_sockets_as_a_sandbox_may_have_works_to_its_end(stage):
+    scene = stage(Script(socket_use=SocketUse(8192)))
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    assert scene.task.state is TaskState.COMPLETED
 
 
 def test_the_tail_of_a_split_line_is_kept_and_not_taken_for_an_event(stage):

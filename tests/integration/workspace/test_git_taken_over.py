@@ -24,7 +24,8 @@ from sandbox.contracts.runtime import ConfinementSpec
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes import launch, launcher
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.runtimes.launcher import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX, TERMINALS_MAX
+from sandbox.runtimes.launcher import TERMINALS_MAX
+from sandbox.runtimes.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
 
 VARIABLES = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 

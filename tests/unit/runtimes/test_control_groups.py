@@ -1,16 +1,17 @@
 """Control groups of either version, on directory trees that only look like the kernel's."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.runtime import Stats
+from sandbox.contracts.runtime import SocketUse, Stats
 from sandbox.runtimes import cgroups
 from sandbox.runtimes.cgroups import ControlGroup, Hierarchies
 
 FILES_2 = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
 FILES_1 = {
-    "memory": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
+    "memory": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"),
     "pids": ("pids.max",),
     "cpu": ("cpu.cfs_period_us", "cpu.cfs_quota_us"),
     "cpuacct": (),
@@ -53,7 +54,29 @@ def test_version_2_limits_are_written(tmp_path: Path):
         "pids.max": "99",
         "cpu.max": "300000 100000",
     }
-    assert group.limits() == {"memory", "cpus", "processes"}
+    assert group.limits() == {"memory", "cpus", "processes", "sockets"}
+
+
+def test_version_2_counts_no_buffers_of_sockets_where_the_machine_was_told_not_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, group = _unified(tmp_path)
+    line = tmp_path / "cmdline"
+    monkeypatch.setattr(cgroups, "_COMMAND_LINE", line)
+    for told, held in (("quiet", True), ("cgroup.memory=nokmem,nosocket quiet", False), ("cgroup.memory=nokmem", True)):
+        line.write_text(f"root=/dev/vda {told}\n")
+        assert ("sockets" in group.limits()) == held
+
+
+def test_version_2_tells_what_sockets_hold_and_who_must_keep_the_bound(tmp_path: Path):
+    root, group = _unified(tmp_path)
+    (root / "sandbox" / "attempt" / "memory.stat").write_text("anon 5\nsock 7340032\nshmem 9\n")
+    assert group.socket_use(12, 1 << 30) == SocketUse(12, 7 << 20, 128 << 20)
+
+
+@pytest.mark.parametrize(("memory_mib", "mib"), [(64, 16), (512, 64), (1024, 128), (8192, 256)])
+def test_an_eighth_of_the_memory_is_for_buffers_of_sockets_within_bounds(memory_mib: int, mib: int):
+    assert cgroups.socket_buffer_bytes(memory_mib << 20) == mib << 20
 
 
 def test_version_2_controllers_are_enabled_from_the_top_and_a_refusal_is_no_error(
@@ -121,12 +144,35 @@ def test_version_1_limits_are_written_in_each_hierarchy(tmp_path: Path):
     assert told == {
         "memory/memory.limit_in_bytes": "4096",
         "memory/memory.memsw.limit_in_bytes": "4096",
+        "memory/memory.kmem.tcp.limit_in_bytes": str(16 << 20),
         "pids/pids.max": "7",
         "cpu/cpu.cfs_period_us": "100000",
         "cpu/cpu.cfs_quota_us": "200000",
         **{f"{controller}/cgroup.procs": "4711" for controller in FILES_1},
     }
     assert group.process_ids() == {4711}
+
+
+def test_version_1_bounds_the_buffers_of_all_sandboxes_together_by_half_of_what_tcp_may_use_freely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for directory in (tmp_path / "memory" / "sandbox", tmp_path / "memory" / "sandbox" / "attempt"):
+        directory.mkdir(parents=True)
+        (directory / "memory.kmem.tcp.limit_in_bytes").touch()
+    tcp_memory = tmp_path / "tcp_mem"
+    tcp_memory.write_text("1000\t2000\t3000\n")
+    monkeypatch.setattr(cgroups, "_TCP_MEMORY", tcp_memory)
+    group = Hierarchies([tmp_path / "memory"]).group("attempt")
+    group.create(cpus=1, memory_bytes=1 << 30, processes_max=7)
+    limit = tmp_path / "memory" / "sandbox" / "memory.kmem.tcp.limit_in_bytes"
+    assert limit.read_text() == str(1000 * os.sysconf("SC_PAGE_SIZE"))
+    assert (limit.parent / "attempt" / limit.name).read_text() == str(128 << 20)
+    assert group.limits() == {"sockets"}
+
+
+def test_version_1_tells_what_sockets_hold_and_keeps_the_bound_itself(tmp_path: Path):
+    (tmp_path / "memory.kmem.tcp.usage_in_bytes").write_text("8192\n")
+    assert ControlGroup([tmp_path]).socket_use(3, 1 << 30) == SocketUse(3, 8192, None)
 
 
 def test_version_1_tells_memory_deaths_and_figures(tmp_path: Path):

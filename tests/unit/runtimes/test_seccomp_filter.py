@@ -2,6 +2,7 @@
 
 import errno
 import struct
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -19,26 +20,40 @@ PERSONALITY = {"x86_64": 135, "aarch64": 92}
 PTRACE = {"x86_64": 101, "aarch64": 117}
 READ = {"x86_64": 0, "aarch64": 63}
 EXECVE = {"x86_64": 59, "aarch64": 221}
+SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
+SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
+SENDTO = {"x86_64": 44, "aarch64": 206}
+SENDMSG = {"x86_64": 46, "aarch64": 211}
+SENDMMSG = {"x86_64": 307, "aarch64": 269}
+SPLICE = {"x86_64": 275, "aarch64": 76}
+MMAP = {"x86_64": 9, "aarch64": 222}
+MEMFD_CREATE = {"x86_64": 319, "aarch64": 279}
+SHMGET = {"x86_64": 29, "aarch64": 194}
+IGNORED = 0
+"""The call succeeds and does nothing."""
 IO_SETUP = {"x86_64": 206, "aarch64": 0}
 IO_DESTROY = {"x86_64": 207, "aarch64": 1}
+Assemble = Callable[[str], bytes]
 machines = pytest.mark.parametrize("machine", seccomp.ARCHITECTURES)
 
 
-def judge(machine: str, number: int, *arguments: int, audit: int | None = None) -> int:
-    """What the kernel would do: ALLOW, KILL or an errno."""
+def judge(machine: str, number: int, *arguments: int, audit: int | None = None, code: bytes | None = None) -> int:
+    """What the kernel would do: ALLOW, KILL, an errno or IGNORED. code: another filter than the one of sandboxes."""
     given = [*arguments, 0, 0, 0, 0, 0, 0][:6]
     data = struct.pack("=IIQ6Q", number & 0xFFFFFFFF, AUDIT[machine] if audit is None else audit, 0, *given)
-    program = list(struct.iter_unpack("=HBBI", seccomp.assemble_filter(machine)))
+    program = list(struct.iter_unpack("=HBBI", seccomp.assemble_filter(machine) if code is None else code))
     accumulator, at = 0, 0
     while True:
-        code, when_true, when_false, value = program[at]
+        operation, when_true, when_false, value = program[at]
         at += 1
-        if code == 0x20:
+        if operation == 0x20:
             (accumulator,) = struct.unpack_from("=I", data, value)
-        elif code == 0x06:
+        elif operation == 0x54:
+            accumulator &= value
+        elif operation == 0x06:
             return value & 0xFFFF if value >> 16 == 5 else value
         else:
-            holds = {0x15: accumulator == value, 0x25: accumulator > value, 0x45: bool(accumulator & value)}[code]
+            holds = {0x15: accumulator == value, 0x25: accumulator > value, 0x45: bool(accumulator & value)}[operation]
             at += when_true if holds else when_false
 
 
@@ -56,7 +71,7 @@ def test_another_processors_calls_kill(machine: str):
 
 
 @machines
-@pytest.mark.parametrize("number", [425, 426, 427, 435, 463, 500, 0x40000000, 0x40000000 + 59, 0xFFFFFFFF])
+@pytest.mark.parametrize("number", [425, 426, 427, 435, 447, 463, 500, 0x40000000, 0x40000000 + 59, 0xFFFFFFFF])
 def test_what_has_another_way_or_is_unknown_does_not_exist(machine: str, number: int):
     assert judge(machine, number) == errno.ENOSYS
 
@@ -80,10 +95,10 @@ def test_denied_calls_are_refused(machine: str):
 @given(number=st.integers(0, 462))
 def test_every_known_call_is_either_allowed_or_in_a_table(machine: str, number: int):
     architecture = seccomp.ARCHITECTURES[machine]
-    absent = {425, 426, 427, 435, IO_SETUP[machine]}
+    absent = {425, 426, 427, 435, 447, IO_SETUP[machine]}
     refused = {*architecture.denied.values(), *range(428, 434), 438, 442, 443, 450, *absent}
-    harmless = {architecture.socket: 1}.get(number, 0)
-    assert (judge(machine, number, harmless) == ALLOW) == (number not in refused)
+    harmless = {architecture.socket: (1,), architecture.socketpair: (1,), architecture.setsockopt: (3, 1, 2)}
+    assert (judge(machine, number, *harmless.get(number, (0,))) == ALLOW) == (number not in refused)
 
 
 @machines
@@ -102,12 +117,114 @@ def test_threads_and_processes_can_be_made(machine: str):
 
 
 @machines
-def test_socket_families(machine: str):
-    passed = {family for family in range(64) if judge(machine, SOCKET[machine], family, 1, 0) == ALLOW}
-    assert passed == {1, 2, 10, 16}
-    assert judge(machine, SOCKET[machine], 16, 3, 12) == errno.EPROTONOSUPPORT
-    assert judge(machine, SOCKET[machine], 2, 1, 6) == ALLOW
-    assert judge(machine, SOCKET[machine], 17, 3, 0) == errno.EAFNOSUPPORT
+@pytest.mark.parametrize("call", [SOCKET, SOCKETPAIR], ids=["socket", "socketpair"])
+def test_sockets_are_of_four_families_and_of_ordinary_types_and_protocols(machine: str, call: dict[str, int]):
+    number = call[machine]
+    assert {family for family in range(64) if judge(machine, number, family, 1, 0) == ALLOW} == {1, 2, 10, 16}
+    assert judge(machine, number, 17, 3, 0) == errno.EAFNOSUPPORT
+    for family in (2, 10):
+        kinds = {kind for kind in range(16) if judge(machine, number, family, kind, 0) == ALLOW}
+        assert kinds == {1, 2}
+        protocols = {one for one in range(300) if judge(machine, number, family, 1, one) == ALLOW}
+        assert protocols == {0, 6, 17}
+        assert judge(machine, number, family, 10, 0) == errno.EPERM  # SOCK_PACKET
+        assert judge(machine, number, family, 1 | 0x80000 | 0x800, 6) == ALLOW  # SOCK_CLOEXEC, SOCK_NONBLOCK
+        assert judge(machine, number, family, 10 | 0x80000, 0) == errno.EPERM
+    assert judge(machine, number, 1, 5, 1) == ALLOW
+    assert judge(machine, number, 16, 3, 0) == ALLOW
+    assert judge(machine, number, 16, 3, 12) == errno.EPROTONOSUPPORT
+
+
+FILTERS_OF_OPTIONS = {"sandbox": seccomp.assemble_filter, "shared": seccomp.assemble_socket_filter}
+both_filters = pytest.mark.parametrize("assemble", FILTERS_OF_OPTIONS.values(), ids=FILTERS_OF_OPTIONS)
+
+
+@machines
+@both_filters
+@pytest.mark.parametrize(
+    ("level", "option"),
+    # SO_REUSEADDR, SO_SNDBUF, SO_KEEPALIVE, SO_LINGER, SO_REUSEPORT, SO_RCVTIMEO, SO_RCVTIMEO_NEW; IP_TTL,
+    # IP_MTU_DISCOVER; TCP_NODELAY, TCP_CORK, TCP_USER_TIMEOUT; UDP_SEGMENT, UDP_GRO; IPV6_V6ONLY, IPV6_RECVPKTINFO
+    [(1, 2), (1, 7), (1, 9), (1, 13), (1, 15), (1, 20), (1, 66), (0, 2), (0, 10), (6, 1), (6, 3), (6, 18),
+     (17, 103), (17, 104), (41, 26), (41, 49), (270, 11)],
+)  # fmt: skip
+def test_ordinary_options_of_sockets_can_be_set(machine: str, assemble: Assemble, level: int, option: int):
+    assert judge(machine, SETSOCKOPT[machine], 3, level, option, code=assemble(machine)) == ALLOW
+
+
+@machines
+@both_filters
+@pytest.mark.parametrize(
+    ("level", "option"),
+    # SO_RCVLOWAT, SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_LOCK_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF, -_EBPF,
+    # SO_RESERVE_MEM; IP_OPTIONS, IP_IPSEC_POLICY, IP_ADD_SOURCE_MEMBERSHIP, IP_MSFILTER, MCAST_JOIN_SOURCE_GROUP, and
+    # the tables of iptables; TCP_MD5SIG, TCP_ULP, TCP_REPAIR, TCP_FASTOPEN_KEY; UDP_CORK, UDP_ENCAP; IPV6_ADDRFORM,
+    # IPV6_JOIN_GROUP, IPV6_JOIN_ANYCAST, IPV6_FLOWLABEL_MGR, IPV6_HOPOPTS; unknown levels
+    [(1, 18), (1, 26), (1, 27), (1, 44), (1, 50), (1, 51), (1, 52), (1, 73), (0, 4), (0, 16), (0, 39), (0, 41), (0, 46),
+     (0, 64), (6, 14), (6, 31), (6, 19), (6, 33), (17, 1), (17, 100), (41, 1), (41, 20), (41, 27), (41, 32), (41, 54),
+     (132, 0), (255, 1), (263, 1), (279, 1), (284, 1)],
+)  # fmt: skip
+def test_no_other_option_of_a_socket_is_there(machine: str, assemble: Assemble, level: int, option: int):
+    assert judge(machine, SETSOCKOPT[machine], 3, level, option, code=assemble(machine)) == errno.ENOPROTOOPT
+
+
+@machines
+@both_filters
+def test_the_size_of_a_receive_buffer_is_accepted_and_stays(machine: str, assemble: Assemble):
+    assert judge(machine, SETSOCKOPT[machine], 3, 1, 8, code=assemble(machine)) == IGNORED
+    assert judge(machine, SETSOCKOPT[machine], 3, 6, 8, code=assemble(machine)) == ALLOW  # TCP_LINGER2
+
+
+@machines
+@both_filters
+def test_no_datagram_is_held_back(machine: str, assemble: Assemble):
+    code = assemble(machine)
+    more, fast = 0x8000, 0x20000000
+    for flags, answer in ((0, ALLOW), (0x4000, ALLOW), (fast, ALLOW), (more, errno.EOPNOTSUPP), (more | 0x40, 95)):
+        assert judge(machine, SENDTO[machine], 3, 0, 9, flags, code=code) == answer
+        assert judge(machine, SENDMSG[machine], 3, 0, flags, code=code) == answer
+        assert judge(machine, SENDMMSG[machine], 3, 0, 9, flags, code=code) == answer
+    assert judge(machine, SPLICE[machine], 3, 0, 4, 0, 9, 1, code=code) == ALLOW
+    assert judge(machine, SPLICE[machine], 3, 0, 4, 0, 9, 5, code=code) == errno.EINVAL
+
+
+@machines
+def test_the_shared_filter_judges_nothing_else(machine: str):
+    code = seccomp.assemble_socket_filter(machine)
+    for number in (*seccomp.ARCHITECTURES[machine].denied.values(), SOCKET[machine], MMAP[machine], CLONE[machine]):
+        assert judge(machine, number, 0x7FFFFFFF, 17, 17, 0x7FFF7FFF, code=code) == ALLOW
+
+
+@machines
+def test_no_huge_pages(machine: str):
+    assert judge(machine, MMAP[machine], 0, 4096, 3, 0x22) == ALLOW
+    assert judge(machine, MMAP[machine], 0, 4096, 3, 0x22 | 0x40000) == errno.ENOMEM
+    assert judge(machine, MMAP[machine], 0, 4096, 3, 0x22 | 0x40000 | 21 << 26) == errno.ENOMEM
+    assert judge(machine, MEMFD_CREATE[machine], 1, 3) == ALLOW
+    assert judge(machine, MEMFD_CREATE[machine], 1, 4) == errno.ENOMEM
+    assert judge(machine, SHMGET[machine], 0, 4096, 0o1600) == ALLOW
+    assert judge(machine, SHMGET[machine], 0, 4096, 0o1600 | 0o4000) == errno.ENOMEM
+
+
+@machines
+def test_no_request_to_a_network_device_loads_a_module(machine: str):
+    for request in (0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1, 0x89A2, 0x89A3):
+        assert judge(machine, IOCTL[machine], 3, request) == errno.EPERM
+    for request in (0x8912, 0x8913, 0x8927, 0x541B):  # SIOCGIFCONF, SIOCGIFFLAGS, SIOCGIFHWADDR, FIONREAD
+        assert judge(machine, IOCTL[machine], 3, request) == ALLOW
+
+
+@machines
+def test_the_filters_before_allow_everything_at_once_and_leave_room_for_small_ones(machine: str):
+    *before, last = seccomp.assemble_filters(machine)
+    assert last == seccomp.assemble_filter(machine)
+    assert len(before) == 2
+    for code in before:
+        assert next(struct.iter_unpack("=HBBI", code)) == (0x06, 0, 0, ALLOW)
+        assert len(code) // 8 <= 4096
+    # The kernel makes five instructions of a division, counts four for each filter, and takes 32768 in all.
+    used = sum(5 * (len(code) // 8 - 2) + 4 for code in before) + 3 * len(last) // 8
+    assert 1_000 < 32_768 - used < 4_000
 
 
 @machines

@@ -111,6 +111,7 @@ class _Run:
                 self._tell_metrics,
                 self._watch_clock,
                 self._watch_disk,
+                self._watch_sockets,
                 self._watch_reports,
                 self._end_on_wish,
             ):
@@ -276,6 +277,12 @@ class _Run:
     async def _watch_disk(self) -> None:
         """A disk without a bound of its own ends the agent once it is full or past looking at, without any grace."""
         failure = await self._shortages.watch_disk(self._clock)
+        self._fail(failure.code, failure.message)
+        await self._kill()
+
+    async def _watch_sockets(self) -> None:
+        """More sockets than one sandbox may have end the agent, without any grace."""
+        failure = await self._shortages.watch_sockets(self._sandbox)
         self._fail(failure.code, failure.message)
         await self._kill()
 

@@ -4,13 +4,12 @@ Everything but the command's own argv goes through a file in memory, so that no 
 an argument list.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from sandbox.contracts.inside import UID
 from sandbox.contracts.runtime import Command, SandboxSpec
-from sandbox.runtimes import bwrap, launch, launcher, seccomp
+from sandbox.runtimes import bwrap, launch, launcher
 from sandbox.runtimes.image import Root, describe_root
 from sandbox.runtimes.payload import Payload, refuse_nul
 from sandbox.runtimes.places import PLACES
@@ -42,12 +41,11 @@ def build_payload(program: str, spec: SandboxSpec, command: Command, status: int
 
 
 def _arguments(payload: Payload, spec: SandboxSpec, command: Command, status: str) -> Iterator[str]:
-    machine = os.uname().machine
-    filter_number = payload.place(launch.write_memory("filter", seccomp.assemble_filter(machine)))
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     yield from ("--disable-userns", "--uid", str(UID), "--gid", str(UID), "--hostname", spec.attempt_id)
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
-    yield from ("--json-status-fd", status, "--seccomp", filter_number)
+    yield from ("--json-status-fd", status)
+    yield from bwrap.filter_arguments(payload)
     root = describe_root(spec)
     yield from _root(root)
     yield from _system(spec)
@@ -77,9 +75,9 @@ def _root(root: Root) -> Iterator[str]:
 
 def _system(spec: SandboxSpec) -> Iterator[str]:
     # A uid of 0 could write /proc/sys even without capabilities; ours is never 0, so this is the second lock.
-    yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
+    yield from bwrap.PROC
     # pid 1 is bubblewrap, of the agent's uid: whoever can write its memory can forge the command's exit code.
-    yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
+    yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", *bwrap.READ_ONLY_PROC)
     yield from (*bwrap.DEVICES, "--size", str(spec.memory_bytes // 2), "--perms", "1777", "--tmpfs", "/dev/shm")  # noqa: S108
 
 

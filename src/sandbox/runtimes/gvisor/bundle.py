@@ -12,7 +12,7 @@ import msgspec
 
 from sandbox.contracts.inside import UID
 from sandbox.contracts.runtime import Command, SandboxSpec
-from sandbox.runtimes import launcher
+from sandbox.runtimes import launcher, process_limits
 from sandbox.runtimes.image import Root, describe_root
 from sandbox.runtimes.payload import refuse_nul
 from sandbox.runtimes.places import PLACES
@@ -95,7 +95,7 @@ def _limits(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
     for name, soft, hard in (
         ("NPROC", spec.processes_max, spec.processes_max),
         ("CORE", 0, 0),
-        ("NOFILE", launcher.OPEN_FILES_SOFT_MAX, launcher.OPEN_FILES_MAX),
+        ("NOFILE", process_limits.OPEN_FILES_SOFT_MAX, process_limits.OPEN_FILES_MAX),
     ):
         yield {"type": f"RLIMIT_{name}", "soft": soft, "hard": hard}
 

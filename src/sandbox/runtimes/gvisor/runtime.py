@@ -1,9 +1,11 @@
 """The `Runtime` that makes sandboxes with runsc."""
 
+import os
 from pathlib import Path
 
 from sandbox.contracts.runtime import Listeners, Probe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.runtimes import seccomp
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.gvisor.bundle import lay_out
 from sandbox.runtimes.gvisor.probe import NAME, TIER, find_program, probe_by_trying
@@ -50,7 +52,7 @@ class GvisorKind:
             places,
             agent_uid=files_uid,
             tree=lay_out(spec),
-            are_files_bounded=False,
+            shared_filter=seccomp.assemble_socket_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
 

@@ -13,7 +13,7 @@ import msgspec
 
 from sandbox.contracts.inside import MODEL_PORT, PROXY_PORT, UID
 from sandbox.contracts.runtime import SandboxSpec
-from sandbox.runtimes import bwrap, image, launch, launcher, seccomp
+from sandbox.runtimes import bwrap, image, launch, launcher, process_limits, seccomp
 from sandbox.runtimes.payload import Payload, refuse_nul
 from sandbox.runtimes.places import PLACES
 from sandbox.runtimes.qemu import init, machine
@@ -93,9 +93,10 @@ def _arguments(payload: Payload, plan: Plan, status: str) -> Iterator[str]:
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     yield from ("--disable-userns", "--uid", str(UID), "--gid", str(UID), "--hostname", plan.spec.attempt_id)
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
-    yield from ("--json-status-fd", status, "--seccomp", payload.place(launch.write_memory("filter", filter_)))
+    yield from ("--json-status-fd", status)
+    yield from bwrap.filter_arguments(payload)
     yield from _host_programs(plan, "")
-    yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", *bwrap.DEVICES)
+    yield from (*bwrap.PROC, *bwrap.READ_ONLY_PROC, *bwrap.DEVICES)
     yield from ("--ro-bind", f"{launcher.STAGE}/kernel", machine.KERNEL)
     yield from _tools(payload, plan, filter_)
     yield from _inside(payload, plan)
@@ -141,7 +142,7 @@ def _settings(plan: Plan) -> bytes:
     spec = plan.spec
     numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
     ports = f"{MODEL_PORT},{PROXY_PORT}"
-    files = (machine.files_kept(), launcher.OPEN_FILES_SOFT_MAX, launcher.OPEN_FILES_MAX)
+    files = (machine.files_kept(), process_limits.OPEN_FILES_SOFT_MAX, process_limits.OPEN_FILES_MAX)
     words = (spec.attempt_id, *map(str, numbers), ports, *map(str, files), *plan.hidden.values())
     return "\0".join(words).encode(errors="surrogateescape")
 

@@ -1,5 +1,6 @@
 """The `Runtime` that makes sandboxes in guests of QEMU's."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from stat import S_IROTH
@@ -8,6 +9,7 @@ from msgspec.structs import replace
 
 from sandbox.contracts.runtime import Listeners, Probe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.runtimes import seccomp
 from sandbox.runtimes.bwrap import need_program
 from sandbox.runtimes.cgroups import ControlGroup
 from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
@@ -60,7 +62,7 @@ class QemuKind:
             kernel_uid,
             cage.staged_paths(plan),
             tree=cage.staged_programs(plan),
-            are_files_bounded=False,
+            shared_filter=seccomp.assemble_socket_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
 

@@ -1,0 +1,44 @@
+"""What every program of a sandbox inherits. The programs of this folder that start one import it, and little else."""
+
+import resource
+
+_signal = __import__("_signal")  # built in, and unknown to type checkers
+
+OPEN_FILES_SOFT_MAX = 4096
+OPEN_FILES_MAX = 16384
+"""Open in one process: what it begins with, and what it may ask for. All together the machine has fs.file-max."""
+
+SIGNALS_MAX = 8192
+MESSAGE_QUEUE_BYTES_MAX = 819200
+"""Timers and queued signals, and bytes in POSIX message queues: of a sandbox as root, else of all of the user's."""
+
+
+def settle(*, are_files_bounded: bool) -> None:
+    """What the command inherits: no core dumps, the first to go when the host is out of memory, plain signals.
+
+    One byte and not none, because a core_pattern with a pipe takes no notice of none.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    if are_files_bounded:
+        bound_open_files()
+    for kind, most in ((resource.RLIMIT_SIGPENDING, SIGNALS_MAX), (resource.RLIMIT_MSGQUEUE, MESSAGE_QUEUE_BYTES_MAX)):
+        lower_limit(kind, most)
+    with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+        file.write("500")
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)
+
+
+def bound_open_files() -> None:
+    """For this process and all that come of it. Where less may be asked for already, that stays."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, OPEN_FILES_SOFT_MAX), most))
+
+
+def lower_limit(kind: int, most: int) -> None:
+    """Where less may be asked for already, that stays."""
+    _, hard = resource.getrlimit(kind)
+    bound = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    resource.setrlimit(kind, (bound, bound))
