@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_life import MEBIBYTE, Ended, has_own_kernel, living, read_until, run_in, run_python
-from sandbox.contracts.runtime import Command, Runtime, SocketUse
+from sandbox.contracts.runtime import Command, KernelUse, Runtime
 from sandbox.runtimes.cgroups import socket_buffer_bytes
 
 MEMORY_BYTES = 512 * MEBIBYTE
@@ -48,15 +48,15 @@ def told(runtime: Runtime, disk: Path, source: str) -> list[str]:
     return ended.output.splitlines()
 
 
-def held_at_most(runtime: Runtime, disk: Path, source: str) -> tuple[SocketUse, Ended]:
+def held_at_most(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUse, Ended]:
     """What the host's kernel counts for the sandbox once the program has said `held`, and its whole story."""
 
-    async def story() -> tuple[SocketUse, Ended]:
+    async def story() -> tuple[KernelUse, Ended]:
         async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             said = await read_until(output, b"held")
-            use = await sandbox.socket_use()
+            use = await sandbox.kernel_use()
             await sandbox.kill()
             await sandbox.wait()
             return use, Ended(None, said.decode(), (await errors.read()).decode())
@@ -162,8 +162,104 @@ def test_connections_that_were_reset_before_anybody_accepted_them_count(runtime:
     if runtime.name == "qemu":
         pytest.skip("its sockets are in its own memory")
     use, ended = held_at_most(runtime, disk, _CLOSED_AND_NEVER_ACCEPTED)
-    assert use.count is not None, ended
-    assert 1000 <= use.count < 1100
+    assert use.sockets is not None, ended
+    assert 1000 <= use.sockets < 1100
+
+
+_NETLINK_NEVER_READ = """
+request, held = struct.pack("=IHHIIBxHiII", 32, 18, 1, 1, 0, 0, 0, 1, 0, 0), []
+for _ in range(200):
+    one = socket.socket(16, 3, 0); one.setblocking(False); held.append(one)
+    try:
+        for _ in range(300): one.send(request)
+    except OSError: pass
+tell("held"); time.sleep(600)
+"""
+
+
+def test_answers_that_nobody_reads_in_netlink_sockets_count(runtime: Runtime, disk: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("its netlink is its own kernel's")
+    use, ended = held_at_most(runtime, disk, _NETLINK_NEVER_READ)
+    assert use.netlink_bytes is not None, ended
+    assert use.netlink_bytes > 20 * MEBIBYTE
+    assert "netlink" in use.excess()
+
+
+_MANY_LOCKS = """
+import fcntl
+files = [open(f"/dev/shm/{number}", "w") for number in range(20)]
+for file in files:
+    for place in range(450): fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * place)
+tell("held"); time.sleep(600)
+"""
+
+
+def test_locks_on_files_count(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    if has_own_kernel(runtime):
+        pytest.skip("its locks are its own kernel's")
+    if "memory" not in limits:
+        pytest.skip("no control group tells which processes are the sandbox's")
+    use, ended = held_at_most(runtime, disk, _MANY_LOCKS)
+    assert use.file_locks is not None, ended
+    assert use.file_locks > 8192
+    assert "locks on files" in use.excess()
+
+
+_ORDINARY_USE = """
+import fcntl
+files = [open(f"/dev/shm/{number}", "w") for number in range(20)]
+for file in files: fcntl.lockf(file, fcntl.LOCK_EX, 1, 0)
+held = [socket.if_nameindex()] + [listener() for _ in range(200)]
+held += [socket.create_connection(one.getsockname()) for one in held[1:]]
+tell("held"); time.sleep(600)
+"""
+
+
+def test_what_ordinary_programs_have_is_within_all_bounds(runtime: Runtime, disk: Path):
+    use, ended = held_at_most(runtime, disk, _ORDINARY_USE)
+    assert "held" in ended.output, ended
+    assert use.excess() == ""
+
+
+_ERRORS_NEVER_READ = """
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+one.setsockopt(socket.IPPROTO_IP, 11, 1)
+for _ in range(20):
+    try: one.sendto(bytes(500), ("127.0.0.1", 9))
+    except OSError: pass
+one.setblocking(False)
+tell(attempt(lambda: str(one.recvmsg(1000, 1000, 0x2000))))
+name = socket.getaddrinfo("localhost", 80)[0][4][0]
+tell(name)
+"""
+
+
+def test_errors_of_a_socket_are_not_queued_and_names_are_found(runtime: Runtime, disk: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("its errors are its own kernel's")
+    assert told(runtime, disk, _ERRORS_NEVER_READ) in (["EAGAIN", "127.0.0.1"], ["EAGAIN", "::1"])
+
+
+_WAITING = """
+import select
+reads, writes = os.pipe(); os.write(writes, b"x")
+many = (ctypes.c_int * 2 * 5000)(*((reads, 1),) * 5000)
+poll, select_ = {"x86_64": (7, 23), "aarch64": (None, None)}[os.uname().machine]
+if poll:
+    tell(attempt(lambda: str(system_call(poll, many, 5000, 0))), system_call(poll, many, 4000, 0))
+    tell(attempt(lambda: str(system_call(select_, 5000, None, None, None, many))))
+waiting = select.epoll()
+copies = [os.dup(reads) for _ in range(5000)]
+for one in copies: waiting.register(one, select.EPOLLIN)
+tell(len(waiting.poll(0, 6000)))
+"""
+
+
+def test_thousands_of_files_are_waited_for_by_epoll_only(runtime: Runtime, disk: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("its waiting is its own kernel's")
+    assert told(runtime, disk, _WAITING) == ["EINVAL 4000", "EINVAL", "5000"]
 
 
 # What the kernel holds for one socket

@@ -9,7 +9,7 @@ from doubles.manifests import manifest
 from sandbox.contracts.agent import AgentBegan, AgentStart, Outcome, ToolEnded, ToolStarted
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.recorder import Recorder, read_records, read_task
-from sandbox.contracts.runtime import Command, Exit, SandboxHandle, SocketUse, Stats
+from sandbox.contracts.runtime import Command, Exit, KernelUse, SandboxHandle, Stats
 from sandbox.contracts.workspace import Patch
 from sandbox.disks.plain import PlainDisks
 from sandbox.disks.removal import remove
@@ -62,7 +62,7 @@ class Script:
     redact: Callable[[str], str] = str
     start_failure: Failure | None = None
     has_session: bool = True
-    socket_use: SocketUse = field(default_factory=SocketUse)
+    kernel_use: KernelUse = field(default_factory=KernelUse)
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
     taken_back: list = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
@@ -109,8 +109,8 @@ class ScriptedSandbox:
     async def stats(self):
         return Stats(cpu_seconds=1.0, memory_bytes=4096, processes=2)
 
-    async def socket_use(self):
-        return self._script.socket_use
+    async def kernel_use(self):
+        return self._script.kernel_use
 
 
 class ScriptedTerminal:

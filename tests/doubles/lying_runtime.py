@@ -13,11 +13,11 @@ from sandbox.contracts.runtime import (
     Command,
     ConfinementSpec,
     Exit,
+    KernelUse,
     Listeners,
     Probe,
     SandboxHandle,
     SandboxSpec,
-    SocketUse,
     Stats,
     Terminal,
     TerminalSize,
@@ -85,8 +85,8 @@ class LyingSandbox:
     async def stats(self) -> Stats:
         return Stats(None, None, None)
 
-    async def socket_use(self) -> SocketUse:
-        return SocketUse()
+    async def kernel_use(self) -> KernelUse:
+        return KernelUse()
 
     def _end(self, code: int | None) -> None:
         if not self._exit.done():

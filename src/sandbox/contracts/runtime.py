@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from sandbox.contracts.confinement import Confinement
+from sandbox.model.limits import FILE_LOCKS_MAX, NETLINK_BYTES_MAX, SOCKETS_MAX
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -116,16 +117,36 @@ class Stats(msgspec.Struct, frozen=True):
     forks_refused: int = 0
 
 
-class SocketUse(msgspec.Struct, frozen=True):
-    """The sockets of a sandbox now; None where the machine does not count them.
+class KernelUse(msgspec.Struct, frozen=True):
+    """What the host's kernel holds for a sandbox beyond its memory; None where the machine does not count it.
 
-    count: of all kinds and states. buffer_bytes: what TCP and UDP sockets hold, as far as the kernel counts it for the
-    sandbox; buffer_bytes_max: where the machine has no bound for it, the one that somebody else must keep.
+    sockets: of all kinds and states. buffer_bytes: in TCP and UDP sockets; buffer_bytes_max: the bound on that where
+    the kernel keeps none. netlink_bytes: what waits in netlink sockets. file_locks: those of POSIX.
     """
 
-    count: int | None = None
+    sockets: int | None = None
     buffer_bytes: int | None = None
     buffer_bytes_max: int | None = None
+    netlink_bytes: int | None = None
+    file_locks: int | None = None
+
+    def excess(self) -> str:
+        """Why the sandbox must end, for people; empty while all is within bounds."""
+        if self.sockets is not None and self.sockets > SOCKETS_MAX:
+            return (
+                f"The sandbox had {self.sockets} sockets, and {SOCKETS_MAX} is the most; close connections, and accept "
+                "those that come in."
+            )
+        if self.buffer_bytes and self.buffer_bytes_max is not None and self.buffer_bytes > self.buffer_bytes_max:
+            return (
+                f"The sandbox's sockets held {self.buffer_bytes >> 20} MiB in their buffers, and "
+                f"{self.buffer_bytes_max >> 20} MiB is the most for its vm.memory; read what arrives, or raise it."
+            )
+        if self.netlink_bytes is not None and self.netlink_bytes > NETLINK_BYTES_MAX:
+            return f"The sandbox left {self.netlink_bytes >> 20} MiB of answers unread in netlink sockets; read them."
+        if self.file_locks is not None and self.file_locks > FILE_LOCKS_MAX:
+            return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release those that are not needed."
+        return ""
 
 
 class Listeners(msgspec.Struct, frozen=True):
@@ -227,8 +248,8 @@ class Sandbox(Protocol):
         """What it uses now."""
         ...
 
-    async def socket_use(self) -> SocketUse:
-        """The sockets that the host's kernel has for it. Cheap enough to be called several times a second."""
+    async def kernel_use(self) -> KernelUse:
+        """What the host's kernel holds for it. Cheap enough to be called several times a second."""
         ...
 
 

@@ -65,11 +65,17 @@ DISK_CHECK_SECONDS_MAX = 60.0
 DISK_CHECKS_MISSED_MAX = 3
 """Looks in a row that fail at a disk that has no bound of its own; then the attempt ends with `sandbox_lost`."""
 
-SOCKET_CHECK_SECONDS = 0.5
-"""How often a sandbox's sockets are counted."""
+KERNEL_USE_CHECK_SECONDS = 0.5
+"""How often it is counted what the kernel holds for a sandbox and charges to no control group."""
 
 SOCKETS_MAX = 8192
 """In one sandbox, of all kinds, unaccepted connections included, whose memory no control group is charged for."""
+
+NETLINK_BYTES_MAX = 16 * 1024 * 1024
+"""Unread in the netlink sockets of one sandbox."""
+
+FILE_LOCKS_MAX = 8192
+"""POSIX locks of one sandbox."""
 
 SOCKET_BUFFER_BYTES_MIN = 16 * 1024 * 1024
 SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024

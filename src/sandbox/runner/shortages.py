@@ -7,16 +7,15 @@ from sandbox.contracts.agent import Outcome
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.disks import Disks, DiskUse
 from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.runtime import Sandbox, SocketUse, Stats
+from sandbox.contracts.runtime import Sandbox, Stats
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import Event, Trouble
 from sandbox.model.limits import (
     DISK_CHECK_SECONDS,
     DISK_CHECK_SECONDS_MAX,
     DISK_CHECKS_MISSED_MAX,
+    KERNEL_USE_CHECK_SECONDS,
     SANDBOX_PROCESSES_MAX,
-    SOCKET_CHECK_SECONDS,
-    SOCKETS_MAX,
 )
 from sandbox.model.manifest import Vm
 
@@ -62,13 +61,13 @@ class Shortages:
                     return Failure(FailureCode.DISK_FULL, self.disk_full_message)
             await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
 
-    async def watch_sockets(self, sandbox: Sandbox) -> Failure:
+    async def watch_kernel_use(self, sandbox: Sandbox) -> Failure:
         """Count again and again; returns why the sandbox must end. The kernel keeps no bound of these for one."""
         while True:
-            excess = _excess_of_sockets(await sandbox.socket_use())
+            excess = (await sandbox.kernel_use()).excess()
             if excess:
                 return Failure(FailureCode.OUT_OF_MEMORY, excess)
-            await asyncio.sleep(SOCKET_CHECK_SECONDS)
+            await asyncio.sleep(KERNEL_USE_CHECK_SECONDS)
 
     async def look_at_disk(self) -> str:
         """Take the figures of the disk now; those that cannot be had stay as they were, and why is given."""
@@ -108,17 +107,3 @@ class Shortages:
         if code not in self._told:
             self._told[code] = message
             self._record(Trouble(code, message))
-
-
-def _excess_of_sockets(use: SocketUse) -> str:
-    if use.count is not None and use.count > SOCKETS_MAX:
-        return (
-            f"The sandbox had {use.count} sockets, and {SOCKETS_MAX} is the most; close connections, and accept those "
-            "that come in."
-        )
-    if use.buffer_bytes and use.buffer_bytes_max is not None and use.buffer_bytes > use.buffer_bytes_max:
-        return (
-            f"The sandbox's sockets held {use.buffer_bytes >> 20} MiB in their buffers, and "
-            f"{use.buffer_bytes_max >> 20} MiB is the most for its vm.memory; read what arrives, or raise vm.memory."
-        )
-    return ""

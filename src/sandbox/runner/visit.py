@@ -101,7 +101,7 @@ class Visit(msgspec.Struct, frozen=True):
         ended = asyncio.create_task(sandbox.wait())
         deserted = asyncio.create_task(terminals.deserted(VISIT_IDLE_SECONDS))
         out_of_room = asyncio.create_task(shortages.watch_disk(equipment.clock))
-        too_many_sockets = asyncio.create_task(shortages.watch_sockets(sandbox))
+        too_many_sockets = asyncio.create_task(shortages.watch_kernel_use(sandbox))
         tasks = (ended, deserted, out_of_room, too_many_sockets)
         try:
             await asyncio.wait(tasks, timeout=VISIT_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)

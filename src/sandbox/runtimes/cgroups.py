@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.contracts.runtime import SocketUse, Stats
+from sandbox.contracts.runtime import KernelUse, Stats
 from sandbox.model.limits import SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
-from sandbox.runtimes import processes
+from sandbox.runtimes import kernel_use, processes
 
 PARENT = "sandbox"
 """The directory that all attempts' groups are in."""
@@ -108,14 +108,22 @@ class ControlGroup(msgspec.Struct, frozen=True):
             forks_refused=self._number("pids.events", "max") or 0,
         )
 
-    def socket_use(self, count: int | None, memory_bytes: int) -> SocketUse:
-        """With `count` from elsewhere. Version 1 bounds the buffers itself; version 2 counts them as memory.
+    def kernel_use(self, pid: int, memory_bytes: int) -> KernelUse:
+        """Of the group, and of the network namespace of a process in it. Reads files of the kernel.
 
-        memory_bytes: what the group was made with.
+        Version 1 bounds buffers of sockets itself, version 2 counts them as memory. memory_bytes: what the group was
+        made with.
         """
+        buffers, buffers_max = self._number(f"{_SOCKETS_V1}.usage_in_bytes"), None
         if self._is_unified:
-            return SocketUse(count, self._number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes))
-        return SocketUse(count, self._number(f"{_SOCKETS_V1}.usage_in_bytes"))
+            buffers, buffers_max = self._number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
+        return KernelUse(
+            sockets=kernel_use.count_sockets(pid),
+            buffer_bytes=buffers,
+            buffer_bytes_max=buffers_max,
+            netlink_bytes=kernel_use.count_netlink_bytes(pid),
+            file_locks=kernel_use.count_file_locks(self.process_ids) if self.directories else None,
+        )
 
     @property
     def _is_unified(self) -> bool:

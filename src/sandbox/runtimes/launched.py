@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import msgspec
 
-from sandbox.contracts.runtime import Command, Exit, Listeners, SandboxHandle, SandboxSpec, SocketUse
+from sandbox.contracts.runtime import Command, Exit, KernelUse, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.cgroups import ControlGroup
@@ -16,7 +16,6 @@ from sandbox.runtimes.join import JoinedTerminal
 from sandbox.runtimes.launch import Launch
 from sandbox.runtimes.output import read_from
 from sandbox.runtimes.payload import Payload
-from sandbox.runtimes.sockets import count_sockets
 
 FORCED = 128 + signal.SIGKILL
 
@@ -85,9 +84,9 @@ class LaunchedSandbox(ABC):
         """How the command ended, once nothing is left inside."""
         return await asyncio.shield(self._watch())
 
-    async def socket_use(self) -> SocketUse:
-        """Of the network namespace that the launcher made."""
-        return self._group.socket_use(count_sockets(self._launch.pid), self._spec.memory_bytes)
+    async def kernel_use(self) -> KernelUse:
+        """Of its control group, and of the network namespace that the launcher made."""
+        return self._group.kernel_use(self._launch.pid, self._spec.memory_bytes)
 
     async def close(self) -> None:
         """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""

@@ -32,8 +32,8 @@ TERMINALS_MAX = 256
 """Open in it at once; all together the machine has kernel.pty.max."""
 
 NETWORK_SETTINGS = {
-    "ipv4/tcp_rmem": "4096 32768 4194304",
-    "ipv4/tcp_wmem": "4096 16384 4194304",
+    "ipv4/tcp_rmem": "4096 32768 1048576",
+    "ipv4/tcp_wmem": "4096 16384 1048576",
     "ipv4/tcp_max_tw_buckets": "16384",
     "core/optmem_max": "20480",
 }

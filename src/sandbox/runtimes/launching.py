@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sandbox.contracts.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS, SOCKET_CHECK_SECONDS, SOCKETS_MAX
+from sandbox.model.limits import KERNEL_USE_CHECK_SECONDS, KILL_SECONDS
 from sandbox.runtimes import cgroups, ownership, processes
 from sandbox.runtimes.bwrap import need_program
 from sandbox.runtimes.cgroups import ControlGroup
@@ -20,7 +20,6 @@ from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUids
 from sandbox.runtimes.launch import Launch, mark_attempt, start_launcher
 from sandbox.runtimes.orphans import OrphanAdoption
 from sandbox.runtimes.places import give_places, make_places, take_places
-from sandbox.runtimes.sockets import count_sockets
 
 _POLL_SECONDS = 0.001
 _MARKER_PREFIX = mark_attempt("")
@@ -138,7 +137,7 @@ class LaunchedSandboxes:
             except OSError as error:
                 reason = f"Programs could not be confined: {error}. 'sandbox doctor' tells what to do."
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
-            watch = asyncio.create_task(_end_with_too_many_sockets(started))
+            watch = asyncio.create_task(_end_past_bounds(started, _group_of(handle), spec.memory_bytes))
             with listeners.proxy.dup() as door:
                 listeners.close()
                 yield ConfinedPrograms(handle.attempt_id, program, started, door, spec, _group_of(handle))
@@ -267,11 +266,11 @@ def _move_in(group: ControlGroup, launcher_pid: int, directories: Sequence[Path]
             ownership.give_tree(str(directory), uid)
 
 
-async def _end_with_too_many_sockets(launch: Launch) -> None:
+async def _end_past_bounds(launch: Launch, group: ControlGroup, memory_bytes: int) -> None:
     """For confined programs, which have no runner that watches them."""
     while True:
-        await asyncio.sleep(SOCKET_CHECK_SECONDS)
-        if (count_sockets(launch.pid) or 0) > SOCKETS_MAX:
+        await asyncio.sleep(KERNEL_USE_CHECK_SECONDS)
+        if group.kernel_use(launch.pid, memory_bytes).excess():
             launch.kill()
 
 

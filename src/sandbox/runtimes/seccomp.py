@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sandbox.runtimes import sockets
+from sandbox.runtimes import socket_rules
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _AND, _DIVIDE = 0x54, 0x3C
@@ -45,6 +45,12 @@ pages out of the kernel's direct map, which slows down the whole machine and kee
 _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
 """Huge pages are a pool of the whole machine, and the control group for memory does not count them."""
 
+_OFD_LOCKS = (36, 37, 38)
+"""F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, so that nobody can count them for a sandbox."""
+
+_WAITED_FILES_MAX = 4096
+"""In one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
+
 _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH = range(_ARGUMENTS, _ARGUMENTS + 48, 8)
 _INSTRUCTIONS_MAX = 4096
 _INSTRUCTIONS_PER_DIVISION = 5
@@ -70,6 +76,9 @@ class Architecture(msgspec.Struct, frozen=True):
     mmap: int
     memfd_create: int
     shmget: int
+    fcntl: int
+    polls: tuple[int, ...]
+    selects: tuple[int, ...]
     ioctl: int
     personality: int
     io_setup: int
@@ -78,7 +87,8 @@ class Architecture(msgspec.Struct, frozen=True):
 
 _X86_64 = Architecture(
     audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, sendto=44, sendmsg=46,
-    sendmmsg=307, splice=275, mmap=9, memfd_create=319, shmget=29, ioctl=16, personality=135, io_setup=206,
+    sendmmsg=307, splice=275, mmap=9, memfd_create=319, shmget=29, fcntl=72,
+    polls=(7, 271), selects=(23, 270), ioctl=16, personality=135, io_setup=206,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
         "_sysctl": 156, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165,
@@ -95,7 +105,8 @@ _X86_64 = Architecture(
 
 _AARCH64 = Architecture(
     audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, sendto=206, sendmsg=211,
-    sendmmsg=269, splice=76, mmap=222, memfd_create=279, shmget=194, ioctl=29, personality=92, io_setup=0,
+    sendmmsg=269, splice=76, mmap=222, memfd_create=279, shmget=194, fcntl=25,
+    polls=(73,), selects=(72,), ioctl=29, personality=92, io_setup=0,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
         "vhangup": 58, "quotactl": 60, "acct": 89, "kexec_load": 104, "init_module": 105, "delete_module": 106,
@@ -136,10 +147,13 @@ def assemble_filter(machine: str) -> bytes:
         *_when_flags(architecture.mmap, _FOURTH, _MAP_HUGETLB, errno.ENOMEM),
         *_when_flags(architecture.memfd_create, _SECOND, _MFD_HUGETLB, errno.ENOMEM),
         *_when_flags(architecture.shmget, _THIRD, _SHM_HUGETLB, errno.ENOMEM),
+        *_when_among(architecture.fcntl, _SECOND, _OFD_LOCKS, errno.EINVAL),
+        *(word for call in architecture.polls for word in _when_more(call, _SECOND, _WAITED_FILES_MAX, errno.EINVAL)),
+        *(word for call in architecture.selects for word in _when_more(call, _FIRST, _WAITED_FILES_MAX, errno.EINVAL)),
         *_when_socket(architecture.socket),
         *_when_socket(architecture.socketpair),
         *_socket_use(architecture),
-        *_when_request(architecture.ioctl),
+        *_when_among(architecture.ioctl, _SECOND, _REQUESTS, errno.EPERM),
         *_when_odd_personality(architecture.personality),
         _return(_ALLOW),
     ]
@@ -206,16 +220,25 @@ def _when_flags(call: int, argument: int, flags: int, error: int) -> list[bytes]
     return _only_for(call, [_load(argument), _instruction(_JUMP_SET, flags, 0, 1), _refuse(error)])
 
 
+def _when_more(call: int, argument: int, most: int, error: int) -> list[bytes]:
+    return _only_for(call, [_load(argument), _instruction(_JUMP_GREATER, most, 0, 1), _refuse(error)])
+
+
+def _when_among(call: int, argument: int, values: Sequence[int], error: int) -> list[bytes]:
+    return _only_for(call, [_load(argument), *_skip_unless_among(values, [_refuse(error)])])
+
+
 def _when_socket(call: int) -> list[bytes]:
-    """The families, types and protocols of `sockets`. Others reach code of the kernel that loads modules."""
+    """The families, types and protocols of `socket_rules`. Others reach code of the kernel that loads modules."""
+    only_route = [_load(_THIRD), *_unless_among((0,), errno.EPROTONOSUPPORT)]
     return _only_for(
         call,
         [
             _load(_FIRST),
-            *_unless_among(sockets.FAMILIES, errno.EAFNOSUPPORT),
-            *_skip_unless_among(sockets.INTERNET_FAMILIES, _internet_socket()),
+            *_unless_among(socket_rules.FAMILIES, errno.EAFNOSUPPORT),
+            *_skip_unless_among(socket_rules.INTERNET_FAMILIES, _internet_socket()),
             _load(_FIRST),
-            *_skip_unless_among((sockets.AF_NETLINK,), [_load(_THIRD), *_unless_among((0,), errno.EPROTONOSUPPORT)]),
+            *_skip_unless_among((socket_rules.AF_NETLINK,), only_route),
         ],
     )
 
@@ -223,33 +246,33 @@ def _when_socket(call: int) -> list[bytes]:
 def _internet_socket() -> list[bytes]:
     return [
         _load(_SECOND),
-        _instruction(_AND, sockets.TYPE_MASK),
-        *_unless_among(sockets.INTERNET_TYPES, errno.EPERM),
+        _instruction(_AND, socket_rules.TYPE_MASK),
+        *_unless_among(socket_rules.INTERNET_TYPES, errno.EPERM),
         _load(_THIRD),
-        *_unless_among(sockets.INTERNET_PROTOCOLS, errno.EPROTONOSUPPORT),
+        *_unless_among(socket_rules.INTERNET_PROTOCOLS, errno.EPROTONOSUPPORT),
     ]
 
 
 def _socket_use(architecture: Architecture) -> list[bytes]:
-    """Nothing that has the kernel hold memory for a socket that the control group does not count, see `sockets`."""
+    """Refuse what has the kernel hold memory that the control group does not count, see `socket_rules`."""
     return [
         *_when_option(architecture.setsockopt),
-        *_when_flags(architecture.sendto, _FOURTH, sockets.MSG_MORE, errno.EOPNOTSUPP),
-        *_when_flags(architecture.sendmsg, _THIRD, sockets.MSG_MORE, errno.EOPNOTSUPP),
-        *_when_flags(architecture.sendmmsg, _FOURTH, sockets.MSG_MORE, errno.EOPNOTSUPP),
-        *_when_flags(architecture.splice, _SIXTH, sockets.SPLICE_F_MORE, errno.EINVAL),
+        *_when_flags(architecture.sendto, _FOURTH, socket_rules.MSG_MORE, errno.EOPNOTSUPP),
+        *_when_flags(architecture.sendmsg, _THIRD, socket_rules.MSG_MORE, errno.EOPNOTSUPP),
+        *_when_flags(architecture.sendmmsg, _FOURTH, socket_rules.MSG_MORE, errno.EOPNOTSUPP),
+        *_when_flags(architecture.splice, _SIXTH, socket_rules.SPLICE_F_MORE, errno.EINVAL),
     ]
 
 
 def _when_option(call: int) -> list[bytes]:
     """An ignored option succeeds without an effect; an unknown level or option is not there."""
     levels: list[bytes] = []
-    for level, options in sockets.OPTIONS.items():
-        known = [_load(_THIRD), *_unless_among(sorted(options), errno.ENOPROTOOPT), _return(_ALLOW)]
-        levels += _skip_unless_among((level,), known)
-    ignored = [_load(_THIRD), *_skip_unless_among(sockets.IGNORED_OPTIONS, [_refuse(0)]), _load(_SECOND)]
-    body = [_load(_SECOND), *_skip_unless_among((sockets.SOL_SOCKET,), ignored), *levels, _refuse(errno.ENOPROTOOPT)]
-    return _only_for(call, body)
+    for level, options in socket_rules.OPTIONS.items():
+        ignored = socket_rules.IGNORED_OPTIONS.get(level, ())
+        rules = [_load(_THIRD), *(_skip_unless_among(ignored, [_refuse(0)]) if ignored else ())]
+        rules += [*_unless_among(sorted(options), errno.ENOPROTOOPT), _return(_ALLOW)]
+        levels += _skip_unless_among((level,), rules)
+    return _only_for(call, [_load(_SECOND), *levels, _refuse(errno.ENOPROTOOPT)])
 
 
 def _unless_among(values: Sequence[int], error: int) -> list[bytes]:
@@ -266,13 +289,6 @@ def _skip_unless_among(values: Sequence[int], body: Sequence[bytes]) -> list[byt
         for index, one in enumerate(values)
     ]
     return [*checks, *body]
-
-
-def _when_request(call: int) -> list[bytes]:
-    body = [_load(_SECOND)]
-    for request in _REQUESTS:
-        body += [_instruction(_JUMP_EQUAL, request, 0, 1), _refuse(errno.EPERM)]
-    return _only_for(call, body)
 
 
 def _when_odd_personality(call: int) -> list[bytes]:

@@ -13,7 +13,7 @@ from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.inside import HOME
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.placement import Receipt, TerminalOrder
-from sandbox.contracts.runtime import Command, Exit, SocketUse
+from sandbox.contracts.runtime import Command, Exit, KernelUse
 from sandbox.contracts.terminals import Ended, Role
 from sandbox.placement.control import UnixRunnerControl
 from sandbox.runner.control_socket import listening
@@ -65,8 +65,8 @@ class SandboxOfShells(ScriptedSandbox):
         self.listeners = self
         self._sockets = sockets
 
-    async def socket_use(self):
-        return self._sockets.socket_use
+    async def kernel_use(self):
+        return self._sockets.kernel_use
 
     def close(self):
         pass
@@ -175,9 +175,9 @@ def test_what_is_looked_at_on_a_full_disk_may_not_grow_for_ever(tmp_path):
 
 def test_it_ends_once_there_are_more_sockets_than_a_sandbox_may_have(tmp_path):
     async def story():
-        sockets = Script(socket_use=SocketUse(10))
+        sockets = Script(kernel_use=KernelUse(10))
         async with visited(tmp_path, FillingDisk(), sockets) as (line, work):
-            sockets.socket_use = SocketUse(9000)
+            sockets.kernel_use = KernelUse(9000)
             assert "9000 sockets" in (await line.read()).message
             await work
 

@@ -9,7 +9,7 @@ import time
 from doubles.attempt_equipment import ATTEMPT_ID, Script, ScriptedAgent, SilentGateway
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.contracts.recorder import Recorder
-from sandbox.contracts.runtime import SocketUse
+from sandbox.contracts.runtime import KernelUse
 from sandbox.model.event import AgentStarted, ArtifactCollected, Gap, Output, SandboxCreated, Usage, WorkspacePrepared
 from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.state import TaskState
@@ -23,7 +23,7 @@ SECRET = {"WORD": "open sesame"}
 
 
 def test_an_agent_with_more_sockets_than_a_sandbox_may_have_is_ended_and_told_why(stage):
-    scene = stage(Script(stays=True, socket_use=SocketUse(9000)))
+    scene = stage(Script(stays=True, kernel_use=KernelUse(9000)))
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
     assert scene.task.state is TaskState.FAILED
     assert scene.task.failure.code == "out_of_memory"
@@ -31,7 +31,7 @@ def test_an_agent_with_more_sockets_than_a_sandbox_may_have_is_ended_and_told_wh
 
 
 def test_an_agent_with_as_many_sockets_as_a_sandbox_may_have_works_to_its_end(stage):
-    scene = stage(Script(socket_use=SocketUse(8192)))
+    scene = stage(Script(kernel_use=KernelUse(8192)))
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
     assert scene.task.state is TaskState.COMPLETED
 

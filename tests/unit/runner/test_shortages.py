@@ -8,7 +8,7 @@ import pytest
 from sandbox.contracts.agent import Outcome
 from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.runtime import SocketUse, Stats
+from sandbox.contracts.runtime import KernelUse, Stats
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.manifest import Vm
 from sandbox.runner.shortages import Shortages
@@ -143,41 +143,41 @@ class CountedSockets:
     def __init__(self, *uses):
         self.uses = list(uses)
 
-    async def socket_use(self):
+    async def kernel_use(self):
         return self.uses.pop(0) if len(self.uses) > 1 else self.uses[0]
 
 
 def excess(scene, monkeypatch, *uses):
-    monkeypatch.setattr("sandbox.runner.shortages.SOCKET_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runner.shortages.KERNEL_USE_CHECK_SECONDS", 0.001)
 
     async def story():
         async with asyncio.timeout(10):
-            return await scene.shortages.watch_sockets(CountedSockets(*uses))
+            return await scene.shortages.watch_kernel_use(CountedSockets(*uses))
 
     return asyncio.run(story())
 
 
 def test_more_sockets_than_a_sandbox_may_have_are_a_reason_to_end_it(scene, monkeypatch):
-    why = excess(scene, monkeypatch, SocketUse(10), SocketUse(8192), SocketUse(8193))
+    why = excess(scene, monkeypatch, KernelUse(10), KernelUse(8192), KernelUse(8193))
     assert (why.code, why.message.partition(";")[0]) == (
         "out_of_memory", "The sandbox had 8193 sockets, and 8192 is the most",
     )  # fmt: skip
 
 
 def test_more_in_buffers_than_may_be_is_one_where_nothing_else_keeps_the_bound(scene, monkeypatch):
-    at, over = SocketUse(10, 64 << 20, 64 << 20), SocketUse(10, 65 << 20, 64 << 20)
-    why = excess(scene, monkeypatch, SocketUse(10, 1 << 40, None), at, over)
+    at, over = KernelUse(10, 64 << 20, 64 << 20), KernelUse(10, 65 << 20, 64 << 20)
+    why = excess(scene, monkeypatch, KernelUse(10, 1 << 40, None), at, over)
     assert why.code == "out_of_memory"
     assert "held 65 MiB in their buffers, and 64 MiB is the most" in why.message
 
 
 def test_sockets_within_bounds_and_those_that_nobody_counts_are_none(scene, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.shortages.SOCKET_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runner.shortages.KERNEL_USE_CHECK_SECONDS", 0.001)
 
     async def story(use):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await scene.shortages.watch_sockets(CountedSockets(use))
+                await scene.shortages.watch_kernel_use(CountedSockets(use))
 
-    for use in (SocketUse(), SocketUse(8192, 64 << 20, 64 << 20), SocketUse(None, 1 << 40, None)):
+    for use in (KernelUse(), KernelUse(8192, 64 << 20, 64 << 20), KernelUse(None, 1 << 40, None)):
         asyncio.run(story(use))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.runtime import SocketUse, Stats
+from sandbox.contracts.runtime import Stats
 from sandbox.runtimes import cgroups
 from sandbox.runtimes.cgroups import ControlGroup, Hierarchies
 
@@ -71,7 +71,8 @@ def test_version_2_counts_no_buffers_of_sockets_where_the_machine_was_told_not_t
 def test_version_2_tells_what_sockets_hold_and_who_must_keep_the_bound(tmp_path: Path):
     root, group = _unified(tmp_path)
     (root / "sandbox" / "attempt" / "memory.stat").write_text("anon 5\nsock 7340032\nshmem 9\n")
-    assert group.socket_use(12, 1 << 30) == SocketUse(12, 7 << 20, 128 << 20)
+    use = group.kernel_use(os.getpid(), 1 << 30)
+    assert (use.buffer_bytes, use.buffer_bytes_max) == (7 << 20, 128 << 20)
 
 
 @pytest.mark.parametrize(("memory_mib", "mib"), [(64, 16), (512, 64), (1024, 128), (8192, 256)])
@@ -172,7 +173,8 @@ def test_version_1_bounds_the_buffers_of_all_sandboxes_together_by_half_of_what_
 
 def test_version_1_tells_what_sockets_hold_and_keeps_the_bound_itself(tmp_path: Path):
     (tmp_path / "memory.kmem.tcp.usage_in_bytes").write_text("8192\n")
-    assert ControlGroup([tmp_path]).socket_use(3, 1 << 30) == SocketUse(3, 8192, None)
+    use = ControlGroup([tmp_path]).kernel_use(os.getpid(), 1 << 30)
+    assert (use.buffer_bytes, use.buffer_bytes_max) == (8192, None)
 
 
 def test_version_1_tells_memory_deaths_and_figures(tmp_path: Path):

@@ -145,7 +145,7 @@ both_filters = pytest.mark.parametrize("assemble", FILTERS_OF_OPTIONS.values(), 
     ("level", "option"),
     # SO_REUSEADDR, SO_SNDBUF, SO_KEEPALIVE, SO_LINGER, SO_REUSEPORT, SO_RCVTIMEO, SO_RCVTIMEO_NEW; IP_TTL,
     # IP_MTU_DISCOVER; TCP_NODELAY, TCP_CORK, TCP_USER_TIMEOUT; UDP_SEGMENT, UDP_GRO; IPV6_V6ONLY, IPV6_RECVPKTINFO
-    [(1, 2), (1, 7), (1, 9), (1, 13), (1, 15), (1, 20), (1, 66), (0, 2), (0, 10), (6, 1), (6, 3), (6, 18),
+    [(1, 2), (1, 7), (1, 9), (1, 13), (1, 15), (1, 20), (1, 66), (0, 2), (0, 10), (0, 35), (6, 1), (6, 3), (6, 18),
      (17, 103), (17, 104), (41, 26), (41, 49), (270, 11)],
 )  # fmt: skip
 def test_ordinary_options_of_sockets_can_be_set(machine: str, assemble: Assemble, level: int, option: int):
@@ -156,11 +156,13 @@ def test_ordinary_options_of_sockets_can_be_set(machine: str, assemble: Assemble
 @both_filters
 @pytest.mark.parametrize(
     ("level", "option"),
-    # SO_RCVLOWAT, SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_LOCK_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF, -_EBPF,
+    # SO_RCVLOWAT, SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_TIMESTAMPING and its 64-bit one, SO_LOCK_FILTER,
+    # SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF, -_EBPF,
     # SO_RESERVE_MEM; IP_OPTIONS, IP_IPSEC_POLICY, IP_ADD_SOURCE_MEMBERSHIP, IP_MSFILTER, MCAST_JOIN_SOURCE_GROUP, and
     # the tables of iptables; TCP_MD5SIG, TCP_ULP, TCP_REPAIR, TCP_FASTOPEN_KEY; UDP_CORK, UDP_ENCAP; IPV6_ADDRFORM,
     # IPV6_JOIN_GROUP, IPV6_JOIN_ANYCAST, IPV6_FLOWLABEL_MGR, IPV6_HOPOPTS; unknown levels
-    [(1, 18), (1, 26), (1, 27), (1, 44), (1, 50), (1, 51), (1, 52), (1, 73), (0, 4), (0, 16), (0, 39), (0, 41), (0, 46),
+    [(1, 18), (1, 26), (1, 27), (1, 37), (1, 65), (1, 44), (1, 50), (1, 51), (1, 52), (1, 73),
+     (0, 4), (0, 16), (0, 39), (0, 41), (0, 46),
      (0, 64), (6, 14), (6, 31), (6, 19), (6, 33), (17, 1), (17, 100), (41, 1), (41, 20), (41, 27), (41, 32), (41, 54),
      (132, 0), (255, 1), (263, 1), (279, 1), (284, 1)],
 )  # fmt: skip
@@ -170,8 +172,11 @@ def test_no_other_option_of_a_socket_is_there(machine: str, assemble: Assemble, 
 
 @machines
 @both_filters
-def test_the_size_of_a_receive_buffer_is_accepted_and_stays(machine: str, assemble: Assemble):
-    assert judge(machine, SETSOCKOPT[machine], 3, 1, 8, code=assemble(machine)) == IGNORED
+@pytest.mark.parametrize(("level", "option"), [(1, 8), (0, 11), (41, 25)])
+def test_the_size_of_a_receive_buffer_and_queues_of_errors_are_accepted_and_ignored(
+    machine: str, assemble: Assemble, level: int, option: int
+):
+    assert judge(machine, SETSOCKOPT[machine], 3, level, option, code=assemble(machine)) == IGNORED
     assert judge(machine, SETSOCKOPT[machine], 3, 6, 8, code=assemble(machine)) == ALLOW  # TCP_LINGER2
 
 
@@ -204,6 +209,23 @@ def test_no_huge_pages(machine: str):
     assert judge(machine, MEMFD_CREATE[machine], 1, 4) == errno.ENOMEM
     assert judge(machine, SHMGET[machine], 0, 4096, 0o1600) == ALLOW
     assert judge(machine, SHMGET[machine], 0, 4096, 0o1600 | 0o4000) == errno.ENOMEM
+
+
+@machines
+def test_no_lock_that_belongs_to_no_process(machine: str):
+    fcntl = {"x86_64": 72, "aarch64": 25}[machine]
+    assert {judge(machine, fcntl, 3, command) for command in (36, 37, 38)} == {errno.EINVAL}
+    # F_DUPFD, F_SETFL, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC, F_ADD_SEALS
+    assert {judge(machine, fcntl, 3, command) for command in (0, 4, 6, 7, 1030, 1033)} == {ALLOW}
+
+
+@machines
+def test_so_many_files_are_waited_for_at_once_and_no_more(machine: str):
+    polls, selects = {"x86_64": ((7, 271), (23, 270)), "aarch64": ((73,), (72,))}[machine]
+    for number in polls:
+        assert [judge(machine, number, 1, count) for count in (1, 4096, 4097)] == [ALLOW, ALLOW, errno.EINVAL]
+    for number in selects:
+        assert [judge(machine, number, count) for count in (1, 4096, 4097)] == [ALLOW, ALLOW, errno.EINVAL]
 
 
 @machines

@@ -111,7 +111,7 @@ class _Run:
                 self._tell_metrics,
                 self._watch_clock,
                 self._watch_disk,
-                self._watch_sockets,
+                self._watch_kernel_use,
                 self._watch_reports,
                 self._end_on_wish,
             ):
@@ -280,9 +280,9 @@ class _Run:
         self._fail(failure.code, failure.message)
         await self._kill()
 
-    async def _watch_sockets(self) -> None:
+    async def _watch_kernel_use(self) -> None:
         """More sockets than one sandbox may have end the agent, without any grace."""
-        failure = await self._shortages.watch_sockets(self._sandbox)
+        failure = await self._shortages.watch_kernel_use(self._sandbox)
         self._fail(failure.code, failure.message)
         await self._kill()
 

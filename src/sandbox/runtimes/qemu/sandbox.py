@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.contracts.runtime import Command, Exit, Listeners, SandboxHandle, SocketUse, Stats, Terminal, TerminalSize
+from sandbox.contracts.runtime import Command, Exit, KernelUse, Listeners, SandboxHandle, Stats, Terminal, TerminalSize
 from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
@@ -23,7 +23,6 @@ from sandbox.runtimes.qemu.channel import Channel, Stream, Tail
 from sandbox.runtimes.qemu.guest import frames
 from sandbox.runtimes.qemu.machine import Ends
 from sandbox.runtimes.qemu.terminal import QemuTerminal
-from sandbox.runtimes.sockets import count_sockets
 
 _START_SECONDS = 60.0
 _ASK_SECONDS = 1.0
@@ -130,9 +129,9 @@ class QemuSandbox:
         """How the command ended, once nothing is left of the guest."""
         return await asyncio.shield(self._watch())
 
-    async def socket_use(self) -> SocketUse:
-        """Those of QEMU: a guest's own are in its memory."""
-        return self._group.socket_use(count_sockets(self._launch.pid), self._plan.spec.memory_bytes)
+    async def kernel_use(self) -> KernelUse:
+        """For QEMU and virtiofsd: what the guest's kernel holds is in the guest's memory."""
+        return self._group.kernel_use(self._launch.pid, self._plan.spec.memory_bytes)
 
     async def stats(self) -> Stats:
         """The machine tells of the CPU, which QEMU uses for the guest; the guest of what is inside."""

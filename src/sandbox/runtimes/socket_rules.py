@@ -1,11 +1,10 @@
-"""What a sandbox may do with sockets, and how many it has.
+"""What a sandbox may do with sockets.
 
-The memory of a socket is more than the control group counts: filters, held datagrams, group memberships, and everything
-that arrives on a connection before it is accepted. So options are allowed by name, and sockets are counted.
+A socket holds more memory than the control group counts: filters, datagrams that are held back, errors that nobody
+reads, group memberships, and all that arrives on a connection before it is accepted. So options are allowed by name.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
@@ -19,25 +18,26 @@ INTERNET_PROTOCOLS = (0, 6, 17)
 MSG_MORE, SPLICE_F_MORE = 0x8000, 0x4
 """Hold a datagram back, up to 64 KiB in each socket that nothing counts. TCP_CORK does the same for streams."""
 
-SOL_SOCKET = 1
+_SOL_SOCKET = 1
 _SOL_IP, _SOL_TCP, _SOL_UDP, _SOL_IPV6, _SOL_NETLINK = 0, 6, 17, 41, 270
 
-IGNORED_OPTIONS = (8,)
-"""SO_RCVBUF: succeeds and changes nothing. A listener's size is that of each connection that nobody accepts."""
+IGNORED_OPTIONS: Mapping[int, tuple[int, ...]] = {_SOL_SOCKET: (8,), _SOL_IP: (11,), _SOL_IPV6: (25,)}
+"""By level; they succeed and change nothing. SO_RCVBUF: each connection that nobody accepts has the listener's size.
+IP_RECVERR, IPV6_RECVERR: no control group counts the queue of errors, and the C library insists on it for DNS."""
 
 OPTIONS: Mapping[int, frozenset[int]] = {
     # REUSEADDR TYPE ERROR DONTROUTE BROADCAST SNDBUF KEEPALIVE OOBINLINE NO_CHECK PRIORITY LINGER REUSEPORT PASSCRED
-    # SNDLOWAT RCVTIMEO SNDTIMEO BINDTODEVICE TIMESTAMP PASSSEC TIMESTAMPNS TIMESTAMPING RXQ_OVFL PEEK_OFF
+    # SNDLOWAT RCVTIMEO SNDTIMEO BINDTODEVICE TIMESTAMP PASSSEC TIMESTAMPNS RXQ_OVFL PEEK_OFF
     # MAX_PACING_RATE INCOMING_CPU ZEROCOPY and the variants with 64-bit times, PASSPIDFD
-    SOL_SOCKET: frozenset({
-        2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 15, 16, 19, 20, 21, 25, 29, 34, 35, 37, 40, 42, 47, 49, 60,
-        63, 64, 65, 66, 67, 76,
+    _SOL_SOCKET: frozenset({
+        2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 15, 16, 19, 20, 21, 25, 29, 34, 35, 40, 42, 47, 49, 60,
+        63, 64, 66, 67, 76,
     }),
-    # TOS TTL RECVOPTS RETOPTS PKTINFO MTU_DISCOVER RECVERR RECVTTL RECVTOS FREEBIND RECVORIGDSTADDR MINTTL CHECKSUM
+    # TOS TTL RECVOPTS RETOPTS PKTINFO MTU_DISCOVER RECVTTL RECVTOS FREEBIND RECVORIGDSTADDR MINTTL CHECKSUM
     # BIND_ADDRESS_NO_PORT RECVFRAGSIZE RECVERR_RFC4884 MULTICAST_IF MULTICAST_TTL MULTICAST_LOOP ADD_MEMBERSHIP
     # DROP_MEMBERSHIP MULTICAST_ALL UNICAST_IF LOCAL_PORT_RANGE
     _SOL_IP: frozenset({
-        1, 2, 6, 7, 8, 10, 11, 12, 13, 15, 20, 21, 23, 24, 25, 26, 32, 33, 34, 35, 36, 49, 50, 51,
+        1, 2, 6, 7, 8, 10, 12, 13, 15, 20, 21, 23, 24, 25, 26, 32, 33, 34, 35, 36, 49, 50, 51,
     }),
     # NODELAY MAXSEG CORK KEEPIDLE KEEPINTVL KEEPCNT SYNCNT LINGER2 DEFER_ACCEPT WINDOW_CLAMP QUICKACK CONGESTION
     # THIN_LINEAR_TIMEOUTS THIN_DUPACK USER_TIMEOUT FASTOPEN NOTSENT_LOWAT FASTOPEN_CONNECT FASTOPEN_NO_COOKIE INQ
@@ -45,25 +45,14 @@ OPTIONS: Mapping[int, frozenset[int]] = {
     # SEGMENT GRO
     _SOL_UDP: frozenset({103, 104}),
     # 2292PKTINFO 2292HOPLIMIT FLOWINFO UNICAST_HOPS MULTICAST_IF MULTICAST_HOPS MULTICAST_LOOP DROP_MEMBERSHIP
-    # MTU_DISCOVER MTU RECVERR V6ONLY MULTICAST_ALL RECVERR_RFC4884 FLOWINFO_SEND RECVPKTINFO RECVHOPLIMIT RECVPATHMTU
+    # MTU_DISCOVER MTU V6ONLY MULTICAST_ALL RECVERR_RFC4884 FLOWINFO_SEND RECVPKTINFO RECVHOPLIMIT RECVPATHMTU
     # DONTFRAG RECVTCLASS TCLASS AUTOFLOWLABEL ADDR_PREFERENCES MINHOPCOUNT RECVORIGDSTADDR UNICAST_IF FREEBIND
     _SOL_IPV6: frozenset({
-        2, 8, 11, 16, 17, 18, 19, 21, 23, 24, 25, 26, 29, 31, 33, 49, 51, 60, 62, 66, 67, 70, 72, 73, 74, 76, 78,
+        2, 8, 11, 16, 17, 18, 19, 21, 23, 24, 26, 29, 31, 33, 49, 51, 60, 62, 66, 67, 70, 72, 73, 74, 76, 78,
     }),
     # ADD_MEMBERSHIP DROP_MEMBERSHIP PKTINFO NO_ENOBUFS CAP_ACK EXT_ACK GET_STRICT_CHK
     _SOL_NETLINK: frozenset({1, 2, 3, 5, 10, 11, 12}),
 }  # fmt: skip
-"""By level. Left out, among others: attached filters (SO_ATTACH_FILTER and its kin), UDP_CORK, memberships of IPv6 and
-of sources (no bound for each socket), flow labels, SO_RESERVE_MEM, SO_RCVLOWAT, TCP_ULP, TCP_MD5SIG, TCP_REPAIR."""
-
-
-def count_sockets(pid: int) -> int | None:
-    """All that live in the network namespace of a process: open, not accepted, and closed with data on the way.
-
-    None where the process has ended.
-    """
-    try:
-        text = Path(f"/proc/{pid}/net/sockstat").read_text()
-    except OSError:
-        return None
-    return int(text.split(maxsplit=3)[2])
+"""By level. Left out, among others: filters (SO_ATTACH_FILTER and its kin), UDP_CORK, memberships of IPv6 and of
+sources (no bound for each socket), flow labels, SO_TIMESTAMPING (queues what was sent), SO_RESERVE_MEM, SO_RCVLOWAT,
+TCP_ULP, TCP_MD5SIG, TCP_REPAIR."""
