@@ -85,6 +85,9 @@ class LoneRequest:
             return Refusal(self._to.host, self._to.port, _MALFORMED)
         return self._pass()
 
+    def host_spoke(self) -> None:
+        """An answer may come before the request has ended."""
+
     def _pass(self) -> bytes | Refusal:
         onward = bytearray()
         try:
