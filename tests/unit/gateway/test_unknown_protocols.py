@@ -181,7 +181,7 @@ def test_http_for_another_host_is_refused_whatever_stands_before_it(name, step):
     onward, refusal = fed(sieve(), HTTP_ATTACKS[name], step)
     assert refusal is not None
     assert refusal.host in (HOST, OTHER)
-    assert OTHER.encode() + b"\r" not in onward
+    assert OTHER.encode() + b"\r\n" not in onward
     request = HTTP_ATTACKS[name].lower().find(b"http/1.1")
     assert request < 0 or len(onward) <= request + len("HTTP/1.1\0"), "the line of the request has not ended"
 
