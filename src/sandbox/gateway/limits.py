@@ -102,6 +102,9 @@ DENIALS_TOLD_MAX = 100_000
 DENIALS_PER_SECOND_MAX = 20
 """Refusals reported one by one; the rest is counted in one report."""
 
+DROPPED_HEADERS_TOLD_MAX = 20
+"""Names of headers of model requests that are told as not forwarded; further ones are counted only."""
+
 TROUBLE_SECONDS = 10.0
 """Least time between two reports of the same trouble."""
 
