@@ -14,15 +14,21 @@ _VERSIONED_LINE = re.compile(
     rb"%s+%s.*%s(HTTP|RTSP|ICE)/|[\x21-\x7e]+%s.*%sHTTP/[0-9][0-9.]*%s*\Z" % (_TOKEN, *[_SPACE] * 5),
     re.IGNORECASE | re.DOTALL,
 )
-_SIMPLE_LINE = re.compile(rb"[A-Z]{3,}%s+/|[\x21-\x39\x3b-\x7e]{3,}%s+%s" % (_SPACE, _SPACE, _ABSOLUTE))
-_WORDS = re.compile(rb"[\x21-\x7e]+%s[\x00-\x20]*[^\x00-\x20]" % _SPACE)
+_SIMPLE_LINE = re.compile(rb"[A-Z]{3,}%s+/" % _SPACE)
+_ABSOLUTE_LINE = re.compile(rb"[\x21-\x39\x3b-\x7e]{3,}%s+%s" % (_SPACE, _ABSOLUTE))
+_WORDS = re.compile(rb"[\x21-\x7e]+%s[ \t\r]*[^ \t\r]" % _SPACE)
 _TARGET = re.compile(rb"[A-Za-z]%s+(/|\*|%s)" % (_SPACE, _ABSOLUTE))
 _VERSION = re.compile(rb"%sHTTP/[0-9][0-9.]*(%s|\Z)" % (_SPACE, _SPACE), re.IGNORECASE)
+_CONNECTION_LINE = re.compile(rb"%s*(proxy-)?connection%s*:" % (_SPACE, _SPACE), re.IGNORECASE)
 _HOST_LINE = re.compile(rb"%s*host%s*:(.*)" % (_SPACE, _SPACE), re.IGNORECASE | re.DOTALL)
 
 
 class RequestSearch:
-    """For one client that speaks to `name` at `port`. `line_end`: what ends a line."""
+    """For one client that speaks to `name` at `port`. `line_end`: what ends a line.
+
+    is_like_request: the first line has two words. Some servers take that for a request without a version, answer it,
+    and read another one.
+    """
 
     def __init__(self, name: str, port: int, line_end: re.Pattern[bytes]) -> None:
         self._name = name
@@ -31,7 +37,7 @@ class RequestSearch:
         self._line_begin = 0
         self._searched = 0
         self._has_first_line = False
-        self._is_like_request = False
+        self.is_like_request = False
 
     def objection(self, seen: bytearray, *, is_last: bool) -> str | None:
         """What is wrong with a line in all that the client has said so far; is_last: no more of it will be seen."""
@@ -44,24 +50,27 @@ class RequestSearch:
         return self._line_objection(bytes(seen[self._line_begin :])) if is_last else None
 
     def _line_objection(self, line: bytes) -> str | None:
-        if self._has_first_line:
-            return self._later_objection(line)
-        line = _BEFORE.sub(b"", line, count=1)
-        if not line:
-            return None
-        self._has_first_line = True
-        self._is_like_request = _WORDS.match(line) is not None
-        if _PROXY_LINE.match(line):
-            return "a PROXY protocol header stands before it."
-        if _VERSIONED_LINE.match(line) or _SIMPLE_LINE.match(line):
-            return "its first line is HTTP that servers read differently."
-        return self._later_objection(line)
-
-    def _later_objection(self, line: bytes) -> str | None:
+        if not self._has_first_line:
+            line = _BEFORE.sub(b"", line, count=1)
+            if not line:
+                return None
+            self._has_first_line = True
+            self.is_like_request = _WORDS.match(line) is not None
+            if _PROXY_LINE.match(line):
+                return "a PROXY protocol header stands before it."
+            if any(odd.match(line) for odd in (_VERSIONED_LINE, _SIMPLE_LINE, _ABSOLUTE_LINE)):
+                return "its first line is HTTP that servers read differently."
+        elif self.is_like_request:
+            objection = self._header_objection(line)
+            if objection is not None:
+                return objection
         version = max((found.start() for found in _VERSION.finditer(line)), default=0)
-        if _TARGET.search(line, 0, version):
-            return "an HTTP request stands behind other bytes."
-        host = _HOST_LINE.match(line) if self._is_like_request else None
+        return "an HTTP request stands behind other bytes." if _TARGET.search(line, 0, version) else None
+
+    def _header_objection(self, line: bytes) -> str | None:
+        if _ABSOLUTE_LINE.match(line) or _CONNECTION_LINE.match(line):
+            return "it is HTTP that servers read differently."
+        host = _HOST_LINE.match(line)
         if host is None:
             return None
         asked = parse_authority(host[1].strip(), default_port=self._port)

@@ -38,11 +38,11 @@ class UnknownProtocol:
         self._hellos = HelloSearch(policy, name)
         self._requests = [RequestSearch(name, port, end) for end in _LINE_ENDS]
         self._seen = bytearray()
-        self._host_has_spoken = False
+        self._is_no_http = False
 
     def host_spoke(self) -> None:
-        """From now on it is no HTTP."""
-        self._host_has_spoken = True
+        """From now on it is no HTTP, unless the client has said what may be a request."""
+        self._is_no_http |= not any(one.is_like_request for one in self._requests)
 
     def begin(self) -> bytes | Refusal:
         """What came before."""
@@ -55,7 +55,7 @@ class UnknownProtocol:
         if len(self._seen) == UNKNOWN_OPENING_BYTES_MAX:
             return data
         self._seen += data[: UNKNOWN_OPENING_BYTES_MAX - len(self._seen)]
-        reason = None if self._host_has_spoken else self._http_objection(is_ended=not data)
+        reason = None if self._is_no_http else self._http_objection(is_ended=not data)
         reason = reason or self._hellos.objection(self._seen)
         return data if reason is None else Refusal(self._name, self._port, reason)
 

@@ -103,6 +103,8 @@ HTTP_ATTACKS = {
     "HTTP/0.9 with headers, and a target that does not show": b"GET\r\xb8\nA: b\r\nHost: other.example\r\n\r\n",
     "no version": b"GET / \r\nHost: other.example\r\n\r\n",
     "another version": b"GET / H/1.1\r\nHost: other.example\r\n\r\n",
+    "no version, and another request after it": b"GET *\r\nConnection: keep-alive\r\n\r\n" + OF_ANOTHER,
+    "no version, kept": b"G key\r\nConnection : keep-alive\r\n\r\n",
     "RTSP": b"OPTIONS * RTSP/1.0\r\nHost: other.example\r\n\r\n",
     "RTSP of a stream": b"DESCRIBE x RTSP/1.0\r\nHost: other.example\r\n\r\n",
     "ICE": b"SOURCE /x ICE/1.0\r\nHost: other.example\r\n\r\n",
@@ -214,6 +216,30 @@ def test_a_host_that_speaks_first_is_no_http_server():
     to.host_spoke()
     assert fed(to, mail, 1000) == (mail, None)
     assert fed(sieve(), mail, 1000)[1] is not None, "nobody answered before it was said"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        OF_ANOTHER,
+        b"GET x\r\nHost: other.example\r\n\r\n",
+        b"GET http://other.example/\r\n",
+        b"\0GET http://other.example/ HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_a_host_that_answered_what_may_be_a_request_may_be_asked_no_other(again):
+    to = sieve()
+    assert to.client_sent(b"GET *\r\nA: b\r\n\r\n") == b"GET *\r\nA: b\r\n\r\n"
+    to.host_spoke()
+    assert isinstance(to.client_sent(again), Refusal)
+
+
+def test_a_host_that_answered_what_is_no_request_may_be_told_anything():
+    to = sieve()
+    assert to.client_sent(b"*1\r\n$4\r\nPING\r\n") == b"*1\r\n$4\r\nPING\r\n"
+    to.host_spoke()
+    stored = b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$41\r\n" + OF_ANOTHER + b"\r\n"
+    assert fed(to, stored, 1000) == (stored, None)
 
 
 def test_tls_is_looked_for_after_the_host_has_spoken_too():
