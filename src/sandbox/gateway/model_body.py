@@ -109,9 +109,6 @@ def _tool_objection(place: str, value: Any, allowed: re.Pattern[str], shown: Cal
 
 
 def _reach_objection(place: str, record: dict[str, Any], shown: Callable[[str], str]) -> str | None:
-    for key, value in record.items():
-        if value and _ELSEWHERE.fullmatch(key):
-            return f"'{shown(key)}'"
     kind = record.get("type")
     if kind == "container_upload":
         return "A file of the model's servers"
@@ -119,11 +116,10 @@ def _reach_objection(place: str, record: dict[str, Any], shown: Callable[[str], 
         return "A call of a tool of the model's servers"
     if kind in _WITH_SOURCE and not isinstance(record.get("source"), dict):
         return "A source of unknown shape"
-    if place != "source":
-        return None
-    if not _is_word(kind):
-        return "A source of unknown type"
-    return None if kind in _SOURCES_IN_PLACE else f"A source of type {shown(kind)}"
+    if place == "source" and not (_is_word(kind) and kind in _SOURCES_IN_PLACE):
+        return f"A source of type {shown(kind)}" if _is_word(kind) else "A source of unknown type"
+    reaching = (key for key, value in record.items() if value and _ELSEWHERE.fullmatch(key))
+    return next((f"'{shown(key)}'" for key in reaching), None)
 
 
 def _is_called_within(call: dict[str, Any]) -> bool:
