@@ -16,7 +16,8 @@ _TLS = b"\x16\x03"
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _SPACE = rb"[ \t\v\f]"  # what lenient servers take for one (RFC 9112 §3)
 _BEFORE = rb"[ \t\v\f\r\n]*"
-_FIRST_LINE_BEGUN = re.compile(rb"%s(%s+(%s[^\0\n]*)?)?" % (_BEFORE, _TOKEN, _SPACE))
+_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # with other bytes it is no line, and its client may wait for an answer
+_FIRST_LINE_BEGUN = re.compile(rb"%s(%s+(%s%s*)?)?" % (_BEFORE, _TOKEN, _SPACE, _TEXT))
 _REQUEST_LINE = re.compile(rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_BEFORE, _TOKEN, _SPACE), re.IGNORECASE)
 _HTTP_2 = b"PRI * HTTP/2"
 

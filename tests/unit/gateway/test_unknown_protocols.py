@@ -203,11 +203,20 @@ def test_another_protocol_passes_as_it_comes(name, step):
     assert fed(sieve(), LEGITIMATE[name], step) == (LEGITIMATE[name], None)
 
 
-def test_what_waits_for_its_answer_is_not_held_back():
-    for said in LEGITIMATE.values():
-        to = sieve()
-        if b"\n" not in said[:50]:
-            assert to.client_sent(said) == said
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"0033git-upload-pack /project.git\0host=db.example.org\0",
+        b"0 \2\1\1\x60\x1b\2\1\3\4\x0ccn=x,dc=e,dc=o\x80\5abcde",  # LDAP, 32 bytes long
+        SSL_REQUEST,
+        b"AMQP\0\0\x09\1",
+    ],
+)
+@pytest.mark.parametrize("step", [1, 100])
+def test_what_waits_for_its_answer_is_not_held_back(said, step):
+    to = sieve()
+    onward = [to.client_sent(said[begin : begin + step]) for begin in range(0, len(said), step)]
+    assert b"".join(one for one in onward if isinstance(one, bytes)) == said
 
 
 def test_a_host_that_speaks_first_is_no_http_server():
