@@ -89,6 +89,10 @@ class Sieve(Protocol):
         """What of this goes to the host; no data mean that no more will come."""
         ...
 
+    def host_spoke(self) -> None:
+        """Bytes came from the host."""
+        ...
+
 
 class Passage(msgspec.Struct, frozen=True):
     """Let through to `host`. `greeting`: for the client once it is reached; `unreached`: its answer if it is not."""
@@ -108,23 +112,6 @@ class Opening(Protocol):
         ...
 
 
-class Free:
-    """Everything goes to the host, `first` before all."""
-
-    is_over = False
-
-    def __init__(self, first: bytes) -> None:
-        self._first = first
-
-    def begin(self) -> bytes:
-        """What came before."""
-        return self._first
-
-    def client_sent(self, data: bytes) -> bytes:
-        """All of it."""
-        return data
-
-
 class Checked:
     """What is inside a tunnel has to open as `opening` demands; `came` is what came of it already."""
 
@@ -132,6 +119,7 @@ class Checked:
         self._opening = opening
         self._came = came
         self._sieve: Sieve | None = None
+        self._host_has_spoken = False
 
     @property
     def is_over(self) -> bool:
@@ -150,7 +138,15 @@ class Checked:
         if outcome is None or isinstance(outcome, Refusal):
             return outcome or b""
         self._sieve = outcome.sieve
+        if self._host_has_spoken:
+            self._sieve.host_spoke()
         return self._sieve.begin()
+
+    def host_spoke(self) -> None:
+        """For the one that comes after, too."""
+        self._host_has_spoken = True
+        if self._sieve is not None:
+            self._sieve.host_spoke()
 
 
 def normal(host: str) -> str:

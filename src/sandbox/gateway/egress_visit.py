@@ -114,6 +114,7 @@ class EgressVisit:
         while (data := await host.read()) and not self._client.is_gone:
             self._renew(host)
             self._host_was_heard = True
+            sieve.host_spoke()
             self._client.write(data)
             await self._client.drain()
         if self._refusal is not None:

@@ -7,17 +7,12 @@ import msgspec
 
 from sandbox.gateway.key_screen import KeyScreen
 from sandbox.gateway.limits import HEAD_BYTES_MAX
+from sandbox.gateway.model_headers import Headers, named_by_connection, sift
 from sandbox.gateway.upstream import Upstream
-
-Headers = list[tuple[bytes, bytes]]
 
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
-_CREDENTIALS = frozenset({b"x-api-key", b"authorization", b"cookie", b"cookie2"})
-_ABOUT_THE_WAY = frozenset({b"host", b"expect", b"forwarded", b"via", b"x-real-ip", b"http2-settings"})
-_REQUEST_DROPPED = _HOP_BY_HOP | _CREDENTIALS | _ABOUT_THE_WAY | {b"accept-encoding", b"content-length"}
-_ABOUT_THE_BODY = frozenset({b"content-type", b"content-encoding"})
 _RESPONSE_DROPPED = _HOP_BY_HOP | {b"set-cookie", b"set-cookie2", b"alt-svc", b"content-length"}
 _DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
 
@@ -34,19 +29,19 @@ def upstream_side() -> h11.Connection:
 
 def forwarded_request(
     request: h11.Request, target: bytes, upstream: Upstream, body: bytes | None = None
-) -> h11.Request:
+) -> tuple[h11.Request, list[bytes]]:
     """The request as the upstream gets it: the server's key for the task's, and an answer that can be read.
 
-    body: its whole body where that is known and JSON; None: it comes as the client frames it.
+    body: its whole body where that is known and JSON; None: it comes as the client frames it. Gives the names of
+    the headers that were dropped too.
     """
-    headers = [(b"host", upstream.authority), upstream.credential, (b"accept-encoding", b"identity")]
+    passed, dropped = sift(request, with_body=body is None)
+    headers = [(b"host", upstream.authority), upstream.credential, (b"accept-encoding", b"identity"), *passed]
     if body is None:
-        headers += _passed(request, _REQUEST_DROPPED)
         framing = _framing(request.headers) or [(b"content-length", b"0")]
     else:
-        headers += [*_passed(request, _REQUEST_DROPPED | _ABOUT_THE_BODY), (b"content-type", b"application/json")]
-        framing = [(b"content-length", b"%d" % len(body))]
-    return h11.Request(method=request.method, target=upstream.prefix + target, headers=headers + framing)
+        framing = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return h11.Request(method=request.method, target=upstream.prefix + target, headers=headers + framing), dropped
 
 
 def lone_request(request: h11.Request, target: bytes) -> h11.Request:
@@ -67,12 +62,6 @@ def forwarded_response(response: h11.Response, screen: KeyScreen) -> h11.Respons
 def header(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bytes:
     """The first value of a header, empty without one."""
     return next((value for name, value in headers if name == wanted), b"")
-
-
-def named_by_connection(message: h11.Request | h11.Response) -> set[bytes]:
-    """The headers that the sender wants to go no further than this."""
-    connection = b",".join(value for name, value in message.headers if name == b"connection")
-    return {token.strip().lower() for token in connection.split(b",")}
 
 
 def has_body(request: h11.Request) -> bool:

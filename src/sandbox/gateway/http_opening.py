@@ -7,6 +7,7 @@ import h11
 from sandbox.gateway import http
 from sandbox.gateway.egress import EgressPolicy, Passage, Refusal, normal, sentence
 from sandbox.gateway.http_target import Authority, parse_authority
+from sandbox.gateway.model_headers import named_by_connection
 
 _MALFORMED = "this is not valid HTTP/1.1."
 
@@ -85,6 +86,9 @@ class LoneRequest:
             return Refusal(self._to.host, self._to.port, _MALFORMED)
         return self._pass()
 
+    def host_spoke(self) -> None:
+        """An answer may come before the request has ended."""
+
     def _pass(self) -> bytes | Refusal:
         onward = bytearray()
         try:
@@ -119,6 +123,6 @@ def _ambiguity(request: h11.Request) -> str | None:
     names = {name for name, _ in request.headers}
     if {b"transfer-encoding", b"content-length"} <= names:
         return "a request has either Content-Length or Transfer-Encoding, not both."
-    if b"host" in http.named_by_connection(request):
+    if b"host" in named_by_connection(request):
         return "Connection must not name Host, without which nobody knows what is asked for."
     return None

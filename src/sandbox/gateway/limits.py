@@ -66,6 +66,12 @@ OUTPUT_TOKENS_MAX = 1_000_000
 CLIENT_HELLO_BYTES_MAX = 8 * 1024
 """Bytes waited for to learn the name in a TLS ClientHello; a longer one is refused."""
 
+UNKNOWN_OPENING_BYTES_MAX = 16 * 1024
+"""Bytes of a protocol that is neither TLS nor HTTP in which the two are looked for; what follows passes unread."""
+
+HELLOS_BEGUN_MAX = 16
+"""Beginnings of a TLS ClientHello in such a protocol that may be unfinished at once; over it the connection ends."""
+
 TUNNEL_IDLE_SECONDS = 300.0
 """Without a byte either way between the sandbox and a host; over it the connection ends."""
 
@@ -95,6 +101,9 @@ DENIALS_TOLD_MAX = 100_000
 
 DENIALS_PER_SECOND_MAX = 20
 """Refusals reported one by one; the rest is counted in one report."""
+
+DROPPED_HEADERS_TOLD_MAX = 20
+"""Names of headers of model requests that are told as not forwarded; further ones are counted only."""
 
 TROUBLE_SECONDS = 10.0
 """Least time between two reports of the same trouble."""

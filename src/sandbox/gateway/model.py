@@ -199,7 +199,9 @@ class ModelConversation:
         if self._upstream_side is None:
             self._upstream_side = http.upstream_side()
             reaction.dial = True
-        self._to_upstream(reaction, http.forwarded_request(request, allowed.target, self._upstream, body))
+        forwarded, dropped = http.forwarded_request(request, allowed.target, self._upstream, body)
+        self._reports.headers_dropped(dropped)
+        self._to_upstream(reaction, forwarded)
 
     def _admit(self, reaction: Reaction) -> None:
         waiting, self._waiting = self._waiting, None

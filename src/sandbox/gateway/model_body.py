@@ -20,14 +20,31 @@ _RUN_INSIDE = re.compile(r"custom|(advisor|bash|computer|memory|text_editor|tool
 _AT_KNOWN_FEE = re.compile(rf"{_RUN_INSIDE.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
 """These, and those of the model's servers that cost tokens only, or a fee that answers tell and the table has."""
 
-_TOOLS_OF_SERVERS = re.compile(r"mcp_toolset|.*_[0-9]{8}", re.DOTALL)
+_TOOLS_OF_SERVERS = re.compile(r"mcp_toolset|.*_[0-9]{8}.*", re.DOTALL)
 """What is such a tool by its type, wherever it stands."""
 
 _TOOL_PLACES = frozenset({"tools", "definition"})
+_TOOL_PART = "(part of a tool)"
+_TOOL_PARTS = frozenset({"approximate", "ephemeral"})
+"""Types of what a tool's definition says beside its schema: where its user is, how long it is cached."""
+
 _TOOL_CHANGES = frozenset({"tool_reference", "tool_definition"})
 _SOURCES_IN_PLACE = frozenset({"base64", "content", "text"})
-_DATA = frozenset({"caller", "context_management", "input", "metadata", "output_config", "output_format", "safeguards"})
-"""What is under these names is read by the model's servers as no tool and no address, whatever it looks like."""
+_WITH_SOURCE = ("document", "image")
+_CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
+_CALLED_BY_SERVERS = re.compile(r"advisor|tool_search_tool(_[a-z0-9]+)?")
+"""Tools that the model's servers call and that look at nothing but the request."""
+
+_FIELD = re.compile(r"[a-z0-9_]+")
+_ELSEWHERE = re.compile(r"mcp_servers|container(_id)?|(.*_)?(url|uri|file_ids?)", re.DOTALL)
+"""Fields that name what is not in the request: an address, a file or a machine of the model's servers."""
+
+_REQUEST_PLACES = frozenset({"", "fallbacks"})
+_REQUEST_DATA = frozenset({"context_management", "metadata", "output_config", "output_format", "safeguards"})
+_CALL_DATA = frozenset({"caller", "input"})
+_TOOL_DATA = frozenset({"input_examples", "input_schema", "output_schema"})
+"""What is under these names, in a request, a tool's call and a tool's definition, is read by the model's servers as no
+tool and no address, whatever it looks like."""
 
 _STRUCTURE = (b",", b":", b"[", b"{")
 
@@ -77,11 +94,13 @@ def _tool_objection(place: str, value: Any, allowed: re.Pattern[str], shown: Cal
     if not isinstance(value, dict):
         return "A tool of unknown shape"
     # Some servers take `Tools` for `tools`; the API itself knows small letters only.
-    if any(key != key.casefold() for key in value):
-        return "A name in capital letters"
+    if any(_FIELD.fullmatch(key) is None for key in value):
+        return "A name that no field has"
     kind = value.get("type") or "custom"
     if place == "tool":
         return None if _is_word(kind) and kind in _TOOL_CHANGES else "A change of tools of unknown type"
+    if place == _TOOL_PART and _is_word(kind) and kind in _TOOL_PARTS:
+        return None
     if not _is_tool(place, value):
         return None
     if not _is_word(kind):
@@ -90,17 +109,22 @@ def _tool_objection(place: str, value: Any, allowed: re.Pattern[str], shown: Cal
 
 
 def _reach_objection(place: str, record: dict[str, Any], shown: Callable[[str], str]) -> str | None:
-    for key in ("mcp_servers", "container"):
-        if record.get(key):
-            return f"'{key}'"
     kind = record.get("type")
     if kind == "container_upload":
         return "A file of the model's servers"
-    if place != "source":
-        return None
-    if not _is_word(kind):
-        return "A source of unknown type"
-    return None if kind in _SOURCES_IN_PLACE else f"A source of type {shown(kind)}"
+    if kind in ("mcp_tool_use", "server_tool_use") and not _is_called_within(record):
+        return "A call of a tool of the model's servers"
+    if kind in _WITH_SOURCE and not isinstance(record.get("source"), dict):
+        return "A source of unknown shape"
+    if place == "source" and not (_is_word(kind) and kind in _SOURCES_IN_PLACE):
+        return f"A source of type {shown(kind)}" if _is_word(kind) else "A source of unknown type"
+    reaching = (key for key, value in record.items() if value and _ELSEWHERE.fullmatch(key))
+    return next((f"'{shown(key)}'" for key in reaching), None)
+
+
+def _is_called_within(call: dict[str, Any]) -> bool:
+    name = call.get("name")
+    return call["type"] == "server_tool_use" and _is_word(name) and _CALLED_BY_SERVERS.fullmatch(name) is not None
 
 
 def _values(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -113,15 +137,31 @@ def _values(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             waiting += [(place, item) for item in value]
         elif isinstance(value, dict):
             yield place, value
-            if place not in _TOOL_PLACES:
-                waiting += [item for item in value.items() if item[0] not in _DATA]
+            data = _data_of(place, value)
+            waiting += [(_place(place, key), item) for key, item in value.items() if key not in data]
         elif value is not None and (place == "tool" or place in _TOOL_PLACES):
             yield place, value
 
 
+def _data_of(place: str, record: dict[str, Any]) -> frozenset[str]:
+    if place in _REQUEST_PLACES:
+        return _REQUEST_DATA
+    if place in _TOOL_PLACES:
+        return _TOOL_DATA | {"configs"} if record.get("type") == "mcp_toolset" else _TOOL_DATA
+    return _CALL_DATA if record.get("type") in _CALLS else frozenset()
+
+
+def _place(above: str, key: str) -> str:
+    """Where the values of this key stand: within a tool that is always said, or what they are called otherwise."""
+    is_in_tool = above in _TOOL_PLACES or above == _TOOL_PART
+    return _TOOL_PART if is_in_tool and key not in _TOOL_PLACES | {"tool", "source", "fallbacks"} else key
+
+
 def _is_tool(place: str, record: dict[str, Any]) -> bool:
     kind = record.get("type")
-    return place in _TOOL_PLACES or (isinstance(kind, str) and _TOOLS_OF_SERVERS.fullmatch(kind) is not None)
+    is_typed_part = place == _TOOL_PART and bool(kind)
+    is_of_servers = isinstance(kind, str) and _TOOLS_OF_SERVERS.fullmatch(kind) is not None
+    return place in _TOOL_PLACES or is_typed_part or is_of_servers
 
 
 def _is_word(value: Any) -> TypeGuard[str]:

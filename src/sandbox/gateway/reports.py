@@ -6,6 +6,7 @@ from sandbox.contracts.gateway import BudgetReached, KeyRefused, Report
 from sandbox.gateway.limits import (
     DENIALS_PER_SECOND_MAX,
     DENIALS_TOLD_MAX,
+    DROPPED_HEADERS_TOLD_MAX,
     REDACTED_NAME_CHARACTERS_MAX,
     REPORTED_HOST_CHARACTERS_MAX,
     TROUBLE_SECONDS,
@@ -28,6 +29,8 @@ class Reports:
         self._denials_told = 0
         self.denials = 0
         self._troubles: dict[str, float] = {}
+        self._headers_dropped = 0
+        self._headers_told: set[bytes] = set()
 
     def shown(self, text: str) -> str:
         """A name from inside as it may stand in a journal: redacted while it is whole, then cut, or not told."""
@@ -54,7 +57,7 @@ class Reports:
             return
         now = self._monotonic()
         if now - self._second_began >= 1.0:
-            self.flush()
+            self._flush_denials()
             self._second_began = now
         self._denials_in_second += 1
         if self._denials_in_second > DENIALS_PER_SECOND_MAX:
@@ -72,8 +75,25 @@ class Reports:
             self._troubles[error] = now
             self._report(Trouble(error, message))
 
+    def headers_dropped(self, names: list[bytes]) -> None:
+        """Headers of a model request were not forwarded. Each name is told once, as far as their number allows."""
+        self._headers_dropped += len(names)
+        room = DROPPED_HEADERS_TOLD_MAX - len(self._headers_told)
+        new = [name for name in dict.fromkeys(names) if name not in self._headers_told][:room]
+        if new:
+            self._headers_told.update(new)
+            listed = ", ".join(self.shown(name.decode("latin-1")) for name in new)
+            self._report(Trouble("model_headers_dropped", f"Headers of a model request were not forwarded: {listed}."))
+
     def flush(self) -> None:
-        """Tell how many refusals were not told one by one."""
+        """The gateway ends: tell how many refusals were not told one by one, and how many headers were dropped."""
+        self._flush_denials()
+        if self._headers_dropped:
+            message = f"In all {self._headers_dropped} headers of model requests were not forwarded."
+            self._headers_dropped = 0
+            self._report(Trouble("model_headers_dropped", message))
+
+    def _flush_denials(self) -> None:
         dropped = self._denials_in_second - DENIALS_PER_SECOND_MAX
         self._denials_in_second = 0
         if dropped > 0:

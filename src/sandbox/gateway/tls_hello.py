@@ -29,6 +29,14 @@ class Hello(msgspec.Struct, frozen=True):
     byte_count: int = 0
 
 
+class HelloNames(msgspec.Struct, frozen=True):
+    """What a ClientHello says of servers' names. The last two are as in `Hello`."""
+
+    names: tuple[str, ...] = ()
+    hides_name: bool = False
+    is_before_data: bool = False
+
+
 class _CutShortError(Exception):
     """A length points past the end."""
 
@@ -56,7 +64,8 @@ def read_hello(data: bytes) -> Hello:
     return Hello(is_whole=is_odd or data[:1] not in (b"", b"\x16"), byte_count=len(data) if is_odd else 0)
 
 
-def _told_by(body: bytes, byte_count: int) -> Hello:
+def names_in(body: bytes) -> HelloNames | None:
+    """The names in the body of a ClientHello; None when a length in it points past its end."""
     names, hides_name, is_before_data = [], False, False
     try:
         for kind, content in _extensions(body):
@@ -65,9 +74,17 @@ def _told_by(body: bytes, byte_count: int) -> Hello:
             hides_name |= kind == _ENCRYPTED_HELLO_EXTENSION
             is_before_data |= kind == _EARLY_DATA_EXTENSION
     except _CutShortError:
+        return None
+    return HelloNames(tuple(names), hides_name, is_before_data)
+
+
+def _told_by(body: bytes, byte_count: int) -> Hello:
+    told = names_in(body)
+    if told is None:
         return Hello(True, byte_count=byte_count)
     # Several names are against the rules, and the server might take another one than we.
-    return Hello(True, names[0] if len(names) == 1 else None, hides_name, is_before_data, byte_count)
+    name = told.names[0] if len(told.names) == 1 else None
+    return Hello(True, name, told.hides_name, told.is_before_data, byte_count)
 
 
 def _extensions(body: bytes) -> Iterator[tuple[int, bytes]]:

@@ -98,6 +98,9 @@ class SecondHello:
         onward, self._waiting, self._has_passed = between + self._waiting, b"", True
         return onward
 
+    def host_spoke(self) -> None:
+        """It may ask for a second hello; what follows is looked at in any case."""
+
     def _take_between(self) -> bytes:
         """What has come of the records that may stand between; the header of the last one is whole."""
         end = 0

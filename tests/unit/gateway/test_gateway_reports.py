@@ -3,6 +3,7 @@
 from sandbox.gateway.limits import (
     DENIALS_PER_SECOND_MAX,
     DENIALS_TOLD_MAX,
+    DROPPED_HEADERS_TOLD_MAX,
     REDACTED_NAME_CHARACTERS_MAX,
     REPORTED_HOST_CHARACTERS_MAX,
     TROUBLE_SECONDS,
@@ -109,3 +110,21 @@ def test_a_host_is_told_as_visible_characters_and_not_for_ever():
     assert printable("a b\r\n\x00é\x1b") == "a?b?????"
     assert printable("x" * 9999) == "x" * 255
     assert printable("") == "?"
+
+
+def test_each_name_of_a_dropped_header_is_told_once_and_their_number_at_the_end():
+    told: list = []
+    reports = Reports(told.append, lambda: 0.0, lambda text: text.replace("s3cr3t", "[REDACTED]"))
+    reports.headers_dropped([])
+    assert told == []
+    reports.headers_dropped([b"x-a", b"x-s3cr3t", b"x-a"])
+    reports.headers_dropped([b"x-a"])
+    message = "Headers of a model request were not forwarded: x-a, x-[REDACTED]."
+    assert told == [Trouble("model_headers_dropped", message)]
+    for number in range(1000):
+        reports.headers_dropped([b"x-%d" % number])
+    assert len(told) == DROPPED_HEADERS_TOLD_MAX - 1
+    reports.flush()
+    assert told[-1] == Trouble("model_headers_dropped", "In all 1004 headers of model requests were not forwarded.")
+    reports.flush()
+    assert len(told) == DROPPED_HEADERS_TOLD_MAX

@@ -1,5 +1,6 @@
 """A conversation with the model through the gateway, as scripts: bytes in, bytes out, and what is told."""
 
+import gzip
 import itertools
 import json
 
@@ -123,6 +124,135 @@ def test_either_kind_of_key_is_taken_and_the_servers_own_kind_is_sent(key, is_to
     _, headers = head_of(conversation.client_sent(request(key=key)).to_upstream)
     expected = {"authorization": f"Bearer {SERVER_KEY}"} if is_token else {"x-api-key": SERVER_KEY}
     assert {name: value for name, value in headers.items() if name in ("authorization", "x-api-key")} == expected
+
+
+OF_CLAUDE_CODE = {
+    "accept": "application/json",
+    "accept-language": "*",
+    "user-agent": "claude-cli/2.1.332 (external, sdk-cli)",
+    "x-claude-code-session-id": "00000000-0000-4000-8000-0000000000aa",
+    "x-claude-code-agent-id": "a8551931e4d954440",
+    "x-stainless-arch": "x64",
+    "x-stainless-retry-count": "0",
+    "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14",
+    "anthropic-dangerous-direct-browser-access": "true",
+    "anthropic-version": "2023-06-01",
+    "x-app": "cli",
+    "x-client-request-id": "r",
+}
+OF_NOBODY = {
+    "X-HTTP-Method-Override": "DELETE",
+    "X-HTTP-Method": "GET",
+    "X-Method-Override": "GET",
+    "_method": "GET",
+    "X-Original-URL": "/v1/files",
+    "X-Rewrite-URL": "/v1/files",
+    "X-Forwarded-Host": "evil.example",
+    "X-Host": "evil.example",
+    "Forwarded": "host=evil.example",
+    "anthropic-workspace-id": "of-another",
+    "anthropic-organization-id": "of-another",
+    "anthropic-user-profile-id": "of-another",
+    "anthropic_beta": "x",
+    "X_Stainless_Arch": "x",
+    "X-Anthropic-Beta": "x",
+    "x-amz-target": "x",
+    "x-goog-user-project": "x",
+    "x-litellm-api-key": "x",
+    "X-Real-IP": "127.0.0.1",
+    "Cookie": "a=b",
+    "Range": "bytes=0-",
+    "If-None-Match": "x",
+    "Origin": "https://evil.example",
+    "Referer": "https://evil.example",
+    "Sec-WebSocket-Key": "x",
+    "Content-Location": "x",
+    "Content-Type-Override": "x",
+}
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_what_claude_code_says_of_itself_goes_on_and_nothing_else(is_full):
+    conversation, told = opened(is_full=is_full)
+    brought = [f"{name}: {value}" for name, value in (OF_CLAUDE_CODE | OF_NOBODY).items()]
+    ordinary = ("Connection: keep-alive", "Accept-Encoding: gzip", "Content-Type: application/json", "Expect: x")
+    sent = conversation.client_sent(request("/v1/messages", *brought, *ordinary))
+    _, headers = head_of(sent.to_upstream)
+    ours = {"host", "x-api-key", "accept-encoding", "content-type", "content-length"}
+    assert {name: value for name, value in headers.items() if name not in ours} == OF_CLAUDE_CODE
+    assert [one.error for one in told.troubles] == ["model_headers_dropped"]
+    assert "x-http-method-override, x-http-method," in told.troubles[0].message
+    assert "accept-encoding" not in told.troubles[0].message
+
+
+def test_what_claude_code_brings_is_dropped_without_a_word_where_it_is_about_the_connection():
+    conversation, told = opened()
+    brought = [f"{name}: {value}" for name, value in OF_CLAUDE_CODE.items()]
+    ordinary = ("connection: keep-alive", "accept-encoding: gzip, deflate, br, zstd", "content-type: application/json")
+    conversation.client_sent(request("/v1/messages", *brought, *ordinary))
+    assert told == []
+
+
+def test_of_a_header_that_comes_twice_the_first_goes_on_unless_it_is_a_list():
+    conversation, told = opened()
+    twice = ("Anthropic-Version: 1", "anthropic-version: 2", "anthropic-beta: a", "Anthropic-Beta: b")
+    sent = bytes(conversation.client_sent(request("/v1/messages", *twice)).to_upstream)
+    assert b"Anthropic-Version: 1\r\n" in sent
+    assert b"anthropic-version: 2" not in sent
+    assert b"anthropic-beta: a\r\n" in sent
+    assert b"Anthropic-Beta: b\r\n" in sent
+    assert len(told.troubles) == 1
+
+
+def test_what_the_connection_names_goes_no_further_even_if_it_is_known():
+    conversation, _ = opened()
+    sent = conversation.client_sent(request("/v1/messages", "Connection: close, X-App", "X-App: cli"))
+    assert "x-app" not in head_of(sent.to_upstream)[1]
+
+
+def test_a_folded_header_is_one_line():
+    conversation, _ = opened()
+    sent = conversation.client_sent(request("/v1/messages", "X-App: cli\r\n X-HTTP-Method-Override: GET"))
+    assert head_of(sent.to_upstream)[1]["x-app"] == "cli X-HTTP-Method-Override: GET"
+    assert b"\r\n X-" not in sent.to_upstream
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/messages?_method=DELETE",
+        "/v1/messages?beta=true&_method=GET",
+        "/v1/messages?beta=true&beta=true",
+        "/v1/messages?beta=true#x",
+        "/v1/messages?beta=%74rue",
+        "/v1/messages;x=1",
+        "/v1/messages/",
+        "//v1/messages",
+        "/v1//messages",
+        "/v1/./messages",
+        "/v1/messages/../files",
+        "/v1/messages%2f..%2ffiles",
+        "/v1/mess%61ges",
+        "/V1/messages",
+        "/v1/messages/batches",
+        "/v1/messages\\count_tokens",
+        "http://127.0.0.1:8123/v1/messages",
+        "*",
+    ],
+)
+def test_other_spellings_of_the_path_and_the_query_are_refused(target):
+    conversation, _ = opened()
+    assert error_of(conversation.client_sent(request(target)))[0] == 403
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity"])
+def test_a_body_that_is_read_is_sent_as_it_was_read(encoding):
+    conversation, told = opened()
+    sent = conversation.client_sent(request("/v1/messages", f"Content-Encoding: {encoding}"))
+    assert "content-encoding" not in head_of(sent.to_upstream)[1]
+    packed = gzip.compress(BODY)
+    assert error_of(opened()[0].client_sent(request("/v1/messages", "Content-Encoding: gzip", body=packed)))[0] == 400
+    assert told == []
 
 
 def test_nothing_about_the_sandbox_or_the_way_goes_on():

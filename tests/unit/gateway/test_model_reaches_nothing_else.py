@@ -67,6 +67,7 @@ def inline(definition: Any, kind: Any = "tool_definition") -> dict[str, Any]:
 
 
 FETCH = {"type": "web_fetch_20250910", "name": "web_fetch"}
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
 OWN_TOOL = {"name": "mcp__x__y", "description": "d", "input_schema": {"type": "object", "properties": {"Tools": {}}}}
 
 REACHING = {
@@ -123,6 +124,47 @@ REACHING = {
     ),
     "tool of a fallback": request(fallbacks=[{"model": "claude-haiku-4-5", "tools": [FETCH]}]),
     "mcp_servers of a fallback": request(fallbacks=[{"model": "claude-haiku-4-5", "mcp_servers": [{"name": "x"}]}]),
+    "tools within a tool": request(tools=[{**OWN_TOOL, "tools": [SEARCH]}]),
+    "one tool within a tool": request(tools=[{**OWN_TOOL, "tools": SEARCH}]),
+    "tool within a tool of another name": request(tools=[{**OWN_TOOL, "delegate": {"to": [SEARCH]}}]),
+    "tool of unknown type within a tool": request(tools=[{**OWN_TOOL, "delegate": {"type": "teleport"}}]),
+    "tool without a date within a tool": request(tools=[{**OWN_TOOL, "delegate": {"type": "web_search"}}]),
+    "definition within a tool": request(tools=[{**OWN_TOOL, "definition": SEARCH}]),
+    "tool within a definition": request(message(inline({**OWN_TOOL, "tools": [SEARCH]}), role="system")),
+    "tool within an advisor": request(tools=[{"type": "advisor_20260301", "name": "advisor", "tools": [SEARCH]}]),
+    "tool within a tool without a type": request(tools=[{"name": "x", "custom": {"tools": [SEARCH]}}]),
+    "mcp_servers within a tool": request(tools=[{**OWN_TOOL, "mcp_servers": [{"name": "x"}]}]),
+    "container within a tool": request(tools=[{**OWN_TOOL, "container": "c"}]),
+    "address within a tool": request(tools=[{**OWN_TOOL, "server": {"url": "https://evil.example"}}]),
+    "source within a tool": request(tools=[{**OWN_TOOL, "source": BY_URL["source"]}]),
+    "configuration of a tool of another type": request(tools=[{**OWN_TOOL, "configs": {"x": {"tools": [SEARCH]}}}]),
+    "tool beside the choice": request(tool_choice={"type": "tool", "name": "x", "tools": [SEARCH]}),
+    "choice of a tool by its type": request(tool_choice=SEARCH),
+    "tool in what is data elsewhere": request({"role": "user", "content": "x", "metadata": {"tools": [SEARCH]}}),
+    "tool in an input of the request": request(input={"tools": [SEARCH]}),
+    "address in an input of an image": request(message({"type": "image", "source": IMAGE["source"], "input": BY_URL})),
+    "schema of the request": request(input_schema={"tools": [SEARCH]}),
+    "type with more behind its date": request(message({"type": "x", "of": {"type": "web_search_20250305-x"}})),
+    "call of a search": request(
+        message({"type": "server_tool_use", "id": "t", "name": "web_search", "input": {"query": "x"}}, role="assistant")
+    ),
+    "call of code": request(message({"type": "server_tool_use", "id": "t", "name": "bash_code_execution"})),
+    "call without a name": request(message({"type": "server_tool_use", "id": "t", "input": {}})),
+    "call of an MCP server": request(message({"type": "mcp_tool_use", "id": "t", "name": "x", "server_name": "y"})),
+    "image by its address alone": request(message({"type": "image", "source": "https://evil.example/"})),
+    "document without a source": request(message({"type": "document", "file_id": "file_1"})),
+    "image of another API": request(message({"type": "image_url", "image_url": {"url": "https://evil.example/"}})),
+    "image of another API, short": request(message({"type": "input_image", "image_url": "https://evil.example/"})),
+    "file of another API": request(message({"type": "input_file", "file_id": "file_1"})),
+    "source in place with an address": request(message({"type": "image", "source": {**IMAGE["source"], "url": "x"}})),
+    "list of sources": request(message({"type": "image", "source": [IMAGE["source"]]})),
+    "files of the request": request(file_ids=["file_1"]),
+    "container by its number": request(container_id="c"),
+    "address in the system": request(system=[{"type": "text", "text": "x", "document_url": "https://evil.example"}]),
+    "name with a space": request(**{"tools ": [SEARCH]}),
+    "name with a NUL": request(**{"tools\0": [SEARCH]}),
+    "name with a hyphen": request(**{"mcp-servers": [{"name": "x"}]}),
+    "name of full width": request(**{"\uff54ools": [SEARCH]}),
     "long s": request(**{"tool\u017f": [{"type": "web_search_20250305"}]}),
 }
 
@@ -183,8 +225,59 @@ HARMLESS = {
         thinking={"type": "adaptive"},
         fallbacks=[{"model": "claude-opus-4-8"}],
     ),
+    "all that a tool may say": request(
+        tools=[
+            {
+                **OWN_TOOL,
+                "type": "custom",
+                "strict": True,
+                "defer_loading": True,
+                "eager_input_streaming": True,
+                "allowed_callers": ["direct"],
+                "cache_control": {"type": "ephemeral", "ttl": "1h"},
+                "input_schema": {
+                    "type": "object",
+                    "properties": {"url": {"type": "string"}, "Tools": {"type": "web_search_20250305"}},
+                    "$defs": {"tools": {"type": "array"}},
+                },
+                "input_examples": [{"url": "https://where.ever", "Tools": [SEARCH]}],
+                "annotations": {"title": "x"},
+            }
+        ],
+        tool_choice={"type": "tool", "name": "x", "disable_parallel_tool_use": True},
+    ),
+    "calls within the request": request(
+        message(
+            {"type": "server_tool_use", "id": "t", "name": "tool_search_tool_regex", "input": {"pattern": "x"}},
+            {
+                "type": "tool_search_tool_result",
+                "tool_use_id": "t",
+                "content": {
+                    "type": "tool_search_tool_search_result",
+                    "tool_references": [{"type": "tool_reference", "tool_name": "x"}],
+                },
+            },
+            {"type": "server_tool_use", "id": "u", "name": "advisor", "input": {}},
+            {"type": "tool_use", "id": "v", "name": "x", "input": {"url": "x", "file_id": "y", "container": {"A": 1}}},
+            role="assistant",
+        )
+    ),
+    "what nobody knows yet": request(
+        message({"type": "text", "text": "x", "citations": {"enabled": True}, "novelty": {"type": "nice", "size": 3}}),
+        novelty={"enabled": True, "of": [{"type": "mild"}]},
+        cache_control={"type": "ephemeral"},
+        thread={"type": "create"},
+    ),
+    "no address": request(message({"type": "text", "text": "x", "citations": [{"file_id": None, "url": ""}]})),
     "nulls": request(mcp_servers=[], container=None, tools=[], system=None),
 }
+
+
+@pytest.mark.parametrize("kind", [[], ["image"], {}, {"type": "x"}, 7, True, None])
+def test_a_type_of_any_shape_is_judged(kind):
+    block = {"type": kind, "source": "x", "name": ["x"]}
+    assert Model(ISOLATED).ask(request(message(block), within_result(block)))[0] in (None, 403)
+    assert Model(ISOLATED).ask(request(tools=[{"name": "x", "part": block}]))[0] in (None, 403)
 
 
 @pytest.mark.parametrize("rules", [ISOLATED, OUTBOUND])
@@ -378,7 +471,13 @@ def test_a_tool_of_the_models_servers_without_a_known_fee_is_refused_where_dolla
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_has_a_known_fee_or_none_passes_where_dollars_are_bounded(name):
     model = Model(GatewayRules(egress=EgressRules(is_full=True), budget=Budget(usd=1.0)))
-    own = [
+    places = {"user_location": {"type": "approximate", "city": "x"}, "allowed_domains": ["docs.example.org"]}
+    servers = {"type": "mcp_toolset", "mcp_server_name": "x", "configs": {"Tool-1": {"enabled": True}}}
+    own: list[dict[str, Any]] = [
+        {"type": "web_search_20250305", "name": "web_search", **places},
+        servers,
+    ]
+    own += [
         {"type": kind} for kind in ("web_search_20250305", "web_search_20260209", "web_fetch_20250910", "mcp_toolset")
     ]
     assert model.ask(HARMLESS[name])[0] is None

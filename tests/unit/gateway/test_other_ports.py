@@ -38,8 +38,8 @@ def told(outcome) -> bytes:
         b"PING\r\n",
         b"EHLO me.example.org\r\n",
         b'{"jsonrpc": "2.0"}',
-        b"GET /old\r\n",
-        b" GET /old\r\n",
+        b"GET key\r\n",  # Redis, by hand
+        b"get /key\r\n",  # memcached
         b"  a line that is set in\r\n",
         b"PING\r",
         b"\x16\x00",
