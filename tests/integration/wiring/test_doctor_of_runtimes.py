@@ -46,3 +46,35 @@ def test_unasked_it_is_none_that_works(tmp_path, wish):
         (True, "bubblewrap makes the sandboxes"),
         (False, "qemu does not work here"),
     }
+
+
+@pytest.mark.parametrize(
+    ("limits", "findings"),
+    [
+        (
+            {"memory", "cpus", "processes", "sockets"},
+            {(True, "on memory, CPUs, processes, buffers of sockets hold")},
+        ),
+        (
+            {"memory", "cpus", "processes"},
+            {
+                (True, "on memory, CPUs, processes hold"),
+                (
+                    False,
+                    "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket",
+                ),
+            },
+        ),
+        (set(), {(False, "on memory, CPUs, processes, buffers of sockets do not hold: no cgroup can be written to")}),
+    ],
+)
+def test_the_limits_that_hold_and_those_that_do_not_are_listed(tmp_path, monkeypatch, limits, findings):
+    probe = Probe("bubblewrap", works=True, tier="namespaces", strength=10, limits=frozenset(limits))
+
+    async def choose(*_):
+        return Choice(probe, [probe])
+
+    monkeypatch.setattr(runtime_findings, "choose_runtime", choose)
+    found = runtime_findings.find_runtimes(AUTO, tmp_path)
+    told = {(one.ok, one.message) for one in found if one.name == "limits" and "fs.file-max" not in one.message}
+    assert told == findings
