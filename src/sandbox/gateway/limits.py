@@ -9,6 +9,12 @@ REQUEST_BODY_BYTES_MAX = 32 * 1024 * 1024
 PIPELINED_BYTES_MAX = 64 * 1024
 """What a client may send while it still waits for an answer; over it the connection ends."""
 
+UPSTREAM_RECEIVE_BYTES_MAX = 1024 * 1024
+"""In the receive buffer of one connection to a host or to the model; the kernel takes as much again for itself."""
+
+UPSTREAM_UNSENT_BYTES_MAX = 128 * 1024
+"""Not sent yet on such a connection; more waits in the gateway, which stops reading."""
+
 CONNECTIONS_MAX = 128
 """Open connections to the model's listener, as many to hosts and as many for names; further ones wait."""
 

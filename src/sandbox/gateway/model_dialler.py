@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sandbox.gateway import limits
 from sandbox.gateway.address_table import Address, unwrapped
 from sandbox.gateway.line import Line
+from sandbox.gateway.outward import bound_buffers
 from sandbox.gateway.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ModelDialler:
             reason = error.strerror or type(error).__name__
             message = f"The model at {upstream.address} cannot be reached ({reason}); check ANTHROPIC_BASE_URL."
             raise UnreachableError(502, message) from None
+        bound_buffers(writer.get_extra_info("socket"))
         self.addresses.add(unwrapped(ip_address(writer.get_extra_info("peername")[0])))
         return Line(reader, writer)
 
