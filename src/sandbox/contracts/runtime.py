@@ -18,6 +18,7 @@ class Probe(msgspec.Struct, frozen=True):
     strength: more is stronger; isolates, gaps: sentences for people; mend: what to do when it does not work.
     limits: of memory, cpus, processes, disk: those that really hold here.
     only_by_name: it works but so slowly that `auto` does not take it, however strong it is.
+    is_final: it does not work, and no later probe by this process can find anything else.
     """
 
     runtime: str
@@ -29,6 +30,7 @@ class Probe(msgspec.Struct, frozen=True):
     limits: frozenset[str] = frozenset()
     mend: str = ""
     only_by_name: bool = False
+    is_final: bool = False
 
 
 HANDLE_VERSION = 1

@@ -13,12 +13,13 @@ import msgspec
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import JournalBusyError, Journals
-from sandbox.contracts.placement import LaunchOrder, Placement
+from sandbox.contracts.placement import Placement
 from sandbox.contracts.profiles import Image, ImageUnusableError
 from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.secret_source import SecretUnavailableError
 from sandbox.control.feed import Feed
 from sandbox.control.long_journals import LongJournals
+from sandbox.control.runtime_prober import RuntimeProber
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import (
     AgentExited,
@@ -75,7 +76,7 @@ class Launcher:
         resolve: ResolveSecrets,
         find_image: FindImage,
         *,
-        template: LaunchOrder,
+        prober: RuntimeProber,
         host: Host,
     ) -> None:
         self._journals = LongJournals(journals)
@@ -83,7 +84,7 @@ class Launcher:
         self._clock = clock
         self._resolve = resolve
         self._find_image = find_image
-        self._template = template
+        self._prober = prober
         self._host = host
         self._asking: set[asyncio.Task[object]] = set()
 
@@ -186,7 +187,7 @@ class Launcher:
         resumes = before is not None and before.follow_up is not None and before.hands_disk_on(before.follow_up)
         return AttemptStarted(
             new_attempt_id(),
-            self._template.runtime,
+            self._prober.found.template.runtime,
             self._host.name,
             self._host.boot_id,
             number=task.attempts + 1,
@@ -201,6 +202,9 @@ class Launcher:
         Raises OSError, JournalDamagedError.
         """
         if not feed.has_paused(pause_seconds(feed.task), self._clock.monotonic()):
+            return
+        if _may_go_on(feed.task) and (obstacle := self._prober.obstacle) is not None:
+            feed.note = f"Waiting: {obstacle}"
             return
         if not _may_go_on(feed.task) and not _is_forced(feed.task) and not feed.has_rested(self._clock.monotonic()):
             feed.note = "Who cleans up after the task died too; another one is tried after a pause."
@@ -276,12 +280,13 @@ class Launcher:
     ) -> None:
         """A finisher reaches no model; it has the secrets to know them in what it collects."""
         attempt = recorder.task.attempt
+        template = self._prober.found.template
         order = msgspec.structs.replace(
-            self._template,
+            template,
             task_id=recorder.task.id,
             attempt_id=attempt_id,
             resumes=attempt is not None and attempt.resumes,
-            upstream=None if finish else self._template.upstream,
+            upstream=None if finish else template.upstream,
             secrets=secrets,
             image=image,
             finish=finish,
