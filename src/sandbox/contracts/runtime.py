@@ -210,7 +210,10 @@ class Sandbox(Protocol):
         ...
 
     async def wait(self) -> Exit:
-        """How the command ended. May be called many times."""
+        """How the command ended, once nothing is left inside, or 10 s later; may be called many times.
+
+        What is left then has had KILL and runs no more; `destroy` tells of it.
+        """
         ...
 
     async def stats(self) -> Stats:

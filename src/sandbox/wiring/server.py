@@ -6,7 +6,8 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -124,23 +125,14 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
     shutting_down = asyncio.Event()
     with set_by_signals(shutting_down):
         space = _keep_space(settings, places)
-        agent_program = await asyncio.to_thread(install_binary, places.data_dir)
-        probe = partial(_probe, settings, places, agent_program)
-        found = await _unless(shutting_down, probe())
-        if found is None:
+        prober = await _unless(shutting_down, _make_prober(settings, places))
+        if prober is None:
             _log.warning("Stopped before it had found out what makes its sandboxes.")
             return
-        prober = RuntimeProber(found, probe, SystemClock())
         service = await _start_service(settings, places, access, prober, space)
         offered = tell_offered(Catalog(places.data_dir), lambda: prober.found.tier)
         api_settings = replace(api_settings, profiles=offered)
-        duties = gather_duties(places.data_dir, places.run_dir, service.equipment, settings)
-        helpers = [
-            asyncio.create_task(Janitor(duties).run(), name="janitor"),
-            asyncio.create_task(service.equipment.space.run(), name="space"),
-            asyncio.create_task(prober.run(), name="prober"),
-        ]
-        try:
+        async with _running(settings, places, service):
             app = create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard)
             add_dashboard(app)
             listen(sockets)
@@ -155,12 +147,6 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
                     where.host, places, (port, stream_port), announce, service.equipment.health.blockers
                 ),
             )
-        finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
-            await service.close()
-            _tell_end(len(service.equipment.follower.feeds))
 
 
 def _api_settings(settings: ServerSettings, bound: Sequence[socket], *, needs_token: bool) -> ApiSettings:
@@ -180,6 +166,25 @@ def _api_settings(settings: ServerSettings, bound: Sequence[socket], *, needs_to
     )
 
 
+@asynccontextmanager
+async def _running(settings: ServerSettings, places: Places, service: TaskService) -> AsyncIterator[None]:
+    """With all that goes on beside requests; the service is closed at the end."""
+    duties = gather_duties(places.data_dir, places.run_dir, service.equipment, settings)
+    helpers = [
+        asyncio.create_task(Janitor(duties).run(), name="janitor"),
+        asyncio.create_task(service.equipment.space.run(), name="space"),
+        asyncio.create_task(service.equipment.prober.run(), name="prober"),
+    ]
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+        await service.close()
+        _tell_end(len(service.equipment.follower.feeds))
+
+
 async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
     """What it gives; None where the event comes first, and it is broken off and has cleaned up."""
     working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
@@ -192,6 +197,12 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Re
         return working.result()
     finally:
         waiting.cancel()
+
+
+async def _make_prober(settings: ServerSettings, places: Places) -> RuntimeProber:
+    agent_program = await asyncio.to_thread(install_binary, places.data_dir)
+    probe = partial(_probe, settings, places, agent_program)
+    return RuntimeProber(await probe(), probe, SystemClock())
 
 
 async def _probe(settings: ServerSettings, places: Places, agent_program: Path) -> Found:
