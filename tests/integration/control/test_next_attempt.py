@@ -180,7 +180,7 @@ def test_no_attempt_follows_while_no_runtime_works_and_the_task_says_so(world):
         world.runtime_failure = "The runtime does not work here."
         async with world.server() as service:
             async with asyncio.timeout(10):
-                while not (told := (await service.status("task-1")).state_message).startswith("Waiting"):
+                while not (told := (await service.status("task-1")).state_message).startswith("Waiting:"):
                     await asyncio.sleep(0.01)
             assert "The runtime does not work here." in told
             assert len(world.runners.orders) == 1
