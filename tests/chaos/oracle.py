@@ -5,6 +5,7 @@ It judges evidence and fetches none, so that a lie can be put before it. `judge`
 
 import hashlib
 import itertools
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ DONE = ("completed", None)
 LOST_RUNNER = ("failed", "runner_lost")
 LOST_SANDBOX = ("failed", "sandbox_lost")
 BROKEN_OFF = ("failed", "agent_failed")
+KILLED = 128 + signal.SIGKILL
 
 TRUE_ENDS = {
     # Whoever was only looked after from outside goes on.
@@ -96,6 +98,13 @@ class Story:
         """Whether its runner wrote down that the sandbox went away."""
         exits = [one["event"] for one in self.records if one["event"]["type"] == "agent_exited"]
         return any((one.get("failure") or {}).get("code") == "sandbox_lost" for one in exits)
+
+    @property
+    def lost_its_agent(self):
+        """Whether its runner wrote down that the agent was ended by KILL."""
+        exits = [one["event"] for one in self.records if one["event"]["type"] == "agent_exited"]
+        codes = [(one.get("exit_code"), (one.get("failure") or {}).get("code")) for one in exits]
+        return (KILLED, "agent_failed") in codes
 
     def has(self, kind):
         """Whether the journal has such an event."""
@@ -178,9 +187,18 @@ def every_task_ends_truly(story: Story) -> Iterator[str]:
         yield f"clients are told {story.status.get('state')}, the journal says {states[-1]}"
     # Where the manifest allows another agent, the loss of one is no end.
     goes_on = story.victim is None or story.retries
-    true = {DONE} if goes_on else TRUE_ENDS[story.victim].get(_state_at_blow(story), set())
+    true = {DONE} if goes_on else _true_ends(story)
     if story.end not in true:
         yield f"it ended as {story.end}: {story.status.get('error')}"
+
+
+def _true_ends(story: Story) -> set:
+    """Where all is killed one after the other, the agent may be first: its runner writes that down before its own end.
+
+    That is the outcome then, and no other end is true.
+    """
+    saw_its_agent_killed = story.victim == "all" and story.state == "completing" and story.lost_its_agent
+    return {BROKEN_OFF} if saw_its_agent_killed else TRUE_ENDS[story.victim].get(_state_at_blow(story), set())
 
 
 def _state_at_blow(story: Story) -> str:

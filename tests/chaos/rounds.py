@@ -18,7 +18,7 @@ from chaos import journal_file, processes
 from chaos.examination import examine
 from chaos.machine import Machine
 from chaos.moments import Moments
-from chaos.oracle import LOST_SANDBOX, STATES, TRUE_ENDS, judge
+from chaos.oracle import BROKEN_OFF, LOST_SANDBOX, STATES, TRUE_ENDS, judge
 from doubles.runners import runner_of
 from doubles.traces import processes as processes_told_of
 
@@ -37,9 +37,12 @@ class Found:
 
     @property
     def met(self):
-        """Which (victim, state) were played. A runner that saw its sandbox die first was done with running by then."""
-        saw_it_first = ("all", LOST_SANDBOX)
-        return {(victim, "running" if (victim, end) == saw_it_first else state) for victim, state, end in self.ends}
+        """Which (victim, state) were played.
+
+        A runner that saw its sandbox or its agent die first was done with running by then.
+        """
+        saw_it_first = {("all", LOST_SANDBOX), ("all", BROKEN_OFF)}
+        return {(victim, "running" if (victim, end) in saw_it_first else state) for victim, state, end in self.ends}
 
 
 def play(directory, runtime, chosen, seed):

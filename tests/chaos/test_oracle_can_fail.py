@@ -66,7 +66,17 @@ def lost_sandbox(lines):
     return story(lines, victim="sandbox", end="failed", code="sandbox_lost")
 
 
+def killed_agent(lines, exit_code=137, victim="all", state="completing", code="agent_failed"):
+    """All are killed one after the other, the agent first; its runner still wrote that down."""
+    told = story(lines, victim=victim, state=state, end="failed", code=code)
+    exited = next(one["event"] for one in told.records if one["event"]["type"] == "agent_exited")
+    exited |= {"exit_code": exit_code, "failure": {"code": "agent_failed"}}
+    return told
+
+
 TRUE_STORIES = [
+    killed_agent(LINES),
+    killed_agent(LINES[:4]),
     story(),
     lost_runner(LINES[:3]),
     lost_runner([]),
@@ -131,6 +141,14 @@ def end_twice(told):
 
 def go_on_after_the_end(told):
     told.records.append({"event": {"type": "progress"}})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"exit_code": 1}, {"exit_code": None}, {"victim": "runner"}, {"state": "running"}, {"code": "runner_lost"}],
+)
+def test_an_agent_that_was_not_killed_or_whose_outcome_did_not_stand(changes):
+    assert list(oracle.every_task_ends_truly(killed_agent(LINES, **changes)))
 
 
 @pytest.mark.parametrize("lie", [never_end, tell_clients_otherwise, end_untruly, end_twice, go_on_after_the_end])

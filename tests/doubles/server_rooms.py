@@ -22,6 +22,7 @@ from sandbox.control.preservation import Preservation
 from sandbox.control.pruning import Pruning, PruningRooms
 from sandbox.control.recovery import recover
 from sandbox.control.register import Register
+from sandbox.control.runtime_prober import Found, RuntimeProber
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.space_keeper import SpaceKeeper
@@ -116,6 +117,10 @@ class Rooms:
         self.secrets, self.secrets_asked = {}, []
         self.images, self.image_trouble = {}, ""
         self.remove = remove
+        self.runtime_failure = self.found_later = None
+
+    async def probe(self):
+        return self.found_later
 
     async def remove_files(self, paths):
         await self.remove(paths)
@@ -137,6 +142,9 @@ class Rooms:
         clock, broadcast = self.clock, Broadcast()
         follower = Follower(self.journals, self.store, clock, broadcast)
         template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
+        probes = [Probe("bubblewrap", self.runtime_failure is None, "namespaces", 1)]
+        found = Found(probes, template, "namespaces", self.runtime_failure)
+        prober = RuntimeProber(found, self.probe, clock)
         space = SpaceKeeper(self.data_dir, lambda: self.space, Watermark(5, 4 * GIB), self.reserve)
         drain = Drain(self.data_dir)
         preservation = Preservation(self.data_dir, self.remove_files)
@@ -149,24 +157,23 @@ class Rooms:
                 runners=self.runners,
                 room=WaitingRoom(self.capacity),
                 follower=follower,
+                prober=prober,
                 launcher=Launcher(
                     self.journals,
                     self.runners,
                     clock,
                     self.resolve,
                     self.find_image,
-                    template=template,
+                    prober=prober,
                     host=Host("here", "b"),
                 ),
                 telling=Telling(self.journals, self.store, follower, broadcast),
                 shelf=Shelf(self.data_dir),
-                health=HealthReport(
-                    self.store, clock, space, drain, [Probe("bubblewrap", True, "namespaces", 1)], self.blockers
-                ),
+                health=HealthReport(self.store, clock, space, drain, prober, self.blockers),
                 space=space,
                 drain=drain,
                 preservation=preservation,
-                visits=Visits(self.runners, self.runners, preservation, self.resolve, self.find_image, template),
+                visits=Visits(self.runners, self.runners, preservation, self.resolve, self.find_image, prober),
                 pruning=Pruning(
                     PruningRooms(
                         self.data_dir, self.journals, self.store, preservation, clock, self.remove_files, flush

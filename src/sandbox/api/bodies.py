@@ -255,7 +255,7 @@ class DiskBody(Body):
 
 
 class HealthBody(Body):
-    """How the server is."""
+    """How the server is. `next_probe_at`: while no runtime works, when they are probed again."""
 
     status: Literal["ok", "degraded"]
     ready: bool
@@ -264,6 +264,7 @@ class HealthBody(Body):
     uptime_seconds: float
     tasks: dict[TaskState, int]
     runtimes: list[RuntimeBody]
+    next_probe_at: datetime | None
     store: StoreBody
     disk: DiskBody
     draining_since: datetime | None

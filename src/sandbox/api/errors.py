@@ -99,12 +99,17 @@ _Fields = Callable[[Any], dict[str, Any]]
 
 
 def _answering(status: int, fields: _Fields) -> Callable[..., Any]:
-    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status == 503 else None
-
     async def answer(connection: HTTPConnection, error: SandboxError) -> Response:
+        seconds = error.retry_after_seconds if isinstance(error, UnavailableError) else None
+        headers = retry_after(seconds) if status == 503 else None
         return problem(connection, status, error.code, error.message, fields=fields(error), headers=headers)
 
     return answer
+
+
+def retry_after(seconds: int | None) -> dict[str, str]:
+    """The header of a 503; RETRY_AFTER_SECONDS where nothing better is known."""
+    return {"retry-after": str(seconds or RETRY_AFTER_SECONDS)}
 
 
 def _nothing(_: SandboxError) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.answer import Json
 from sandbox.api.context import Asked, Context
-from sandbox.api.errors import RETRY_AFTER_SECONDS
+from sandbox.api.errors import retry_after
 from sandbox.api.openapi import answers, problems
 from sandbox.api.problem import problem
 from sandbox.contracts.runtime import Probe
@@ -50,6 +50,7 @@ async def read_health(asked: Asked) -> Json:
         "uptime_seconds": round(health.uptime_seconds, 3),
         "tasks": {state: health.tasks_by_state.get(state, 0) for state in TaskState},
         "runtimes": [_runtime(probe) for probe in health.runtimes],
+        "next_probe_at": None if health.next_probe_at is None else timestamp(health.next_probe_at),
         "store": {"ok": health.store_ok},
         "occupancy": None if health.occupancy is None else asdict(health.occupancy),
         "disk": {"free_bytes": health.disk_free_bytes, "total_bytes": health.disk_total_bytes},
@@ -64,7 +65,7 @@ async def read_readiness(request: Request, asked: Asked) -> Response:
     reasons = reasons_against(health, asked)
     if not reasons:
         return Json({"status": "ready"})
-    headers = {"retry-after": str(RETRY_AFTER_SECONDS)}
+    headers = retry_after(health.retry_after_seconds)
     return problem(request, 503, "service_unavailable", " ".join(reasons), fields={"reasons": reasons}, headers=headers)
 
 

@@ -242,6 +242,7 @@ class Health(TypedDict):
     store: dict[str, bool]
     disk: dict[str, int]
     draining_since: str | None
+    next_probe_at: str | None
     occupancy: Occupancy | None
 
 

@@ -19,6 +19,7 @@ class Probe(msgspec.Struct, frozen=True):
     strength: more is stronger; isolates, gaps: sentences for people; mend: what to do when it does not work.
     limits: of memory, cpus, processes, sockets (their buffers): those that really hold here.
     only_by_name: it works but so slowly that `auto` does not take it, however strong it is.
+    is_final: it does not work, and no later probe by this process can find anything else.
     """
 
     runtime: str
@@ -30,6 +31,7 @@ class Probe(msgspec.Struct, frozen=True):
     limits: frozenset[str] = frozenset()
     mend: str = ""
     only_by_name: bool = False
+    is_final: bool = False
 
 
 HANDLE_VERSION = 1
@@ -241,7 +243,10 @@ class Sandbox(Protocol):
         ...
 
     async def wait(self) -> Exit:
-        """How the command ended. May be called many times."""
+        """How the command ended, once nothing is left inside, or 10 s later; may be called many times.
+
+        What is left then has had KILL and runs no more; `destroy` tells of it.
+        """
         ...
 
     async def stats(self) -> Stats:

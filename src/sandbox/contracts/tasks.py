@@ -71,6 +71,11 @@ class UnavailableError(SandboxError):
     code = "service_unavailable"
     retryable = True
 
+    def __init__(self, message: str, *, retry_after_seconds: int | None = None) -> None:
+        """retry_after_seconds: when to ask again; None where that is not known."""
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
 
 class ArtifactNotFoundError(SandboxError):
     """The task has no artifact of this name or path."""
@@ -144,7 +149,11 @@ class Occupancy:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How the server is. `reasons` say why it is not ready to take and run tasks; empty when `ready`."""
+    """How the server is. `reasons` say why it is not ready to take and run tasks; empty when `ready`.
+
+    next_probe_at: when the runtimes are probed again; None while they are, and where no further probe is planned.
+    retry_after_seconds: when to ask again, where no runtime works.
+    """
 
     version: str
     uptime_seconds: float
@@ -157,6 +166,8 @@ class Health:
     reasons: Sequence[str] = ()
     draining_since: datetime | None = None
     occupancy: Occupancy | None = None
+    next_probe_at: datetime | None = None
+    retry_after_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

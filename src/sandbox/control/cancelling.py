@@ -72,17 +72,17 @@ class Cancelling:
         return receipt.message or _STOPPED
 
     async def _take_wish(self, feed: Feed, wish: CancelRequested, deadline: float) -> str | None:
-        async with self._writing(feed, deadline):
-            if self._journals.is_held(feed.task.id):
-                return None
-            task = await self._launcher.take_wish(feed, wish)
+        if self._journals.is_held(feed.task.id):
+            return None
+        async with self._launcher.turn_for_wish(self._left(deadline)) as turn, self._writing(feed, deadline):
+            task = await self._launcher.take_wish(feed, wish, turn)
         return None if task is None else _consequence(task)
 
     @asynccontextmanager
     async def _writing(self, feed: Feed, deadline: float) -> AsyncIterator[None]:
         """Hold `feed.writing`. Raises UnavailableError where the deadline passes before it is free."""
         try:
-            async with asyncio.timeout(max(deadline - self._clock.monotonic(), CANCEL_LAST_SECONDS)):
+            async with asyncio.timeout(self._left(deadline)):
                 await feed.writing.acquire()
         except TimeoutError as error:
             what = f"Task {feed.task.id} is just being handed over to a runner and cannot be cancelled meanwhile"
@@ -91,6 +91,9 @@ class Cancelling:
             yield
         finally:
             feed.writing.release()
+
+    def _left(self, deadline: float) -> float:
+        return max(deadline - self._clock.monotonic(), CANCEL_LAST_SECONDS)
 
 
 def _consequence(task: Task) -> str:

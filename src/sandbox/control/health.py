@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from sandbox import __version__
 from sandbox.contracts.clock import Clock
-from sandbox.contracts.runtime import Probe
 from sandbox.contracts.store import Store, StoreError
 from sandbox.contracts.tasks import Health
 from sandbox.control.drain import REASON, Drain
+from sandbox.control.runtime_prober import RuntimeProber
 from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.model.state import TaskState
 
@@ -15,8 +15,7 @@ from sandbox.model.state import TaskState
 class HealthReport:
     """Looks afresh each time it is asked.
 
-    probes: of the runtimes, made at start. blockers: sentences, found at start, that say why no task can run for as
-    long as this server lives.
+    blockers: sentences, found at start, that say why no task can run for as long as this server lives.
     """
 
     def __init__(
@@ -25,16 +24,22 @@ class HealthReport:
         clock: Clock,
         space: SpaceKeeper,
         drain: Drain,
-        probes: Sequence[Probe],
+        prober: RuntimeProber,
         blockers: Sequence[str],
     ) -> None:
-        self.blockers = blockers
         self._store = store
         self._clock = clock
         self._space = space
         self._drain = drain
-        self._probes = probes
+        self._prober = prober
+        self._blockers = blockers
         self._started_at = clock.monotonic()
+
+    @property
+    def blockers(self) -> Sequence[str]:
+        """Why no task can run now, whatever room there is; empty when tasks can."""
+        obstacle = self._prober.obstacle
+        return self._blockers if obstacle is None else [obstacle, *self._blockers]
 
     def make(self) -> Health:
         """The report; `reasons` tells what keeps tasks from being taken or run."""
@@ -50,7 +55,9 @@ class HealthReport:
             version=__version__,
             uptime_seconds=self._clock.monotonic() - self._started_at,
             tasks_by_state=counts or {},
-            runtimes=self._probes,
+            runtimes=self._prober.found.probes,
+            next_probe_at=self._prober.next_probe_at,
+            retry_after_seconds=self._prober.retry_after_seconds,
             store_ok=counts is not None,
             disk_free_bytes=self._space.space.free_bytes,
             disk_total_bytes=self._space.space.total_bytes,

@@ -6,19 +6,21 @@ import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 import msgspec
 
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.journal import JournalBusyError, Journals
-from sandbox.contracts.placement import LaunchOrder, Placement
+from sandbox.contracts.placement import Placement
 from sandbox.contracts.profiles import Image, ImageUnusableError
 from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.secret_source import SecretUnavailableError
+from sandbox.contracts.tasks import UnavailableError
 from sandbox.control.feed import Feed
-from sandbox.control.long_journals import LongJournals
+from sandbox.control.long_journals import LongJournals, Turn
+from sandbox.control.runtime_prober import RuntimeProber
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.event import (
     AgentExited,
@@ -75,15 +77,16 @@ class Launcher:
         resolve: ResolveSecrets,
         find_image: FindImage,
         *,
-        template: LaunchOrder,
+        prober: RuntimeProber,
         host: Host,
     ) -> None:
         self._journals = LongJournals(journals)
+        self._journals_of_wishes = LongJournals(journals)
         self._placement = placement
         self._clock = clock
         self._resolve = resolve
         self._find_image = find_image
-        self._template = template
+        self._prober = prober
         self._host = host
         self._asking: set[asyncio.Task[object]] = set()
 
@@ -112,13 +115,13 @@ class Launcher:
 
         Raises OSError, JournalDamagedError.
         """
-        async with feed.writing:
+        async with self._journals.turn() as turn, feed.writing:
             try:
-                writer = await self._journals.open(feed.task.id)
+                writer = await self._journals.open(feed.task.id, turn)
             except JournalBusyError:
                 return False
             try:
-                task = (await self._journals.read_task(feed.task.id, feed.reading)).task
+                task = (await self._journals.read_on(feed.task.id, feed.reading, turn)).task
                 if task is not None and task.waits_to_begin:
                     feed.recorder = Recorder(writer, task, self._clock.now)
             finally:
@@ -186,7 +189,7 @@ class Launcher:
         resumes = before is not None and before.follow_up is not None and before.hands_disk_on(before.follow_up)
         return AttemptStarted(
             new_attempt_id(),
-            self._template.runtime,
+            self._prober.found.template.runtime,
             self._host.name,
             self._host.boot_id,
             number=task.attempts + 1,
@@ -202,23 +205,41 @@ class Launcher:
         """
         if not feed.has_paused(pause_seconds(feed.task), self._clock.monotonic()):
             return
+        if _may_go_on(feed.task) and (obstacle := self._prober.obstacle) is not None:
+            feed.note = f"Waiting: {obstacle}"
+            return
         if not _may_go_on(feed.task) and not _is_forced(feed.task) and not feed.has_rested(self._clock.monotonic()):
             feed.note = "Who cleans up after the task died too; another one is tried after a pause."
             return
         # As in `launch`: asked before anything is taken.
         answer = await self._secrets(feed.task)
-        async with feed.writing, self._taking(feed) as recorder:
+        # The turn first: a wish to cancel does not wait while this waits for the journals of other tasks.
+        async with self._journals.turn() as turn, feed.writing, self._taking(feed, self._journals, turn) as recorder:
             if recorder is not None and not recorder.task.state.is_terminal:
                 await self._finish(recorder, feed, answer)
 
-    async def take_wish(self, feed: Feed, wish: CancelRequested) -> Task | None:
+    @asynccontextmanager
+    async def turn_for_wish(self, within_seconds: float) -> AsyncIterator[Turn]:
+        """Wait to look through a journal for a wish to cancel, for which there are turns of their own.
+
+        Raises UnavailableError where others need theirs for longer.
+        """
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(within_seconds):
+                    turn = await held.enter_async_context(self._journals_of_wishes.turn())
+            except TimeoutError as error:
+                raise UnavailableError("Other tasks whose runners died are cancelled first; try again.") from error
+            yield turn
+
+    async def take_wish(self, feed: Feed, wish: CancelRequested, turn: Turn) -> Task | None:
         """Write down a wish that no runner takes; gives the task after it, None where it could not be written now.
 
         Whoever calls holds `feed.writing`; who follows the task does the rest.
 
         Raises OSError, JournalDamagedError.
         """
-        async with self._taking(feed) as recorder:
+        async with self._taking(feed, self._journals_of_wishes, turn) as recorder:
             if recorder is None or recorder.task.state.is_terminal:
                 return None
             await asyncio.to_thread(recorder.record, wish)
@@ -226,15 +247,15 @@ class Launcher:
         return recorder.task
 
     @asynccontextmanager
-    async def _taking(self, feed: Feed) -> AsyncIterator[Recorder | None]:
+    async def _taking(self, feed: Feed, journals: LongJournals, turn: Turn) -> AsyncIterator[Recorder | None]:
         """Hold a journal that nobody holds, for as long as the block lasts; None when somebody does."""
         try:
-            writer = await self._journals.open(feed.task.id)
+            writer = await journals.open(feed.task.id, turn)
         except JournalBusyError:
             yield None
             return
         try:
-            reading = await self._journals.read_task(feed.task.id, feed.reading)
+            reading = await journals.read_on(feed.task.id, feed.reading, turn)
             yield Recorder(writer, reading.task, self._clock.now)
         finally:
             writer.close()
@@ -276,12 +297,13 @@ class Launcher:
     ) -> None:
         """A finisher reaches no model; it has the secrets to know them in what it collects."""
         attempt = recorder.task.attempt
+        template = self._prober.found.template
         order = msgspec.structs.replace(
-            self._template,
+            template,
             task_id=recorder.task.id,
             attempt_id=attempt_id,
             resumes=attempt is not None and attempt.resumes,
-            upstream=None if finish else self._template.upstream,
+            upstream=None if finish else template.upstream,
             secrets=secrets,
             image=image,
             finish=finish,

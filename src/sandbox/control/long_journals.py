@@ -2,12 +2,32 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 from sandbox.contracts.journal import Journals, JournalWriter
 from sandbox.contracts.recorder import Reading, read_task
 from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.model.limits import JOURNALS_LOOKED_THROUGH_MAX
+
+
+class Turn:
+    """The right to look through one journal; given back once neither its holder nor a thread needs it."""
+
+    def __init__(self, turns: asyncio.Semaphore) -> None:
+        self._turns = turns
+        self._users = 1
+
+    def enter(self) -> None:
+        """A thread begins to work in it."""
+        self._users += 1
+
+    def leave(self) -> None:
+        """A thread, or the holder, needs it no longer."""
+        self._users -= 1
+        if self._users == 0:
+            self._turns.release()
 
 
 class LongJournals:
@@ -17,17 +37,27 @@ class LongJournals:
         self._journals = journals
         self._turns = asyncio.Semaphore(JOURNALS_LOOKED_THROUGH_MAX)
 
-    async def open(self, task_id: str) -> JournalWriter:
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Turn]:
+        """Wait for a turn, and hold it. Locks that others wait for are taken within, so that nobody waits for both."""
+        await self._turns.acquire()
+        turn = Turn(self._turns)
+        try:
+            yield turn
+        finally:
+            turn.leave()
+
+    async def open(self, task_id: str, turn: Turn) -> JournalWriter:
         """See `Journals.open`. Who is cancelled holds nothing, though the thread may hold the lock until it ends."""
         opened: list[JournalWriter] = []
         is_awaited = True
 
         def leave() -> None:
-            self._turns.release()
+            turn.leave()
             if not is_awaited:
                 _close(opened)
 
-        await self._turns.acquire()
+        turn.enter()
         try:
             await wait_in_thread(lambda: opened.append(self._journals.open(task_id)), leave)
         except asyncio.CancelledError:
@@ -36,10 +66,15 @@ class LongJournals:
             raise
         return opened.pop()
 
-    async def read_task(self, task_id: str, start: Reading | None = None) -> Reading:
+    async def read_on(self, task_id: str, start: Reading, turn: Turn) -> Reading:
         """See `read_task`."""
-        await self._turns.acquire()
-        return await wait_in_thread(partial(read_task, self._journals, task_id, start), self._turns.release)
+        turn.enter()
+        return await wait_in_thread(partial(read_task, self._journals, task_id, start), turn.leave)
+
+    async def read_task(self, task_id: str) -> Reading:
+        """See `read_task`: from the beginning, in a turn of its own."""
+        async with self.turn() as turn:
+            return await self.read_on(task_id, Reading(None, 0), turn)
 
 
 def _close(writers: list[JournalWriter]) -> None:

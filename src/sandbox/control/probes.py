@@ -4,8 +4,8 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from sandbox.contracts.disks import Remove
@@ -23,12 +23,27 @@ def probing(run_dir: Path) -> Iterator[None]:
 
     Blocks while a server clears away what earlier probes left. Raises TimeoutError past PROBE_WAIT_SECONDS.
     """
-    deadline = time.monotonic() + PROBE_WAIT_SECONDS
     with _opened(run_dir) as descriptor:
-        while not _lock(descriptor, fcntl.LOCK_SH):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"The server that uses {run_dir} is busy there; try again.")
+        for _ in _until_shared(descriptor, run_dir):
             time.sleep(_POLL_SECONDS)
+        yield
+
+
+@asynccontextmanager
+async def probing_in_background(run_dir: Path) -> AsyncIterator[None]:
+    """The same without blocking the event loop, on which the server itself clears away."""
+    with _opened(run_dir) as descriptor:
+        for _ in _until_shared(descriptor, run_dir):
+            await asyncio.sleep(_POLL_SECONDS)
+        yield
+
+
+def _until_shared(descriptor: int, run_dir: Path) -> Iterator[None]:
+    """Yields before each further try; ends once the lock is held."""
+    deadline = time.monotonic() + PROBE_WAIT_SECONDS
+    while not _lock(descriptor, fcntl.LOCK_SH):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"The server that uses {run_dir} is busy there; try again.")
         yield
 
 

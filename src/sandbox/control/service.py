@@ -38,6 +38,7 @@ from sandbox.control.locks import Locks
 from sandbox.control.preservation import Preservation
 from sandbox.control.pruning import Pruning
 from sandbox.control.register import Register
+from sandbox.control.runtime_prober import RuntimeProber
 from sandbox.control.shelf import Shelf
 from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.control.telling import Telling
@@ -76,6 +77,7 @@ class Equipment:
     runners: RunnerControl
     room: WaitingRoom
     follower: Follower
+    prober: RuntimeProber
     launcher: Launcher
     telling: Telling
     shelf: Shelf
@@ -302,7 +304,8 @@ class TaskService:
         if self._closing.is_set():
             raise UnavailableError(_SHUTS_DOWN)
         if blockers := self.equipment.health.blockers:
-            raise UnavailableError(" ".join(blockers))
+            seconds = self.equipment.prober.retry_after_seconds
+            raise UnavailableError(" ".join(blockers), retry_after_seconds=seconds)
         if self.equipment.drain.since is not None:
             raise UnavailableError(REASON)
         need, total = Capacity.asked_by(manifest.vm), self.equipment.room.total
@@ -336,7 +339,9 @@ class TaskService:
 
     def _obstacle(self) -> str | None:
         """What keeps all waiting tasks from beginning, however much room was promised to them."""
-        return REASON if self.equipment.drain.since is not None else self.equipment.space.look()
+        if self.equipment.drain.since is not None:
+            return REASON
+        return self.equipment.prober.obstacle or self.equipment.space.look()
 
     async def _lost(self, feed: Feed) -> None:
         """Nobody holds the journal. A pending task's could not be taken when the server started: now it waits, too."""

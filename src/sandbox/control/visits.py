@@ -7,7 +7,6 @@ from contextlib import suppress
 import msgspec
 
 from sandbox.contracts.placement import (
-    LaunchOrder,
     Placement,
     RunnerControl,
     RunnerUnreachableError,
@@ -19,6 +18,7 @@ from sandbox.contracts.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.contracts.terminals import TerminalLine, TerminalRefusedError
 from sandbox.control.launch import ResolveSecrets
 from sandbox.control.preservation import Preservation
+from sandbox.control.runtime_prober import RuntimeProber
 from sandbox.model.errors import reason_of
 from sandbox.model.limits import VISIT_START_SECONDS
 from sandbox.model.task import Task
@@ -40,14 +40,14 @@ class Visits:
         preservation: Preservation,
         resolve: ResolveSecrets,
         find_image: Callable[[str], Image | None],
-        template: LaunchOrder,
+        prober: RuntimeProber,
     ) -> None:
         self._placement = placement
         self._runners = runners
         self._preservation = preservation
         self._resolve = resolve
         self._find_image = find_image
-        self._template = template
+        self._prober = prober
 
     async def open_terminal(self, task: Task, order: TerminalOrder) -> TerminalLine:
         """A shell in what a failed task left. Raises TerminalRefusedError, UnavailableError."""
@@ -81,13 +81,16 @@ class Visits:
 
     async def _launch(self, task: Task, lock_fd: int) -> None:
         """Raises TerminalRefusedError where another try would be no better, UnavailableError."""
+        if (obstacle := self._prober.obstacle) is not None:
+            problem = f"No shell of task {task.id} can be opened. {obstacle}"
+            raise UnavailableError(problem, retry_after_seconds=self._prober.retry_after_seconds)
         secrets = await self._secrets(task)
         try:
             if not await asyncio.to_thread(self._preservation.was_made_with, task, secrets):
                 reason = "its secrets have other values now than its agent had, which could not be redacted"
                 raise UnavailableError(f"No shell of task {task.id} can be opened: {reason}.")
             order = msgspec.structs.replace(
-                self._template,
+                self._prober.found.template,
                 task_id=task.id,
                 attempt_id=self._preservation.attempt_of(task) or "",
                 upstream=None,

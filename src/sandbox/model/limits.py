@@ -138,6 +138,15 @@ CLOCK_JUMP_SECONDS = 60.0
 PROBE_WAIT_SECONDS = 60.0
 """For a probe of the machine to wait until a server has cleared away what earlier ones left."""
 
+PROBE_PAUSE_SECONDS = 5.0
+"""Before the runtimes are probed again, where none works; each further pause is twice as long."""
+
+PROBE_PAUSE_SECONDS_MAX = 300.0
+"""Before they are probed again, however often none worked."""
+
+PROBE_JITTER = 0.25
+"""The part of such a pause that is left out at random, at most."""
+
 JOURNAL_PLAIN_SECONDS = 3600.0
 """From a task's end until its journal is compressed."""
 

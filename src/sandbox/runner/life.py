@@ -102,9 +102,7 @@ class AttemptLife:
             syncing.cancel()
 
     async def _finish(self) -> None:
-        handle = read_handle(self._attempt.files.handle)
-        if handle is not None:
-            await self._attempt.equipment.runtime.destroy(handle, self._attempt.files.disk)
+        await self._end_sandbox()
         await self._find_disk()
         task = self._attempt.task
         lost = self._loss()
@@ -113,6 +111,21 @@ class AttemptLife:
         elif not task.agent_has_exited and task.failure is None:
             self._attempt.recorder.record(AttemptFailed(lost))
         await self._conclude()
+
+    async def _end_sandbox(self) -> None:
+        """Before anything that it wrote is read. Where all is collected, what does not end keeps no task from its end.
+
+        Raises what `Runtime.destroy` does, OSError.
+        """
+        handle = read_handle(self._attempt.files.handle)
+        if handle is None:
+            return
+        try:
+            await self._attempt.equipment.runtime.destroy(handle, self._attempt.files.disk)
+        except (AttemptError, OSError) as error:
+            if not self._attempt.task.is_concluded:
+                raise
+            _log.warning("What is left of the sandbox does not end: %s", reason_of(error))
 
     def _loss(self) -> Failure:
         """With another boot of the machine all of its processes went, and not only the runner."""

@@ -229,6 +229,16 @@ async def wait_readable(descriptor: int) -> None:
         os.close(own)
 
 
+async def readable_in_time(pidfd: int) -> bool:
+    """Wait for the end of a process that was killed, KILL_SECONDS at most; whether it has ended."""
+    try:
+        async with asyncio.timeout(KILL_SECONDS):
+            await wait_readable(pidfd)
+    except TimeoutError:
+        return False
+    return True
+
+
 def _resolve(readable: asyncio.Future[None]) -> None:
     if not readable.done():
         readable.set_result(None)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -126,6 +126,7 @@ class LaunchedSandboxes:
         program = need_program()
         started: Launch | None = None
         watch: asyncio.Task[None] | None = None
+        left = self._find_rest(handle, _group_of(handle))
         try:
             self._orphans.begin(handle.attempt_id)
             # Those of an ended sandbox count in its group for as long as nobody collects them.
@@ -144,19 +145,20 @@ class LaunchedSandboxes:
         finally:
             if watch is not None:
                 watch.cancel()
-            await self._end_confinement(handle, started)
+            await self._end_confinement(handle, started, left)
 
     def _launch_confinement(self, handle: SandboxHandle, spec: ConfinementSpec) -> Launch:
         group = _group_of(handle)
         group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=spec.processes_max)
         return start_launcher(handle.attempt_id, _uid_of(handle), staged_paths(spec), transparent_ports=())
 
-    async def _end_confinement(self, handle: SandboxHandle, started: Launch | None) -> None:
+    async def _end_confinement(self, handle: SandboxHandle, started: Launch | None, left: Set[int]) -> None:
+        """left: what does not end on KILL and was there before; `destroy` tells of it."""
         if started is not None:
             started.kill()
             await started.ended()
             started.close()
-        await self._sweep(handle)
+        await self._sweep(handle, left)
         self._orphans.end(handle.attempt_id)
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
@@ -200,11 +202,14 @@ class LaunchedSandboxes:
         if _uid_of(handle) is not None and disk is not None and disk.is_dir():
             await _finish(partial(take_places, disk))
 
-    async def _sweep(self, handle: SandboxHandle) -> None:
-        """KILL until nothing is left, then remove the control group. Raises AttemptError (sandbox_lost) after 10 s."""
+    async def _sweep(self, handle: SandboxHandle, spared: Set[int] = frozenset()) -> None:
+        """KILL until nothing is left, then remove the control group. Raises AttemptError (sandbox_lost) after 10 s.
+
+        spared: processes that are not waited for, and whose group therefore stays.
+        """
         group = _group_of(handle)
         deadline = asyncio.get_running_loop().time() + KILL_SECONDS
-        while self._kill_rest(handle, group) or not group.remove():
+        while not self._kill_rest(handle, group) <= spared or not (spared or group.remove()):
             if asyncio.get_running_loop().time() > deadline:
                 raise AttemptError(
                     FailureCode.SANDBOX_LOST, "Processes of the sandbox do not end on KILL; restart the machine."
@@ -212,25 +217,32 @@ class LaunchedSandboxes:
             await asyncio.sleep(_POLL_SECONDS)
         processes.reap_adopted(_uid_of(handle))
 
-    def _kill_rest(self, handle: SandboxHandle, group: ControlGroup) -> bool:
-        """KILL what is found of it; True when anything was."""
-        if group.process_ids():
+    def _find_rest(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
+        """What is found of it: by control group where there is one, else by kernel uid or marker."""
+        if group.directories:
+            return group.process_ids()
+        uid = _uid_of(handle)
+        return _find_by_marker(mark_attempt(handle.attempt_id)) if uid is None else {*processes.find_by_uid(uid)}
+
+    def _kill_rest(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
+        """KILL what is found of it; gives that."""
+        if found := group.process_ids():
             group.kill()
-            return True
+            return found
         uid = _uid_of(handle)
         if uid is not None:
             return self._kill_by_uid(uid, handle.attempt_id)
-        return not group.directories and _kill_by_marker(mark_attempt(handle.attempt_id))
+        return frozenset() if group.directories else _kill_by_marker(mark_attempt(handle.attempt_id))
 
-    def _kill_by_uid(self, uid: int, attempt_id: str) -> bool:
+    def _kill_by_uid(self, uid: int, attempt_id: str) -> Set[int]:
         """The uid may be another attempt's by now; then this one had no process left when that one claimed it."""
         if self._uids is None or uid not in self._uids:
-            return False
+            return frozenset()
         with self._uids.owned(uid, attempt_id) as is_ours:
             found = processes.find_by_uid(uid) if is_ours() else []
             for pid in found:
                 processes.send_signal(pid, signal.SIGKILL, lambda one: is_ours() and uid in processes.read_uids(one))
-        return bool(found)
+        return frozenset(found)
 
 
 def _group_of(handle: SandboxHandle) -> ControlGroup:
@@ -242,12 +254,16 @@ def _uid_of(handle: SandboxHandle) -> int | None:
     return None if uid is None else int(uid)
 
 
-def _kill_by_marker(marker: str) -> bool:
+def _find_by_marker(marker: str) -> Set[int]:
     own = os.getuid()
-    found = [pid for pid in processes.find_by_marker(marker) if own in processes.read_uids(pid)]
+    return frozenset(pid for pid in processes.find_by_marker(marker) if own in processes.read_uids(pid))
+
+
+def _kill_by_marker(marker: str) -> Set[int]:
+    found = _find_by_marker(marker)
     for pid in found:
         processes.send_signal(pid, signal.SIGKILL, lambda one: one in processes.find_by_marker(marker))
-    return bool(found)
+    return found
 
 
 def _hand_over(group: ControlGroup, launcher_pid: int, spec: SandboxSpec, uid: int | None) -> None:

@@ -13,9 +13,8 @@ async def find_confining(choice: Choice, run_dir: Path) -> bool:
     """Where something is missing for it, which 'sandbox doctor' tells too, git has the server's rights.
 
     Where the machine is only busy it is confined: an attempt whose confinement then fails ends, and no other does.
+    It is tried also where no sandbox can be made: a finisher of an earlier attempt reads its workspace all the same.
     """
-    if not choice.chosen.works:
-        return False
     try:
         reason = await why_not_confined(make_runtime(choice.chosen.runtime, run_dir), run_dir)
     except MachineBusyError as busy:

@@ -27,10 +27,11 @@ def image_parts() -> Mapping[str, Part]:
     }
 
 
-def tell_offered(profiles: Profiles, tier: str) -> Callable[[], Mapping[str, str]]:
+def tell_offered(profiles: Profiles, find_tier: Callable[[], str]) -> Callable[[], Mapping[str, str]]:
     """Gives the names of all profiles with what is in the way of each, as manifests are held against them."""
 
     def tell() -> Mapping[str, str]:
+        tier = find_tier()
         return {
             name: ""
             if is_strong_enough(tier, minimum)

@@ -69,6 +69,11 @@ class Choice(msgspec.Struct, frozen=True):
     chosen: Probe
     probes: Sequence[Probe]
 
+    @property
+    def tier(self) -> str:
+        """Of the chosen one; where none works, of the strongest that may work later."""
+        return self.chosen.tier if self.chosen.works else self.probes[0].tier
+
 
 async def choose_runtime(wish: str, run_dir: Path) -> Choice:
     """`auto` is the strongest that works, but for those that must be asked for by name. Raises UnknownRuntimeError.
@@ -78,7 +83,10 @@ async def choose_runtime(wish: str, run_dir: Path) -> Choice:
     runtimes = (
         [make_runtime(name, run_dir, auto=True) for name in _MAKERS] if wish == AUTO else [make_runtime(wish, run_dir)]
     )
-    return choose(await asyncio.gather(*(runtime.probe() for runtime in runtimes)))
+    # Who is cancelled waits until all have cleaned up.
+    async with asyncio.TaskGroup() as group:
+        probes = [group.create_task(runtime.probe()) for runtime in runtimes]
+    return choose([probe.result() for probe in probes])
 
 
 def choose(probes: Sequence[Probe]) -> Choice:

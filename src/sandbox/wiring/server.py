@@ -6,11 +6,13 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from socket import gethostname, socket
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from sandbox import __version__
 from sandbox.access.token_file import TokenFile
@@ -33,10 +35,11 @@ from sandbox.control.health import HealthReport
 from sandbox.control.janitor import Janitor
 from sandbox.control.launch import Host, Launcher
 from sandbox.control.preservation import Preservation
-from sandbox.control.probes import probing
+from sandbox.control.probes import probing_in_background
 from sandbox.control.pruning import Pruning, PruningRooms
 from sandbox.control.recovery import recover
 from sandbox.control.register import Register
+from sandbox.control.runtime_prober import Found, RuntimeProber
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.space_keeper import SpaceKeeper
@@ -69,12 +72,13 @@ from sandbox.wiring.machine import (
 )
 from sandbox.wiring.private_directory import make_data_dir
 from sandbox.wiring.profiles import tell_offered
-from sandbox.wiring.runtime import AUTO, Choice, choose_runtime, explain_failure
+from sandbox.wiring.runtime import AUTO, choose_runtime, explain_failure
 from sandbox.wiring.server_secrets import ServerSecrets
 from sandbox.wiring.settings import LogSection, ServerSettings
 from sandbox.wiring.upstream import read_upstream
 
 Announce = Literal["text", "json"]
+Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 DESCRIPTORS_MAX = 65_536
@@ -120,14 +124,15 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
     guard = Guard(access, api_settings)
     shutting_down = asyncio.Event()
     with set_by_signals(shutting_down):
-        service, tier = await _start_service(settings, places, access)
-        api_settings = replace(api_settings, profiles=tell_offered(Catalog(places.data_dir), tier))
-        duties = gather_duties(places.data_dir, places.run_dir, service.equipment, settings)
-        helpers = [
-            asyncio.create_task(Janitor(duties).run(), name="janitor"),
-            asyncio.create_task(service.equipment.space.run(), name="space"),
-        ]
-        try:
+        space = _keep_space(settings, places)
+        prober = await _unless(shutting_down, _make_prober(settings, places))
+        if prober is None:
+            _log.warning("Stopped before it had found out what makes its sandboxes.")
+            return
+        service = await _start_service(settings, places, access, prober, space)
+        offered = tell_offered(Catalog(places.data_dir), lambda: prober.found.tier)
+        api_settings = replace(api_settings, profiles=offered)
+        async with _running(settings, places, service):
             app = create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard)
             add_dashboard(app)
             listen(sockets)
@@ -142,12 +147,6 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
                     where.host, places, (port, stream_port), announce, service.equipment.health.blockers
                 ),
             )
-        finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
-            await service.close()
-            _tell_end(len(service.equipment.follower.feeds))
 
 
 def _api_settings(settings: ServerSettings, bound: Sequence[socket], *, needs_token: bool) -> ApiSettings:
@@ -167,14 +166,50 @@ def _api_settings(settings: ServerSettings, bound: Sequence[socket], *, needs_to
     )
 
 
-async def _start_service(settings: ServerSettings, places: Places, access: Access) -> tuple[TaskService, str]:
-    """The service, and the tier that its sandboxes have."""
-    space = _keep_space(settings, places)
+@asynccontextmanager
+async def _running(settings: ServerSettings, places: Places, service: TaskService) -> AsyncIterator[None]:
+    """With all that goes on beside requests; the service is closed at the end."""
+    duties = gather_duties(places.data_dir, places.run_dir, service.equipment, settings)
+    helpers = [
+        asyncio.create_task(Janitor(duties).run(), name="janitor"),
+        asyncio.create_task(service.equipment.space.run(), name="space"),
+        asyncio.create_task(service.equipment.prober.run(), name="prober"),
+    ]
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+        await service.close()
+        _tell_end(len(service.equipment.follower.feeds))
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """What it gives; None where the event comes first, and it is broken off and has cleaned up."""
+    working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
+            return None
+        return working.result()
+    finally:
+        waiting.cancel()
+
+
+async def _make_prober(settings: ServerSettings, places: Places) -> RuntimeProber:
     agent_program = await asyncio.to_thread(install_binary, places.data_dir)
-    with probing(places.run_dir):
+    probe = partial(_probe, settings, places, agent_program)
+    return RuntimeProber(await probe(), probe, SystemClock())
+
+
+async def _probe(settings: ServerSettings, places: Places, agent_program: Path) -> Found:
+    async with probing_in_background(places.run_dir):
         choice = await choose_runtime(settings.server.runtime, places.run_dir)
         no_loop = await why_no_loop(places.run_dir)
-    upstream = read_upstream(os.environ)
+        confines = await find_confining(choice, places.run_dir)
     template = LaunchOrder(
         task_id="",
         attempt_id="",
@@ -183,24 +218,30 @@ async def _start_service(settings: ServerSettings, places: Places, access: Acces
         runtime=choice.chosen.runtime,
         auto=settings.server.runtime == AUTO,
         agent_program=str(agent_program),
-        upstream=upstream,
+        upstream=read_upstream(os.environ),
         disks="plain" if no_loop else "loop",
-        confines=await find_confining(choice, places.run_dir),
+        confines=confines,
         output_watermark=settings.disk.output,
     )
+    is_final = all(probe.is_final for probe in choice.probes)
+    return Found(choice.probes, template, choice.tier, explain_failure(choice), is_final)
+
+
+async def _start_service(
+    settings: ServerSettings, places: Places, access: Access, prober: RuntimeProber, space: SpaceKeeper
+) -> TaskService:
     placement = GuardedPlacement(_placement(places, settings.log), access)
     secrets = ServerSecrets(settings.secrets, os.environ, access)
-    service = _wire_service(places, choice, template, placement, secrets, space, settings)
+    service = _wire_service(places, prober, placement, secrets, space, settings)
     rooms = service.equipment
     rooms.pruning.make_ready()
     service.take_in(*await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock))
-    return service, choice.chosen.tier
+    return service
 
 
 def _wire_service(
     places: Places,
-    choice: Choice,
-    template: LaunchOrder,
+    prober: RuntimeProber,
     placement: Placement,
     secrets: ServerSecrets,
     space: SpaceKeeper,
@@ -212,9 +253,9 @@ def _wire_service(
     broadcast = Broadcast()
     follower = Follower(journals, store, clock, broadcast)
     runners, preservation = UnixRunnerControl(places.run_dir), Preservation(places.data_dir, remove)
-    find_image = _image_finder(places, choice)
+    find_image = _image_finder(places, prober)
     host = Host(name_host(), read_boot_id())
-    launcher = Launcher(journals, placement, clock, secrets.resolve, find_image, template=template, host=host)
+    launcher = Launcher(journals, placement, clock, secrets.resolve, find_image, prober=prober, host=host)
     return TaskService(
         Equipment(
             journals=journals,
@@ -224,16 +265,17 @@ def _wire_service(
             runners=runners,
             room=WaitingRoom(measure_capacity(places.data_dir, settings.capacity)),
             follower=follower,
+            prober=prober,
             launcher=launcher,
             telling=Telling(journals, store, follower, broadcast),
             shelf=Shelf(places.data_dir),
-            health=HealthReport(store, clock, space, drain, choice.probes, _blockers(choice, template.upstream)),
+            health=HealthReport(store, clock, space, drain, prober, _blockers(prober.found.template.upstream)),
             space=space,
             drain=drain,
             preservation=preservation,
             pruning=Pruning(PruningRooms(places.data_dir, journals, store, preservation, clock, remove, flush)),
             retention=settings.retention.bounds,
-            visits=Visits(placement, runners, preservation, secrets.resolve, find_image, template),
+            visits=Visits(placement, runners, preservation, secrets.resolve, find_image, prober),
             read_memory_available_bytes=read_memory_available_bytes,
         )
     )
@@ -247,17 +289,15 @@ def _keep_space(settings: ServerSettings, places: Places) -> SpaceKeeper:
     return keeper
 
 
-def _image_finder(places: Places, choice: Choice) -> Callable[[str], Image | None]:
-    return lambda profile: Catalog(places.data_dir).find_image(profile, choice.chosen.tier)
+def _image_finder(places: Places, prober: RuntimeProber) -> Callable[[str], Image | None]:
+    return lambda profile: Catalog(places.data_dir).find_image(profile, prober.found.tier)
 
 
-def _blockers(choice: Choice, upstream: ModelUpstream | None) -> list[str]:
+def _blockers(upstream: ModelUpstream | None) -> list[str]:
     """What keeps every task from running for as long as this server lives."""
-    reason = explain_failure(choice)
-    blockers = [] if reason is None else [reason]
-    if upstream is None:
-        blockers.append("There is no key for the model: set ANTHROPIC_API_KEY and start the server again.")
-    return blockers
+    if upstream is not None:
+        return []
+    return ["There is no key for the model: set ANTHROPIC_API_KEY and start the server again."]
 
 
 def _placement(places: Places, log: LogSection) -> LocalPlacement:

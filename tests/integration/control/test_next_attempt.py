@@ -1,13 +1,14 @@
 """The server begins the attempt that follows another: after its pause, and unless somebody is against it."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, AttemptEnded, TaskFinished
+from sandbox.model.event import AgentExited, AttemptEnded, AttemptFailed, TaskFinished
 from sandbox.model.state import TaskState
 
 FAILED = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "it failed"))
@@ -167,3 +168,44 @@ def test_a_server_that_ends_the_books_itself_begins_no_other_attempt(world, monk
     task = asyncio.run(play())
     assert (task.state, task.failure.code) == (TaskState.FAILED, "runner_lost")
     assert orders(world) == [(False, False), (True, False)]
+
+
+def test_no_attempt_follows_while_no_runtime_works_and_the_task_says_so(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptEnded())
+            world.runners.die("task-1")
+        world.runtime_failure = "The runtime does not work here."
+        async with world.server() as service:
+            async with asyncio.timeout(10):
+                while not (told := (await service.status("task-1")).state_message).startswith("Waiting:"):
+                    await asyncio.sleep(0.01)
+            assert "The runtime does not work here." in told
+            assert len(world.runners.orders) == 1
+            works = service.equipment.prober.found
+            service.equipment.prober.found = replace(works, failure=None)
+            await world.launched("task-1", 2)
+            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            return await service.wait("task-1", 10)
+
+    assert asyncio.run(play()).state is TaskState.COMPLETED
+
+
+def test_a_task_between_attempts_is_cancelled_while_no_runtime_works(world):
+    async def play():
+        async with world.server() as service:
+            await service.submit(manifest())
+            await world.launched("task-1")
+            world.runners.play("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptEnded())
+            world.runners.die("task-1")
+        world.runtime_failure = "The runtime does not work here."
+        async with world.server() as service:
+            await service.cancel("task-1", reason="", force=False)
+            await world.launched("task-1", 2)
+            world.runners.play("task-1", TaskFinished())
+            return await service.wait("task-1", 10)
+
+    assert asyncio.run(play()).state is TaskState.CANCELLED
+    assert orders(world)[1] == (True, False)

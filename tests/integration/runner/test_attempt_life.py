@@ -10,9 +10,21 @@ from doubles.attempt_equipment import ATTEMPT_ID, BOOT_ID, Script
 from sandbox.contracts.placement import CancelOrder
 from sandbox.contracts.recorder import read_records
 from sandbox.contracts.runtime import Exit
+from sandbox.model.artifact import METADATA, Artifact
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import AgentStarted, Output, SandboxCreated, Trouble, WorkspacePrepared
+from sandbox.model.event import (
+    AgentExited,
+    AgentStarted,
+    ArtifactCollected,
+    Output,
+    SandboxCreated,
+    Trouble,
+    WorkspacePrepared,
+)
 from sandbox.model.state import TaskState
+from sandbox.runner.steps.provision import write_handle
+
+AGENT_FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
 
 
 @contextmanager
@@ -212,7 +224,6 @@ def test_every_bound_ends_the_task_with_its_own_code(stage, lifecycle, code, scr
 def test_the_finisher_ends_what_a_dead_runner_left(stage):
     script = Script()
     scene = stage(script)
-    from sandbox.runner.steps.provision import write_handle
 
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         scene.recorder.record(event)
@@ -229,7 +240,6 @@ def test_the_finisher_ends_what_a_dead_runner_left(stage):
 
 
 def test_the_finisher_keeps_an_outcome_that_was_written(stage):
-    from sandbox.model.event import AgentExited
 
     scene = stage(Script())
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
@@ -237,6 +247,36 @@ def test_the_finisher_keeps_an_outcome_that_was_written(stage):
     scene.recorder.record(AgentExited(0, {"is_error": False}, None))
     asyncio.run(scene.life.finish())
     assert scene.task.state is TaskState.COMPLETED
+
+
+@pytest.mark.parametrize("exit_event", [AgentExited(0, {"is_error": False}, None), AgentExited(0, None, AGENT_FAILED)])
+def test_a_finisher_of_a_task_that_is_collected_does_not_wait_for_what_does_not_end(stage, exit_event):
+    scene = left_with(stage, exit_event, metadata=True)
+    asyncio.run(scene.life.finish())
+    assert scene.task.state is (TaskState.COMPLETED if exit_event.failure is None else TaskState.FAILED)
+    assert [trouble.error for trouble in scene.events(Trouble)] == ["teardown_failed"]
+
+
+def test_a_finisher_does_not_read_what_a_sandbox_may_still_write_to(stage):
+    scene = left_with(stage, AgentExited(0, {"is_error": False}, None), metadata=False)
+    with pytest.raises(AttemptError, match="still there"):
+        asyncio.run(scene.life.finish())
+    assert scene.task.state is TaskState.COMPLETING
+    assert scene.artifacts == set()
+
+
+def left_with(stage, exit_event, *, metadata):
+    """What a dead runner left whose sandbox does not end."""
+    scene = stage(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
+    for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
+        scene.recorder.record(event)
+    scene.recorder.record(exit_event)
+    if metadata:
+        artifact = Artifact(METADATA, f".sandbox/{METADATA}", 2, "application/json", "0" * 64)
+        scene.recorder.record(ArtifactCollected(artifact))
+    scene.attempt.files.workspace.mkdir(parents=True)
+    write_handle(scene.attempt.files.handle, scene.attempt.equipment.runtime.plan(ATTEMPT_ID))
+    return scene
 
 
 def test_a_broken_step_is_an_internal_error_and_the_task_still_ends(stage, caplog):

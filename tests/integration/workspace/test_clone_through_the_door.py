@@ -267,6 +267,23 @@ def test_the_name_of_a_public_host_does_not_lead_to_the_machines_own_addresses(g
     assert connect(relay, "git.example", greeter)[0] == FORBIDDEN
 
 
+@pytest.mark.parametrize("addresses", [(PUBLIC, OWN), (OWN, PUBLIC)])
+def test_a_host_with_a_public_and_a_private_address_is_dialled_at_the_public_one_alone(monkeypatch, resolve, addresses):
+    """Even where only the private one would answer: whoever owns the name could add an address of this machine."""
+    dialled = []
+
+    async def dial(addresses):
+        dialled.extend(addresses)
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+    monkeypatch.setattr("sandbox.workspace.relay._dial_any", dial)
+    relay = Relay(Address("git.example", 443), via=None, reach=Reach(lambda address: str(address) == PUBLIC, False))
+
+    resolve(*addresses)
+    assert connect(relay, "git.example", 443)[0] == REFUSED
+    assert [one.host for one in dialled] == [PUBLIC]
+
+
 def test_a_name_of_the_machines_own_addresses_alone_is_a_host_like_any_other(greeter, resolve):
     relay = Relay(Address("git.example", greeter), via=None, reach=Reach(lambda address: str(address) == PUBLIC, True))
 

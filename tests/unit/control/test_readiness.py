@@ -6,10 +6,12 @@ import errno
 import pytest
 from msgspec import structs
 
+from sandbox.contracts.placement import LaunchOrder
 from sandbox.contracts.runtime import Probe
 from sandbox.contracts.store import StoreError
 from sandbox.control.drain import Drain
 from sandbox.control.health import HealthReport
+from sandbox.control.runtime_prober import Found, RuntimeProber
 from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.disks.space import ReserveFile
 from sandbox.model.watermark import Space, Watermark
@@ -29,7 +31,10 @@ class Machine:
         self.keeper = SpaceKeeper(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
         self.drain = Drain(data_dir)
         probes = [Probe("bubblewrap", True, "namespaces", 1)]
-        self.report = HealthReport(MemoryStore(), SystemClock(), self.keeper, self.drain, probes, ())
+        prober = RuntimeProber(
+            Found(probes, LaunchOrder("", "", "", "", "bubblewrap"), "namespaces"), None, SystemClock()
+        )
+        self.report = HealthReport(MemoryStore(), SystemClock(), self.keeper, self.drain, prober, ())
 
     def measure(self):
         if isinstance(self.space, OSError):

@@ -37,7 +37,8 @@ _SYSCTLS = (
 async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> Probe:
     """Create, run `true`, destroy; within 10 s."""
     if os.uname().machine not in seccomp.ARCHITECTURES:
-        return _failing(f"No system call filter is written for {os.uname().machine}; use another runtime.")
+        mend = f"No system call filter is written for {os.uname().machine}; use another runtime."
+        return _failing(mend, is_final=True)
     if find_program() is None:
         return _failing("bubblewrap is missing; install it: apt-get install bubblewrap")
     try:
@@ -48,8 +49,8 @@ async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.
     return Probe(NAME, works=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits)
 
 
-def _failing(mend: str) -> Probe:
-    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend)
+def _failing(mend: str, *, is_final: bool = False) -> Probe:
+    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend, is_final=is_final)
 
 
 def _explain(reason: str) -> str:

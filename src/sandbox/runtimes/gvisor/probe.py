@@ -38,9 +38,10 @@ def find_program() -> str | None:
 async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> Probe:
     """Create, run `true`, destroy; within 10 s."""
     if find_program() is None:
-        return _failing("runsc is missing; install it: apt-get install runsc")
+        return _failing("runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0)
     if os.getuid() != 0:
-        return _failing("gVisor needs two kernel uids a sandbox, which only root can give; run the server as root.")
+        mend = "gVisor needs two kernel uids a sandbox, which only root can give; run the server as root."
+        return _failing(mend, is_final=True)
     try:
         limits = await try_once(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:
@@ -49,5 +50,5 @@ async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.
     return Probe(NAME, works=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits)
 
 
-def _failing(mend: str) -> Probe:
-    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend)
+def _failing(mend: str, *, is_final: bool = False) -> Probe:
+    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend, is_final=is_final)

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from sandbox.contracts.runtime import Command, Exit, Stats, Terminal, TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import processes
 from sandbox.runtimes.gvisor import arguments, bundle, entering
 from sandbox.runtimes.gvisor.state import is_of_a_lost_process, last_error, read_state
@@ -88,9 +89,10 @@ class GvisorSandbox(LaunchedSandbox):
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, memory_kills=counted.memory_kills)
 
     async def _await_end(self) -> Exit:
-        """runsc's end, then that of everything that it started."""
+        """runsc's end, then that of everything that it started, for which KILL_SECONDS are enough."""
         await self._ended_or_broken()
-        while self._rest():
+        deadline = asyncio.get_running_loop().time() + KILL_SECONDS
+        while self._rest() and asyncio.get_running_loop().time() < deadline:
             self._group.kill()
             await asyncio.sleep(_POLL_SECONDS)
         if self._runsc_fd is not None:

@@ -44,9 +44,10 @@ class Guests(Runtime, Protocol):
 async def probe_by_trying(runtime: Guests, run_dir: Path, kvm: KvmFinding, *, only_kvm: bool) -> Probe:
     """Create, run `true`, destroy."""
     if os.uname().machine != "x86_64":
-        return _failing("The qemu runtime is for x86_64; use another runtime.")
+        return _failing("The qemu runtime is for x86_64; use another runtime.", is_final=True)
     if os.getuid() != 0:
-        return _failing("Only root can read the agent's program for a guest; use another runtime, or run as root.")
+        mend = "Only root can read the agent's program for a guest; use another runtime, or run as root."
+        return _failing(mend, is_final=True)
     try:
         find_parts()
         kvm.forget()
@@ -74,5 +75,5 @@ async def probe_by_trying(runtime: Guests, run_dir: Path, kvm: KvmFinding, *, on
     )
 
 
-def _failing(mend: str) -> Probe:
-    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend)
+def _failing(mend: str, *, is_final: bool = False) -> Probe:
+    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend, is_final=is_final)

@@ -1,0 +1,47 @@
+"""`sandbox …` on a machine on which probes of bubblewrap fail, or hang, as often as FAILING_PROBES says.
+
+"2 hangs": two fail, and the third makes a sandbox that does not end. The file FAILING_PROBES_LOG has a line for each
+probe, and beside it `made` the id of that sandbox. FAILING_PROBES_PAUSE is the first pause, in seconds.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+
+from sandbox.cli import command
+from sandbox.contracts.inside import WORKSPACE
+from sandbox.contracts.runtime import Command, Probe, SandboxSpec
+from sandbox.control import runtime_prober
+from sandbox.runtimes import trying
+from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+from sandbox.wiring import runtime
+
+WHY = "the machine was busy"
+
+
+class FailingRuntime(BubblewrapRuntime):
+    async def probe(self):
+        log = Path(os.environ["FAILING_PROBES_LOG"])
+        with log.open("a") as lines:
+            lines.write("probe\n")
+        count = len(log.read_text().splitlines())
+        failing, _, then = os.environ["FAILING_PROBES"].partition(" ")
+        if failing == "always" or count <= int(failing):
+            return Probe("bubblewrap", works=False, tier="namespaces", strength=10, mend=WHY)
+        if then == "hangs":
+            trying._run_true = self._hang
+        return await super().probe()
+
+    async def _hang(self, _, handle, disk, *__):
+        spec = SandboxSpec(handle.attempt_id, disk, 1, 2**26, processes_max=16)
+        sandbox = await self.create(handle, spec)
+        await sandbox.start(Command(["/usr/bin/sleep", "60"], {}, WORKSPACE))
+        Path(os.environ["FAILING_PROBES_LOG"]).with_name("made").write_text(handle.attempt_id)
+        await asyncio.sleep(60)
+
+
+def main():
+    runtime._MAKERS["bubblewrap"] = runtime._AUTO_MAKERS["bubblewrap"] = FailingRuntime
+    if "FAILING_PROBES_PAUSE" in os.environ:
+        runtime_prober.PROBE_PAUSE_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
+    command.main()

@@ -1,0 +1,95 @@
+"""When the runtimes are probed again, and when they are not."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from sandbox.contracts.placement import LaunchOrder
+from sandbox.contracts.runtime import Probe
+from sandbox.control.runtime_prober import Found, RuntimeProber
+from sandbox.model.limits import PROBE_JITTER, PROBE_PAUSE_SECONDS, PROBE_PAUSE_SECONDS_MAX
+from sandbox.wiring.clock import SystemClock
+
+FAILS = Found(
+    [Probe("bubblewrap", False, "namespaces", 1, mend="Install it.")],
+    LaunchOrder("", "", "", "", "bubblewrap"),
+    "namespaces",
+    "It does not work.",
+)
+WORKS = replace(FAILS, failure=None)
+
+
+class PassingClock(SystemClock):
+    """Goes on by what is slept, and by nothing else."""
+
+    seconds = 0.0
+
+    def monotonic(self):
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = PassingClock()
+    made.slept = []
+
+    async def sleep(seconds):
+        made.slept.append(seconds)
+        made.seconds += seconds
+
+    monkeypatch.setattr("sandbox.control.runtime_prober.asyncio.sleep", sleep)
+    return made
+
+
+def run(clock, first, *later):
+    found = iter(later)
+
+    async def probe():
+        one = next(found)
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    prober = RuntimeProber(first, probe, clock)
+    asyncio.run(prober.run())
+    assert next(found, None) is None
+    return prober
+
+
+def test_what_works_at_once_is_not_probed_again(clock):
+    assert run(clock, WORKS).obstacle is None
+    assert clock.slept == []
+
+
+def test_what_never_can_work_is_not_probed_again_and_no_next_try_is_promised(clock):
+    prober = run(clock, replace(FAILS, is_final=True))
+    assert (prober.obstacle, prober.next_probe_at, prober.retry_after_seconds) == ("It does not work.", None, None)
+
+
+def test_pauses_double_up_to_a_bound_and_none_is_longer_than_it_may_be(clock):
+    prober = run(clock, *[FAILS] * 12, WORKS)
+    assert prober.found is WORKS
+    bounds = [min(PROBE_PAUSE_SECONDS * 2**number, PROBE_PAUSE_SECONDS_MAX) for number in range(12)]
+    for slept, bound in zip(clock.slept, bounds, strict=True):
+        assert bound * (1 - PROBE_JITTER) <= slept <= bound
+    assert len({round(slept / bound, 6) for slept, bound in zip(clock.slept, bounds, strict=True)}) > 1
+
+
+def test_a_probe_that_breaks_is_followed_by_another(clock, caplog):
+    assert run(clock, FAILS, OSError("no more processes"), WORKS).found is WORKS
+    assert "no more processes" in caplog.text
+
+
+def test_until_the_next_probe_it_says_when_that_is_and_during_a_probe_that_one_is_under_way(clock):
+    told = []
+
+    async def probe():
+        told.append((prober.obstacle, prober.retry_after_seconds))
+        return WORKS
+
+    prober = RuntimeProber(FAILS, probe, clock)
+    assert 1 <= prober.retry_after_seconds <= PROBE_PAUSE_SECONDS
+    assert "the next try is at 20" in prober.obstacle
+    asyncio.run(prober.run())
+    assert told == [("No sandbox can be made; a new try is under way. It does not work.", None)]
