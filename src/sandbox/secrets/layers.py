@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX
-from sandbox.secrets.tokens import decode, find_tokens, step_back
+from sandbox.secrets.tokens import find_tokens, step_back
 
 
 class Layer:
@@ -23,9 +23,7 @@ class Layer:
         layer = Layer(b"", self)
         pieces: list[bytes] = []
         copied = length = 0
-        for token in find_tokens(self.data):
-            start, end = token.span()
-            meaning = decode(token)
+        for start, end, meaning in find_tokens(self.data):
             pieces += (self.data[copied:start], meaning)
             length += start - copied
             layer._starts.append(start)

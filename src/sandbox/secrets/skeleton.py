@@ -36,11 +36,11 @@ class Skeleton:
 
 
 TEXT = Skeleton(
-    {rb"\n": b"\0\n", rb"\t": b"\0\t", rb"\r": b"\0\0", rb"\b": b"\0\0", rb"\f": b"\0\0"},
+    {rb"\n": b"\0\n", rb"\t": b"\0\0", rb"\r": b"\0\0", rb"\b": b"\0\0", rb"\f": b"\0\0"},
     (b"+", b" "),
-    bytes(set(_CONTROLS) - set(b"\t\n")) + b"\\",
+    bytes(set(_CONTROLS) - set(b"\n")) + b"\\",
 )
-"""Plain text: carriage returns and other controls are nothing, a plus is a space (as in forms)."""
+"""Plain text: controls but line feeds are nothing, a plus is a space (as in forms)."""
 
 CODE = Skeleton(
     {rb"\n": b"\0\0", rb"\t": b"\0\0", rb"\r": b"\0\0"},
