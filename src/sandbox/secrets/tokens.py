@@ -13,18 +13,12 @@ _BACKSLASHES_MAX = 64
 _ZEROS = rb"0{0,1024}+"
 """Before the digits of a number."""
 
-_STRING = rb"(?: [^\x07\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,1024}+"
-"""The text of a title or a link, up to the next terminal escape."""
-
 _CONTROLS = rb"[\x00-\x06\x08\x0b-\x1a\x1c-\x1f\x7f]"
 """Without tabs and line feeds, and without what begins and ends terminal escapes."""
 
-_STRING_ENDS = rb"(?: \x07 | \x1b\\ | \xc2\x9c )"
-
 # Every alternative begins with one literal byte: `re` skips to the next of these bytes, and then to the alternative.
 # What has no group means nothing.
-_WRITTEN = (
-    rb"""
+_WRITTEN = rb"""
       \\\\{0,63}+ (?:
           u (?P<pair> [dD][89abAB][0-9a-fA-F]{2} \\{1,64}+ u[dD][c-fC-F][0-9a-fA-F]{2} )
         | (?: u001[bB] | x1[bB] | 033 | e ) \[ [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]
@@ -40,37 +34,52 @@ _WRITTEN = (
         | \# (?P<decimal> (?=[0-9]) $ZEROS [0-9]{0,7}+ ) (?![0-9]) ;?
         | \#[xX] (?P<hex> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) (?![0-9a-fA-F]) ;? )
     | ' (?P<quote> \\{1,64}+'' | "'"' )
-    | \x1b (?:
-          \[ [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]                             # colours, movements of the cursor
-        | [\]PX^_] $STRING $ENDS                                         # titles, links
-        | [\ -/]{0,4}+ [0-OQ-WYZ`-~] )
-    | \xc2 (?: \x9b [0-?]{0,64}+ [\ -/]{0,8}+ [@-~] | [\x90\x98\x9d-\x9f] $STRING $ENDS )
-    """.replace(b"$ZEROS", _ZEROS)
-    .replace(b"$NAME_REST", b"%d" % (REFERENCE_NAME_BYTES_MAX - 1))
-    .replace(b"$STRING", _STRING)
-    .replace(b"$ENDS", _STRING_ENDS)
-)
-_TOKENS = [
+    """.replace(b"$ZEROS", _ZEROS).replace(b"$NAME_REST", b"%d" % (REFERENCE_NAME_BYTES_MAX - 1))
+_NO_INTRODUCER = rb"(?<!\xc2[\x90\x98\x9b-\x9f])"
+"""The C1 controls that begin terminal escapes are no tokens by themselves."""
+
+_ESCAPES = [
     _WRITTEN,
-    *invisible_bytes.WHOLE,
+    *(alternative + _NO_INTRODUCER for alternative in invisible_bytes.WHOLE),
     *(rb"\x%02x %b{0,63}+" % (first, _CONTROLS) for first in range(128) if re.match(_CONTROLS, bytes([first]))),
 ]
-_TOKEN = re.compile(b"|".join(_TOKENS), re.VERBOSE)
+_ESCAPE = re.compile(b"|".join(_ESCAPES), re.VERBOSE)
 
 _STRAYS = rb"[\x80-\x9f\xad]"
 """Controls and the soft hyphen in Latin-1."""
 
-_STRAY_TOKENS = [
+_STRAY_ESCAPES = [
     rb"\x%02x (?<![\x80-\xff][\x80-\xff]) %b{0,63}+" % (first, _STRAYS)
     for first in range(256)
     if re.match(_STRAYS, bytes([first]))
 ]
-_TOKEN_BETWEEN_STRAYS = re.compile(b"|".join(_TOKENS + _STRAY_TOKENS), re.VERBOSE)
+_ESCAPE_BETWEEN_STRAYS = re.compile(b"|".join(_ESCAPES + _STRAY_ESCAPES), re.VERBOSE)
 """For bytes that are not UTF-8."""
+
+_STRING = rb"(?: [^\x07\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,1024}+"
+"""The text of a title or a link, up to the next terminal escape."""
+
+_STRING_END = rb"(?: \x07 | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | (?=\x1b) )"
+"""An escape character ends it in any case; the backslash behind it may be gone with an escape that follows."""
+
+_TERMINAL_ESCAPE = re.compile(
+    rb"""
+      \x1b (?:
+          \[ [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]                            # colours, movements of the cursor
+        | [\]PX^_] $STRING $END                                         # titles, links
+        | [\ -/]{0,4}+ [0-OQ-WYZ`-~] )
+    | \xc2 (?:
+          \x9b [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]
+        | [\x90\x98\x9d-\x9f] $STRING $END
+        | [\x90\x98\x9b-\x9f] )
+    """.replace(b"$STRING", _STRING).replace(b"$END", _STRING_END),
+    re.VERBOSE,
+)
 
 _BEGINNING = re.compile(
     rb"""
-      \\\\{0,63}+ (?: u[0-9a-fA-F]{0,3} | u\{$ZEROS[0-9a-fA-F]{0,6} | U[0-9a-fA-F]{0,7} | x[0-9a-fA-F]? | [0-7]{1,2} )? \Z
+      \\\\{0,63}+ (?: u[0-9a-fA-F]{0,3} | u\{$ZEROS[0-9a-fA-F]{0,6} | U[0-9a-fA-F]{0,7} )? \Z
+    | \\\\{0,63}+ (?: x[0-9a-fA-F]? | [0-7]{1,2} ) \Z
     | \\\\{0,63}+ u[dD][89abAB][0-9a-fA-F]{2} (?: \\{1,64}+ (?: u (?: [dD] (?: [c-fC-F] [0-9a-fA-F]? )? )? )? )? \Z
     | \\\\{0,63}+ (?: u001[bB] | x1[bB] | 033 | e ) (?: \[ [0-?]{0,64}+ [\ -/]{0,8}+ )? \Z
     | \x1b (?: \[ [0-?]{0,64}+ [\ -/]{0,8}+ | [\]PX^_] $STRING \x1b? | [\ -/]{0,4}+ )? \Z
@@ -85,14 +94,17 @@ _BEGINNING = re.compile(
     re.VERBOSE,
 )
 
+Token = tuple[int, int, bytes]
+"""Where it begins and ends, and what it stands for: nothing, a character in UTF-8, or a byte."""
+
 _TOKEN_BYTES_MAX = 1200
 """No token is longer."""
 
 
-def find_tokens(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Start and end of every token, and what it stands for: nothing, a character in UTF-8, or a byte."""
-    token = _TOKEN if _is_utf_8(data) else _TOKEN_BETWEEN_STRAYS
-    for found in token.finditer(data):
+def find_escapes(data: bytes) -> Iterator[Token]:
+    """What is written as something else, and invisible characters."""
+    escape = _ESCAPE if _is_utf_8(data) else _ESCAPE_BETWEEN_STRAYS
+    for found in escape.finditer(data):
         group = found.lastgroup
         start, end = found.span()
         if group is None:
@@ -103,13 +115,18 @@ def find_tokens(data: bytes) -> Iterator[tuple[int, int, bytes]]:
             yield start, start + 1 + resolved[0], resolved[1]
 
 
+def find_terminal_escapes(data: bytes) -> Iterator[Token]:
+    """What a terminal takes for a command, which may be a letter behind a control character."""
+    return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
+
+
 def _is_utf_8(data: bytes) -> bool:
     """Whether it is, but for a character that is cut off at either end."""
     if data.isascii():
         return True
     begin = next((at for at, byte in enumerate(data[:3]) if not 0x80 <= byte < 0xC0), 0)
     try:
-        utf_8_decode(data[begin:], "strict", False)  # noqa: FBT003
+        utf_8_decode(data[begin:], "strict", False)
     except UnicodeDecodeError:
         return False
     return True

@@ -13,8 +13,8 @@ from sandbox.model.invisible import INVISIBLE
 from sandbox.secrets.redactor import Redactor
 
 VALUE = "gH7_pässwörd-к"
-INVISIBLES = [code for code in range(sys.maxunicode + 1) if INVISIBLE.match(chr(code)) and chr(code) not in "\n\x1b"]
-"""A line feed ends a line; an escape character begins what a terminal takes for a command, with what follows it."""
+INVISIBLES = [code for code in range(sys.maxunicode + 1) if INVISIBLE.match(chr(code)) and chr(code) != "\n"]
+"""All but the line feed, which ends a line."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def as_html_in_json(text: str) -> str:
 
 
 def as_json_in_json(text: str) -> str:
-    return as_json(json.dumps({"text": text}))
+    return as_json(as_json(text))
 
 
 WRITINGS: list[Callable[[str], str]] = [
@@ -84,7 +84,9 @@ def test_tabs_in_every_form(redactor: Redactor, filling: str):
     assert redactor.redact_text(f"<{filling.join(VALUE)}>") == "<[REDACTED:S]>"
 
 
-@pytest.mark.parametrize("filling", ["\\a", "\\b", "\\v", "\\f", "\\r", "\\e[1m", "\\e]0;title\\a", "\\e(B", "\\033[1m"])
+@pytest.mark.parametrize(
+    "filling", ["\\a", "\\b", "\\v", "\\f", "\\r", "\\e[1m", "\\e]0;title\\a", "\\e(B", "\\033[1m"]
+)
 def test_controls_as_shells_and_c_write_them(redactor: Redactor, filling: str):
     assert redactor.redact_text(f"<{filling.join(VALUE)}>") == "<[REDACTED:S]>"
 
@@ -150,7 +152,7 @@ def test_a_value_that_has_invisible_characters_is_found_with_and_without_them():
         assert redactor.redact_text(f"<{written}>") == "<[REDACTED:S]>"
 
 
-@pytest.mark.parametrize("value", ["\u3164" * 9, "\t" * 8, "\x85\u2800" * 5, "\ud800" * 8, "a\u200b" * 5])
+@pytest.mark.parametrize("value", ["\u3164" * 9, "\t" * 8, "\x80\u2800" * 5, "\ud800" * 8, "a\u200b" * 5])
 def test_a_value_of_little_else_is_found_as_it_is(value: str):
     redactor = Redactor({"S": value})
     assert redactor.redact_text(f"a {value} b") == "a [REDACTED:S] b"
