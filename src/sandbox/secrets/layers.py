@@ -85,7 +85,7 @@ def peel(data: bytes) -> list[Layer]:
     layers = [Layer(data)]
     while len(layers) <= REDACTED_LAYERS_MAX and (above := layers[-1].above(find_escapes)) is not None:
         layers.append(above)
-    for depth, layer in enumerate(layers):
+    for depth, layer in enumerate(layers[1:] or layers):  # what is written as something else may be part of one
         if (above := layer.above(find_terminal_escapes)) is not None:
             return [*layers, *_without_terminal_escapes(above, REDACTED_LAYERS_MAX - depth)]
     return layers

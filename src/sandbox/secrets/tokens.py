@@ -67,7 +67,7 @@ _TERMINAL_ESCAPE = re.compile(
       \x1b (?:
           \[ [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]                            # colours, movements of the cursor
         | [\]PX^_] $STRING $END                                         # titles, links
-        | [\ -/]{0,4}+ [0-OQ-WYZ`-~] )
+        | [\ -%'-/]{0,4}+ [0-OQ-WYZ`-~] )                               # but `&`, which begins a reference
     | \xc2 (?:
           \x9b [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]
         | [\x90\x98\x9d-\x9f] $STRING $END
