@@ -98,7 +98,7 @@ def _without_terminal_escapes(layer: Layer, rounds: int) -> Iterator[Layer]:
         before = layer
         for find_tokens in (find_escapes, find_terminal_escapes):
             if (above := layer.above(find_tokens)) is not None:
-                layer = above  # noqa: PLW2901
+                layer = above
                 yield layer
         if layer is before:
             break
