@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from sandbox.model.invisible import INVISIBLE_RANGES
 
-_ASCII_MAX = 0x7F
-_LENGTH_ENDS = (_ASCII_MAX, 0x7FF, 0xFFFF)
+_LAST_ASCII = 0x7F
+_LENGTH_ENDS = (_LAST_ASCII, 0x7FF, 0xFFFF)
 """The last code point of one, two and three bytes."""
 _CONTINUATION_BITS = 6
 
@@ -57,8 +57,8 @@ def _byte(least: int, greatest: int) -> bytes:
 _SEQUENCES = [
     sequence
     for first, last in sorted(INVISIBLE_RANGES)
-    if last > _ASCII_MAX
-    for sequence in _sequences(max(first, _ASCII_MAX + 1), last)
+    if last > _LAST_ASCII
+    for sequence in _sequences(max(first, _LAST_ASCII + 1), last)
 ]
 
 WHOLE = _alternatives(_SEQUENCES)

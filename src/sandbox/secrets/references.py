@@ -5,7 +5,7 @@ from html.entities import html5
 _MEANINGS = {name.encode(): meaning.encode() for name, meaning in html5.items()}
 _OPEN_LENGTHS = sorted({len(name) for name in _MEANINGS if not name.endswith(b";")}, reverse=True)
 
-REFERENCE_NAME_BYTES_MAX = max(map(len, _MEANINGS)) - 1
+LONGEST_NAME_BYTES = max(map(len, _MEANINGS)) - 1
 """The longest name, without its semicolon."""
 
 

@@ -5,13 +5,13 @@ from codecs import utf_8_decode
 from collections.abc import Callable, Iterator
 
 from sandbox.secrets import invisible_bytes
-from sandbox.secrets.references import REFERENCE_NAME_BYTES_MAX, resolve_name
+from sandbox.secrets.limits import REDACTED_ZEROS_MAX
+from sandbox.secrets.references import LONGEST_NAME_BYTES, resolve_name
 
 _BACKSLASHES_MAX = 64
 """Backslashes before an escape that belong to it: every level of nesting doubles them."""
 
-_ZEROS = rb"0{0,1024}+"
-"""Before the digits of a number."""
+_ZEROS = rb"0{0,%d}+" % REDACTED_ZEROS_MAX
 
 _CONTROLS = rb"[\x00-\x06\x08\x0b-\x1a\x1c-\x1f\x7f]"
 """Without tabs and line feeds, and without what begins and ends terminal escapes."""
@@ -21,7 +21,6 @@ _CONTROLS = rb"[\x00-\x06\x08\x0b-\x1a\x1c-\x1f\x7f]"
 _WRITTEN = rb"""
       \\\\{0,63}+ (?:
           u (?P<pair> [dD][89abAB][0-9a-fA-F]{2} \\{1,64}+ u[dD][c-fC-F][0-9a-fA-F]{2} )
-        | (?: u001[bB] | x1[bB] | 033 | e ) \[ [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]
         | u (?P<character> [0-9a-fA-F]{4} ) | U (?P<long> [0-9a-fA-F]{8} )
         | u\{ (?P<braced> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) \}
         | x (?P<byte> [0-9a-fA-F]{2} )
@@ -34,7 +33,7 @@ _WRITTEN = rb"""
         | \# (?P<decimal> (?=[0-9]) $ZEROS [0-9]{0,7}+ ) (?![0-9]) ;?
         | \#[xX] (?P<hex> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) (?![0-9a-fA-F]) ;? )
     | ' (?P<quote> \\{1,64}+'' | "'"' )
-    """.replace(b"$ZEROS", _ZEROS).replace(b"$NAME_REST", b"%d" % (REFERENCE_NAME_BYTES_MAX - 1))
+    """.replace(b"$ZEROS", _ZEROS).replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
 _NO_INTRODUCER = rb"(?<!\xc2[\x90\x98\x9b-\x9f])"
 """The C1 controls that begin terminal escapes are no tokens by themselves."""
 
@@ -81,14 +80,13 @@ _BEGINNING = re.compile(
       \\\\{0,63}+ (?: u[0-9a-fA-F]{0,3} | u\{$ZEROS[0-9a-fA-F]{0,6} | U[0-9a-fA-F]{0,7} )? \Z
     | \\\\{0,63}+ (?: x[0-9a-fA-F]? | [0-7]{1,2} ) \Z
     | \\\\{0,63}+ u[dD][89abAB][0-9a-fA-F]{2} (?: \\{1,64}+ (?: u (?: [dD] (?: [c-fC-F] [0-9a-fA-F]? )? )? )? )? \Z
-    | \\\\{0,63}+ (?: u001[bB] | x1[bB] | 033 | e ) (?: \[ [0-?]{0,64}+ [\ -/]{0,8}+ )? \Z
     | \x1b (?: \[ [0-?]{0,64}+ [\ -/]{0,8}+ | [\]PX^_] $STRING \x1b? | [\ -/]{0,4}+ )? \Z
     | % [0-9a-fA-F]? \Z
     | & (?: [A-Za-z][A-Za-z0-9]{0,$NAME_REST}+ | \#$ZEROS[0-9]{0,7} | \#[xX]$ZEROS[0-9a-fA-F]{0,6} )? \Z
     | ' (?: \\{1,64}+ '? | "'? | "'" )? \Z
     | \xc2 (?: \x9b [0-?]{0,64}+ [\ -/]{0,8}+ | [\x90\x98\x9d-\x9f] $STRING \x1b? ) \Z
     """.replace(b"$ZEROS", _ZEROS)
-    .replace(b"$NAME_REST", b"%d" % (REFERENCE_NAME_BYTES_MAX - 1))
+    .replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
     .replace(b"$STRING", _STRING)
     + b"".join(rb"| %b\Z" % start for start in invisible_bytes.CUT_OFF),
     re.VERBOSE,

@@ -79,6 +79,15 @@ def test_a_run_of_them_in_one_place(redactor: Redactor, write: Callable[[str], s
         assert redactor.redact_text(f"<{write(VALUE[:5] + run + VALUE[5:])}>") == "<[REDACTED:S]>"
 
 
+@pytest.mark.parametrize("write", WRITINGS)
+@pytest.mark.parametrize("filling", ["\x1b", "\x9b", "\x9d", "\x90", "\x9c"])
+def test_what_begins_a_terminal_escape_before_any_letter(write: Callable[[str], str], filling: str):
+    for value in ("c[1mP]8;;x/word", "a]b[cPd^e_f(Bg7h"):
+        redactor = Redactor({"S": value})
+        for mixed in (filling, filling + "\u200b", "\x00" + filling):
+            assert redactor.redact_text(f"<{write(mixed.join(value))}>") == "<[REDACTED:S]>"
+
+
 @pytest.mark.parametrize("filling", ["\t", "\\t", "\\\\t", "\\u0009", "%09", "&Tab;", "&#9;", "\\x09", "\\011"])
 def test_tabs_in_every_form(redactor: Redactor, filling: str):
     assert redactor.redact_text(f"<{filling.join(VALUE)}>") == "<[REDACTED:S]>"
