@@ -206,7 +206,26 @@ def test_a_view_that_fails_at_an_event_keeps_no_other_from_it(place, browser):
 
 def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):
     page = browser.open(f"{place}{PLAIN_PAGE}")
-    for hidden in map(chr, (*range(9), *range(11, 32), 0x7F, 0x9F, 0xAD, 0x180E, 0x200D, 0x2028, 0x202E, 0xE0041)):
+    for hidden in map(
+        chr,
+        (
+            *range(9),
+            *range(11, 32),
+            0x7F,
+            0x9F,
+            0xAD,
+            0x180E,
+            0x200D,
+            0x2028,
+            0x202E,
+            0xE0041,
+            0x3164,
+            0x2800,
+            0xFE0F,
+            0x61C,
+            0xFDD0,
+        ),
+    ):
         assert visible(hidden) != hidden
         assert page.evaluate(VISIBLE, hidden) != hidden, hex(ord(hidden))
     plain = "caf\u00e9\t\u9577 \U0001f44d\n"

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from html.entities import html5
 from urllib.parse import quote, quote_plus
 
 from hypothesis import strategies as st
@@ -66,10 +67,23 @@ NOISE = [
     "\x1b(B",
     "\xad",
     "\x00",
+    "\t",
+    "\x85",
+    "\x9b1m",
+    "\x9d0;title\x9c",
+    "\u061c",
+    "\u3164",
+    "\ufe0f",
+    "\ufffb",
+    "\U000e0041",
+    "\U000e01ef",
 ]
 
 
-OWN_ESCAPE = re.compile(r"\\+(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x..|[0-7]{1,3}|.)|%..|&#?\w+;|'['\"\\]*'", re.DOTALL)
+REFERENCES = {meaning: name.removesuffix(";") for name, meaning in sorted(html5.items()) if name.endswith(";")}
+"""To each text that a reference has by name one of its names."""
+
+OWN_ESCAPE = re.compile(r"\\+(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x..|[0-7]{1,3}|.)|%..|&#?\w+;?|'['\"\\]*'", re.DOTALL)
 
 
 def escape_json(value: str) -> str:
@@ -107,6 +121,18 @@ def braced(value: str) -> str:
     return "".join(f"\\u{{{ord(letter):x}}}" for letter in value)
 
 
+def html_by_name(value: str) -> str:
+    return "".join(f"&{REFERENCES[letter]};" if letter in REFERENCES else html.escape(letter) for letter in value)
+
+
+def html_by_number(value: str) -> str:
+    return "".join(f"&#{ord(letter):05};" for letter in value)
+
+
+def html_by_open_number(value: str) -> str:
+    return "".join(f"&#x{ord(letter):04x}" for letter in value)
+
+
 ESCAPES: list[Callable[[str], str]] = [
     escape_json,
     escape_json_ascii,
@@ -116,6 +142,9 @@ ESCAPES: list[Callable[[str], str]] = [
     percent_lower,
     percent_all,
     html.escape,
+    html_by_name,
+    html_by_number,
+    html_by_open_number,
     hex_escape,
     octal_escape,
     braced,

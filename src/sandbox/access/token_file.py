@@ -15,6 +15,7 @@ from sandbox.access.token import TokenRecord, id_of, make_token, matches
 from sandbox.contracts.access import Principal, Role
 from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import SandboxError
+from sandbox.model.printable import is_printable
 
 NAME_CHARACTERS_MAX = 64
 """A token's name; a longer one is refused."""
@@ -87,7 +88,7 @@ class TokenFile:
 
     def create(self, role: Role, name: str = "", expires_at: datetime | None = None) -> tuple[str, TokenRecord]:
         """A new token, shown this once. Durable on return. Raises OSError, TokenFileError, InvalidTokenNameError."""
-        if len(name) > NAME_CHARACTERS_MAX or not name.isprintable():
+        if len(name) > NAME_CHARACTERS_MAX or not is_printable(name):
             raise InvalidTokenNameError(f"A name has at most {NAME_CHARACTERS_MAX} printable characters.")
         token, record = make_token(role, name, self._now(), expires_at)
         with self._changing():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sandbox.cli.checkout import ChangedFile
 from sandbox.cli.figures import counted
-from sandbox.cli.visible import visible
+from sandbox.cli.visible import visible_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ def print_changes(changed: Sequence[ChangedFile], console: Console) -> None:
             (f"-{file.removed}".rjust(removed_width), "red"),
         )
         binary = (("binary".rjust(added_width + removed_width + 1), "dim"),)
-        line = Text.assemble(*(binary if file.added is None else numbers), "  ", visible(file.path))
+        line = Text.assemble(*(binary if file.added is None else numbers), "  ", visible_name(file.path))
         console.print(line, soft_wrap=True)
 
 

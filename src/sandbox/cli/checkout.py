@@ -17,7 +17,7 @@ import click
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
 from sandbox.cli.kept_files import KeptFiles, keeping
-from sandbox.cli.visible import visible
+from sandbox.cli.visible import visible, visible_name
 
 GIT_SECONDS = 300.0
 WRITING_SECONDS = 3600.0
@@ -156,7 +156,7 @@ class Checkout:
     def require_clean(self) -> None:
         """Refuse where something that git tracks was changed and is not committed."""
         if self.changed():
-            message = f"{visible(str(self.root))} has changes that are not committed, so nothing was applied."
+            message = f"{visible_name(str(self.root))} has changes that are not committed, so nothing was applied."
             advice = "  Commit them, or put them aside with: git stash\n  Apply it beside them: add --beside-changes"
             fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)
 
@@ -237,7 +237,7 @@ def _why_no_checkout(directory: Path, complaint: bytes) -> str:
         lines = complaint.decode(errors="replace").removeprefix("fatal: ").splitlines()
         return "\n".join(visible(line) for line in lines if line.strip())
     hint = "Go to a checkout of the task's repository, or name one with --directory."
-    return f"{visible(str(directory.resolve()))} is not in a git checkout. {hint}"
+    return f"{visible_name(str(directory.resolve()))} is not in a git checkout. {hint}"
 
 
 def _quoted(path: str) -> str:
@@ -254,11 +254,11 @@ def _put_back(kept: KeptFiles) -> str:
     """Put back what git had begun to write; gives what is to be said of it."""
     failed = kept.put_back()
     if failed:
-        names = "".join(f"\n  {visible(path)}" for path in sorted(failed))
-        copies = visible(str(kept.copies))
+        names = "".join(f"\n  {visible_name(path)}" for path in sorted(failed))
+        copies = visible_name(str(kept.copies))
         return f"git did not apply the patch to its end, and what is in {copies} could not be put back:{names}"
     kept.forget_copies()
-    where = f" What stood there instead is in {visible(str(kept.found))}." if kept.found.exists() else ""
+    where = f" What stood there instead is in {visible_name(str(kept.found))}." if kept.found.exists() else ""
     return f"git did not apply the patch to its end, so all files were put back as they were.{where}"
 
 

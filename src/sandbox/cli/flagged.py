@@ -9,7 +9,7 @@ import click
 
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
-from sandbox.cli.visible import visible
+from sandbox.cli.visible import visible_name
 
 if TYPE_CHECKING:
     from sandbox.client.answers import Artifact
@@ -25,7 +25,7 @@ def secrets_option(command: _Decorated) -> _Decorated:
 
 def refuse_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
     """End the command when one of them is flagged and that was not asked for. advice: how to take it all the same."""
-    names = [visible(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
+    names = [visible_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
     if names:
         contain = "contains a secret of the task, so it was" if len(names) == 1 else "contain secrets, so they were"
         message = f"Error: {', '.join(names)} {contain} left out."

@@ -13,7 +13,7 @@ import click
 from sandbox.cli.exit_code import ExitCode
 from sandbox.cli.failures import fail
 from sandbox.cli.figures import counted, size
-from sandbox.cli.visible import visible
+from sandbox.cli.visible import visible, visible_name
 from sandbox.cli.wrapping import window_cells, wrapped
 from sandbox.model.manifest_formats import GIT_PATCH_BYTES_MAX
 
@@ -53,10 +53,12 @@ def pack_local_work(checkout: Checkout, commit: str) -> bytes:
 def _refuse_other_repositories(checkout: Checkout, paths: Iterable[str]) -> None:
     """What is inside of them is in no patch of this one."""
     if submodules := checkout.changed_submodules():
-        message = f"Error: The submodule {visible(submodules[0])} has changes of its own, which cannot be sent along."
+        message = (
+            f"Error: The submodule {visible_name(submodules[0])} has changes of its own, which cannot be sent along."
+        )
         fail(f"{message}\n  Commit and push them there, or put them aside there with: git stash -u", ExitCode.CONFLICT)
     if nested := sorted(path for path in paths if path.endswith("/")):
-        message = f"Error: {visible(nested[0])} is a git repository of its own, which cannot be sent along."
+        message = f"Error: {visible_name(nested[0])} is a git repository of its own, which cannot be sent along."
         fail(f"{message}\n  Keep it out of this one: .gitignore", ExitCode.CONFLICT)
 
 
@@ -66,7 +68,7 @@ def _refuse_far_too_much(sizes: Mapping[str, int]) -> None:
         largest = max(sizes, key=sizes.__getitem__)
         found, most = size(sum(sizes.values())), size(GIT_PATCH_BYTES_MAX)
         message = f"Error: What is only here is {found}, and a patch of {most} can be sent. "
-        largest_told = f"The largest is {visible(largest)} ({size(sizes[largest])})."
+        largest_told = f"The largest is {visible_name(largest)} ({size(sizes[largest])})."
         fail(f"{message}{largest_told}\n{_ADVICE}", ExitCode.CONFLICT)
 
 

@@ -23,6 +23,7 @@ from sandbox.cli.origin import Origin, find_origin
 from sandbox.cli.submission import announce, end, submit_manifest
 from sandbox.cli.visible import visible
 from sandbox.cli.wrapping import window_cells, wrapped
+from sandbox.model.printable import printable
 
 NAME_CHARACTERS_MAX = 72
 
@@ -123,7 +124,7 @@ def _require_pushed(checkout: Checkout, origin: Origin) -> None:
 
 def _manifest(prompt: str, origin: Origin, subpath: str, patch: bytes) -> dict[str, Any]:
     first = next((line.strip() for line in prompt.splitlines() if line.strip()), "Task")
-    name = "".join(character for character in first if character.isprintable())
+    name = printable(first, lambda _: "")
     short = name if len(name) <= NAME_CHARACTERS_MAX else name[: NAME_CHARACTERS_MAX - 1].rstrip() + "…"
     repository = {"url": origin.url, "branch": origin.branch, "commit": origin.commit}
     repository |= {"patch": base64.b64encode(patch).decode()} if patch else {}

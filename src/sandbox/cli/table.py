@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.visible import visible
+from sandbox.cli.visible import visible_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +79,7 @@ def cell(text: str, style: str = "") -> Text:
     """Something that others chose, in one line and harmless."""
     from rich.text import Text
 
-    return Text(visible(text).replace("\t", " "), style)
+    return Text(visible_name(text.replace("\t", " ")), style)
 
 
 def _print_framed(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:

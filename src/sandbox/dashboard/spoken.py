@@ -3,6 +3,7 @@
 from datetime import timedelta
 from urllib.parse import quote
 
+from sandbox.model.printable import legible, printable
 from sandbox.model.state import TaskState
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -66,6 +67,20 @@ def state(value: TaskState) -> str:
 def shade(value: TaskState) -> str:
     """The class of a state's colour."""
     return _SHADES[value]
+
+
+def name(text: str) -> str:
+    """A name that others chose, with everything named that does not show."""
+    return printable(text, _code_point)
+
+
+def prose(text: str) -> str:
+    """Text that others wrote, with the invisible characters in it named."""
+    return legible(text, _code_point, "\t\n")
+
+
+def _code_point(character: str) -> str:
+    return f"‹U+{ord(character):04X}›"
 
 
 def segment(text: str) -> str:

@@ -64,5 +64,7 @@ def _environment() -> Environment:
         "state": spoken.state,
         "shade": spoken.shade,
         "segment": spoken.segment,
+        "as_name": spoken.name,
+        "as_prose": spoken.prose,
     }
     return made

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX
-from sandbox.secrets.tokens import decode, find_tokens, step_back
+from sandbox.secrets.tokens import Token, find_escapes, find_terminal_escapes, step_back
 
 
 class Layer:
@@ -14,18 +15,16 @@ class Layer:
 
     def __init__(self, data: bytes, below: Layer | None = None) -> None:
         self.data = data
-        self._below = below
+        self.below = below
         self._starts, self._ends = array("L"), array("L")  # of tokens, in the layer below
         self._at, self._after = array("L"), array("L")  # of what they stand for, in this layer
 
-    def above(self) -> Layer | None:
-        """The next layer; None when there is no token left."""
+    def above(self, find_tokens: Callable[[bytes], Iterator[Token]]) -> Layer | None:
+        """The next layer; None when there are no such tokens."""
         layer = Layer(b"", self)
         pieces: list[bytes] = []
         copied = length = 0
-        for token in find_tokens(self.data):
-            start, end = token.span()
-            meaning = decode(token)
+        for start, end, meaning in find_tokens(self.data):
             pieces += (self.data[copied:start], meaning)
             length += start - copied
             layer._starts.append(start)
@@ -40,17 +39,17 @@ class Layer:
     def origin(self, start: int, end: int) -> tuple[int, int]:
         """The bytes of layer 0 that a non-empty stretch of this one came from."""
         layer = self
-        while layer._below is not None:
+        while layer.below is not None:
             start, end = layer._lower(start)[0], layer._lower(end - 1)[1]
-            layer = layer._below
+            layer = layer.below
         return start, end
 
     def origin_of(self, position: int) -> int:
         """The place in layer 0 that a place in this one came from; the end stays the end."""
         layer = self
-        while layer._below is not None:
-            position = layer._lower(position)[0] if position < len(layer.data) else len(layer._below.data)
-            layer = layer._below
+        while layer.below is not None:
+            position = layer._lower(position)[0] if position < len(layer.data) else len(layer.below.data)
+            layer = layer.below
         return position
 
     def raise_up(self, position: int) -> int:
@@ -78,11 +77,31 @@ class Layer:
 
 
 def peel(data: bytes) -> list[Layer]:
-    """All layers, the bytes as they came first."""
+    """All layers, each behind the one below it, the bytes as they came first.
+
+    Where terminal escapes are, the layers fork: without them, and with them left as they are. An escape character
+    between the letters of a value makes one of the letter behind it.
+    """
     layers = [Layer(data)]
-    while len(layers) <= REDACTED_LAYERS_MAX and (above := layers[-1].above()) is not None:
+    while len(layers) <= REDACTED_LAYERS_MAX and (above := layers[-1].above(find_escapes)) is not None:
         layers.append(above)
+    for depth, layer in enumerate(layers[1:] or layers):  # what is written as something else may be part of one
+        if (above := layer.above(find_terminal_escapes)) is not None:
+            return [*layers, *_without_terminal_escapes(above, REDACTED_LAYERS_MAX - depth)]
     return layers
+
+
+def _without_terminal_escapes(layer: Layer, rounds: int) -> Iterator[Layer]:
+    """The layer, and those above it, where terminal escapes that come to light are undone too."""
+    yield layer
+    for _ in range(rounds):
+        before = layer
+        for find_tokens in (find_escapes, find_terminal_escapes):
+            if (above := layer.above(find_tokens)) is not None:
+                layer = above
+                yield layer
+        if layer is before:
+            break
 
 
 def settle(layers: list[Layer], position: int) -> int:
@@ -93,13 +112,15 @@ def settle(layers: list[Layer], position: int) -> int:
 
 
 def _move_back(layers: list[Layer], position: int) -> int:
-    here = position
-    for index, layer in enumerate(layers):
-        if index:
-            here = layer.raise_up(here)
-        start = step_back(layer.data, here)
-        if index + 1 < len(layers):
-            start = layers[index + 1].token_start(start)
-        if start < here:
+    places: dict[Layer, int] = {}
+    for layer in layers:
+        here = position
+        if layer.below is not None:
+            under = places[layer.below]
+            if (start := layer.token_start(under)) < under:
+                return layer.below.origin_of(start)
+            here = layer.raise_up(under)
+        if (start := step_back(layer.data, here)) < here:
             return layer.origin_of(start)
+        places[layer] = here
     return position

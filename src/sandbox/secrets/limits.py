@@ -18,6 +18,9 @@ REDACTED_LINE_CHARACTERS_MIN = 16
 REDACTED_LAYERS_MAX = 6
 """Escapes within escapes that are undone in search of a value."""
 
+REDACTED_ZEROS_MAX = 1024
+"""Leading zeros of a number in an escape, as in `&#00065;` and `\\u{0041}`; with more it is not read as one."""
+
 REDACTED_NESTING_MAX = 4
 """JSON within JSON in which a value is looked for that is little but escapes, of at most 1 KiB as it stands there."""
 

@@ -65,11 +65,17 @@ def _is_told_by_skeletons(value: str) -> bool:
     return all(_usable(layer.data) and _usable(layer.data[1:]) for layer in layers)
 
 
-_SWALLOWERS = (b"\x1b[", b"\x1b", b"\\", b"%")
+_SWALLOWERS = (b"\x1b[", b"\x1b", b"\\", b"%", b"&", b"&#", b"&#x")
 """What makes an escape of the beginning of a value that stands behind it."""
 
 _OPEN_BYTES_MAX = 2
 """At the end of a value, of which what stands behind it may make an escape. Without more it would be another value."""
+
+
+_NUMBERED_AS_WINDOWS_1252 = {
+    ord(character): number for number in range(0x80, 0xA0) for character in bytes([number]).decode("cp1252", "ignore")
+}
+"""In HTML `&#128;` is a euro sign. In XML it is a control, which is how layers read it."""
 
 
 def _texts(value: str) -> Iterator[bytes]:
@@ -85,6 +91,8 @@ def _texts(value: str) -> Iterator[bytes]:
             yield layer.data.replace(b"\\", b"")  # something invisible may stand between a backslash and its letter
         for before in _SWALLOWERS:
             yield from (layer.data for layer in peel(before + data)[1:])
+    if (numbered := value.translate(_NUMBERED_AS_WINDOWS_1252)) != value:
+        yield numbered.encode("utf-8", "surrogatepass")
 
 
 def _bytes_of(text: str) -> set[bytes]:

@@ -64,12 +64,12 @@ class Scanner:
         length = len(layers[0].data)
         if not self._kinds:
             return length
-        settled, cuts = length, {length}
-        for index, layer in enumerate(layers):
-            if index:
-                cuts = {layer.raise_up(cut) for cut in cuts}
-            cuts = _open_ends(layer.data, cuts)
-            for cut in cuts:
+        settled = length
+        cuts: dict[Layer, set[int]] = {}
+        for layer in layers:
+            raised = {length} if layer.below is None else {layer.raise_up(cut) for cut in cuts[layer.below]}
+            cuts[layer] = _open_ends(layer.data, raised)
+            for cut in cuts[layer]:
                 settled = min(settled, layer.origin_of(cut), self._first_beginning(layer, cut, length))
         return settle(layers, settled)
 

@@ -4,11 +4,14 @@ A skeleton is taken of the text and of what is searched alike, so it may lose in
 on both sides. Backslashes are dropped, which makes simple escapes at any depth of nesting equal.
 """
 
+import re
 from array import array
 from itertools import compress
 
 _BLANK = b"\t\n\x0b\x0c\r "
 _CONTROLS = bytes(range(32)) + b"\x7f"
+_INTRODUCER = re.compile(rb"\xc2[\x90\x98\x9b-\x9f]")
+"""Begins a terminal escape, as an escape character does."""
 
 
 class Skeleton:
@@ -32,15 +35,17 @@ class Skeleton:
         if b"\\" in data:
             for escape, meaning in self._escapes.items():
                 data = data.replace(escape, meaning)
+        if self._escapes and b"\xc2" in data:
+            data = _INTRODUCER.sub(b"\0\0", data)
         return data
 
 
 TEXT = Skeleton(
-    {rb"\n": b"\0\n", rb"\t": b"\0\t", rb"\r": b"\0\0", rb"\b": b"\0\0", rb"\f": b"\0\0"},
+    {rb"\n": b"\0\n", rb"\t": b"\0\0", rb"\r": b"\0\0", rb"\b": b"\0\0", rb"\f": b"\0\0"},
     (b"+", b" "),
-    bytes(set(_CONTROLS) - set(b"\t\n")) + b"\\",
+    bytes(set(_CONTROLS) - set(b"\n")) + b"\\",
 )
-"""Plain text: carriage returns and other controls are nothing, a plus is a space (as in forms)."""
+"""Plain text: controls but line feeds are nothing, a plus is a space (as in forms)."""
 
 CODE = Skeleton(
     {rb"\n": b"\0\0", rb"\t": b"\0\0", rb"\r": b"\0\0"},

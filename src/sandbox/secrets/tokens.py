@@ -1,61 +1,133 @@
 """Escapes and invisible sequences: what one means, and where one has only begun. None holds a line feed."""
 
 import re
-from collections.abc import Callable
+from codecs import utf_8_decode
+from collections.abc import Callable, Iterator
+
+from sandbox.secrets import invisible_bytes
+from sandbox.secrets.limits import REDACTED_ZEROS_MAX
+from sandbox.secrets.references import LONGEST_NAME_BYTES, resolve_name
 
 _BACKSLASHES_MAX = 64
 """Backslashes before an escape that belong to it: every level of nesting doubles them."""
 
-_ENTITIES = {"amp": b"&", "lt": b"<", "gt": b">", "quot": b'"', "apos": b"'"}
+_ZEROS = rb"0{0,%d}+" % REDACTED_ZEROS_MAX
 
-# Every alternative begins with a literal, by which the others are passed over; what has no group means nothing.
-_TOKEN = re.compile(
-    rb"""
+_CONTROLS = rb"[\x00-\x06\x08\x0b-\x1a\x1c-\x1f\x7f]"
+"""Without tabs and line feeds, and without what begins and ends terminal escapes."""
+
+# Every alternative begins with one literal byte: `re` skips to the next of these bytes, and then to the alternative.
+# What has no group means nothing.
+_WRITTEN = rb"""
       \\\\{0,63}+ (?:
           u (?P<pair> [dD][89abAB][0-9a-fA-F]{2} \\{1,64}+ u[dD][c-fC-F][0-9a-fA-F]{2} )
-        | (?: u001[bB] | x1[bB] | 033 | e ) \[ [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]
-        | u (?P<character> [0-9a-fA-F]{4} ) | u\{ (?P<braced> [0-9a-fA-F]{1,6} ) \} | U (?P<long> [0-9a-fA-F]{8} )
+        | u (?P<character> [0-9a-fA-F]{4} ) | U (?P<long> [0-9a-fA-F]{8} )
+        | u\{ (?P<braced> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) \}
         | x (?P<byte> [0-9a-fA-F]{2} )
         | (?P<octal> [0-3][0-7]{2} | [0-7]{1,2} )
-        | [rbf] )
+        | (?P<letter> [ae] )
+        | [rbfv] )
     | % (?P<percent> [0-9a-fA-F]{2} )
-    | & (?: (?P<entity> amp|lt|gt|quot|apos ) | \# (?P<decimal> [0-9]{1,7} ) | \#[xX] (?P<hex> [0-9a-fA-F]{1,6} ) ) ;
+    | & (?:
+          (?P<name> [A-Za-z][A-Za-z0-9]{1,$NAME_REST}+ ;? )
+        | \# (?P<decimal> (?=[0-9]) $ZEROS [0-9]{0,7}+ ) (?![0-9]) ;?
+        | \#[xX] (?P<hex> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) (?![0-9a-fA-F]) ;? )
     | ' (?P<quote> \\{1,64}+'' | "'"' )
-    | \x1b (?:
-          \[ [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]                             # colours, movements of the cursor
-        | [\]PX^_] [^\x07\x1b\n]{0,1024}+ (?: \x07 | \x1b\\ )            # titles, links
-        | [\ -/]{0,4}+ [0-OQ-WYZ`-~] )
-    | [\x00-\x06\x08\x0b-\x1a\x1c-\x1f\x7f] [\x00-\x06\x08\x0b-\x1a\x1c-\x1f\x7f]{0,63}+
-    | \xc2 (?: \x9b [0-?]{0,64}+ [\ -/]{0,8}+ [@-~] | \xad )
-    | \xe2 (?: \x80[\x8b-\x8f\xaa-\xae] | \x81[\xa0-\xaf] )              # characters without a width
-    | \xef (?: \xbb\xbf | \xb8[\x80-\x8f] )
-    | \xcd\x8f
-    | \xe1\xa0\x8e
-    """,
+    """.replace(b"$ZEROS", _ZEROS).replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
+_NO_INTRODUCER = rb"(?<!\xc2[\x90\x98\x9b-\x9f])"
+"""The C1 controls that begin terminal escapes are no tokens by themselves."""
+
+_ESCAPES = [
+    _WRITTEN,
+    *(alternative + _NO_INTRODUCER for alternative in invisible_bytes.WHOLE),
+    *(rb"\x%02x %b{0,63}+" % (first, _CONTROLS) for first in range(128) if re.match(_CONTROLS, bytes([first]))),
+]
+_ESCAPE = re.compile(b"|".join(_ESCAPES), re.VERBOSE)
+
+_STRAYS = rb"[\x80-\x9f\xad]"
+"""Controls and the soft hyphen in Latin-1."""
+
+_STRAY_ESCAPES = [
+    rb"\x%02x (?<![\x80-\xff][\x80-\xff]) %b{0,63}+" % (first, _STRAYS)
+    for first in range(256)
+    if re.match(_STRAYS, bytes([first]))
+]
+_ESCAPE_BETWEEN_STRAYS = re.compile(b"|".join(_ESCAPES + _STRAY_ESCAPES), re.VERBOSE)
+"""For bytes that are not UTF-8."""
+
+_STRING = rb"(?: [^\x07\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,1024}+"
+"""The text of a title or a link, up to the next terminal escape."""
+
+_STRING_END = rb"(?: \x07 | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | (?=\x1b) )"
+"""An escape character ends it in any case; the backslash behind it may be gone with an escape that follows."""
+
+_TERMINAL_ESCAPE = re.compile(
+    rb"""
+      \x1b (?:
+          \[ [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]                            # colours, movements of the cursor
+        | [\]PX^_] $STRING $END                                         # titles, links
+        | [\ -%'-/]{0,4}+ [0-OQ-WYZ`-~] )                               # but `&`, which begins a reference
+    | \xc2 (?:
+          \x9b [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]
+        | [\x90\x98\x9d-\x9f] $STRING $END
+        | [\x90\x98\x9b-\x9f] )
+    """.replace(b"$STRING", _STRING).replace(b"$END", _STRING_END),
     re.VERBOSE,
 )
+
 _BEGINNING = re.compile(
     rb"""
-      \\\\{0,63}+ (?: u[0-9a-fA-F]{0,3} | u\{[0-9a-fA-F]{0,6} | U[0-9a-fA-F]{0,7} | x[0-9a-fA-F]? | [0-7]{1,2} )? \Z
+      \\\\{0,63}+ (?: u[0-9a-fA-F]{0,3} | u\{$ZEROS[0-9a-fA-F]{0,6} | U[0-9a-fA-F]{0,7} )? \Z
+    | \\\\{0,63}+ (?: x[0-9a-fA-F]? | [0-7]{1,2} ) \Z
     | \\\\{0,63}+ u[dD][89abAB][0-9a-fA-F]{2} (?: \\{1,64}+ (?: u (?: [dD] (?: [c-fC-F] [0-9a-fA-F]? )? )? )? )? \Z
-    | \\\\{0,63}+ (?: u001[bB] | x1[bB] | 033 | e ) (?: \[ [0-?]{0,64}+ [\ -/]{0,8}+ )? \Z
-    | \x1b (?: \[ [0-?]{0,64}+ [\ -/]{0,8}+ | [\]PX^_] [^\x07\x1b\n]{0,1024}+ \x1b? | [\ -/]{0,4}+ )? \Z
+    | \x1b (?: \[ [0-?]{0,64}+ [\ -/]{0,8}+ | [\]PX^_] $STRING \x1b? | [\ -/]{0,4}+ )? \Z
     | % [0-9a-fA-F]? \Z
-    | & (?: [a-z]{0,4} | \#[0-9]{0,7} | \#[xX][0-9a-fA-F]{0,6} ) \Z
+    | & (?: [A-Za-z][A-Za-z0-9]{0,$NAME_REST}+ | \#$ZEROS[0-9]{0,7} | \#[xX]$ZEROS[0-9a-fA-F]{0,6} )? \Z
     | ' (?: \\{1,64}+ '? | "'? | "'" )? \Z
-    | \xc2 (?: \x9b [0-?]{0,64}+ [\ -/]{0,8}+ )? \Z
-    | \xe2[\x80\x81]? \Z
-    | \xef[\xbb\xb8]? \Z
-    | \xcd \Z
-    | \xe1\xa0? \Z
-    """,
+    | \xc2 (?: \x9b [0-?]{0,64}+ [\ -/]{0,8}+ | [\x90\x98\x9d-\x9f] $STRING \x1b? ) \Z
+    """.replace(b"$ZEROS", _ZEROS)
+    .replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
+    .replace(b"$STRING", _STRING)
+    + b"".join(rb"| %b\Z" % start for start in invisible_bytes.CUT_OFF),
     re.VERBOSE,
 )
+
+Token = tuple[int, int, bytes]
+"""Where it begins and ends, and what it stands for: nothing, a character in UTF-8, or a byte."""
 
 _TOKEN_BYTES_MAX = 1200
 """No token is longer."""
 
-find_tokens = _TOKEN.finditer
+
+def find_escapes(data: bytes) -> Iterator[Token]:
+    """What is written as something else, and invisible characters."""
+    escape = _ESCAPE if _is_utf_8(data) else _ESCAPE_BETWEEN_STRAYS
+    for found in escape.finditer(data):
+        group = found.lastgroup
+        start, end = found.span()
+        if group is None:
+            yield start, end, b""
+        elif group != "name":
+            yield start, end, _MEANINGS[group](found[group].decode())
+        elif (resolved := resolve_name(found[group])) is not None:
+            yield start, start + 1 + resolved[0], resolved[1]
+
+
+def find_terminal_escapes(data: bytes) -> Iterator[Token]:
+    """What a terminal takes for a command, which may be a letter behind a control character."""
+    return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
+
+
+def _is_utf_8(data: bytes) -> bool:
+    """Whether it is, but for a character that is cut off at either end."""
+    if data.isascii():
+        return True
+    begin = next((at for at, byte in enumerate(data[:3]) if not 0x80 <= byte < 0xC0), 0)
+    try:
+        utf_8_decode(data[begin:], "strict", False)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def find_beginning(data: bytes, end: int) -> int:
@@ -75,12 +147,6 @@ def step_back(data: bytes, position: int) -> int:
     return position
 
 
-def decode(token: "re.Match[bytes]") -> bytes:
-    """What the token stands for: nothing, a character in UTF-8, or a byte."""
-    group = token.lastgroup
-    return _MEANINGS[group](token[group].decode()) if group else b""
-
-
 def _pair(both: str) -> bytes:
     high, low = int(both[:4], 16), int(both[-4:], 16)
     return _character(0x10000 + ((high & 0x3FF) << 10) + (low & 0x3FF))
@@ -98,7 +164,7 @@ _MEANINGS: dict[str, Callable[[str], bytes]] = {
     "byte": bytes.fromhex,
     "octal": lambda digits: bytes([int(digits, 8)]),
     "percent": bytes.fromhex,
-    "entity": _ENTITIES.__getitem__,
+    "letter": {"a": b"\x07", "e": b"\x1b"}.__getitem__,
     "decimal": lambda digits: _character(int(digits)),
     "hex": lambda digits: _character(int(digits, 16)),
     "quote": lambda _: b"'",

@@ -30,6 +30,10 @@ class ArtifactNames:
 
 def _cut(name: str) -> str:
     """Long names lose their beginning, so that what they are called last, and their suffix, stays."""
+    return _end(show(_end(name).encode()))  # the new beginning may be a combining mark
+
+
+def _end(name: str) -> str:
     return name.encode()[-_NAME_BYTES_MAX:].decode(errors="ignore")
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sandbox.cli.visible import visible, visible_json
+from sandbox.cli.visible import visible, visible_json, visible_name
 
 
 @pytest.mark.parametrize(
@@ -18,20 +18,29 @@ from sandbox.cli.visible import visible, visible_json
         ("\ud800", r"\ud800"),
         ("\u2028", r"\u2028"),
         ("\U000e0041", r"\U000e0041"),
+        ("\u3164\u2800\u115f", r"\u3164\u2800\u115f"),
+        ("a\ufe0fb", r"a\ufe0fb"),
+        ("\ufdd0", r"\ufdd0"),
     ],
 )
 def test_what_steers_a_terminal_is_written_out(hostile, shown):
     assert visible(hostile) == shown
 
 
-@pytest.mark.parametrize("text", ["", "plain", "grün 日本 🎉", "a\tb", "non\u00a0breaking"])
+@pytest.mark.parametrize("text", ["", "plain", "grün 日本 🎉", "a\tb", "non\u00a0breaking", "⚠️ done 1️⃣ ❤️"])
 def test_what_only_shows_stays(text):
     assert visible(text) == text
 
 
+def test_names_are_written_out_further():
+    assert visible_name("a\u00a0b\u3164\ufe0f\t") == r"a\xa0b\u3164\ufe0f\t"
+    assert visible_name("\u0301x ❤️") == r"\u0301x ❤\ufe0f"
+    assert visible_name("报告 तقرير.txt") == "报告 तقرير.txt"
+
+
 def test_json_stays_the_same_value_and_is_harmless():
-    value = {"name": "\x1b[31m 日本 \u202e \U000e0041 \x9b", "list": ["\n", 1, None]}
+    value = {"name": "\x1b[31m 日本 \u202e \U000e0041 \x9b \u3164 \ud800 \ufe0f", "list": ["\n", 1, None]}
     text = visible_json(value)
     assert json.loads(text) == value
     assert "日本" in text
-    assert not set(text) & {"\x1b", "\u202e", "\U000e0041", "\x9b"}
+    assert not set(text) & {"\x1b", "\u202e", "\U000e0041", "\x9b", "\u3164", "\ud800", "\ufe0f"}

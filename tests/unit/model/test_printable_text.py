@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.model.printable import escaped, printable, replaced
+from sandbox.model.printable import escaped, is_printable, legible, printable, replaced
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,14 @@ from sandbox.model.printable import escaped, printable, replaced
         ("two\nlines\r\tend", r"two\nlines\r\tend"),
         ("txt\u202egnp", r"txt\u202egnp"),
         ("\u2028\u00a0\ud800", r"\u2028\xa0\ud800"),
+        ("\u3164", r"\u3164"),
+        ("a\u2800b\ufe0f", r"a\u2800b\ufe0f"),
+        ("\u115f\u034f\u17b4\U000e0100", r"\u115f\u034f\u17b4\U000e0100"),
+        ("\u2764\ufe0f", "\u2764" + r"\ufe0f"),
+        ("ideographic\u3000space", r"ideographic\u3000space"),
+        ("\ue000\u0378\ufffe", r"\ue000\u0378\ufffe"),
+        ("\u0301a/\u0301b \u0338c\n\u0301", r"\u0301a/\u0301b \u0338c\n\u0301"),
+        ("می‌خواهم", "می\\u200cخواهم"),
     ],
 )
 def test_what_does_not_show_is_written_out(hostile, shown):
@@ -21,7 +29,9 @@ def test_what_does_not_show_is_written_out(hostile, shown):
     assert printable(hostile, replaced).count("\ufffd") >= 1
 
 
-@pytest.mark.parametrize("text", ["", "plain text", "grün 日本 🎉"])
+@pytest.mark.parametrize(
+    "text", ["", "plain text", "grün 日本 🎉", "报告.txt", "تقرير", "रिपोर्ट", "דוח", "e\u0301t\u00e9", "❤👍🏽🇩🇪"]
+)
 def test_what_shows_stays(text):
     assert printable(text, escaped) == printable(text, replaced) == text
 
@@ -30,3 +40,26 @@ def test_what_shows_stays(text):
 def test_whatever_comes_stays_one_line(text):
     for write in (escaped, replaced):
         assert printable(text, write).isprintable()
+        assert is_printable(printable(text, write))
+
+
+@pytest.mark.parametrize("text", ["⚠️ 1️⃣ ℹ️ ❤︎ ↔️", "non\u00a0breaking", "a\tb", "\u0301", "\ue0b0", "e\u0301"])
+def test_prose_keeps_what_a_reader_sees(text):
+    assert legible(text, escaped, "\t") == text
+
+
+@pytest.mark.parametrize(
+    ("hostile", "shown"),
+    [
+        ("a\ufe0fb", r"a\ufe0fb"),
+        ("\ufe0f", r"\ufe0f"),
+        ("1\ufe0f", r"1\ufe0f"),
+        (".\ufe0f", r".\ufe0f"),
+        ("\u26a0\ufe0f\ufe0f", "\u26a0\ufe0f" + r"\ufe0f"),
+        ("\u2800\ufe0f", r"\u2800\ufe0f"),
+        ("x\ufe0f\u20e3", r"x\ufe0f" + "\u20e3"),
+        ("\u3164\u061c\t", r"\u3164\u061c" + "\t"),
+    ],
+)
+def test_prose_hides_nothing(hostile, shown):
+    assert legible(hostile, escaped, "\t") == shown

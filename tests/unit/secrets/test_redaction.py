@@ -284,6 +284,16 @@ HOSTILE = {
     "beginnings": TOKEN[:20].encode() * 12_500,
     "quotes": b"'" * 250_000,
     "entities": b"&#" * 125_000,
+    "ampersands": b"&" * 1_000_000,
+    "open names": b"&lt" * 100_000,
+    "names that are none": b"&CounterClockwiseContourIntegrax" * 10_000,
+    "open numbers": b"&#65" * 75_000,
+    "zeros": (b"&#" + b"0" * 1100) * 300,
+    "C1 titles without an end": "\x9d".encode() * 125_000,
+    "C1 colours without an end": "\x9b".encode() * 125_000,
+    "strays": b"a\x85" * 125_000,
+    "fillers": "\u3164".encode() * 80_000,
+    "halves of pairs": b"\\ud800" * 40_000,
 }
 
 

@@ -1,8 +1,10 @@
 """Names of artifacts are unique, short and visible, whatever files are called."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.model.printable import is_printable
 from sandbox.workspace.artifact_names import TEMPORARY_NAME, ArtifactNames
 from sandbox.workspace.content_types import content_type
 from sandbox.workspace.visible_path import show
@@ -33,7 +35,7 @@ def test_every_name_is_one_of_its_own(paths):
 
     assert len({*claimed, "metadata.json", TEMPORARY_NAME}) == len(paths) + 2
     for name in claimed:
-        assert name.isprintable()
+        assert is_printable(name)
         assert "/" not in name
         assert 0 < len(name.encode()) < 250
 
@@ -41,6 +43,34 @@ def test_every_name_is_one_of_its_own(paths):
 def test_a_visible_path_is_unchanged_and_anything_else_is_escaped():
     assert show("src/ünï code.py".encode()) == "src/ünï code.py"
     assert show(b"a\nb\x7f\xff\xe2\x80\xae") == "a%0Ab%7F%FF%E2%80%AE"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("\u3164.txt", "%E3%85%A4.txt"),
+        ("a\u2800b", "a%E2%A0%80b"),
+        ("report\ufe0f.pdf", "report%EF%B8%8F.pdf"),
+        ("x\u034f\U000e0041\u00a0y", "x%CD%8F%F3%A0%81%81%C2%A0y"),
+        ("dir/\u0301name", "dir/%CC%81name"),
+        ("\u061cfdp.exe", "%D8%9Cfdp.exe"),
+    ],
+)
+def test_what_does_not_show_is_escaped_so_that_no_two_names_look_alike(path, shown):
+    assert show(path.encode()) == shown
+    assert ArtifactNames(frozenset()).claim(path.encode()) == shown.rpartition("/")[2]
+
+
+@pytest.mark.parametrize("name", ["报告.txt", "تقرير.pdf", "रिपोर्ट.md", "été.txt", "e\u0301.txt", "❤👍🏽🇩🇪.png"])
+def test_a_name_in_any_script_stays(name):
+    assert ArtifactNames(frozenset()).claim(f"out/{name}".encode()) == name
+
+
+def test_a_name_that_is_cut_does_not_begin_with_a_combining_mark():
+    for number in range(90, 100):
+        name = ArtifactNames(frozenset()).claim(b"a" * 7 + "e\u0301".encode() * number)
+        assert is_printable(name)
+        assert len(name.encode()) <= 200
 
 
 def test_content_types_go_by_suffix():

@@ -19,7 +19,7 @@ from sandbox.cli.flagged import refuse_secrets, secrets_option
 from sandbox.cli.options import chosen, common_options
 from sandbox.cli.patch import patch_lines
 from sandbox.cli.task_argument import task_argument
-from sandbox.cli.visible import visible
+from sandbox.cli.visible import visible, visible_name
 from sandbox.model.state import TERMINAL_STATES
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def download(
             return
         targets = _targets(task_id, name, taken, output)
         if missing := next((target.parent for _, target in targets if not target.parent.is_dir()), None):
-            raise click.UsageError(f"There is no directory {visible(str(missing))}; make it, or choose another place.")
+            raise click.UsageError(
+                f"There is no directory {visible_name(str(missing))}; make it, or choose another place."
+            )
         if verifies and any(target.exists() and not target.is_file() for _, target in targets):
             raise click.UsageError("Only a file can be read back; leave --verify out, or choose a file with --output.")
         saved = [_save(client, task_id, entry, target, verifies=verifies) for entry, target in targets]
@@ -74,7 +76,7 @@ def _wanted(client: Client, task_id: str, name: str | None) -> list[Artifact]:
     by_name, by_path = ([entry for entry in listed if entry[field] == name] for field in ("name", "path"))
     found = by_name or by_path
     if not found:
-        message = f"Error: Task {visible(task_id)} has no artifact {visible(repr(name))}."
+        message = f"Error: Task {visible(task_id)} has no artifact {visible_name(repr(name))}."
         fail(f"{message}\n  See which there are: sandbox task artifacts {visible(task_id)}", ExitCode.NOT_FOUND)
     return found[:1]
 
@@ -111,7 +113,7 @@ def _save(client: Client, task_id: str, entry: Artifact, target: Path, *, verifi
     if verifies:
         _verify(target, checksum)
     told = f"  {visible(checksum)}" if verifies else ""
-    click.echo(f"{visible(str(target))}  {size(size_bytes)}{told}", err=True)
+    click.echo(f"{visible_name(str(target))}  {size(size_bytes)}{told}", err=True)
     return {"name": entry["name"], "file": str(target), "size_bytes": size_bytes, "checksum": checksum}
 
 
@@ -119,7 +121,7 @@ def _verify(target: Path, checksum: str) -> None:
     with target.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if f"sha256:{found}" != checksum:
-        fail(f"Error: {visible(str(target))} is damaged: it has the SHA-256 {found}.", ExitCode.SERVER_ERROR)
+        fail(f"Error: {visible_name(str(target))} is damaged: it has the SHA-256 {found}.", ExitCode.SERVER_ERROR)
 
 
 def _print(client: Client, task_id: str, name: str) -> None:
@@ -137,5 +139,7 @@ def _print(client: Client, task_id: str, name: str) -> None:
 def _file_name(name: str) -> str:
     last = name.rpartition("/")[2]
     if last in {"", ".", ".."} or "\x00" in last:
-        fail(f"Error: {visible(repr(name))} cannot be the name of a file; choose one with --output.", ExitCode.USAGE)
+        fail(
+            f"Error: {visible_name(repr(name))} cannot be the name of a file; choose one with --output.", ExitCode.USAGE
+        )
     return last

@@ -16,6 +16,7 @@ from sandbox.cli.options import Chosen, chosen, common_options
 from sandbox.cli.pending import PendingReason
 from sandbox.cli.story import STATE_STYLES, STATES, is_interactive, tell
 from sandbox.cli.task_argument import task_argument
+from sandbox.cli.visible import visible_name
 from sandbox.cli.wrapping import wrapped
 from sandbox.model.state import TERMINAL_STATES
 
@@ -94,12 +95,12 @@ def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: 
 
 def _rows(task: Task) -> Iterator[tuple[str, str]]:
     yield "Task", task["id"]
-    yield "Name", task["name"]
+    yield "Name", visible_name(task["name"])
     told = task["error"]["message"] if task["error"] else None
     message = task["state_message"] if task["state_message"] != told else ""
     yield "State", f"{task['state']}  {message or ''}".rstrip()
     if task["labels"]:
-        yield "Labels", ", ".join(f"{key}={value}" for key, value in task["labels"].items())
+        yield "Labels", visible_name(", ".join(f"{key}={value}" for key, value in task["labels"].items()))
     yield from _repository(task)
     yield "Created", date(task["created_at"])
     if task["started_at"]:

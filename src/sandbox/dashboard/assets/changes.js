@@ -1,6 +1,6 @@
 // The patch as a diff: files with counts, and lines with colours, made when a file is opened.
 import { $, ask, h, size } from "/assets/page.js";
-import { put, visible } from "/assets/plain.js";
+import { put, visible, visibleName } from "/assets/plain.js";
 import { colours } from "/assets/syntax.js";
 
 const BYTES_MAX = 3 * 1024 * 1024;
@@ -109,7 +109,7 @@ function fileElement(file, isOpen) {
     h(
       "summary",
       {},
-      h("span", { class: "file-path" }, visible(file.path)),
+      h("span", { class: "file-path" }, visibleName(file.path)),
       file.kind ? h("span", { class: "file-kind" }, file.kind) : null,
       h("span", { class: "plus" }, `+${file.plus}`),
       h("span", { class: "minus" }, `−${file.minus}`),
@@ -124,7 +124,7 @@ function fileElement(file, isOpen) {
 }
 
 function hunksElement(file) {
-  const place = h("div", { class: "hunks", tabindex: "0", role: "group", "aria-label": `Changes of ${visible(file.path)}` });
+  const place = h("div", { class: "hunks", tabindex: "0", role: "group", "aria-label": `Changes of ${visibleName(file.path)}` });
   if (file.isBinary) place.append(h("p", { class: "empty-note muted" }, " A binary file; the patch has its bytes."));
   const body = h("tbody");
   const paint = colours(file.path);

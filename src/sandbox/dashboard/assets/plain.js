@@ -2,8 +2,15 @@
 // command line; colours of terminals are kept, everything else of them is shown.
 
 const SGR = /\x1b\[([0-9;:]*)m/g;
-const UNSEEN = /(?![\t\n])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
-const UNSEEN_RUNS = /(?:(?![\t\n])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}])+/gu;
+// The properties and blank glyphs of sandbox/model/invisible.py, but tabs, line feeds and the variation selectors of emoji.
+const INVISIBLE = String.raw`[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}\u2800\u{13441}\u{13442}\u{16FE4}\u{1D159}]`;
+const EMOJI = String.raw`(?:(?<=\p{Extended_Pictographic})[\uFE0E\uFE0F]|(?<=[0-9#*])[\uFE0E\uFE0F](?=\u20E3))`;
+const ONE = String.raw`(?![\t\n]|${EMOJI})${INVISIBLE}`;
+const UNSEEN = new RegExp(ONE, "gu");
+const UNSEEN_RUNS = new RegExp(`(?:${ONE})+`, "gu");
+// What a name may not have either: spaces but the plain one, private and unassigned characters, and a combining mark with
+// nothing to combine with.
+const UNSEEN_IN_NAMES = new RegExp(String.raw`(?:${INVISIBLE}|\p{C}|(?! )\p{Zs}|(?<=^|[ /])\p{M})\p{M}*`, "gu");
 const PIECES_MAX = 1000;
 
 function spoken(character) {
@@ -15,6 +22,9 @@ function spoken(character) {
 
 // Text without what cannot be seen, for places that take no elements.
 export const visible = (text) => text.replace(UNSEEN, spoken);
+
+// A name or a path without what cannot be seen.
+export const visibleName = (name) => name.replace(UNSEEN_IN_NAMES, (run) => Array.from(run, spoken).join(""));
 
 // left: how many pieces may still be elements of their own; what is behind them is one text.
 function putSeen(parent, text, left) {

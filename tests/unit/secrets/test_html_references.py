@@ -1,0 +1,134 @@
+"""HTML references are read as browsers read them: by name or number, with leading zeros, without a semicolon."""
+
+import html
+import json
+from html.entities import html5
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from doubles.redaction_attacks import REFERENCES
+from sandbox.secrets.layers import peel
+from sandbox.secrets.redactor import Redactor
+
+VALUE = "gH7_p&ss#/w=rd."
+WITHOUT_SEMICOLON = sorted(name for name in html5 if not name.endswith(";"))
+
+
+@pytest.fixture(scope="module")
+def redactor() -> Redactor:
+    return Redactor({"S": VALUE})
+
+
+@pytest.mark.parametrize("name", ["amp", "quot", "lt", "gt", "apos", "lowbar", "period", "num", "sol", "AMP", "Tab"])
+def test_a_name(name: str):
+    value = f"gH7{html5[f'{name};']}pass-word"
+    assert Redactor({"S": value}).redact_text(f"<gH7&{name};pass-word>") == "<[REDACTED:S]>"
+
+
+def test_every_name_that_html_has():
+    names = list(html5)
+    for some in (names[start : start + 25] for start in range(0, len(names), 25)):
+        value = "-".join(html5[name] for name in some)
+        redacted = Redactor({"S": f"gH7_{value}_password"}).redact_text(f"<gH7_&{'-&'.join(some)}_password>")
+        assert redacted == "<[REDACTED:S]>", some
+
+
+@pytest.mark.parametrize("name", WITHOUT_SEMICOLON)
+@pytest.mark.parametrize("after", ["pass", "it;", "=1", " ", "&", "1"])
+def test_a_name_without_semicolon_wherever_html_allows_it(name: str, after: str):
+    shown = html.unescape(f"&{name}{after}")
+    value = f"gH7_{shown}_word"
+    assert "[REDACTED:S]" in Redactor({"S": value}).redact_text(f"gH7_&{name}{after}_word")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "".join(f"&#{ord(letter)};" for letter in VALUE),
+        "".join(f"&#{ord(letter)}" for letter in VALUE),
+        "".join(f"&#{ord(letter):07};" for letter in VALUE),
+        "".join(f"&#{ord(letter):020};" for letter in VALUE),
+        "".join(f"&#x{ord(letter):04X};" for letter in VALUE),
+        "".join(f"&#X{ord(letter):012x}" for letter in VALUE),
+        f"&#{'0' * 1000}{ord(VALUE[0])};{html.escape(VALUE[1:])}",
+        "gH7&lowbar;p&ampss&num;&sol;w&equals;rd&period;",
+        "".join(f"&{REFERENCES[letter]};" if letter in REFERENCES else letter for letter in VALUE),
+        "&zwj;".join(html.escape(letter) for letter in VALUE),
+        "&ZeroWidthSpace;&NoBreak;&shy;&#x202e;&Tab;".join(map(html.escape, VALUE)),
+    ],
+)
+@pytest.mark.parametrize("wrap", ["{}", "json", "twice"])
+def test_ways_to_write_a_value(redactor: Redactor, written: str, wrap: str):
+    if wrap == "json":
+        written = json.dumps(written)[1:-1]
+    if wrap == "twice":
+        written = html.escape(written)
+    assert redactor.redact_text(f"<{written}>") == "<[REDACTED:S]>"
+
+
+def test_numbers_that_html_reads_as_windows_1252():
+    redactor = Redactor({"S": "gH7€_password"})
+    assert redactor.redact_text("<gH7&#128;_password>") == "<[REDACTED:S]>"
+    assert redactor.redact_text("<gH7&#x80;_password>") == "<[REDACTED:S]>"
+    assert redactor.redact_text("<gH7_password>") == "<gH7_password>"
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([*html5, "amp", "#65", "#x41;", "#065", "x", "#", ";"]).map("&{}".format)
+        | st.sampled_from(["", " ", "a", "z9", ";", "=", "1"]),
+        max_size=6,
+    ).map("".join)
+)
+def test_one_layer_reads_what_python_reads(text: str):
+    layers = peel(text.encode())
+    assert layers[min(1, len(layers) - 1)].data.decode() == html.unescape(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://example.com/?a=1&copy=2&region=eu&notify=no&lt=5&amp=x",
+        "AT&T, R&D, a && b, &nosuchname; &#; &#x; &#xg; &#99999999; &",
+        "fish &amp; chips &copy; 2026 &#8212; &quot;fine&quot;",
+        "&" * 100,
+    ],
+)
+def test_ordinary_text_with_ampersands_stays(redactor: Redactor, text: str):
+    data = text.encode()
+    assert redactor.redact(data) is data
+
+
+@pytest.mark.parametrize(
+    "value", ["u=x&copy=region&lt=5", "&notasecret&amp", "copy&paste&order=1", "&#65&#x42password"]
+)
+def test_a_value_that_looks_like_references_is_found_in_every_writing(value: str):
+    redactor = Redactor({"S": value})
+    for written in (
+        value,
+        html.escape(value),
+        json.dumps(value)[1:-1],
+        value.replace("&", "%26"),
+        html.escape(html.escape(value)),
+    ):
+        assert redactor.redact_text(f"< {written} >") == "< [REDACTED:S] >", written
+
+
+def test_an_open_reference_before_a_value_takes_nothing_of_it():
+    for before in ("&", "&#", "&#x", "&#1", "&am"):
+        for value in ("12345678ä0", "deadbeefdeädbeef", "amp;pässword"):
+            redacted = Redactor({"S": value}).redact_text(f"{before}{value} {before}{json.dumps(value)[1:-1]}")
+            assert redacted.count("[REDACTED:S]") == 2, (before, value)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_references_that_are_cut(redactor: Redactor, size: int):
+    said = b"?a=1&copy=2\n" + b"gH7&lowbar;p&ampss&#0035/w&equals;rd&period; &CounterClockwiseContourIntegral &lt"
+    stream = redactor.stream()
+    pieces = [said[start : start + size] for start in range(0, len(said), size)]
+    gone = b"".join([*map(stream.feed, pieces), stream.flush()])
+    assert gone == redactor.redact(said)
+    assert gone == b"?a=1&copy=2\n[REDACTED:S] &CounterClockwiseContourIntegral &lt"
