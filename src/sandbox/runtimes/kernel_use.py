@@ -31,13 +31,16 @@ def count_netlink_bytes(pid: int) -> int | None:
     return sum(int(line.split()[_NETLINK_QUEUE_COLUMN]) for line in lines[1:])
 
 
-def count_file_locks(process_ids: Callable[[], Collection[int]]) -> int:
-    """POSIX locks of these processes, which are only asked for where the machine has more than FILE_LOCKS_MAX.
+def count_file_locks(process_ids: Callable[[], Collection[int]]) -> int | None:
+    """POSIX locks of these processes; 0 while the whole machine has no more than FILE_LOCKS_MAX of them.
 
-    Looks at twice as many of the machine's at most, because the kernel takes a long time to list many.
+    Reads twice as many lines at most, because the kernel takes long to list many. None where it lists none.
     """
-    with _LOCKS.open() as file:
-        lines = list(islice(file, 2 * FILE_LOCKS_MAX))
+    try:
+        with _LOCKS.open() as file:
+            lines = list(islice(file, 2 * FILE_LOCKS_MAX))
+    except OSError:
+        return None
     if len(lines) <= FILE_LOCKS_MAX:
         return 0
     ours = {str(pid) for pid in process_ids()}
