@@ -123,10 +123,15 @@ def test_damaged_rows_of_the_index_are_read_anew_at_the_start_and_told_of_beside
     assert "task-3" not in {each["task_id"] for each in check(empty_world)}
 
     kept.damage_row("task-3")
-    for path in ("?limit=100", "/task-3"):
-        answer = empty_world.http.get(f"/api/v1/tasks{path}")
-        assert (answer.status_code, answer.json()["error"]) == (503, "service_unavailable")
-        assert "sandbox admin rebuild" in answer.json()["message"]
+    answer = empty_world.http.get("/api/v1/tasks/task-3")
+    assert (answer.status_code, answer.json()["error"]) == (503, "service_unavailable")
+    assert "sandbox admin rebuild" in answer.json()["message"]
+    for query in ("?limit=100", "?limit=1&state=completed", "?label.none=x"):
+        assert ask(empty_world, query).status_code == 200
+    assert {task["id"] for task in ask(empty_world, "?limit=100").json()["tasks"]} == listed - {"task-3"}
+    told = [finding for finding in check(empty_world) if finding["task_id"] == "task-3"]
+    assert [finding["kind"] for finding in told] == ["index_differs"]
+    assert "sandbox admin rebuild" in told[0]["message"]
     assert ask(empty_world, "/task-4").status_code == 200
 
 

@@ -12,8 +12,6 @@ from sandbox.cli.visible import visible
 from sandbox.model.event import EgressDenied, Metrics, Output, ToolCall, Usage
 
 LINES = 10_000
-PLAIN_PAGE = "/api/health"
-"""It loads no module of its own, so a module is all that it is busy with."""
 VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 BIDI, NUL = "a\u202eb\u2066c\U000e0041d", "x\x00y\x1b]0;title\x07z"
@@ -204,8 +202,18 @@ def test_a_view_that_fails_at_an_event_keeps_no_other_from_it(place, browser):
     browser.forgive("of the test")
 
 
+def open_plain_page(place, browser):
+    """A page of this origin that loads no module of its own, so a module is all that it is busy with."""
+    url = f"{place}/plain"
+    plain = "<!doctype html><title>Plain</title>"
+    return browser.open(
+        url,
+        prepare=lambda page: page.route(url, lambda route: route.fulfill(content_type="text/html", body=plain)),
+    )
+
+
 def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):
-    page = browser.open(f"{place}{PLAIN_PAGE}")
+    page = open_plain_page(place, browser)
     for hidden in map(
         chr,
         (
@@ -233,7 +241,7 @@ def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):
 
 
 def test_no_markdown_of_an_agent_keeps_the_page_busy(place, browser):
-    page = browser.open(f"{place}{PLAIN_PAGE}")
+    page = open_plain_page(place, browser)
     shown = """async (text) => {
         const { markdown } = await import("/assets/markdown.js");
         const began = performance.now();

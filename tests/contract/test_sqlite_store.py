@@ -1,5 +1,6 @@
 """What only a store with a file can promise: it survives its process, and it knows its own age."""
 
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ from sandbox.model import event as e
 from sandbox.model.artifact import Artifact
 from sandbox.model.life import advance
 from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
+from sandbox.model.state import TaskState
 from sandbox.model.task import FOLD
 from sandbox.stores.schema import StoreTooNewError, StoreUnusableError
 from sandbox.stores.sqlite import SqliteStore
@@ -384,19 +386,27 @@ def rot(path, column, value):
         ("patch", b"\xff"),
     ],
 )
-def test_a_row_that_is_damaged_is_told_with_what_to_do_and_read_anew(path, column, value):
+def test_a_row_that_is_damaged_is_told_with_what_to_do_and_read_anew(path, caplog, column, value):
     store = SqliteStore(path)
     known = Indexed(submitted("a"), 5)
     for each in (known, Indexed(submitted("b"), 5)):
         store.insert(each)
     rot(path, column, value)
 
-    questions = [lambda: store.load("a"), lambda: store.insert(known)]
-    questions += [store.count_by_state] if column == "state" else [store.unfinished]
-    questions += [lambda: store.query(TaskQuery())] if column == "task" else []
-    for ask in questions:
+    for ask in (lambda: store.load("a"), lambda: store.insert(known)):
         with pytest.raises(IndexDamagedError, match="sandbox admin rebuild"):
             ask()
+    for _ in range(3):
+        assert [each.task.id for each in store.unfinished()] == ["b"]
+        assert store.count_by_state()[TaskState.PENDING] == (1 if column == "state" else 2)
+        page = store.query(TaskQuery())
+        in_list = column != "task"  # which shows neither artifacts nor texts
+        assert {task.id for task in page.tasks} == ({"a", "b"} if in_list else {"b"})
+        assert [*page.damaged] == ([] if in_list else ["a"])
+        assert all("sandbox admin rebuild" in reason for reason in page.damaged.values())
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert "sandbox admin rebuild" in told[0]
     assert store.load("b").task.id == "b"
     assert store.outdated() == ["a"]
     store.save(known)
@@ -411,6 +421,35 @@ def test_a_row_that_tells_of_another_task_is_read_anew(path):
         store.insert(Indexed(submitted(task_id), 5))
     rot(path, "task", msgspec.json.encode(store.load("b").task))
     assert store.outdated() == ["a"]
+    with pytest.raises(IndexDamagedError, match="tells of task b"):
+        store.load("a")
+    assert [each.task.id for each in store.unfinished()] == ["b"]
+    assert [task.id for task in store.query(TaskQuery()).tasks] == ["b"]
+    store.close()
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name"])
+@pytest.mark.parametrize("where", ["first", "middle", "last", "all"])
+def test_pages_go_on_behind_damaged_rows_wherever_they_are(path, sort, order, where):
+    store = SqliteStore(path)
+    names = [f"task-{number}" for number in range(7)]
+    for name in names:
+        store.insert(Indexed(submitted(name), 5))
+    hurt = {"first": names[:3], "middle": names[2:5], "last": names[-3:], "all": names}[where]
+    for name in hurt:
+        change(path, "UPDATE tasks SET task = ? WHERE id = ?", b"{", name)
+    seen, damaged, query = [], [], TaskQuery(sort=sort, order=order, limit=2)
+    while True:
+        page = store.query(query)
+        assert page.total_count == len(names)
+        seen += [task.id for task in page.tasks]
+        damaged += page.damaged
+        if page.next_cursor is None:
+            break
+        query = dataclasses.replace(query, cursor=page.next_cursor)
+    assert sorted(seen) == [name for name in names if name not in hurt]
+    assert sorted(damaged) == hurt
     store.close()
 
 

@@ -14,6 +14,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.artifact import Artifact
 from sandbox.model.event import AgentExited, ArtifactCollected, AttemptStarted, Output, TaskFinished, TaskSubmitted
 from sandbox.stores.sqlite import SqliteStore
+from sandbox.workspace.content_types import content_type
 
 BEGIN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
@@ -85,7 +86,7 @@ class KeptTasks:
         directory.mkdir(mode=0o700, exist_ok=True)
         (directory / name).write_bytes(content)
         checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        return ArtifactCollected(Artifact(name, f".sandbox/{name}", len(content), "text/plain", checksum))
+        return ArtifactCollected(Artifact(name, f".sandbox/{name}", len(content), content_type(name), checksum))
 
     def index(self, *task_ids):
         """Take these tasks into the index, or all."""

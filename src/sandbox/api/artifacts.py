@@ -22,10 +22,26 @@ from sandbox.api.openapi import Responses, answers, content, header, parameters,
 from sandbox.contracts.tasks import ArtifactNotFoundError, StoredArtifact
 from sandbox.model.frame import timestamp
 
-_MEDIA_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}(; ?charset=[\w-]{1,40})?", re.ASCII)
+_MEDIA_TYPE = re.compile(r"([\w.+-]{1,100}/[\w.+-]{1,100})(; ?charset=[\w-]{1,40})?", re.ASCII)
+_TEXT = "text/plain; charset=utf-8"
+_BYTES = "application/octet-stream"
+_IMAGES = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
+_TEXTS = frozenset(
+    {
+        "application/javascript",
+        "application/json",
+        "application/sarif+json",
+        "application/toml",
+        "application/x-ndjson",
+        "application/xml",
+        "application/yaml",
+        "image/svg+xml",
+    }
+)
+_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 _DOWNLOAD: Responses = {
-    200: content("The bytes, with the content type of the artifact", "*/*"),
+    200: content("The bytes; as `text/plain`, as a raster image or as `application/octet-stream`", "*/*"),
     206: content("The bytes of the range", "*/*"),
     304: {"description": "The client has them already"},
 }
@@ -77,14 +93,12 @@ async def download_artifact(request: Request, asked: Asked, task_id: paths.TaskI
     if found is None:
         raise ArtifactNotFoundError(task_id, name)
     etag = f'"{stored.artifact.checksum}"'
-    headers = {"etag": etag, "cache-control": "private, no-cache"}
+    headers = {"etag": etag, "cache-control": "private, no-cache", "content-security-policy": _POLICY}
     if _tags(request, "if-none-match") & {"*", etag, f"W/{etag}"}:
         return Response(status_code=304, headers=headers)
-    media_type = stored.artifact.content_type
     headers |= {
-        "content-type": media_type if _MEDIA_TYPE.fullmatch(media_type) else "application/octet-stream",
+        "content-type": served_type(stored.artifact.content_type),
         "content-disposition": content_disposition(stored.artifact.name),
-        "content-security-policy": "sandbox; default-src 'none'",
         "x-checksum-sha256": stored.artifact.checksum.removeprefix("sha256:"),
     }
     byte_range = served_range(request.headers, etag, found.st_size)
@@ -102,6 +116,17 @@ def _regular_file(file: Path) -> os.stat_result | None:
 def _tags(request: Request, name: str) -> set[str]:
     """The ETags of a header as they were written, over all its lines; `*` among them stands for any."""
     return {tag.strip() for line in request.headers.getlist(name) for tag in line.split(",")} - {""}
+
+
+def served_type(content_type: str) -> str:
+    """The type that a download is sent with, of these few: no browser runs, styles or frames anything by them."""
+    match = _MEDIA_TYPE.fullmatch(content_type)
+    if match is None:
+        return _BYTES
+    kind = match[1].lower()
+    if kind in _IMAGES:
+        return kind
+    return _TEXT if kind.startswith("text/") or kind in _TEXTS else _BYTES
 
 
 def content_disposition(name: str) -> str:

@@ -6,10 +6,12 @@ from typing import Any
 
 import h11
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from sandbox.api.envelope import request_id
+from sandbox.api.framing import FramedConnection
 from sandbox.api.phrase import phrase
 from sandbox.api.problem import problem
 
@@ -19,10 +21,9 @@ STALLED_SECONDS = 600.0
 HEAD_SECONDS = 30.0
 """A client whose request's head is not whole by then, from its connecting or its last answer on, is cut off."""
 
-_NO_HTTP = (
-    "This is no HTTP request as RFC 9112 has it: its first line, a header or its body cannot be read, it has no Host "
-    "or several, or its head is too long."
-)
+_NO_HTTP = "This is no HTTP request as RFC 9112 has it, and the connection ends here."
+_NO_HTTP_CAUSE = "Its first line, a header field or its body cannot be read, or it has no Host or several."
+_NO_HANDSHAKE = "The WebSocket handshake has too many header fields, or one that is too long."
 _NO_HTTP_HEADERS = {
     "connection": "close",
     "x-content-type-options": "nosniff",
@@ -68,6 +69,10 @@ class HttpConnection(_Bounded, H11Protocol):
 
     _head: asyncio.TimerHandle | None = None
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.conn: FramedConnection = FramedConnection()
+
     def connection_made(self, transport: Any) -> None:
         """A client is there."""
         super().connection_made(transport)
@@ -89,7 +94,8 @@ class HttpConnection(_Bounded, H11Protocol):
         super().connection_lost(exc)
 
     def _time_head(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
+        # DONE: the request has its answer, and its body is still coming.
+        if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
             self._forget_head()
         elif self._head is None:
             self._head = self.loop.call_later(HEAD_SECONDS, self._end_headless)
@@ -110,14 +116,11 @@ class HttpConnection(_Bounded, H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer, unless an answer has begun already, and close. `msg` is the original's."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            asked = HTTPConnection({"type": "http", "path": "", "headers": []})
-            answer = problem(asked, 400, "bad_request", _NO_HTTP, headers=_NO_HTTP_HEADERS)
+            answer = _no_http(self.conn.refusal or _NO_HTTP_CAUSE, self.client)
             head = h11.Response(status_code=400, headers=answer.raw_headers, reason=phrase(400).encode())
             body = () if self._is_head_under_way() else (h11.Data(data=bytes(answer.body)),)
             for event in (head, *body, h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-            told = {"status": 400, "client": self.client and self.client[0], "request_id": request_id(asked)}
-            _log.info("Refused what is no HTTP", extra=told)
         if self.cycle is not None:
             self.cycle.disconnected = True  # its answer would come behind the last one that there can be
         self.transport.close()
@@ -134,6 +137,13 @@ class WebSocketConnection(_Bounded, WebSocketsSansIOProtocol):
     """
 
     _owed_pong = b""
+
+    def data_received(self, data: bytes) -> None:
+        """As the original does, which never answers a handshake that its library cannot read."""
+        super().data_received(data)
+        if not self.handshake_initiated:
+            self.transport.write(_refused_handshake(self.client))
+            self.transport.close()
 
     async def send(self, message: Any) -> None:
         """As the original does."""
@@ -152,3 +162,16 @@ class WebSocketConnection(_Bounded, WebSocketsSansIOProtocol):
         super().resume_writing()
         owed, self._owed_pong = self._owed_pong, b""
         self.transport.write(owed)
+
+
+def _no_http(cause: str, client: tuple[str, int | None] | None) -> Response:
+    asked = HTTPConnection({"type": "http", "path": "", "headers": []})
+    told = {"status": 400, "client": client and client[0], "request_id": request_id(asked)}
+    _log.info("Refused what is no HTTP", extra=told)
+    return problem(asked, 400, "bad_request", f"{_NO_HTTP} {cause}", headers=_NO_HTTP_HEADERS)
+
+
+def _refused_handshake(client: tuple[str, int | None] | None) -> bytes:
+    answer = _no_http(_NO_HANDSHAKE, client)
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in answer.raw_headers)
+    return f"HTTP/1.1 400 {phrase(400)}\r\n".encode() + head + b"\r\n" + bytes(answer.body)

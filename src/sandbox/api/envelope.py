@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sandbox.contracts.subject import REQUEST_ID
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_POLICY = "script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+"""Of all that is not a page with a policy of its own: nothing in it runs, wherever it is shown."""
 _STARTS = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 
@@ -62,6 +64,7 @@ def _wrapped(message: Message, identity: str, *, head_only: bool) -> Message:
             headers.setdefault("x-content-type-options", "nosniff")
             headers.setdefault("cache-control", "no-store")
             headers.setdefault("cross-origin-resource-policy", "same-origin")
+            headers.setdefault("content-security-policy", _POLICY)
     elif head_only and message["type"] == "http.response.body":
         return {**message, "body": b""}
     return message

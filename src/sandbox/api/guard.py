@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 
 from sandbox.api import paths
-from sandbox.api.origin import LOOPBACK_NAMES, embedding_refusal, origin_refusal, refusal
+from sandbox.api.origin import LOOPBACK_NAMES, destination_refusal, embedding_refusal, origin_refusal, refusal
 from sandbox.api.proof import Proof, shown_proof
 from sandbox.api.rate_limit import RateLimit, name_client
 from sandbox.api.sessions import Sessions
@@ -107,6 +107,8 @@ class Guard:
 
     def _foreign(self, connection: HTTPConnection, proof: Proof | None, *, asks_for_tokens: bool) -> Refusal | None:
         """Refuses what a page of another site may have forged: it has no token, but it may have a cookie."""
+        if connection.scope["type"] == "http" and (misused := _misused(connection)):
+            return misused
         has_cookie = proof is not None and proof.kind == "session"
         if asks_for_tokens and not has_cookie:
             return None
@@ -116,6 +118,13 @@ class Guard:
             connection.scope.get("method"), connection.headers
         )
         return Refusal(403, code="forbidden", message=reason) if reason is not None else None
+
+
+def _misused(connection: HTTPConnection) -> Refusal | None:
+    """Refuses what a page, also one of this server, would run or embed."""
+    is_part_of_page = paths.is_part_of_page(connection.scope["path"])
+    reason = destination_refusal(connection.headers.get("sec-fetch-dest"), is_part_of_page=is_part_of_page)
+    return Refusal(403, code="forbidden", message=reason) if reason is not None else None
 
 
 def _judge(connection: HTTPConnection, visitor: Visitor, *, is_wrong: bool) -> Visitor | Refusal:

@@ -11,6 +11,7 @@ from sandbox.api import paths
 from sandbox.api.answer import Json
 from sandbox.api.context import Asked
 from sandbox.api.cursor import CURSOR_LENGTH_MAX, Order, Sort, read_cursor, write_cursor
+from sandbox.api.doorkeeper import visitor_of
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import answers, parameters, problems
 from sandbox.api.status import item_body
@@ -65,7 +66,7 @@ async def list_tasks(request: Request, asked: Asked, query: Annotated[ListQuery,
     wanted = read_query(query, request.query_params)
     page = await list_page(asked.tasks, wanted, request.query_params)
     answer = {
-        "tasks": [item_body(task) for task in page.tasks],
+        "tasks": [item_body(task, is_operator=visitor_of(request).is_operator) for task in page.tasks],
         "total_count": page.total_count,
         "limit": wanted.limit,
         "offset": wanted.offset,

@@ -11,6 +11,9 @@ from collections.abc import Collection, Mapping
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _SCHEME_PORTS = {"http": 80, "https": 443}
+_FETCHED = frozenset({"document", "empty"})
+"""A navigation, which downloads what is no page, and what a script asks for: `fetch`, `EventSource`."""
+_LOADED = _FETCHED | {"script", "style", "image"}
 
 
 def refusal(host: str | None, origin: str | None, *, names: Collection[str], ports: Collection[int]) -> str | None:
@@ -43,6 +46,16 @@ def embedding_refusal(method: str | None, headers: Mapping[str, str]) -> str | N
     if method == "GET" and is_link:
         return None
     return "The Sec-Fetch-Site header names a page that is not of this server."
+
+
+def destination_refusal(destination: str | None, *, is_part_of_page: bool) -> str | None:
+    """Why a browser may not have this for its `Sec-Fetch-Dest`, None when it may; programs send none.
+
+    Only the files that pages are made of run or style anything. What else the server answers may be an agent's words.
+    """
+    if destination is None or destination in (_LOADED if is_part_of_page else _FETCHED):
+        return None
+    return "The Sec-Fetch-Dest header says that a page would run, show or embed this; it can be fetched or downloaded."
 
 
 def _name_and_port(origin: str, names: Collection[str]) -> tuple[str, int] | None:

@@ -56,6 +56,11 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path == SIGN_IN or path.startswith(ASSETS)
 
 
+def is_part_of_page(path: str) -> bool:
+    """Whether there are scripts, styles and pictures of the server's own pages."""
+    return path.startswith((ASSETS, f"{DOCS}/"))
+
+
 def task_path(task_id: str) -> str:
     """Where the task is."""
     return f"{TASKS}/{quote(task_id, safe='')}"

@@ -14,13 +14,14 @@ from sandbox.model.task import Task
 from sandbox.model.tier import ISOLATION
 
 
-async def status_body(tasks: Tasks, task: Task) -> dict[str, Any]:
+async def status_body(tasks: Tasks, task: Task, *, is_operator: bool) -> dict[str, Any]:
     """The whole status."""
     is_kept = await tasks.keeps_sandbox(task)
-    return {**item_body(task), "definition": definition_body(task.manifest), "sandbox_kept": is_kept}
+    item = item_body(task, is_operator=is_operator)
+    return {**item, "definition": definition_body(task.manifest), "sandbox_kept": is_kept}
 
 
-def item_body(task: Task) -> dict[str, Any]:
+def item_body(task: Task, *, is_operator: bool) -> dict[str, Any]:
     """The status as it stands in lists."""
     metadata, attempt = task.manifest.metadata, task.attempt
     return {
@@ -37,8 +38,8 @@ def item_body(task: Task) -> dict[str, Any]:
         "vm_ip": None,
         "vm": _vm(task),
         "exit_code": task.exit_code,
-        "error": error(task),
-        "attempts": attempts_fields(task),
+        "error": error(task, is_operator=is_operator),
+        "attempts": attempts_fields(task, is_operator=is_operator),
         "progress": progress_fields(task.progress),
         "result": task.result,
     }

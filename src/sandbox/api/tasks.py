@@ -1,13 +1,14 @@
 """Submitting, asking for, waiting for and cancelling tasks."""
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 
 from sandbox.api import paths
 from sandbox.api.answer import Json
-from sandbox.api.context import Asked
+from sandbox.api.context import Asked, Context
+from sandbox.api.doorkeeper import visitor_of
 from sandbox.api.idempotency import HEADER, KEY_LENGTH_MAX, KEY_PATTERN, read_idempotency
 from sandbox.api.openapi import MANIFEST_REF, answers, header, parameters, problems, request_body
 from sandbox.api.request_body import REASON_LENGTH_MAX, CancelWish, is_json, read_body, read_cancel_wish
@@ -120,9 +121,13 @@ def _parse(body: bytes, request: Request, asked: Asked) -> Manifest:
     )
 
 
-async def read_task(asked: Asked, task_id: paths.TaskId) -> Json:
+async def read_task(request: Request, asked: Asked, task_id: paths.TaskId) -> Json:
     """The status of a task."""
-    return Json(await status_body(asked.tasks, await asked.tasks.status(task_id)))
+    return Json(await _status(request, asked, await asked.tasks.status(task_id)))
+
+
+async def _status(request: Request, asked: Context, task: Task) -> dict[str, Any]:
+    return await status_body(asked.tasks, task, is_operator=visitor_of(request).is_operator)
 
 
 async def wait_for_task(
@@ -139,7 +144,7 @@ async def wait_for_task(
     ]
     try:
         await asyncio.wait([waiting, *interruptions], return_when=asyncio.FIRST_COMPLETED)
-        return Json(await status_body(asked.tasks, await _answer(waiting, asked.tasks, task_id)))
+        return Json(await _status(request, asked, await _answer(waiting, asked.tasks, task_id)))
     finally:
         for task in (waiting, *interruptions):
             task.cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from types import ModuleType
 from typing import cast
@@ -11,6 +10,7 @@ import click
 
 from sandbox.cli.failures import RootGroup
 from sandbox.cli.options import common_options
+from sandbox.cli.standard_streams import set_up_streams
 
 ENTRIES = {
     "run": ("sandbox.cli.run:run", "Have a task done from here and now, and apply what it changed."),
@@ -43,19 +43,7 @@ def root() -> None:
 
 def main() -> None:
     """The entry point of the program."""
-    _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal's encoding lacks must not end a command.
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    set_up_streams()
     # httpx has a command line of its own, which would be half of what importing it costs; it does without.
     sys.modules["httpx._main"] = cast("ModuleType", None)
     root(prog_name="sandbox")
-
-
-def _open_closed_streams() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed, for this program and for those that it starts."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is the closed one
-            os.set_inheritable(descriptor, True)
-            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))

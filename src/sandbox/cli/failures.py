@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -15,6 +14,7 @@ import click
 from sandbox.cli.exit_code import ExitCode, of_client_error, of_error
 from sandbox.cli.lazy import LazyGroup
 from sandbox.cli.options import chosen
+from sandbox.cli.standard_streams import STDOUT, abandon_stdout
 from sandbox.cli.visible import visible
 from sandbox.cli.wrapping import window_cells, wrapped
 
@@ -28,20 +28,35 @@ _ERROR = "Error:"
 class RootGroup(LazyGroup):
     """The group that turns the errors of all commands into sentences and exit codes."""
 
+    def main(self, *arguments: Any, **keywords: Any) -> Any:
+        """As click does; completing prints outside of every context."""
+        try:
+            return super().main(*arguments, **keywords)
+        except OSError as error:
+            with suppress(click.exceptions.Exit):
+                _fail_of_system(error)
+            sys.exit(_code_of_system(error))
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As click does, which prints `--help` and `--version` here."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except OSError as error:
+            _fail_of_system(error)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except BrokenPipeError:
-            _abandon_stdout()
-            raise click.exceptions.Exit(ExitCode.BROKEN_PIPE) from None
         except KeyboardInterrupt:
             fail("Interrupted.", ExitCode.INTERRUPTED)
         except click.Abort:
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
         except OSError as error:
-            fail(f"Error: {_sentence(error)}", ExitCode.SERVER_ERROR)
+            _fail_of_system(error)
         except (click.ClickException, click.exceptions.Exit):
             raise
         except Exception as error:
@@ -66,6 +81,19 @@ def watching(task_id: str) -> Iterator[None]:
         shown = visible(task_id)
         message = f"\nStopped watching. Task {shown} goes on.\n  Watch again: sandbox task status {shown} --watch"
         fail(f"{message}\n  Cancel it:   sandbox task cancel {shown}", ExitCode.INTERRUPTED)
+
+
+def _fail_of_system(error: OSError) -> NoReturn:
+    if isinstance(error, BrokenPipeError) or error.filename == STDOUT:
+        abandon_stdout()
+    code = _code_of_system(error)
+    if code is ExitCode.BROKEN_PIPE:
+        raise click.exceptions.Exit(code) from None
+    fail(f"Error: {_sentence(error)}", code)
+
+
+def _code_of_system(error: OSError) -> ExitCode:
+    return ExitCode.BROKEN_PIPE if isinstance(error, BrokenPipeError) else ExitCode.SERVER_ERROR
 
 
 def _fail_by_kind(error: Exception) -> NoReturn:
@@ -94,8 +122,3 @@ def _sentence(error: OSError) -> str:
     place = f"{visible(str(error.filename))}: " if error.filename else ""
     advice = "; make room and try again" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
     return f"{place}{error.strerror or error}{advice}"
-
-
-def _abandon_stdout() -> None:
-    # Whoever read stdout is gone; without this the interpreter would complain when it flushes at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,9 +7,16 @@ from sandbox.model.manifest import Secret
 
 
 class SecretUnavailableError(SandboxError):
-    """A value cannot be had. The message names the secret, its source and what to do; never a value."""
+    """A value cannot be had. The message is for everybody, `detail` for operators: source, key, what to do.
+
+    Neither has a value in it.
+    """
 
     code = "secret_unavailable"
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail or message
 
 
 class SecretSource(Protocol):

@@ -82,11 +82,15 @@ class TaskQuery:
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """A page of tasks, `as_listed`, and how many there are in all; `next_cursor` where more follow."""
+    """A page of tasks, `as_listed`, and how many there are in all; `next_cursor` where more follow.
+
+    damaged: why rows of the page could not be read, by the ids of their tasks, which are not among `tasks`.
+    """
 
     tasks: Sequence[Task]
     total_count: int
     next_cursor: Cursor | None = None
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
 
 def as_listed(task: Task) -> Task:
@@ -99,7 +103,8 @@ def as_listed(task: Task) -> Task:
 class Store(Protocol):
     """Calls block on the disk for milliseconds; what returned is durable. Each but `close` may raise StoreError.
 
-    Those that give tasks or states raise IndexDamagedError where a row cannot be read.
+    Those that give one task raise IndexDamagedError where its row cannot be read. Those that give many leave such rows
+    out, and the log tells of each once.
     """
 
     def insert(self, indexed: Indexed) -> None:
@@ -132,7 +137,7 @@ class Store(Protocol):
         ...
 
     def unfinished(self) -> Sequence[Indexed]:
-        """All tasks in a state that is not terminal, oldest first."""
+        """All tasks in a state that is not terminal, oldest first; without those whose row is damaged."""
         ...
 
     def query(self, query: TaskQuery) -> TaskPage:
@@ -140,7 +145,7 @@ class Store(Protocol):
         ...
 
     def count_by_state(self) -> Mapping[TaskState, int]:
-        """How many tasks are in each state; every state is a key."""
+        """How many tasks are in each state; every state is a key. A damaged state is none of them."""
         ...
 
     def task_ids(self) -> frozenset[str]:

@@ -148,7 +148,9 @@ class Launcher:
         try:
             return await self._resolve(task.manifest.secrets)
         except SecretUnavailableError as error:
-            return Failure(FailureCode.SECRET_UNAVAILABLE, error.message)
+            _log.warning("Secrets of task %s cannot be had: %s", task.id, error.detail, extra={"task_id": task.id})
+            detail = error.detail if error.detail != error.message else ""
+            return Failure(FailureCode.SECRET_UNAVAILABLE, error.message, detail=detail)
         except Exception as error:
             # Whatever else it says may hold a value.
             what = f"The secrets could not be resolved ({type(error).__name__}); look at where they come from."

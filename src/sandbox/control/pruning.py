@@ -150,6 +150,7 @@ class Pruning:
         place: Cursor | None = None
         while True:
             page = await asyncio.to_thread(self._rooms.store.query, _oldest(TERMINAL_STATES, place))
+            stays |= page.damaged
             for task in page.tasks:
                 if not need.asks_for(task.state_changed_at):
                     return
@@ -182,7 +183,7 @@ class Pruning:
         finished_count = sum(counts[state] for state in TERMINAL_STATES)
         if finished_count <= enough:
             return finished_count
-        return finished_count - sum(self._is_kept(task, stays) for task in self._tasks(_PRESERVED))
+        return finished_count - sum(self._is_kept(task, stays) for task in self._tasks(_PRESERVED, stays))
 
     def _is_kept(self, task: Task, stays: _Stays) -> bool:
         """Whether there are files for its user, or nobody can tell: then it stays, and that is noted."""
@@ -195,13 +196,15 @@ class Pruning:
     def _measure(self) -> tuple[Sequence[PrunedTask], _Stays]:
         """The finished tasks that could go, the oldest first."""
         stays: _Stays = {}
-        measured = [self._sized(task) for task in self._tasks(TERMINAL_STATES) if not self._is_kept(task, stays)]
+        tasks = self._tasks(TERMINAL_STATES, stays)
+        measured = [self._sized(task) for task in tasks if not self._is_kept(task, stays)]
         return measured, stays
 
-    def _tasks(self, states: frozenset[TaskState]) -> Iterator[Task]:
+    def _tasks(self, states: frozenset[TaskState], stays: _Stays) -> Iterator[Task]:
         place: Cursor | None = None
         while True:
             page = self._rooms.store.query(_oldest(states, place))
+            stays |= page.damaged
             yield from page.tasks
             if page.next_cursor is None:
                 return

@@ -31,7 +31,7 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[Feed]:
 
 
 def _drop_damaged(store: Store, task_id: str) -> None:
-    """A damaged row tells nothing of its task, and hides all others from lists."""
+    """A damaged row tells nothing of its task."""
     try:
         store.load(task_id)
     except IndexDamagedError:

@@ -109,7 +109,7 @@ class Visits:
         try:
             return dict(await self._resolve(task.manifest.secrets))
         except SecretUnavailableError as error:
-            reason = error.message
+            reason = error.detail  # only operators open terminals
         except Exception as error:
             # Whatever else it says may hold a value, so it is no cause of what is raised either.
             reason = f"the secrets could not be resolved ({type(error).__name__}); look at where they come from."

@@ -43,16 +43,17 @@ class Station:
 async def show_task(request: Request, asked: Context) -> Response:
     """What is known now; its modules bring the story and keep it fresh."""
     task = await asked.tasks.status(request.path_params["task_id"])
+    is_operator = visitor_of(request).is_operator
     return show(
         request,
         "task",
         task=task,
         here=f"/tasks/{request.path_params['task_id']}",
         api=paths.task_path(task.id),
-        manifest_text=write_manifest(task.manifest, with_sources=visitor_of(request).is_operator),
+        manifest_text=write_manifest(task.manifest, with_sources=is_operator),
         stations=stations(task),
         took=_took(task),
-        failure=error(task),
+        failure=error(task, is_operator=is_operator),
         isolates=ISOLATION.get(task.attempt.tier or "") if task.attempt else None,
         artifacts=await asked.tasks.artifacts(task.id),
         patch=f"{task.id}.patch",

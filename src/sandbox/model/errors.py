@@ -1,8 +1,13 @@
 """Errors that carry a stable code and a sentence that says what to do."""
 
+import re
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
+
+_SOURCES_TOLD = re.compile(r"Secret ([A-Za-z_][A-Za-z0-9_]*) \(source ")
+"""How a message of earlier versions begins that tells where the value of a secret comes from."""
 
 
 class FailureCode(StrEnum):
@@ -30,12 +35,41 @@ class FailureCode(StrEnum):
     TOOL_UNKNOWN = "tool_unknown"
 
 
+def secrets_missing(names: Iterable[str]) -> str:
+    """The message for everybody about secrets that cannot be had; where they come from is for operators."""
+    listed = ", ".join(dict.fromkeys(names))
+    return (
+        f"The server has no usable value for these secrets: {listed}. With an operator's token the status of the task "
+        "tells the reason; the server's log tells it too."
+    )
+
+
+def without_sources(message: str) -> str:
+    """A message as everybody may read it, also one that an earlier version wrote."""
+    names = _SOURCES_TOLD.findall(message) if message.startswith("Secret ") else []
+    return secrets_missing(names) if names else message
+
+
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The reason a task failed, as users read it. is_transient: plainly of the moment, so that it is tried again."""
+    """The reason a task failed, as users read it. is_transient: plainly of the moment, so that it is tried again.
+
+    detail: the same for operators only, where it says more than everybody may read.
+    """
 
     code: FailureCode
     message: str
     is_transient: bool = False
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        """Take apart what an earlier version wrote for everybody."""
+        if self.code is FailureCode.SECRET_UNAVAILABLE and (public := without_sources(self.message)) != self.message:
+            msgspec.structs.force_setattr(self, "detail", self.message)
+            msgspec.structs.force_setattr(self, "message", public)
+
+    def told(self, *, is_operator: bool) -> str:
+        """The message for a person with this role."""
+        return (is_operator and self.detail) or self.message
 
 
 class SandboxError(Exception):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from sandbox.model.artifact import Artifact
-from sandbox.model.errors import Failure
+from sandbox.model.errors import Failure, without_sources
 from sandbox.model.manifest import Manifest
 from sandbox.model.state import TaskState
 
@@ -269,6 +269,11 @@ class Transition(msgspec.Struct, frozen=True):
     previous_state: TaskState | None
     new_state: TaskState
     message: str
+
+    def __post_init__(self) -> None:
+        """Take out what an earlier version told everybody."""
+        if self.new_state.is_terminal:
+            msgspec.structs.force_setattr(self, "message", without_sources(self.message))
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -78,25 +78,26 @@ def present_state_frame(task: Task) -> Frame:
     }
 
 
-def error(task: Task) -> dict[str, str] | None:
+def error(task: Task, *, is_operator: bool = False) -> dict[str, str] | None:
     """`{code, message}` of a failed task."""
     if task.failure is None or task.cancel is not None:
         return None
-    return {"code": task.failure.code, "message": task.failure.message}
+    return {"code": task.failure.code, "message": task.failure.told(is_operator=is_operator)}
 
 
-def attempts_fields(task: Task) -> list[dict[str, Any]]:
+def attempts_fields(task: Task, *, is_operator: bool = False) -> list[dict[str, Any]]:
     """Every attempt of a task, the first one first, as JSON; the end of the last one is the task's."""
     last = task.attempt
     if last is None:
         return []
     if not task.is_between_attempts:
         last = msgspec.structs.replace(last, failure=task.failure, exit_code=task.exit_code, ended_at=task.finished_at)
-    return [_attempt_fields(attempt) for attempt in (*task.past_attempts, last)]
+    return [_attempt_fields(attempt, is_operator=is_operator) for attempt in (*task.past_attempts, last)]
 
 
-def _attempt_fields(attempt: Attempt) -> dict[str, Any]:
+def _attempt_fields(attempt: Attempt, *, is_operator: bool) -> dict[str, Any]:
     failure = attempt.failure
+    message = failure.told(is_operator=is_operator) if failure is not None else ""
     return {
         "number": attempt.number,
         "id": attempt.id,
@@ -104,7 +105,7 @@ def _attempt_fields(attempt: Attempt) -> dict[str, Any]:
         "ended_at": timestamp(attempt.ended_at) if attempt.ended_at else None,
         "resumes": attempt.resumes,
         "exit_code": attempt.exit_code,
-        "error": {"code": failure.code, "message": failure.message} if failure is not None else None,
+        "error": {"code": failure.code, "message": message} if failure is not None else None,
         "followed_by": attempt.follow_up,
     }
 

@@ -13,7 +13,7 @@ from sandbox.model.event import CancelRequested, FollowUp, Idempotency, Progress
 from sandbox.model.manifest import Manifest
 from sandbox.model.state import TaskState
 
-FOLD = 3
+FOLD = 4
 """Raised with every change by which an old journal makes another `Task`: indexes of before are then made anew."""
 
 

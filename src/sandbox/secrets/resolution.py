@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from sandbox.contracts.secret_source import SecretSource, SecretUnavailableError
+from sandbox.model.errors import secrets_missing
 from sandbox.model.manifest import Secret
 from sandbox.secrets.limits import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
 from sandbox.secrets.unavailable import unavailable
@@ -25,16 +26,16 @@ class Secrets:
         """The values by name, asked for concurrently. Raises one SecretUnavailableError that tells all failures."""
         answers = await asyncio.gather(*map(self._resolve, secrets), return_exceptions=True)
         values: dict[str, str] = {}
-        failures: list[str] = []
+        missing: dict[str, str] = {}
         for secret, answer in zip(secrets, answers, strict=True):
             if isinstance(answer, str):
                 values[secret.name] = answer
             elif isinstance(answer, SecretUnavailableError):
-                failures.append(answer.message)
+                missing[secret.name] = answer.detail
             else:
                 raise answer
-        if failures:
-            raise SecretUnavailableError(" ".join(failures))
+        if missing:
+            raise SecretUnavailableError(secrets_missing(missing), " ".join(missing.values()))
         if sum(len(value.encode()) for value in values.values()) > SECRETS_BYTES_MAX:
             raise SecretUnavailableError(
                 f"The secrets of the task are larger than {SECRETS_BYTES_MAX // 1024} KiB together; use fewer."

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,6 +12,14 @@ from sandbox.stores.place import cursor_place
 
 _FEW = 1000
 """So many tasks are sorted sooner than that many are found along an order."""
+
+
+class ListedRow(NamedTuple):
+    """Where a task stands in the list, and the task, encoded."""
+
+    id: str
+    value: int | str | None
+    encoded: bytes
 
 
 class Listing:
@@ -23,8 +32,8 @@ class Listing:
         self._states = self._choose_states()
         self._behind = self._choose_place()
 
-    def read(self, connection: sqlite3.Connection) -> tuple[list[bytes], int]:
-        """The tasks of the page, one more where there are more, and how many there are on all pages."""
+    def read(self, connection: sqlite3.Connection) -> tuple[list[ListedRow], int]:
+        """The rows of the page, one more where there are more, and how many there are on all pages."""
         if len(self._query.labels) > LABELS_MAX:
             return [], 0
         counts = self._count_labels(connection)
@@ -37,7 +46,7 @@ class Listing:
             is_few = bool(counts) and counts[0] <= _FEW
             labels = self._choose_labels(range(int(is_few), len(counts)), "tasks.id")
             page = self._format("page_of_few" if is_few else "task_page", [*self._states, *labels, *self._behind])
-        return [task for (task,) in connection.execute(page, self._values)], count
+        return [ListedRow(*row) for row in connection.execute(page, self._values)], count
 
     def _count(self, connection: sqlite3.Connection, counts: list[int]) -> int:
         if len(counts) == 1 and not self._states:

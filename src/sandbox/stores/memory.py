@@ -78,7 +78,7 @@ class MemoryStore:
         end = query.offset + query.limit
         tasks = [as_listed(task) for _, task in ranked[query.offset : end]]
         has_more = bool(tasks) and len(ranked) > end
-        return TaskPage(tasks, len(matching), cursor_of(tasks[-1], query.sort) if has_more else None)
+        return TaskPage(tasks, len(matching), cursor_of(place_of(tasks[-1], query.sort)) if has_more else None)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
         """How many tasks are in each state; every state is a key."""

@@ -21,9 +21,9 @@ def place_of(task: Task, sort: str) -> Place:
     return None if at is None else microseconds(at), task.id
 
 
-def cursor_of(task: Task, sort: str) -> Cursor:
-    """The task's place, as a cursor."""
-    value, task_id = place_of(task, sort)
+def cursor_of(place: Place) -> Cursor:
+    """The place, as a cursor."""
+    value, task_id = place
     return Cursor(None if value is None else str(value), task_id)
 
 

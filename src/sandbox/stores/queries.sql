@@ -38,7 +38,7 @@ DELETE FROM tasks WHERE id = :id;
 
 -- name: every_task
 -- Every task, and by which rules it was worked out of its journal.
-SELECT id, fold, task, journal_offset, state, artifacts, prompt, patch
+SELECT fold, id, task, journal_offset, state, artifacts, prompt, patch
 FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id;
 
 -- name: labels
@@ -61,13 +61,13 @@ WHERE prompt != excluded.prompt OR patch IS NOT excluded.patch;
 
 -- name: load_task
 -- One task.
-SELECT task, journal_offset, state, artifacts, prompt, patch
+SELECT id, task, journal_offset, state, artifacts, prompt, patch
 FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id
 WHERE id = :id;
 
 -- name: find_by_idempotency_key
 -- The newest task that was submitted with a key, not before a time.
-SELECT task, journal_offset, state, artifacts, prompt, patch
+SELECT id, task, journal_offset, state, artifacts, prompt, patch
 FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id
 WHERE idempotency_key = :key AND created_at >= :since
 ORDER BY created_at DESC, id DESC
@@ -75,7 +75,7 @@ LIMIT 1;
 
 -- name: unfinished_tasks
 -- Every task in one of the states (a JSON list), oldest first.
-SELECT task, journal_offset, state, artifacts, prompt, patch
+SELECT id, task, journal_offset, state, artifacts, prompt, patch
 FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id
 WHERE state IN (SELECT value FROM json_each(:states))
 ORDER BY created_at, id;
@@ -90,14 +90,14 @@ SELECT id FROM tasks;
 
 -- name: task_page
 -- A page of tasks, without their artifacts and texts. {filters} are joined from those below, {sort} is a column, {order} is ASC or DESC.
-SELECT task FROM tasks
+SELECT id, {sort}, task FROM tasks
 WHERE {filters}
 ORDER BY {sort} {order} NULLS LAST, id {order}
 LIMIT :limit OFFSET :offset;
 
 -- name: page_of_rare_states
 -- The same page where few tasks are in the states: all of them are looked at.
-SELECT task FROM tasks INDEXED BY tasks_by_state
+SELECT id, {sort}, task FROM tasks INDEXED BY tasks_by_state
 WHERE state IN (SELECT value FROM json_each(:states)) AND {filters}
 ORDER BY {sort} {order} NULLS LAST, id {order}
 LIMIT :limit OFFSET :offset;
@@ -116,7 +116,7 @@ SELECT count(*) FROM labels WHERE key = :key AND value = :value;
 
 -- name: page_of_few
 -- The same page where label 0 is rare: all tasks that have it are looked at. CROSS keeps the planner from turning round.
-SELECT task FROM labels AS few CROSS JOIN tasks ON tasks.id = few.task_id
+SELECT id, {sort}, task FROM labels AS few CROSS JOIN tasks ON tasks.id = few.task_id
 WHERE few.key = :key_0 AND few.value = :value_0 AND {filters}
 ORDER BY {sort} {order} NULLS LAST, id {order}
 LIMIT :limit OFFSET :offset;

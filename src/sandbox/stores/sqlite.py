@@ -1,5 +1,6 @@
 """The store in one SQLite file."""
 
+import logging
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,12 +24,13 @@ from sandbox.model.state import TaskState
 from sandbox.model.task import FOLD, Task
 from sandbox.stores.connections import Connections
 from sandbox.stores.full_disk import is_disk_full
-from sandbox.stores.listing import Listing
+from sandbox.stores.listing import ListedRow, Listing
 from sandbox.stores.place import cursor_of, microseconds
 from sandbox.stores.queries import load_queries
 from sandbox.stores.schema import StoreUnusableError, migrate, refuse_other
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _UNFINISHED = msgspec.json.encode([state for state in TaskState if not state.is_terminal]).decode()
 _decoder = msgspec.json.Decoder(Task)
 _artifacts_decoder = msgspec.json.Decoder(tuple[Artifact, ...])
@@ -43,6 +45,7 @@ class SqliteStore:
         read_only: take it as it is and change nothing; no method that writes may be called.
         """
         self._sql = load_queries()
+        self._noted: set[tuple[str, str]] = set()
         try:
             self._connections = _open(path, read_only=read_only)
         except (sqlite3.Error, OSError) as error:
@@ -77,7 +80,7 @@ class SqliteStore:
         """The tasks that a program with other rules worked out of their journals (see `FOLD`), and damaged ones."""
         with self._connections.reading() as connection:
             rows = connection.execute(self._sql["every_task"])
-            return [task_id for task_id, fold, *row in rows if fold != FOLD or not _is_of(task_id, row)]
+            return [row[0] for fold, *row in rows if fold != FOLD or not _is_readable(row)]
 
     def load(self, task_id: str) -> Indexed | None:
         """What is known of a task, None for an unknown one."""
@@ -85,8 +88,14 @@ class SqliteStore:
         return _indexed(rows[0]) if rows else None
 
     def unfinished(self) -> Sequence[Indexed]:
-        """All tasks in a state that is not terminal, oldest first."""
-        return [_indexed(row) for row in self._read("unfinished_tasks", {"states": _UNFINISHED})]
+        """All tasks in a state that is not terminal, oldest first; without those whose row is damaged."""
+        found: list[Indexed] = []
+        for row in self._read("unfinished_tasks", {"states": _UNFINISHED}):
+            try:
+                found.append(_indexed(row))
+            except IndexDamagedError as error:
+                self._note(row[0], error)
+        return found
 
     def find_by_idempotency_key(self, key: str, since: datetime) -> Indexed | None:
         """The newest task that was submitted with this key, not before `since`."""
@@ -98,17 +107,25 @@ class SqliteStore:
         listing = Listing(self._sql, query)
         with self._connections.reading() as connection:
             found, total = listing.read(connection)
-        tasks = [_listed(row) for row in found[: query.limit]]
-        has_more = bool(tasks) and len(found) > query.limit
-        return TaskPage(tasks, total, cursor_of(tasks[-1], query.sort) if has_more else None)
+        rows, tasks, damaged = found[: query.limit], [], {}
+        for row in rows:
+            try:
+                tasks.append(_listed(row))
+            except IndexDamagedError as error:
+                self._note(row.id, error)
+                damaged[row.id] = error.message
+        has_more = bool(rows) and len(found) > query.limit
+        return TaskPage(tasks, total, cursor_of((rows[-1].value, rows[-1].id)) if has_more else None, damaged)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
-        """How many tasks are in each state; every state is a key."""
-        counts = self._read("count_by_state")
-        try:
-            return dict.fromkeys(TaskState, 0) | {TaskState(state): count for state, count in counts}
-        except ValueError as error:
-            raise IndexDamagedError(error) from error
+        """How many tasks are in each state; every state is a key. A damaged state is none of them."""
+        counts = dict.fromkeys(TaskState, 0)
+        for state, count in self._read("count_by_state"):
+            try:
+                counts[TaskState(state)] = count
+            except ValueError as error:
+                self._note("", IndexDamagedError(error))
+        return counts
 
     def task_ids(self) -> frozenset[str]:
         """Every task in the index."""
@@ -117,6 +134,12 @@ class SqliteStore:
     def close(self) -> None:
         """Let go of the files."""
         self._connections.close()
+
+    def _note(self, task_id: str, error: IndexDamagedError) -> None:
+        """Tell of a row once; whoever reads on does not stop at it."""
+        if (told := (task_id, error.message)) not in self._noted:
+            self._noted.add(told)
+            _log.error("Task %s is left out: %s", task_id or "?", error.message, extra={"task_id": task_id or None})
 
     def _read(self, name: str, values: Mapping[str, object] | None = None) -> list[Any]:
         with self._connections.reading() as connection:
@@ -173,9 +196,9 @@ def _texts(task: Task) -> dict[str, object]:
     return {"id": task.id, "prompt": prompt.encode(), "patch": None if patch is None else patch.encode()}
 
 
-def _listed(encoded: bytes) -> Task:
+def _listed(row: ListedRow) -> Task:
     """Rows of before have their texts in them."""
-    task = _decoded(_decoder, encoded)
+    task = _task(row.id, row.encoded)
     return as_listed(task) if task.manifest.claude.prompt else task
 
 
@@ -189,8 +212,8 @@ class _Parts(NamedTuple):
 
 
 def _parts(row: Sequence[Any]) -> _Parts:
-    encoded, _, state, artifacts, prompt, patch = row
-    task = _decoded(_decoder, encoded)
+    task_id, encoded, _, state, artifacts, prompt, patch = row
+    task = _task(task_id, encoded)
     if task.state != state:
         raise IndexDamagedError(f"task {task.id} is {task.state}, and {state!r} by its row")
     kept = task.manifest.claude.prompt, task.manifest.repository.patch
@@ -198,6 +221,13 @@ def _parts(row: Sequence[Any]) -> _Parts:
     if not texts[0]:
         raise IndexDamagedError(f"task {task.id} has no prompt")
     return _Parts(task, _decoded(_artifacts_decoder, artifacts), *texts)
+
+
+def _task(task_id: str, encoded: bytes) -> Task:
+    task = _decoded(_decoder, encoded)
+    if task.id != task_id:
+        raise IndexDamagedError(f"the row of task {task_id} tells of task {task.id}")
+    return task
 
 
 def _text(data: bytes | None) -> str:
@@ -209,7 +239,7 @@ def _text(data: bytes | None) -> str:
 
 def _indexed(row: Sequence[Any]) -> Indexed:
     task, artifacts, prompt, patch = _parts(row)
-    manifest, offset = task.manifest, row[1]
+    manifest, offset = task.manifest, row[2]
     claude, repository = replace(manifest.claude, prompt=prompt), replace(manifest.repository, patch=patch)
     manifest = replace(manifest, claude=claude, repository=repository)
     return Indexed(msgspec.structs.replace(task, artifacts=artifacts, manifest=manifest), offset)
@@ -222,8 +252,9 @@ def _decoded(decoder: msgspec.json.Decoder[T], encoded: bytes) -> T:
         raise IndexDamagedError(error) from error
 
 
-def _is_of(task_id: str, row: Sequence[Any]) -> bool:
+def _is_readable(row: Sequence[Any]) -> bool:
     try:
-        return _parts(row).task.id == task_id
+        _parts(row)
     except IndexDamagedError:
         return False
+    return True

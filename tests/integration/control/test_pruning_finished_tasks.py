@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 
+import msgspec
 import pytest
 
 from doubles.kept_tasks import KeptTasks
@@ -248,10 +249,22 @@ def damage_artifacts(kept):
     return "index of tasks is damaged"
 
 
+def damage_task(kept):
+    kept.damage_row("task-1", "task")
+    return "index of tasks is damaged"
+
+
+def damage_task_into_another(kept):
+    with contextlib.closing(kept.store()) as store:
+        other = store.load("task-2").task
+    kept.damage_row("task-1", "task", msgspec.json.encode(other))
+    return "index of tasks is damaged .*tells of task task-2"
+
+
 ALL_GO = [{"older_than_seconds": 0}, {"keep": 0}, {"max_bytes": 0}]
 
 
-@pytest.mark.parametrize("hurt", [block_lock, damage_artifacts])
+@pytest.mark.parametrize("hurt", [block_lock, damage_artifacts, damage_task, damage_task_into_another])
 @pytest.mark.parametrize("bounds", ALL_GO)
 def test_a_task_that_cannot_be_looked_at_stays_and_keeps_no_other_from_its_turn(kept, world, hurt, bounds):
     async def play():

@@ -54,7 +54,7 @@ def test_the_probe_says_what_holds_and_leaves_nothing(runtime: BubblewrapRuntime
     assert found.tier == runtime.tier
     assert found.isolates
     assert any("kernel is shared" in gap for gap in found.gaps)
-    assert found.limits <= {"memory", "cpus", "processes"}
+    assert found.limits <= {"memory", "cpus", "processes", "sockets"}
     assert "disk" not in found.limits
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -220,6 +220,7 @@ async def story():
     async with living(runtime, disk) as one:
         script = "id -u; touch file; (: < /dev/tcp/127.0.0.1/8123) && echo reached; : > /proc/sys/kernel/core_pattern"
         script += f"; ulimit -Sn; ulimit -Hn; /usr/bin/python3 -c '{OPENING}'"
+        script += "; echo 0 > /proc/self/oom_score_adj; cat /proc/self/oom_score_adj"
         told["said"] = (await run_in(one, ["/bin/bash", "-c", script])).output
     async with living(runtime, disk) as other:
         await other.start(Command(["/usr/bin/sleep", "60"], {}, "/"))
@@ -241,7 +242,8 @@ print(msgspec.json.encode(asyncio.run(story())).decode())
 def test_an_ordinary_user_can_make_and_end_sandboxes_too(open_folder: Path):
     # The interpreter and this checkout may lie where another user cannot walk, so the launcher is copied.
     launcher = Path(shutil.copy(importlib.util.find_spec("sandbox.runtimes.launcher").origin, open_folder))
-    shutil.copy(importlib.util.find_spec("sandbox.runtimes.joiner").origin, open_folder)
+    for name in ("joiner", "process_limits"):
+        shutil.copy(importlib.util.find_spec(f"sandbox.runtimes.{name}").origin, open_folder)
     os.chown(open_folder, NOBODY, NOBODY)
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     argv = [sys.executable, "-c", _AS_ORDINARY_USER, str(open_folder), "/usr/bin/python3", str(launcher)]
@@ -254,7 +256,7 @@ def test_an_ordinary_user_can_make_and_end_sandboxes_too(open_folder: Path):
     nothing = "0" * 16
     assert told.pop("terminal") == ["/dev/pts/0", "1000", nothing, nothing, "1", "2"]
     assert told.pop("terminal_code") == 5
-    assert told == {"said": "1000\nreached\n4096\n16384\n256\n", "listed": True, "code": None, "left": False}
+    assert told == {"said": "1000\nreached\n4096\n16384\n256\n500\n", "listed": True, "code": None, "left": False}
     assert (open_folder / "disk" / "workspace" / "file").stat().st_uid == NOBODY
 
 

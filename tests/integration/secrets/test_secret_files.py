@@ -27,9 +27,10 @@ def read(directory: Path, key: str) -> str:
 def refusal(directory: Path, key: str) -> str:
     with pytest.raises(SecretUnavailableError) as caught:
         read(directory, key)
-    assert caught.value.message.startswith(f"Secret TOKEN (source file, key {key}): ")
-    assert str(directory) not in caught.value.message
-    return caught.value.message
+    assert caught.value.detail.startswith(f"Secret TOKEN (source file, key {key}): ")
+    assert "source" not in caught.value.message
+    assert str(directory) not in caught.value.message + caught.value.detail
+    return caught.value.detail
 
 
 def test_a_file_below_the_directory(directory: Path):

@@ -22,7 +22,7 @@ from doubles.workspace_house import programs_below
 from sandbox.contracts.confinement import ConfinedCommand
 from sandbox.contracts.runtime import ConfinementSpec
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes import launch, launcher
+from sandbox.runtimes import launch, launcher, process_limits
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.launcher import TERMINALS_MAX
 from sandbox.runtimes.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
@@ -331,6 +331,6 @@ def test_an_ordinary_users_git_is_confined_as_well():
     if not Path("/usr/bin/python3").exists():
         pytest.skip("no interpreter that everybody reaches")
     with ordinary_place(for_sandboxes=True) as place:
-        shutil.copy(launcher.__file__, place)
-        (place / "launcher.py").chmod(0o644)
+        for program in (launcher, process_limits):
+            Path(shutil.copy(program.__file__, place)).chmod(0o644)
         as_ordinary_user(play_as_user, str(place), *STORIES)

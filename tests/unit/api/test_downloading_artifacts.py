@@ -123,12 +123,38 @@ def test_no_time_of_a_change_is_named(api):
     assert "last-modified" not in api.get(f"{ARTIFACTS}/report.bin").headers
 
 
-@pytest.mark.parametrize("kind", ["text/x-python", "text/plain; charset=iso-8859-1", "text/x-diff"])
+@pytest.mark.parametrize(
+    ("kind", "served"),
+    [
+        *((kind, "text/plain; charset=utf-8") for kind in (
+            "text/x-python", "text/plain; charset=iso-8859-1", "text/x-diff", "text/html", "text/html; charset=utf-7",
+            "TEXT/HTML", "text/css", "text/javascript", "application/javascript", "application/json", "application/xml",
+            "application/x-ndjson", "application/yaml", "image/svg+xml", "text/xml", "text/xsl", "text/event-stream",
+            "text/vtt", "text/cache-manifest",
+        )),
+        *((kind, kind) for kind in ("image/png", "image/jpeg", "image/gif", "image/webp")),
+        *((kind, "application/octet-stream") for kind in (
+            "application/pdf", "application/xhtml+xml", "application/x-shockwave-flash", "application/wasm",
+            "application/manifest+json", "application/zip", "image/x-icon", "font/woff2", "video/mp4",
+            "multipart/x-mixed-replace", "text/html; boundary=x", "text/\r\nx-evil: 1",
+            "image/png; x=y", "message/rfc822", "application/speculationrules+json", "*/*", "text", "x",
+        )),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}])
-def test_the_content_type_is_the_one_of_the_list(api, keep, kind, headers):
+def test_a_download_has_a_type_that_no_browser_runs_and_the_list_tells_the_other(api, keep, kind, served, headers):
     keep("a.txt", data="grün".encode("latin-1"), kind=kind)
-    assert api.get(f"{ARTIFACTS}/a.txt", headers=headers).headers["content-type"] == kind
+    answer = api.get(f"{ARTIFACTS}/a.txt", headers=headers)
+    assert answer.headers["content-type"] == served
+    assert "x-evil" not in answer.headers
     assert api.get(ARTIFACTS).json()["artifacts"][1]["content_type"] == kind
+
+
+@pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}, {"if-none-match": "*"}])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_download_may_not_be_run_or_framed(api, method, headers):
+    policy = api(method, f"{ARTIFACTS}/report.bin", headers=headers).headers["content-security-policy"]
+    assert {part.strip() for part in policy.split(";")} >= {"default-src 'none'", "frame-ancestors 'none'", "sandbox"}
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,49 @@ def test_a_foreign_request_reaches_no_route(api, tasks, headers):
     assert api.delete("/api/v1/tasks/task-001", headers={"origin": "http://localhost:8122"}).status_code == 200
 
 
+RUN_OR_SHOWN = (
+    "audio", "audioworklet", "dictionary", "embed", "fencedframe", "font", "frame", "iframe", "image", "json",
+    "manifest", "object", "paintworklet", "report", "script", "serviceworker", "sharedworker", "style", "track",
+    "video", "webidentity", "worker", "xslt", "DOCUMENT", "", "a-word-of-next-year",
+)  # fmt: skip
+OWN_ADDRESSES = (
+    "/api/v1/tasks", "/api/v1/tasks/task-001", "/api/v1/tasks/task-001/logs", "/api/v1/tasks/task-001/artifacts",
+    "/api/v1/tasks/task-001/artifacts/a.js", "/api/health", "/metrics", "/openapi.json", "/docs", "/nowhere",
+    "/assets", "/docs/../metrics/../nowhere".replace("/..", "/%2e%2e"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("destination", RUN_OR_SHOWN)
+def test_no_page_not_even_an_own_one_runs_or_embeds_an_answer(api, tasks, destination):
+    tasks.add("task-001")
+    headers = fetched("same-origin", "no-cors", **{"sec-fetch-dest": destination})
+    for path in OWN_ADDRESSES[:-1]:
+        answer = api("GET", path, headers=headers)
+        assert (answer.status_code, answer.json()["error"]) == (403, "forbidden"), path
+    assert api("GET", OWN_ADDRESSES[-1], headers=headers).status_code in {403, 404}
+
+
+@pytest.mark.parametrize("destination", ["document", "empty"])
+def test_every_answer_can_be_fetched_and_opened_and_runs_nothing(api, tasks, destination):
+    tasks.add("task-001")
+    for path in OWN_ADDRESSES:
+        answer = api("GET", path, headers=fetched("same-origin", "cors", **{"sec-fetch-dest": destination}))
+        assert answer.status_code in {200, 404}
+        assert ("script-src 'self'" if path == "/docs" else "script-src 'none'") in (
+            answer.headers["content-security-policy"]
+        )
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("destination", ["script", "style", "image", "document", "empty"])
+def test_what_pages_are_made_of_is_loaded(api, destination):
+    headers = fetched("same-origin", "no-cors", **{"sec-fetch-dest": destination})
+    assert api("GET", "/docs/start.js", headers=headers).status_code == 200
+    for worker in ("worker", "sharedworker", "serviceworker", "iframe", "xslt"):
+        assert api("GET", "/docs/start.js", headers=headers | {"sec-fetch-dest": worker}).status_code == 403
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -32,8 +32,9 @@ def resolve(*secrets: Secret, allowed: set[str] | None = None) -> dict[str, str]
 def refusal(*secrets: Secret, allowed: set[str] | None = None) -> str:
     with pytest.raises(SecretUnavailableError) as caught:
         resolve(*secrets, allowed=allowed)
-    assert not any(value in caught.value.message for value in VARIABLES.values() if len(value) > 3)
-    return caught.value.message
+    told = caught.value.message + caught.value.detail
+    assert not any(value in told for value in VARIABLES.values() if len(value) > 3)
+    return caught.value.detail
 
 
 def test_the_single_user_has_all_variables_of_the_server():
@@ -117,8 +118,9 @@ class Answering:
 
 
 def test_what_no_environment_variable_can_hold():
-    with pytest.raises(SecretUnavailableError, match="NUL"):
+    with pytest.raises(SecretUnavailableError) as caught:
         asyncio.run(Secrets({"vault": Answering("a\0b")}).resolve([secret("A", "k#f", "vault")]))
+    assert "NUL" in caught.value.detail
 
 
 def test_all_values_together_have_a_bound():
@@ -135,4 +137,15 @@ def test_a_mistake_of_ours_is_not_called_a_missing_secret():
 
 def test_the_sentence_names_the_secret():
     error = unavailable(secret("TOKEN", "a/b#c", "vault"), "it rained.")
-    assert (error.code, error.message) == ("secret_unavailable", "Secret TOKEN (source vault, key a/b#c): it rained.")
+    assert (error.code, error.detail) == ("secret_unavailable", "Secret TOKEN (source vault, key a/b#c): it rained.")
+
+
+def test_everybody_is_told_names_and_operators_the_rest():
+    with pytest.raises(SecretUnavailableError) as caught:
+        resolve(secret("FIRST", "key-1"), secret("DATABASE"), secret("SECOND", "key-2", "file"))
+    message, detail = caught.value.message, caught.value.detail
+    assert "FIRST, SECOND" in message
+    for private in ("key-1", "key-2", "env", "file", "source", "not set", "secrets directory"):
+        assert private not in message
+    for told in ("source env, key key-1", "source file, key key-2", "not set", "secrets directory"):
+        assert told in detail

@@ -1,6 +1,8 @@
 """Which of the server's secrets its tasks may have, by what the operator configured."""
 
 import asyncio
+import re
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,11 +20,19 @@ def resolve(secrets, *asked):
     return asyncio.run(secrets.resolve([Secret(name="S", source=source, key=key) for source, key in asked]))
 
 
+@contextmanager
+def refused(what):
+    """What is done inside fails, and operators are told this."""
+    with pytest.raises(SecretUnavailableError) as caught:
+        yield
+    assert re.search(what, caught.value.detail)
+
+
 def test_a_single_user_may_use_every_variable_but_the_servers_own():
     secrets = ServerSecrets(SecretsSection(), ENVIRONMENT, FakeAccess())
     assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
     for own in ("ANTHROPIC_API_KEY", "SANDBOX_X"):
-        with pytest.raises(SecretUnavailableError, match="own variables"):
+        with refused("own variables"):
             resolve(secrets, ("env", own))
 
 
@@ -41,14 +51,14 @@ def test_files_and_vault_are_there_where_they_are_configured(tmp_path):
     (tmp_path / "token").write_text("file-value\n")
     secrets = ServerSecrets(SecretsSection(directory=tmp_path), {}, FakeAccess())
     assert resolve(secrets, ("file", "token")) == {"S": "file-value"}
-    with pytest.raises(SecretUnavailableError, match="no access to Vault"):
+    with refused("no access to Vault"):
         resolve(secrets, ("vault", "a#b"))
     without_token = SecretsSection(vault=VaultSection(address="http://127.0.0.1:1/"))
-    with pytest.raises(SecretUnavailableError, match="no access to Vault"):
+    with refused("no access to Vault"):
         resolve(ServerSecrets(without_token, {}, FakeAccess()), ("vault", "a#b"))
-    with pytest.raises(SecretUnavailableError, match=r"Vault at http://127\.0\.0\.1:1 is not reached"):
+    with refused(r"Vault at http://127\.0\.0\.1:1 is not reached"):
         resolve(ServerSecrets(without_token, {"VAULT_TOKEN": "t"}, FakeAccess()), ("vault", "a#b"))
-    with pytest.raises(SecretUnavailableError, match="no secrets directory"):
+    with refused("no secrets directory"):
         resolve(ServerSecrets(SecretsSection(), {}, FakeAccess()), ("file", "token"))
 
 

@@ -1,0 +1,76 @@
+"""stdin, stdout and stderr of the command line, whatever they are."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+STDOUT = "stdout"
+
+
+class _Stdout(io.BufferedWriter):
+    """Names itself in the errors of what could not be written."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = STDOUT
+            raise
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            error.filename = STDOUT
+            raise
+
+
+class _Stderr(io.BufferedWriter):
+    """Messages that nobody can read neither end a command nor change its exit code."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        with suppress(OSError):
+            return super().write(data)
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
+def set_up_streams() -> None:
+    """Open what is closed, and set how errors are told."""
+    _open_closed_streams()
+    sys.stdout = _wrapped(sys.stdout, _Stdout)
+    sys.stderr = _wrapped(sys.stderr, _Stderr)
+
+
+def abandon_stdout() -> None:
+    """Write what is left to nowhere; the interpreter would complain when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _wrapped(stream: IO[str], kind: type[io.BufferedWriter]) -> IO[str]:
+    """A character that the terminal's encoding lacks must not end a command."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    encoding, is_line_buffered = stream.encoding, stream.line_buffering
+    buffer: Any = stream.detach()
+    raw: io.RawIOBase = buffer.detach() if isinstance(buffer, io.BufferedWriter) else buffer
+    return io.TextIOWrapper(kind(raw), encoding, "backslashreplace", line_buffering=is_line_buffered)
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed, for this program and for those that it starts."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is the closed one
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))

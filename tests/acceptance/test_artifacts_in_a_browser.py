@@ -1,0 +1,245 @@
+"""Files of an agent are on the origin of the dashboard, and no page there can run, style by or frame one of them."""
+
+import http.server
+import json
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from doubles.kept_tasks import KeptTasks
+from doubles.live import World
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c6360f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
+)
+SVG = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>parent.ran = true</script>'
+    b'<rect id="shape" width="9" height="9"/></svg>'
+)
+RUNS = b"globalThis.ran = true; try { postMessage('ran') } catch {} onconnect = (e) => e.ports[0].postMessage('ran');"
+FILES = {
+    "evil.js": RUNS,
+    "evil.mjs": RUNS,
+    "evil.css": b"#styled { width: 7px !important }",
+    "evil.html": b"<script>parent.ran = true</script>",
+    "evil.xml": b'<?xml version="1.0"?><x xmlns="http://www.w3.org/1999/xhtml"><script>parent.ran = true</script></x>',
+    "evil.svg": SVG,
+    "evil.json": b'{"loaded": true}',
+    "evil.pdf": b"%PDF-1.4 nothing",
+    "evil.txt": RUNS,
+    "evil": RUNS,
+    "pixel.png": PIXEL,
+    "report.md": b"# Report\n\nAll **good**.\n",
+}
+ADDRESSES = [f"/api/v1/tasks/evil/artifacts/{name}" for name in FILES] + [
+    "/api/v1/tasks/evil",
+    "/api/v1/tasks/evil/logs",
+    "/api/v1/tasks/evil/logs?stream=stdout&follow=true",
+    "/tasks/evil/proof",
+    "/openapi.json",
+]
+ATTACKS = r"""
+async (addresses) => {
+  globalThis.ran = false;
+  const settled = (element, place = document.body) => new Promise((done) => {
+    element.onload = () => done("load");
+    element.onerror = () => done("error");
+    setTimeout(() => done("silence"), 6000);
+    place.append(element);
+  });
+  const make = (name, fields) => Object.assign(document.createElement(name), fields);
+  const told = (worker) => new Promise((done) => {
+    (worker.port || worker).onmessage = () => done(true);
+    worker.onerror = () => done(false);
+    setTimeout(() => done(false), 6000);
+  });
+  const tries = (address) => ({
+    script: async () => (await settled(make("script", { src: address }))) === "load" || ran,
+    module: async () => (await settled(make("script", { src: address, type: "module" }))) === "load" || ran,
+    import: async () => !!(await import(address)),
+    json: async () => !!(await import(address, { with: { type: "json" } })),
+    css: async () => !!(await import(address, { with: { type: "css" } })),
+    worker: () => told(new Worker(address)),
+    module_worker: () => told(new Worker(address, { type: "module" })),
+    shared_worker: () => told(new SharedWorker(address)),
+    service_worker: async () => !!(await navigator.serviceWorker.register(address)),
+    style: async () => {
+      const link = make("link", { rel: "stylesheet", href: address });
+      return (await settled(link, document.head)) === "load" || styled.offsetWidth === 7;
+    },
+    imported_style: async () => {
+      await settled(make("style", { textContent: `@import url("${address}");` }), document.head);
+      return styled.offsetWidth === 7;
+    },
+    frame: async () => {
+      const frame = make("iframe", { src: address });
+      await settled(frame);
+      return ran || ![null, "about:blank"].includes(frame.contentDocument && frame.contentDocument.URL);
+    },
+    object: async () => {
+      const object = make("object", { data: address });
+      await settled(object);
+      return ran || ![null, "about:blank"].includes(object.contentDocument && object.contentDocument.URL);
+    },
+    embed: async () => {
+      await settled(make("embed", { src: address }));
+      return ran;
+    },
+    image: async () => (await settled(make("img", { src: address }))) === "load",
+    use: async () => {
+      const place = make("div", { innerHTML: `<svg><use href="${address}#shape"></use></svg>` });
+      shapes.append(place);
+      await new Promise((done) => setTimeout(done, 1000));
+      return place.querySelector("use").getBBox().width > 0;
+    },
+    font: async () => !!(await new FontFace("evil", `url("${address}")`).load()),
+    xslt: async () => {
+      const text = `<?xml version="1.0"?><?xml-stylesheet type="text/xsl" href="${address}"?><x/>`;
+      const frame = make("iframe", { src: URL.createObjectURL(new Blob([text], { type: "application/xml" })) });
+      await settled(frame);
+      return ran;
+    },
+  });
+  const came = {};
+  const play = async (address, name, attempt) => {
+    if (await attempt().catch(() => false)) (came[address] ||= []).push(name);
+  };
+  while (addresses.length) {
+    const some = addresses.splice(0, 4);  // more would have to wait for their connections
+    await Promise.all(some.flatMap((each) => Object.entries(tries(each)).map((one) => play(each, ...one))));
+  }
+  return came;
+}
+"""
+PAGE = '<!doctype html><body><div id="styled" style="width: 5px">x</div><div id="shapes"></div></body>'
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A server with a finished task whose artifacts are FILES."""
+    made = World(tmp_path_factory.mktemp("artifacts"))
+    kept = KeptTasks(made.data_dir)
+    kept.at = datetime.now(UTC) - timedelta(hours=1)
+    kept.finish("evil", artifacts=FILES.items())
+    kept.index()
+    made.model_url = "http://127.0.0.1:9"
+    made.start_server()
+    yield made
+    made.close()
+
+
+@contextmanager
+def passing_on(place):
+    """The server under another address, without what browsers say of the destination, as without TLS on a network."""
+
+    class Passing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/attack":
+                self.answer(200, {"Content-Type": "text/html"}, PAGE.encode())
+                return
+            with httpx.stream("GET", place + self.path) as answer:
+                kept = {name: value for name, value in answer.headers.items() if name not in DROPPED}
+                body = b"" if "follow" in self.path else answer.read()
+                self.answer(answer.status_code, kept, body)
+
+        def answer(self, status, headers, body):
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Passing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+DROPPED = {"content-length", "transfer-encoding", "connection", "date"}
+
+
+def open_attack(browser, origin):
+    """A page of this origin without a policy of its own."""
+    return browser.open(
+        f"{origin}/attack",
+        prepare=lambda page: page.route(
+            f"{origin}/attack", lambda route: route.fulfill(content_type="text/html", body=PAGE)
+        ),
+    )
+
+
+def test_a_page_of_the_same_origin_can_use_no_answer_but_as_data(world, browser):
+    origin = world.server.said["http"]
+    page = open_attack(browser, origin)
+    assert page.evaluate(ATTACKS, ADDRESSES) == {}
+    # What pages are made of they can use: where something comes of it, it is seen.
+    came = page.evaluate(ATTACKS, ["/assets/plain.js", "/assets/dashboard.css", "/assets/icon.svg"])
+    assert {"module", "import"} <= set(came["/assets/plain.js"])
+    assert set(came["/assets/plain.js"]).isdisjoint({"worker", "module_worker", "shared_worker", "service_worker"})
+    assert {"style", "css"} <= set(came["/assets/dashboard.css"])
+    assert came["/assets/icon.svg"] == ["image"]
+
+
+def test_it_cannot_either_where_browsers_do_not_say_what_for(world, browser):
+    with passing_on(world.server.said["http"]) as origin:
+        page = browser.open(f"{origin}/attack")
+        came = page.evaluate(ATTACKS, ADDRESSES)
+    # A picture is pixels, and JSON that is imported is data, as if it had been fetched.
+    assert came == {
+        "/api/v1/tasks/evil/artifacts/pixel.png": ["image"],
+        "/api/v1/tasks/evil": ["json"],
+        "/openapi.json": ["json"],
+    }
+
+
+def test_artifacts_are_fetched_and_downloaded(world, browser, tmp_path):
+    origin = world.server.said["http"]
+    page = open_attack(browser, origin)
+    for name, content in FILES.items():
+        address = f"/api/v1/tasks/evil/artifacts/{name}"
+        read = "async (address) => [...new Uint8Array(await (await fetch(address)).arrayBuffer())]"
+        assert bytes(page.evaluate(read, address)) == content
+        for link in (f"<a id=link href='{address}'>get</a>", f"<a id=link download href='{address}'>get</a>"):
+            page.locator("#shapes").evaluate("(place, html) => { place.innerHTML = html; }", link)
+            with page.expect_download() as started:
+                page.locator("#link").click()
+            assert started.value.suggested_filename == name
+            started.value.save_as(tmp_path / "got")
+            assert (tmp_path / "got").read_bytes() == content
+
+
+def test_the_dashboard_previews_text_markdown_and_pictures(world, browser):
+    page = browser.open(f"{world.server.said['http']}/tasks/evil")
+    page.get_by_role("tab", name="Artifacts").click()
+    for name in FILES:
+        page.get_by_role("button", name=name, exact=True).click()
+    page.locator(".preview strong", has_text="good").wait_for()
+    for name in ("pixel.png", "evil.svg"):
+        picture = page.locator(f".preview img[alt='{name}']")
+        picture.wait_for()
+        assert picture.evaluate("async (picture) => { await picture.decode(); return picture.naturalWidth; }") > 0
+    shown = page.locator(".preview pre").all_inner_texts()
+    assert {FILES[name].decode().strip() for name in ("evil.js", "evil.html", "evil.css")} <= {
+        text.strip() for text in shown
+    }
+    assert not page.evaluate("'ran' in window")
+    assert browser.complaints == []
+
+
+def test_programs_get_the_same_bytes_and_the_type_of_the_list(world):
+    listed = world.http.get("/api/v1/tasks/evil/artifacts").json()["artifacts"]
+    for one in listed:
+        answer = world.http.get(one["download_url"])
+        assert answer.content == FILES[one["name"]]
+        assert answer.headers["content-type"] in {"text/plain; charset=utf-8", "image/png", "application/octet-stream"}
+    assert json.loads(world.http.get("/api/v1/tasks/evil/artifacts/evil.json").text) == {"loaded": True}

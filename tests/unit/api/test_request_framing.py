@@ -1,0 +1,186 @@
+"""Where a request ends is read in one way only: what another server could read differently is refused."""
+
+import pytest
+
+from sandbox.api.framing import CHUNK_EXTENSIONS_BYTES_MAX, CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, RequestFraming
+
+GET = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HANDSHAKE = b"GET /s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+
+
+def post(fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
+    return b"POST /api/v1/tasks HTTP/" + version + b"\r\nHost: localhost\r\n" + fields + b"\r\n" + body
+
+
+def chunked(body: bytes) -> bytes:
+    return post(b"Transfer-Encoding: chunked\r\n", body)
+
+
+def line_of(name: bytes, size: int) -> bytes:
+    return name + b": " + b"x" * (size - len(name) - 4) + b"\r\n"
+
+
+REFUSED = {
+    "a coding and a length": post(b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", b"0\r\n\r\n"),
+    "a length and a coding": post(b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"),
+    "a coding and no length at all": post(b"Transfer-Encoding: chunked\r\nContent-Length:\r\n", b"0\r\n\r\n"),
+    "two lengths": post(b"Content-Length: 5\r\nContent-Length: 6\r\n", b"hello!"),
+    "one length twice": post(b"Content-Length: 5\r\ncontent-length: 5\r\n", b"hello"),
+    "a list of lengths": post(b"Content-Length: 5, 5\r\n", b"hello"),
+    "a length with a sign": post(b"Content-Length: +5\r\n", b"hello"),
+    "a negative length": post(b"Content-Length: -5\r\n", b"hello"),
+    "a hexadecimal length": post(b"Content-Length: 0x5\r\n", b"hello"),
+    "a length with an underscore": post(b"Content-Length: 1_0\r\n", b"hellohello"),
+    "a length with a zero before it": post(b"Content-Length: 05\r\n", b"hello"),
+    "a length with a fraction": post(b"Content-Length: 5.0\r\n", b"hello"),
+    "a length in other digits": post("Content-Length: ٥\r\n".encode(), b"hello"),
+    "a length of many digits": post(b"Content-Length: " + b"9" * 19 + b"\r\n"),
+    "an empty length": post(b"Content-Length:\r\n"),
+    "a length behind a tab": post(b"Content-Length:\t5\r\n", b"hello"),
+    "a length before spaces": post(b"Content-Length: 5 \r\n", b"hello"),
+    "two codings in a list": post(b"Transfer-Encoding: chunked, identity\r\n", b"0\r\n\r\n"),
+    "chunked last in a list": post(b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n"),
+    "chunked and nothing": post(b"Transfer-Encoding: chunked,\r\n", b"0\r\n\r\n"),
+    "another coding": post(b"Transfer-Encoding: xchunked\r\n", b"0\r\n\r\n"),
+    "no coding": post(b"Transfer-Encoding:\r\n", b"0\r\n\r\n"),
+    "identity": post(b"Transfer-Encoding: identity\r\n"),
+    "a coding in quotes": post(b'Transfer-Encoding: "chunked"\r\n', b"0\r\n\r\n"),
+    "a coding with a parameter": post(b"Transfer-Encoding: chunked;q=1\r\n", b"0\r\n\r\n"),
+    "two codings on two lines": post(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", b"0\r\n\r\n"),
+    "one coding twice": post(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"),
+    "a coding behind a vertical tab": post(b"Transfer-Encoding: \x0bchunked\r\n", b"0\r\n\r\n"),
+    "a coding before a form feed": post(b"Transfer-Encoding: chunked\x0c\r\n", b"0\r\n\r\n"),
+    "a coding behind a tab": post(b"Transfer-Encoding:\tchunked\r\n", b"0\r\n\r\n"),
+    "a coding before a space": post(b"Transfer-Encoding: chunked \r\n", b"0\r\n\r\n"),
+    "a coding with a strange space": post(b"Transfer-Encoding: \xa0chunked\r\n", b"0\r\n\r\n"),
+    "a coding on a folded line": post(b"Transfer-Encoding:\r\n chunked\r\n", b"0\r\n\r\n"),
+    "a coding in HTTP/1.0": post(b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", version=b"1.0"),
+    "a folded line": post(b"X: a\r\n b\r\n"),
+    "a line folded by a tab": post(b"X: a\r\n\tContent-Length: 5\r\n"),
+    "a first field that is folded": b"GET / HTTP/1.1\r\n X: a\r\nHost: localhost\r\n\r\n",
+    "LF for CRLF": GET.replace(b"\r\n", b"\n"),
+    "one LF for CRLF": post(b"X: a\nContent-Length: 5\r\n"),
+    "LF at the end of the head": b"GET / HTTP/1.1\r\nHost: localhost\r\n\n",
+    "CR for CRLF": GET.replace(b"\r\n", b"\r") + b"\r\n\r\n",
+    "CR within a value": post(b"X: a\rContent-Length: 5\r\n"),
+    "CR twice": post(b"X: a\r\r\n"),
+    "NUL within a value": post(b"X: a\0b\r\n"),
+    "NUL within a name": post(b"Content-Length\0: 5\r\n"),
+    "a control character": post(b"X: a\x01b\r\n"),
+    "DEL": post(b"X: a\x7fb\r\n"),
+    "a space before the colon": post(b"Transfer-Encoding : chunked\r\n", b"0\r\n\r\n"),
+    "a tab before the colon": post(b"Content-Length\t: 5\r\n"),
+    "a field without a name": post(b": 5\r\n"),
+    "a field without a colon": post(b"Content-Length 5\r\n"),
+    "a name in other letters": post("Content-Lengtḧ: 5\r\n".encode()),
+    "a first line with two spaces": b"GET  / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a first line with a tab": b"GET\t/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a first line with a space at its end": b"GET / HTTP/1.1 \r\nHost: localhost\r\n\r\n",
+    "a target with a space": b"GET /a b HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a target with NUL": b"GET /a\0 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an empty line first": b"\r\n" + GET,
+    "LF first": b"\n" + GET,
+    "HTTP/0.9": b"GET /\r\n\r\n",
+    "HTTP/1.2": GET.replace(b"1.1", b"1.2"),
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP in lower case": GET.replace(b"HTTP", b"http"),
+    "TLS that is not even a line": bytes.fromhex("16030100a5010000a10303"),
+    "a head that is too long": b"GET / HTTP/1.1\r\n" + line_of(b"X", HEAD_BYTES_MAX),
+    "a head that is too long, and no line": b"GET /" + b"x" * HEAD_BYTES_MAX,
+    "a chunk's size with a prefix": chunked(b"0x5\r\nhello\r\n0\r\n\r\n"),
+    "a chunk's size with a sign": chunked(b"+5\r\nhello\r\n0\r\n\r\n"),
+    "a chunk's size behind a space": chunked(b" 5\r\nhello\r\n0\r\n\r\n"),
+    "a chunk's size before a space": chunked(b"5 \r\nhello\r\n0\r\n\r\n"),
+    "a chunk's size with an underscore": chunked(b"1_0\r\nhello\r\n0\r\n\r\n"),
+    "a chunk's size of many digits": chunked(b"0" * 16 + b"5\r\nhello\r\n0\r\n\r\n"),
+    "no chunk's size": chunked(b"\r\n\r\n"),
+    "a chunk's size and LF": chunked(b"5\nhello\r\n0\r\n\r\n"),
+    "an extension with CR": chunked(b"5;a\rb\r\nhello\r\n0\r\n\r\n"),
+    "an extension with LF": chunked(b"5;a\nhello\r\n0\r\n\r\n"),
+    "an extension with NUL": chunked(b"5;a\0\r\nhello\r\n0\r\n\r\n"),
+    "an extension that is too long": chunked(b"5;" + b"a" * CHUNK_LINE_BYTES_MAX + b"\r\nhello\r\n0\r\n\r\n"),
+    "an extension without an end": chunked(b"5;" + b"a" * CHUNK_LINE_BYTES_MAX),
+    "too many extensions": chunked((b"1;" + b"a" * 99 + b"\r\nx\r\n") * (CHUNK_EXTENSIONS_BYTES_MAX // 100 + 1)),
+    "a chunk that is longer than its size": chunked(b"5\r\nhello!\r\n0\r\n\r\n"),
+    "a chunk that ends in LF": chunked(b"5\r\nhello\n0\r\n\r\n"),
+    "a trailer with LF": chunked(b"0\r\nX: a\n\r\n"),
+    "trailers that end in LF": chunked(b"0\r\nX: a\r\n\n"),
+    "a trailer that is a length": chunked(b"0\r\nContent-Length: 5\r\n\r\n"),
+    "a trailer that is a coding": chunked(b"0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    "a trailer that is folded": chunked(b"0\r\nX: a\r\n b\r\n\r\n"),
+    "trailers that are too long": chunked(b"0\r\n" + line_of(b"X", HEAD_BYTES_MAX) + line_of(b"Y", 10)),
+    "a handshake with a body": HANDSHAKE + b"Content-Length: 5\r\n\r\nhello",
+    "a handshake in chunks": HANDSHAKE + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a handshake in HTTP/1.0": HANDSHAKE.replace(b"1.1", b"1.0") + b"\r\n",
+    "a handshake that is one of two": HANDSHAKE + b"Upgrade: h2c, WebSocket\r\nContent-Length: 5\r\n\r\nhello",
+}  # fmt: skip
+
+PASSED = {
+    "no body": GET,
+    "a length": post(b"Content-Length: 5\r\n", b"hello"),
+    "a length without a space": post(b"content-length:5\r\n", b"hello"),
+    "an empty body": post(b"Content-Length: 0\r\n"),
+    "a body of lines": post(b"Content-Length: 6\r\n", b"a\nb\r\nc"),
+    "a body that looks like a request": post(b"Content-Length: %d\r\n" % len(GET), GET),
+    "chunks": chunked(b"5\r\nhello\r\n00A\r\n0123456789\r\n0\r\n\r\n"),
+    "CHUNKED": post(b"TRANSFER-ENCODING: Chunked\r\n", b"1\r\nx\r\n0\r\n\r\n"),
+    "chunks with extensions": chunked(b'5;a=b;c="d e"\r\nhello\r\n0;last\r\n\r\n'),
+    "chunks with trailers": chunked(b"1\r\nx\r\n0\r\nX-Checksum: abc\r\n\r\n"),
+    "an upload that waits": post(b"Content-Length: 5\r\nExpect: 100-continue\r\n", b"hello"),
+    "values in every way": post(b"A:b\r\nB:\t \r\nC: d e\tf \r\nD: \xff\xfe\r\nE: " + "grün".encode() + b"\r\n"),
+    "a handshake": HANDSHAKE + b"Content-Length: 0\r\n\r\n",
+    "an upgrade to HTTP/2 with a body": post(b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n", b"x"),
+    "a head just short enough": b"GET / HTTP/1.1\r\n" + line_of(b"X", HEAD_BYTES_MAX - 18) + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED)
+def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(sent):
+    framing = RequestFraming()
+    passed = framing.feed(GET + sent + GET)
+    assert framing.refusal
+    assert passed.startswith(GET)
+    assert (GET + sent).startswith(passed)
+    assert passed != GET + sent
+    assert framing.feed(GET) == b""
+
+
+@pytest.mark.parametrize("sent", [*REFUSED.values(), *PASSED.values()], ids=[*REFUSED, *PASSED])
+def test_it_makes_no_difference_in_which_pieces_it_comes(sent):
+    whole, torn = RequestFraming(), RequestFraming()
+    assert b"".join(torn.feed(sent[at : at + 1]) for at in range(len(sent))) == whole.feed(sent)
+    assert torn.refusal == whole.refusal
+
+
+@pytest.mark.parametrize("sent", PASSED.values(), ids=PASSED)
+def test_proper_requests_are_passed_on_as_they_are(sent):
+    framing = RequestFraming()
+    assert framing.feed(sent + GET + sent) == sent + GET + sent
+    assert framing.refusal is None
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        post(b"Connection: close\r\nContent-Length: 1\r\n", b"x"),
+        post(b"Connection: keep-alive, CLOSE\r\n"),
+        b"GET / HTTP/1.0\r\n\r\n",
+    ],
+)
+def test_nothing_is_read_behind_the_last_request_of_a_connection(last):
+    framing = RequestFraming()
+    assert framing.feed(last + REFUSED["two lengths"] + GET) == last
+    assert (framing.feed(GET), framing.refusal) == (b"", None)
+
+
+def test_half_a_head_is_not_passed_on():
+    framing = RequestFraming()
+    assert framing.feed(GET[:-1]) == b""
+    assert framing.feed(GET[-1:]) == GET
+
+
+def test_bodies_are_passed_on_as_they_come():
+    framing = RequestFraming()
+    head = post(b"Content-Length: 5\r\n")
+    assert framing.feed(head + b"he") == head + b"he"
+    assert framing.feed(b"llo") == b"llo"
