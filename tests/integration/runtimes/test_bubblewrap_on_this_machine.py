@@ -256,7 +256,9 @@ def test_an_ordinary_user_can_make_and_end_sandboxes_too(open_folder: Path):
     nothing = "0" * 16
     assert told.pop("terminal") == ["/dev/pts/0", "1000", nothing, nothing, "1", "2"]
     assert told.pop("terminal_code") == 5
-    assert told == {"said": "1000\nreached\n4096\n16384\n256\n500\n", "listed": True, "code": None, "left": False}
+    # bubblewrap reports the command's end where it is killed after it.
+    assert told.pop("code") in (None, 137)
+    assert told == {"said": "1000\nreached\n4096\n16384\n256\n500\n", "listed": True, "left": False}
     assert (open_folder / "disk" / "workspace" / "file").stat().st_uid == NOBODY
 
 
