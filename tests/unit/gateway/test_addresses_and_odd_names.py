@@ -95,3 +95,13 @@ def test_a_name_whose_host_may_be_reached_as_an_address_only_is_not_resolved():
 def test_a_plain_request_to_an_odd_host_is_refused():
     head = b"GET / HTTP/1.1\r\nHost: a..example.net\r\n\r\n"
     assert isinstance(HttpOpening(ALLOW_LIST, "a..example.net", "198.18.0.2", 80).client_sent(head), Refusal)
+
+
+@pytest.mark.parametrize("port", [80, 443])
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_10.0\r\n", b"\0\1\2\3\4\5\6\7", b"EHLO x\r\n"])
+@pytest.mark.parametrize("policy", [ALLOW_LIST, FULL])
+def test_a_tunnel_to_the_port_of_http_or_https_carries_nothing_else(policy, port, said):
+    passage = connect(f"files.example.org:{port}", policy)
+    assert isinstance(passage, Passage)
+    onward = passage.sieve.client_sent(said)
+    assert isinstance(onward or passage.sieve.client_sent(b""), Refusal)
