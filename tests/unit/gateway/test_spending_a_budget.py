@@ -213,7 +213,9 @@ def test_a_request_is_remembered_where_its_answer_may_not_go_uncounted():
 
 def test_dollars_are_bounded_for_what_spends_tokens_only():
     in_dollars, in_tokens = opened(Budget(usd=1.0))[0], opened(Budget(tokens=1000))[0]
-    assert isinstance(in_dollars.judge_body(WITHOUT_A_PRICE, is_metered=True), Refused)
+    refused = in_dollars.judge_body(WITHOUT_A_PRICE, is_metered=True)
+    assert isinstance(refused, Refused)
+    assert (refused.status, refused.kind) == (403, "permission_error")
     assert isinstance(in_dollars.judge_body(WITHOUT_A_PRICE, is_metered=False), Admitted)
     assert isinstance(in_tokens.judge_body(WITHOUT_A_PRICE, is_metered=True), Admitted)
 

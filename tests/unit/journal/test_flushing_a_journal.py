@@ -162,6 +162,21 @@ def test_of_a_first_flush_that_failed_all_is_written_again_from_the_first_byte(w
     assert kernel.seen() == [("flush",), ("pwrite", 0, records.stat().st_size), ("flush",), ("flush",)]
 
 
+def test_a_large_journal_is_written_again_in_pieces_of_eight_mebibytes(journals, records, monkeypatch):
+    with closing(journals.create("t")) as writer:
+        kernel = Kernel(monkeypatch, records)
+        for _ in range(9):
+            writer.append(e.Output.of("stdout", b"x" * 1024 * 1024), at=AT)
+        kernel.fail("flush")
+        with pytest.raises(OSError, match="Input/output"):
+            writer.sync()
+        kernel.seen()
+        writer.sync()
+        eight = 8 * 1024 * 1024
+        pieces = [("pwrite", 0, eight), ("pwrite", eight, records.stat().st_size - eight)]
+        assert [call for call in kernel.seen() if call[0] == "pwrite"] == pieces
+
+
 def test_what_was_written_again_and_flushed_is_not_written_a_third_time(writer, kernel, records):
     writer.append(trouble(1700), at=AT)
     end = records.stat().st_size
