@@ -125,6 +125,13 @@ def test_a_model_without_a_price_that_has_answered_ends_a_budget_in_dollars():
     assert len(reports) == 1
 
 
+def test_that_the_budget_is_spent_is_told_at_once_and_not_at_the_next_request():
+    for budget in (Budget(tokens=10), Budget(usd=1.0)):
+        admission, reports = opened(budget)
+        admission.settle("first", usage(10, usd=1.0))
+        assert [type(one) for one in reports] == [BudgetReached]
+
+
 # Answers that are under way
 
 

@@ -247,3 +247,13 @@ def test_a_later_count_of_searches_may_be_none():
     searched = delta(server_tool_use={"web_search_requests": 3})
     none = delta(server_tool_use={"web_search_requests": 0})
     assert stream(start(), searched, none).usage().cost_usd == 0.0
+
+
+def test_an_answer_of_which_a_cheaper_model_wrote_a_part_costs_as_much_as_without_that_and_its_advisor_beside():
+    whole = {"input_tokens": 1000, "output_tokens": 50}
+    part = {"type": "message", "model": "claude-haiku-4-5", **whole}
+    advisor = {"type": "advisor_message", "model": "claude-opus-4-1", "input_tokens": 100, "output_tokens": 10}
+    opus = line({"type": "message_start", "message": {"model": "claude-opus-4-1", "usage": whole}})
+    told = stream(opus, delta(iterations=[part, advisor])).usage()
+    assert told.cost_usd == pytest.approx((1100 * 15 + 60 * 75) / 1e6)
+    assert (told.input_tokens, told.output_tokens) == (1100, 60)

@@ -147,6 +147,13 @@ def test_what_a_try_that_broke_off_left_is_no_hindrance(journals, directory):
     assert names(directory) == ["lock", "records.gz"]
 
 
+def test_where_there_is_no_journal_none_is_packed(journals, directory):
+    (directory / "records").unlink()
+    with pytest.raises(FileNotFoundError):
+        journals.pack("t")
+    assert names(directory) == ["lock"]
+
+
 def test_packing_leaves_no_descriptor_open(journals):
     before = sorted(Path("/proc/self/fd").iterdir())
     journals.pack("t")
@@ -195,6 +202,10 @@ def in_pieces(*sizes: int) -> list[list[int]]:
         while sum(counts[-1]) < len(piece):
             counts[-1].append(rest.pop(0))
     return counts
+
+
+def test_a_piece_has_256_kibibytes():
+    assert in_pieces(*[1024] * 600) == [[1024] * 256, [1024] * 256, [1024] * 88]
 
 
 def test_a_piece_has_as_many_whole_lines_as_fit(monkeypatch):
