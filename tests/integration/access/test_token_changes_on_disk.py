@@ -192,6 +192,13 @@ def test_a_change_that_fails_lets_the_next_one_go_on(tokens, monkeypatch):
     assert [one.name for one in tokens.list()] == ["", "x"]
 
 
+def test_the_token_that_was_revoked_is_told(tokens):
+    _, record = tokens.create(Role.OPERATOR, "gone")
+    _, kept = tokens.create(Role.OPERATOR, "kept")
+    assert tokens.revoke(record.id) == record
+    assert tokens.list() == (kept,)
+
+
 def test_what_a_change_that_broke_off_left_is_written_over(tokens):
     tokens.path.with_suffix(".new").write_bytes(b"x" * 100_000)
     tokens.create(Role.VIEWER, "wall")

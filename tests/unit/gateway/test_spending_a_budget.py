@@ -109,6 +109,18 @@ def test_costs_of_a_millionth_of_a_dollar_add_up():
     assert admission.judge() is not None
 
 
+def test_costs_are_rounded_to_a_millionth_of_a_dollar():
+    admission, _ = opened(Budget(usd=0.000003))
+    admission.settle("first", usage(usd=0.0000026))
+    assert admission.judge() is not None
+
+
+def test_an_answer_that_cost_nothing_costs_nothing():
+    admission, _ = opened(Budget(usd=1.0))
+    admission.settle("first", usage(5, 5, usd=0.0))
+    assert admission.judge() is None
+
+
 @pytest.mark.parametrize("budget", [Budget(tokens=1000), Budget()])
 def test_a_model_without_a_price_ends_nothing_where_dollars_are_not_bounded(budget):
     admission, _ = opened(budget)

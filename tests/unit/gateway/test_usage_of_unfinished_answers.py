@@ -161,6 +161,20 @@ def test_a_line_needs_no_space_after_its_name():
     assert stream(start().replace(b"data: ", b"data:")).has_begun
 
 
+@pytest.mark.parametrize("name", [b"Data:", b"DATA:", b"datum", b"     "])
+def test_a_line_with_another_name_tells_nothing(name):
+    other = delta(output_tokens=5).replace(b"data:", name)
+    told = stream(start(), other)
+    assert (told.usage().output_tokens, told.has_told_all) == (0, False)
+    assert stream(start(), delta(output_tokens=5)).usage().output_tokens == 5
+
+
+def test_costs_of_one_country_are_rounded_to_a_millionth_of_a_dollar():
+    assert stream(start(input_tokens=3, inference_geo="us")).usage().cost_usd == 0.000003
+    assert stream(start(input_tokens=30, inference_geo="us")).usage().cost_usd == 0.000033
+    assert stream(start(input_tokens=30, inference_geo="")).usage().cost_usd == 0.00003
+
+
 def test_a_name_of_a_model_is_kept_as_far_as_names_go():
     for told, kept in (("m" * 128, "m" * 128), ("m" * 129, "m" * 128)):
         begun = stream(line({"type": "message_start", "message": {"model": told}}))

@@ -127,13 +127,13 @@ def test_a_packed_journal_with_other_records_replaces_nothing_although_it_is_who
     assert (directory / "records").read_bytes() == plain
 
 
-@pytest.mark.parametrize("step", ["write", "fsync"])
+@pytest.mark.parametrize("step", [(packed_module, "_write"), (packed_module, "_member"), (os, "fsync")])
 def test_what_a_full_disk_refuses_takes_no_room(journals, directory, monkeypatch, step):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as failing:
-        failing.setattr(*((packed_module, "_member", full) if step == "write" else (os, "fsync", full)))
+        failing.setattr(*step, full)
         with pytest.raises(OSError, match="No space"):
             journals.pack("t")
     assert names(directory) == ["lock", "records"]
@@ -145,6 +145,15 @@ def test_what_a_try_that_broke_off_left_is_no_hindrance(journals, directory):
     (directory / "records.gz.new").write_bytes(b"x" * 100_000)
     journals.pack("t")
     assert names(directory) == ["lock", "records.gz"]
+
+
+def test_no_file_that_is_there_is_written_over(tmp_path):
+    (tmp_path / "kept").write_bytes(b"kept")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    for name in ("kept", "link"):
+        with pytest.raises(FileExistsError):
+            packed_module._write([b"x\n"], tmp_path / name)
+    assert (tmp_path / "kept").read_bytes() == b"kept"
 
 
 def test_where_there_is_no_journal_none_is_packed(journals, directory):
@@ -222,11 +231,17 @@ def test_a_piece_has_as_many_whole_lines_as_fit(monkeypatch):
 
 
 def member(
-    content: bytes, *, seq: int = 1, size: int | None = None, packed: int = 0, trailer: bytes = b"", body: bytes = b""
+    content: bytes,
+    *,
+    seq: int = 1,
+    size: int | None = None,
+    packed: int = 0,
+    trailer: bytes = b"",
+    body: bytes | None = None,
 ) -> bytes:
     """One as the format has it, but for what is given."""
     packing = zlib.compressobj(wbits=-15)
-    body = body or packing.compress(content) + packing.flush()
+    body = packing.compress(content) + packing.flush() if body is None else body
     told = packed or HEADER_BYTES + CRC_BYTES + len(body) + TRAILER_BYTES
     size = len(content) if size is None else size
     header = struct.pack(HEADER, b"\x1f\x8b", 8, 6, 0, 0, 255, 20, b"SB", 16, seq, size, told)
@@ -268,6 +283,7 @@ def test_a_file_that_another_program_wrote_by_the_format_is_read(tmp_path):
         (member(text(1), size=0),),
         (member(text(1), size=1001),),
         (member(b"", size=1, body=b"\3\0", packed=HEADER_BYTES + CRC_BYTES + TRAILER_BYTES),),
+        (member(b"", size=1, body=b""),),
         (member(text(1), packed=1),),
         (FIRST, SECOND[:-1]),
         (FIRST, SECOND, b"\0"),
@@ -291,6 +307,14 @@ def test_a_header_is_damage_whichever_field_is_another_one(tmp_path):
         crc = struct.pack("<H", zlib.crc32(header) & 0xFFFF)
         with pytest.raises(JournalDamagedError):
             opened(tmp_path, header + crc + FIRST[HEADER_BYTES + 2 :])
+
+
+@pytest.mark.parametrize("at", range(HEADER_BYTES + CRC_BYTES))
+def test_a_header_does_not_match_its_checksum_when_a_bit_is_another_one(tmp_path, at):
+    for bit in range(8):
+        flipped = FIRST[:at] + bytes([FIRST[at] ^ 1 << bit]) + FIRST[at + 1 :]
+        with pytest.raises(JournalDamagedError):
+            opened(tmp_path, flipped, SECOND)
 
 
 def test_a_piece_is_no_longer_than_a_line_may_be(tmp_path, monkeypatch):
