@@ -1,0 +1,43 @@
+"""Runs a seccomp filter without a kernel: classic BPF over `struct seccomp_data`, as seccomp(2) describes it."""
+
+import struct
+
+ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_INSTRUCTIONS_MAX = 4096
+
+
+def decide(program: bytes, *, audit: int, number: int, arguments: tuple[int, ...] = ()) -> int:
+    """The action that the kernel would take, with its data. Fails for a program that the kernel would not load."""
+    filled = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
+    data = struct.pack("=IIQ6Q", number, audit, 0, *filled)
+    instructions = list(struct.iter_unpack("=HBBI", program))
+    assert 0 < len(instructions) <= _INSTRUCTIONS_MAX
+    accumulator, at = 0, 0
+    while True:
+        code, when_true, when_false, value = instructions[at]
+        at += 1
+        match code:
+            case 0x20:  # load a word
+                assert value % 4 == 0
+                (accumulator,) = struct.unpack_from("=I", data, value)
+            case 0x54:  # and
+                accumulator &= value
+            case 0x05:  # jump
+                at += value
+            case 0x15:  # jump if equal
+                at += when_true if accumulator == value else when_false
+            case 0x25:  # jump if greater
+                at += when_true if accumulator > value else when_false
+            case 0x35:  # jump if greater or equal
+                at += when_true if accumulator >= value else when_false
+            case 0x45:  # jump if any bit is set
+                at += when_true if accumulator & value else when_false
+            case 0x06:  # return
+                return int(value)
+            case _:
+                raise AssertionError(f"no instruction of a filter: {code:#x}")
+
+
+def errno_of(action: int) -> int | None:
+    """The error that the call ends with; None when the action is another one."""
+    return action & 0xFFFF if action & 0xFFFF0000 == ERRNO else None

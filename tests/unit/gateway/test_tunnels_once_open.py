@@ -1,0 +1,84 @@
+"""Inside a tunnel everything passes once its beginning was looked at, and nothing before."""
+
+import pytest
+
+from sandbox.gateway.egress import Checked, EgressPolicy, Free, Passage, Refusal, is_address
+from sandbox.gateway.tls_opening import TlsOpening
+from sandbox.model.egress import EgressRules
+
+
+class Played:
+    """An opening and a sieve as the test wants them."""
+
+    def __init__(self, *outcomes: Passage | Refusal | None) -> None:
+        self.outcomes = list(outcomes)
+        self.looked_at: list[bytes] = []
+        self.is_over = False
+
+    def client_sent(self, data: bytes) -> Passage | Refusal | bytes | None:
+        self.looked_at.append(data)
+        return self.outcomes.pop(0) if self.outcomes else data.upper()
+
+    def begin(self) -> bytes:
+        return b"".join(self.looked_at)
+
+
+def test_nothing_passes_until_the_beginning_is_whole_and_then_it_and_what_follows():
+    sieve = Played()
+    opening = Played(None, Passage("h", 22, sieve))
+    tunnel = Checked(opening, b"")
+    assert (tunnel.begin(), tunnel.is_over) == (b"", False)
+    sieve.looked_at.append(b"SSH-2.0")
+    assert tunnel.client_sent(b"SSH") == b""
+    assert tunnel.is_over is False
+    assert tunnel.client_sent(b"-2.0") == b"SSH-2.0"
+    assert opening.looked_at == [b"SSH", b"-2.0"]
+    assert tunnel.client_sent(b"more") == b"MORE"
+    assert opening.looked_at == [b"SSH", b"-2.0"], "the beginning is over"
+    assert tunnel.is_over is False
+    sieve.is_over = True
+    assert tunnel.is_over is True
+
+
+def test_what_came_with_the_request_for_a_tunnel_is_looked_at_first():
+    refusal = Refusal("h", 22, "no")
+    opening = Played(refusal)
+    assert Checked(opening, b"came").begin() is refusal
+    assert opening.looked_at == [b"came"]
+
+
+def test_a_beginning_that_is_refused_stays_refused():
+    refusal = Refusal("h", 22, "no")
+    tunnel = Checked(Played(refusal, refusal), b"")
+    assert tunnel.client_sent(b"a") is refusal
+    assert tunnel.client_sent(b"b") is refusal
+    assert tunnel.is_over is False
+
+
+def test_a_tunnel_without_a_protocol_to_look_at_passes_all_of_it():
+    tunnel = Free(b"first")
+    assert (tunnel.begin(), tunnel.client_sent(b"second"), tunnel.client_sent(b"")) == (b"first", b"second", b"")
+    assert tunnel.is_over is False
+
+
+def test_a_client_that_speaks_tls_is_told_nothing_in_plain_text():
+    full = EgressPolicy(EgressRules(is_full=True), "api.anthropic.com", takes_addresses=True)
+    passage = TlsOpening(full, "8.8.4.4", "8.8.4.4", 443).client_sent(b"SSH-2.0-x\r\n")
+    assert isinstance(passage, Passage)
+    assert (passage.greeting, passage.unreached(504, "h does not answer.")) == (b"", b"")
+
+
+@pytest.mark.parametrize("address", ["8.8.4.4", "2606:4700::1", "::1"])
+def test_an_address_has_one_proper_spelling(address):
+    assert is_address(address)
+    for other in (
+        f"{address}%1",
+        f"{address}%eth0",
+        f"0{address}x",
+        f"[{address}]",
+        f" {address}",
+        "8.8.4",
+        "host",
+        "",
+    ):
+        assert not is_address(other)
