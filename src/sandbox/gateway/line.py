@@ -7,6 +7,12 @@ from socket import socket
 READ_BYTES = 16 * 1024
 """So little that what is in it, a thousand chunks of a byte each for example, is soon judged."""
 
+RELAY_BYTES = 256 * 1024
+"""Of what is passed on as it is; as much as asyncio reads at once."""
+
+_READ_AHEAD_BYTES = 1
+"""Nothing is read before it is asked for, so that the kernel joins small pieces and a waiting line costs nothing."""
+
 
 class Line:
     """One TCP connection, cut when it is not renewed in time. Its peer going away is an end, never an error."""
@@ -19,12 +25,17 @@ class Line:
 
     @classmethod
     async def over(cls, accepted: socket) -> "Line":
-        return cls(*await asyncio.open_connection(sock=accepted))
+        return cls(*await asyncio.open_connection(sock=accepted, limit=_READ_AHEAD_BYTES))
 
-    async def read(self) -> bytes:
+    @classmethod
+    async def to(cls, address: str, port: int) -> "Line":
+        """Raises OSError."""
+        return cls(*await asyncio.open_connection(address, port, limit=_READ_AHEAD_BYTES))
+
+    async def read(self, bytes_max: int = READ_BYTES) -> bytes:
         """The next bytes, none at the end."""
         try:
-            return await self._reader.read(READ_BYTES)
+            return await self._reader.read(bytes_max)
         except OSError:
             return b""
 

@@ -87,7 +87,7 @@ async def _connect(host: str, port: int, addresses: list[Address]) -> Line:
     for address in addresses:
         with suppress(OSError):  # TimeoutError included
             async with asyncio.timeout(limits.CONNECT_SECONDS / len(addresses)):
-                return Line(*await asyncio.open_connection(str(address), port))
+                return await Line.to(str(address), port)
     raise NotReachedError(502, f"{host}:{port} does not answer.")
 
 

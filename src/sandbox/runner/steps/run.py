@@ -63,12 +63,14 @@ class _Run:
         self._active_at = self._clock.monotonic()
         manifest = attempt.task.manifest
         self._shortages = Shortages(manifest.vm, equipment.disks, attempt.files, self._record)
+        self._output_queue = equipment.throttle.queue()
         self._output = AgentOutput(
             self._record,
             self._heard,
             self._listen,
             redaction=attempt.redaction,
             allowance=OutputAllowance(equipment.clock, output_cost_bytes(attempt.task)),
+            queue=self._output_queue,
             stdout_as="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
         )
         self._killed = asyncio.Event()
@@ -132,7 +134,7 @@ class _Run:
             async with asyncio.timeout(SANDBOX_START_SECONDS):
                 if not self._attempt.task.manifest.claude.headless:
                     self._session = await begin_session(self._sandbox, self._start.command)
-                    chunks = redacted_chunks(self._session.terminal.output, self._attempt.redaction)
+                    chunks = redacted_chunks(self._session.terminal.output, self._attempt.redaction, self._output_queue)
                     shared = self._terminals.agent = SharedTerminal(self._session.terminal)
                     return [partial(output.take_terminal, chunks, shared.show)]
                 stdout, stderr = await self._sandbox.start(self._start.command)
