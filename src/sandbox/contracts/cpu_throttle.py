@@ -26,12 +26,12 @@ class CpuThrottle:
 
     async def wait(self, debt_seconds: float) -> None:
         """Until work may go on that is allowed so much debt."""
-        while seconds := self._wait_seconds(debt_seconds):
+        while True:
+            self._budget.see(self._monotonic(), self._cpu_seconds())
+            seconds = self._budget.wait_seconds(debt_seconds)
+            if not seconds:
+                return
             await asyncio.sleep(max(seconds, _PAUSE_SECONDS_MIN))
-
-    def _wait_seconds(self, debt_seconds: float) -> float:
-        self._budget.see(self._monotonic(), self._cpu_seconds())
-        return self._budget.wait_seconds(debt_seconds)
 
 
 class CpuQueue:

@@ -18,7 +18,7 @@ NEW_MODEL_DEBT_SECONDS = 1.0
 MODEL_DEBT_SECONDS = 3.0
 """The same for connections whose last request was forwarded."""
 
-MODEL_PRIORITY_CPU_SECONDS = 0.05
+MODEL_PRIORITY_CPU_SECONDS = 0.02
 """A connection to the model that has used so much without a request that was forwarded waits with other traffic."""
 
 HEAD_SECONDS = 10.0

@@ -7,6 +7,9 @@ from socket import socket
 READ_BYTES = 16 * 1024
 """So little that what is in it, a thousand chunks of a byte each for example, is soon judged."""
 
+FIRST_READ_BYTES = 4 * 1024
+"""Of a connection to the model that may be anybody's, so that those that cost much keep the others waiting less."""
+
 RELAY_BYTES = 256 * 1024
 """Of what is passed on as it is; as much as asyncio reads at once."""
 

@@ -8,7 +8,7 @@ from functools import partial
 from sandbox.contracts.cpu_throttle import CpuQueue
 from sandbox.gateway import limits
 from sandbox.gateway.conversation import Conversation, Phase, Reaction
-from sandbox.gateway.line import Line
+from sandbox.gateway.line import FIRST_READ_BYTES, READ_BYTES, Line
 from sandbox.gateway.model import ModelConversation
 from sandbox.gateway.model_dialler import ModelDialler, UnreachableError
 from sandbox.gateway.turns import Turns
@@ -33,6 +33,7 @@ class Visit:
         self._turns = turns
         self._queue = queue
         self._phase: Phase | None = None
+        self._read_bytes = READ_BYTES
 
     async def run(self) -> None:
         """Until either side ends it."""
@@ -43,7 +44,7 @@ class Visit:
 
     async def _listen(self) -> None:
         self._renew()
-        while data := await self._client.read():
+        while data := await self._client.read(self._read_bytes):
             await self._carry_out(await self._in_turn(partial(self._conversation.client_sent, data)))
         await self._carry_out(self._conversation.client_sent(b""))
 
@@ -85,7 +86,7 @@ class ModelVisit(Visit):
         released: asyncio.Event,
     ) -> None:
         super().__init__(conversation, client, turns, turns.new_model)
-        self._unproven_cpu_seconds = 0.0
+        self._unproven_cpu_seconds, self._read_bytes = 0.0, FIRST_READ_BYTES
         self._released = released
         self._hold: asyncio.Task[None] | None = None
         self._model_conversation = conversation
@@ -110,7 +111,7 @@ class ModelVisit(Visit):
     async def _in_turn(self, judge: Callable[[], Reaction]) -> Reaction:
         reaction = await super()._in_turn(partial(self._timed, judge))
         if self._model_conversation.is_in_flight:
-            self._queue, self._unproven_cpu_seconds = self._turns.model, 0.0
+            self._queue, self._unproven_cpu_seconds, self._read_bytes = self._turns.model, 0.0, READ_BYTES
         elif reaction.to_client or self._unproven_cpu_seconds > limits.MODEL_PRIORITY_CPU_SECONDS:
             self._queue = self._turns.others
         return reaction
