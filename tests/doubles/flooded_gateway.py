@@ -1,7 +1,8 @@
-"""A gateway in a process of its own, for which HOST is on loopback: `flooded_gateway.py MODEL_PORT HOST_PORT SPENT`.
+"""A gateway in a process of its own, for which HOST is on loopback.
 
-SPENT: CPU seconds that its budget has spent already. Prints a JSON line with its ports once it serves, and another with
-what it has reported when its standard input ends.
+`flooded_gateway.py MODEL_PORT HOST_PORT SPENT FACTOR`. SPENT: CPU seconds that its budget has spent already; each that
+it uses counts FACTOR times. Prints a JSON line with its ports once it serves, and another with what it has reported
+when its standard input ends.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ MODEL_ADDRESS = "127.0.0.9"
 
 async def main() -> None:
     model_port, host_port = map(int, sys.argv[1:3])
-    throttle = spent_throttle(float(sys.argv[3]))
+    throttle = spent_throttle(*map(float, sys.argv[3:]))
     outward._resolve = lambda host: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
     upstream = ModelUpstream(f"http://{MODEL_ADDRESS}:{model_port}", api_key=SERVER_KEY)
     rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), is_outbound=True))
@@ -52,9 +53,9 @@ async def main() -> None:
         print(json.dumps({"events": len(told), "denials": gateway.denials, "peak_memory_bytes": peak}), flush=True)
 
 
-def spent_throttle(spent_seconds: float) -> CpuThrottle:
+def spent_throttle(spent_seconds: float, factor: float) -> CpuThrottle:
     looks = count()
-    return CpuThrottle(cpu_seconds=lambda: time.process_time() + (spent_seconds if next(looks) else 0.0))
+    return CpuThrottle(cpu_seconds=lambda: factor * time.process_time() + (spent_seconds if next(looks) else 0.0))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from doubles.flood_bench import ask, flood_bench
 from sandbox.gateway.limits import MODEL_DEBT_SECONDS, NEW_MODEL_DEBT_SECONDS
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
-FLOOD_SECONDS = 4.0
+FLOOD_SECONDS, FACTOR = 5.0, 4
 EVENTS_PER_SECOND_MAX = 25
-SLACK_CPU_SECONDS = 0.5
+SLACK_CPU_SECONDS = 0.3
 """What is read ahead and thrown away, timers, and the requests of the test."""
 
 FLOODS = (
@@ -40,7 +40,8 @@ FLOODS = (
 @pytest.mark.parametrize("name", FLOODS)
 def test_a_flood_has_a_bounded_part_of_a_processor_and_model_requests_go_on(name):
     seconds = []
-    with flood_bench(RUNNER_CPU_BURST_SECONDS) as bench, bench.connected() as kept:
+    spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_DEBT_SECONDS
+    with flood_bench(spent, FACTOR) as bench, bench.connected() as kept:
         ask(kept)
         began, cpu_began = time.monotonic(), bench.cpu_seconds
         with bench.flooded(name):
@@ -52,19 +53,19 @@ def test_a_flood_has_a_bounded_part_of_a_processor_and_model_requests_go_on(name
             used, lasted = bench.cpu_seconds - cpu_began, time.monotonic() - began
         with bench.connected() as fresh:
             ask(fresh)
-    assert used < RUNNER_CPU_CORES * lasted + NEW_MODEL_DEBT_SECONDS + SLACK_CPU_SECONDS
+    assert used < RUNNER_CPU_CORES / FACTOR * lasted + SLACK_CPU_SECONDS
     assert statistics.median(seconds) < 1
     assert bench.end["events"] < EVENTS_PER_SECOND_MAX * lasted + len(seconds) + 100
     assert bench.end["peak_memory_bytes"] < 200 * 1024**2
 
 
 def test_requests_that_are_forwarded_have_a_bounded_part_too():
-    with flood_bench(RUNNER_CPU_BURST_SECONDS + MODEL_DEBT_SECONDS) as bench:
+    with flood_bench(RUNNER_CPU_BURST_SECONDS + MODEL_DEBT_SECONDS, FACTOR) as bench:
         began, cpu_began = time.monotonic(), bench.cpu_seconds
         with bench.flooded("requests that are forwarded"):
             time.sleep(FLOOD_SECONDS)
             used, lasted = bench.cpu_seconds - cpu_began, time.monotonic() - began
-    assert used < RUNNER_CPU_CORES * lasted + SLACK_CPU_SECONDS
+    assert used < RUNNER_CPU_CORES / FACTOR * lasted + SLACK_CPU_SECONDS
 
 
 def opened(bench, kind):
@@ -113,7 +114,7 @@ def test_what_an_installation_does_stays_within_what_may_be_spent_at_once():
     assert used < RUNNER_CPU_BURST_SECONDS
 
 
-def test_a_large_clone_costs_so_little_that_a_gigabit_a_second_goes_on_and_on():
+def test_a_large_clone_stays_within_what_may_be_spent_at_once():
     megabytes = 600
     with flood_bench() as bench, ExitStack() as stack:
         connection = stack.enter_context(opened(bench, b"\2"))
@@ -121,4 +122,4 @@ def test_a_large_clone_costs_so_little_that_a_gigabit_a_second_goes_on_and_on():
         while received < megabytes * 10**6:
             received += connection.recv_into(room)
         used = bench.cpu_seconds - before
-    assert used / megabytes < RUNNER_CPU_CORES / 100
+    assert used / megabytes < RUNNER_CPU_BURST_SECONDS / 600
