@@ -75,20 +75,7 @@ class _Run:
         )
         self._killed = asyncio.Event()
         self._unreported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if attempt.upstream is None:
-            raise AttemptError(
-                FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
-            )
-        try:
-            self._gateway: Gateway = equipment.gateways.open(
-                attempt.upstream,
-                provisioned.task_key,
-                self._report,
-                _gateway_rules(attempt.task),
-                redact=attempt.redaction.redact_text if attempt.redaction is not None else str,
-            )
-        except ValueError as error:
-            raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
+        self._gateway = self._open_gateway(provisioned.task_key)
 
     async def carry_out(self) -> None:
         ended = Exit(None)
@@ -100,6 +87,23 @@ class _Run:
         self._meter.denied(self._gateway.denials)
         self._meter.close()
         await self._conclude(ended)
+
+    def _open_gateway(self, task_key: str) -> Gateway:
+        attempt = self._attempt
+        if attempt.upstream is None:
+            raise AttemptError(
+                FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
+            )
+        try:
+            return attempt.equipment.gateways.open(
+                attempt.upstream,
+                task_key,
+                self._report,
+                _gateway_rules(attempt.task),
+                redact=attempt.redaction.redact_text if attempt.redaction is not None else str,
+            )
+        except ValueError as error:
+            raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 
     async def _work(self, helpers: list["asyncio.Task[None]"]) -> Exit:
         """From the agent's start until nothing is left of it but what was read."""
