@@ -25,7 +25,7 @@ def loopback_listeners() -> Iterator[Listeners]:
 
 
 def _tcp() -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0), backlog=128)
+    return socket.create_server(("127.0.0.1", 0), backlog=512)
 
 
 def _udp() -> socket.socket:

@@ -81,6 +81,11 @@ class Sieve(Protocol):
         """Whether nothing more of the client's goes to the host."""
         ...
 
+    @property
+    def is_free(self) -> bool:
+        """Whether everything that comes from now on goes to the host unread."""
+        ...
+
     def begin(self) -> bytes | Refusal:
         """What goes to the host as soon as it is reached."""
         ...
@@ -125,6 +130,11 @@ class Checked:
     def is_over(self) -> bool:
         """As the one that comes after says."""
         return self._sieve is not None and self._sieve.is_over
+
+    @property
+    def is_free(self) -> bool:
+        """As the one that comes after says."""
+        return self._sieve is not None and self._sieve.is_free
 
     def begin(self) -> bytes | Refusal:
         """Nothing before it was looked at."""

@@ -1,16 +1,18 @@
 """A connection from inside to a host beside the model: opened as it must be, then carried both ways."""
 
 import asyncio
+from functools import partial
 
 from sandbox.gateway import limits
 from sandbox.gateway.egress import Opening, Passage, Refusal, Sieve, sentence
-from sandbox.gateway.line import Line
+from sandbox.gateway.line import READ_BYTES, RELAY_BYTES, Line
 from sandbox.gateway.outward import NotDialledError, NotReachedError, Outward
 from sandbox.gateway.reports import Reports
+from sandbox.gateway.turns import Turns
 
 
 class EgressVisit:
-    """One of them; `opening` may be judged already. Judging takes turns with the sandbox's others, as in `Visit`."""
+    """One of them; `opening` may be judged already. All that it does waits for its turn among the sandbox's others."""
 
     def __init__(
         self,
@@ -18,7 +20,7 @@ class EgressVisit:
         client: Line,
         reports: Reports,
         outward: Outward,
-        turns: asyncio.Lock,
+        turns: Turns,
     ) -> None:
         self._opening = opening
         self._client = client
@@ -46,9 +48,7 @@ class EgressVisit:
         self._client.renew(limits.HEAD_SECONDS)
         while True:
             data = await self._client.read()
-            async with self._turns:
-                await asyncio.sleep(0)
-                outcome = opening.client_sent(data)
+            outcome = await self._turns.judge(self._turns.others, partial(opening.client_sent, data))
             if outcome is not None:
                 return outcome
 
@@ -74,7 +74,7 @@ class EgressVisit:
         self._client.write(answer)
         self._client.end()
         while await self._client.read():
-            pass
+            await self._turns.others.wait()
 
     async def _carry(self, passage: Passage, host: Line) -> None:
         try:
@@ -105,13 +105,12 @@ class EgressVisit:
                 self._has_half_ended = True
                 self._renew(host)
                 return
-            data = await self._client.read()
-            async with self._turns:
-                await asyncio.sleep(0)
-                onward = sieve.client_sent(data)
+            data = await self._client.read(RELAY_BYTES if sieve.is_free else READ_BYTES)
+            onward = await self._turns.judge(self._turns.others, partial(sieve.client_sent, data))
 
     async def _carry_in(self, sieve: Sieve, host: Line) -> None:
-        while (data := await host.read()) and not self._client.is_gone:
+        while (data := await host.read(RELAY_BYTES)) and not self._client.is_gone:
+            await self._turns.others.wait()
             self._renew(host)
             self._host_was_heard = True
             sieve.host_spoke()

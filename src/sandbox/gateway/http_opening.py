@@ -64,6 +64,8 @@ class HttpOpening:
 class LoneRequest:
     """Lets one request through, framed anew, and nothing after it."""
 
+    is_free = False
+
     def __init__(self, side: h11.Connection, request: h11.Request, to: Authority) -> None:
         self._side = side
         self._to = to

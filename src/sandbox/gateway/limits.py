@@ -18,6 +18,15 @@ UPSTREAM_UNSENT_BYTES_MAX = 128 * 1024
 CONNECTIONS_MAX = 128
 """Open connections to the model's listener, as many to hosts and as many for names; further ones wait."""
 
+NEW_MODEL_DEBT_SECONDS = 1.0
+"""CPU seconds of debt up to which new connections to the model are served: other traffic waits meanwhile."""
+
+MODEL_DEBT_SECONDS = 3.0
+"""The same for connections whose last request was forwarded."""
+
+MODEL_PRIORITY_CPU_SECONDS = 0.02
+"""A connection to the model that has used so much without a request that was forwarded waits with other traffic."""
+
 HEAD_SECONDS = 10.0
 """From the first byte of a request (or the connection's start) to the end of its head; over it the connection ends."""
 

@@ -2,10 +2,23 @@
 
 import asyncio
 from contextlib import suppress
-from socket import socket
+from socket import IPPROTO_TCP, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
+
+from sandbox.gateway.limits import UPSTREAM_RECEIVE_BYTES_MAX, UPSTREAM_UNSENT_BYTES_MAX
 
 READ_BYTES = 16 * 1024
 """So little that what is in it, a thousand chunks of a byte each for example, is soon judged."""
+
+FIRST_READ_BYTES = 4 * 1024
+"""Of a connection to the model that may be anybody's, so that those that cost much keep the others waiting less."""
+
+RELAY_BYTES = 256 * 1024
+"""Of what is passed on as it is; as much as asyncio reads at once."""
+
+_READ_AHEAD_BYTES = 1
+"""Nothing is read before it is asked for, so that the kernel joins small pieces and a waiting line costs nothing."""
+
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 class Line:
@@ -19,12 +32,19 @@ class Line:
 
     @classmethod
     async def over(cls, accepted: socket) -> "Line":
-        return cls(*await asyncio.open_connection(sock=accepted))
+        return cls(*await asyncio.open_connection(sock=accepted, limit=_READ_AHEAD_BYTES))
 
-    async def read(self) -> bytes:
+    @classmethod
+    async def to(cls, address: str, port: int) -> "Line":
+        """Raises OSError."""
+        reader, writer = await asyncio.open_connection(address, port, limit=_READ_AHEAD_BYTES)
+        bound_buffers(writer.get_extra_info("socket"))
+        return cls(reader, writer)
+
+    async def read(self, bytes_max: int = READ_BYTES) -> bytes:
         """The next bytes, none at the end."""
         try:
-            return await self._reader.read(READ_BYTES)
+            return await self._reader.read(bytes_max)
         except OSError:
             return b""
 
@@ -65,3 +85,13 @@ class Line:
     def _time_out(self) -> None:
         self.has_timed_out = True
         self._writer.transport.abort()
+
+
+def bound_buffers(connected: socket) -> None:
+    """Bound what the kernel holds of a stalled connection, which it charges to no task.
+
+    Only root may ask for such a buffer where the machine's rmem_max is smaller; others keep the machine's sizes.
+    """
+    with suppress(PermissionError):
+        connected.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, UPSTREAM_RECEIVE_BYTES_MAX)
+    connected.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UPSTREAM_UNSENT_BYTES_MAX)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from sandbox.gateway import limits
 from sandbox.gateway.address_table import Address, unwrapped
-from sandbox.gateway.line import Line
-from sandbox.gateway.outward import bound_buffers
+from sandbox.gateway.line import Line, bound_buffers
 from sandbox.gateway.upstream import Upstream
 
 if TYPE_CHECKING:

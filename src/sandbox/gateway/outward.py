@@ -13,8 +13,6 @@ from sandbox.gateway import limits
 from sandbox.gateway.address_table import Address, is_global, unwrapped
 from sandbox.gateway.line import Line
 
-_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-
 AddressPolicy = Callable[[Address], bool]
 
 
@@ -85,23 +83,11 @@ class Outward:
             raise NotReachedError(502, f"{host} does not resolve.") from None
 
 
-def bound_buffers(connected: socket.socket) -> None:
-    """Bound what the kernel holds of a stalled connection, which it charges to no task.
-
-    Only root may ask for such a buffer where the machine's rmem_max is smaller; others keep the machine's sizes.
-    """
-    with suppress(PermissionError):
-        connected.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, limits.UPSTREAM_RECEIVE_BYTES_MAX)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limits.UPSTREAM_UNSENT_BYTES_MAX)
-
-
 async def _connect(host: str, port: int, addresses: list[Address]) -> Line:
     for address in addresses:
         with suppress(OSError):  # TimeoutError included
             async with asyncio.timeout(limits.CONNECT_SECONDS / len(addresses)):
-                reader, writer = await asyncio.open_connection(str(address), port)
-                bound_buffers(writer.get_extra_info("socket"))
-                return Line(reader, writer)
+                return await Line.to(str(address), port)
     raise NotReachedError(502, f"{host}:{port} does not answer.")
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from errno import EINVAL
 from functools import partial
-from socket import socket
+from socket import MSG_PEEK, socket
 from typing import Any
 
+from sandbox.contracts.cpu_throttle import CpuQueue, CpuThrottle
 from sandbox.contracts.gateway import Gateway, GatewayRules, ModelUpstream, Report
 from sandbox.contracts.runtime import Listeners
 from sandbox.gateway import limits
@@ -31,15 +32,20 @@ from sandbox.gateway.policy import ModelPolicy
 from sandbox.gateway.proxy_opening import ProxyOpening
 from sandbox.gateway.reports import Reports
 from sandbox.gateway.tls_opening import TlsOpening
+from sandbox.gateway.turns import Turns
 from sandbox.gateway.upstream import Upstream, parse_upstream
 from sandbox.gateway.visit import ModelVisit, Visit
 
 
 class SocketGateways:
-    """Makes gateways. `address_policy` says which addresses are dialled for hosts that a task may reach."""
+    """Makes gateways.
 
-    def __init__(self, address_policy: AddressPolicy = may_be_dialled) -> None:
+    address_policy: says which addresses are dialled for hosts that a task may reach. throttle: bounds their CPU time.
+    """
+
+    def __init__(self, address_policy: AddressPolicy = may_be_dialled, throttle: CpuThrottle | None = None) -> None:
         self._address_policy = address_policy
+        self._throttle = throttle or CpuThrottle()
 
     def open(
         self,
@@ -51,14 +57,21 @@ class SocketGateways:
     ) -> Gateway:
         """Raises ValueError, with a sentence, for an upstream or a key that cannot be used."""
         reports = Reports(report, time.monotonic, redact)
-        return SocketGateway(parse_upstream(upstream), task_key, reports, rules, self._address_policy)
+        turns = Turns(self._throttle)
+        return SocketGateway(parse_upstream(upstream), task_key, reports, rules, self._address_policy, turns)
 
 
 class SocketGateway:
     """Serves one sandbox."""
 
     def __init__(
-        self, upstream: Upstream, task_key: str, reports: Reports, rules: GatewayRules, address_policy: AddressPolicy
+        self,
+        upstream: Upstream,
+        task_key: str,
+        reports: Reports,
+        rules: GatewayRules,
+        address_policy: AddressPolicy,
+        turns: Turns,
     ) -> None:
         self._dialler = ModelDialler(upstream)
         self._task_key = task_key
@@ -71,7 +84,7 @@ class SocketGateway:
         self._admission = Admission(rules, self._reports)
         self._released = asyncio.Event()
         self._model_conversations: set[ModelConversation] = set()
-        self._turns = asyncio.Lock()
+        self._turns = turns
 
     @property
     def requests_in_flight(self) -> int:
@@ -106,7 +119,8 @@ class SocketGateway:
         try:
             async with asyncio.TaskGroup() as group:
                 for listener, attend, room in doors:
-                    group.create_task(self._accept(group, listener, attend, room))
+                    queue = self._turns.new_model if listener is listeners.model else self._turns.others
+                    group.create_task(self._accept(group, listener, attend, room, queue))
                 group.create_task(self._answer_names(listeners.names_udp))
         finally:
             for listener in (listeners.names_udp, *(listener for listener, _, _ in doors)):
@@ -119,11 +133,12 @@ class SocketGateway:
         listener: socket,
         attend: Callable[[socket], Coroutine[Any, Any, None]],
         room: asyncio.Semaphore,
+        queue: CpuQueue,
     ) -> None:
         listener.setblocking(False)
         while True:
             try:
-                accepted = await _accepted(listener, room)
+                accepted = await _accepted(listener, room, queue)
             except OSError as error:  # the peer is gone already, or there is no descriptor left
                 if error.errno == EINVAL:
                     raise  # it does not listen any more: nobody will ever come
@@ -149,6 +164,8 @@ class SocketGateway:
         policy = ModelPolicy(self._task_key, port)
 
         async def attend(accepted: socket) -> None:
+            if _has_left(accepted):
+                return
             conversation = ModelConversation(policy, self._admission, self._dialler.upstream, self._reports, port)
             self._model_conversations.add(conversation)
             try:
@@ -177,13 +194,15 @@ class SocketGateway:
         await EgressVisit(opening, line, self._reports, self._outward, self._turns).run()
 
     async def _attend_names(self, accepted: socket) -> None:
-        await Visit(NamesConversation(self._names), await Line.over(accepted), self._turns).run()
+        line = await Line.over(accepted)
+        await Visit(NamesConversation(self._names), line, self._turns, self._turns.others).run()
 
     async def _answer_names(self, listener: socket) -> None:
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
         while True:
             try:
+                await self._turns.names.wait()
                 query, sender = await loop.sock_recvfrom(listener, limits.DATAGRAM_BYTES_MAX)
                 reply = self._names.answer(query)
                 if reply is not None:
@@ -195,13 +214,14 @@ class SocketGateway:
             await asyncio.sleep(0)  # a flood of queries must not take the loop from everybody else
 
 
-async def _accepted(listener: socket, room: asyncio.Semaphore) -> socket:
+async def _accepted(listener: socket, room: asyncio.Semaphore, queue: CpuQueue) -> socket:
     """The next connection, as of a loop's `sock_accept`, which complains where it is cancelled as the listener dies.
 
     It has a place in the room; a listener that nobody comes to keeps none from the others. Raises OSError.
     """
     while True:
         await _readable(listener)
+        await queue.wait()
         await room.acquire()
         try:
             accepted, _ = listener.accept()
@@ -213,6 +233,16 @@ async def _accepted(listener: socket, room: asyncio.Semaphore) -> socket:
         else:
             accepted.setblocking(False)
             return accepted
+
+
+def _has_left(accepted: socket) -> bool:
+    """Whether the peer has ended the connection before it said anything: not worth a conversation."""
+    try:
+        return not accepted.recv(1, MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 async def _readable(listener: socket) -> None:

@@ -75,6 +75,11 @@ class SecondHello:
         self._judge = judge
         self._has_passed = not first.byte_count
 
+    @property
+    def is_free(self) -> bool:
+        """Whether there is nothing more to look for."""
+        return self._has_passed
+
     def begin(self) -> bytes | Refusal:
         """The first one, and what came behind it."""
         behind, self._waiting = self._waiting, b""

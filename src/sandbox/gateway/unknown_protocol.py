@@ -40,6 +40,11 @@ class UnknownProtocol:
         self._seen = bytearray()
         self._is_no_http = False
 
+    @property
+    def is_free(self) -> bool:
+        """Whether everything that is searched has come."""
+        return len(self._seen) == UNKNOWN_OPENING_BYTES_MAX
+
     def host_spoke(self) -> None:
         """From now on it is no HTTP, unless the client has said what may be a request."""
         self._is_no_http |= not any(one.is_like_request for one in self._requests)

@@ -1,14 +1,17 @@
 """A connection from inside, carried through its conversation by sockets."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 
+from sandbox.contracts.cpu_throttle import CpuQueue
 from sandbox.gateway import limits
 from sandbox.gateway.conversation import Conversation, Phase, Reaction
-from sandbox.gateway.line import Line
+from sandbox.gateway.line import FIRST_READ_BYTES, READ_BYTES, Line
 from sandbox.gateway.model import ModelConversation
 from sandbox.gateway.model_dialler import ModelDialler, UnreachableError
+from sandbox.gateway.turns import Turns
 
 PATIENCE = {
     Phase.HEAD: limits.HEAD_SECONDS,
@@ -22,17 +25,15 @@ PATIENCE = {
 
 
 class Visit:
-    """One connection from inside, carried through its conversation.
+    """One connection from inside, carried through its conversation. What comes waits for its turn in `queue`."""
 
-    Judging what came is work, and inside they can make as much of it as they like. So the connections of a sandbox
-    take turns, and after each turn everything else that the runner has to do comes first: ending the sandbox, say.
-    """
-
-    def __init__(self, conversation: Conversation, client: Line, turns: asyncio.Lock) -> None:
+    def __init__(self, conversation: Conversation, client: Line, turns: Turns, queue: CpuQueue) -> None:
         self._conversation = conversation
         self._client = client
         self._turns = turns
+        self._queue = queue
         self._phase: Phase | None = None
+        self._read_bytes = READ_BYTES
 
     async def run(self) -> None:
         """Until either side ends it."""
@@ -43,14 +44,12 @@ class Visit:
 
     async def _listen(self) -> None:
         self._renew()
-        while data := await self._client.read():
+        while data := await self._client.read(self._read_bytes):
             await self._carry_out(await self._in_turn(partial(self._conversation.client_sent, data)))
         await self._carry_out(self._conversation.client_sent(b""))
 
     async def _in_turn(self, judge: Callable[[], Reaction]) -> Reaction:
-        async with self._turns:
-            await asyncio.sleep(0)
-            return judge()
+        return await self._turns.judge(self._queue, judge)
 
     async def _carry_out(self, reaction: Reaction) -> None:
         self._client.write(reaction.to_client)
@@ -73,17 +72,21 @@ class Visit:
 
 
 class ModelVisit(Visit):
-    """A visit that talks to the upstream too. The connection there is kept for the same client's next request."""
+    """A visit that talks to the upstream too. The connection there is kept for the same client's next request.
+
+    It has the model's priority from a request that was forwarded on, and loses it to one that was refused.
+    """
 
     def __init__(
         self,
         conversation: ModelConversation,
         client: Line,
-        turns: asyncio.Lock,
+        turns: Turns,
         dialler: ModelDialler,
         released: asyncio.Event,
     ) -> None:
-        super().__init__(conversation, client, turns)
+        super().__init__(conversation, client, turns, turns.new_model)
+        self._unproven_cpu_seconds, self._read_bytes = 0.0, FIRST_READ_BYTES
         self._released = released
         self._hold: asyncio.Task[None] | None = None
         self._model_conversation = conversation
@@ -104,6 +107,21 @@ class ModelVisit(Visit):
                     self._hold.cancel()
         finally:
             self._drop_upstream()
+
+    async def _in_turn(self, judge: Callable[[], Reaction]) -> Reaction:
+        reaction = await super()._in_turn(partial(self._timed, judge))
+        if self._model_conversation.is_in_flight:
+            self._queue, self._unproven_cpu_seconds, self._read_bytes = self._turns.model, 0.0, READ_BYTES
+        elif reaction.to_client or self._unproven_cpu_seconds > limits.MODEL_PRIORITY_CPU_SECONDS:
+            self._queue = self._turns.others
+        return reaction
+
+    def _timed(self, judge: Callable[[], Reaction]) -> Reaction:
+        began = time.thread_time()
+        try:
+            return judge()
+        finally:
+            self._unproven_cpu_seconds += time.thread_time() - began
 
     async def _carry_out(self, reaction: Reaction) -> None:
         if reaction.hang_up_upstream:
@@ -175,6 +193,7 @@ class ModelVisit(Visit):
         data = b"-"
         while data:
             data = await line.read()
+            await self._turns.model.wait()
             if line is not self._upstream:
                 return
             if line.has_timed_out:

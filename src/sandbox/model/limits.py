@@ -31,6 +31,15 @@ OUTPUT_BYTES_PER_SECOND = 8 * 1024 * 1024
 OUTPUT_BURST_BYTES = 64 * 1024 * 1024
 """Output is taken this fast on and on, and so much at once; the agent's writes wait for it, and nothing is lost."""
 
+RUNNER_CPU_CORES = 0.2
+"""Of a processor, on average, for what a sandbox makes its runner do; more of it waits, the model's last."""
+
+RUNNER_CPU_BURST_SECONDS = 2.0
+"""CPU seconds that a runner which was idle may spend at once."""
+
+RUNNER_CPU_DEBT_SECONDS_MAX = 5.0
+"""CPU seconds: of what a runner spends on work of its own no more is kept back from its sandbox."""
+
 OUTPUT_SYNC_SECONDS = 0.2
 """Output is flushed to disk at most this much later."""
 

@@ -8,6 +8,7 @@ import msgspec
 from sandbox.contracts.agent import Agent
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.confinement import Confine
+from sandbox.contracts.cpu_throttle import CpuThrottle
 from sandbox.contracts.disks import Disks, Remove
 from sandbox.contracts.gateway import Gateways, ModelUpstream
 from sandbox.contracts.journal import Journals
@@ -23,7 +24,8 @@ from sandbox.runner.attempt_recorder import AttemptRecorder
 class Equipment(msgspec.Struct, frozen=True):
     """The rooms of floor 3, behind their contracts. boot_id: of the machine, as it is up now.
 
-    confine: what the host's programs are confined by, None for the runtime's way.
+    confine: what the host's programs are confined by, None for the runtime's way. throttle: for all that a sandbox
+    makes its runner do.
     """
 
     journals: Journals
@@ -37,6 +39,7 @@ class Equipment(msgspec.Struct, frozen=True):
     clock: Clock
     boot_id: str
     confine: Confine | None = None
+    throttle: CpuThrottle = msgspec.field(default_factory=CpuThrottle)
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ class AttemptLife:
         self._wish = EndWish()
         self._trouble: Failure | None = None
         """What keeps the artifacts from being stored."""
-        self.terminals = Terminals(attempt.redaction)
+        self.terminals = Terminals(attempt.redaction, attempt.equipment.throttle.queue())
         attempt.recorder.tell_effects(self._wish.take)
         if (cancel := attempt.task.cancel) is not None:
             self._wish.take(EndAttempt(force=cancel.force))

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 
+from sandbox.contracts.cpu_throttle import CpuQueue
 from sandbox.contracts.redaction import Redaction, StreamRedaction
 from sandbox.model.event import Event, Gap, Output, Stream
 from sandbox.model.limits import OUTPUT_BYTES_MAX, OUTPUT_PAUSE_SECONDS
@@ -22,6 +23,7 @@ class AgentOutput:
 
     record: writes an event down. heard: told of the size of every chunk. listen: given each whole line of stdout.
     stdout_as: the stream that the lines of stdout are written down as. What the allowance leaves out is listened to.
+    queue: in which all of it waits for the runner's CPU budget.
     moved_bytes: grows while anything is read, or what was read is written down.
     """
 
@@ -34,7 +36,9 @@ class AgentOutput:
         redaction: Redaction | None,
         stdout_as: Stream,
         allowance: OutputAllowance,
+        queue: CpuQueue,
     ) -> None:
+        self._queue = queue
         self.moved_bytes = 0
         self._allowance = allowance
         self._record = record
@@ -93,6 +97,7 @@ class AgentOutput:
             if chunk is None:
                 yield splitter.feed(stream.pause() if stream is not None else b"")
                 continue
+            await self._queue.wait()
             self._heard(len(chunk))
             yield splitter.feed(chunk if stream is None else stream.feed(chunk))
         if stream is not None:
@@ -105,6 +110,7 @@ class AgentOutput:
         for number, (piece, continued) in enumerate(pieces):
             if number % _TURN_LINES == 0:
                 await asyncio.sleep(0)
+                await self._queue.wait()
             if await self._allowance.admits(len(piece)):
                 self._record(Output.of(stream, piece, continued=continued))
             elif not self._is_cut:
@@ -137,10 +143,13 @@ async def _read(reader: asyncio.StreamReader, stream: StreamRedaction | None) ->
         return None
 
 
-async def redacted_chunks(reader: asyncio.StreamReader, redaction: Redaction | None) -> AsyncIterator[bytes]:
+async def redacted_chunks(
+    reader: asyncio.StreamReader, redaction: Redaction | None, queue: CpuQueue
+) -> AsyncIterator[bytes]:
     """What is read without the values of secrets; what may be the beginning of one waits for what follows."""
     stream = redaction.stream() if redaction is not None else None
     while (chunk := await _read(reader, stream)) != b"":
+        await queue.wait()
         if stream is None:
             yield chunk or b""
         elif shown := stream.pause() if chunk is None else stream.feed(chunk):

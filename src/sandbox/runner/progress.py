@@ -48,10 +48,11 @@ class ProgressMeter:
         )
 
     def denied(self, count: int) -> None:
-        """So much has been refused by now in this attempt."""
+        """So much has been refused by now in this attempt. Told no more often than output is: refusals cost nothing."""
         count += self._denied_before
         if count != self._counters.egress_denied:
-            self._change(egress_denied=count)
+            self._counters = msgspec.structs.replace(self._counters, egress_denied=count)
+            self._dirty = True
 
     def agent_event(self, event: AgentEvent, monotonic: float) -> None:
         """Something stood in the agent's own event stream."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from sandbox.contracts.cpu_throttle import CpuQueue
 from sandbox.contracts.inside import HOME
 from sandbox.contracts.placement import TerminalOrder
 from sandbox.contracts.redaction import Redaction
@@ -127,11 +128,15 @@ class SharedTerminal:
 
 
 class Terminals:
-    """What the control socket reaches of the attempt's sandbox. Nothing before `begin` and after `close`."""
+    """What the control socket reaches of the attempt's sandbox. Nothing before `begin` and after `close`.
 
-    def __init__(self, redaction: Redaction | None) -> None:
+    queue: in which what shells say waits for the runner's CPU budget.
+    """
+
+    def __init__(self, redaction: Redaction | None, queue: CpuQueue) -> None:
         self.agent: SharedTerminal | None = None
         self._redaction = redaction
+        self._queue = queue
         self._sandbox: Sandbox | None = None
         self._is_closed = False
         self._command = Command(SHELL, {}, HOME)
@@ -247,7 +252,7 @@ class Terminals:
         await client.send_slowly(Ended(exit_.code))
 
     async def _tell_chunks(self, terminal: Terminal, client: Client) -> None:
-        async for chunk in redacted_chunks(terminal.output, self._redaction):
+        async for chunk in redacted_chunks(terminal.output, self._redaction, self._queue):
             await client.send_slowly(Shown(chunk))
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.agent.claude_code import ClaudeCode
+from sandbox.contracts.cpu_throttle import CpuThrottle
 from sandbox.contracts.disks import Disks
 from sandbox.contracts.journal import JournalWriter
 from sandbox.contracts.layout import TaskLayout, runner_socket
@@ -130,7 +131,8 @@ def _heard(order: LaunchOrder, life: AttemptLife) -> contextlib.AbstractAsyncCon
 async def _visit(order: LaunchOrder, redaction: Redaction | None) -> None:
     """The lock is held by being open; it goes with this process."""
     data_dir, run_dir = Path(order.data_dir), Path(order.run_dir)
-    equipment, terminals = _gather(order), Terminals(redaction)
+    equipment = _gather(order)
+    terminals = Terminals(redaction, equipment.throttle.queue())
     task = read_task(equipment.journals, order.task_id).task
     signal.alarm(0)
     if task is None:
@@ -183,19 +185,20 @@ def _wire_recorder(
 
 
 def _gather(order: LaunchOrder) -> Equipment:
-    data_dir = Path(order.data_dir)
+    data_dir, throttle = Path(order.data_dir), CpuThrottle()
     return Equipment(
         journals=FileJournals(data_dir),
         disks=choose_disks(order),
         remove=remove,
         images=HeldImages(data_dir),
         runtime=make_runtime(order.runtime, Path(order.run_dir), auto=order.auto),
-        gateways=SocketGateways(),
+        gateways=SocketGateways(throttle=throttle),
         agent=ClaudeCode(Path(order.agent_program)),
         workspaces=GitWorkspaces(os.environ, Reach(may_be_dialled, order.follow_redirects)),
         clock=SystemClock(),
         boot_id=read_boot_id(),
         confine=None if order.confines else confine_nothing,
+        throttle=throttle,
     )
 
 

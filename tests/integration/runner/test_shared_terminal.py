@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from sandbox.contracts.cpu_throttle import CpuThrottle
 from sandbox.contracts.placement import Receipt, TerminalOrder
 from sandbox.contracts.runtime import Exit, TerminalSize
 from sandbox.contracts.terminals import Ended, Resized, Role, Shown, TerminalRefusedError, Typed
@@ -42,7 +43,7 @@ class PlayedTerminal:
 @asynccontextmanager
 async def attended(tmp_path):
     """A played terminal that many can come to; `open` brings one more client."""
-    terminals, played = Terminals(None), PlayedTerminal()
+    terminals, played = Terminals(None, CpuThrottle().queue()), PlayedTerminal()
     terminals.begin(object(), {}, "/")
     terminals.agent = SharedTerminal(played)
     control, lines = UnixRunnerControl(tmp_path), []
@@ -182,7 +183,7 @@ def test_an_agent_without_a_terminal_and_a_sandbox_that_is_over_are_told(tmp_pat
 
 def test_what_is_closed_before_it_could_begin_stays_closed():
     """An agent may have ended by the time that the disk takes its start."""
-    terminals = Terminals(None)
+    terminals = Terminals(None, CpuThrottle().queue())
     terminals.close()
     terminals.begin(PlayedTerminal(), {}, "/")
     with pytest.raises(TerminalRefusedError, match="does not run now"):

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from doubles.attempt_equipment import Script, ScriptedRuntime, ScriptedSandbox, scripted_equipment
 from doubles.manifests import manifest
 from sandbox.contracts.agent import AgentStart
+from sandbox.contracts.cpu_throttle import CpuThrottle
 from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.inside import HOME
 from sandbox.contracts.layout import AttemptLayout
@@ -96,7 +97,7 @@ async def visited(tmp_path, disk, sockets=None):
     equipment = replace(scripted_equipment(Script(), None), disks=disk, runtime=runtime)
     start = AgentStart(command=Command(("claude",), {}, HOME), programs={}, session_id="")
     visit = Visit(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, equipment)
-    terminals, is_open = Terminals(None), asyncio.Event()
+    terminals, is_open = Terminals(None, CpuThrottle().queue()), asyncio.Event()
 
     @asynccontextmanager
     async def listen():

@@ -7,6 +7,7 @@ import socket
 import time
 
 from doubles.attempt_equipment import ATTEMPT_ID, Script, ScriptedAgent, SilentGateway
+from sandbox.contracts.cpu_throttle import CpuThrottle
 from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.runtime import KernelUse
@@ -200,7 +201,9 @@ def test_orders_are_taken_where_a_dead_runner_left_its_socket(tmp_path):
         dead.bind(str(path))
 
     async def play():
-        async with listening(path, lambda order: Receipt(done=True, message=order.reason), Terminals(None)):
+        async with listening(
+            path, lambda order: Receipt(done=True, message=order.reason), Terminals(None, CpuThrottle().queue())
+        ):
             return await UnixRunnerControl(tmp_path).cancel(ATTEMPT_ID, CancelOrder("enough"))
 
     assert asyncio.run(play()) == Receipt(done=True, message="enough")

@@ -121,3 +121,11 @@ def test_a_further_attempt_counts_on_from_the_one_before():
     told = notes[-1]
     assert (told.output_bytes, told.tool_calls, told.turns) == (110, 2, 4)
     assert (told.input_tokens, told.output_tokens, told.egress_denied) == (11, 6, 5)
+
+
+def test_refusals_are_told_no_more_often_than_output():
+    meter_, told = meter()
+    for tenth in range(100):
+        meter_.denied(tenth * 1000)
+        meter_.tell(tenth / 10)
+    assert len(told) <= 11

@@ -63,30 +63,19 @@ class _Run:
         self._active_at = self._clock.monotonic()
         manifest = attempt.task.manifest
         self._shortages = Shortages(manifest.vm, equipment.disks, attempt.files, self._record)
+        self._output_queue = equipment.throttle.queue()
         self._output = AgentOutput(
             self._record,
             self._heard,
             self._listen,
             redaction=attempt.redaction,
             allowance=OutputAllowance(equipment.clock, output_cost_bytes(attempt.task)),
+            queue=self._output_queue,
             stdout_as="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
         )
         self._killed = asyncio.Event()
         self._unreported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if attempt.upstream is None:
-            raise AttemptError(
-                FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
-            )
-        try:
-            self._gateway: Gateway = equipment.gateways.open(
-                attempt.upstream,
-                provisioned.task_key,
-                self._report,
-                _gateway_rules(attempt.task),
-                redact=attempt.redaction.redact_text if attempt.redaction is not None else str,
-            )
-        except ValueError as error:
-            raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
+        self._gateway = self._open_gateway(provisioned.task_key)
 
     async def carry_out(self) -> None:
         ended = Exit(None)
@@ -98,6 +87,23 @@ class _Run:
         self._meter.denied(self._gateway.denials)
         self._meter.close()
         await self._conclude(ended)
+
+    def _open_gateway(self, task_key: str) -> Gateway:
+        attempt = self._attempt
+        if attempt.upstream is None:
+            raise AttemptError(
+                FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
+            )
+        try:
+            return attempt.equipment.gateways.open(
+                attempt.upstream,
+                task_key,
+                self._report,
+                _gateway_rules(attempt.task),
+                redact=attempt.redaction.redact_text if attempt.redaction is not None else str,
+            )
+        except ValueError as error:
+            raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 
     async def _work(self, helpers: list["asyncio.Task[None]"]) -> Exit:
         """From the agent's start until nothing is left of it but what was read."""
@@ -133,7 +139,7 @@ class _Run:
             async with asyncio.timeout(SANDBOX_START_SECONDS):
                 if not self._attempt.task.manifest.claude.headless:
                     self._session = await begin_session(self._sandbox, self._start.command)
-                    chunks = redacted_chunks(self._session.terminal.output, self._attempt.redaction)
+                    chunks = redacted_chunks(self._session.terminal.output, self._attempt.redaction, self._output_queue)
                     shared = self._terminals.agent = SharedTerminal(self._session.terminal)
                     return [partial(output.take_terminal, chunks, shared.show)]
                 stdout, stderr = await self._sandbox.start(self._start.command)

@@ -1,0 +1,66 @@
+"""What floods from inside cost the process of a gateway, and its model requests: `python bench/gateway_floods.py`.
+
+Each flood goes on for `--seconds`; `--only TEXT` chooses floods by their names. Printed: the processor time that the
+gateway took, in cores, in all and in the last half; milliseconds of model requests meanwhile, over a kept connection
+and over fresh ones, median and longest (60000: it failed); events that the gateway reported; its memory.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from doubles import floods
+from doubles.flood_bench import FloodBench, ask, flood_bench
+
+
+def main() -> None:
+    """One flood after the other, each at a gateway of its own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="")
+    parser.add_argument("--seconds", type=float, default=20)
+    chosen = parser.parse_args()
+    print(f"{'flood':<36} {'cores':>6} {'later':>6}   kept: median, max ms   fresh: median, max ms   events  MiB")
+    for name in floods.names():
+        if chosen.only in name:
+            with flood_bench() as bench:
+                measured = measure(bench, name, chosen.seconds)
+            print(f"{measured} {bench.end['events']:>6} {bench.end['peak_memory_bytes'] >> 20:>4}", flush=True)
+
+
+def measure(bench: FloodBench, name: str, seconds: float) -> str:
+    """The beginning of a line."""
+    asked: dict[str, list[float]] = {"kept": [], "fresh": []}
+    looks = [(time.monotonic(), bench.cpu_seconds)]
+    with bench.connected() as kept, bench.flooded(name):
+        while len(looks) < 3:
+            asked["kept"].append(timed(kept))
+            with bench.connected() as fresh:
+                asked["fresh"].append(timed(fresh))
+            time.sleep(0.1)
+            now = time.monotonic()
+            if now > looks[0][0] + seconds / 2 * len(looks):
+                looks.append((now, bench.cpu_seconds))
+    (began, before), (middle, by_then), (end, after) = looks
+    cores, later = (after - before) / (end - began), (after - by_then) / (end - middle)
+    times = "   ".join(f"{statistics.median(one):>9.1f} {max(one):>9.1f}  " for one in asked.values())
+    return f"{name:<36} {cores:6.2f} {later:6.2f}   {times}"
+
+
+def timed(connection: HTTPConnection) -> float:
+    """Milliseconds."""
+    began = time.perf_counter()
+    try:
+        ask(connection)
+    except (OSError, HTTPException):
+        connection.close()
+        return 60_000
+    return (time.perf_counter() - began) * 1000
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""A gateway in a process of its own, for which HOST is on loopback.
+
+`flooded_gateway.py MODEL_PORT HOST_PORT SPENT FACTOR`. SPENT: CPU seconds that its budget has spent already; each that
+it uses counts FACTOR times. Prints a JSON line with its ports once it serves, and another with what it has reported
+when its standard input ends.
+"""
+
+import asyncio
+import json
+import resource
+import sys
+import time
+from itertools import count
+
+from doubles.far_host import HOST
+from doubles.loopback_listeners import loopback_listeners
+from doubles.served_gateway import SERVER_KEY, TASK_KEY
+from sandbox.contracts.cpu_throttle import CpuThrottle
+from sandbox.contracts.gateway import GatewayRules, ModelUpstream
+from sandbox.gateway import outward
+from sandbox.gateway.serve import SocketGateways
+from sandbox.model.egress import EgressRule, EgressRules
+
+MODEL_ADDRESS = "127.0.0.9"
+
+
+async def main() -> None:
+    model_port, host_port = map(int, sys.argv[1:3])
+    throttle = spent_throttle(*map(float, sys.argv[3:]))
+    outward._resolve = lambda host: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
+    upstream = ModelUpstream(f"http://{MODEL_ADDRESS}:{model_port}", api_key=SERVER_KEY)
+    rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), is_outbound=True))
+    told: list[str] = []
+    with loopback_listeners() as listeners:
+        gateway = SocketGateways(address_policy=lambda _: True, throttle=throttle).open(
+            upstream, TASK_KEY, lambda event: told.append(type(event).__name__), rules
+        )
+        serving = asyncio.ensure_future(gateway.serve(listeners))
+        ports = {
+            "model": listeners.model.getsockname()[1],
+            "proxy": listeners.proxy.getsockname()[1],
+            "names": listeners.names_udp.getsockname()[1],
+            "names_tcp": listeners.names_tcp.getsockname()[1],
+            "transparent_80": listeners.transparent[80].getsockname()[1],
+            "transparent_443": listeners.transparent[443].getsockname()[1],
+            "host": host_port,
+        }
+        print(json.dumps(ports), flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"events": len(told), "denials": gateway.denials, "peak_memory_bytes": peak}), flush=True)
+
+
+def spent_throttle(spent_seconds: float, factor: float) -> CpuThrottle:
+    looks = count()
+    return CpuThrottle(cpu_seconds=lambda: factor * time.process_time() + (spent_seconds if next(looks) else 0.0))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,125 @@
+"""A sandbox that floods its gateway gets a bounded part of a processor, and its model requests go on.
+
+What is asserted is the CPU time of the gateway's process, which a busy machine makes no larger.
+"""
+
+import socket
+import statistics
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from doubles import floods
+from doubles.flood_bench import ask, flood_bench
+from sandbox.gateway.limits import MODEL_DEBT_SECONDS, NEW_MODEL_DEBT_SECONDS
+from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
+
+FLOOD_SECONDS, FACTOR = 5.0, 4
+EVENTS_PER_SECOND_MAX = 25
+SLACK_CPU_SECONDS = 0.3
+"""What is read ahead and thrown away, timers, and the requests of the test."""
+
+FLOODS = (
+    "names that are refused over UDP",
+    "a name that is known over UDP",
+    "names that are refused over TCP",
+    "refused tunnels",
+    "TLS without a name",
+    "the head of a request byte by byte",
+    "allowed tunnels",
+    "a tunnel inwards",
+    "requests with a wrong key",
+    "requests that are pipelined",
+    "a body that is refused",
+    "a body in chunks of a byte",
+)
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_has_a_bounded_part_of_a_processor_and_model_requests_go_on(name):
+    seconds = []
+    spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_DEBT_SECONDS
+    with flood_bench(spent, FACTOR) as bench, bench.connected() as kept:
+        ask(kept)
+        began, cpu_began = time.monotonic(), bench.cpu_seconds
+        with bench.flooded(name):
+            while time.monotonic() < began + FLOOD_SECONDS:
+                asked = time.monotonic()
+                ask(kept)
+                seconds.append(time.monotonic() - asked)
+                time.sleep(0.1)
+            used, lasted = bench.cpu_seconds - cpu_began, time.monotonic() - began
+        with bench.connected() as fresh:
+            ask(fresh)
+    assert used < RUNNER_CPU_CORES / FACTOR * lasted + SLACK_CPU_SECONDS
+    assert statistics.median(seconds) < 1
+    assert bench.end["events"] < EVENTS_PER_SECOND_MAX * lasted + len(seconds) + 100
+    assert bench.end["peak_memory_bytes"] < 200 * 1024**2
+
+
+def test_requests_that_are_forwarded_have_a_bounded_part_too():
+    with flood_bench(RUNNER_CPU_BURST_SECONDS + MODEL_DEBT_SECONDS, FACTOR) as bench:
+        began, cpu_began = time.monotonic(), bench.cpu_seconds
+        with bench.flooded("requests that are forwarded"):
+            time.sleep(FLOOD_SECONDS)
+            used, lasted = bench.cpu_seconds - cpu_began, time.monotonic() - began
+    assert used < RUNNER_CPU_CORES / FACTOR * lasted + SLACK_CPU_SECONDS
+
+
+def opened(bench, kind):
+    floods.PORTS.update(bench.ports)
+    connection = floods.connect("proxy")
+    connection.sendall(floods.tunnel(kind))
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += connection.recv(1)
+    assert b" 200 " in head
+    return connection
+
+
+def test_what_an_installation_does_stays_within_what_may_be_spent_at_once():
+    """Its twin: 600 connections to a host and 2000 queries for names, many of them at a time."""
+    tunnels, failures = 600, []
+
+    def install(bench):
+        try:
+            for _ in range(tunnels // 20):
+                with opened(bench, b"\3") as connection:
+                    connection.sendall(b"y" * 20_000)
+                    connection.shutdown(socket.SHUT_WR)
+                    heard = b""
+                    while data := connection.recv(65536):
+                        heard += data
+                    assert heard == b"\3" + b"y" * 20_000 + b"heard" or heard == b"y" * 20_000 + b"heard"
+        except Exception as error:
+            failures.append(error)
+
+    with flood_bench() as bench:
+        before = bench.cpu_seconds
+        installing = [threading.Thread(target=install, args=(bench,)) for _ in range(20)]
+        for thread in installing:
+            thread.start()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
+            resolver.connect(("127.0.0.1", bench.ports["names"]))
+            resolver.settimeout(20)
+            for _ in range(2000):
+                resolver.send(floods.query(floods.HOST))
+                assert resolver.recv(1000)[3] & 15 == 0
+        for thread in installing:
+            thread.join()
+        used = bench.cpu_seconds - before
+    assert failures == []
+    assert used < RUNNER_CPU_BURST_SECONDS
+
+
+def test_a_large_clone_stays_within_what_may_be_spent_at_once():
+    megabytes = 600
+    with flood_bench() as bench, ExitStack() as stack:
+        connection = stack.enter_context(opened(bench, b"\2"))
+        before, received, room = bench.cpu_seconds, 0, bytearray(1 << 20)
+        while received < megabytes * 10**6:
+            received += connection.recv_into(room)
+        used = bench.cpu_seconds - before
+    assert used / megabytes < RUNNER_CPU_BURST_SECONDS / 600
