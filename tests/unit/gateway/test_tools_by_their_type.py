@@ -62,7 +62,7 @@ def test_a_tool_of_the_models_servers_with_a_known_fee_reaches_elsewhere(kind):
     assert fee(tools=tool(f"{kind}x")) == f"The tool {kind.upper()}X"
 
 
-@pytest.mark.parametrize("kind", ["mcp_toolset", "web_fetch_20250910", "a\nb_20250910", "_20250910"])
+@pytest.mark.parametrize("kind", ["mcp_toolset", "web_fetch_20250910", "web_fetch_20250910 ", "a\nb_20250910", "_20250910"])
 @pytest.mark.parametrize("place", ["anything", "content", "system", "tool_choice"])
 def test_what_is_such_a_tool_by_its_type_is_one_wherever_it_stands(kind, place):
     value = {"type": kind, "name": "x"}
@@ -71,7 +71,7 @@ def test_what_is_such_a_tool_by_its_type_is_one_wherever_it_stands(kind, place):
 
 
 @pytest.mark.parametrize(
-    "kind", ["mcp_toolset_x", "xmcp_toolset", "text", "web_fetch_2025091", "web_fetch_20250910 ", 7, None]
+    "kind", ["mcp_toolset_x", "xmcp_toolset", "text", "web_fetch_2025091", 7, None]
 )
 def test_what_is_none_by_its_type_is_one_among_tools_only(kind):
     assert reach(content=[{"type": kind, "name": "x"}]) is None
@@ -81,13 +81,19 @@ def test_what_is_none_by_its_type_is_one_among_tools_only(kind):
 # Where tools stand
 
 
-@pytest.mark.parametrize(
-    "name", ["caller", "context_management", "input", "metadata", "output_config", "output_format", "safeguards"]
-)
+@pytest.mark.parametrize("name", ["context_management", "metadata", "output_config", "output_format", "safeguards"])
 def test_data_is_not_looked_at(name):
     data = {"type": "web_fetch_20250910", "Tools": [{"type": "web_fetch_20250910"}], "source": {"type": "url"}}
     assert reach(**{name: data}) is None
     assert reach(**{f"{name}s": data}) is not None
+
+
+@pytest.mark.parametrize("name", ["caller", "input"])
+def test_what_a_call_of_a_tool_is_given_is_not_looked_at(name):
+    data = {"type": "web_fetch_20250910", "Tools": [{"type": "web_fetch_20250910"}], "source": {"type": "url"}}
+    assert reach(content=[{"type": "tool_use", "name": "x", name: data}]) is None
+    assert reach(content=[{"type": "tool_result", name: data}]) is not None
+    assert reach(**{name: data}) is not None
 
 
 @pytest.mark.parametrize("name", ["tools", "definition"])
@@ -120,9 +126,9 @@ def test_a_change_of_tools_names_or_defines_one(kind):
 
 
 @pytest.mark.parametrize("name", ["Tools", "toolS", "TYPE", "Source", "MCP_servers", "\u212a"])
-def test_a_name_in_capital_letters_is_refused_since_some_servers_read_it(name):
-    assert reach(**{name: None}) == "A name in capital letters"
-    assert reach(content=[{"type": "text", name: 1}]) == "A name in capital letters"
+def test_a_name_in_other_letters_is_refused_since_some_servers_read_it(name):
+    assert reach(**{name: None}) == "A name that no field has"
+    assert reach(content=[{"type": "text", name: 1}]) == "A name that no field has"
     assert reach(content=[{"type": "text", "text": name}]) is None
 
 
@@ -132,8 +138,8 @@ def test_a_name_in_capital_letters_is_refused_since_some_servers_read_it(name):
 @pytest.mark.parametrize("key", ["mcp_servers", "container"])
 def test_servers_and_containers_of_the_models_reach_elsewhere(key):
     for value in ([{"url": "x"}], {"id": "x"}, "x", 1):
-        assert reach(**{key: value}) == f"'{key}'"
-        assert reach(fallbacks=[{key: value}]) == f"'{key}'"
+        assert reach(**{key: value}) == f"'{key.upper()}'"
+        assert reach(fallbacks=[{key: value}]) == f"'{key.upper()}'"
     for nothing in (None, [], {}, "", 0, False):
         assert reach(**{key: nothing}) is None
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.egress import Checked, EgressPolicy, Free, Passage, Refusal, is_address
+from sandbox.gateway.egress import Checked, EgressPolicy, Passage, Refusal, is_address
 from sandbox.gateway.tls_opening import TlsOpening
 from sandbox.model.egress import EgressRules
 
@@ -52,12 +52,6 @@ def test_a_beginning_that_is_refused_stays_refused():
     tunnel = Checked(Played(refusal, refusal), b"")
     assert tunnel.client_sent(b"a") is refusal
     assert tunnel.client_sent(b"b") is refusal
-    assert tunnel.is_over is False
-
-
-def test_a_tunnel_without_a_protocol_to_look_at_passes_all_of_it():
-    tunnel = Free(b"first")
-    assert (tunnel.begin(), tunnel.client_sent(b"second"), tunnel.client_sent(b"")) == (b"first", b"second", b"")
     assert tunnel.is_over is False
 
 
