@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from escape.host_watch import WITNESSES
+
 OWN_KERNEL = ("gvisor", "qemu")
 """Tiers whose sandboxes have a kernel of their own, so that what it allows can stay inside."""
 
@@ -12,9 +14,9 @@ DENIED = ("EPERM", "EACCES", "ENOSYS")
 
 
 class Outcome(StrEnum):
-    """What a row of the table showed. An attack is declared as refused or inside only; UNPROVEN never gets into the table.
+    """What a row of the table showed. Attacks are declared as REFUSED or INSIDE; UNPROVEN is never written.
 
-    HELD: for rows that no attack reports, since what counts is what the host did.
+    HELD: for rows that are about what the host did, and not about what an attack reports.
     """
 
     REFUSED = "refused"
@@ -29,7 +31,7 @@ class Attack:
     """One row of the table.
 
     `attack` and `twin` are Python to run inside. Each reports by calling `through()` when it succeeds, or
-    `refused(*words)`. An exception that is an OSError reports `refused(<name of its errno>)`. Output is never an outcome.
+    `refused(*words)`. An OSError reports `refused(<name of its errno>)`. Output is never an outcome.
 
     refused_by: the words that count as a refusal. Everything else that is reported leaves the row unproven.
     inside: the tiers whose own kernel allows the attack. There it must succeed, and the host must not change.
@@ -51,6 +53,7 @@ class Attack:
     def __post_init__(self):
         assert set(self.inside) <= set(OWN_KERNEL), f"{self.name}: only {OWN_KERNEL} have a kernel of their own"
         assert self.unchanged or not self.inside, f"{self.name}: name a witness on the host"
+        assert set(self.unchanged) <= set(WITNESSES), f"{self.name}: there are no such witnesses"
         assert "ENOENT" not in self.refused_by or self.host_paths, f"{self.name}: what must exist on the host?"
         assert self.refused_by, f"{self.name}: by what may it be refused?"
 

@@ -3,10 +3,11 @@
 A twin that several attacks have is played once, after the last of them.
 
 Usage: python3 battery.py ATTACKS RESULTS AT_ONCE SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name, attack,
-twin, hold_seconds}]}`; RESULTS gets `{name: {attack: report, twin: report}}`. A report is `{outcome, by, said}`. The outcome is
+twin, hold_seconds}]}`; RESULTS gets `{name: {attack: report, twin: report}}`. A report is `{outcome, by, said}`. The
+outcome is
 
 - `through`: the code called `through()`;
-- `refused`: it called `refused(*words)`, raised an OSError, or was killed; `by` has the words, the name of the errno or signal;
+- `refused`: it called `refused(*words)`, raised an OSError, or was killed; `by` has the words, the errno or the signal;
 - `hung`: it was not done after SECONDS;
 - `broken`: it raised something else, or called `means()` around something that failed;
 - `silent`: none of these. What it printed is in `said`, to read, and is never an outcome.

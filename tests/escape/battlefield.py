@@ -208,7 +208,8 @@ class Battlefield:
     def _settle(self, task_id):
         deadline = time.monotonic() + TASK_SECONDS
         while (state := self.world.status(task_id)["state"]) != "running":
-            assert state not in TERMINAL and time.monotonic() < deadline, f"{state}\n{self.world.tell(task_id)}"
+            is_waiting = state not in TERMINAL and time.monotonic() < deadline
+            assert is_waiting, f"{state}\n{self.world.tell(task_id)}"
             time.sleep(0.05)
         self._watch.settle()
         self._missing = self._look_for_paths()
