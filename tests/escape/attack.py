@@ -9,6 +9,9 @@ from escape.host_watch import WITNESSES
 OWN_KERNEL = ("gvisor", "qemu")
 """Tiers whose sandboxes have a kernel of their own, so that what it allows can stay inside."""
 
+CLOCK_SKEW_SECONDS = 1.5
+"""A guest reads its clock at boot, in whole seconds."""
+
 DENIED = ("EPERM", "EACCES", "ENOSYS")
 """The answers of a kernel that refuses a call."""
 
@@ -67,9 +70,15 @@ class Evidence:
     """What the host saw while the attacks ran.
 
     changes: by witness, what changed · missing: the paths and settings that do not exist on the host
-    packets: (protocol, address or setting, port) that arrived outside.
+    packets: (protocol, address or setting, port) that arrived outside · samples: begin and end of each look.
     """
 
     changes: Mapping[str, list[str]]
     missing: frozenset[str] = frozenset()
     packets: frozenset[tuple[str, str, int]] = frozenset()
+    samples: tuple[tuple[float, float], ...] = ()
+
+    def covers(self, begin, end):
+        """Whether a whole sample was taken while an attack held what it did, by clocks that differ a little."""
+        first, last = begin + CLOCK_SKEW_SECONDS, end - CLOCK_SKEW_SECONDS
+        return any(first <= sample_begin and sample_end <= last for sample_begin, sample_end in self.samples)

@@ -3,8 +3,8 @@
 A twin that several attacks have is played once, after the last of them.
 
 Usage: python3 battery.py ATTACKS RESULTS AT_ONCE SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name, attack,
-twin, hold_seconds}]}`; RESULTS gets `{name: {attack: report, twin: report}}`. A report is `{outcome, by, said}`. The
-outcome is
+twin, hold_seconds}]}`; RESULTS gets `{name: {attack: report, twin: report}}`. A report is `{outcome, by, said}`,
+with `held` the times between which what succeeded stayed done. The outcome is
 
 - `through`: the code called `through()`;
 - `refused`: it called `refused(*words)`, raised an OSError, or was killed; `by` has the words, the errno or the signal;
@@ -56,6 +56,9 @@ class Reports:
 
     def broken(self, error):
         self._write({"outcome": "broken", "by": [f"{type(error).__qualname__}: {error}"[:300]]})
+
+    def held(self, begin, end):
+        self._write({"outcome": "held", "held": [begin, end]})
 
     def attempt(self, *calls):
         """Try each; through when one of them works, refused by what all of them met when none does."""
@@ -137,6 +140,8 @@ class Play:
 def report_of(reported, status, *, hung):
     """One report of all: success counts first, then what is wrong with the attack, then that it was refused."""
     reports = [json.loads(line) for line in reported.splitlines()]
+    held = [report["held"] for report in reports if report["outcome"] == "held"]
+    reports = [report for report in reports if report["outcome"] != "held"]
     if hung:
         reports.append({"outcome": "hung"})
     if os.WIFSIGNALED(status):
@@ -144,7 +149,7 @@ def report_of(reported, status, *, hung):
     for outcome in ("through", "hung", "broken"):
         for report in reports:
             if report["outcome"] == outcome:
-                return {"by": [], **report}
+                return {"by": [], **report, **({"held": held[0]} if held else {})}
     words = sorted({word for report in reports for word in report["by"]})
     return {"outcome": "refused" if reports else "silent", "by": words}
 
@@ -170,7 +175,10 @@ def run(source, names, said, reported, hold_seconds):
         reports.broken(error)
     finally:
         if reports.is_through and os.getpid() == own:
-            time.sleep(hold_seconds)  # what it did stays done for as long, so that the host can look
+            # What it did stays done for as long, so that the host can look.
+            begin = time.time()
+            time.sleep(hold_seconds)
+            reports.held(begin, time.time())
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -183,7 +183,7 @@ class Battlefield:
         """What the host saw, by the names that attacks use."""
         addresses = {address: name for name, address in self._settings.items() if isinstance(address, str)}
         packets = {(protocol, addresses.get(address, address), port) for protocol, address, port in self.sent}
-        return Evidence(self._watch.changes(), frozenset(self._missing), frozenset(packets))
+        return Evidence(self._watch.changes(), frozenset(self._missing), frozenset(packets), tuple(self._watch.samples))
 
     def _look_for_paths(self):
         """The paths of attacks that the server itself does not find; asked while a sandbox is up."""

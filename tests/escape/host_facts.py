@@ -99,7 +99,8 @@ def names_below(root):
     found = set()
     for directory in DIRECTORIES:
         try:
-            found.update(f"/{path.relative_to(root)}" for path in (root / directory).iterdir())
+            with os.scandir(root / directory) as entries:
+                found.update(f"/{directory}/{entry.name}" for entry in entries)
         except OSError:
             continue
     return found

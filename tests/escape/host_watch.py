@@ -14,8 +14,8 @@ from doubles.traces import processes
 from escape import host_facts
 
 INTERVAL_SECONDS, WATCH_NICE = 0.2, -15
-HOLD_SECONDS = 6.0
-"""At least twice the time between two samples; where the machine was too busy for that, the watch proves nothing."""
+HOLD_SECONDS = 8.0
+"""Long enough for a whole sample on a busy machine; where it was not, nothing is proven."""
 
 TERMINALS_MAX, KEYS_MAX = 16, 0
 """What a sandbox has of the host's: terminals of its own programs, and no key."""
@@ -28,14 +28,14 @@ class HostWatch:
     """Enter it before the attacks.
 
     marker: in everything that attacks make · others: ids of processes of the host that no attack may reach
-    data_dir: of the server whose attempts are watched.
+    data_dir: of the server whose attempts are watched · samples: begin and end of each.
     """
 
     def __init__(self, marker, others, data_dir):
         self._marker, self._others, self._data_dir = marker, tuple(others), Path(data_dir)
         self._found = {}
         self._settled = {}
-        self._gap_seconds = 0.0
+        self.samples = []
         self._failure = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -60,30 +60,27 @@ class HostWatch:
             self._settled.update(self._attempt())
 
     def changes(self):
-        """`{witness: changes}`; without witnesses that saw too little to say anything."""
+        """`{witness: changes}`; without witnesses that never looked."""
         if self._failure is not None:
             raise self._failure
-        if self._gap_seconds > HOLD_SECONDS / 2:
-            return {}
         return {name: sorted(found) for name, found in self._found.items()}
 
     def look(self):
         """Take one sample."""
+        begin = time.time()
         with self._lock:
             attempt = self._attempt()
             pairs = list(self._pairs(attempt))
             for name, witness in WITNESSES.items():
                 if self._settled or name not in OF_SANDBOXES:
                     self._found.setdefault(name, set()).update(witness(self, attempt, pairs))
+            self.samples.append((begin, time.time()))
 
     def _watch(self):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WATCH_NICE)
-        last = time.monotonic()
         try:
             while not self._stop.wait(INTERVAL_SECONDS):
                 self.look()
-                self._gap_seconds = max(self._gap_seconds, time.monotonic() - last)
-                last = time.monotonic()
         except Exception as error:
             self._failure = error
 

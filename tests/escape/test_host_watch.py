@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from escape import host_facts
+from escape.attack import Evidence
 from escape.host_watch import AIO_EVENTS, HOLD_SECONDS, TERMINALS_MAX, WITNESSES, HostWatch
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the host")
@@ -207,12 +208,14 @@ def test_without_a_sandbox_what_is_about_sandboxes_is_not_said(marker, other, tm
     assert set(watch.changes()) == {"processes", "mounts", "files", "settings", "AIO contexts"}
 
 
-def test_a_watch_that_was_kept_from_looking_says_nothing(watch, monkeypatch):
-    watch.look()
+def test_a_watch_covers_the_time_in_which_it_looked_and_no_other(watch, monkeypatch):
+    begin = time.time()
+    time.sleep(HOLD_SECONDS)
+    end = time.time()
+    assert Evidence({}, samples=tuple(watch.samples)).covers(begin, end)
     monkeypatch.setattr(host_facts, "read_settings", lambda: time.sleep(HOLD_SECONDS) or {})
-    time.sleep(1)
-    watch.look()
-    assert watch.changes() == {}
+    time.sleep(HOLD_SECONDS)
+    assert not Evidence({}, samples=tuple(watch.samples)).covers(end, time.time())
 
 
 def test_a_watch_that_broke_is_an_error(marker, other, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The battery that runs inside reports what code did, and takes nothing that it prints for an outcome."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -80,6 +81,19 @@ def test_a_child_that_stays_behind_holds_up_nothing(play):
 def test_what_succeeded_stays_done_for_as_long_as_the_host_needs(code, is_held):
     play = battery.Play(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
     began = time.monotonic()
-    while play.ended() is None:
+    while (report := play.ended()) is None:
         time.sleep(0.01)
     assert (time.monotonic() - began >= HOLD_SECONDS) is is_held
+    assert ("held" in report) is is_held
+    if is_held:
+        begin, end = report["held"]
+        assert end - begin >= HOLD_SECONDS
+
+
+def test_what_was_killed_while_it_held_was_not_held():
+    code = "signal.signal(signal.SIGALRM, signal.SIG_DFL); through(); signal.setitimer(signal.ITIMER_REAL, 0.5)"
+    play = battery.Play(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
+    while (report := play.ended()) is None:
+        time.sleep(0.01)
+    assert report["outcome"] == "through"
+    assert "held" not in report

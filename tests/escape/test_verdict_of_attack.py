@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from escape.attack import Attack, Evidence, Outcome
+from escape.attack import CLOCK_SKEW_SECONDS, Attack, Evidence, Outcome
 from escape.host_watch import WITNESSES
 from escape.verdict_of_attack import judge_attack
 from escape.verdicts import judge_watch
@@ -19,8 +19,10 @@ ATTACK = Attack(
     host_paths=("/etc/shadow", "CANARY"),
     packet=("udp", "PUBLIC", 53),
 )
-QUIET = Evidence({name: [] for name in WITNESSES})
-THROUGH = {"outcome": "through", "by": [], "said": ""}
+BEGIN, END = 100.0, 106.0
+OFTEN = tuple((90 + 0.5 * number, 90.4 + 0.5 * number) for number in range(60))
+QUIET = Evidence({name: [] for name in WITNESSES}, samples=OFTEN)
+THROUGH = {"outcome": "through", "by": [], "said": "", "held": [BEGIN, END]}
 REFUSED = {"outcome": "refused", "by": ["EPERM"], "said": ""}
 
 
@@ -82,23 +84,43 @@ def test_nothing_is_proven_of_what_was_not_played(result):
 @pytest.mark.parametrize(("report", "tier"), [(REFUSED, "bubblewrap"), (THROUGH, "gvisor"), ({}, "gvisor")])
 @pytest.mark.parametrize("name", ATTACK.unchanged)
 def test_a_change_on_the_host_is_an_escape_whatever_was_reported(report, tier, name):
-    changed = Evidence({**QUIET.changes, name: ["something"]})
+    changed = Evidence({**QUIET.changes, name: ["something"]}, samples=OFTEN)
     assert outcome(report, tier=tier, evidence=changed) is Outcome.ESCAPED
 
 
 def test_a_change_that_another_attack_is_about_does_not_count_for_this_one():
-    changed = Evidence({**QUIET.changes, "keys": ["something"]})
+    changed = Evidence({**QUIET.changes, "keys": ["something"]}, samples=OFTEN)
     assert outcome(THROUGH, tier="gvisor", evidence=changed) is Outcome.INSIDE
     assert judge_watch(changed).outcome is Outcome.ESCAPED
 
 
 @pytest.mark.parametrize(("report", "tier"), [(REFUSED, "bubblewrap"), (THROUGH, "gvisor")])
 def test_nothing_is_proven_where_the_host_was_not_watched(report, tier):
-    unwatched = Evidence({"files": []})
+    unwatched = Evidence({"files": []}, samples=OFTEN)
     assert outcome(report, tier=tier, evidence=unwatched) is Outcome.UNPROVEN
     assert outcome(report, tier=tier, evidence=Evidence({})) is Outcome.UNPROVEN
     assert judge_watch(unwatched).outcome is Outcome.UNPROVEN
     assert judge_watch(QUIET).outcome is Outcome.HELD
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        (),
+        tuple(one for one in OFTEN if not BEGIN <= one[0] <= END),
+        ((BEGIN - 1, END - 2),),
+        ((BEGIN + 2, END + 1),),
+        ((BEGIN + CLOCK_SKEW_SECONDS - 0.1, END - CLOCK_SKEW_SECONDS),),
+        ((BEGIN + CLOCK_SKEW_SECONDS, END - CLOCK_SKEW_SECONDS + 0.1),),
+    ],
+)
+def test_success_is_unproven_unless_the_host_was_looked_at_while_it_lasted(samples):
+    assert outcome(THROUGH, tier="gvisor", evidence=dataclasses.replace(QUIET, samples=samples)) is Outcome.UNPROVEN
+    assert outcome(REFUSED, evidence=dataclasses.replace(QUIET, samples=samples)) is Outcome.REFUSED
+
+
+def test_success_that_was_not_held_is_unproven():
+    assert outcome({"outcome": "through", "by": [], "said": ""}, tier="gvisor") is Outcome.UNPROVEN
 
 
 def test_nothing_is_proven_by_the_absence_of_what_the_host_has_not_got():

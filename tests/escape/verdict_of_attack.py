@@ -42,17 +42,27 @@ def _doubt(attack, tier, result, evidence):
         return f"not played: {result}"
     if result["twin"].get("outcome") != "through":
         return f"its twin failed: {result['twin']}"
+    return _doubt_of_host(attack, evidence) or _doubt_of_report(attack, tier, result["attack"], evidence)
+
+
+def _doubt_of_host(attack, evidence):
     unwatched = [name for name in attack.unchanged if name not in evidence.changes]
     if unwatched:
         return f"the host was not watched for: {unwatched}"
     if attack.host_paths and evidence.missing.issuperset(attack.host_paths):
         return f"the host has none of {attack.host_paths}"
-    report, declared = result["attack"], attack.declared(tier)
+    return None
+
+
+def _doubt_of_report(attack, tier, report, evidence):
     if report.get("outcome") not in {"through", "refused"}:
         return f"it reported no outcome: {report}"
-    if (report["outcome"] == "refused") is (declared is Outcome.INSIDE):
+    is_through, declared = report["outcome"] == "through", attack.declared(tier)
+    if is_through is not (declared is Outcome.INSIDE):
         return f"declared as {declared.value!r}: {report}"
-    strange = set(report.get("by", ())) - set(attack.refused_by)
-    if report["outcome"] == "refused" and (strange or not report.get("by")):
+    if is_through and not evidence.covers(*report.get("held", (0, 0))):
+        return f"the host was not looked at while it lasted: {report}"
+    words = set(report.get("by", ()))
+    if not is_through and not (words and words <= set(attack.refused_by)):
         return f"refused by something that is not declared: {report}"
     return None

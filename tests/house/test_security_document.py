@@ -1,4 +1,4 @@
-"""docs/security.md shows the outcome of every attack, as it is declared, and the table refuses what was not asserted."""
+"""docs/security.md shows the declared outcome of every attack, and the table refuses what was not asserted."""
 
 import re
 from pathlib import Path
