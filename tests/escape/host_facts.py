@@ -40,13 +40,13 @@ def read_process(pid):
         threads = [_stat(path) for path in (directory / "task").iterdir()]
         return Process(
             start=_stat(directory)[19],
-            uid=int(re.search(r"(?m)^Uid:\s+(\d+)", (directory / "status").read_text())[1]),
+            uid=int(re.search(r"(?m)^Uid:\s+(\d+)", _read(directory / "status"))[1]),
             namespaces={kind: _link(directory / "ns" / kind) for kind in NAMESPACES},
             root=_link(directory / "root"),
             mounts=frozenset(line for line in mount_table(pid) if line.split()[4] in PROTECTED),
             nice=min(int(words[16]) for words in threads),
             policies=frozenset(int(words[38]) for words in threads) - _ORDINARY_POLICIES,
-            groups=(directory / "cgroup").read_text(),
+            groups=_read(directory / "cgroup"),
             terminals=sum(map(_is_terminal, (directory / "fd").iterdir())),
         )
     except (OSError, IndexError, ValueError):
@@ -55,7 +55,16 @@ def read_process(pid):
 
 def _stat(directory):
     """The fields after the name, from the state on."""
-    return (directory / "stat").read_text().rpartition(") ")[2].split()
+    return _read(directory / "stat").rpartition(") ")[2].split()
+
+
+def _read(path):
+    """A small file of /proc in one piece: with a text stream it takes three times as long."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, 65536).decode(errors="replace")
+    finally:
+        os.close(fd)
 
 
 def _link(path):
