@@ -39,11 +39,14 @@ CREDENTIALS = (
 )
 RESOURCES = (
     *("all pseudo-terminals of the machine", "the machine's contexts for AIO", "a higher priority"),
-    *("real-time scheduling", "memory by shared memory files"),
+    "real-time scheduling",
 )
+MODEST = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS = 8"
+"""Without what another test's watch of the host would take for an escape."""
+
 ALL = [
     *(pytest.param("credentials", name, attacks_on_credentials.PRELUDE, id=name) for name in CREDENTIALS),
-    *(pytest.param("resources", name, attacks_on_resources.PRELUDE, id=name) for name in RESOURCES),
+    *(pytest.param("resources", name, MODEST, id=name) for name in RESOURCES),
 ]
 
 
