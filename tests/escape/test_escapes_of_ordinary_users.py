@@ -10,7 +10,8 @@ import pytest
 from doubles.live import until
 from doubles.traces import left_behind
 from escape.battlefield import ATTACKS, Battlefield
-from escape.verdicts import is_held
+from escape.verdict_of_attack import judge_attack
+from escape.verdicts import Outcome, judge_watch
 
 pytestmark = pytest.mark.timeout(900)
 USER = 64_321
@@ -40,9 +41,15 @@ def field():
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL)
-def test_an_attack_fails_and_its_twin_works(field, kind, name):
-    came_of_it = field.results[kind][name]
-    assert is_held(came_of_it), came_of_it
+def test_an_attack_has_the_declared_outcome_and_its_twin_works(field, kind, name):
+    attack = next(one for one in ATTACKS[kind] if one.name == name)
+    verdict = judge_attack(attack, field.tier, field.results[kind].get(name, {}), field.evidence)
+    assert verdict.outcome is attack.declared(field.tier), verdict
+
+
+def test_nothing_changed_on_the_host(field):
+    verdict = judge_watch(field.evidence)
+    assert verdict.outcome is Outcome.HELD, verdict
 
 
 def test_it_was_no_root_that_served(field):

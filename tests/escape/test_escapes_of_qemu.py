@@ -23,6 +23,8 @@ _SAMPLED = {
     "credentials": (
         "the server's data",
         "the memory of the first process inside",
+        "a file system over /etc, as root of a user namespace",
+        "writing core_pattern",
         "a kernel module",
         "the host's memory or disks",
     ),

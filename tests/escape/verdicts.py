@@ -1,4 +1,4 @@
-"""What came of a battlefield, for a table: by kind and name, whether the attack was held and its twin worked."""
+"""The verdicts on all that was played on a battlefield, by kind and name."""
 
 import re
 
@@ -13,41 +13,36 @@ from escape.attacks_on_collection import (
     SHOWN,
     TRAPS,
 )
-from escape.battery import HUNG, THROUGH
 from escape.battlefield import ATTACKS, HOST, HOST_ADDRESS
+from escape.host_watch import WITNESSES
+from escape.verdict_of_attack import Outcome, Verdict, judge_attack
 
 ON_THE_WIRE = "a packet to anything that is not allowed"
 ASKED = "a request at the allowed host that was to be refused"
-SEEN = (ON_THE_WIRE, ASKED)
+CHANGED = "a change of the host's processes, mounts, files, settings, keys, control groups or priorities"
+SEEN = (ON_THE_WIRE, ASKED, CHANGED)
 """What shows only from outside: over all attacks together."""
-
-_BROKEN = {
-    *("AttributeError", "ImportError", "IndexError", "ModuleNotFoundError"),
-    *("NameError", "SyntaxError", "TypeError", "UnboundLocalError"),
-}
-"""How code ends by a fault of its own, whoever refuses it what."""
 
 _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def judge(field):
-    """`{kind: {name: (held, what came of it)}}`; what was not played is not in it."""
+    """`{kind: {name: Verdict}}` of every row of the table; a row that was not played is unproven."""
     return {
-        **{kind: _judge_attacks(attacks, field.results.get(kind, {})) for kind, attacks in ATTACKS.items()},
+        **{kind: judge_attacks(kind, attacks, field) for kind, attacks in ATTACKS.items()},
         "collection": _judge_traps(field),
         "outside": _judge_from_outside(field),
     }
 
 
-def is_held(came_of_it):
-    """The attack failed, rather than not to be done in time or to be broken, and its twin had its way."""
-    attack, twin = came_of_it["attack"], came_of_it["twin"]
-    return attack not in {THROUGH, HUNG} and attack.partition(":")[0] not in _BROKEN and twin == THROUGH
+def judge_attacks(kind, attacks, field):
+    """`{name: Verdict}`."""
+    results = field.results.get(kind, {})
+    return {one.name: judge_attack(one, field.tier, results.get(one.name, {}), field.evidence) for one in attacks}
 
 
-def _judge_attacks(attacks, results):
-    played = {one.name: results[one.name] for one in attacks if {"attack", "twin"} <= results.get(one.name, {}).keys()}
-    return {name: (is_held(came_of_it), str(came_of_it)) for name, came_of_it in played.items()}
+def _held(is_held, why):
+    return Verdict(Outcome.HELD if is_held else Outcome.ESCAPED, why)
 
 
 def _judge_from_outside(field):
@@ -55,10 +50,21 @@ def _judge_from_outside(field):
     hosts = {host.removesuffix(":80").removesuffix(":443") for _, _, host in field.asked}
     # Being sent elsewhere begins with a good request, and names where to.
     refused = [line for _, line, _ in field.asked if "other.example" in line and "/away/" not in line]
+    is_wire_seen = ("tcp", HOST_ADDRESS, 443) in field.sent
     return {
-        ON_THE_WIRE: (not strange and ("tcp", HOST_ADDRESS, 443) in field.sent, f"sent: {sorted(strange)}"),
-        ASKED: (hosts == {HOST} and not refused, f"asked: {hosts}, {refused}"),
+        ON_THE_WIRE: _held(not strange and is_wire_seen, f"sent: {sorted(strange)}"),
+        ASKED: _held(hosts == {HOST} and not refused, f"asked: {hosts}, {refused}"),
+        CHANGED: judge_watch(field.evidence),
     }
+
+
+def judge_watch(evidence):
+    """The host as a whole: every witness must have looked, and none have seen a change."""
+    changes = [f"{name}: {change}" for name, found in evidence.changes.items() for change in found]
+    unwatched = set(WITNESSES) - evidence.changes.keys()
+    if unwatched and not changes:
+        return Verdict(Outcome.UNPROVEN, f"the host was not watched for {sorted(unwatched)}")
+    return _held(not changes, str(changes))
 
 
 def _judge_traps(field):
@@ -71,7 +77,7 @@ def _judge_traps(field):
         [frame["message"] for frame in field.world.frames() if frame["type"] == "error"],
         field.mark.exists(),
     )
-    return {trap.name: (found.holds(trap), f"{trap.must}: {trap.sign}") for trap in TRAPS}
+    return {trap.name: _held(found.holds(trap), f"{trap.must}: {trap.sign}") for trap in TRAPS}
 
 
 class Collected:

@@ -1,0 +1,195 @@
+"""Ways to more rights: other users, namespaces, mounts, the kernel's own interfaces. Each beside its twin.
+
+A sandbox with a kernel of its own may allow some of them: they are declared `inside`, and leave MARKER in what they make.
+"""
+
+from escape.attack import DENIED, Attack
+
+OWN_THREAD = "t = threading.Thread(target=through); t.start(); t.join()"
+OWN_FILE = "pathlib.Path('/tmp/twin').write_text('x'); through()"
+OWN_FORK = """
+child = os.fork()
+if child == 0: os._exit(3)
+if os.waitpid(child, 0)[1] >> 8 == 3: through()"""
+
+_NEW_USER, _NEW_MOUNTS, _NEW_NAMES, _NEW_GROUPS = 0x10000000, 0x00020000, 0x04000000, 0x02000000
+_ROOT_INSIDE = f"""
+def become_root(more=0):
+    # Rights over its own namespaces come with the first call, also where no ids can be mapped.
+    uid, gid = os.getuid(), os.getgid()
+    call("unshare", {_NEW_USER} | more)
+    for name, line in (("setgroups", "deny"), ("uid_map", f"0 {{uid}} 1"), ("gid_map", f"0 {{gid}} 1")):
+        try: pathlib.Path("/proc/self", name).write_text(line)
+        except OSError as error: print(name, error)
+
+def mount(target, kind, options=""):
+    os.makedirs(target, exist_ok=True)
+    if libc.mount(MARKER.encode(), target.encode(), kind.encode(), ctypes.c_ulong(0), options.encode()) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+"""
+
+_NOT_IN_GVISOR = {"core_pattern in a new proc", "a device"}
+"""What its kernel does not have, or refuses to everybody."""
+
+
+def rights_attacks():
+    """All of them."""
+    yield from _users()
+    yield from _namespaces()
+    yield from _root_of_a_namespace()
+    yield from _kernel_calls()
+    yield from _kernel_files()
+
+
+def _users():
+    yield Attack("uid 0", "os.setuid(0); through()", "os.setuid(os.getuid()); through()", ("EPERM", "EINVAL"))
+    yield Attack("a setuid program", """
+found = run("find", "/usr/bin", "/usr/sbin", "/usr/local", "-type", "f", "-perm", "/6000").stdout.split()
+ways = {"su": ("-c", "id -u"), "sudo": ("-n", "id", "-u"), "pkexec": ("id", "-u"), "mount": ("-t", "tmpfs", "none", "/mnt")}
+for path in found:
+    if os.path.basename(path) not in ways: continue
+    done = run(path, *ways[os.path.basename(path)])
+    if done.returncode == 0 and done.stdout.strip() in {"0", ""}: through()
+if libc.prctl(39, 0, 0, 0, 0) != 1: through()
+refused("no new privileges")""", "if run('id', '-u').stdout.strip() == '1000': through()", ("no new privileges",))  # fmt: skip
+    yield Attack("a capability", """
+sets = [line.split() for line in open("/proc/self/status") if line.startswith("Cap")]
+if not sets: sys.exit()
+held = {name for name, value in sets if int(value, 16) and name != "CapBnd:"}
+through() if held else refused("absent")""", OWN_THREAD, ("absent",))  # fmt: skip
+
+
+def _namespaces():
+    yield Attack("a user namespace", f"call('unshare', {_NEW_USER}); through()", OWN_THREAD, inside=("gvisor",), unchanged=("namespaces",))  # fmt: skip
+    yield Attack("a mount namespace", f"call('unshare', {_NEW_MOUNTS}); through()", OWN_THREAD, unchanged=("namespaces",))  # fmt: skip
+    yield Attack(
+        "another process's namespace",
+        """
+attempt(*[
+    lambda path=f"{path}/ns/{kind}", own=os.readlink(f"/proc/self/ns/{kind}"): call("setns", os.open(path, os.O_RDONLY), 0)
+    for path in others() for kind in ("net", "mnt", "user", "pid")])""",
+        OWN_THREAD,
+        (*DENIED, "ENOENT", "EINVAL"),
+        unchanged=("namespaces",),
+        host_paths=("/proc/1",),
+    )
+    yield Attack("a mount", _ROOT_INSIDE + "mount('/tmp', 'tmpfs'); through()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
+    yield Attack("another root", "call('pivot_root', b'/tmp', b'/tmp', past=(16, 22)); through()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
+    yield Attack("a root of its own (chroot)", "os.chroot('/tmp'); through()", "os.chdir('/tmp'); through()", unchanged=("mounts",))  # fmt: skip
+    yield Attack("another host name", "call('sethostname', MARKER.encode(), len(MARKER)); through()", "if os.uname().nodename: through()", unchanged=("settings",))  # fmt: skip
+
+
+def _root_of_a_namespace():
+    for name, code, witnesses in (
+        ("uid 0", "become_root(); os.setuid(0)\nif os.geteuid() == 0: through()", ("namespaces", "processes")),
+        ("a mount namespace", f"become_root({_NEW_MOUNTS}); through()", ("namespaces", "mounts")),
+        ("a file system over /etc", f"""
+become_root({_NEW_MOUNTS})
+mount("/etc", "tmpfs")
+pathlib.Path("/etc/ld.so.preload").write_text(MARKER)
+if pathlib.Path("/etc/ld.so.preload").read_text() == MARKER: through()""", ("files", "mounts")),
+        ("another root", f"""
+become_root({_NEW_MOUNTS})
+mount("/tmp/new-root", "tmpfs")
+os.mkdir("/tmp/new-root/old")
+call("pivot_root", b"/tmp/new-root", b"/tmp/new-root/old")
+os.chdir("/")
+pathlib.Path("/", MARKER).write_text("x")
+if set(os.listdir("/")) == {{"old", MARKER}}: through()""", ("files", "mounts", "namespaces")),
+        ("core_pattern in a new proc", f"""
+become_root({_NEW_MOUNTS} | 0x20000000)
+child = os.fork()
+if child == 0:
+    try:
+        mount("/tmp/proc", "proc")
+        os.open("/tmp/proc/sys/kernel/core_pattern", os.O_WRONLY)
+    except OSError as error: os._exit(error.errno)
+    os._exit(0)
+number = os.waitpid(child, 0)[1] >> 8
+if number: raise OSError(number, os.strerror(number))
+through()""", ("mounts", "settings")),
+        ("another host name", f"""
+become_root({_NEW_NAMES})
+call("sethostname", MARKER.encode(), len(MARKER))
+if os.uname().nodename == MARKER: through()""", ("settings", "namespaces")),
+        ("a control group", f"""
+become_root({_NEW_MOUNTS} | {_NEW_GROUPS})
+def make(kind, options):
+    target = "/tmp/" + kind + options
+    mount(target, kind, options)
+    os.mkdir(os.path.join(target, MARKER))
+attempt(lambda: make("cgroup2", ""), *[
+    lambda options=options: make("cgroup", options) for options in ("", "memory", "pids", "none,name=own")])""", ("control groups", "mounts")),
+        ("a device", """
+become_root()
+os.mknod("/tmp/" + MARKER, 0o20600, os.makedev(1, 1))
+through()""", ("files",)),
+    ):  # fmt: skip
+        yield Attack(
+            f"{name}, as root of a user namespace",
+            _ROOT_INSIDE + code,
+            OWN_FORK,
+            (*DENIED, "ENODEV", "EBUSY", "ENOENT") if name in _NOT_IN_GVISOR else DENIED,
+            inside=("gvisor",) if name not in _NOT_IN_GVISOR else (),
+            unchanged=witnesses,
+            host_paths=("/proc/sys/kernel/core_pattern",),
+        )
+
+
+def _kernel_calls():
+    # EINVAL, EFAULT, ENOEXEC and the like come after the check of rights.
+    yield Attack("the kernel's keyring", """
+call("add_key", b"user", MARKER.encode(), b"x", 1, -4)
+through()""", OWN_FILE, unchanged=("keys",))  # fmt: skip
+    for name, code, more in (
+        ("a kernel module", "call('init_module', b'', 0, b'', past=(8, 14, 22))", ()),
+        ("a new kernel", "call('kexec', 0, 0, 0, 0, past=(16, 22))", ()),
+        ("a BPF program", """
+program = ctypes.create_string_buffer(b"\\xb7\\0\\0\\0\\0\\0\\0\\0\\x95\\0\\0\\0\\0\\0\\0\\0")
+license = ctypes.create_string_buffer(b"GPL")
+attributes = struct.pack("=IIQQ", 1, 2, ctypes.addressof(program), ctypes.addressof(license)).ljust(128, b"\\0")
+call("bpf", 5, attributes, 128, past=(7, 22))""", ()),
+        ("a BPF map", "call('bpf', 0, struct.pack('=IIII', 2, 4, 4, 1).ljust(128, b'\\0'), 128, past=(7, 22))", ()),
+        ("performance counters", "call('perf', struct.pack('=IIQ', 1, 128, 0).ljust(128, b'\\0'), 0, -1, -1, 0, past=(22, 2))", ("ENODEV",)),
+        ("userfaultfd", "call('userfaultfd', 0)", ()),
+        ("io_uring", "call('io_uring', 8, bytes(120))", ()),
+        ("a file by its handle", """
+handle, mount_id = ctypes.create_string_buffer(struct.pack("=Ii", 120, 0) + bytes(120)), ctypes.c_int()
+directory = os.open("/", os.O_RDONLY)
+handle = ctypes.create_string_buffer(struct.pack("=Iiq", 8, 1, 2) + bytes(120))
+call("open_by_handle", directory, handle, 0, past=(22, 116))""", ("ENOTSUP",)),
+    ):  # fmt: skip
+        yield Attack(name, f"{code}\nthrough()", OWN_THREAD, (*DENIED, *more))
+    yield Attack("characters into a terminal (TIOCSTI)", """
+with means(): leader, follower = pty.openpty()
+fcntl.ioctl(follower, 0x5412, b"x")
+through()""", "pty.openpty(); through()", (*DENIED, "ENOTTY", "EIO"))  # fmt: skip
+
+
+def _kernel_files():
+    for name, paths in (
+        ("core_pattern", ("/proc/sys/kernel/core_pattern",)),
+        ("a setting of how memory is used", ("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/drop_caches")),
+        ("a setting that starts programs", ("/proc/sys/kernel/modprobe", "/sys/kernel/uevent_helper", "/proc/sys/kernel/core_pattern")),
+        ("a switch that stops the machine", ("/proc/sysrq-trigger", "/sys/power/state", "/proc/sys/kernel/panic", "/proc/sys/kernel/sysrq")),
+        ("a setting of huge pages", ("/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sys/vm/nr_hugepages")),
+    ):  # fmt: skip
+        yield Attack(
+            f"writing {name}",
+            f"attempt(*[lambda path=path: os.open(path, os.O_WRONLY) for path in {paths!r}])",
+            OWN_FILE,
+            ("EACCES", "EPERM", "EROFS", "ENOENT"),
+            unchanged=("settings",),
+            host_paths=paths,
+        )
+    yield Attack("a cgroup", """
+def make(path): os.mkdir(os.path.join(path, MARKER))
+def enter(path): pathlib.Path(path).write_text(str(os.getpid()))
+attempt(lambda: make("/sys/fs/cgroup"), *[lambda path=path: enter(path) for path in glob.glob("/sys/fs/cgroup/**/cgroup.procs", recursive=True)])""", OWN_FILE, ("EACCES", "EPERM", "EROFS", "ENOENT"), unchanged=("control groups",), host_paths=("/sys/fs/cgroup",))  # fmt: skip
+    yield Attack("the host's memory or disks", """
+devices = ("/dev/mem", "/dev/kmem", "/proc/kcore", *glob.glob("/dev/sd*"), *glob.glob("/dev/vd*"), *glob.glob("/dev/loop*"), *glob.glob("/dev/dm-*"))
+def read(path):
+    with open(path, "rb") as device: device.read(16)
+attempt(*[lambda path=path: read(path) for path in devices])""", "open('/dev/urandom', 'rb').read(16); through()", ("EACCES", "EPERM", "ENOENT", "ENXIO"), host_paths=("/dev/loop0", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/mem", "/proc/kcore"))  # fmt: skip
+    yield Attack("a device of the host's disks", "os.mknod('/tmp/' + MARKER, 0o60600, os.makedev(7, 0)); through()", "os.mkfifo('/tmp/twin-fifo'); through()", unchanged=("files",))  # fmt: skip
+    yield Attack("the kernel's log", "os.open('/dev/kmsg', os.O_RDONLY); through()", OWN_FILE, ("EACCES", "EPERM", "ENOENT"), host_paths=("/dev/kmsg",))  # fmt: skip

@@ -1,0 +1,99 @@
+"""The battery that runs inside reports what code did, and takes nothing that it prints for an outcome."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from escape import battery
+
+SECONDS, HOLD_SECONDS = 2, 1.5
+PRELUDE = "import os, signal, socket, ssl, sys, threading, time"
+
+
+@pytest.fixture
+def play(tmp_path):
+    def run(*codes):
+        attacks = [{"name": code, "attack": code, "twin": "through()", "hold_seconds": 0} for code in codes]
+        given, results = tmp_path / "given.json", tmp_path / "results.json"
+        given.write_text(json.dumps({"prelude": PRELUDE, "attacks": attacks}))
+        command = [sys.executable, battery.__file__, str(given), str(results), "2", str(SECONDS)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
+        found = json.loads(results.read_text())
+        assert {report["twin"]["outcome"] for report in found.values()} == {"through"}
+        return [found[code]["attack"] for code in codes]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "words"),
+    [
+        ("through()", "through", []),
+        ("t = threading.Thread(target=through); t.start(); t.join()", "through", []),
+        ("if os.fork() == 0: through()\nelse: os.wait()", "through", []),
+        ("through(); 1 / 0", "through", []),
+        ("through(); refused('EPERM')", "through", []),
+        ("refused('EPERM'); through()", "through", []),
+        ("through(); os.kill(os.getpid(), 9)", "through", []),
+        ("attempt(lambda: open('/no/such'), lambda: 1)", "through", []),
+        ("attempt(lambda: open('/no/such'), lambda: os.listdir('/dev/null'))", "refused", ["ENOENT", "ENOTDIR"]),
+        ("attempt()", "refused", []),
+        ("open('/no/such')", "refused", ["ENOENT"]),
+        ("refused('limit')", "refused", ["limit"]),
+        ("refused()", "refused", []),
+        ("raise socket.timeout()", "refused", ["timeout"]),
+        ("raise ssl.SSLEOFError(8, 'closed')", "refused", ["closed"]),
+        ("os.kill(os.getpid(), 9)", "refused", ["SIGKILL"]),
+        ("os.kill(os.getpid(), 11)", "refused", ["SIGSEGV"]),
+        ("refused('EPERM'); open('/no/such')", "refused", ["ENOENT", "EPERM"]),
+        ("print('THROUGH')", "silent", []),
+        ("print('EPERM: Operation not permitted', flush=True)", "silent", []),
+        ('os.write(1, b\'{"outcome": "refused", "by": ["EPERM"]}\')', "silent", []),
+        ("pass", "silent", []),
+        ("sys.exit(0)", "silent", []),
+        ("no_such_name", "broken", ["NameError: name 'no_such_name' is not defined"]),
+        ("raise RuntimeError('Operation not permitted')", "broken", ["RuntimeError: Operation not permitted"]),
+        ("refused('EPERM'); no_such_name", "broken", ["NameError: name 'no_such_name' is not defined"]),
+        ("attempt(lambda: no_such_name)", "broken", ["NameError: name 'no_such_name' is not defined"]),
+        ("def broken(:", "broken", ["SyntaxError: invalid syntax (attack, line 1)"]),
+        ("with means(): raise OSError(2, 'gone')", "broken", ["MeansFailedError: FileNotFoundError(2, 'gone')"]),
+        ("with means(): pass\nraise OSError(1, 'no')", "refused", ["EPERM"]),
+        ("time.sleep(60)", "hung", []),
+        ("refused('EPERM'); time.sleep(60)", "hung", []),
+        ("os.close(1); os.close(2); time.sleep(60)", "hung", []),
+    ],
+)
+def test_the_outcome_is_what_the_code_reported(play, code, outcome, words):
+    (report,) = play(code)
+    assert (report["outcome"], report["by"]) == (outcome, words), report
+
+
+def test_a_child_that_stays_behind_holds_up_nothing(play):
+    first, second = play("if os.fork() == 0: time.sleep(50)\nrefused('EPERM')", "through()")
+    assert (first["outcome"], second["outcome"]) == ("refused", "through")
+
+
+@pytest.mark.parametrize(("code", "is_held"), [("through()", True), ("refused('EPERM')", False)])
+def test_what_succeeded_stays_done_for_as_long_as_the_host_needs(code, is_held):
+    play = battery.Play(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
+    began = time.monotonic()
+    while (report := play.ended()) is None:
+        time.sleep(0.01)
+    assert (time.monotonic() - began >= HOLD_SECONDS) is is_held
+    assert ("held" in report) is is_held
+    if is_held:
+        begin, end = report["held"]
+        assert end - begin >= HOLD_SECONDS
+
+
+def test_what_was_killed_while_it_held_was_not_held():
+    code = "signal.signal(signal.SIGALRM, signal.SIG_DFL); through(); signal.setitimer(signal.ITIMER_REAL, 0.5)"
+    play = battery.Play(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
+    while (report := play.ended()) is None:
+        time.sleep(0.01)
+    assert report["outcome"] == "through"
+    assert "held" not in report
