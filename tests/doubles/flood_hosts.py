@@ -1,6 +1,7 @@
 """What a flooded gateway reaches: a model that answers at once, and a host that swallows, repeats or never stops.
 
-Run as a program; prints a JSON line with the ports of both. The first byte that the host is sent says what it does; what begins as TLS it repeats.
+Run as a program; prints a JSON line with the ports of both. The first byte that the host is sent says what it does;
+what begins as TLS it repeats.
 """
 
 import asyncio
