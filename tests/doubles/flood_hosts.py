@@ -1,6 +1,7 @@
 """What a flooded gateway reaches: a model that answers at once, and a host that swallows, repeats or never stops.
 
-Run as a program; prints a JSON line with the ports of both. The first byte that the host is sent says what it does.
+Run as a program; prints a JSON line with the ports of both. The first byte that the host is sent says what it does;
+what begins as TLS it repeats.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
             writer.write(PIECE)
             await writer.drain()
         while data := await reader.read(256 * 1024):
-            if kind == b"\3":
+            if kind in (b"\3", b"\x16"):
                 writer.write(data)
                 await writer.drain()
         writer.write(b"heard")
