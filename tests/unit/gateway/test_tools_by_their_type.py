@@ -62,7 +62,9 @@ def test_a_tool_of_the_models_servers_with_a_known_fee_reaches_elsewhere(kind):
     assert fee(tools=tool(f"{kind}x")) == f"The tool {kind.upper()}X"
 
 
-@pytest.mark.parametrize("kind", ["mcp_toolset", "web_fetch_20250910", "web_fetch_20250910 ", "a\nb_20250910", "_20250910"])
+@pytest.mark.parametrize(
+    "kind", ["mcp_toolset", "web_fetch_20250910", "web_fetch_20250910 ", "a\nb_20250910", "_20250910"]
+)
 @pytest.mark.parametrize("place", ["anything", "content", "system", "tool_choice"])
 def test_what_is_such_a_tool_by_its_type_is_one_wherever_it_stands(kind, place):
     value = {"type": kind, "name": "x"}
@@ -70,9 +72,7 @@ def test_what_is_such_a_tool_by_its_type_is_one_wherever_it_stands(kind, place):
         assert reach(**{place: found}) == f"The tool {kind.upper()}"
 
 
-@pytest.mark.parametrize(
-    "kind", ["mcp_toolset_x", "xmcp_toolset", "text", "web_fetch_2025091", 7, None]
-)
+@pytest.mark.parametrize("kind", ["mcp_toolset_x", "xmcp_toolset", "text", "web_fetch_2025091", 7, None])
 def test_what_is_none_by_its_type_is_one_among_tools_only(kind):
     assert reach(content=[{"type": kind, "name": "x"}]) is None
     assert (reach(tools=tool(kind)) is None) == (kind is None)
