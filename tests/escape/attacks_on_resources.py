@@ -1,12 +1,13 @@
 """Ways to take more than the manifest gives, one after the other, each beside a modest twin."""
 
+from escape import attacks_on_kernel_memory
 from escape.attack import OWN_KERNEL, Attack
 from escape.host_watch import AIO_EVENTS
 
 MEMORY_MIB, DISK_MIB, PROCESSES = 1024, 80, 512
 FULL, KILLED = ("ENOSPC",), ("SIGKILL", "out_of_memory")
 
-PRELUDE = f"""
+PRELUDE = f"""{attacks_on_kernel_memory.PRELUDE}
 import ctypes, os, pathlib, subprocess, sys, threading, time, errno, mmap, resource
 MEMORY, DISK, PROCESSES = {MEMORY_MIB} << 20, {DISK_MIB} << 20, {PROCESSES}
 MIB = b"x" * (1 << 20)
@@ -53,6 +54,7 @@ def touch(directory, count):
 
 def resource_attacks():
     """All of them."""
+    yield from attacks_on_kernel_memory.kernel_memory_attacks()
     yield Attack(
         "more processes than the bound",
         "if children(PROCESSES + 50) > PROCESSES: through()",

@@ -31,6 +31,7 @@ class Process(NamedTuple):
     policies: frozenset[int]
     groups: str
     terminals: int
+    score: int
 
 
 def read_process(pid):
@@ -48,6 +49,7 @@ def read_process(pid):
             policies=frozenset(int(words[38]) for words in threads) - _ORDINARY_POLICIES,
             groups=_read(directory / "cgroup"),
             terminals=sum(map(_is_terminal, (directory / "fd").iterdir())),
+            score=int(_read(directory / "oom_score_adj")),
         )
     except (OSError, IndexError, ValueError):
         return None
@@ -118,6 +120,21 @@ def names_below(root):
 def read_settings():
     """Of the host's kernel, by path."""
     return {path: Path(path).read_text() for path in SETTINGS if os.access(path, os.R_OK)}
+
+
+def socket_buffer_bytes():
+    """What TCP and UDP sockets of the whole machine hold, in all network namespaces."""
+    pages = re.findall(r"(?m)^(?:TCP|UDP):.* mem (\d+)", _read(Path("/proc/net/sockstat")))
+    return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def filter_bytes():
+    """What compiled filters and programs take. 0 where the kernel does not list it."""
+    try:
+        lines = _read(Path("/proc/vmallocinfo")).splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if "bpf" in line)
 
 
 def aio_events():

@@ -25,6 +25,10 @@ AIO_EVENTS = 20_000
 """An attack asks its kernel for as many, far more than other programs of the machine begin to use meanwhile."""
 
 
+BUFFERS_BYTES, FILTERS_BYTES = 400 << 20, 64 << 20
+"""What attacks try to have the kernel hold in buffers of sockets and in compiled filters: more than all else does."""
+
+
 class HostWatch:
     """Enter it before the attacks.
 
@@ -47,6 +51,7 @@ class HostWatch:
         self._roots = {pid: Path("/proc", str(pid), "root") for pid in self._others}
         self._etc = {pid: host_facts.read_etc(root) for pid, root in self._roots.items()}
         self._settings, self._aio_events = host_facts.read_settings(), host_facts.aio_events()
+        self._buffer_bytes, self._filter_bytes = host_facts.socket_buffer_bytes(), host_facts.filter_bytes()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -130,6 +135,19 @@ class HostWatch:
         more = host_facts.aio_events() - self._aio_events
         return {f"{more} more events"} if more >= AIO_EVENTS else set()
 
+    def _socket_buffers(self, *_):
+        more = host_facts.socket_buffer_bytes() - self._buffer_bytes
+        return {f"{more >> 20} MiB more"} if more >= BUFFERS_BYTES * 3 // 4 else set()
+
+    def _compiled_filters(self, *_):
+        more = host_facts.filter_bytes() - self._filter_bytes
+        return {f"{more >> 20} MiB more"} if more >= FILTERS_BYTES * 3 // 4 else set()
+
+    def _scores(self, _, pairs):
+        for pid, was, now in pairs:
+            if now is not None and now.score < was.score:
+                yield f"process {pid} has {now.score}, and had {was.score}"
+
     def _keys(self, attempt, _):
         for uid in {process.uid for process in attempt.values()} - {process.uid for process in self._before.values()}:
             if (count := host_facts.keys_of(uid)) > KEYS_MAX:
@@ -167,8 +185,11 @@ WITNESSES = {
     "control groups": HostWatch._control_groups,
     "priorities": HostWatch._priorities,
     "terminals": HostWatch._terminals,
+    "socket buffers": HostWatch._socket_buffers,
+    "compiled filters": HostWatch._compiled_filters,
+    "scores": HostWatch._scores,
 }
 """By the names under which attacks declare them."""
 
-OF_SANDBOXES = {"namespaces", "keys", "control groups", "priorities", "terminals"}
+OF_SANDBOXES = {"namespaces", "keys", "control groups", "priorities", "terminals", "scores"}
 """Those that say something only once a sandbox is up."""

@@ -40,8 +40,10 @@ CREDENTIALS = (
 RESOURCES = (
     *("all pseudo-terminals of the machine", "the machine's contexts for AIO", "a higher priority"),
     "real-time scheduling",
+    *("a filter on a socket", "a filter on sockets that share a port"),
+    "large filters on system calls in many processes",
 )
-MODEST = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS = 8"
+MODEST = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS, FILTERS = 8, 1 << 20"
 """Without what another test's watch of the host would take for an escape."""
 
 ALL = [

@@ -1,0 +1,141 @@
+"""Ways to have the kernel hold memory that is not the sandbox's, or to be spared when memory runs out."""
+
+from escape.attack import OWN_KERNEL, Attack
+from escape.host_watch import BUFFERS_BYTES, FILTERS_BYTES
+
+PRELUDE = f"""
+import ctypes, errno, mmap, os, pathlib, resource, socket, struct, threading, time
+BUFFERS = {BUFFERS_BYTES}
+FILTERS = {FILTERS_BYTES}
+libc = ctypes.CDLL(None, use_errno=True)
+
+def checked(result):
+    if result < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+def listener():
+    door = socket.socket(); door.bind(("127.0.0.1", 0)); door.listen(512); return door
+
+def instruction(code, value): return struct.pack("HBBI", code, 0, 0, value)
+
+def program(code):
+    kept.append(ctypes.create_string_buffer(code, len(code)))
+    return struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(kept[-1]))
+
+kept = []
+"""
+
+
+def kernel_memory_attacks():
+    """All of them."""
+    yield from _buffers()
+    yield from _filters()
+    yield from _other_pools()
+
+
+def _buffers():
+    transfer = """
+with means(): door = listener()
+client = socket.create_connection(door.getsockname()); served, _ = door.accept()
+sending = threading.Thread(target=client.sendall, args=(bytes(8 << 20),)); sending.start()
+received = 0
+while received < 8 << 20: received += len(served.recv(1 << 20))
+through()"""
+    yield Attack("buffers of TCP connections that are never read", """
+with means(): door = listener()
+sent = 0
+for _ in range(150):
+    client = socket.create_connection(door.getsockname()); kept += [client, door.accept()[0]]
+    client.setblocking(False)
+    try:
+        while sent < BUFFERS: sent += client.send(bytes(65536))
+    except BlockingIOError: pass
+print(sent >> 20, "MiB")
+if sent < BUFFERS: refused("held back")
+else: through()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
+    yield Attack("buffers of TCP connections that nobody accepts", """
+with means():
+    door = socket.socket(); door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    door.bind(("127.0.0.1", 0)); door.listen(512)
+sent = 0
+for _ in range(150):
+    client = socket.socket(); client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client.connect(door.getsockname()); client.setblocking(False); kept.append(client)
+    try:
+        while sent < BUFFERS: sent += client.send(bytes(65536))
+    except BlockingIOError: pass
+print(sent >> 20, "MiB")
+if sent < BUFFERS: refused("held back")
+else: through()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
+    yield Attack("buffers of UDP sockets that are never read", """
+with means(): sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(2500):
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.bind(("127.0.0.1", 0)); one.setblocking(False)
+    kept.append(one)
+    try:
+        for _ in range(4): sender.sendto(bytes(60000), one.getsockname())
+    except OSError: pass
+held = 0
+for one in kept:
+    try:
+        while True: held += len(one.recv(65536))
+    except BlockingIOError: pass
+print(held >> 20, "MiB")
+if held < BUFFERS: refused("held back")
+else: through()""", """
+one, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+one.bind(("127.0.0.1", 0)); other.sendto(b"word", one.getsockname())
+if one.recv(100) == b"word": through()""", ("held back",), unchanged=("socket buffers",))  # fmt: skip
+
+
+def _filters():
+    ordinary = "one = socket.socket(); one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1); through()"
+    for name, option in (("a filter on a socket", 26), ("a filter on sockets that share a port", 51)):
+        yield Attack(name, f"""
+with means():
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); one.bind(("127.0.0.1", 0))
+one.setsockopt(socket.SOL_SOCKET, {option}, program(instruction(6, 1)))
+through()""", ordinary, ("ENOPROTOOPT",), unchanged=("compiled filters",))  # fmt: skip
+    yield Attack("large filters on system calls in many processes", """
+code = instruction(0x20, 0) + instruction(0x45, 0x12345678) * 4094 + instruction(0x06, 0x7FFF0000)
+told, inside = os.pipe()
+children = []
+for _ in range(FILTERS // (7 * 4096 * 15) + 50):
+    children.append(os.fork())
+    if children[-1] == 0:
+        libc.prctl(38, 1, 0, 0, 0)
+        answer = b"y" if all(libc.prctl(22, 2, program(code), 0, 0) == 0 for _ in range(6)) else b"n"
+        os.write(inside, answer)
+        time.sleep(600) if answer == b"y" else os._exit(0)
+answers = b"".join(os.read(told, 1) for _ in children)
+for child in children:
+    try: os.kill(child, 9)
+    except ProcessLookupError: pass
+    os.waitpid(child, 0)
+if b"n" not in answers: through()
+else: refused("ENOMEM")""", """
+libc.prctl(38, 1, 0, 0, 0)
+small = instruction(0x20, 0) + instruction(0x45, 0x12345678) * 200 + instruction(0x06, 0x7FFF0000)
+checked(libc.prctl(22, 2, program(small), 0, 0)); through()""", ("ENOMEM",), inside=OWN_KERNEL, unchanged=("compiled filters",))  # fmt: skip
+
+
+def _other_pools():
+    yield Attack("a file of huge pages", """
+file = os.memfd_create("huge", 4)
+os.ftruncate(file, 2 << 20); mmap.mmap(file, 2 << 20).write(b"x"); through()""", """
+file = os.memfd_create("ordinary"); os.ftruncate(file, 2 << 20)
+mmap.mmap(file, 2 << 20).write(b"x"); through()""", ("ENOMEM", "EINVAL", "ENOSYS"))  # fmt: skip
+    yield Attack("a lower score for the end of memory", """
+with means(): score = pathlib.Path("/proc/self/oom_score_adj"); before = int(score.read_text())
+score.write_text("-500" if before < 1 else "0")
+if int(score.read_text()) < before: through()""", """
+if pathlib.Path("/proc/self/oom_score_adj").read_text().strip(): through()""", ("EROFS", "EACCES", "EPERM"), inside=("gvisor",), unchanged=("scores",))  # fmt: skip
+    yield Attack("a pair of sockets of another family", """
+number = {"x86_64": 53, "aarch64": 199}[os.uname().machine]
+for family, kind, protocol in ((40, 1, 0), (17, 3, 0), (44, 3, 0), (38, 5, 0), (2, 10, 0), (2, 5, 132)):
+    if libc.syscall(number, family, kind, protocol, ctypes.create_string_buffer(8)) == 0: through()
+    print(family, kind, errno.errorcode[ctypes.get_errno()])
+if ctypes.get_errno() in (errno.EAFNOSUPPORT, errno.EPERM, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP): refused("EAFNOSUPPORT")""", """
+one, other = socket.socketpair(); one.send(b"x")
+if other.recv(1) == b"x": through()""", ("EAFNOSUPPORT",))  # fmt: skip
