@@ -215,9 +215,16 @@ def _bound_sockets_of_all(path: Path) -> None:
     The kernel refuses while they hold more: then an earlier sandbox has set it already.
     """
     if path.exists():
-        _, pressure_pages, _ = map(int, _TCP_MEMORY.read_text().split())
         with suppress(OSError):
-            _write(path, str(pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE")))
+            _write(path, str(_tcp_pressure_pages() // 2 * os.sysconf("SC_PAGE_SIZE")))
+
+
+def _tcp_pressure_pages() -> int:
+    """From where on the machine's TCP is under pressure. Only the first network namespace shows it; else the default."""
+    try:
+        return int(_TCP_MEMORY.read_text().split()[1])
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") // 16
 
 
 def _counts_no_sockets() -> bool:

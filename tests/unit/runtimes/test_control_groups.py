@@ -171,6 +171,19 @@ def test_version_1_bounds_the_buffers_of_all_sandboxes_together_by_half_of_what_
     assert group.limits() == {"sockets"}
 
 
+def test_version_1_takes_the_kernels_default_where_a_container_does_not_show_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    group = tmp_path / "memory" / "sandbox" / "attempt"
+    group.mkdir(parents=True)
+    limit = group.parent / "memory.kmem.tcp.limit_in_bytes"
+    limit.touch()
+    monkeypatch.setattr(cgroups, "_TCP_MEMORY", tmp_path / "nothing")
+    Hierarchies([tmp_path / "memory"]).group("attempt").create(cpus=1, memory_bytes=1 << 30, processes_max=7)
+    pages = os.sysconf("SC_PHYS_PAGES") // 16
+    assert limit.read_text() == str(pages // 2 * os.sysconf("SC_PAGE_SIZE"))
+
+
 def test_version_1_tells_what_sockets_hold_and_keeps_the_bound_itself(tmp_path: Path):
     (tmp_path / "memory.kmem.tcp.usage_in_bytes").write_text("8192\n")
     use = ControlGroup([tmp_path]).kernel_use(os.getpid(), 1 << 30)
