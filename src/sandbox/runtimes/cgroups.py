@@ -220,7 +220,7 @@ def _bound_sockets_of_all(path: Path) -> None:
 
 
 def _tcp_pressure_pages() -> int:
-    """From where on the machine's TCP is under pressure. Only the first network namespace shows it; else the default."""
+    """Where pressure on the machine's TCP begins. Only the first network namespace shows it; else the default."""
     try:
         return int(_TCP_MEMORY.read_text().split()[1])
     except OSError:
