@@ -1,0 +1,170 @@
+"""Four tasks attack the machine at once; does the server answer, does another task work, does a new sandbox start?
+
+Run as root with the project's Python: python bench/hostile_neighbours.py [SECONDS [RUNTIME]]    (120, bubblewrap)
+
+Real server, runners, sandboxes and Claude Code; the model is scripted. Every hostile task has its attack: buffers of
+sockets that nobody reads, filters on sockets and on system calls, floods of the gateway, and all of it together. The
+baseline is the same ordinary task on the same server, before. docs/benchmarks.md has the last results.
+"""
+
+import json
+import re
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from doubles import floods
+from doubles.live import ORGANISATION, TERMINAL, World, bash, make_repository, says, until
+
+HOSTILE = 4
+PORTS = {"model": 8123, "proxy": 3128, "names": 53, "names_tcp": 53, "transparent_80": 80, "transparent_443": 443}
+FLOODS = ("names that are refused over UDP", "refused tunnels", "requests with a wrong key")
+
+BUFFERS = """
+import socket, time
+while True:
+    door = socket.socket(); door.bind(("127.0.0.1", 0)); door.listen(512); held = []
+    for _ in range(150):
+        client = socket.create_connection(door.getsockname()); held += [client, door.accept()[0]]
+        client.setblocking(False)
+        try:
+            while True: client.send(bytes(65536))
+        except BlockingIOError: pass
+    for _ in range(2500):
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.bind(("127.0.0.1", 0)); held.append(one)
+        try:
+            for _ in range(4): client.getsockname(), socket.socket(2, 2).sendto(bytes(60000), one.getsockname())
+        except OSError: pass
+    time.sleep(2)
+"""
+
+FILTERS = """
+import ctypes, os, socket, struct, time
+libc, kept = ctypes.CDLL(None, use_errno=True), []
+def program(*instructions):
+    code = b"".join(struct.pack("HBBI", code, 0, 0, value) for code, value in instructions)
+    kept.append(ctypes.create_string_buffer(code, len(code)))
+    return struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(kept[-1]))
+sockets = [socket.socket() for _ in range(3000)]
+small = program((6, 1))
+large = program((0x20, 0), *((0x45, 0x12345678),) * 4094, (6, 0x7FFF0000))
+for one in sockets:
+    try: one.setsockopt(1, 26, small)
+    except OSError: pass
+libc.prctl(38, 1, 0, 0, 0)
+for _ in range(200):
+    if os.fork() == 0:
+        for _ in range(8): libc.prctl(22, 2, large, 0, 0)
+        time.sleep(600)
+time.sleep(600)
+"""
+
+
+def work(seconds: float) -> dict[str, str]:
+    """What each task's repository has as work.sh."""
+    ports = json.dumps({**PORTS, "host": 443})
+    flood = "\n".join(f"setsid python3 -I -S floods.py '{name}' '{ports}' >/dev/null 2>&1 &" for name in FLOODS)
+    buffers, filters = (f"setsid python3 -I -S {name}.py >/dev/null 2>&1 &" for name in ("buffers", "filters"))
+    attacks = (buffers, filters, flood, f"{buffers}\n{filters}\n{flood}")
+    hostile = {f"hostile-{number}": f"{attack}\nsleep {seconds}\n" for number, attack in enumerate(attacks, 1)}
+    return {**hostile, "ordinary": "echo done > done.txt\n"}
+
+
+def host_figures() -> dict[str, int]:
+    """In MiB: buffers of all TCP and UDP sockets, and compiled filters."""
+    pages = re.findall(r"(?m)^(?:TCP|UDP):.* mem (\d+)", Path("/proc/net/sockstat").read_text())
+    lines = [line for line in Path("/proc/vmallocinfo").read_text().splitlines() if "bpf" in line]
+    return {"buffers": sum(map(int, pages)) >> 8, "filters": sum(int(line.split()[1]) for line in lines) >> 20}
+
+
+class Watch:
+    """Asks for the health five times a second, and reads what the host's kernel holds."""
+
+    def __init__(self, url):
+        self.url, self.health, self.most, self._over = url, [], {}, threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+
+    def _ask(self):
+        import httpx
+
+        with httpx.Client(base_url=self.url, timeout=30) as client:
+            while not self._over.wait(0.2):
+                began = time.monotonic()
+                assert client.get("/api/v1/health").status_code == 200
+                self.health.append(time.monotonic() - began)
+                for name, figure in host_figures().items():
+                    self.most[name] = max(figure, self.most.get(name, 0))
+
+
+def ordinary_task(world, task_id):
+    """Seconds until its sandbox runs, and until it is completed."""
+    began = time.monotonic()
+    world.submit(task_id, repository={"url": f"{ORGANISATION}ordinary.git"}, vm={"cpus": 1, "memory": "1G"})
+    until(lambda: world.status(task_id)["state"] not in ("pending", "staging", "provisioning"), 120, "a sandbox")
+    started = time.monotonic() - began
+    status = world.wait(task_id, 120)
+    assert status["state"] == "completed", world.tell(task_id)
+    return started, time.monotonic() - began
+
+
+def main(seconds=120.0, runtime="bubblewrap"):
+    with tempfile.TemporaryDirectory(prefix="hostile-") as directory:
+        world = World(directory)
+        world.runtime = runtime
+        try:
+            flooding = Path(floods.__file__).read_text()
+            for name, script in work(seconds).items():
+                files = {"work.sh": script, "floods.py": flooding, "buffers.py": BUFFERS, "filters.py": FILTERS}
+                make_repository(world.repositories / f"{name}.git", files)
+            world.start_git()
+            world.start_model(bash("sh work.sh"), says())
+            world.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0")
+            before = host_figures()
+            alone = ordinary_task(world, "alone")
+            for number in range(1, HOSTILE + 1):
+                repository = {"url": f"{ORGANISATION}hostile-{number}.git"}
+                world.submit(f"hostile-{number}", repository=repository, vm={"cpus": 1, "memory": "512M"})
+            hostile = [f"hostile-{number}" for number in range(1, HOSTILE + 1)]
+            until(lambda: all(world.status(one)["progress"]["tool_calls"] for one in hostile), 120, "four attacks")
+            time.sleep(5)
+            with Watch(world.server.said["http"]) as watch:
+                beside = [ordinary_task(world, f"beside-{number}") for number in range(3)]
+                states = {one: world.status(one)["state"] for one in hostile}
+                time.sleep(max(0.0, 10 - sum(whole for _, whole in beside)))
+            tell(before, alone, beside, states, watch)
+            for one in hostile:
+                if world.status(one)["state"] not in TERMINAL:
+                    world.http.delete(f"/api/v1/tasks/{one}", params={"force": "true"})
+            for one in hostile:
+                print(f"{one}: {world.wait(one, 60)['state']} after a cancel")
+        finally:
+            world.close()
+    return int(max(watch.health) > 1.0)
+
+
+def tell(before, alone, beside, states, watch):
+    """The figures."""
+    median, longest = statistics.median(watch.health) * 1000, max(watch.health) * 1000
+    print(f"health: p50 {median:.0f} ms, at most {longest:.0f} ms, of {len(watch.health)}")
+    print(f"ordinary task alone: sandbox after {alone[0]:.1f} s, completed after {alone[1]:.1f} s")
+    for started, whole in beside:
+        print(f"ordinary task beside four attacks: sandbox after {started:.1f} s, completed after {whole:.1f} s")
+    print(f"hostile tasks meanwhile: {states}")
+    print(f"host, MiB: before {before}, at most {watch.most}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(*(convert(word) for convert, word in zip((float, str), sys.argv[1:], strict=False))))
