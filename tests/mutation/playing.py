@@ -175,6 +175,7 @@ class Baseline:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._tests: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self._imported: set[tuple[str, int]] = set()
 
     def add(self, outcome: Outcome) -> None:
         """Of a part of the tests."""
@@ -184,19 +185,22 @@ class Baseline:
         for file, lines in outcome.lines.items():
             for line, tests in lines.items():
                 self._tests[file][line] |= set(tests) - {""}
+                if "" in tests:
+                    self._imported.add((file, line))
 
     def tests_for(self, mutant: Mutant, places: list[str]) -> list[str]:
         """The fastest first of those that run its lines; then the others of their files, which may share a fixture.
 
-        All of the target's, where the code runs at import.
+        All of the target's, where the code runs at import, of its module or of one with tests.
         """
         lines = self._tests[mutant.file]
         asked = range(mutant.line, mutant.last_line + 1)
+        is_imported = mutant.is_imported or any((mutant.file, line) in self._imported for line in asked)
         running = set().union(*(tests for line, tests in lines.items() if mutant.is_imported or line in asked))
         others = {test.split("::")[0] for test in running}
         paths = tuple(f"tests/{place}" for place in places)
         own = [test for test in self.seconds if test.startswith(paths)]
-        rest = [test for test in own if mutant.is_imported or test.split("::")[0] in others]
+        rest = [test for test in own if is_imported or test.split("::")[0] in others]
         chosen = {test for test in own if test in running}, set(rest) - running
         return [test for tests in chosen for test in sorted(tests, key=lambda test: (self.seconds[test], test))]
 

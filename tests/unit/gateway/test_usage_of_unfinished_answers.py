@@ -157,6 +157,12 @@ def test_a_message_in_a_delta_names_no_model_and_a_usage_beside_a_start_counts_n
     assert stream(line(beside)).usage().output_tokens == 0
 
 
+def test_an_answer_that_names_no_model_has_none():
+    told = stream(line({"type": "message_start", "message": {"usage": {"input_tokens": 3}}})).usage()
+    assert (told.model, told.input_tokens, told.cost_usd) == ("", 3, None)
+    assert document(b'{"usage": {"input_tokens": 3}}').usage() == told
+
+
 def test_a_line_needs_no_space_after_its_name():
     assert stream(start().replace(b"data: ", b"data:")).has_begun
 

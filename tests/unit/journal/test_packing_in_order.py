@@ -214,7 +214,7 @@ def in_pieces(*sizes: int) -> list[list[int]]:
 
 
 def test_a_piece_has_256_kibibytes():
-    assert in_pieces(*[1024] * 600) == [[1024] * 256, [1024] * 256, [1024] * 88]
+    assert in_pieces(256 * 1024 - 1, 1, 1) == [[256 * 1024 - 1, 1], [1]]
 
 
 def test_a_piece_has_as_many_whole_lines_as_fit(monkeypatch):

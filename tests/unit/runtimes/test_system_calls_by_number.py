@@ -5,6 +5,7 @@ filter's table needs its row here.
 """
 
 import errno
+import struct
 
 import pytest
 
@@ -119,6 +120,22 @@ def test_a_call_that_programs_make_is_allowed(machine: str, name: str, number: i
     assert action(machine, number, *ORDINARY_ARGUMENTS.get(name, ())) == ALLOW, name
 
 
+@pytest.mark.parametrize(("machine", "name", "number"), rows(ALLOWED))
+def test_arguments_of_other_calls_are_not_looked_at(machine: str, name: str, number: int):
+    for argument in (0xFFFFFFFFFFFFFFFF, 0x10000000, 0x5412, 17):
+        assert action(machine, number, *[argument] * 6) == ALLOW, name
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize("other", LOOKED_AT)
+def test_an_argument_is_not_taken_for_the_number_of_a_call(machine: str, other: str):
+    argument = number_of(machine, LOOKED_AT[other])
+    for name, arguments in (("clone", (argument,)), ("unshare", (argument,)), ("ioctl", (5, argument))):
+        if not (name == "unshare" and argument & 0x80):
+            number = number_of(machine, LOOKED_AT[name])
+            assert action(machine, number, *arguments, 99, 99) == ALLOW, name
+
+
 @pytest.mark.parametrize("machine", AUDIT)
 def test_no_other_call_is_refused(machine: str):
     ordinary = {number_of(machine, LOOKED_AT[name]): arguments for name, arguments in ORDINARY_ARGUMENTS.items()}
@@ -146,3 +163,55 @@ def test_every_row_of_the_filters_table_has_an_independent_row_here(machine: str
     assert table == {name: number for told, name, number in rows(DENIED) if told == machine}
     absent = seccomp._ABSENT | {"io_setup": seccomp.ARCHITECTURES[machine].io_setup}
     assert absent == {name: number for told, name, number in rows(ABSENT) if told == machine}
+
+
+# Arguments that are let through, and those that are refused with this error. Add rows as the filter looks at more.
+ALLOWED_ARGUMENTS = [
+    *[("personality", (persona,)) for persona in (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)],
+    *[("socket", (family, 1, 0)) for family in (1, 2, 10, 16)],
+    *[("ioctl", (0, request)) for request in (0x5401, 0x5411, 0x5413, 0x541B, 0x541D, 0x5421)],
+    ("clone", (0x1200011,)),
+    *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # what is no namespace is the kernel's to judge
+]
+REFUSED_ARGUMENTS = [
+    *[("personality", (persona,), errno.EPERM) for persona in (0x1, 0x9, 0x40000, 0x400000, 0x20009, 0xFFFFFFFE)],
+    *[("socket", (family, 3, 0), errno.EAFNOSUPPORT) for family in (0, 3, 9, 11, 15, 17, 31, 38, 40, 44)],
+    *[("socket", (16, 3, protocol), errno.EPROTONOSUPPORT) for protocol in (1, 12, 15, 16)],
+    *[("ioctl", (0, request), errno.EPERM) for request in (0x5412, 0x541C)],
+    *[
+        (name, (flag,), errno.EPERM)
+        for name in ("clone", "unshare")
+        for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000, 0x10000011)
+    ],
+    ("unshare", (0x80,), errno.EPERM),
+]
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize(("name", "arguments"), ALLOWED_ARGUMENTS)
+def test_arguments_that_programs_use_are_allowed(machine: str, name: str, arguments: tuple[int, ...]):
+    number = number_of(machine, LOOKED_AT[name])
+    assert number is not None
+    assert action(machine, number, *arguments) == ALLOW
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize(("name", "arguments", "error"), REFUSED_ARGUMENTS)
+def test_arguments_that_lead_out_are_refused(machine: str, name: str, arguments: tuple[int, ...], error: int):
+    number = number_of(machine, LOOKED_AT[name])
+    assert number is not None
+    assert errno_of(action(machine, number, *arguments)) == error
+    high = tuple(argument | 7 << 32 for argument in arguments)
+    assert errno_of(action(machine, number, *high)) == error, "the kernel looks at the low half of these only"
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+def test_the_kernel_would_load_the_filter(machine: str):
+    instructions = list(struct.iter_unpack("=HBBI", PROGRAMS[machine]))
+    loads = [value for code, _, _, value in instructions if code == 0x20]
+    assert set(loads) <= {*range(0, 64, 4)}, "within struct seccomp_data"
+    for at, (code, when_true, when_false, _) in enumerate(instructions):
+        is_jump = code in (0x15, 0x25, 0x45)
+        assert is_jump or (code in (0x20, 0x06) and (when_true, when_false) == (0, 0))
+        assert at + 1 + max(when_true, when_false) < len(instructions) or code == 0x06
+    assert instructions[-1] == (0x06, 0, 0, ALLOW)
