@@ -4,6 +4,7 @@ A group is one directory in version 2 and one per hierarchy in version 1. What a
 that its directories have, so one code serves both: each thing is tried under the name of either version.
 """
 
+import errno
 import os
 import re
 import signal
@@ -32,6 +33,9 @@ _LIMIT_FILES = {
 _SOCKETS_V1 = "memory.kmem.tcp"
 _COMMAND_LINE = Path("/proc/cmdline")
 _TCP_MEMORY = Path("/proc/sys/net/ipv4/tcp_mem")
+_DEFAULT_SHARE_OF_TCP = 16
+"""One of so many parts of the machine's memory may TCP use before there is pressure, unless tcp_mem was changed."""
+
 _SHARE_OF_SOCKETS = 8
 """One of so many parts of vm.memory may be in buffers of sockets."""
 
@@ -48,12 +52,13 @@ class ControlGroup(msgspec.Struct, frozen=True):
             _enable_controllers(directory.parent.parent)
             _enable_controllers(directory.parent)
             directory.mkdir(exist_ok=True)
-            _bound_sockets_of_all(directory.parent / f"{_SOCKETS_V1}.limit_in_bytes")
+            with suppress(PermissionError):  # another user may have made it
+                _bound_sockets(directory.parent, _sockets_of_all_bytes())
+            _bound_sockets(directory, socket_buffer_bytes(memory_bytes))
         self._write("memory.max", memory_bytes)
         self._write("memory.swap.max", 0)
         self._write("memory.limit_in_bytes", memory_bytes)
         self._write("memory.memsw.limit_in_bytes", memory_bytes)
-        self._write(f"{_SOCKETS_V1}.limit_in_bytes", socket_buffer_bytes(memory_bytes))
         self._write("pids.max", processes_max)
         self._write("cpu.max", f"{cpus * _PERIOD_MICROSECONDS} {_PERIOD_MICROSECONDS}")
         self._write("cpu.cfs_period_us", _PERIOD_MICROSECONDS)
@@ -209,22 +214,28 @@ def socket_buffer_bytes(memory_bytes: int) -> int:
     return min(max(memory_bytes // _SHARE_OF_SOCKETS, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
 
 
-def _bound_sockets_of_all(path: Path) -> None:
-    """Version 1: half of what TCP may use before the machine is under pressure is for all sandboxes together.
-
-    The kernel refuses while they hold more: then an earlier sandbox has set it already.
-    """
-    if path.exists():
-        with suppress(OSError):
-            _write(path, str(_tcp_pressure_pages() // 2 * os.sysconf("SC_PAGE_SIZE")))
-
-
-def _tcp_pressure_pages() -> int:
-    """Where pressure on the machine's TCP begins. Only the first network namespace shows it; else the default."""
+def _bound_sockets(directory: Path, buffer_bytes: int) -> None:
+    """Version 1. While a group holds more than its bound, the kernel refuses to set it again; it is set already."""
+    path = directory / f"{_SOCKETS_V1}.limit_in_bytes"
+    if not path.exists():
+        return
     try:
-        return int(_TCP_MEMORY.read_text().split()[1])
-    except OSError:
-        return os.sysconf("SC_PHYS_PAGES") // 16
+        _write(path, str(buffer_bytes))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+
+
+def _sockets_of_all_bytes() -> int:
+    """For all sandboxes together: half of what TCP may use before the machine is under pressure.
+
+    Only the machine's own network has that setting; in a container it is what the kernel chooses by default.
+    """
+    try:
+        pressure_pages = int(_TCP_MEMORY.read_text().split()[1])
+    except FileNotFoundError:
+        pressure_pages = os.sysconf("SC_PHYS_PAGES") // _DEFAULT_SHARE_OF_TCP
+    return pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE")
 
 
 def _counts_no_sockets() -> bool:

@@ -1,6 +1,7 @@
 """What the runtimes share that start their sandboxes by the launcher: all of a sandbox's life but its own program."""
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence, Set
@@ -20,6 +21,8 @@ from sandbox.runtimes.kernel_uid import SANDBOX_UIDS, KernelUids
 from sandbox.runtimes.launch import Launch, mark_attempt, start_launcher
 from sandbox.runtimes.orphans import OrphanAdoption
 from sandbox.runtimes.places import give_places, make_places, take_places
+
+_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.001
 _MARKER_PREFIX = mark_attempt("")
@@ -283,11 +286,13 @@ def _move_in(group: ControlGroup, launcher_pid: int, directories: Sequence[Path]
 
 
 async def _end_past_bounds(launch: Launch, group: ControlGroup, memory_bytes: int) -> None:
-    """For confined programs, which have no runner that watches them."""
-    while True:
-        await asyncio.sleep(KERNEL_USE_CHECK_SECONDS)
-        if group.kernel_use(launch.pid, memory_bytes).excess():
-            launch.kill()
+    """For confined programs, which have no runner that watches them. A watch that breaks ends them too."""
+    try:
+        while not group.kernel_use(launch.pid, memory_bytes).excess():
+            await asyncio.sleep(KERNEL_USE_CHECK_SECONDS)
+    except Exception:
+        _log.exception("What the kernel holds for confined programs cannot be counted; they are ended.")
+    launch.kill()
 
 
 async def _finish(work: Callable[[], None]) -> None:

@@ -65,15 +65,15 @@ def _limits(probe: Probe) -> list[Finding]:
     if not probe.works:
         return []
     held = [name for limit, name in _LIMITS.items() if limit in probe.limits]
-    missing = [name for limit, name in _LIMITS.items() if limit not in probe.limits]
+    missing = {limit: name for limit, name in _LIMITS.items() if limit not in probe.limits}
     findings = [Finding("limits", True, f"on {', '.join(held)} hold")] if held else []
-    if "memory" in probe.limits and "sockets" not in probe.limits:
+    if "memory" in probe.limits and missing.pop("sockets", None):
         message = "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket"
         mend = "Start the kernel without nosocket in cgroup.memory."
         findings.append(Finding("limits", False, message, mend, is_needed=False))
-    elif missing:
+    if missing:
         own = "Run as root, or start it in a control group of your own: systemd-run --user --scope sandbox serve"
         mend = "Mount cgroups writable." if os.getuid() == 0 else own
-        message = f"on {', '.join(missing)} do not hold: no cgroup can be written to"
+        message = f"on {', '.join(missing.values())} do not hold: no cgroup can be written to"
         findings.append(Finding("limits", False, message, mend, is_needed=False))
     return findings

@@ -65,6 +65,17 @@ def test_unasked_it_is_none_that_works(tmp_path, wish):
                 ),
             },
         ),
+        (
+            {"memory", "processes"},
+            {
+                (True, "on memory, processes hold"),
+                (False, "on CPUs do not hold: no cgroup can be written to"),
+                (
+                    False,
+                    "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket",
+                ),
+            },
+        ),
         (set(), {(False, "on memory, CPUs, processes, buffers of sockets do not hold: no cgroup can be written to")}),
     ],
 )

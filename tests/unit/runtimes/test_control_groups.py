@@ -1,6 +1,8 @@
 """Control groups of either version, on directory trees that only look like the kernel's."""
 
+import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -171,17 +173,41 @@ def test_version_1_bounds_the_buffers_of_all_sandboxes_together_by_half_of_what_
     assert group.limits() == {"sockets"}
 
 
-def test_version_1_takes_the_kernels_default_where_a_container_does_not_show_it(
+def test_version_1_bounds_all_sandboxes_by_the_memory_of_a_machine_whose_settings_are_not_there_in_a_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    group = tmp_path / "memory" / "sandbox" / "attempt"
-    group.mkdir(parents=True)
-    limit = group.parent / "memory.kmem.tcp.limit_in_bytes"
-    limit.touch()
-    monkeypatch.setattr(cgroups, "_TCP_MEMORY", tmp_path / "nothing")
+    made = tmp_path / "memory" / "sandbox" / "attempt"
+    made.mkdir(parents=True)
+    for directory in (made, made.parent):
+        (directory / "memory.kmem.tcp.limit_in_bytes").touch()
+    monkeypatch.setattr(cgroups, "_TCP_MEMORY", tmp_path / "not there")
     Hierarchies([tmp_path / "memory"]).group("attempt").create(cpus=1, memory_bytes=1 << 30, processes_max=7)
-    pages = os.sysconf("SC_PHYS_PAGES") // 16
-    assert limit.read_text() == str(pages // 2 * os.sysconf("SC_PAGE_SIZE"))
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    bound = int((made.parent / "memory.kmem.tcp.limit_in_bytes").read_text())
+    assert machine // 33 <= bound <= machine // 32
+    assert (made / "memory.kmem.tcp.limit_in_bytes").read_text() == str(128 << 20)
+
+
+@pytest.mark.parametrize(("code", "is_refused"), [(errno.EBUSY, False), (errno.EIO, True)])
+def test_version_1_keeps_the_bound_of_a_group_that_holds_more_at_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_refused: bool
+):
+    made = tmp_path / "memory" / "sandbox" / "attempt"
+    made.mkdir(parents=True)
+    for name in FILES_1["memory"]:
+        (made / name).touch()
+    write = cgroups._write
+
+    def refuse_sockets(path: Path, text: str) -> bool:
+        if path.name.startswith("memory.kmem.tcp"):
+            raise OSError(code, os.strerror(code))
+        return write(path, text)
+
+    monkeypatch.setattr(cgroups, "_write", refuse_sockets)
+    group = Hierarchies([tmp_path / "memory"]).group("attempt")
+    with pytest.raises(OSError, match=os.strerror(code)) if is_refused else nullcontext():
+        group.create(cpus=1, memory_bytes=4096, processes_max=7)
+    assert (made / "memory.limit_in_bytes").read_text() == ("" if is_refused else "4096")
 
 
 def test_version_1_tells_what_sockets_hold_and_keeps_the_bound_itself(tmp_path: Path):

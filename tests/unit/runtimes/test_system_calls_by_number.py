@@ -33,7 +33,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 ABSENT: dict[str, tuple[int | None, int | None]] = {
     "io_setup": (206, 0), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "clone3": (435, 435),
+    "clone3": (435, 435), "memfd_secret": (447, 447),
 }  # fmt: skip
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "openat": (257, 56), "stat": (4, None),

@@ -1,0 +1,69 @@
+"""What the kernel holds for confined programs is watched until they end, also when it cannot be counted."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from sandbox.contracts.runtime import KernelUse
+from sandbox.model.limits import SOCKETS_MAX
+from sandbox.runtimes import launching
+
+
+class PlayedLaunch:
+    pid = 4711
+
+    def __init__(self) -> None:
+        self.was_killed = asyncio.Event()
+
+    def kill(self) -> None:
+        self.was_killed.set()
+
+
+class PlayedGroup:
+    """Gives these one after the other, the last one on and on; raises those that are errors."""
+
+    def __init__(self, *uses: KernelUse | Exception) -> None:
+        self._uses = list(uses)
+        self.looks = 0
+
+    def kernel_use(self, _pid: int, _memory_bytes: int) -> KernelUse:
+        self.looks += 1
+        use = self._uses.pop(0) if len(self._uses) > 1 else self._uses[0]
+        if isinstance(use, Exception):
+            raise use
+        return use
+
+
+async def was_killed(group: PlayedGroup, looks: int) -> bool:
+    launch = PlayedLaunch()
+    watch = asyncio.create_task(launching._end_past_bounds(launch, group, 1 << 30))
+    try:
+        while group.looks < looks and not watch.done():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        return launch.was_killed.is_set()
+    finally:
+        watch.cancel()
+        with suppress(asyncio.CancelledError, OSError, ValueError):
+            await watch
+
+
+WITHIN, PAST = KernelUse(sockets=SOCKETS_MAX), KernelUse(sockets=SOCKETS_MAX + 1)
+
+
+@pytest.mark.parametrize(
+    ("uses", "is_killed"),
+    [
+        ([WITHIN], False),
+        ([KernelUse()], False),
+        ([WITHIN, PAST], True),
+        ([WITHIN, OSError(23, "Too many open files in system")], True),
+        ([ValueError("no number")], True),
+    ],
+)
+def test_confined_programs_end_past_a_bound_and_where_nobody_can_count(
+    monkeypatch: pytest.MonkeyPatch, uses: list[KernelUse | Exception], is_killed: bool
+):
+    monkeypatch.setattr(launching, "KERNEL_USE_CHECK_SECONDS", 0.001)
+    assert asyncio.run(was_killed(PlayedGroup(*uses), looks=3)) is is_killed
