@@ -287,9 +287,11 @@ def _move_in(group: ControlGroup, launcher_pid: int, directories: Sequence[Path]
 
 async def _end_past_bounds(launch: Launch, group: ControlGroup, memory_bytes: int) -> None:
     """For confined programs, which have no runner that watches them. A watch that breaks ends them too."""
+    excess = ""
     try:
-        while not group.kernel_use(launch.pid, memory_bytes).excess():
+        while not excess:
             await asyncio.sleep(KERNEL_USE_CHECK_SECONDS)
+            excess = group.kernel_use(launch.pid, memory_bytes).excess()
     except Exception:
         _log.exception("What the kernel holds for confined programs cannot be counted; they are ended.")
     launch.kill()
