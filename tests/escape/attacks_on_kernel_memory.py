@@ -90,13 +90,17 @@ if one.recv(100) == b"word": through()""", ("held back",), unchanged=("socket bu
 
 def _filters():
     ordinary = "one = socket.socket(); one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1); through()"
-    for name, option in (("a filter on a socket", 26), ("a filter on sockets that share a port", 51)):
+    for name, option in (
+        ("filters on thousands of sockets", 26),
+        ("filters on thousands of sockets that share a port", 51),
+    ):
         yield Attack(name, f"""
-with means():
-    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); one.bind(("127.0.0.1", 0))
-one.setsockopt(socket.SOL_SOCKET, {option}, program(instruction(6, 1)))
-through()""", ordinary, ("ENOPROTOOPT",), unchanged=("compiled filters",))  # fmt: skip
+for _ in range(FILTERS // 8192):
+    with means():
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); kept.append(one)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); one.bind(("127.0.0.1", 0))
+    one.setsockopt(socket.SOL_SOCKET, {option}, program(instruction(6, 1)))
+through()""", ordinary, ("ENOPROTOOPT",), inside=("gvisor",), unchanged=("compiled filters",))  # fmt: skip
     yield Attack("large filters on system calls in many processes", """
 code = instruction(0x20, 0) + instruction(0x45, 0x12345678) * 4094 + instruction(0x06, 0x7FFF0000)
 told, inside = os.pipe()

@@ -40,7 +40,7 @@ CREDENTIALS = (
 RESOURCES = (
     *("all pseudo-terminals of the machine", "the machine's contexts for AIO", "a higher priority"),
     "real-time scheduling",
-    *("a filter on a socket", "a filter on sockets that share a port"),
+    *("filters on thousands of sockets", "filters on thousands of sockets that share a port"),
     "large filters on system calls in many processes",
 )
 MODEST = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS, FILTERS = 8, 1 << 20"
