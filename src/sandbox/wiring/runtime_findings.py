@@ -67,7 +67,7 @@ def _limits(probe: Probe) -> list[Finding]:
     held = [name for limit, name in _LIMITS.items() if limit in probe.limits]
     missing = {limit: name for limit, name in _LIMITS.items() if limit not in probe.limits}
     findings = [Finding("limits", True, f"on {', '.join(held)} hold")] if held else []
-    if "memory" in probe.limits and missing.pop("sockets", None):
+    if "memory" in probe.limits and missing.pop("sockets", ""):
         message = "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket"
         mend = "Start the kernel without nosocket in cgroup.memory."
         findings.append(Finding("limits", False, message, mend, is_needed=False))
