@@ -288,7 +288,10 @@ def _move_in(group: ControlGroup, launcher_pid: int, directories: Sequence[Path]
 async def _end_past_bounds(launch: Launch, group: ControlGroup, memory_bytes: int) -> None:
     """For confined programs, which have no runner that watches them. A watch that breaks ends them too."""
     try:
-        while not group.kernel_use(launch.pid, memory_bytes).excess():
+        while True:
+            use = await asyncio.to_thread(group.kernel_use, launch.pid, memory_bytes)
+            if use.excess():
+                break
             await asyncio.sleep(KERNEL_USE_CHECK_SECONDS)
     except Exception:
         _log.exception("What the kernel holds for confined programs cannot be counted; they are ended.")
