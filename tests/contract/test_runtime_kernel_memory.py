@@ -1,12 +1,15 @@
 """Memory that the kernel holds for a sandbox beyond what its programs allocate is bounded."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from doubles.sandbox_life import MEBIBYTE, Ended, has_own_kernel, living, read_until, run_in, run_python
 from sandbox.contracts.runtime import Command, KernelUse, Runtime
+from sandbox.model.limits import FILE_LOCKS_MAX
+from sandbox.runtimes import kernel_use
 from sandbox.runtimes.cgroups import socket_buffer_bytes
 
 MEMORY_BYTES = 512 * MEBIBYTE
@@ -202,7 +205,7 @@ def test_locks_on_files_count(runtime: Runtime, disk: Path, limits: frozenset[st
         pytest.skip("no control group tells which processes are the sandbox's")
     use, ended = held_at_most(runtime, disk, _MANY_LOCKS)
     assert use.file_locks is not None, ended
-    assert use.file_locks > 8192
+    assert use.file_locks > FILE_LOCKS_MAX
     assert "locks on files" in use.excess()
 
 
@@ -220,6 +223,29 @@ def test_what_ordinary_programs_have_is_within_all_bounds(runtime: Runtime, disk
     use, ended = held_at_most(runtime, disk, _ORDINARY_USE)
     assert "held" in ended.output, ended
     assert use.excess() == ""
+
+
+def test_counting_keeps_nothing_else_waiting(
+    runtime: Runtime, disk: Path, limits: frozenset[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The kernel takes long to list many locks, also those of others."""
+    if "memory" not in limits:
+        pytest.skip("no control group tells which processes are the sandbox's")
+    is_counted = threading.Event()
+    monkeypatch.setattr(kernel_use, "count_file_locks", lambda _: is_counted.wait(30) and 7)
+
+    async def story() -> KernelUse:
+        async with living(runtime, disk) as sandbox:
+            output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo up; sleep 300"], {}, "/workspace"))
+            await read_until(output, b"up")
+            counting = asyncio.create_task(sandbox.kernel_use())
+            await asyncio.sleep(0.05)
+            assert not counting.done()
+            is_counted.set()
+            return await counting
+
+    use = asyncio.run(story())
+    assert use.file_locks == 7
 
 
 _ERRORS_NEVER_READ = """

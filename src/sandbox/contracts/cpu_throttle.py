@@ -42,6 +42,11 @@ class CpuQueue:
         self._debt_seconds = debt_seconds
         self._first = asyncio.Lock()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any work waits or runs in it."""
+        return self._first.locked()
+
     async def __aenter__(self) -> None:
         await self._first.acquire()
         try:

@@ -83,7 +83,7 @@ SOCKETS_MAX = 8192
 NETLINK_BYTES_MAX = 16 * 1024 * 1024
 """Unread in the netlink sockets of one sandbox."""
 
-FILE_LOCKS_MAX = 8192
+FILE_LOCKS_MAX = 2048
 """POSIX locks of one sandbox."""
 
 SOCKET_BUFFER_BYTES_MIN = 16 * 1024 * 1024

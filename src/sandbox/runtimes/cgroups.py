@@ -114,7 +114,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         )
 
     def kernel_use(self, pid: int, memory_bytes: int) -> KernelUse:
-        """Of the group, and of the network namespace of a process in it. Reads files of the kernel.
+        """Of the group, and of the network namespace of a process in it. May take a tenth of a second.
 
         Version 1 bounds buffers of sockets itself, version 2 counts them as memory. memory_bytes: what the group was
         made with.

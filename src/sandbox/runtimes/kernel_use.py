@@ -34,7 +34,8 @@ def count_netlink_bytes(pid: int) -> int | None:
 def count_file_locks(process_ids: Callable[[], Collection[int]]) -> int | None:
     """POSIX locks of these processes; 0 while the whole machine has no more than FILE_LOCKS_MAX of them.
 
-    Reads twice as many lines at most, because the kernel takes long to list many. None where it lists none.
+    Reads twice as many lines at most, since the time that the kernel takes grows with the square of their number: of
+    more locks on the machine only the first in its list count. None where it lists none.
     """
     try:
         with _LOCKS.open() as file:

@@ -86,7 +86,7 @@ class LaunchedSandbox(ABC):
 
     async def kernel_use(self) -> KernelUse:
         """Of its control group, and of the network namespace that the launcher made."""
-        return self._group.kernel_use(self._launch.pid, self._spec.memory_bytes)
+        return await asyncio.to_thread(self._group.kernel_use, self._launch.pid, self._spec.memory_bytes)
 
     async def close(self) -> None:
         """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""

@@ -291,7 +291,8 @@ async def _end_past_bounds(launch: Launch, group: ControlGroup, memory_bytes: in
     try:
         while not excess:
             await asyncio.sleep(KERNEL_USE_CHECK_SECONDS)
-            excess = group.kernel_use(launch.pid, memory_bytes).excess()
+            use = await asyncio.to_thread(group.kernel_use, launch.pid, memory_bytes)
+            excess = use.excess()
     except Exception:
         _log.exception("What the kernel holds for confined programs cannot be counted; they are ended.")
     launch.kill()

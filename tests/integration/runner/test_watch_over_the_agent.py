@@ -12,7 +12,7 @@ from sandbox.contracts.placement import CancelOrder, Receipt
 from sandbox.contracts.recorder import Recorder
 from sandbox.contracts.runtime import KernelUse
 from sandbox.model.event import AgentStarted, ArtifactCollected, Gap, Output, SandboxCreated, Usage, WorkspacePrepared
-from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
+from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
 from sandbox.model.state import TaskState
 from sandbox.placement.control import UnixRunnerControl
 from sandbox.runner.control_socket import listening
@@ -93,6 +93,19 @@ def test_what_is_ready_is_read_though_the_machine_stood_still_meanwhile(stage, m
 
     monkeypatch.setattr(scene.recorder, "record", slowly)
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    assert scene.outputs()[-1] == b"the result\n"
+    assert not scene.events(Gap)
+
+
+def test_what_waits_for_the_cpu_budget_after_the_agents_end_is_still_read(stage, monkeypatch):
+    monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
+    scene = stage(Script(stdout=b"line\n" * 500 + b"the result\n"))
+    budget = scene.attempt.equipment.throttle._budget
+    budget.see(time.monotonic(), time.process_time())
+    budget._level_seconds = -RUNNER_CPU_CORES
+    began = time.monotonic()
+    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    assert time.monotonic() - began > 0.9
     assert scene.outputs()[-1] == b"the result\n"
     assert not scene.events(Gap)
 

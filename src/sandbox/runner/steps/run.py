@@ -319,13 +319,17 @@ class _Run:
             pump.result()
 
     async def _read_on(self, pumps: list["asyncio.Task[None]"]) -> str:
-        """Until all is read; gives why not. A stall of the machine costs one look, not what is ready meanwhile."""
+        """Until all is read; gives why not. A stall of the machine costs one look, not what is ready meanwhile.
+
+        Output that waits for the CPU budget is not silent.
+        """
         look_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_LOOKS
         silent_looks = 0
         for _ in range(math.ceil(OUTPUT_DRAIN_SECONDS_MAX / look_seconds)):
             moved_bytes = self._output.moved_bytes
             _, late = await asyncio.wait(pumps, timeout=look_seconds)
-            silent_looks = 0 if self._output.moved_bytes > moved_bytes else silent_looks + 1
+            is_silent = self._output.moved_bytes == moved_bytes and not self._output_queue.is_waiting
+            silent_looks = silent_looks + 1 if is_silent else 0
             if not late or silent_looks == _DRAIN_LOOKS:
                 return f"nothing of it came for {OUTPUT_DRAIN_SECONDS:g} s"
         return f"it was not over {OUTPUT_DRAIN_SECONDS_MAX:g} s"

@@ -131,7 +131,7 @@ class QemuSandbox:
 
     async def kernel_use(self) -> KernelUse:
         """For QEMU and virtiofsd: what the guest's kernel holds is in the guest's memory."""
-        return self._group.kernel_use(self._launch.pid, self._plan.spec.memory_bytes)
+        return await asyncio.to_thread(self._group.kernel_use, self._launch.pid, self._plan.spec.memory_bytes)
 
     async def stats(self) -> Stats:
         """The machine tells of the CPU, which QEMU uses for the guest; the guest of what is inside."""
