@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.contracts.runtime import KernelUse, Stats
+from sandbox.contracts.runtime import FileUse, KernelUse, Stats
 from sandbox.model.limits import SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
-from sandbox.runtimes import kernel_use, processes
+from sandbox.runtimes import file_use, kernel_use, processes
 
 PARENT = "sandbox"
 """The directory that all attempts' groups are in."""
@@ -122,8 +122,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
             buffer_bytes=buffers,
             buffer_bytes_max=buffers_max,
             netlink_bytes=kernel_use.count_netlink_bytes(pid),
-            file_locks=kernel_use.count_file_locks(self.process_ids) if self.directories else None,
         )
+
+    def file_use(self) -> FileUse:
+        """Of the processes in it; nothing is known where it has no directory. Reads many files of the kernel."""
+        return file_use.count_files(self.process_ids()) if self.directories else FileUse()
 
     @property
     def _is_unified(self) -> bool:
