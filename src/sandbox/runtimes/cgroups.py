@@ -34,6 +34,8 @@ _COMMAND_LINE = Path("/proc/cmdline")
 _TCP_MEMORY = Path("/proc/sys/net/ipv4/tcp_mem")
 _SHARE_OF_SOCKETS = 8
 """One of so many parts of vm.memory may be in buffers of sockets."""
+_FEWEST_AT_BOUND = 8
+"""So many sandboxes it takes at least to use up the buffers of all: then datagrams of the others are dropped."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
@@ -53,7 +55,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         self._write("memory.swap.max", 0)
         self._write("memory.limit_in_bytes", memory_bytes)
         self._write("memory.memsw.limit_in_bytes", memory_bytes)
-        self._write(f"{_SOCKETS_V1}.limit_in_bytes", socket_buffer_bytes(memory_bytes))
+        self._write(f"{_SOCKETS_V1}.limit_in_bytes", _fair_socket_buffer_bytes(memory_bytes))
         self._write("pids.max", processes_max)
         self._write("cpu.max", f"{cpus * _PERIOD_MICROSECONDS} {_PERIOD_MICROSECONDS}")
         self._write("cpu.cfs_period_us", _PERIOD_MICROSECONDS)
@@ -212,15 +214,22 @@ def socket_buffer_bytes(memory_bytes: int) -> int:
     return min(max(memory_bytes // _SHARE_OF_SOCKETS, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
 
 
-def _bound_sockets_of_all(path: Path) -> None:
-    """Version 1: half of what TCP may use before the machine is under pressure is for all sandboxes together.
+def _fair_socket_buffer_bytes(memory_bytes: int) -> int:
+    fair = max(_socket_buffer_bytes_of_all() // _FEWEST_AT_BOUND, SOCKET_BUFFER_BYTES_MIN)
+    return min(socket_buffer_bytes(memory_bytes), fair)
 
-    The kernel refuses while they hold more: then an earlier sandbox has set it already.
-    """
+
+def _socket_buffer_bytes_of_all() -> int:
+    """Half of what TCP may use before the machine is under pressure."""
+    _, pressure_pages, _ = map(int, _TCP_MEMORY.read_text().split())
+    return pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE")
+
+
+def _bound_sockets_of_all(path: Path) -> None:
+    """Version 1. The kernel refuses while they hold more: then an earlier sandbox has set it already."""
     if path.exists():
-        _, pressure_pages, _ = map(int, _TCP_MEMORY.read_text().split())
         with suppress(OSError):
-            _write(path, str(pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE")))
+            _write(path, str(_socket_buffer_bytes_of_all()))
 
 
 def _counts_no_sockets() -> bool:
