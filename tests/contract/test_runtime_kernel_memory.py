@@ -1,15 +1,12 @@
 """Memory that the kernel holds for a sandbox beyond what its programs allocate is bounded."""
 
 import asyncio
-import threading
 from pathlib import Path
 
 import pytest
 
 from doubles.sandbox_life import MEBIBYTE, Ended, has_own_kernel, living, read_until, run_in, run_python
 from sandbox.contracts.runtime import Command, KernelUse, Runtime
-from sandbox.model.limits import FILE_LOCKS_MAX
-from sandbox.runtimes import kernel_use
 from sandbox.runtimes.cgroups import socket_buffer_bytes
 
 MEMORY_BYTES = 512 * MEBIBYTE
@@ -189,26 +186,6 @@ def test_answers_that_nobody_reads_in_netlink_sockets_count(runtime: Runtime, di
     assert "netlink" in use.excess()
 
 
-_MANY_LOCKS = """
-import fcntl
-files = [open(f"/dev/shm/{number}", "w") for number in range(20)]
-for file in files:
-    for place in range(450): fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * place)
-tell("held"); time.sleep(600)
-"""
-
-
-def test_locks_on_files_count(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    if has_own_kernel(runtime):
-        pytest.skip("its locks are its own kernel's")
-    if "memory" not in limits:
-        pytest.skip("no control group tells which processes are the sandbox's")
-    use, ended = held_at_most(runtime, disk, _MANY_LOCKS)
-    assert use.file_locks is not None, ended
-    assert use.file_locks > FILE_LOCKS_MAX
-    assert "locks on files" in use.excess()
-
-
 _ORDINARY_USE = """
 import fcntl
 files = [open(f"/dev/shm/{number}", "w") for number in range(20)]
@@ -225,27 +202,19 @@ def test_what_ordinary_programs_have_is_within_all_bounds(runtime: Runtime, disk
     assert use.excess() == ""
 
 
-def test_counting_keeps_nothing_else_waiting(
-    runtime: Runtime, disk: Path, limits: frozenset[str], monkeypatch: pytest.MonkeyPatch
-):
-    """The kernel takes long to list many locks, also those of others."""
-    if "memory" not in limits:
-        pytest.skip("no control group tells which processes are the sandbox's")
-    is_counted = threading.Event()
-    monkeypatch.setattr(kernel_use, "count_file_locks", lambda _: is_counted.wait(30) and 7)
+_MUCH_IN_NETLINK_AT_ONCE = """
+echoed = struct.pack("=IHHII", 200016, 0xFFF, 5, 1, 0) + bytes(200000)
+held = [socket.socket(16, 3, 0) for _ in range(200)]
+for one in held: one.send(echoed)
+tell("held"); time.sleep(600)
+"""
 
-    async def story() -> KernelUse:
-        async with living(runtime, disk) as sandbox:
-            output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo up; sleep 300"], {}, "/workspace"))
-            await read_until(output, b"up")
-            counting = asyncio.create_task(sandbox.kernel_use())
-            await asyncio.sleep(0.05)
-            assert not counting.done()
-            is_counted.set()
-            return await counting
 
-    use = asyncio.run(story())
-    assert use.file_locks == 7
+def test_requests_that_come_back_whole_count_as_answers(runtime: Runtime, disk: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("its netlink is its own kernel's")
+    use, ended = held_at_most(runtime, disk, _MUCH_IN_NETLINK_AT_ONCE)
+    assert "netlink" in use.excess(), ended
 
 
 _ERRORS_NEVER_READ = """
@@ -354,6 +323,20 @@ def test_options_of_ordinary_programs_work(runtime: Runtime, disk: Path):
     assert told(runtime, disk, _ORDINARY_OPTIONS) == ["both ways", "True"]
 
 
+_LINE_DISCIPLINES = """
+import fcntl
+outer, inner = os.openpty()
+for discipline in (1, 3, 13, 27): tell(attempt(lambda: fcntl.ioctl(inner, 0x5423, struct.pack("i", discipline))))
+tell(os.isatty(inner), len(fcntl.ioctl(inner, 0x5401, bytes(60))))
+"""
+
+
+def test_no_terminal_gets_another_line_discipline(runtime: Runtime, disk: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("its modules are its own kernel's")
+    assert told(runtime, disk, _LINE_DISCIPLINES) == ["EPERM"] * 4 + ["True 60"]
+
+
 # Families and protocols that would have the kernel load a module of the host
 
 
@@ -402,6 +385,21 @@ def test_small_filters_on_system_calls_can_be_installed_and_not_so_many_that_the
     if has_own_kernel(runtime):
         pytest.skip("its filters are its own kernel's")
     assert told(runtime, disk, _FILTERS) == ["done done", "ENOMEM"]
+
+
+_KEPT_FILTERS = """
+code = struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
+kept = ctypes.create_string_buffer(code, len(code))
+program = struct.pack("HxxxxxxP", 1, ctypes.addressof(kept))
+seccomp = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
+for flags in (8, 9, 0, 1): tell(attempt(lambda: system_call(seccomp, 1, flags, program)))
+"""
+
+
+def test_no_filter_outlives_its_process_by_a_descriptor(runtime: Runtime, disk: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("its filters are its own kernel's")
+    assert told(runtime, disk, _KEPT_FILTERS) == ["EINVAL", "EINVAL", "done", "done"]
 
 
 _HUGE_PAGES = """

@@ -9,7 +9,7 @@ from doubles.manifests import manifest
 from sandbox.contracts.agent import AgentBegan, AgentStart, Outcome, ToolEnded, ToolStarted
 from sandbox.contracts.gateway import ModelUpstream
 from sandbox.contracts.recorder import Recorder, read_records, read_task
-from sandbox.contracts.runtime import Command, Exit, KernelUse, SandboxHandle, Stats
+from sandbox.contracts.runtime import Command, Exit, FileUse, KernelUse, SandboxHandle, Stats
 from sandbox.contracts.workspace import Patch
 from sandbox.disks.plain import PlainDisks
 from sandbox.disks.removal import remove
@@ -111,6 +111,9 @@ class ScriptedSandbox:
 
     async def kernel_use(self):
         return self._script.kernel_use
+
+    async def file_use(self):
+        return FileUse()
 
 
 class ScriptedTerminal:

@@ -13,6 +13,7 @@ from sandbox.contracts.runtime import (
     Command,
     ConfinementSpec,
     Exit,
+    FileUse,
     KernelUse,
     Listeners,
     Probe,
@@ -87,6 +88,9 @@ class LyingSandbox:
 
     async def kernel_use(self) -> KernelUse:
         return KernelUse()
+
+    async def file_use(self) -> FileUse:
+        return FileUse()
 
     def _end(self, code: int | None) -> None:
         if not self._exit.done():

@@ -10,7 +10,13 @@ from typing import Protocol
 import msgspec
 
 from sandbox.contracts.confinement import Confinement
-from sandbox.model.limits import FILE_LOCKS_MAX, NETLINK_BYTES_MAX, SOCKETS_MAX
+from sandbox.model.limits import (
+    FILE_LOCKS_MAX,
+    NETLINK_BYTES_MAX,
+    OPEN_DIRECTORIES_MAX,
+    OPEN_FILES_OF_SANDBOX_MAX,
+    SOCKETS_MAX,
+)
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -123,14 +129,13 @@ class KernelUse(msgspec.Struct, frozen=True):
     """What the host's kernel holds for a sandbox beyond its memory; None where the machine does not count it.
 
     sockets: of all kinds and states. buffer_bytes: in TCP and UDP sockets; buffer_bytes_max: the bound on that where
-    the kernel keeps none. netlink_bytes: what waits in netlink sockets. file_locks: those of POSIX.
+    the kernel keeps none. netlink_bytes: what waits in netlink sockets.
     """
 
     sockets: int | None = None
     buffer_bytes: int | None = None
     buffer_bytes_max: int | None = None
     netlink_bytes: int | None = None
-    file_locks: int | None = None
 
     def excess(self) -> str:
         """Why the sandbox must end, for people; empty while all is within bounds."""
@@ -146,7 +151,30 @@ class KernelUse(msgspec.Struct, frozen=True):
             )
         if self.netlink_bytes is not None and self.netlink_bytes > NETLINK_BYTES_MAX:
             return f"The sandbox left {self.netlink_bytes >> 20} MiB of answers unread in netlink sockets; read them."
-        if self.file_locks is not None and self.file_locks > FILE_LOCKS_MAX:
+        return ""
+
+
+class FileUse(msgspec.Struct, frozen=True):
+    """The open files of a sandbox; None where the machine does not count them.
+
+    open_files: descriptors of all its processes. directories: those of them that are directories; locks: those of
+    POSIX on files. Both are 0 while they cannot be over their bounds.
+    """
+
+    open_files: int | None = None
+    directories: int = 0
+    locks: int = 0
+
+    def excess(self) -> str:
+        """Why the sandbox must end, for people; empty while all is within bounds."""
+        if self.open_files is not None and self.open_files > OPEN_FILES_OF_SANDBOX_MAX:
+            return (
+                f"The sandbox's processes had {self.open_files} open files, and {OPEN_FILES_OF_SANDBOX_MAX} is the "
+                "most; close those that are not needed."
+            )
+        if self.directories > OPEN_DIRECTORIES_MAX:
+            return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close those that are unused."
+        if self.locks > FILE_LOCKS_MAX:
             return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release those that are not needed."
         return ""
 
@@ -254,7 +282,11 @@ class Sandbox(Protocol):
         ...
 
     async def kernel_use(self) -> KernelUse:
-        """What the host's kernel holds for it. Cheap enough to be called several times a second."""
+        """What the host's kernel holds for it. Cheap enough to be called ten times a second."""
+        ...
+
+    async def file_use(self) -> FileUse:
+        """Its open files; nothing where they are those of a kernel of its own. Takes long where there are many."""
         ...
 
 

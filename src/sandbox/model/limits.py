@@ -74,8 +74,11 @@ DISK_CHECK_SECONDS_MAX = 60.0
 DISK_CHECKS_MISSED_MAX = 3
 """Looks in a row that fail at a disk that has no bound of its own; then the attempt ends with `sandbox_lost`."""
 
-KERNEL_USE_CHECK_SECONDS = 0.5
+KERNEL_USE_CHECK_SECONDS = 0.1
 """How often it is counted what the kernel holds for a sandbox and charges to no control group."""
+
+FILE_USE_CHECK_SECONDS = 0.5
+"""How often the open files of a sandbox are counted."""
 
 SOCKETS_MAX = 8192
 """In one sandbox, of all kinds, unaccepted connections included, whose memory no control group is charged for."""
@@ -83,8 +86,14 @@ SOCKETS_MAX = 8192
 NETLINK_BYTES_MAX = 16 * 1024 * 1024
 """Unread in the netlink sockets of one sandbox."""
 
-FILE_LOCKS_MAX = 2048
+FILE_LOCKS_MAX = 8192
 """POSIX locks of one sandbox."""
+
+OPEN_FILES_OF_SANDBOX_MAX = 131072
+"""Descriptors of all processes of one sandbox together."""
+
+OPEN_DIRECTORIES_MAX = 8192
+"""Directories among them. One that was read in part takes up to 20 KiB that no control group is charged for."""
 
 SOCKET_BUFFER_BYTES_MIN = 16 * 1024 * 1024
 SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024

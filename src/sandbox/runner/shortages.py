@@ -6,6 +6,7 @@ from collections.abc import Callable
 from sandbox.contracts.agent import Outcome
 from sandbox.contracts.clock import Clock
 from sandbox.contracts.disks import Disks, DiskUse
+from sandbox.contracts.kernel_watch import until_excess
 from sandbox.contracts.layout import AttemptLayout
 from sandbox.contracts.runtime import Sandbox, Stats
 from sandbox.model.errors import Failure, FailureCode
@@ -14,7 +15,6 @@ from sandbox.model.limits import (
     DISK_CHECK_SECONDS,
     DISK_CHECK_SECONDS_MAX,
     DISK_CHECKS_MISSED_MAX,
-    KERNEL_USE_CHECK_SECONDS,
     SANDBOX_PROCESSES_MAX,
 )
 from sandbox.model.manifest import Vm
@@ -63,11 +63,7 @@ class Shortages:
 
     async def watch_kernel_use(self, sandbox: Sandbox) -> Failure:
         """Count again and again; returns why the sandbox must end. The kernel keeps no bound of these for one."""
-        while True:
-            excess = (await sandbox.kernel_use()).excess()
-            if excess:
-                return Failure(FailureCode.OUT_OF_MEMORY, excess)
-            await asyncio.sleep(KERNEL_USE_CHECK_SECONDS)
+        return Failure(FailureCode.OUT_OF_MEMORY, await until_excess(sandbox.kernel_use, sandbox.file_use))
 
     async def look_at_disk(self) -> str:
         """Take the figures of the disk now; those that cannot be had stay as they were, and why is given."""

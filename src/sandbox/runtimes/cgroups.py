@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.contracts.runtime import KernelUse, Stats
+from sandbox.contracts.runtime import FileUse, KernelUse, Stats
 from sandbox.model.limits import SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
-from sandbox.runtimes import kernel_use, processes
+from sandbox.runtimes import file_use, kernel_use, processes
 
 PARENT = "sandbox"
 """The directory that all attempts' groups are in."""
@@ -38,6 +38,8 @@ _DEFAULT_SHARE_OF_TCP = 16
 
 _SHARE_OF_SOCKETS = 8
 """One of so many parts of vm.memory may be in buffers of sockets."""
+_FEWEST_AT_BOUND = 8
+"""So many sandboxes it takes at least to use up the buffers of all: then datagrams of the others are dropped."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
@@ -54,7 +56,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             directory.mkdir(exist_ok=True)
             with suppress(PermissionError):  # another user may have made it
                 _bound_sockets(directory.parent, _sockets_of_all_bytes())
-            _bound_sockets(directory, socket_buffer_bytes(memory_bytes))
+            _bound_sockets(directory, _fair_socket_buffer_bytes(memory_bytes))
         self._write("memory.max", memory_bytes)
         self._write("memory.swap.max", 0)
         self._write("memory.limit_in_bytes", memory_bytes)
@@ -127,8 +129,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
             buffer_bytes=buffers,
             buffer_bytes_max=buffers_max,
             netlink_bytes=kernel_use.count_netlink_bytes(pid),
-            file_locks=kernel_use.count_file_locks(self.process_ids) if self.directories else None,
         )
+
+    def file_use(self) -> FileUse:
+        """Of the processes in it; nothing is known where it has no directory. Reads many files of the kernel."""
+        return file_use.count_files(self.process_ids()) if self.directories else FileUse()
 
     @property
     def _is_unified(self) -> bool:
@@ -236,6 +241,11 @@ def _sockets_of_all_bytes() -> int:
     except FileNotFoundError:
         pressure_pages = os.sysconf("SC_PHYS_PAGES") // _DEFAULT_SHARE_OF_TCP
     return pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE")
+
+
+def _fair_socket_buffer_bytes(memory_bytes: int) -> int:
+    fair = max(_sockets_of_all_bytes() // _FEWEST_AT_BOUND, SOCKET_BUFFER_BYTES_MIN)
+    return min(socket_buffer_bytes(memory_bytes), fair)
 
 
 def _counts_no_sockets() -> bool:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import msgspec
 
-from sandbox.contracts.runtime import Command, Exit, KernelUse, Listeners, SandboxHandle, SandboxSpec
+from sandbox.contracts.runtime import Command, Exit, FileUse, KernelUse, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.cgroups import ControlGroup
@@ -87,6 +87,10 @@ class LaunchedSandbox(ABC):
     async def kernel_use(self) -> KernelUse:
         """Of its control group, and of the network namespace that the launcher made."""
         return await asyncio.to_thread(self._group.kernel_use, self._launch.pid, self._spec.memory_bytes)
+
+    async def file_use(self) -> FileUse:
+        """None by default: a kernel of the sandbox's own has the files that its programs open."""
+        return FileUse()
 
     async def close(self) -> None:
         """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""

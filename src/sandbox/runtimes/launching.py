@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from sandbox.contracts.kernel_watch import until_excess
 from sandbox.contracts.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.limits import KERNEL_USE_CHECK_SECONDS, KILL_SECONDS
+from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import cgroups, ownership, processes
 from sandbox.runtimes.bwrap import need_program
 from sandbox.runtimes.cgroups import ControlGroup
@@ -287,12 +288,11 @@ def _move_in(group: ControlGroup, launcher_pid: int, directories: Sequence[Path]
 
 async def _end_past_bounds(launch: Launch, group: ControlGroup, memory_bytes: int) -> None:
     """For confined programs, which have no runner that watches them. A watch that breaks ends them too."""
-    excess = ""
     try:
-        while not excess:
-            await asyncio.sleep(KERNEL_USE_CHECK_SECONDS)
-            use = await asyncio.to_thread(group.kernel_use, launch.pid, memory_bytes)
-            excess = use.excess()
+        await until_excess(
+            lambda: asyncio.to_thread(group.kernel_use, launch.pid, memory_bytes),
+            lambda: asyncio.to_thread(group.file_use),
+        )
     except Exception:
         _log.exception("What the kernel holds for confined programs cannot be counted; they are ended.")
     launch.kill()

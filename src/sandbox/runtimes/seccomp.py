@@ -18,6 +18,8 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
 _NEW_NAMESPACES = 0x7E020000
+_SHARED_FILES, _SAME_PROCESS = 0x400, 0x10000
+"""CLONE_FILES, CLONE_THREAD. All threads of a process share its open files, which are counted from outside."""
 _NEW_TIME_NAMESPACE = 0x80
 _X32_BIT = 0x40000000
 _NUMBER_MAX = 462
@@ -25,6 +27,7 @@ _NUMBER_MAX = 462
 
 _REQUESTS = (
     0x5412, 0x541C,  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
+    0x5423,  # TIOCSETD: loads a module of the host for another line discipline
     0x8940, 0x8941, 0x8982, 0x8983,  # SIOCGIFBR, SIOCSIFBR, SIOCGIFVLAN, SIOCSIFVLAN: load a module of the host
     0x89A0, 0x89A1, 0x89A2, 0x89A3,  # SIOCBRADDBR, SIOCBRDELBR, SIOCBRADDIF, SIOCBRDELIF: the same
 )  # fmt: skip
@@ -35,6 +38,7 @@ _DENIED_EVERYWHERE = {
     "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
     "pidfd_getfd": 438, "mount_setattr": 442, "quotactl_fd": 443, "set_mempolicy_home_node": 450,
 }  # fmt: skip
+_CLOSE_RANGE = 436
 _ABSENT = {
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435, "memfd_secret": 447,
 }  # fmt: skip
@@ -47,6 +51,15 @@ _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
 
 _OFD_LOCKS = (36, 37, 38)
 """F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, so that nobody can count them for a sandbox."""
+
+_OWN_FILES = 0x2
+"""CLOSE_RANGE_UNSHARE: open files of one thread alone."""
+
+_NEW_LISTENER = 0x8
+"""SECCOMP_FILTER_FLAG_NEW_LISTENER: its descriptor keeps a filter in memory when the process has ended."""
+
+_ATTRIBUTE_BYTES_MAX = 256
+"""Of one extended attribute. The kernel keeps access lists of a file in memory that no control group is charged for."""
 
 _WAITED_FILES_MAX = 4096
 """In one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
@@ -61,6 +74,8 @@ class Architecture(msgspec.Struct, frozen=True):
     """Numbers of one kind of processor. `audit` is its AUDIT_ARCH value.
 
     io_setup: absent, because its contexts are taken of a number that the machine has for everybody (fs.aio-max-nr).
+    splice, sendfile: refused, because the pages that they put into a pipe or a socket are charged to nobody, and a
+    socket counts the bytes of a page that are used and not the page. Programs copy instead.
     """
 
     audit: int
@@ -73,6 +88,9 @@ class Architecture(msgspec.Struct, frozen=True):
     sendmsg: int
     sendmmsg: int
     splice: int
+    sendfile: int
+    seccomp: int
+    set_attributes: tuple[int, ...]
     mmap: int
     memfd_create: int
     shmget: int
@@ -87,7 +105,8 @@ class Architecture(msgspec.Struct, frozen=True):
 
 _X86_64 = Architecture(
     audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, sendto=44, sendmsg=46,
-    sendmmsg=307, splice=275, mmap=9, memfd_create=319, shmget=29, fcntl=72,
+    sendmmsg=307, splice=275, sendfile=40, seccomp=317, set_attributes=(188, 189, 190), mmap=9, memfd_create=319,
+    shmget=29, fcntl=72,
     polls=(7, 271), selects=(23, 270), ioctl=16, personality=135, io_setup=206,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
@@ -105,7 +124,8 @@ _X86_64 = Architecture(
 
 _AARCH64 = Architecture(
     audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, sendto=206, sendmsg=211,
-    sendmmsg=269, splice=76, mmap=222, memfd_create=279, shmget=194, fcntl=25,
+    sendmmsg=269, splice=76, sendfile=71, seccomp=277, set_attributes=(5, 6, 7), mmap=222, memfd_create=279,
+    shmget=194, fcntl=25,
     polls=(73,), selects=(72,), ioctl=29, personality=92, io_setup=0,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
@@ -143,7 +163,17 @@ def assemble_filter(machine: str) -> bytes:
         *_when_absent(architecture),
         *_when_denied(architecture),
         *_when_flags(architecture.clone, _FIRST, _NEW_NAMESPACES, errno.EPERM),
-        *_when_flags(architecture.unshare, _FIRST, _NEW_NAMESPACES | _NEW_TIME_NAMESPACE, errno.EPERM),
+        *_when_flags(architecture.unshare, _FIRST, _NEW_NAMESPACES | _NEW_TIME_NAMESPACE | _SHARED_FILES, errno.EPERM),
+        *_when_thread_with_own_files(architecture.clone),
+        *_when_flags(_CLOSE_RANGE, _THIRD, _OWN_FILES, errno.EINVAL),
+        *_when_called(architecture.splice, errno.EINVAL),
+        *_when_called(architecture.sendfile, errno.EINVAL),
+        *_when_flags(architecture.seccomp, _SECOND, _NEW_LISTENER, errno.EINVAL),
+        *(
+            word
+            for call in architecture.set_attributes
+            for word in _when_more(call, _FOURTH, _ATTRIBUTE_BYTES_MAX, errno.EOPNOTSUPP)
+        ),
         *_when_flags(architecture.mmap, _FOURTH, _MAP_HUGETLB, errno.ENOMEM),
         *_when_flags(architecture.memfd_create, _SECOND, _MFD_HUGETLB, errno.ENOMEM),
         *_when_flags(architecture.shmget, _THIRD, _SHM_HUGETLB, errno.ENOMEM),
@@ -205,8 +235,12 @@ def _when_absent(architecture: Architecture) -> list[bytes]:
     assert _X32_BIT > _NUMBER_MAX
     program = [_instruction(_JUMP_GREATER, _NUMBER_MAX, 0, 1), _refuse(errno.ENOSYS)]
     for number in (*_ABSENT.values(), architecture.io_setup):
-        program += [_instruction(_JUMP_EQUAL, number, 0, 1), _refuse(errno.ENOSYS)]
+        program += _when_called(number, errno.ENOSYS)
     return program
+
+
+def _when_called(call: int, error: int) -> list[bytes]:
+    return [_instruction(_JUMP_EQUAL, call, 0, 1), _refuse(error)]
 
 
 def _when_denied(architecture: Architecture) -> list[bytes]:
@@ -218,6 +252,12 @@ def _when_denied(architecture: Architecture) -> list[bytes]:
 
 def _when_flags(call: int, argument: int, flags: int, error: int) -> list[bytes]:
     return _only_for(call, [_load(argument), _instruction(_JUMP_SET, flags, 0, 1), _refuse(error)])
+
+
+def _when_thread_with_own_files(call: int) -> list[bytes]:
+    """A thread of the process that does not share its open files."""
+    without = [_instruction(_JUMP_SET, _SHARED_FILES, 1, 0), _refuse(errno.EPERM)]
+    return _only_for(call, [_load(_FIRST), _instruction(_JUMP_SET, _SAME_PROCESS, 0, len(without)), *without])
 
 
 def _when_more(call: int, argument: int, most: int, error: int) -> list[bytes]:

@@ -8,7 +8,7 @@ import pytest
 from sandbox.contracts.agent import Outcome
 from sandbox.contracts.disks import DiskUse
 from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.runtime import KernelUse, Stats
+from sandbox.contracts.runtime import FileUse, KernelUse, Stats
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.manifest import Vm
 from sandbox.runner.shortages import Shortages
@@ -140,15 +140,19 @@ def test_a_disk_that_cannot_be_looked_at_is_told_and_the_last_figures_stay(scene
 class CountedSockets:
     """A sandbox that has so many sockets at each look; the last figures stay."""
 
-    def __init__(self, *uses):
+    def __init__(self, *uses, files=FileUse()):  # noqa: B008
         self.uses = list(uses)
+        self.files = files
 
     async def kernel_use(self):
         return self.uses.pop(0) if len(self.uses) > 1 else self.uses[0]
 
+    async def file_use(self):
+        return self.files
+
 
 def excess(scene, monkeypatch, *uses):
-    monkeypatch.setattr("sandbox.runner.shortages.KERNEL_USE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.contracts.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
 
     async def story():
         async with asyncio.timeout(10):
@@ -172,7 +176,7 @@ def test_more_in_buffers_than_may_be_is_one_where_nothing_else_keeps_the_bound(s
 
 
 def test_sockets_within_bounds_and_those_that_nobody_counts_are_none(scene, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.shortages.KERNEL_USE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.contracts.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
 
     async def story(use):
         with pytest.raises(TimeoutError):

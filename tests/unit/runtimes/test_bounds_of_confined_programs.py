@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from sandbox.contracts.runtime import KernelUse
+from sandbox.contracts.runtime import FileUse, KernelUse
 from sandbox.model.limits import SOCKETS_MAX
 from sandbox.runtimes import launching
 
@@ -33,6 +33,9 @@ class PlayedGroup:
         if isinstance(use, Exception):
             raise use
         return use
+
+    def file_use(self) -> FileUse:
+        return FileUse(1)
 
 
 async def was_killed(group: PlayedGroup, looks: int) -> bool:
@@ -65,5 +68,5 @@ WITHIN, PAST = KernelUse(sockets=SOCKETS_MAX), KernelUse(sockets=SOCKETS_MAX + 1
 def test_confined_programs_end_past_a_bound_and_where_nobody_can_count(
     monkeypatch: pytest.MonkeyPatch, uses: list[KernelUse | Exception], is_killed: bool
 ):
-    monkeypatch.setattr(launching, "KERNEL_USE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.contracts.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
     assert asyncio.run(was_killed(PlayedGroup(*uses), looks=3)) is is_killed

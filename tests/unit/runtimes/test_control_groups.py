@@ -156,20 +156,25 @@ def test_version_1_limits_are_written_in_each_hierarchy(tmp_path: Path):
     assert group.process_ids() == {4711}
 
 
-def test_version_1_bounds_the_buffers_of_all_sandboxes_together_by_half_of_what_tcp_may_use_freely(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("pressure_pages", "own_bytes"),
+    [(2000, 16 << 20), (200_000, 100_000 // 8 * os.sysconf("SC_PAGE_SIZE")), (800_000, 128 << 20)],
+)
+def test_version_1_bounds_the_buffers_of_all_sandboxes_together_and_none_can_use_them_up_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pressure_pages: int, own_bytes: int
 ):
+    """All: half of what TCP may use freely. One: an eighth of that."""
     for directory in (tmp_path / "memory" / "sandbox", tmp_path / "memory" / "sandbox" / "attempt"):
         directory.mkdir(parents=True)
         (directory / "memory.kmem.tcp.limit_in_bytes").touch()
     tcp_memory = tmp_path / "tcp_mem"
-    tcp_memory.write_text("1000\t2000\t3000\n")
+    tcp_memory.write_text(f"1000\t{pressure_pages}\t900000\n")
     monkeypatch.setattr(cgroups, "_TCP_MEMORY", tcp_memory)
     group = Hierarchies([tmp_path / "memory"]).group("attempt")
     group.create(cpus=1, memory_bytes=1 << 30, processes_max=7)
     limit = tmp_path / "memory" / "sandbox" / "memory.kmem.tcp.limit_in_bytes"
-    assert limit.read_text() == str(1000 * os.sysconf("SC_PAGE_SIZE"))
-    assert (limit.parent / "attempt" / limit.name).read_text() == str(128 << 20)
+    assert limit.read_text() == str(pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE"))
+    assert (limit.parent / "attempt" / limit.name).read_text() == str(own_bytes)
     assert group.limits() == {"sockets"}
 
 

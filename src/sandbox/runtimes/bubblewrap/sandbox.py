@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import msgspec
 
-from sandbox.contracts.runtime import Command, Exit, Stats, Terminal, TerminalSize
+from sandbox.contracts.runtime import Command, Exit, FileUse, Stats, Terminal, TerminalSize
 from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import processes
@@ -84,6 +84,10 @@ class BubblewrapSandbox(LaunchedSandbox):
     async def stats(self) -> Stats:
         """What the control group counts."""
         return self._group.stats()
+
+    async def file_use(self) -> FileUse:
+        """Of all processes inside, which the host's kernel has."""
+        return await asyncio.to_thread(self._group.file_use)
 
     async def _begin(self, status: asyncio.StreamReader, errors: asyncio.StreamReader) -> None:
         try:

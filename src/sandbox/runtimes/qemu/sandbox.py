@@ -10,7 +10,17 @@ from typing import Any
 
 import msgspec
 
-from sandbox.contracts.runtime import Command, Exit, KernelUse, Listeners, SandboxHandle, Stats, Terminal, TerminalSize
+from sandbox.contracts.runtime import (
+    Command,
+    Exit,
+    FileUse,
+    KernelUse,
+    Listeners,
+    SandboxHandle,
+    Stats,
+    Terminal,
+    TerminalSize,
+)
 from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
@@ -132,6 +142,10 @@ class QemuSandbox:
     async def kernel_use(self) -> KernelUse:
         """For QEMU and virtiofsd: what the guest's kernel holds is in the guest's memory."""
         return await asyncio.to_thread(self._group.kernel_use, self._launch.pid, self._plan.spec.memory_bytes)
+
+    async def file_use(self) -> FileUse:
+        """None: the guest's kernel has the files that programs open."""
+        return FileUse()
 
     async def stats(self) -> Stats:
         """The machine tells of the CPU, which QEMU uses for the guest; the guest of what is inside."""
