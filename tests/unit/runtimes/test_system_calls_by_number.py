@@ -34,7 +34,9 @@ ABSENT: dict[str, tuple[int | None, int | None]] = {
     "io_setup": (206, 0), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "clone3": (435, 435), "memfd_secret": (447, 447),
 }  # fmt: skip
-COPYING: dict[str, tuple[int | None, int | None]] = {"sendfile": (40, 71), "splice": (275, 76)}
+COPYING: dict[str, tuple[int | None, int | None]] = {
+    "sendfile": (40, 71), "splice": (275, 76), "vmsplice": (278, 75),
+}  # fmt: skip
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "openat": (257, 56), "stat": (4, None),
     "newfstatat": (262, None), "statx": (332, 291), "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215),
