@@ -74,8 +74,8 @@ class Architecture(msgspec.Struct, frozen=True):
     """Numbers of one kind of processor. `audit` is its AUDIT_ARCH value.
 
     io_setup: absent, because its contexts are taken of a number that the machine has for everybody (fs.aio-max-nr).
-    splice, sendfile: refused, because the pages that they put into a pipe or a socket are charged to nobody, and a
-    socket counts the bytes of a page that are used and not the page. Programs copy instead.
+    splice, vmsplice, sendfile: refused, because the pages that they put into a pipe or a socket are charged to nobody
+    or are the host's own, and a socket counts the bytes of a page that are used, not the page. Programs copy instead.
     """
 
     audit: int
@@ -88,6 +88,7 @@ class Architecture(msgspec.Struct, frozen=True):
     sendmsg: int
     sendmmsg: int
     splice: int
+    vmsplice: int
     sendfile: int
     seccomp: int
     set_attributes: tuple[int, ...]
@@ -105,8 +106,8 @@ class Architecture(msgspec.Struct, frozen=True):
 
 _X86_64 = Architecture(
     audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, sendto=44, sendmsg=46,
-    sendmmsg=307, splice=275, sendfile=40, seccomp=317, set_attributes=(188, 189, 190), mmap=9, memfd_create=319,
-    shmget=29, fcntl=72,
+    sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, set_attributes=(188, 189, 190), mmap=9,
+    memfd_create=319, shmget=29, fcntl=72,
     polls=(7, 271), selects=(23, 270), ioctl=16, personality=135, io_setup=206,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
@@ -124,8 +125,8 @@ _X86_64 = Architecture(
 
 _AARCH64 = Architecture(
     audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, sendto=206, sendmsg=211,
-    sendmmsg=269, splice=76, sendfile=71, seccomp=277, set_attributes=(5, 6, 7), mmap=222, memfd_create=279,
-    shmget=194, fcntl=25,
+    sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, set_attributes=(5, 6, 7), mmap=222,
+    memfd_create=279, shmget=194, fcntl=25,
     polls=(73,), selects=(72,), ioctl=29, personality=92, io_setup=0,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
@@ -167,6 +168,7 @@ def assemble_filter(machine: str) -> bytes:
         *_when_thread_with_own_files(architecture.clone),
         *_when_flags(_CLOSE_RANGE, _THIRD, _OWN_FILES, errno.EINVAL),
         *_when_called(architecture.splice, errno.EINVAL),
+        *_when_called(architecture.vmsplice, errno.EINVAL),
         *_when_called(architecture.sendfile, errno.EINVAL),
         *_when_flags(architecture.seccomp, _SECOND, _NEW_LISTENER, errno.EINVAL),
         *(

@@ -175,6 +175,29 @@ def test_more_in_buffers_than_may_be_is_one_where_nothing_else_keeps_the_bound(s
     assert "held 65 MiB in their buffers, and 64 MiB is the most" in why.message
 
 
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (FileUse(131_073), "had 131073 open files, and 131072 is the most"),
+        (FileUse(9000, directories=8193), "more than 8192 open directories"),
+        (FileUse(9000, locks=8193), "more than 8192 locks on files"),
+    ],
+)
+def test_more_open_files_directories_or_locks_are_a_reason_to_end_it(scene, files, told):
+    async def story():
+        async with asyncio.timeout(10):
+            return await scene.shortages.watch_kernel_use(CountedSockets(KernelUse(), files=files))
+
+    why = asyncio.run(story())
+    assert why.code == "out_of_memory"
+    assert told in why.message
+
+
+def test_open_files_within_bounds_are_none(scene):
+    for files in (FileUse(), FileUse(131_072, directories=8192, locks=8192)):
+        assert files.excess() == ""
+
+
 def test_sockets_within_bounds_and_those_that_nobody_counts_are_none(scene, monkeypatch):
     monkeypatch.setattr("sandbox.contracts.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
 
