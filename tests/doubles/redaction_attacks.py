@@ -63,6 +63,7 @@ NOISE = [
     "\u200b",
     "\ufeff",
     "\x1b]8;;http://x/\x07",
+    "\x1b]8;;http://x/\x1b\\",
     "\u2060",
     "\x1b(B",
     "\xad",
@@ -149,6 +150,7 @@ ESCAPES: list[Callable[[str], str]] = [
     octal_escape,
     braced,
     lambda value: value.replace("'", "'\\''"),
+    lambda value: value.replace("'", "'\"'\"'"),
 ]
 
 

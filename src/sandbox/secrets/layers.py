@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX
-from sandbox.secrets.tokens import Token, find_escapes, find_terminal_escapes, step_back
+from sandbox.secrets.tokens import Token, find_escapes, find_terminal_escapes, may_hold_escapes, step_back
 
 
 class Layer:
@@ -80,15 +80,19 @@ def peel(data: bytes) -> list[Layer]:
     """All layers, each behind the one below it, the bytes as they came first.
 
     Where terminal escapes are, the layers fork: without them, and with them left as they are. An escape character
-    between the letters of a value makes one of the letter behind it.
+    between the letters of a value makes one of the letter behind it. A terminal escape in the bytes as they came may
+    end with a backslash, which makes an escape of the letter behind it: there the layers fork once more.
     """
     layers = [Layer(data)]
     while len(layers) <= REDACTED_LAYERS_MAX and (above := layers[-1].above(find_escapes)) is not None:
         layers.append(above)
+    first: list[Layer] = []
+    if len(layers) > 1 and may_hold_escapes(data) and (above := layers[0].above(find_terminal_escapes)) is not None:
+        first += _without_terminal_escapes(above, REDACTED_LAYERS_MAX)
     for depth, layer in enumerate(layers[1:] or layers):  # what is written as something else may be part of one
         if (above := layer.above(find_terminal_escapes)) is not None:
-            return [*layers, *_without_terminal_escapes(above, REDACTED_LAYERS_MAX - depth)]
-    return layers
+            return [*layers, *first, *_without_terminal_escapes(above, REDACTED_LAYERS_MAX - depth)]
+    return [*layers, *first]
 
 
 def _without_terminal_escapes(layer: Layer, rounds: int) -> Iterator[Layer]:

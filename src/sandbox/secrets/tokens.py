@@ -16,10 +16,11 @@ _ZEROS = rb"0{0,%d}+" % REDACTED_ZEROS_MAX
 _CONTROLS = rb"[\x00-\x06\x08\x0b-\x1a\x1c-\x1f\x7f]"
 """Without tabs and line feeds, and without what begins and ends terminal escapes."""
 
-# Every alternative begins with one literal byte: `re` skips to the next of these bytes, and then to the alternative.
-# What has no group means nothing.
+_ESCAPE_CHARACTER = rb"(?: u001[bB] | u\{ 0{0,4}+ 1[bB] \} | U0000001[bB] | x1[bB] | 033 | e )"
+
 _WRITTEN = rb"""
-      \\\\{0,63}+ (?:
+      \\ (?P<nesting> \\{0,31}+ ) $ESCAPE_CHARACTER \\ (?P=nesting) \\ (?P=nesting) (?!\\) (?P<string_end> )
+    | \\\\{0,63}+ (?:
           u (?P<pair> [dD][89abAB][0-9a-fA-F]{2} \\{1,64}+ u[dD][c-fC-F][0-9a-fA-F]{2} )
         | u (?P<character> [0-9a-fA-F]{4} ) | U (?P<long> [0-9a-fA-F]{8} )
         | u\{ (?P<braced> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) \}
@@ -32,8 +33,10 @@ _WRITTEN = rb"""
           (?P<name> [A-Za-z][A-Za-z0-9]{1,$NAME_REST}+ ;? )
         | \# (?P<decimal> (?=[0-9]) $ZEROS [0-9]{0,7}+ ) (?![0-9]) ;?
         | \#[xX] (?P<hex> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) (?![0-9a-fA-F]) ;? )
-    | ' (?P<quote> \\{1,64}+'' | "'"' )
-    """.replace(b"$ZEROS", _ZEROS).replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
+    | ' (?P<quote> \\{1,64}+'' | \\{0,64}+"'\\{0,64}+"' )
+    """.replace(b"$ZEROS", _ZEROS)
+_WRITTEN = _WRITTEN.replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
+_WRITTEN = _WRITTEN.replace(b"$ESCAPE_CHARACTER", _ESCAPE_CHARACTER)
 _NO_INTRODUCER = rb"(?<!\xc2[\x90\x98\x9b-\x9f])"
 """The C1 controls that begin terminal escapes are no tokens by themselves."""
 
@@ -71,9 +74,16 @@ _TERMINAL_ESCAPE = re.compile(
           \x9b [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]
         | [\x90\x98\x9d-\x9f] $STRING $END
         | [\x90\x98\x9b-\x9f] )
+    | \x9b (?<![\x80-\xff].) [0-?]{0,64}+ [\ -/]{0,8}+ [@-~]            # a single byte of Latin-1
+    | [\x90\x98\x9d-\x9f] (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ (?: \x07 | \x9c | \x1b\\ | (?=\x1b) )
     """.replace(b"$STRING", _STRING).replace(b"$END", _STRING_END),
     re.VERBOSE,
 )
+
+_MAY_HOLD_ESCAPES = re.compile(
+    rb"\x1b(?:[\\%\]PX^_]|\[[0-?]{0,64}+[ -/]{0,8}+\\)|\xc2[\x90\x98\x9d-\x9f]|(?<![\x80-\xff])[\x90\x98\x9b\x9d-\x9f]"
+)
+"""A terminal escape that has bytes in it which `find_escapes` may take for an escape."""
 
 _BEGINNING = re.compile(
     rb"""
@@ -83,8 +93,10 @@ _BEGINNING = re.compile(
     | \x1b (?: \[ [0-?]{0,64}+ [\ -/]{0,8}+ | [\]PX^_] $STRING \x1b? | [\ -/]{0,4}+ )? \Z
     | % [0-9a-fA-F]? \Z
     | & (?: [A-Za-z][A-Za-z0-9]{0,$NAME_REST}+ | \#$ZEROS[0-9]{0,7} | \#[xX]$ZEROS[0-9a-fA-F]{0,6} )? \Z
-    | ' (?: \\{1,64}+ '? | "'? | "'" )? \Z
+    | ' (?: \\{1,64}+ '? | \\{0,64}+ " (?: ' (?: \\{1,64}+ | \\{0,64}+ " )? )? )? \Z
     | \xc2 (?: \x9b [0-?]{0,64}+ [\ -/]{0,8}+ | [\x90\x98\x9d-\x9f] $STRING \x1b? ) \Z
+    | \x9b (?<![\x80-\xff].) [0-?]{0,64}+ [\ -/]{0,8}+ \Z
+    | [\x90\x98\x9d-\x9f] (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ \x1b? \Z
     """.replace(b"$ZEROS", _ZEROS)
     .replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
     .replace(b"$STRING", _STRING)
@@ -116,6 +128,11 @@ def find_escapes(data: bytes) -> Iterator[Token]:
 def find_terminal_escapes(data: bytes) -> Iterator[Token]:
     """What a terminal takes for a command, which may be a letter behind a control character."""
     return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
+
+
+def may_hold_escapes(data: bytes) -> bool:
+    """Whether a terminal escape, if there is one, may have an escape in it, or end with what begins one."""
+    return _MAY_HOLD_ESCAPES.search(data) is not None
 
 
 def _is_utf_8(data: bytes) -> bool:
@@ -164,6 +181,7 @@ _MEANINGS: dict[str, Callable[[str], bytes]] = {
     "byte": bytes.fromhex,
     "octal": lambda digits: bytes([int(digits, 8)]),
     "percent": bytes.fromhex,
+    "string_end": lambda _: b"\x07",
     "letter": {"a": b"\x07", "e": b"\x1b"}.__getitem__,
     "decimal": lambda digits: _character(int(digits)),
     "hex": lambda digits: _character(int(digits, 16)),

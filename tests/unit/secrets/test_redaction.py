@@ -166,7 +166,8 @@ def test_json_stays_json(value: str, ascii_only: bool):
 def test_terminal_escapes_in_between(redactor: Redactor):
     for seed in range(20):
         noisy = with_noise(TOKEN, seed)
-        for written in (noisy, json.dumps(noisy), json.dumps(json.dumps(noisy)), noisy.replace("\x1b", "\\033")):
+        in_c = noisy.replace("\\", "\\\\").replace("\x1b", "\\033")
+        for written in (noisy, json.dumps(noisy), json.dumps(json.dumps(noisy)), in_c):
             assert TOKEN[-9:-1] not in redactor.redact_text(written)
             assert MARK in redactor.redact_text(written)
 
