@@ -25,7 +25,7 @@ AIO_EVENTS = 20_000
 """An attack asks its kernel for as many, far more than other programs of the machine begin to use meanwhile."""
 
 
-BUFFERS_BYTES, FILTERS_BYTES = 400 << 20, 24 << 20
+BUFFERS_BYTES, FILTERS_BYTES = 400 << 20, 12 << 20
 """What attacks try to have the kernel hold in buffers of sockets and in compiled filters: more than all else does."""
 
 
