@@ -61,7 +61,7 @@ def test_a_runtime_that_fails_twice_is_probed_again_until_it_works(machine):
     world.submit()
     status = world.wait()
     assert (status["state"], status["vm"]["tier"]) == ("completed", "namespaces")
-    assert "Sandboxes can be made now, by bubblewrap" in world.server.log.read_text()
+    assert "The runtime bubblewrap works now" in world.server.log.read_text()
     assert world.count_probes() == 3
 
 
@@ -80,7 +80,7 @@ def test_where_nothing_works_the_server_says_why_and_when_it_looks_again(machine
     for answer in (world.http.get("/api/v1/health/ready"), world.http.post("/api/v1/tasks", json=manifest(world))):
         assert answer.status_code == 503
         assert 1 <= int(answer.headers["retry-after"]) <= 5
-        assert "the next try is at" in answer.json()["message"]
+        assert "the next probe is at" in answer.json()["message"]
         assert failing_probes.WHY in answer.json()["message"]
     until(lambda: world.count_probes() == 2, 10, "the second probe")
     until(lambda: world.http.get("/api/v1/health").json()["next_probe_at"] is not None, 10, "the next plan")
@@ -97,7 +97,7 @@ def test_what_runs_goes_on_and_what_waits_begins_once_it_works(machine, tmp_path
         world.server.stop(signal.SIGKILL)
         (tmp_path / "probes").unlink()
         world.start_server(**world.settings | {"FAILING_PROBES": "2", "FAILING_PROBES_PAUSE": "2"})
-        assert "No sandbox can be made; the next try is at" in world.status("waiting")["state_message"]
+        assert "No sandbox can be made; the next probe is at" in world.status("waiting")["state_message"]
     assert world.wait("running")["state"] == "completed"
     assert world.wait("waiting")["state"] == "completed"
     assert world.count_probes() == 3
@@ -115,13 +115,13 @@ def test_a_server_that_is_stopped_during_its_first_probe_ends_soon_and_leaves_no
     with pytest.raises(AssertionError, match="did not start") as told:
         machine("0 hangs")
     assert time.monotonic() - began < 7
-    assert "Stopped before it had found out what makes its sandboxes" in str(told.value)
+    assert "Stopped during the first probe of the runtimes" in str(told.value)
     leaves_nothing(tmp_path)
 
 
 def test_a_server_that_is_stopped_during_a_later_probe_ends_soon_and_leaves_nothing(machine, tmp_path):
     world = machine("1 hangs", pause="0.2")
     until((tmp_path / "made").exists, 10, "the second probe to be under way")
-    assert "a new try is under way" in world.http.get("/api/v1/health/ready").json()["message"]
+    assert "a probe is under way" in world.http.get("/api/v1/health/ready").json()["message"]
     assert world.server.stop() < 5
     leaves_nothing(tmp_path)

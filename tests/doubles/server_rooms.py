@@ -22,7 +22,7 @@ from sandbox.control.preservation import Preservation
 from sandbox.control.pruning import Pruning, PruningRooms
 from sandbox.control.recovery import recover
 from sandbox.control.register import Register
-from sandbox.control.runtime_prober import Found, RuntimeProber
+from sandbox.control.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.space_keeper import SpaceKeeper
@@ -143,7 +143,7 @@ class Rooms:
         follower = Follower(self.journals, self.store, clock, broadcast)
         template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
         probes = [Probe("bubblewrap", self.runtime_failure is None, "namespaces", 1)]
-        found = Found(probes, template, "namespaces", self.runtime_failure)
+        found = ProbeResult(probes, template, "namespaces", self.runtime_failure)
         prober = RuntimeProber(found, self.probe, clock)
         space = SpaceKeeper(self.data_dir, lambda: self.space, Watermark(5, 4 * GIB), self.reserve)
         drain = Drain(self.data_dir)

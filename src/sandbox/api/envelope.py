@@ -11,7 +11,7 @@ from sandbox.contracts.subject import REQUEST_ID
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _POLICY = "script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-"""Of all that is not a page with a policy of its own: nothing in it runs, wherever it is shown."""
+"""For every answer without a policy of its own: nothing in it runs, wherever it is shown."""
 _STARTS = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 

@@ -121,7 +121,7 @@ class Guard:
 
 
 def _misused(connection: HTTPConnection) -> Refusal | None:
-    """Refuses what a page, also one of this server, would run or embed."""
+    """Refuses requests by which a page, also one of this server, would run or embed the answer."""
     is_part_of_page = paths.is_part_of_page(connection.scope["path"])
     reason = destination_refusal(connection.headers.get("sec-fetch-dest"), is_part_of_page=is_part_of_page)
     return Refusal(403, code="forbidden", message=reason) if reason is not None else None

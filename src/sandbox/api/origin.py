@@ -51,7 +51,7 @@ def embedding_refusal(method: str | None, headers: Mapping[str, str]) -> str | N
 def destination_refusal(destination: str | None, *, is_part_of_page: bool) -> str | None:
     """Why a browser may not have this for its `Sec-Fetch-Dest`, None when it may; programs send none.
 
-    Only the files that pages are made of run or style anything. What else the server answers may be an agent's words.
+    Only the files of the server's own pages may run or style anything. Other answers may have text of an agent in them.
     """
     if destination is None or destination in (_LOADED if is_part_of_page else _FETCHED):
         return None

@@ -29,13 +29,13 @@ class RootGroup(LazyGroup):
     """The group that turns the errors of all commands into sentences and exit codes."""
 
     def main(self, *arguments: Any, **keywords: Any) -> Any:
-        """As click does; completing prints outside of every context."""
+        """As click does; shell completion prints outside of every context."""
         try:
             return super().main(*arguments, **keywords)
         except OSError as error:
             with suppress(click.exceptions.Exit):
-                _fail_of_system(error)
-            sys.exit(_code_of_system(error))
+                _fail_with_os_error(error)
+            sys.exit(_os_error_code(error))
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -44,7 +44,7 @@ class RootGroup(LazyGroup):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except OSError as error:
-            _fail_of_system(error)
+            _fail_with_os_error(error)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -56,7 +56,7 @@ class RootGroup(LazyGroup):
         except click.Abort:
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
         except OSError as error:
-            _fail_of_system(error)
+            _fail_with_os_error(error)
         except (click.ClickException, click.exceptions.Exit):
             raise
         except Exception as error:
@@ -83,16 +83,16 @@ def watching(task_id: str) -> Iterator[None]:
         fail(f"{message}\n  Cancel it:   sandbox task cancel {shown}", ExitCode.INTERRUPTED)
 
 
-def _fail_of_system(error: OSError) -> NoReturn:
+def _fail_with_os_error(error: OSError) -> NoReturn:
     if isinstance(error, BrokenPipeError) or error.filename == STDOUT:
         abandon_stdout()
-    code = _code_of_system(error)
+    code = _os_error_code(error)
     if code is ExitCode.BROKEN_PIPE:
         raise click.exceptions.Exit(code) from None
     fail(f"Error: {_sentence(error)}", code)
 
 
-def _code_of_system(error: OSError) -> ExitCode:
+def _os_error_code(error: OSError) -> ExitCode:
     return ExitCode.BROKEN_PIPE if isinstance(error, BrokenPipeError) else ExitCode.SERVER_ERROR
 
 

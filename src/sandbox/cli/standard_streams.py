@@ -15,7 +15,7 @@ STDOUT = "stdout"
 
 
 class _Stdout(io.BufferedWriter):
-    """Names itself in the errors of what could not be written."""
+    """Sets STDOUT as the file name of its errors."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -33,7 +33,7 @@ class _Stdout(io.BufferedWriter):
 
 
 class _Stderr(io.BufferedWriter):
-    """Messages that nobody can read neither end a command nor change its exit code."""
+    """Ignores errors: a message that cannot be written must not end a command or change its exit code."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         with suppress(OSError):
@@ -46,14 +46,14 @@ class _Stderr(io.BufferedWriter):
 
 
 def set_up_streams() -> None:
-    """Open what is closed, and set how errors are told."""
+    """Open closed streams, and set how errors of encoding and writing are handled."""
     _open_closed_streams()
     sys.stdout = _wrapped(sys.stdout, _Stdout)
     sys.stderr = _wrapped(sys.stderr, _Stderr)
 
 
 def abandon_stdout() -> None:
-    """Write what is left to nowhere; the interpreter would complain when it flushes at its end."""
+    """Discard what is still buffered; otherwise the interpreter complains when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""Makes what a sandbox causes in its runner wait while the runner's CPU budget is spent."""
+"""Delays the work that a sandbox causes in its runner while the runner's CPU budget is exhausted."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ _PAUSE_SECONDS_MIN = 0.005
 
 
 class CpuThrottle:
-    """One for each runner. Everything that the process uses is charged, on whichever thread."""
+    """One per runner. All CPU time of the process is charged, on whichever thread."""
 
     def __init__(
         self, monotonic: Callable[[], float] = time.monotonic, cpu_seconds: Callable[[], float] = time.process_time
@@ -21,13 +21,13 @@ class CpuThrottle:
         self._budget = CpuBudget(monotonic(), cpu_seconds())
 
     def queue(self, debt_seconds: float = 0.0) -> "CpuQueue":
-        """For work of one priority: that with more debt goes on where other work waits."""
+        """A queue for work of one priority. Work that is allowed more debt continues while other work waits."""
         return CpuQueue(self, debt_seconds)
 
     async def wait(self, debt_seconds: float) -> None:
-        """Until work may go on that is allowed so much debt."""
+        """Wait until work that is allowed this much debt may continue."""
         while True:
-            self._budget.see(self._monotonic(), self._cpu_seconds())
+            self._budget.update(self._monotonic(), self._cpu_seconds())
             seconds = self._budget.wait_seconds(debt_seconds)
             if not seconds:
                 return
@@ -35,7 +35,7 @@ class CpuThrottle:
 
 
 class CpuQueue:
-    """`async with queue:` runs when it is its turn, in the order of coming, and there is budget for its priority."""
+    """First in, first out: `async with queue:` enters once it is first and the budget allows its priority."""
 
     def __init__(self, throttle: CpuThrottle, debt_seconds: float) -> None:
         self._throttle = throttle
@@ -59,6 +59,6 @@ class CpuQueue:
         self._first.release()
 
     async def wait(self) -> None:
-        """Until it is its turn."""
+        """Wait for a turn, and give it up at once."""
         async with self:
             pass

@@ -23,7 +23,7 @@ class Probe(msgspec.Struct, frozen=True):
     """What a runtime can do on this machine, found out by trying.
 
     strength: more is stronger; isolates, gaps: sentences for people; mend: what to do when it does not work.
-    limits: of memory, cpus, processes, sockets (their buffers): those that really hold here.
+    limits: those that hold here, of memory, cpus, processes and sockets (their buffers).
     only_by_name: it works but so slowly that `auto` does not take it, however strong it is.
     is_final: it does not work, and no later probe by this process can find anything else.
     """
@@ -141,16 +141,16 @@ class KernelUse(msgspec.Struct, frozen=True):
         """Why the sandbox must end, for people; empty while all is within bounds."""
         if self.sockets is not None and self.sockets > SOCKETS_MAX:
             return (
-                f"The sandbox had {self.sockets} sockets, and {SOCKETS_MAX} is the most; close connections, and accept "
-                "those that come in."
+                f"The sandbox had {self.sockets} sockets, and the limit is {SOCKETS_MAX}; close connections that are "
+                "not used, and accept those that come in."
             )
         if self.buffer_bytes and self.buffer_bytes_max is not None and self.buffer_bytes > self.buffer_bytes_max:
             return (
-                f"The sandbox's sockets held {self.buffer_bytes >> 20} MiB in their buffers, and "
-                f"{self.buffer_bytes_max >> 20} MiB is the most for its vm.memory; read what arrives, or raise it."
+                f"The sandbox's sockets held {self.buffer_bytes >> 20} MiB in their buffers, and the limit for its "
+                f"vm.memory is {self.buffer_bytes_max >> 20} MiB; read what arrives, or raise vm.memory."
             )
         if self.netlink_bytes is not None and self.netlink_bytes > NETLINK_BYTES_MAX:
-            return f"The sandbox left {self.netlink_bytes >> 20} MiB of answers unread in netlink sockets; read them."
+            return f"The sandbox left {self.netlink_bytes >> 20} MiB unread in netlink sockets; read or close them."
         return ""
 
 
@@ -271,9 +271,9 @@ class Sandbox(Protocol):
         ...
 
     async def wait(self) -> Exit:
-        """How the command ended, once nothing is left inside, or 10 s later; may be called many times.
+        """How the command ended, once nothing is left inside, or 10 s later. May be called many times.
 
-        What is left then has had KILL and runs no more; `destroy` tells of it.
+        Processes that are left then have been sent KILL and run no further instruction; `destroy` reports them.
         """
         ...
 

@@ -104,7 +104,7 @@ class Store(Protocol):
     """Calls block on the disk for milliseconds; what returned is durable. Each but `close` may raise StoreError.
 
     Those that give one task raise IndexDamagedError where its row cannot be read. Those that give many leave such rows
-    out, and the log tells of each once.
+    out, and log each one once.
     """
 
     def insert(self, indexed: Indexed) -> None:
@@ -145,7 +145,7 @@ class Store(Protocol):
         ...
 
     def count_by_state(self) -> Mapping[TaskState, int]:
-        """How many tasks are in each state; every state is a key. A damaged state is none of them."""
+        """How many tasks are in each state; every state is a key. Rows with a damaged state are not counted."""
         ...
 
     def task_ids(self) -> frozenset[str]:

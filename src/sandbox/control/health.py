@@ -55,7 +55,7 @@ class HealthReport:
             version=__version__,
             uptime_seconds=self._clock.monotonic() - self._started_at,
             tasks_by_state=counts or {},
-            runtimes=self._prober.found.probes,
+            runtimes=self._prober.result.probes,
             next_probe_at=self._prober.next_probe_at,
             retry_after_seconds=self._prober.retry_after_seconds,
             store_ok=counts is not None,

@@ -191,7 +191,7 @@ class Launcher:
         resumes = before is not None and before.follow_up is not None and before.hands_disk_on(before.follow_up)
         return AttemptStarted(
             new_attempt_id(),
-            self._prober.found.template.runtime,
+            self._prober.result.template.runtime,
             self._host.name,
             self._host.boot_id,
             number=task.attempts + 1,
@@ -231,7 +231,9 @@ class Launcher:
                 async with asyncio.timeout(within_seconds):
                     turn = await held.enter_async_context(self._journals_of_wishes.turn())
             except TimeoutError as error:
-                raise UnavailableError("Other tasks whose runners died are cancelled first; try again.") from error
+                raise UnavailableError(
+                    "The server is still cancelling other tasks whose runners died; try again."
+                ) from error
             yield turn
 
     async def take_wish(self, feed: Feed, wish: CancelRequested, turn: Turn) -> Task | None:
@@ -299,7 +301,7 @@ class Launcher:
     ) -> None:
         """A finisher reaches no model; it has the secrets to know them in what it collects."""
         attempt = recorder.task.attempt
-        template = self._prober.found.template
+        template = self._prober.result.template
         order = msgspec.structs.replace(
             template,
             task_id=recorder.task.id,

@@ -1,4 +1,4 @@
-"""What makes the sandboxes of a server: probed at its start, and again with backoff while nothing works."""
+"""Probes the runtimes at the start of a server, and again with backoff while none works."""
 
 import asyncio
 import logging
@@ -20,12 +20,12 @@ _RANDOM = SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What probing this machine found.
+class ProbeResult:
+    """The result of probing all runtimes of this machine.
 
-    probes: of all runtimes that were tried. template: what every runner is told. tier: of the sandboxes.
-    failure: why no sandbox can be made, and what to do; None where one can. is_final: no later probe by this process
-    can find anything else.
+    probes: of all runtimes that were tried. template: for the order to every runner. tier: of the sandboxes.
+    failure: why no sandbox can be made, and what to do; None where one can. is_final: no later probe of this process
+    can have another result.
     """
 
     probes: Sequence[Probe]
@@ -36,14 +36,14 @@ class Found:
 
 
 class RuntimeProber:
-    """Holds what was found last. What works is kept for as long as the server lives, so no tier changes under a task.
+    """Holds the last result. A runtime that works is kept until the server ends, so that no tier changes under a task.
 
     The pause before a probe doubles from PROBE_PAUSE_SECONDS to PROBE_PAUSE_SECONDS_MAX, and is up to PROBE_JITTER
     shorter at random.
     """
 
-    def __init__(self, first: Found, probe: Callable[[], Awaitable[Found]], clock: Clock) -> None:
-        self.found = first
+    def __init__(self, first: ProbeResult, probe: Callable[[], Awaitable[ProbeResult]], clock: Clock) -> None:
+        self.result = first
         self._probe = probe
         self._clock = clock
         self._pause_seconds = PROBE_PAUSE_SECONDS
@@ -53,11 +53,11 @@ class RuntimeProber:
     @property
     def obstacle(self) -> str | None:
         """Why no task can begin, and when the next probe is, for people; None where tasks can."""
-        if self.found.failure is None or self.found.is_final:
-            return self.found.failure
+        if self.result.failure is None or self.result.is_final:
+            return self.result.failure
         at = self.next_probe_at
-        when = "a new try is under way" if at is None else f"the next try is at {timestamp(at)}"
-        return f"No sandbox can be made; {when}. {self.found.failure}"
+        when = "a probe is under way" if at is None else f"the next probe is at {timestamp(at)}"
+        return f"No sandbox can be made; {when}. {self.result.failure}"
 
     @property
     def next_probe_at(self) -> datetime | None:
@@ -77,21 +77,21 @@ class RuntimeProber:
             await asyncio.sleep(self._due_at - self._clock.monotonic())
             self._due_at = None
             try:
-                self.found = await self._probe()
+                self.result = await self._probe()
             except Exception as error:
                 _log.warning("The runtimes could not be probed: %s", reason_of(error))
             self._plan()
             self._tell()
 
     def _plan(self) -> None:
-        if self.found.failure is None or self.found.is_final:
+        if self.result.failure is None or self.result.is_final:
             return
         pause = self._pause_seconds * _RANDOM.uniform(1 - PROBE_JITTER, 1)
         self._due_at = self._clock.monotonic() + pause
         self._pause_seconds = min(self._pause_seconds * 2, PROBE_PAUSE_SECONDS_MAX)
 
     def _tell(self) -> None:
-        if self.found.failure is None:
-            _log.info("Sandboxes can be made now, by %s; tasks are taken.", self.found.template.runtime)
+        if self.result.failure is None:
+            _log.info("The runtime %s works now, and the server takes tasks.", self.result.template.runtime)
         else:
-            _log.warning("It takes no tasks. %s", self.obstacle)
+            _log.warning("The server takes no tasks. %s", self.obstacle)

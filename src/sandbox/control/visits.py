@@ -90,7 +90,7 @@ class Visits:
                 reason = "its secrets have other values now than its agent had, which could not be redacted"
                 raise UnavailableError(f"No shell of task {task.id} can be opened: {reason}.")
             order = msgspec.structs.replace(
-                self._prober.found.template,
+                self._prober.result.template,
                 task_id=task.id,
                 attempt_id=self._preservation.attempt_of(task) or "",
                 upstream=None,

@@ -153,7 +153,7 @@ class Checked:
         return self._sieve.begin()
 
     def host_spoke(self) -> None:
-        """For the one that comes after, too."""
+        """Also for the sieve that comes after."""
         self._host_has_spoken = True
         if self._sieve is not None:
             self._sieve.host_spoke()

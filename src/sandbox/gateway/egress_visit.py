@@ -12,7 +12,7 @@ from sandbox.gateway.turns import Turns
 
 
 class EgressVisit:
-    """One of them; `opening` may be judged already. All that it does waits for its turn among the sandbox's others."""
+    """One of them; `opening` may be judged already. Its work waits for its turn among the sandbox's connections."""
 
     def __init__(
         self,

@@ -10,10 +10,10 @@ PIPELINED_BYTES_MAX = 64 * 1024
 """What a client may send while it still waits for an answer; over it the connection ends."""
 
 UPSTREAM_RECEIVE_BYTES_MAX = 1024 * 1024
-"""In the receive buffer of one connection to a host or to the model; the kernel takes as much again for itself."""
+"""The receive buffer of one connection to a host or to the model; the kernel uses as much again for itself."""
 
 UPSTREAM_UNSENT_BYTES_MAX = 128 * 1024
-"""Not sent yet on such a connection; more waits in the gateway, which stops reading."""
+"""Unsent bytes in the kernel for such a connection; the gateway stops reading when more wait."""
 
 CONNECTIONS_MAX = 128
 """Open connections to the model's listener, as many to hosts and as many for names; further ones wait."""
@@ -118,7 +118,7 @@ DENIALS_PER_SECOND_MAX = 20
 """Refusals reported one by one; the rest is counted in one report."""
 
 DROPPED_HEADERS_TOLD_MAX = 20
-"""Names of headers of model requests that are told as not forwarded; further ones are counted only."""
+"""Names of headers that are reported as not forwarded to the model; further ones are only counted."""
 
 TROUBLE_SECONDS = 10.0
 """Least time between two reports of the same trouble."""

@@ -10,13 +10,13 @@ READ_BYTES = 16 * 1024
 """So little that what is in it, a thousand chunks of a byte each for example, is soon judged."""
 
 FIRST_READ_BYTES = 4 * 1024
-"""Of a connection to the model that may be anybody's, so that those that cost much keep the others waiting less."""
+"""For a model connection without a forwarded request, so that an expensive one delays the others less."""
 
 RELAY_BYTES = 256 * 1024
-"""Of what is passed on as it is; as much as asyncio reads at once."""
+"""For data that is relayed unread; as much as asyncio reads at once."""
 
 _READ_AHEAD_BYTES = 1
-"""Nothing is read before it is asked for, so that the kernel joins small pieces and a waiting line costs nothing."""
+"""Nothing is read ahead, so that the kernel joins small pieces and a waiting connection costs nothing."""
 
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
@@ -88,7 +88,7 @@ class Line:
 
 
 def bound_buffers(connected: socket) -> None:
-    """Bound what the kernel holds of a stalled connection, which it charges to no task.
+    """Bound what the kernel buffers for a stalled connection; no task is charged for it.
 
     Only root may ask for such a buffer where the machine's rmem_max is smaller; others keep the machine's sizes.
     """

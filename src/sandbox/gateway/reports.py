@@ -76,7 +76,7 @@ class Reports:
             self._report(Trouble(error, message))
 
     def headers_dropped(self, names: list[bytes]) -> None:
-        """Headers of a model request were not forwarded. Each name is told once, as far as their number allows."""
+        """Headers of a model request were not forwarded. Each name is reported once, up to DROPPED_HEADERS_TOLD_MAX."""
         self._headers_dropped += len(names)
         room = DROPPED_HEADERS_TOLD_MAX - len(self._headers_told)
         new = [name for name in dict.fromkeys(names) if name not in self._headers_told][:room]
@@ -86,10 +86,10 @@ class Reports:
             self._report(Trouble("model_headers_dropped", f"Headers of a model request were not forwarded: {listed}."))
 
     def flush(self) -> None:
-        """The gateway ends: tell how many refusals were not told one by one, and how many headers were dropped."""
+        """At the end: report the refusals that were not reported one by one, and the number of dropped headers."""
         self._flush_denials()
         if self._headers_dropped:
-            message = f"In all {self._headers_dropped} headers of model requests were not forwarded."
+            message = f"{self._headers_dropped} headers of model requests were not forwarded in total."
             self._headers_dropped = 0
             self._report(Trouble("model_headers_dropped", message))
 

@@ -236,7 +236,7 @@ async def _accepted(listener: socket, room: asyncio.Semaphore, queue: CpuQueue) 
 
 
 def _has_left(accepted: socket) -> bool:
-    """Whether the peer has ended the connection before it said anything: not worth a conversation."""
+    """Whether the peer closed the connection before it sent anything."""
     try:
         return not accepted.recv(1, MSG_PEEK)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The order in which the connections of a sandbox are attended to."""
+"""The order in which the connections of a sandbox are served."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,11 +11,10 @@ T = TypeVar("T")
 
 
 class Turns:
-    """Queues by priority: all that is not the model's, new connections to the model, those that were let through.
+    """Queues by priority: traffic that is not for the model, new model connections, model connections in use.
 
-    Judging what came is work, and inside they can make as much of it as they like. So one connection is judged at a
-    time, after each of them everything else that the runner has to do comes first (ending the sandbox, say), and the
-    CPU time of all this is bounded.
+    A sandbox can cause any amount of parsing. So data of one connection is parsed at a time, other work of the runner
+    (such as ending the sandbox) runs in between, and the CPU time is bounded.
     """
 
     def __init__(self, throttle: CpuThrottle) -> None:
@@ -26,7 +25,7 @@ class Turns:
         self._judging = asyncio.Lock()
 
     async def judge(self, queue: CpuQueue, work: Callable[[], T]) -> T:
-        """What `work` gives, once it is its turn."""
+        """Run `work` once it is its turn; return its result."""
         async with queue, self._judging:
             await asyncio.sleep(0)
             return work()

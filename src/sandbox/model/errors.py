@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 _SOURCES_TOLD = re.compile(r"Secret ([A-Za-z_][A-Za-z0-9_]*) \(source ")
-"""How a message of earlier versions begins that tells where the value of a secret comes from."""
+"""The start of a message of earlier versions that says where the value of a secret comes from."""
 
 
 class FailureCode(StrEnum):
@@ -36,16 +36,16 @@ class FailureCode(StrEnum):
 
 
 def secrets_missing(names: Iterable[str]) -> str:
-    """The message for everybody about secrets that cannot be had; where they come from is for operators."""
+    """The public message about missing secrets; only operators learn where the values come from."""
     listed = ", ".join(dict.fromkeys(names))
     return (
-        f"The server has no usable value for these secrets: {listed}. With an operator's token the status of the task "
-        "tells the reason; the server's log tells it too."
+        f"The server has no usable value for these secrets: {listed}. Operators find the reason in the status of the "
+        "task and in the server's log."
     )
 
 
 def without_sources(message: str) -> str:
-    """A message as everybody may read it, also one that an earlier version wrote."""
+    """The public form of a message, also of one that an earlier version wrote."""
     names = _SOURCES_TOLD.findall(message) if message.startswith("Secret ") else []
     return secrets_missing(names) if names else message
 
@@ -53,7 +53,7 @@ def without_sources(message: str) -> str:
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """The reason a task failed, as users read it. is_transient: plainly of the moment, so that it is tried again.
 
-    detail: the same for operators only, where it says more than everybody may read.
+    detail: the message for operators, if they may read more.
     """
 
     code: FailureCode
@@ -62,13 +62,13 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
 
     def __post_init__(self) -> None:
-        """Take apart what an earlier version wrote for everybody."""
+        """Move what only operators may read into `detail`; earlier versions wrote it into the message."""
         if self.code is FailureCode.SECRET_UNAVAILABLE and (public := without_sources(self.message)) != self.message:
             msgspec.structs.force_setattr(self, "detail", self.message)
             msgspec.structs.force_setattr(self, "message", public)
 
-    def told(self, *, is_operator: bool) -> str:
-        """The message for a person with this role."""
+    def message_for(self, *, is_operator: bool) -> str:
+        """The message for an operator or for everybody."""
         return (is_operator and self.detail) or self.message
 
 

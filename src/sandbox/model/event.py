@@ -271,7 +271,7 @@ class Transition(msgspec.Struct, frozen=True):
     message: str
 
     def __post_init__(self) -> None:
-        """Take out what an earlier version told everybody."""
+        """Remove what only operators may read; earlier versions wrote it into the message."""
         if self.new_state.is_terminal:
             msgspec.structs.force_setattr(self, "message", without_sources(self.message))
 

@@ -82,7 +82,7 @@ def error(task: Task, *, is_operator: bool = False) -> dict[str, str] | None:
     """`{code, message}` of a failed task."""
     if task.failure is None or task.cancel is not None:
         return None
-    return {"code": task.failure.code, "message": task.failure.told(is_operator=is_operator)}
+    return {"code": task.failure.code, "message": task.failure.message_for(is_operator=is_operator)}
 
 
 def attempts_fields(task: Task, *, is_operator: bool = False) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def attempts_fields(task: Task, *, is_operator: bool = False) -> list[dict[str, 
 
 def _attempt_fields(attempt: Attempt, *, is_operator: bool) -> dict[str, Any]:
     failure = attempt.failure
-    message = failure.told(is_operator=is_operator) if failure is not None else ""
+    message = failure.message_for(is_operator=is_operator) if failure is not None else ""
     return {
         "number": attempt.number,
         "id": attempt.id,

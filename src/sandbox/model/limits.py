@@ -32,13 +32,13 @@ OUTPUT_BURST_BYTES = 64 * 1024 * 1024
 """Output is taken this fast on and on, and so much at once; the agent's writes wait for it, and nothing is lost."""
 
 RUNNER_CPU_CORES = 0.2
-"""Of a processor, on average, for what a sandbox makes its runner do; more of it waits, the model's last."""
+"""Processors, on average, for the work that a sandbox causes in its runner; further work waits, model requests last."""
 
 RUNNER_CPU_BURST_SECONDS = 2.0
-"""CPU seconds that a runner which was idle may spend at once."""
+"""CPU seconds that an idle runner may spend at once."""
 
 RUNNER_CPU_DEBT_SECONDS_MAX = 5.0
-"""CPU seconds: of what a runner spends on work of its own no more is kept back from its sandbox."""
+"""CPU seconds: the debt never grows past this, whatever work of its own a runner does."""
 
 OUTPUT_SYNC_SECONDS = 0.2
 """Output is flushed to disk at most this much later."""
@@ -75,7 +75,7 @@ DISK_CHECKS_MISSED_MAX = 3
 """Looks in a row that fail at a disk that has no bound of its own; then the attempt ends with `sandbox_lost`."""
 
 KERNEL_USE_CHECK_SECONDS = 0.1
-"""How often it is counted what the kernel holds for a sandbox and charges to no control group."""
+"""Between two counts of what the kernel holds for a sandbox and charges to no control group."""
 
 FILE_USE_CHECK_SECONDS = 0.5
 """How often the open files of a sandbox are counted."""
@@ -163,7 +163,7 @@ PROBE_PAUSE_SECONDS_MAX = 300.0
 """Before they are probed again, however often none worked."""
 
 PROBE_JITTER = 0.25
-"""The part of such a pause that is left out at random, at most."""
+"""Up to this part of such a pause is left out at random."""
 
 JOURNAL_PLAIN_SECONDS = 3600.0
 """From a task's end until its journal is compressed."""

@@ -27,7 +27,7 @@ def printable(text: str, write: Callable[[str], str]) -> str:
     pieces: list[str] = []
     before = ""
     for character in text:
-        shows = character.isprintable() and not INVISIBLE.match(character) and not _hangs(character, before)
+        shows = character.isprintable() and not INVISIBLE.match(character) and not _is_lone_mark(character, before)
         pieces.append(character if shows else write(character))
         before = character if shows else ""
     return "".join(pieces)
@@ -38,11 +38,11 @@ def is_printable(text: str) -> bool:
     if not text.isprintable():
         return False
     return text.isascii() or not (
-        INVISIBLE.search(text) or any(map(_hangs, text, ("", *text)))  # the character before each
+        INVISIBLE.search(text) or any(map(_is_lone_mark, text, ("", *text)))  # the character before each
     )
 
 
-def _hangs(character: str, before: str) -> bool:
+def _is_lone_mark(character: str, before: str) -> bool:
     """Whether it is a combining mark without a character to combine with."""
     return before in _NOTHING_TO_COMBINE_WITH and unicodedata.category(character) in {"Mn", "Mc", "Me"}
 

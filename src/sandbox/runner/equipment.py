@@ -24,8 +24,8 @@ from sandbox.runner.attempt_recorder import AttemptRecorder
 class Equipment(msgspec.Struct, frozen=True):
     """The rooms of floor 3, behind their contracts. boot_id: of the machine, as it is up now.
 
-    confine: what the host's programs are confined by, None for the runtime's way. throttle: for all that a sandbox
-    makes its runner do.
+    confine: what the host's programs are confined by, None for the runtime's way. throttle: for all work that
+    a sandbox causes in its runner.
     """
 
     journals: Journals

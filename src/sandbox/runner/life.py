@@ -113,7 +113,7 @@ class AttemptLife:
         await self._conclude()
 
     async def _end_sandbox(self) -> None:
-        """Before anything that it wrote is read. Where all is collected, what does not end keeps no task from its end.
+        """Runs before anything that the sandbox wrote is read. Raises only while something is not collected yet.
 
         Raises what `Runtime.destroy` does, OSError.
         """

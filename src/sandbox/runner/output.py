@@ -23,7 +23,7 @@ class AgentOutput:
 
     record: writes an event down. heard: told of the size of every chunk. listen: given each whole line of stdout.
     stdout_as: the stream that the lines of stdout are written down as. What the allowance leaves out is listened to.
-    queue: in which all of it waits for the runner's CPU budget.
+    queue: where output waits for the runner's CPU budget.
     moved_bytes: grows while anything is read, or what was read is written down.
     """
 

@@ -48,7 +48,7 @@ class ProgressMeter:
         )
 
     def denied(self, count: int) -> None:
-        """So much has been refused by now in this attempt. Told no more often than output is: refusals cost nothing."""
+        """The refusals of this attempt so far. Reported as seldom as output: a sandbox can cause any number of them."""
         count += self._denied_before
         if count != self._counters.egress_denied:
             self._counters = msgspec.structs.replace(self._counters, egress_denied=count)

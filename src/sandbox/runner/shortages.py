@@ -62,7 +62,7 @@ class Shortages:
             await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
 
     async def watch_kernel_use(self, sandbox: Sandbox) -> Failure:
-        """Count again and again; returns why the sandbox must end. The kernel keeps no bound of these for one."""
+        """Poll until the sandbox is past a bound that the kernel does not enforce; return why it must end."""
         return Failure(FailureCode.OUT_OF_MEMORY, await until_excess(sandbox.kernel_use, sandbox.file_use))
 
     async def look_at_disk(self) -> str:

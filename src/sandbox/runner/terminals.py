@@ -130,7 +130,7 @@ class SharedTerminal:
 class Terminals:
     """What the control socket reaches of the attempt's sandbox. Nothing before `begin` and after `close`.
 
-    queue: in which what shells say waits for the runner's CPU budget.
+    queue: where the output of shells waits for the runner's CPU budget.
     """
 
     def __init__(self, redaction: Redaction | None, queue: CpuQueue) -> None:

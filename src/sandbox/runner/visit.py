@@ -101,15 +101,15 @@ class Visit(msgspec.Struct, frozen=True):
         ended = asyncio.create_task(sandbox.wait())
         deserted = asyncio.create_task(terminals.deserted(VISIT_IDLE_SECONDS))
         out_of_room = asyncio.create_task(shortages.watch_disk(equipment.clock))
-        too_many_sockets = asyncio.create_task(shortages.watch_kernel_use(sandbox))
-        tasks = (ended, deserted, out_of_room, too_many_sockets)
+        past_bounds = asyncio.create_task(shortages.watch_kernel_use(sandbox))
+        tasks = (ended, deserted, out_of_room, past_bounds)
         try:
             await asyncio.wait(tasks, timeout=VISIT_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
             if out_of_room.done():
                 failure = out_of_room.result()
                 terminals.dismiss(_OUT_OF_ROOM if failure.code is FailureCode.DISK_FULL else failure.message)
-            elif too_many_sockets.done():
-                terminals.dismiss(too_many_sockets.result().message)
+            elif past_bounds.done():
+                terminals.dismiss(past_bounds.result().message)
         finally:
             for task in tasks:
                 task.cancel()

@@ -15,7 +15,7 @@ DEVICES = ("--dev", "/dev", "--dev-bind", launcher.TERMINALS, "/dev/pts")
 """The launcher's terminals over bubblewrap's own, which are not bounded; /dev/ptmx is a link to what is there."""
 
 PROC = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
-"""Later made read-only with READ_ONLY_PROC, once nothing is mounted below it any more."""
+"""Made read-only with READ_ONLY_PROC after the last mount below it."""
 
 READ_ONLY_PROC = ("--remount-ro", "/proc")
 """Without it a process could lower its oom_score_adj, which the launcher raised."""

@@ -168,8 +168,8 @@ def start_launcher(
     """Start it. The sandbox dies with the thread that calls this. Raises OSError.
 
     paths: of the host, by their names below STAGE. agent_uid: the kernel uid of what is 1000's inside, where users are
-    the sandbox's own. tree: what else is laid, as `launcher.lay` takes it. shared_filter: where one process does the
-    system calls of all programs inside, the filter on them; how many files it opens is not bounded then.
+    the sandbox's own. tree: what else is laid, as `launcher.lay` takes it. shared_filter: the filter on
+    system calls where one process makes those of all programs inside; its open files are not bounded then.
     """
     control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output, output_inside = socket.socketpair()
@@ -229,8 +229,8 @@ async def wait_readable(descriptor: int) -> None:
         os.close(own)
 
 
-async def readable_in_time(pidfd: int) -> bool:
-    """Wait for the end of a process that was killed, KILL_SECONDS at most; whether it has ended."""
+async def has_ended(pidfd: int) -> bool:
+    """Whether a process that was killed ends within KILL_SECONDS."""
     try:
         async with asyncio.timeout(KILL_SECONDS):
             await wait_readable(pidfd)

@@ -9,9 +9,10 @@ Only built-in and C modules are imported (`socket`, `signal` and `json` would do
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.
 
 Arguments: control descriptor, parent's pid, kernel uid (or `-` as an ordinary user), kernel uid of the agent's files
-where that is another one (else `-`), descriptor of a file with a filter on system calls where the command does those
-of all programs inside, and opens files for all (else `-`), transparent ports with commas between, then threes of KIND,
-NAME and VALUE to lay at STAGE/NAME, see `lay`. The last argument is a marker to be found by; it means nothing here.
+where that is another one (else `-`), descriptor of a file with a filter on system calls where one process makes those
+of all programs inside (else `-`; only then open files are bounded), transparent ports with commas between, then threes
+of KIND, NAME and VALUE to lay at STAGE/NAME, see `lay`. The last argument is a marker to be found by; it means nothing
+here.
 """
 
 import _socket

@@ -157,7 +157,7 @@ class LaunchedSandboxes:
         return start_launcher(handle.attempt_id, _uid_of(handle), staged_paths(spec), transparent_ports=())
 
     async def _end_confinement(self, handle: SandboxHandle, started: Launch | None, left: Set[int]) -> None:
-        """left: what does not end on KILL and was there before; `destroy` tells of it."""
+        """left: processes that were there before and do not end on KILL; `destroy` reports them."""
         if started is not None:
             started.kill()
             await started.ended()
@@ -209,7 +209,7 @@ class LaunchedSandboxes:
     async def _sweep(self, handle: SandboxHandle, spared: Set[int] = frozenset()) -> None:
         """KILL until nothing is left, then remove the control group. Raises AttemptError (sandbox_lost) after 10 s.
 
-        spared: processes that are not waited for, and whose group therefore stays.
+        spared: processes that are not waited for; the group stays for them.
         """
         group = _group_of(handle)
         deadline = asyncio.get_running_loop().time() + KILL_SECONDS
@@ -222,14 +222,14 @@ class LaunchedSandboxes:
         processes.reap_adopted(_uid_of(handle))
 
     def _find_rest(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
-        """What is found of it: by control group where there is one, else by kernel uid or marker."""
+        """Its processes, by control group where there is one, else by kernel uid or marker."""
         if group.directories:
             return group.process_ids()
         uid = _uid_of(handle)
         return _find_by_marker(mark_attempt(handle.attempt_id)) if uid is None else {*processes.find_by_uid(uid)}
 
     def _kill_rest(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
-        """KILL what is found of it; gives that."""
+        """KILL its processes; return their ids."""
         if found := group.process_ids():
             group.kill()
             return found
@@ -287,7 +287,7 @@ def _move_in(group: ControlGroup, launcher_pid: int, directories: Sequence[Path]
 
 
 async def _end_past_bounds(launch: Launch, group: ControlGroup, memory_bytes: int) -> None:
-    """For confined programs, which have no runner that watches them. A watch that breaks ends them too."""
+    """Kill confined programs once the kernel holds too much for them, or when that cannot be counted."""
     try:
         await until_excess(
             lambda: asyncio.to_thread(group.kernel_use, launch.pid, memory_bytes),

@@ -1,4 +1,4 @@
-"""What every program of a sandbox inherits. The programs of this folder that start one import it, and little else."""
+"""Limits that every program of a sandbox inherits. Also imported by programs of this folder, without the package."""
 
 import resource
 

@@ -118,7 +118,7 @@ class SqliteStore:
         return TaskPage(tasks, total, cursor_of((rows[-1].value, rows[-1].id)) if has_more else None, damaged)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
-        """How many tasks are in each state; every state is a key. A damaged state is none of them."""
+        """How many tasks are in each state; every state is a key. Rows with a damaged state are not counted."""
         counts = dict.fromkeys(TaskState, 0)
         for state, count in self._read("count_by_state"):
             try:
@@ -136,7 +136,7 @@ class SqliteStore:
         self._connections.close()
 
     def _note(self, task_id: str, error: IndexDamagedError) -> None:
-        """Tell of a row once; whoever reads on does not stop at it."""
+        """Log a damaged row once."""
         if (told := (task_id, error.message)) not in self._noted:
             self._noted.add(told)
             _log.error("Task %s is left out: %s", task_id or "?", error.message, extra={"task_id": task_id or None})

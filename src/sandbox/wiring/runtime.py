@@ -83,7 +83,7 @@ async def choose_runtime(wish: str, run_dir: Path) -> Choice:
     runtimes = (
         [make_runtime(name, run_dir, auto=True) for name in _MAKERS] if wish == AUTO else [make_runtime(wish, run_dir)]
     )
-    # Who is cancelled waits until all have cleaned up.
+    # Cancelling waits until all probes have cleaned up.
     async with asyncio.TaskGroup() as group:
         probes = [group.create_task(runtime.probe()) for runtime in runtimes]
     return choose([probe.result() for probe in probes])

@@ -39,7 +39,7 @@ from sandbox.control.probes import probing_in_background
 from sandbox.control.pruning import Pruning, PruningRooms
 from sandbox.control.recovery import recover
 from sandbox.control.register import Register
-from sandbox.control.runtime_prober import Found, RuntimeProber
+from sandbox.control.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.control.service import Equipment, TaskService
 from sandbox.control.shelf import Shelf
 from sandbox.control.space_keeper import SpaceKeeper
@@ -127,10 +127,10 @@ async def _serve(settings: ServerSettings, places: Places, announce: Announce) -
         space = _keep_space(settings, places)
         prober = await _unless(shutting_down, _make_prober(settings, places))
         if prober is None:
-            _log.warning("Stopped before it had found out what makes its sandboxes.")
+            _log.warning("Stopped during the first probe of the runtimes.")
             return
         service = await _start_service(settings, places, access, prober, space)
-        offered = tell_offered(Catalog(places.data_dir), lambda: prober.found.tier)
+        offered = tell_offered(Catalog(places.data_dir), lambda: prober.result.tier)
         api_settings = replace(api_settings, profiles=offered)
         async with _running(settings, places, service):
             app = create_app(service, settings=api_settings, shutting_down=shutting_down, guard=guard)
@@ -168,7 +168,7 @@ def _api_settings(settings: ServerSettings, bound: Sequence[socket], *, needs_to
 
 @asynccontextmanager
 async def _running(settings: ServerSettings, places: Places, service: TaskService) -> AsyncIterator[None]:
-    """With all that goes on beside requests; the service is closed at the end."""
+    """Run the background jobs; close the service at the end."""
     duties = gather_duties(places.data_dir, places.run_dir, service.equipment, settings)
     helpers = [
         asyncio.create_task(Janitor(duties).run(), name="janitor"),
@@ -186,7 +186,7 @@ async def _running(settings: ServerSettings, places: Places, service: TaskServic
 
 
 async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """What it gives; None where the event comes first, and it is broken off and has cleaned up."""
+    """The result of `work`; None if the event is set first, which cancels it and waits until it has cleaned up."""
     working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
     try:
         await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -205,7 +205,7 @@ async def _make_prober(settings: ServerSettings, places: Places) -> RuntimeProbe
     return RuntimeProber(await probe(), probe, SystemClock())
 
 
-async def _probe(settings: ServerSettings, places: Places, agent_program: Path) -> Found:
+async def _probe(settings: ServerSettings, places: Places, agent_program: Path) -> ProbeResult:
     async with probing_in_background(places.run_dir):
         choice = await choose_runtime(settings.server.runtime, places.run_dir)
         no_loop = await why_no_loop(places.run_dir)
@@ -224,7 +224,7 @@ async def _probe(settings: ServerSettings, places: Places, agent_program: Path) 
         output_watermark=settings.disk.output,
     )
     is_final = all(probe.is_final for probe in choice.probes)
-    return Found(choice.probes, template, choice.tier, explain_failure(choice), is_final)
+    return ProbeResult(choice.probes, template, choice.tier, explain_failure(choice), is_final)
 
 
 async def _start_service(
@@ -269,7 +269,7 @@ def _wire_service(
             launcher=launcher,
             telling=Telling(journals, store, follower, broadcast),
             shelf=Shelf(places.data_dir),
-            health=HealthReport(store, clock, space, drain, prober, _blockers(prober.found.template.upstream)),
+            health=HealthReport(store, clock, space, drain, prober, _blockers(prober.result.template.upstream)),
             space=space,
             drain=drain,
             preservation=preservation,
@@ -290,7 +290,7 @@ def _keep_space(settings: ServerSettings, places: Places) -> SpaceKeeper:
 
 
 def _image_finder(places: Places, prober: RuntimeProber) -> Callable[[str], Image | None]:
-    return lambda profile: Catalog(places.data_dir).find_image(profile, prober.found.tier)
+    return lambda profile: Catalog(places.data_dir).find_image(profile, prober.result.tier)
 
 
 def _blockers(upstream: ModelUpstream | None) -> list[str]:

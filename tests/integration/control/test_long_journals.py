@@ -156,7 +156,7 @@ def test_a_cancel_that_waits_behind_other_cancels_is_answered_in_a_bounded_time(
                 world.runners.die(task_id)
             first = [asyncio.create_task(service.cancel(one, reason="", force=False)) for one in task_ids[:-1]]
             await opening.has_begun(JOURNALS_LOOKED_THROUGH_MAX)
-            with pytest.raises(UnavailableError, match="Other tasks whose runners died are cancelled first"):
+            with pytest.raises(UnavailableError, match="still cancelling other tasks whose runners died"):
                 await asyncio.wait_for(service.cancel(task_ids[-1], reason="", force=False), 5)
             opening.may_end.set()
             assert len(await asyncio.gather(*first)) == JOURNALS_LOOKED_THROUGH_MAX

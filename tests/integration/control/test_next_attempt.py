@@ -184,8 +184,8 @@ def test_no_attempt_follows_while_no_runtime_works_and_the_task_says_so(world):
                     await asyncio.sleep(0.01)
             assert "The runtime does not work here." in told
             assert len(world.runners.orders) == 1
-            works = service.equipment.prober.found
-            service.equipment.prober.found = replace(works, failure=None)
+            works = service.equipment.prober.result
+            service.equipment.prober.result = replace(works, failure=None)
             await world.launched("task-1", 2)
             world.runners.play("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)

@@ -101,7 +101,7 @@ def test_what_waits_for_the_cpu_budget_after_the_agents_end_is_still_read(stage,
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
     scene = stage(Script(stdout=b"line\n" * 500 + b"the result\n"))
     budget = scene.attempt.equipment.throttle._budget
-    budget.see(time.monotonic(), time.process_time())
+    budget.update(time.monotonic(), time.process_time())
     budget._level_seconds = -RUNNER_CPU_CORES
     began = time.monotonic()
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))

@@ -90,7 +90,7 @@ def test_several_are_named_once_each_and_other_reasons_stay():
         (FailureCode.AGENT_FAILED, DETAIL),
     ):
         assert Failure(code, message) == Failure(code, message, detail="")
-        assert Failure(code, message).told(is_operator=True) == message
+        assert Failure(code, message).message_for(is_operator=True) == message
 
 
 def test_it_survives_the_index(tasks):

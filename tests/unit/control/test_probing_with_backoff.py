@@ -7,11 +7,11 @@ import pytest
 
 from sandbox.contracts.placement import LaunchOrder
 from sandbox.contracts.runtime import Probe
-from sandbox.control.runtime_prober import Found, RuntimeProber
+from sandbox.control.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.model.limits import PROBE_JITTER, PROBE_PAUSE_SECONDS, PROBE_PAUSE_SECONDS_MAX
 from sandbox.wiring.clock import SystemClock
 
-FAILS = Found(
+FAILS = ProbeResult(
     [Probe("bubblewrap", False, "namespaces", 1, mend="Install it.")],
     LaunchOrder("", "", "", "", "bubblewrap"),
     "namespaces",
@@ -69,7 +69,7 @@ def test_what_never_can_work_is_not_probed_again_and_no_next_try_is_promised(clo
 
 def test_pauses_double_up_to_a_bound_and_none_is_longer_than_it_may_be(clock):
     prober = run(clock, *[FAILS] * 12, WORKS)
-    assert prober.found is WORKS
+    assert prober.result is WORKS
     bounds = [min(PROBE_PAUSE_SECONDS * 2**number, PROBE_PAUSE_SECONDS_MAX) for number in range(12)]
     for slept, bound in zip(clock.slept, bounds, strict=True):
         assert bound * (1 - PROBE_JITTER) <= slept <= bound
@@ -77,7 +77,7 @@ def test_pauses_double_up_to_a_bound_and_none_is_longer_than_it_may_be(clock):
 
 
 def test_a_probe_that_breaks_is_followed_by_another(clock, caplog):
-    assert run(clock, FAILS, OSError("no more processes"), WORKS).found is WORKS
+    assert run(clock, FAILS, OSError("no more processes"), WORKS).result is WORKS
     assert "no more processes" in caplog.text
 
 
@@ -90,6 +90,6 @@ def test_until_the_next_probe_it_says_when_that_is_and_during_a_probe_that_one_i
 
     prober = RuntimeProber(FAILS, probe, clock)
     assert 1 <= prober.retry_after_seconds <= PROBE_PAUSE_SECONDS
-    assert "the next try is at 20" in prober.obstacle
+    assert "the next probe is at 20" in prober.obstacle
     asyncio.run(prober.run())
-    assert told == [("No sandbox can be made; a new try is under way. It does not work.", None)]
+    assert told == [("No sandbox can be made; a probe is under way. It does not work.", None)]

@@ -11,7 +11,7 @@ from sandbox.contracts.runtime import Probe
 from sandbox.contracts.store import StoreError
 from sandbox.control.drain import Drain
 from sandbox.control.health import HealthReport
-from sandbox.control.runtime_prober import Found, RuntimeProber
+from sandbox.control.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.control.space_keeper import SpaceKeeper
 from sandbox.disks.space import ReserveFile
 from sandbox.model.watermark import Space, Watermark
@@ -32,7 +32,7 @@ class Machine:
         self.drain = Drain(data_dir)
         probes = [Probe("bubblewrap", True, "namespaces", 1)]
         prober = RuntimeProber(
-            Found(probes, LaunchOrder("", "", "", "", "bubblewrap"), "namespaces"), None, SystemClock()
+            ProbeResult(probes, LaunchOrder("", "", "", "", "bubblewrap"), "namespaces"), None, SystemClock()
         )
         self.report = HealthReport(MemoryStore(), SystemClock(), self.keeper, self.drain, prober, ())
 

@@ -125,6 +125,6 @@ def test_each_name_of_a_dropped_header_is_told_once_and_their_number_at_the_end(
         reports.headers_dropped([b"x-%d" % number])
     assert len(told) == DROPPED_HEADERS_TOLD_MAX - 1
     reports.flush()
-    assert told[-1] == Trouble("model_headers_dropped", "In all 1004 headers of model requests were not forwarded.")
+    assert told[-1] == Trouble("model_headers_dropped", "1004 headers of model requests were not forwarded in total.")
     reports.flush()
     assert len(told) == DROPPED_HEADERS_TOLD_MAX

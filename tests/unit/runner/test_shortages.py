@@ -164,7 +164,7 @@ def excess(scene, monkeypatch, *uses):
 def test_more_sockets_than_a_sandbox_may_have_are_a_reason_to_end_it(scene, monkeypatch):
     why = excess(scene, monkeypatch, KernelUse(10), KernelUse(8192), KernelUse(8193))
     assert (why.code, why.message.partition(";")[0]) == (
-        "out_of_memory", "The sandbox had 8193 sockets, and 8192 is the most",
+        "out_of_memory", "The sandbox had 8193 sockets, and the limit is 8192",
     )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def test_more_in_buffers_than_may_be_is_one_where_nothing_else_keeps_the_bound(s
     at, over = KernelUse(10, 64 << 20, 64 << 20), KernelUse(10, 65 << 20, 64 << 20)
     why = excess(scene, monkeypatch, KernelUse(10, 1 << 40, None), at, over)
     assert why.code == "out_of_memory"
-    assert "held 65 MiB in their buffers, and 64 MiB is the most" in why.message
+    assert "held 65 MiB in their buffers, and the limit for its vm.memory is 64 MiB" in why.message
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ class _Run:
         await self._kill()
 
     async def _watch_kernel_use(self) -> None:
-        """More sockets than one sandbox may have end the agent, without any grace."""
+        """A sandbox past a bound on what the kernel holds for it is killed at once."""
         failure = await self._shortages.watch_kernel_use(self._sandbox)
         self._fail(failure.code, failure.message)
         await self._kill()

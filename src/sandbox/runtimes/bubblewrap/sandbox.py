@@ -13,7 +13,7 @@ from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import processes
 from sandbox.runtimes.bubblewrap.arguments import build_payload
 from sandbox.runtimes.join import JoinedTerminal, join
-from sandbox.runtimes.launch import readable_in_time
+from sandbox.runtimes.launch import has_ended
 from sandbox.runtimes.launched import FORCED, LaunchedSandbox, Made
 from sandbox.runtimes.payload import Payload
 
@@ -115,14 +115,14 @@ class BubblewrapSandbox(LaunchedSandbox):
     async def _await_end(self) -> Exit:
         """bubblewrap's end, then its init's: the kernel lets that one end only when nothing else is left inside.
 
-        What does not end on KILL costs KILL_SECONDS and not the command's exit code.
+        Waits KILL_SECONDS for processes that do not end on KILL; the command's exit code is kept.
         bubblewrap reports no exit code when the command could not be run or it was ended itself.
         """
         await self._launch.ended()
         while self._status is not None and await self._read_report(self._status):
             pass
         if self._init_descriptor is not None:
-            if not await readable_in_time(self._init_descriptor):
+            if not await has_ended(self._init_descriptor):
                 self._group.kill()
             os.close(self._init_descriptor)
             self._init_descriptor = None

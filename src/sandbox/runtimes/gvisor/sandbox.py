@@ -89,7 +89,7 @@ class GvisorSandbox(LaunchedSandbox):
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, memory_kills=counted.memory_kills)
 
     async def _await_end(self) -> Exit:
-        """runsc's end, then that of everything that it started, for which KILL_SECONDS are enough."""
+        """runsc's end, then that of everything that it started, KILL_SECONDS at most."""
         await self._ended_or_broken()
         deadline = asyncio.get_running_loop().time() + KILL_SECONDS
         while self._rest() and asyncio.get_running_loop().time() < deadline:

@@ -25,7 +25,7 @@ from sandbox.model.decoding import DECODE_ERRORS
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.cgroups import ControlGroup
-from sandbox.runtimes.launch import Launch, readable_in_time
+from sandbox.runtimes.launch import Launch, has_ended
 from sandbox.runtimes.output import read_from
 from sandbox.runtimes.payload import Payload, refuse_nul
 from sandbox.runtimes.qemu.cage import Plan, build_payload
@@ -230,13 +230,13 @@ class QemuSandbox:
         await _first_of(ended, self._told, self._channel.ended)
         self._end_cage()
         await ended
-        has_ended = True
+        is_over = True
         if self._init_descriptor is not None:
-            has_ended = await readable_in_time(self._init_descriptor)
+            is_over = await has_ended(self._init_descriptor)
             os.close(self._init_descriptor)
             self._init_descriptor = None
         # What was said before the end is still read.
-        if self._is_booting() or not has_ended:
+        if self._is_booting() or not is_over:
             self._channel.abort()
         await self._channel.ended
         told = self._told.result() if self._told.done() else Exit(_FORCED if self._was_killed else None)
