@@ -18,7 +18,11 @@ class CpuThrottle:
     ) -> None:
         self._monotonic = monotonic
         self._cpu_seconds = cpu_seconds
-        self._budget = CpuBudget(monotonic(), cpu_seconds())
+        self.start()
+
+    def start(self) -> None:
+        """Begin with a full budget: what the process used until now was not caused by a sandbox."""
+        self._budget = CpuBudget(self._monotonic(), self._cpu_seconds())
 
     def queue(self, debt_seconds: float = 0.0) -> "CpuQueue":
         """A queue for work of one priority. Work that is allowed more debt continues while other work waits."""

@@ -37,6 +37,21 @@ def test_nobody_waits_while_there_is_budget(played):
     asyncio.run(story())
 
 
+def test_what_the_runner_used_before_the_agent_began_is_no_debt(played):
+    """A large clone is relayed by the same process."""
+
+    async def story():
+        played.used = 100.0
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await played.throttle.queue().wait()
+        played.throttle.start()
+        async with asyncio.timeout(5):
+            await played.throttle.queue().wait()
+
+    asyncio.run(story())
+
+
 def test_priority_passes_what_waits_and_everybody_goes_on_once_it_is_paid(played):
     async def story():
         done = []

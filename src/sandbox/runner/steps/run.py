@@ -63,6 +63,7 @@ class _Run:
         self._active_at = self._clock.monotonic()
         manifest = attempt.task.manifest
         self._shortages = Shortages(manifest.vm, equipment.disks, attempt.files, self._record)
+        equipment.throttle.start()
         self._output_queue = equipment.throttle.queue()
         self._output = AgentOutput(
             self._record,
