@@ -19,6 +19,7 @@ _ABSOLUTE_LINE = re.compile(rb"[\x21-\x39\x3b-\x7e]{3,}%s+%s" % (_SPACE, _ABSOLU
 _WORDS = re.compile(rb"[\x21-\x7e]+%s[ \t\r]*[^ \t\r]" % _SPACE)
 _TARGET = re.compile(rb"[A-Za-z]%s+(/|\*|%s)" % (_SPACE, _ABSOLUTE))
 _VERSION = re.compile(rb"%sHTTP/[0-9][0-9.]*(%s|\Z)" % (_SPACE, _SPACE), re.IGNORECASE)
+_VERSION_BEGUN = re.compile(rb"%sHTTP/[0-9]" % _SPACE, re.IGNORECASE)
 _CONNECTION_LINE = re.compile(rb"%s*(proxy-)?connection%s*:" % (_SPACE, _SPACE), re.IGNORECASE)
 _HOST_LINE = re.compile(rb"%s*host%s*:(.*)" % (_SPACE, _SPACE), re.IGNORECASE | re.DOTALL)
 
@@ -26,8 +27,8 @@ _HOST_LINE = re.compile(rb"%s*host%s*:(.*)" % (_SPACE, _SPACE), re.IGNORECASE | 
 class RequestSearch:
     """For one client that speaks to `name` at `port`. `line_end`: what ends a line.
 
-    is_like_request: the first line has two words. Some servers take that for a request without a version, answer it,
-    and read another one.
+    is_like_request: the first line has two words, or a later one has a version. Some servers take two words for a
+    request without a version, answer it, and read another one.
     """
 
     def __init__(self, name: str, port: int, line_end: re.Pattern[bytes]) -> None:
@@ -64,6 +65,8 @@ class RequestSearch:
             objection = self._header_objection(line)
             if objection is not None:
                 return objection
+        else:
+            self.is_like_request = _VERSION_BEGUN.search(line) is not None
         version = max((found.start() for found in _VERSION.finditer(line)), default=0)
         return "an HTTP request stands behind other bytes." if _TARGET.search(line, 0, version) else None
 

@@ -1,9 +1,10 @@
 """What is searched for: a value in each encoding that is not undone before the search."""
 
 import base64
+import html
 import json
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import chain, product
 from string import whitespace
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
@@ -126,16 +127,34 @@ def _forms(value: str) -> set[bytes]:
 
 
 def _nested(value: str) -> set[bytes]:
-    """Its forms, and what JSON within JSON makes of it."""
+    """Its forms, those for HTML and shells, also of its JSON, and what JSON within JSON makes of them."""
     forms = _forms(value)
-    for is_ascii in (True, False):
-        text = value
+    plain = {value}
+    if len(value) <= TWICE_ENCODED_BYTES_MAX:
+        plain |= {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    written = plain.union(*map(_with_quotes_escaped, plain))
+    for form, is_ascii in product(written, (True, False)):
+        text = form
+        forms.add(text.encode("utf-8", "surrogatepass"))
         for _ in range(REDACTED_NESTING_MAX):
             text = json.dumps(text, ensure_ascii=is_ascii)[1:-1]
             if len(text) > TWICE_ENCODED_BYTES_MAX:
                 break
             forms.add(text.encode("utf-8", "surrogatepass"))
     return forms
+
+
+_QUOTES_IN_HTML = tuple(product(("&quot;", "&#34;", '"'), ("&#x27;", "&#39;", "&#039;", "&apos;", "'")))
+_QUOTES_IN_SHELLS = ("'\\''", "'\"'\"'")
+
+
+def _with_quotes_escaped(value: str) -> Iterator[str]:
+    """As template engines escape it for HTML, and as it stands within the quotes of a shell."""
+    text = html.escape(value, quote=False)
+    for double, single in _QUOTES_IN_HTML:
+        yield text.replace('"', double).replace("'", single)
+    for quote in _QUOTES_IN_SHELLS:
+        yield value.replace("'", quote)
 
 
 def _within_quotes(form: bytes) -> bytes:

@@ -164,6 +164,7 @@ LEGITIMATE = {
     "SSH": b"SSH-2.0-OpenSSH_9.2 Debian-2\r\n\0\0\5\xdc\x08\x14" + bytes(range(256)) * 6,
     "AMQP": b"AMQP\0\0\x09\1\1\0\0\0\0\0\x10PLAIN\0guest\0guest",
     "MQTT": b"\x10\x17\0\4MQTT\4\2\0\x3c\0\x0bpython_test",
+    "an access log line by line": b'{"n":1}\n{"log":"\\"GET /x HTTP/1.1\\" 200"}\nhostname: web\n{"n":3}\n',
     "STOMP": b"CONNECT\naccept-version:1.2\nhost:stomp.example.org\n\n\0",
     "STOMP with carriage returns": b"CONNECT\r\naccept-version:1.2\r\nhost:stomp.example.org\r\n\r\n\0",
     "LDAP": b"\x30\x0c\2\1\1\x60\7\2\1\3\4\0\x80\0",
@@ -186,6 +187,19 @@ def test_http_for_another_host_is_refused_whatever_stands_before_it(name, step):
     assert OTHER.encode() + b"\r\n" not in onward
     request = HTTP_ATTACKS[name].lower().find(b"http/1.1")
     assert request < 0 or len(onward) <= request + len("HTTP/1.1\0"), "the line of the request has not ended"
+
+
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+@pytest.mark.parametrize(
+    "line",
+    [b"GET x HTTP/1.1", b'"GET" / HTTP/1.1', b"GET / HTTP/1X", b'GET / HTTP/1.1"', b"\0G1 /\x85HTTP/1;1"],
+)
+def test_the_host_of_what_may_be_a_request_behind_another_line_must_be_this_one(line, step):
+    onward, refusal = fed(sieve(), b"PING\r\n" + line + b"\r\nHost: other.example\r\n\r\n", step)
+    assert refusal is not None
+    assert OTHER.encode() + b"\r\n" not in onward
+    proper = b"PING\r\n" + line + f"\r\nHost: {HOST}:{PORT}\r\n\r\n".encode()
+    assert fed(sieve(), proper, step) == (proper, None)
 
 
 @pytest.mark.parametrize("step", [1, 7, 100_000])

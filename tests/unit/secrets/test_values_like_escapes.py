@@ -1,6 +1,8 @@
 """A value that stands there plainly is found, whatever else its bytes and those around it may be read as."""
 
+import html
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given, settings
@@ -105,3 +107,46 @@ def test_a_word_that_is_too_short_is_not_found_without_what_stands_around_it(val
     assert b"[REDACTED:S]" in redactor.redact(f"say {value} now".encode())
     for text in (b"the default {", b'{"content":1}'):
         assert redactor.redact(text) == text
+
+
+SHORT_WITH_ESCAPES = ['%t\\bé="&', "\\0nr&%0/", "a\\f+0'u=", '\\r"##b--', 'r"é\'\\\\b"', "\\0%';&a\\", "it's\\n<b"]
+
+
+def in_html_of_templates(value: str) -> str:
+    return html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+
+
+def in_a_shell(value: str) -> str:
+    return value.replace("'", "'\\''")
+
+
+def in_a_shell_with_double_quotes(value: str) -> str:
+    return value.replace("'", "'\"'\"'")
+
+
+def in_html_around_json(value: str) -> str:
+    return html.escape(json.dumps(value))
+
+
+WRITINGS = [html.escape, in_html_of_templates, in_a_shell, in_a_shell_with_double_quotes, in_html_around_json]
+
+
+@pytest.mark.parametrize("depth", range(3))
+@pytest.mark.parametrize("write", WRITINGS)
+@pytest.mark.parametrize("value", SHORT_WITH_ESCAPES)
+def test_a_value_of_which_escapes_leave_little_is_found_in_html_and_shells(
+    value: str, write: Callable[[str], str], depth: int
+):
+    text = f"<{write(value)}>"
+    for _ in range(depth):
+        text = json.dumps(text)
+    assert "[REDACTED:S]" in Redactor({"S": value}).redact_text(text)
+
+
+@pytest.mark.parametrize("write", WRITINGS)
+@pytest.mark.parametrize("value", SHORT_WITH_ESCAPES)
+def test_html_and_shells_with_another_value_stay_as_they_are(value: str, write: Callable[[str], str]):
+    redactor = Redactor({"S": value})
+    for other in (value.swapcase(), value.translate(str.maketrans("abnrt", "cdmqs"))):
+        said = f"<{write(other)}>".encode()
+        assert redactor.redact(said) is said
