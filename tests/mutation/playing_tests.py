@@ -24,6 +24,7 @@ from hypothesis import Phase, settings
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _OPTIONS = (
     *("-q", "--no-header", "--tb=line", "-n0", "-pno:randomly", "-pno:cacheprovider"),
+    "--timeout=30",
     "-Wignore:Module already imported:pytest.PytestAssertRewriteWarning",
 )
 _libc = ctypes.CDLL(None, use_errno=True)

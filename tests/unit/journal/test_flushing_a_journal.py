@@ -10,7 +10,9 @@ import pytest
 
 from sandbox.journal import line
 from sandbox.journal import writer as writer_module
+from sandbox.journal.extent import Extent
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.writer import FileJournalWriter
 from sandbox.model import event as e
 
 AT = datetime(2026, 1, 29, tzinfo=UTC)
@@ -352,6 +354,25 @@ def test_a_torn_tail_that_cannot_be_cut_off_is_told_and_nothing_stays_open(write
         journals.open("t")
     assert descriptors() == before
     assert not journals.is_held("t")
+
+
+def test_a_lock_that_has_descriptor_0_is_let_go_too(journals, records):
+    """Where a program was started without standard input."""
+    journals.create("t").close()
+    lock = os.open(records.with_name("lock"), os.O_RDWR)
+    standard_input = os.dup(0)
+    try:
+        os.dup2(lock, 0)
+        writer = FileJournalWriter(records, 0, Extent(None, 0))
+        writer.append(trouble(), at=AT)
+        writer.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(0)
+        assert writer.lock_fd < 0
+    finally:
+        os.dup2(standard_input, 0)
+        os.close(standard_input)
+        os.close(lock)
 
 
 def test_a_writer_that_is_closed_has_closed_its_files(journals):
