@@ -16,6 +16,7 @@ SETTINGS = (
     *("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/drop_caches", "/proc/sys/fs/suid_dumpable"),
     "/sys/kernel/mm/transparent_hugepage/enabled",
 )
+_ENDED = {"Z", "X"}
 _ORDINARY_POLICIES = {0, 3, 5}  # SCHED_OTHER, SCHED_BATCH, SCHED_IDLE
 
 
@@ -35,11 +36,11 @@ class Process(NamedTuple):
 
 
 def read_process(pid):
-    """None for one that is gone."""
+    """None for one that is gone, or that ended while it was read: a zombie is in no control group."""
     directory = Path("/proc", str(pid))
     try:
         threads = [_stat(path) for path in (directory / "task").iterdir()]
-        return Process(
+        process = Process(
             start=_stat(directory)[19],
             uid=int(re.search(r"(?m)^Uid:\s+(\d+)", _read(directory / "status"))[1]),
             namespaces={kind: _link(directory / "ns" / kind) for kind in NAMESPACES},
@@ -51,6 +52,7 @@ def read_process(pid):
             terminals=sum(map(_is_terminal, (directory / "fd").iterdir())),
             score=int(_read(directory / "oom_score_adj")),
         )
+        return None if _stat(directory)[0] in _ENDED else process
     except (OSError, IndexError, ValueError):
         return None
 

@@ -1,8 +1,11 @@
 """Every witness sees the change that it is there for: each is made for real, by a process that plays a sandbox."""
 
+import contextlib
 import ctypes
 import os
 import secrets
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -207,7 +210,8 @@ def test_what_lasts_only_as_long_as_it_is_held_is_seen_by_the_thread(watch, mark
 def test_without_a_sandbox_what_is_about_sandboxes_is_not_said(marker, other, tmp_path):
     with HostWatch(marker, (other.pid,), tmp_path / "data") as watch:
         watch.look()
-    assert set(watch.changes()) == {"processes", "mounts", "files", "settings", "AIO contexts"}
+    of_the_machine = {"AIO contexts", "socket buffers", "compiled filters"}
+    assert set(watch.changes()) == {"processes", "mounts", "files", "settings"} | of_the_machine
 
 
 def test_a_watch_covers_the_time_in_which_it_looked_and_no_other(watch, monkeypatch):
@@ -231,3 +235,33 @@ def test_a_watch_that_broke_is_an_error(marker, other, tmp_path, monkeypatch):
 def test_it_does_not_begin_without_the_processes_that_it_is_to_watch(marker, tmp_path):
     with pytest.raises(AssertionError):
         HostWatch(marker, (2**22 + 1,), tmp_path).__enter__()
+
+
+def test_a_process_that_has_ended_is_gone_although_nobody_collected_it():
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert host_facts.read_process(child.pid) is None
+    child.wait()
+    assert host_facts.read_process(os.getpid()).score == int(Path("/proc/self/oom_score_adj").read_text())
+
+
+def test_buffers_of_sockets_and_compiled_filters_are_those_of_the_whole_machine():
+    before = host_facts.socket_buffer_bytes()
+    door = socket.create_server(("127.0.0.1", 0))
+    pairs = [(socket.create_connection(door.getsockname()), door.accept()[0]) for _ in range(40)]
+    for ours, _ in pairs:
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(65536))
+    assert host_facts.socket_buffer_bytes() - before > 20 << 20
+    for one in (door, *(end for pair in pairs for end in pair)):
+        one.close()
+    filters = host_facts.filter_bytes()
+    code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 1))
+    held = [socket.socket() for _ in range(500)]
+    for one in held:
+        one.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(code)))
+    assert host_facts.filter_bytes() - filters > 1 << 20
+    for one in held:
+        one.close()
