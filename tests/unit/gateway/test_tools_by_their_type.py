@@ -103,6 +103,25 @@ def test_what_a_tool_says_of_itself_is_not_looked_at_but_its_type(name):
     assert reach(**{name: [itself | {"type": "web_fetch_20250910"}]}) == "The tool WEB_FETCH_20250910"
 
 
+def test_a_schema_is_not_looked_at_and_what_stands_beside_it_is():
+    looks_like_a_tool = {"type": "web_fetch_20250910", "source": {"type": "url"}}
+    for name in ("input_schema", "output_schema", "input_examples"):
+        assert reach(tools=[{"name": "x", name: looks_like_a_tool}]) is None
+    assert reach(tools=[{"name": "x", "schema": looks_like_a_tool}]) == "The tool WEB_FETCH_20250910"
+    assert reach(tools=[{"name": "x", "source": {"type": "url"}}]) == "A source of type URL"
+    # Within a fallback the request's own data stay data, also where one stands in a tool.
+    assert reach(tools=[{"name": "x", "fallbacks": [{"model": "m", "metadata": {"type": "url", "Tools": 1}}]}]) is None
+
+
+@pytest.mark.parametrize("kind", ["server_tool_use", "mcp_tool_use"])
+def test_a_call_of_a_tool_of_the_models_servers_is_refused_and_what_it_is_given_is_data(kind):
+    refused = "A call of a tool of the model's servers"
+    assert reach(content=[{"type": kind, "name": "web_search", "input": {"Tools": 1}}]) == refused
+    assert fee(content=[{"type": kind, "name": "web_search", "input": {"Tools": 1}}]) is None
+    assert reach(content=[{"type": "server_tool_use", "name": "advisor"}]) is None
+    assert reach(content=[{"type": "mcp_tool_use", "name": "advisor"}]) == refused
+
+
 @pytest.mark.parametrize("shape", ["web_fetch_20250910", 7, True, [["x"]]])
 @pytest.mark.parametrize("place", ["tool", "tools", "definition"])
 def test_a_tool_of_another_shape_is_refused(place, shape):

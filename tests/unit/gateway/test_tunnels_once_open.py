@@ -14,6 +14,7 @@ class Played:
         self.outcomes = list(outcomes)
         self.looked_at: list[bytes] = []
         self.is_over = False
+        self.is_free = False
 
     def client_sent(self, data: bytes) -> Passage | Refusal | bytes | None:
         self.looked_at.append(data)
@@ -38,6 +39,18 @@ def test_nothing_passes_until_the_beginning_is_whole_and_then_it_and_what_follow
     assert tunnel.is_over is False
     sieve.is_over = True
     assert tunnel.is_over is True
+
+
+def test_a_tunnel_is_read_in_large_pieces_only_once_nothing_is_looked_for_any_more():
+    sieve = Played()
+    tunnel = Checked(Played(None, Passage("h", 22, sieve)), b"")
+    sieve.is_free = True
+    tunnel.client_sent(b"SSH")
+    assert tunnel.is_free is False, "the beginning is not whole"
+    tunnel.client_sent(b"-2.0")
+    assert tunnel.is_free is True
+    sieve.is_free = False
+    assert tunnel.is_free is False
 
 
 def test_what_came_with_the_request_for_a_tunnel_is_looked_at_first():

@@ -192,6 +192,8 @@ def test_every_row_of_the_filters_table_has_an_independent_row_here(machine: str
 ALLOWED_ARGUMENTS = [
     *[("personality", (persona,)) for persona in (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)],
     *[("socket", (family, 1, 0)) for family in (1, 2, 10, 16)],
+    ("mmap", (0, 4096, 3, 0x1)),  # MAP_SHARED
+    ("mmap", (0, 4096, 3, 0xFBFFFF & ~0x40000)),
     *[("ioctl", (0, request)) for request in (0x5401, 0x5411, 0x5413, 0x541B, 0x541D, 0x5421)],
     ("clone", (0x1200011,)),
     *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # what is no namespace is the kernel's to judge
@@ -208,6 +210,7 @@ REFUSED_ARGUMENTS = [
     ],
     ("unshare", (0x80,), errno.EPERM),
     ("mmap", (0, 4096, 3, 0x40022), errno.ENOMEM),
+    ("mmap", (0, 4096, 3, 0x40000), errno.ENOMEM),
     ("memfd_create", (1, 4), errno.ENOMEM),
     ("shmget", (0, 4096, 0o5600), errno.ENOMEM),
     *[("fcntl", (3, command), errno.EINVAL) for command in (36, 37, 38)],
