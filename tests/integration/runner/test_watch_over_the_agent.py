@@ -100,9 +100,13 @@ def test_what_is_ready_is_read_though_the_machine_stood_still_meanwhile(stage, m
 def test_what_waits_for_the_cpu_budget_after_the_agents_end_is_still_read(stage, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
     scene = stage(Script(stdout=b"line\n" * 500 + b"the result\n"))
-    budget = scene.attempt.equipment.throttle._budget
-    budget.update(time.monotonic(), time.process_time())
-    budget._level_seconds = -RUNNER_CPU_CORES
+    throttle, start = scene.attempt.equipment.throttle, CpuThrottle.start
+
+    def start_in_debt():
+        start(throttle)
+        throttle._budget._level_seconds = -RUNNER_CPU_CORES
+
+    monkeypatch.setattr(throttle, "start", start_in_debt)
     began = time.monotonic()
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert time.monotonic() - began > 0.9
