@@ -16,7 +16,7 @@ SETTINGS = (
     *("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/drop_caches", "/proc/sys/fs/suid_dumpable"),
     "/sys/kernel/mm/transparent_hugepage/enabled",
 )
-_ENDED = {"Z", "X"}
+_PF_EXITING = 0x4
 _ORDINARY_POLICIES = {0, 3, 5}  # SCHED_OTHER, SCHED_BATCH, SCHED_IDLE
 
 
@@ -36,7 +36,7 @@ class Process(NamedTuple):
 
 
 def read_process(pid):
-    """None for one that is gone, or that ended while it was read: a zombie is in no control group."""
+    """None for one that is gone, or that ends while it is read: one that exits is shown in no control group."""
     directory = Path("/proc", str(pid))
     try:
         threads = [_stat(path) for path in (directory / "task").iterdir()]
@@ -52,7 +52,7 @@ def read_process(pid):
             terminals=sum(map(_is_terminal, (directory / "fd").iterdir())),
             score=int(_read(directory / "oom_score_adj")),
         )
-        return None if _stat(directory)[0] in _ENDED else process
+        return None if int(_stat(directory)[6]) & _PF_EXITING else process
     except (OSError, IndexError, ValueError):
         return None
 
