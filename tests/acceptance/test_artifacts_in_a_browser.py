@@ -45,10 +45,10 @@ ADDRESSES = [f"/api/v1/tasks/evil/artifacts/{name}" for name in FILES] + [
 ATTACKS = r"""
 async (addresses) => {
   globalThis.ran = false;
-  const settled = (element, place = document.body) => new Promise((done) => {
+  const settled = (element, place = document.body, milliseconds = 6000) => new Promise((done) => {
     element.onload = () => done("load");
     element.onerror = () => done("error");
-    setTimeout(() => done("silence"), 6000);
+    setTimeout(() => done("silence"), milliseconds);
     place.append(element);
   });
   const make = (name, fields) => Object.assign(document.createElement(name), fields);
@@ -89,7 +89,7 @@ async (addresses) => {
       await settled(make("embed", { src: address }));
       return ran;
     },
-    image: async () => (await settled(make("img", { src: address }))) === "load",
+    image: async () => (await settled(make("img", { src: address }), document.body, 60000)) === "load",
     use: async () => {
       const place = make("div", { innerHTML: `<svg><use href="${address}#shape"></use></svg>` });
       shapes.append(place);
