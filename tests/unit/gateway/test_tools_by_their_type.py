@@ -109,6 +109,7 @@ def test_a_schema_is_not_looked_at_and_what_stands_beside_it_is():
         assert reach(tools=[{"name": "x", name: looks_like_a_tool}]) is None
     assert reach(tools=[{"name": "x", "schema": looks_like_a_tool}]) == "The tool WEB_FETCH_20250910"
     assert reach(tools=[{"name": "x", "source": {"type": "url"}}]) == "A source of type URL"
+    assert reach(tools=[{"name": "x", "tool": {"type": "custom"}}]) == "A change of tools of unknown type"
     # Within a fallback the request's own data stay data, also where one stands in a tool.
     assert reach(tools=[{"name": "x", "fallbacks": [{"model": "m", "metadata": {"type": "url", "Tools": 1}}]}]) is None
 
