@@ -141,10 +141,10 @@ def main(seconds=120.0, runtime="bubblewrap"):
             until(lambda: all(world.status(one)["progress"]["tool_calls"] for one in hostile), 120, "four attacks")
             time.sleep(5)
             with Watch(world.server.said["http"]) as watch:
-                beside = [ordinary_task(world, f"beside-{number}") for number in range(3)]
+                attacked = [ordinary_task(world, f"neighbour-{number}") for number in range(3)]
                 states = {one: world.status(one)["state"] for one in hostile}
-                time.sleep(max(0.0, 10 - sum(whole for _, whole in beside)))
-            tell(before, alone, beside, states, watch)
+                time.sleep(max(0.0, 10 - sum(whole for _, whole in attacked)))
+            tell(before, alone, attacked, states, watch)
             for one in hostile:
                 if world.status(one)["state"] not in TERMINAL:
                     world.http.delete(f"/api/v1/tasks/{one}", params={"force": "true"})
@@ -155,13 +155,13 @@ def main(seconds=120.0, runtime="bubblewrap"):
     return int(max(watch.health) > 1.0)
 
 
-def tell(before, alone, beside, states, watch):
+def tell(before, alone, attacked, states, watch):
     """The figures."""
     median, longest = statistics.median(watch.health) * 1000, max(watch.health) * 1000
     print(f"health: p50 {median:.0f} ms, at most {longest:.0f} ms, of {len(watch.health)}")
     print(f"ordinary task alone: sandbox after {alone[0]:.1f} s, completed after {alone[1]:.1f} s")
-    for started, whole in beside:
-        print(f"ordinary task beside four attacks: sandbox after {started:.1f} s, completed after {whole:.1f} s")
+    for started, whole in attacked:
+        print(f"ordinary task next to four attacks: sandbox after {started:.1f} s, completed after {whole:.1f} s")
     print(f"hostile tasks meanwhile: {states}")
     print(f"host, MiB: before {before}, at most {watch.most}")
 
