@@ -142,7 +142,8 @@ def main(seconds=120.0, runtime="bubblewrap"):
             time.sleep(5)
             with Watch(world.server.said["http"]) as watch:
                 attacked = [ordinary_task(world, f"neighbour-{number}") for number in range(3)]
-                states = {one: world.status(one)["state"] for one in hostile}
+                statuses = {one: world.status(one) for one in hostile}
+                states = {one: (status["state"], status["error"]) for one, status in statuses.items()}
                 time.sleep(max(0.0, 10 - sum(whole for _, whole in attacked)))
             tell(before, alone, attacked, states, watch)
             for one in hostile:
