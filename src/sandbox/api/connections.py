@@ -14,6 +14,7 @@ from sandbox.api.envelope import request_id
 from sandbox.api.framing import FramedConnection
 from sandbox.api.phrase import phrase
 from sandbox.api.problem import problem
+from sandbox.api.strangers import DoorState
 
 STALLED_SECONDS = 600.0
 """A client that does not take what is ready for it loses its connection."""
@@ -72,11 +73,26 @@ class HttpConnection(_Bounded, H11Protocol):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.conn: FramedConnection = FramedConnection()
+        assert isinstance(self.server_state, DoorState)
+        self._strangers = self.server_state.strangers
+
+    @property
+    def is_known(self) -> bool:
+        """Whether somebody who was let in by name, or the operator of a server without tokens, is being answered."""
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        visitor = self.scope.get("state", {}).get("visitor")
+        return visitor is not None and visitor.principal is not None
+
+    def cut(self) -> None:
+        """End it at once."""
+        self.transport.abort()
 
     def connection_made(self, transport: Any) -> None:
         """A client is there."""
         super().connection_made(transport)
         self._time_head()
+        self._strangers.add(self)
 
     def data_received(self, data: bytes) -> None:
         """As the original does."""
@@ -87,10 +103,18 @@ class HttpConnection(_Bounded, H11Protocol):
         """An answer has ended; the next head may come."""
         super().on_response_complete()
         self._time_head()
+        if not self.transport.is_closing():
+            self._strangers.add(self)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """As the original does."""
+        self._strangers.remove(self)
+        super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._forget_head()
+        self._strangers.remove(self)
         super().connection_lost(exc)
 
     def _time_head(self) -> None:

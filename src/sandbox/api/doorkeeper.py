@@ -50,7 +50,7 @@ class Doorkeeper:
         scope.setdefault("state", {})["visitor"] = found
         if scope.get("subprotocols"):
             scope, send = _agreeing(scope, send)
-        with suppress(VisitorUnknownError):
+        with suppress(VisitorUnknownError), self._guard.answering(found):
             await self._app(scope, *self._watching(found, scope["type"], receive, send))
 
     def _watching(self, visitor: Visitor, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:

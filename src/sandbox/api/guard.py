@@ -8,7 +8,9 @@ a page; a cookie can, so the last two still count there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
@@ -23,6 +25,9 @@ from sandbox.contracts.access import Access, Principal, Role
 
 LOCAL_OPERATOR = Principal("", "local", Role.OPERATOR)
 """Whoever reaches the port of a server without tokens."""
+
+REQUESTS_AT_ONCE_MAX = 1000
+"""Requests of one token that are being answered, streams among them; a further one gets 429."""
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _VIEWERS_LOOK_ON = "This token may only look on; this needs one with the role operator."
@@ -65,6 +70,7 @@ class Guard:
         self._settings = settings
         self._names = LOOPBACK_NAMES | {name.lower() for name in settings.host_names}
         self._rates = RateLimit(settings.requests_per_minute, monotonic)
+        self._under_way: Counter[str] = Counter()
 
     def clone_hosts(self) -> frozenset[str] | None:
         """Where repositories may come from; None for anywhere."""
@@ -81,9 +87,23 @@ class Guard:
         client = f"token {principal.id}" if principal else name_client(connection.client and connection.client.host)
         if wait_seconds := self._rates.take(client):
             return _too_many(wait_seconds, principal)
+        if principal and self._under_way[principal.id] >= REQUESTS_AT_ONCE_MAX:
+            return _too_many(1, principal)
         if not asks_for_tokens:
             return Visitor(LOCAL_OPERATOR)
         return _judge(connection, Visitor(principal, proof if principal else None), is_wrong=proof is not None)
+
+    @contextmanager
+    def answering(self, visitor: Visitor) -> Iterator[None]:
+        """Count a request while it is being answered. A server without tokens counts none."""
+        name = visitor.principal.id if visitor.principal else ""
+        self._under_way[name] += bool(name)
+        try:
+            yield
+        finally:
+            self._under_way[name] -= bool(name)
+            if not self._under_way[name]:
+                del self._under_way[name]
 
     def still_knows(self, visitor: Visitor) -> bool:
         """Whether somebody who was let in would be let in again."""

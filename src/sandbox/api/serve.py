@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sandbox.api.connections import HttpConnection, WebSocketConnection
+from sandbox.api.strangers import DoorState
 from sandbox.model.limits import SHUTDOWN_SECONDS
 
 GRACE_SECONDS = round(SHUTDOWN_SECONDS / 2)
@@ -87,6 +88,7 @@ class _Door(uvicorn.Server):
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
         )
+        self.server_state = DoorState()
         self.listening = asyncio.Event()
 
     @contextmanager
