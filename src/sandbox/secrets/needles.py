@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import re
 from collections.abc import Iterator, Mapping
 from itertools import chain, product
 from string import whitespace
@@ -23,6 +24,9 @@ _NEEDLE_BYTES_MIN = 7
 """Shorter ones would not be found (see `search`)."""
 
 _QUOTES = "\"'"
+
+_PEM_MARK = re.compile("-----(BEGIN|END) [A-Z0-9 ]+-----")
+"""A line that every key of its kind has."""
 
 
 class Needle(NamedTuple):
@@ -107,7 +111,7 @@ def _lines(value: str) -> Iterator[str]:
     lines = value.splitlines()
     if len(lines) > 1:
         for line in map(_unquoted, lines):
-            if len(line) >= REDACTED_LINE_CHARACTERS_MIN and not line.startswith("-----"):
+            if len(line) >= REDACTED_LINE_CHARACTERS_MIN and not _PEM_MARK.fullmatch(line):
                 yield line
 
 
@@ -167,7 +171,8 @@ def _codes_of(value: str) -> Iterator[bytes]:
     for form in _forms(value) | _forms(value.strip()) | _forms(_unquoted(value)):
         for code in _encodings(form):
             yield from _as_found(code)
-            if len(form) <= TWICE_ENCODED_BYTES_MAX:
+        if len(form) <= TWICE_ENCODED_BYTES_MAX:
+            for code in _encodings(form).union(_wrapped(form)):
                 for twice in _encodings(code):
                     yield from _as_found(twice)
 
@@ -184,6 +189,18 @@ def _encodings(data: bytes) -> set[bytes]:
         code = _base64_core(data, shift)
         codes |= {code, code.translate(bytes.maketrans(b"+/", b"-_"))}
     return codes
+
+
+def _wrapped(data: bytes) -> Iterator[bytes]:
+    """Lines as `base64`, MIME, `openssl base64` and `xxd -p` make them, where they have nothing before the data."""
+    core = _base64_core(data, 0)
+    for code, width, end in (
+        (core, 76, b"\n"),
+        (core, 76, b"\r\n"),
+        (core, 64, b"\n"),
+        (data.hex().encode(), 60, b"\n"),
+    ):
+        yield end.join(code[at : at + width] for at in range(0, len(code), width))
 
 
 def _base64_core(data: bytes, shift: int) -> bytes:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -306,3 +307,34 @@ def test_nothing_takes_long(redactor: Redactor, data: bytes):
     for start in range(0, len(data), 65536):
         stream.feed(data[start : start + 65536])
     assert time.process_time() - begin < 3
+
+
+def lines_of(code: str, width: int, end: str = "\n") -> str:
+    return "".join(code[at : at + width] + end for at in range(0, len(code), width))
+
+
+LONG = "sk-api03-" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6" * 3
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("inner", ["base64", "openssl", "mime", "xxd"])
+@pytest.mark.parametrize("outer", ["base64", "xxd"])
+def test_a_long_value_in_wrapped_base64_or_hex_that_is_encoded_once_more(inner: str, outer: str, end: str):
+    """As `base64 | base64` gives it."""
+    ways: dict[str, Callable[[bytes], str]] = {
+        "base64": lambda data: lines_of(base64.b64encode(data).decode(), 76),
+        "openssl": lambda data: lines_of(base64.b64encode(data).decode(), 64),
+        "mime": lambda data: lines_of(base64.b64encode(data).decode(), 76, "\r\n"),
+        "xxd": lambda data: lines_of(data.hex(), 60),
+    }
+    text = ways[outer](ways[inner]((LONG + end).encode()).encode())
+    other = ways[outer](ways[inner]((LONG[::-1] + end).encode()).encode())
+    redactor = Redactor({"KEY": LONG})
+    assert redactor.redact_text(f"it is {text}!").startswith("it is [REDACTED:KEY]")
+    assert redactor.redact_text(other) is other
+
+
+def test_a_line_of_a_value_may_begin_with_dashes():
+    redactor = Redactor({"KEY": "the first line of it\n-----5f1d7c3a9e8b2d4f6a0c\n-----BEGIN RSA KEY-----"})
+    assert redactor.redact_text("+-----5f1d7c3a9e8b2d4f6a0c\n") == "+[REDACTED:KEY]\n"
+    assert redactor.redact_text("-----BEGIN RSA KEY-----\n") == "-----BEGIN RSA KEY-----\n"

@@ -101,3 +101,27 @@ def test_quotes_of_a_shell_in_other_text_stay(depth: int):
         text = json.dumps(text)
     written = text.encode()
     assert redactor.redact(written) is written
+
+
+CUT_SHORT = ["\x1b[12\x18", "\x1b[1;2\x1a", "\x1b]x\x18", "\x1bPq\x1a", "\x1b[1\x1b[0m", "\x9b1\x18", "\x9d0;x\x1a"]
+"""A terminal forgets an escape that CAN, SUB or another escape ends, and shows what stands behind."""
+
+
+@pytest.mark.parametrize("write", WRITINGS)
+@pytest.mark.parametrize("string", [*CUT_SHORT, "\x1b[" + "38;2;255;255;255;" * 12 + "1m"])
+def test_a_terminal_escape_that_is_cut_short_or_long_hides_nothing(string: str, write: Callable[[str], str]):
+    redactor = Redactor({"S": "gHi7_pwssKrd-k"})
+    written = write(f"<{string.join('gHi7_pwssKrd-k')}>").encode()
+    redacted = redactor.redact(written)
+    assert b"[REDACTED:S]" in redacted
+    assert len(redacted) < len(b"<[REDACTED:S]>") + 16
+    assert {in_pieces(redactor, written, size) for size in (1, 2, 7, 64)} == {redacted}
+
+
+@pytest.mark.parametrize("write", WRITINGS)
+@pytest.mark.parametrize("string", CUT_SHORT)
+def test_a_terminal_escape_that_is_cut_short_stays_in_other_text(string: str, write: Callable[[str], str]):
+    redactor = Redactor({"S": "gHi7_pwssKrd-k"})
+    written = write(f"<{string.join('gHi7_pwssKrd+k')}>").encode()
+    assert redactor.redact(written) is written
+    assert in_pieces(redactor, written, 3) == written
