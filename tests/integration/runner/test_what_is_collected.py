@@ -11,6 +11,7 @@ import pytest
 
 from doubles.attempt_equipment import BASE, Script
 from sandbox.contracts.workspace import LeftOut, Patch
+from sandbox.model.artifact import Artifact
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Trouble
 from sandbox.model.state import TaskState
@@ -18,6 +19,7 @@ from sandbox.model.watermark import Space
 from sandbox.runner import life
 from sandbox.runner.steps import collect
 from sandbox.secrets.redactor import Redactor
+from sandbox.workspace.artifact_names import ArtifactNames
 
 SECRET = "s3cret-value-of-the-customer"
 
@@ -53,6 +55,28 @@ def test_a_full_disk_multiplies_no_artifact_whose_name_had_to_be_changed(stage, 
     assert len(refused) == 4
     assert kept == {"redacted-1": b"the agent's\n", "redacted-2": b"a\n", "redacted-3": b"b\n"}
     assert scene.artifacts == {*kept, "task-1.patch", "transcript.ndjson", "metadata.json"}
+
+
+def test_a_name_that_was_cut_within_a_secret_is_not_told(stage, monkeypatch):
+    """Names lose their beginning, and with it what a value is recognised by; directories are told in the path alone."""
+    paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
+
+    async def collect_files(self, workspace, patterns, target, taken_names):
+        names = ArtifactNames(taken_names)
+        for path in paths:
+            name = names.claim(path.encode())
+            (target / name).write_bytes(path.encode())
+            yield Artifact(name, path, len(path), "text/markdown", "sha256:0")
+
+    monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.collect", collect_files)
+    scene = stage(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
+    asyncio.run(scene.life.carry_out())
+    found = {one.name: one.path for one in scene.task.artifacts if not one.is_own}
+    mark = "[REDACTED:KEY]"
+    assert found.pop("redacted-1") == f"{mark}-{'x' * 180}.md"
+    assert found.pop("redacted-2") == f"{mark}/{'y' * 230}.md"
+    assert found == {"notes.md": f"{mark}/notes.md", f"{'z' * 197}.md": f"out/{'z' * 230}.md"}
+    assert scene.artifacts == {path.name for path in scene.attempt.task_files.artifacts.iterdir()}
 
 
 @pytest.mark.parametrize(("content", "is_flagged"), [(b"\x00" + SECRET.encode(), True), (b"\x00ordinary", False)])

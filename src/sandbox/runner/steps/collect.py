@@ -174,9 +174,14 @@ def _trusted_as_kept(attempt: Attempt, found: Artifact, kept: Artifact | None) -
 
 
 def _tells(attempt: Attempt, artifact: Artifact) -> bool:
-    """Whether the name holds the value of a secret, or may."""
+    """Whether the name holds the value of a secret, or a part of one where the name was cut, or may."""
     redaction = attempt.redaction
-    return _is_blind(attempt) if redaction is None else redaction.redact_text(artifact.name) != artifact.name
+    if redaction is None:
+        return _is_blind(attempt)
+    is_whole = artifact.name == artifact.path.rpartition("/")[2]
+    return any(
+        redaction.redact_text(text) != text for text in {artifact.name, artifact.name if is_whole else artifact.path}
+    )
 
 
 def _telling_nothing(names: Collection[str]) -> Iterator[str]:
