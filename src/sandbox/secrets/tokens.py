@@ -13,16 +13,10 @@ _BACKSLASHES_MAX = 64
 
 _ZEROS = rb"0{0,%d}+" % REDACTED_ZEROS_MAX
 
-_CONTROLS = rb"[\x00-\x06\x08\x0b-\x1a\x1c-\x1f\x7f]"
-"""Without tabs and line feeds, and without what begins and ends terminal escapes."""
+_CONTROLS = rb"[\x00-\x06\x08\x0b-\x17\x19\x1c-\x1f\x7f]"
+"""Without tabs and line feeds, and without what begins, ends and cuts short terminal escapes."""
 
 _ESCAPE_CHARACTER = rb"(?: u001[bB] | u\{ 0{0,4}+ 1[bB] \} | U0000001[bB] | x1[bB] | 033 | e )"
-
-_PARAMETERS = rb"[0-?]{0,1024}+ [\ -/]{0,8}+"
-"""What stands before the letter that ends a colour or a movement of the cursor."""
-
-_STRING = rb"(?: [^\x07\x18\x1a\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,1024}+"
-"""The text of a title or a link, up to the next terminal escape."""
 
 _WRITTEN = rb"""
       \\ (?P<nesting> \\{0,31}+ ) $ESCAPE_CHARACTER \\ (?P=nesting) \\ (?P=nesting) (?!\\) (?P<string_end> )
@@ -40,12 +34,9 @@ _WRITTEN = rb"""
         | \# (?P<decimal> (?=[0-9]) $ZEROS [0-9]{0,7}+ ) (?![0-9]) ;?
         | \#[xX] (?P<hex> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) (?![0-9a-fA-F]) ;? )
     | ' (?P<quote> \\{1,64}+'' | \\{0,64}+"'\\{0,64}+"' )
-    | \x1b (?: \[ $PARAMETERS | [\]PX^_] $STRING ) [\x18\x1a]             # terminal escapes that are cut short
-    | \xc2 (?: \x9b $PARAMETERS | [\x90\x98\x9d-\x9f] $STRING ) [\x18\x1a]
     """.replace(b"$ZEROS", _ZEROS)
 _WRITTEN = _WRITTEN.replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
 _WRITTEN = _WRITTEN.replace(b"$ESCAPE_CHARACTER", _ESCAPE_CHARACTER)
-_WRITTEN = _WRITTEN.replace(b"$PARAMETERS", _PARAMETERS).replace(b"$STRING", _STRING)
 _NO_INTRODUCER = rb"(?<!\xc2[\x90\x98\x9b-\x9f])"
 """The C1 controls that begin terminal escapes are no tokens by themselves."""
 
@@ -60,32 +51,34 @@ _STRAYS = rb"[\x80-\x9f\xad]"
 """Controls and the soft hyphen in Latin-1."""
 
 _STRAY_ESCAPES = [
-    rb"\x9b (?<![\x80-\xff].) %b [\x18\x1a]" % _PARAMETERS,
-    *(rb"\x%02x (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ [\x18\x1a]" % first for first in b"\x90\x98\x9d\x9e\x9f"),
-    *(
-        rb"\x%02x (?<![\x80-\xff][\x80-\xff]) %b{0,63}+" % (first, _STRAYS)
-        for first in range(256)
-        if re.match(_STRAYS, bytes([first]))
-    ),
+    rb"\x%02x (?<![\x80-\xff][\x80-\xff]) %b{0,63}+" % (first, _STRAYS)
+    for first in range(256)
+    if re.match(_STRAYS, bytes([first]))
 ]
 _ESCAPE_BETWEEN_STRAYS = re.compile(b"|".join(_ESCAPES + _STRAY_ESCAPES), re.VERBOSE)
 """For bytes that are not UTF-8."""
 
-_STRING_END = rb"(?: \x07 | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | (?=\x1b) )"
+_PARAMETERS = rb"[0-?]{0,1024}+ [\ -/]{0,8}+"
+"""What stands before the letter that ends a colour or a movement of the cursor."""
+
+_STRING = rb"(?: [^\x07\x18\x1a\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,1024}+"
+"""The text of a title or a link, up to the next terminal escape."""
+
+_STRING_END = rb"(?: [\x07\x18\x1a] | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | (?=\x1b) )"
 """An escape character ends it in any case; the backslash behind it may be gone with an escape that follows."""
 
 _TERMINAL_ESCAPE = re.compile(
     rb"""
       \x1b (?:
-          \[ $PARAMETERS (?: [@-~] | (?=\x1b) )                         # colours, movements of the cursor
+          \[ $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )                 # colours, movements of the cursor
         | [\]PX^_] $STRING $END                                         # titles, links
         | [\ -%'-/]{0,4}+ [0-OQ-WYZ`-~] )                               # but `&`, which begins a reference
     | \xc2 (?:
-          \x9b $PARAMETERS (?: [@-~] | (?=\x1b) )
+          \x9b $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )
         | [\x90\x98\x9d-\x9f] $STRING $END
         | [\x90\x98\x9b-\x9f] )
-    | \x9b (?<![\x80-\xff].) $PARAMETERS [@-~]                          # a single byte of Latin-1
-    | [\x90\x98\x9d-\x9f] (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ (?: \x07 | \x9c | \x1b\\ | (?=\x1b) )
+    | \x9b (?<![\x80-\xff].) $PARAMETERS [@-~\x18\x1a]                  # a single byte of Latin-1
+    | [\x90\x98\x9d-\x9f] (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ (?: [\x07\x18\x1a\x9c] | \x1b\\ | (?=\x1b) )
     """.replace(b"$STRING", _STRING)
     .replace(b"$END", _STRING_END)
     .replace(b"$PARAMETERS", _PARAMETERS),
