@@ -19,6 +19,7 @@ from sandbox.model.life import advance
 from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
 from sandbox.model.state import TaskState
 from sandbox.model.task import FOLD
+from sandbox.stores.place import microseconds
 from sandbox.stores.schema import StoreTooNewError, StoreUnusableError
 from sandbox.stores.sqlite import SqliteStore
 
@@ -226,7 +227,8 @@ def test_artifacts_of_an_older_index_are_moved_out_of_its_tasks(path, damage):
     for number, step in sorted(schema._load_steps().items()):
         if number <= 5:
             connection.executescript(f"{step}\nPRAGMA user_version = {number};")
-    insert = "INSERT INTO tasks VALUES (?, 'n', 'pending', 1, NULL, 1, 7, ?, NULL, ?)"
+    changed_at = microseconds(task.state_changed_at)
+    insert = f"INSERT INTO tasks VALUES (?, 'n', 'pending', 1, NULL, {changed_at}, 7, ?, NULL, ?)"
     for task_id, content in (("old", msgspec.json.encode(task)), ("damaged", damage)):
         connection.execute(insert, (task_id, content, FOLD))
     connection.commit()
@@ -425,6 +427,24 @@ def test_a_row_that_tells_of_another_task_is_read_anew(path):
         store.load("a")
     assert [each.task.id for each in store.unfinished()] == ["b"]
     assert [task.id for task in store.query(TaskQuery()).tasks] == ["b"]
+    store.close()
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_a_row_with_another_time_than_its_task_is_in_no_list_by_that_time_and_read_anew(path, order):
+    """Else who asks for the oldest ones would stop at it."""
+    store = SqliteStore(path)
+    known = Indexed(submitted("a"), 5)
+    for each in (known, Indexed(submitted("b"), 5)):
+        store.insert(each)
+    rot(path, "state_changed_at", 0)
+    page = store.query(TaskQuery(sort="state_changed_at", order=order))
+    assert ([task.id for task in page.tasks], [*page.damaged]) == (["b"], ["a"])
+    assert {task.id for task in store.query(TaskQuery()).tasks} == {"a", "b"}
+    assert store.outdated() == ["a"]
+    store.save(known)
+    assert store.outdated() == []
+    assert {task.id for task in store.query(TaskQuery(sort="state_changed_at")).tasks} == {"a", "b"}
     store.close()
 
 

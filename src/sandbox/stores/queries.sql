@@ -38,7 +38,7 @@ DELETE FROM tasks WHERE id = :id;
 
 -- name: every_task
 -- Every task, and by which rules it was worked out of its journal.
-SELECT fold, id, task, journal_offset, state, artifacts, prompt, patch
+SELECT fold, state_changed_at, id, task, journal_offset, state, artifacts, prompt, patch
 FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id;
 
 -- name: labels

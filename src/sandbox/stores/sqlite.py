@@ -80,7 +80,7 @@ class SqliteStore:
         """The tasks that a program with other rules worked out of their journals (see `FOLD`), and damaged ones."""
         with self._connections.reading() as connection:
             rows = connection.execute(self._sql["every_task"])
-            return [row[0] for fold, *row in rows if fold != FOLD or not _is_readable(row)]
+            return [row[0] for fold, changed_at, *row in rows if fold != FOLD or not _is_readable(row, changed_at)]
 
     def load(self, task_id: str) -> Indexed | None:
         """What is known of a task, None for an unknown one."""
@@ -110,7 +110,7 @@ class SqliteStore:
         rows, tasks, damaged = found[: query.limit], [], {}
         for row in rows:
             try:
-                tasks.append(_listed(row))
+                tasks.append(_listed(row, query))
             except IndexDamagedError as error:
                 self._note(row.id, error)
                 damaged[row.id] = error.message
@@ -196,9 +196,11 @@ def _texts(task: Task) -> dict[str, object]:
     return {"id": task.id, "prompt": prompt.encode(), "patch": None if patch is None else patch.encode()}
 
 
-def _listed(row: ListedRow) -> Task:
-    """Rows of before have their texts in them."""
+def _listed(row: ListedRow, query: TaskQuery) -> Task:
+    """Rows of before have their texts in them. What the age of tasks is asked for relies on the order of the rows."""
     task = _task(row.id, row.encoded)
+    if query.sort == "state_changed_at":
+        _check_time(task, row.value)
     return as_listed(task) if task.manifest.claude.prompt else task
 
 
@@ -230,6 +232,11 @@ def _task(task_id: str, encoded: bytes) -> Task:
     return task
 
 
+def _check_time(task: Task, changed_at: object) -> None:
+    if microseconds(task.state_changed_at) != changed_at:
+        raise IndexDamagedError(f"task {task.id} changed at {task.state_changed_at}, and at {changed_at!r} by its row")
+
+
 def _text(data: bytes | None) -> str:
     try:
         return (data or b"").decode()
@@ -252,9 +259,9 @@ def _decoded(decoder: msgspec.json.Decoder[T], encoded: bytes) -> T:
         raise IndexDamagedError(error) from error
 
 
-def _is_readable(row: Sequence[Any]) -> bool:
+def _is_readable(row: Sequence[Any], changed_at: int) -> bool:
     try:
-        _parts(row)
+        _check_time(_parts(row).task, changed_at)
     except IndexDamagedError:
         return False
     return True

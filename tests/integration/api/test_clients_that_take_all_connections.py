@@ -65,9 +65,7 @@ def test_one_token_is_answered_on_so_many_requests_at_once(open_doors, until, mo
     async def scene():
         async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors, as_vera(doors) as client:
             doors.tasks.add("task-001", *TO_RUNNING)
-            following = [
-                asyncio.create_task(client.get("/api/v1/tasks/task-001/logs?follow=true")) for _ in range(3)
-            ]
+            following = [asyncio.create_task(client.get("/api/v1/tasks/task-001/logs?follow=true")) for _ in range(3)]
             await until(lambda: doors.open_streams("logs") == 3)
             refused = await client.get("/api/v1/tasks")
             assert (refused.status_code, refused.json()["error"]) == (429, "rate_limit_exceeded")

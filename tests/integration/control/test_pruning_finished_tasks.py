@@ -261,10 +261,18 @@ def damage_task_into_another(kept):
     return "index of tasks is damaged .*tells of task task-2"
 
 
+def damage_time_of_change(kept):
+    """A row that comes first by its time, and whose task is as young as can be."""
+    kept.damage_row("task-1", "state_changed_at", 0)
+    return "index of tasks is damaged .*and at 0 by its row"
+
+
 ALL_GO = [{"older_than_seconds": 0}, {"keep": 0}, {"max_bytes": 0}]
 
 
-@pytest.mark.parametrize("hurt", [block_lock, damage_artifacts, damage_task, damage_task_into_another])
+@pytest.mark.parametrize(
+    "hurt", [block_lock, damage_artifacts, damage_task, damage_task_into_another, damage_time_of_change]
+)
 @pytest.mark.parametrize("bounds", ALL_GO)
 def test_a_task_that_cannot_be_looked_at_stays_and_keeps_no_other_from_its_turn(kept, world, hurt, bounds):
     async def play():
