@@ -1,4 +1,4 @@
-"""Connections that nobody known is being answered on, kept to a number: each of them takes a descriptor of the server."""
+"""Connections on which nobody known is being answered, kept to a number: each takes a descriptor of the server."""
 
 from __future__ import annotations
 

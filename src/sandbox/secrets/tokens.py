@@ -86,7 +86,8 @@ _TERMINAL_ESCAPE = re.compile(
 )
 
 _MAY_HOLD_ESCAPES = re.compile(
-    rb"\x1b(?:[\\%\]PX^_]|\[[0-?]{0,1024}+[ -/]{0,8}+\\)|\xc2[\x90\x98\x9d-\x9f]|(?<![\x80-\xff])[\x90\x98\x9b\x9d-\x9f]"
+    rb"\x1b(?:[\\%\]PX^_]|\[[0-?]{0,1024}+[ -/]{0,8}+\\)"
+    rb"|\xc2[\x90\x98\x9d-\x9f]|(?<![\x80-\xff])[\x90\x98\x9b\x9d-\x9f]"
 )
 """A terminal escape that has bytes in it which `find_escapes` may take for an escape."""
 
