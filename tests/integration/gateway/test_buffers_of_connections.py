@@ -5,16 +5,23 @@ import fcntl
 import os
 import socket
 import struct
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
-from doubles.served_gateway import run
+from doubles.far_host import HOST
+from doubles.served_gateway import run, served_gateway
+from sandbox.contracts.gateway import GatewayRules
 from sandbox.gateway import outward
-from sandbox.gateway.limits import UPSTREAM_RECEIVE_BYTES_MAX, UPSTREAM_UNSENT_BYTES_MAX
+from sandbox.gateway.limits import UNSENT_BYTES_MAX, UPSTREAM_RECEIVE_BYTES_MAX, WIDE_CONNECTIONS_MAX
+from sandbox.model.egress import EgressRule, EgressRules
 
 SO_MEMINFO, SIOCOUTQNSD = 55, 0x894B
 FAST_BYTES = 48 * 1024 * 1024
+MEBIBYTE = 1024 * 1024
+TUNNELS = 64
 
 
 async def _connected(attend):
@@ -76,9 +83,92 @@ def test_a_task_leaves_little_unsent_at_a_host_that_stops_reading():
             return struct.unpack("I", fcntl.ioctl(connected, SIOCOUTQNSD, bytes(4)))[0]
 
         await asyncio.sleep(1)
-        assert 0 < await _settled(unsent) <= UPSTREAM_UNSENT_BYTES_MAX + 256 * 1024
+        assert 0 < await _settled(unsent) <= UNSENT_BYTES_MAX + 256 * 1024
         sending.cancel()
         line.cut()
         server.close()
+
+    run(story)
+
+
+@asynccontextmanager
+async def flooding_host(monkeypatch):
+    """A gateway, and the port of a host behind it that sends without end."""
+
+    async def flood(reader, writer):
+        with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await reader.readexactly(1)
+            while True:
+                writer.write(bytes(MEBIBYTE))
+                await writer.drain()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(flood, "127.0.0.1", 0, backlog=TUNNELS)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setattr(outward, "_resolve", lambda host: {"127.0.0.1" if host == HOST else "127.0.0.9"})
+    rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (port,)),), is_outbound=True))
+    try:
+        async with served_gateway("http://127.0.0.9:9", rules, address_policy=lambda _: True) as served:
+            yield served, port
+    finally:
+        server.close()
+
+
+async def tunnel(served, port):
+    client = await served.connect(served.listeners.proxy.getsockname()[1])
+    client.writer.transport.pause_reading()
+    client.writer.write(f"CONNECT {HOST}:{port} HTTP/1.1\r\nHost: {HOST}\r\n\r\n\2".encode())
+    return client
+
+
+def ends(*, own=None, peer=None):
+    """This process's connections with these ports."""
+    for name in os.listdir("/proc/self/fd"):
+        path = Path("/proc/self/fd", name)
+        if not path.is_socket():
+            continue
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
+            is_tcp = (one.family, one.type) == (socket.AF_INET, socket.SOCK_STREAM)
+            if is_tcp and (one.getsockname()[1] == own or one.getpeername()[1] == peer):
+                yield one
+
+
+def held_by(connections):
+    """What was received and what is to be sent, in bytes."""
+    told = [struct.unpack("9I", one.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)) for one in connections]
+    return sum(one[0] for one in told), sum(one[5] for one in told)
+
+
+def test_the_connections_of_a_task_that_reads_nothing_hold_little_of_the_machines_memory(monkeypatch):
+    async def story():
+        async with flooding_host(monkeypatch) as (served, port):
+            for _ in range(TUNNELS):
+                await tunnel(served, port)
+            inside = served.listeners.proxy.getsockname()[1]
+
+            def held():
+                return held_by(ends(peer=port))[0], held_by(ends(own=inside))[1]
+
+            from_hosts, to_inside = await _settled(held)
+            assert MEBIBYTE < from_hosts < 80 * MEBIBYTE
+            assert MEBIBYTE < to_inside < 30 * MEBIBYTE
+
+    run(story)
+
+
+def test_a_few_connections_at_once_have_wide_buffers_and_so_do_those_after_them(monkeypatch):
+    async def story():
+        async with flooding_host(monkeypatch) as (served, port):
+
+            def wide():
+                sizes = [one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for one in ends(peer=port)]
+                return sum(size > UPSTREAM_RECEIVE_BYTES_MAX / 4 for size in sizes), len(sizes)
+
+            for _ in range(2):
+                clients = [await tunnel(served, port) for _ in range(WIDE_CONNECTIONS_MAX + 4)]
+                assert await _settled(wide) == (WIDE_CONNECTIONS_MAX, WIDE_CONNECTIONS_MAX + 4)
+                for client in clients:
+                    client.leave()
+                assert await _settled(wide) == (0, 0)
 
     run(story)
