@@ -4,12 +4,7 @@ import asyncio
 from contextlib import suppress
 from socket import IPPROTO_TCP, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
 
-from sandbox.gateway.limits import (
-    INSIDE_RECEIVE_BYTES_MAX,
-    NARROW_BUFFER_BYTES,
-    UNSENT_BYTES_MAX,
-    UPSTREAM_RECEIVE_BYTES_MAX,
-)
+from sandbox.gateway.limits import NARROW_BUFFER_BYTES, UNSENT_BYTES_MAX, UPSTREAM_RECEIVE_BYTES_MAX
 
 READ_BYTES = 16 * 1024
 """So little that what is in it, a thousand chunks of a byte each for example, is soon judged."""
@@ -37,9 +32,8 @@ class Line:
 
     @classmethod
     async def over(cls, accepted: socket) -> "Line":
-        """A connection from inside. What the kernel buffers for it is bounded too."""
+        """A connection from inside."""
         with suppress(OSError):  # it has gone already
-            accepted.setsockopt(SOL_SOCKET, SO_RCVBUF, INSIDE_RECEIVE_BYTES_MAX)
             accepted.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
         return cls(*await asyncio.open_connection(sock=accepted, limit=_READ_AHEAD_BYTES))
 

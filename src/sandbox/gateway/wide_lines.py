@@ -5,7 +5,7 @@ from sandbox.gateway.line import Line
 
 
 class WideLines:
-    """Those of a gateway to hosts, or to the model. A connection beyond the bound gets small buffers for good."""
+    """Those of a gateway to hosts, to the model or from inside. A further one gets small buffers for good."""
 
     def __init__(self) -> None:
         self._wide: list[Line] = []

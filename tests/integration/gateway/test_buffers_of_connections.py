@@ -15,7 +15,12 @@ from doubles.far_host import HOST
 from doubles.served_gateway import run, served_gateway
 from sandbox.contracts.gateway import GatewayRules
 from sandbox.gateway import outward
-from sandbox.gateway.limits import UNSENT_BYTES_MAX, UPSTREAM_RECEIVE_BYTES_MAX, WIDE_CONNECTIONS_MAX
+from sandbox.gateway.limits import (
+    NARROW_BUFFER_BYTES,
+    UNSENT_BYTES_MAX,
+    UPSTREAM_RECEIVE_BYTES_MAX,
+    WIDE_CONNECTIONS_MAX,
+)
 from sandbox.model.egress import EgressRule, EgressRules
 
 SO_MEMINFO, SIOCOUTQNSD = 55, 0x894B
@@ -123,13 +128,12 @@ async def tunnel(served, port):
 
 def ends(*, own=None, peer=None):
     """This process's connections with these ports."""
-    for name in os.listdir("/proc/self/fd"):
-        path = Path("/proc/self/fd", name)
+    for path in Path("/proc/self/fd").iterdir():
         if not path.is_socket():
             continue
-        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
+        with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as one:
             is_tcp = (one.family, one.type) == (socket.AF_INET, socket.SOCK_STREAM)
-            if is_tcp and (one.getsockname()[1] == own or one.getpeername()[1] == peer):
+            if is_tcp and (one.getpeername()[1] == peer or one.getsockname()[1] == own):
                 yield one
 
 
@@ -159,16 +163,18 @@ def test_the_connections_of_a_task_that_reads_nothing_hold_little_of_the_machine
 def test_a_few_connections_at_once_have_wide_buffers_and_so_do_those_after_them(monkeypatch):
     async def story():
         async with flooding_host(monkeypatch) as (served, port):
+            inside = served.listeners.proxy.getsockname()[1]
 
-            def wide():
-                sizes = [one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for one in ends(peer=port)]
-                return sum(size > UPSTREAM_RECEIVE_BYTES_MAX / 4 for size in sizes), len(sizes)
+            def narrow():
+                sides = [ends(peer=port), ends(own=inside)]
+                sizes = [[one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for one in side] for side in sides]
+                return [(len(side), side.count(2 * NARROW_BUFFER_BYTES)) for side in sizes]
 
             for _ in range(2):
                 clients = [await tunnel(served, port) for _ in range(WIDE_CONNECTIONS_MAX + 4)]
-                assert await _settled(wide) == (WIDE_CONNECTIONS_MAX, WIDE_CONNECTIONS_MAX + 4)
+                assert await _settled(narrow) == [(WIDE_CONNECTIONS_MAX + 4, 4)] * 2
                 for client in clients:
                     client.leave()
-                assert await _settled(wide) == (0, 0)
+                assert await _settled(narrow) == [(0, 0)] * 2
 
     run(story)
