@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from doubles.far_host import HOST
-from doubles.served_gateway import run, served_gateway
+from doubles.served_gateway import run, served_gateway, until_true
 from sandbox.contracts.gateway import GatewayRules
 from sandbox.gateway import outward
 from sandbox.gateway.limits import (
@@ -176,5 +176,27 @@ def test_a_few_connections_at_once_have_wide_buffers_and_so_do_those_after_them(
                 for client in clients:
                     client.leave()
                 assert await _settled(narrow) == [(0, 0)] * 2
+
+    run(story)
+
+
+def test_a_few_connections_to_the_model_have_wide_buffers_too():
+    async def story():
+        asked = []
+
+        async def keep_waiting(reader, writer):
+            asked.append(await reader.readuntil(b"\r\n\r\n"))
+            await reader.read()
+            writer.transport.abort()
+
+        server = await asyncio.start_server(keep_waiting, "127.0.0.1", 0, backlog=TUNNELS)
+        port = server.sockets[0].getsockname()[1]
+        async with served_gateway(f"http://127.0.0.1:{port}") as served:
+            for _ in range(WIDE_CONNECTIONS_MAX + 4):
+                (await served.connect()).ask(b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}')
+            await until_true(lambda: len(asked) == WIDE_CONNECTIONS_MAX + 4)
+            sizes = [one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for one in ends(peer=port)]
+            assert sizes.count(2 * NARROW_BUFFER_BYTES) == 4
+        server.close()
 
     run(story)
