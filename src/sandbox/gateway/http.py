@@ -1,5 +1,6 @@
 """HTTP/1.1 on both sides of the gateway, by h11: which headers go on, and the gateway's own answers. No I/O."""
 
+import re
 from collections.abc import Iterable
 
 import h11
@@ -14,7 +15,21 @@ _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 _RESPONSE_DROPPED = _HOP_BY_HOP | {b"set-cookie", b"set-cookie2", b"alt-svc", b"content-length"}
+_OF_ANOTHER_HOST = frozenset(
+    {
+        b"forwarded",
+        b"x-forwarded",
+        b"x-host",
+        b"x-http-host-override",
+        b"x-original-host",
+        b"x-original-url",
+        b"x-rewrite-url",
+    }
+)
+"""Headers of proxies that many programs take for the host that was asked for."""
+
 _DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
+_ODD = re.compile(rb"[^a-z0-9]")
 
 
 def client_side() -> h11.Connection:
@@ -46,7 +61,8 @@ def forwarded_request(
 
 def lone_request(request: h11.Request, target: bytes) -> h11.Request:
     """The request as another host than the model gets it: the only one on its connection."""
-    headers = [*_passed(request, _HOP_BY_HOP | {b"http2-settings", b"content-length"}), *_framing(request.headers)]
+    dropped = _HOP_BY_HOP | _OF_ANOTHER_HOST | {b"http2-settings", b"content-length"}
+    headers = [*_passed(request, dropped), *_framing(request.headers)]
     return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
 
 
@@ -99,12 +115,12 @@ def plain_refusal(status: int, sentence: str) -> Answer:
 
 
 def _passed(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> Headers:
-    """What is left, each name spelt as it came. Many servers take `X_Api_Key` for `X-Api-Key`."""
+    """What is left, each name spelt as it came. Some servers take `X_Api_Key` or `X.Api.Key` for `X-Api-Key`."""
     named = named_by_connection(message)
     return [
         (spelt, value)
         for spelt, value in message.headers.raw_items()
-        if (name := spelt.lower().replace(b"_", b"-")) not in dropped
+        if (name := _ODD.sub(b"-", spelt.lower())) not in dropped
         and name not in named
         and not name.startswith(_DROPPED_PREFIXES)
     ]

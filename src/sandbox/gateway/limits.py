@@ -12,8 +12,14 @@ PIPELINED_BYTES_MAX = 64 * 1024
 UPSTREAM_RECEIVE_BYTES_MAX = 1024 * 1024
 """The receive buffer of one connection to a host or to the model; the kernel uses as much again for itself."""
 
-UPSTREAM_UNSENT_BYTES_MAX = 128 * 1024
-"""Unsent bytes in the kernel for such a connection; the gateway stops reading when more wait."""
+UNSENT_BYTES_MAX = 128 * 1024
+"""Unsent bytes in the kernel for any connection; the gateway stops reading from the other side when more wait."""
+
+WIDE_CONNECTIONS_MAX = 16
+"""Connections to hosts, as many to the model and as many from inside that have buffers of full size at once."""
+
+NARROW_BUFFER_BYTES = 128 * 1024
+"""The receive and the send buffer of a further connection; the kernel uses as much again for itself."""
 
 CONNECTIONS_MAX = 128
 """Open connections to the model's listener, as many to hosts and as many for names; further ones wait."""

@@ -2,9 +2,9 @@
 
 import asyncio
 from contextlib import suppress
-from socket import IPPROTO_TCP, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
+from socket import IPPROTO_TCP, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
 
-from sandbox.gateway.limits import UPSTREAM_RECEIVE_BYTES_MAX, UPSTREAM_UNSENT_BYTES_MAX
+from sandbox.gateway.limits import NARROW_BUFFER_BYTES, UNSENT_BYTES_MAX, UPSTREAM_RECEIVE_BYTES_MAX
 
 READ_BYTES = 16 * 1024
 """So little that what is in it, a thousand chunks of a byte each for example, is soon judged."""
@@ -32,6 +32,9 @@ class Line:
 
     @classmethod
     async def over(cls, accepted: socket) -> "Line":
+        """A connection from inside."""
+        with suppress(OSError):  # it has gone already
+            accepted.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
         return cls(*await asyncio.open_connection(sock=accepted, limit=_READ_AHEAD_BYTES))
 
     @classmethod
@@ -40,6 +43,12 @@ class Line:
         reader, writer = await asyncio.open_connection(address, port, limit=_READ_AHEAD_BYTES)
         bound_buffers(writer.get_extra_info("socket"))
         return cls(reader, writer)
+
+    def narrow(self) -> None:
+        """Leave less room in the kernel for what it sends and receives."""
+        with suppress(OSError):  # it has gone already
+            for buffer in (SO_RCVBUF, SO_SNDBUF):
+                self._writer.get_extra_info("socket").setsockopt(SOL_SOCKET, buffer, NARROW_BUFFER_BYTES)
 
     async def read(self, bytes_max: int = READ_BYTES) -> bytes:
         """The next bytes, none at the end."""
@@ -94,4 +103,4 @@ def bound_buffers(connected: socket) -> None:
     """
     with suppress(PermissionError):
         connected.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, UPSTREAM_RECEIVE_BYTES_MAX)
-    connected.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UPSTREAM_UNSENT_BYTES_MAX)
+    connected.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)

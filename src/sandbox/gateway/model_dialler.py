@@ -8,6 +8,7 @@ from sandbox.gateway import limits
 from sandbox.gateway.address_table import Address, unwrapped
 from sandbox.gateway.line import Line, bound_buffers
 from sandbox.gateway.upstream import Upstream
+from sandbox.gateway.wide_lines import WideLines
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -29,6 +30,7 @@ class ModelDialler:
         self.upstream = upstream
         self.addresses: set[Address] = set()
         self._tls: SSLContext | None = None
+        self._wide = WideLines()
 
     async def dial(self) -> Line:
         """Raises UnreachableError."""
@@ -48,7 +50,9 @@ class ModelDialler:
             raise UnreachableError(502, message) from None
         bound_buffers(writer.get_extra_info("socket"))
         self.addresses.add(unwrapped(ip_address(writer.get_extra_info("peername")[0])))
-        return Line(reader, writer)
+        line = Line(reader, writer)
+        self._wide.add(line)
+        return line
 
     def _context(self) -> "SSLContext":
         if self._tls is None:

@@ -12,6 +12,7 @@ from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.gateway import limits
 from sandbox.gateway.address_table import Address, is_global, unwrapped
 from sandbox.gateway.line import Line
+from sandbox.gateway.wide_lines import WideLines
 
 AddressPolicy = Callable[[Address], bool]
 
@@ -45,6 +46,7 @@ class Outward:
         self._model_looked_up_at = float("-inf")
         self._may_be_dialled = address_policy
         self._lookups = asyncio.Semaphore(limits.LOOKUPS_MAX)
+        self._wide = WideLines()
 
     async def dial(self, host: str, port: int) -> Line:
         """Raises NotDialledError, NotReachedError."""
@@ -55,7 +57,9 @@ class Outward:
         allowed = [address for address in addresses if self._may_be_dialled(address)]
         if not allowed:
             raise NotDialledError("its name resolves to no public address of another host.")
-        return await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
+        line = await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
+        self._wide.add(line)
+        return line
 
     async def _look_for_model(self) -> None:
         """Every address that it ever had counts. As long as none is known, no host can be told from the model."""

@@ -35,6 +35,7 @@ from sandbox.gateway.tls_opening import TlsOpening
 from sandbox.gateway.turns import Turns
 from sandbox.gateway.upstream import Upstream, parse_upstream
 from sandbox.gateway.visit import ModelVisit, Visit
+from sandbox.gateway.wide_lines import WideLines
 
 
 class SocketGateways:
@@ -85,6 +86,7 @@ class SocketGateway:
         self._released = asyncio.Event()
         self._model_conversations: set[ModelConversation] = set()
         self._turns = turns
+        self._inside = WideLines()
 
     @property
     def requests_in_flight(self) -> int:
@@ -169,7 +171,7 @@ class SocketGateway:
             conversation = ModelConversation(policy, self._admission, self._dialler.upstream, self._reports, port)
             self._model_conversations.add(conversation)
             try:
-                line = await Line.over(accepted)
+                line = await self._line(accepted)
                 await ModelVisit(conversation, line, self._turns, self._dialler, self._released).run()
             finally:
                 self._model_conversations.discard(conversation)
@@ -189,12 +191,17 @@ class SocketGateway:
         kind = HttpOpening if port == HTTP_PORT else TlsOpening
         await self._attend_egress(kind(self._policy, name, address, port), accepted)
 
-    async def _attend_egress(self, opening: Opening | Passage | Refusal, accepted: socket) -> None:
+    async def _line(self, accepted: socket) -> Line:
         line = await Line.over(accepted)
+        self._inside.add(line)
+        return line
+
+    async def _attend_egress(self, opening: Opening | Passage | Refusal, accepted: socket) -> None:
+        line = await self._line(accepted)
         await EgressVisit(opening, line, self._reports, self._outward, self._turns).run()
 
     async def _attend_names(self, accepted: socket) -> None:
-        line = await Line.over(accepted)
+        line = await self._line(accepted)
         await Visit(NamesConversation(self._names), line, self._turns, self._turns.others).run()
 
     async def _answer_names(self, listener: socket) -> None:

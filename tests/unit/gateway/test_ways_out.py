@@ -107,6 +107,29 @@ def test_a_plain_request_goes_on_without_what_is_the_proxys():
     assert passage.sieve.client_sent(f"GET http://{HOST}/second HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()) == b""
 
 
+NAMES_ANOTHER_HOST = (
+    "Forwarded: host=other.example",
+    "X-Forwarded: host=other.example",
+    "X-Forwarded-Host: other.example",
+    "X_Forwarded_Host: other.example",
+    "x.forwarded.host: other.example",
+    "X-Host: other.example",
+    "X-HTTP-Host-Override: other.example",
+    "X-Original-Host: other.example",
+    "X-Original-URL: http://other.example/",
+    "X-Rewrite-URL: http://other.example/",
+)
+"""Of these a server in front of others tells them which host was asked for; many programs take that for the host."""
+
+
+@pytest.mark.parametrize("named", NAMES_ANOTHER_HOST)
+def test_no_request_tells_of_another_host_in_a_proxys_name(named):
+    kept = f"Host: {HOST}\r\nX-Hosted-By: me\r\nOrigin: http://{HOST}\r\n"
+    asked = f"GET http://{HOST}/ HTTP/1.1\r\n{named}\r\n{kept}\r\n".encode()
+    sent = let_through(proxy().client_sent(asked)).sieve.begin().decode()
+    assert sent.lower() == f"GET / HTTP/1.1\r\n{kept}Connection: close\r\n\r\n".lower()
+
+
 @pytest.mark.parametrize(
     ("asked", "host", "port"),
     [
