@@ -129,8 +129,8 @@ class KernelUse(msgspec.Struct, frozen=True):
     """What the host's kernel holds for a sandbox beyond its memory; None where the machine does not count it.
 
     sockets: of all kinds and states. buffer_bytes: in TCP and UDP sockets; buffer_bytes_max: the bound on that where
-    the kernel keeps none. netlink_bytes: what waits in netlink sockets. received_bytes: what waits in TCP and UDP sockets,
-    errors and time stamps included; received_bytes_max: the bound on that.
+    the kernel keeps none. netlink_bytes: what waits in netlink sockets. received_bytes: what waits in TCP and UDP
+    sockets, errors and time stamps included; received_bytes_max: the bound on that.
     """
 
     sockets: int | None = None
@@ -154,10 +154,11 @@ class KernelUse(msgspec.Struct, frozen=True):
             )
         if self.netlink_bytes is not None and self.netlink_bytes > NETLINK_BYTES_MAX:
             return f"The sandbox left {self.netlink_bytes >> 20} MiB unread in netlink sockets; read or close them."
-        if self.received_bytes and self.received_bytes_max is not None and self.received_bytes > self.received_bytes_max:
+        received, received_max = self.received_bytes, self.received_bytes_max
+        if received is not None and received_max is not None and received > received_max:
             return (
-                f"The sandbox left {self.received_bytes >> 20} MiB unread in TCP and UDP sockets, errors and time stamps "
-                f"of what it sent included, and the limit is {self.received_bytes_max >> 20} MiB; read or close them."
+                f"The sandbox left {received >> 20} MiB unread in TCP and UDP sockets, errors and time stamps of what "
+                f"it sent included, and the limit is {received_max >> 20} MiB; read or close them."
             )
         return ""
 

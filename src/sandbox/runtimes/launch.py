@@ -17,8 +17,10 @@ from sandbox.runtimes.socket_counter import SocketCounter
 
 _READY_SECONDS = 30.0
 _END_SECONDS = 1.0
-_LISTENERS_FIXED, _LISTENERS_MAX = 4, 250
-"""Without the transparent ones, and with them and the counter: fewer than the kernel lets one message carry (SCM_MAX_FD)."""
+_LISTENERS_MAX = 250
+"""Fewer than the kernel lets one message carry (SCM_MAX_FD)."""
+_FIXED_LISTENERS = 4
+"""Without the transparent ones. Behind all of them comes the counter, where there is one."""
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
 """By import and not by file, because only then the compiled launcher is cached."""
 
@@ -147,7 +149,7 @@ class Launch:
             self._descriptor = -1
 
     def _as_listeners(self, sockets: list[socket.socket]) -> Listeners:
-        counters = sockets[_LISTENERS_FIXED + len(self._transparent_ports) :]
+        counters = sockets[_FIXED_LISTENERS + len(self._transparent_ports) :]
         listeners = sockets[: len(sockets) - len(counters)]
         for one in listeners:
             one.setblocking(False)

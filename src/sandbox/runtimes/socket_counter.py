@@ -14,7 +14,7 @@ import msgspec
 SOCK_DIAG = 4
 """The netlink protocol. A socket of it sees the network namespace that it was made in."""
 
-_REQUEST, _ANSWERS_MAX_BYTES = 20, 1 << 17
+_REQUEST, _ANSWERS_BYTES = 20, 1 << 17
 _DUMP = 0x301
 _ERROR, _DONE = 2, 3
 _HEADER_BYTES, _ANSWER_BYTES = 16, 72
@@ -23,9 +23,9 @@ _STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
 _MEMORY = 7
 """INET_DIAG_SKMEMINFO: an attribute of numbers. The first one is what waits to be received, errors included."""
 
-_SOCKETS_MAX = 65536
+_ENOUGH_SOCKETS = 65536
 """So many are looked at; more are past every bound."""
-_SECONDS_MAX = 2.0
+_ANSWER_SECONDS = 2.0
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -39,7 +39,7 @@ class SocketCounter:
     """On a netlink socket of SOCK_DIAG, taken over."""
 
     def __init__(self, netlink: socket.socket) -> None:
-        netlink.settimeout(_SECONDS_MAX)
+        netlink.settimeout(_ANSWER_SECONDS)
         self._netlink = netlink
         self._lock = threading.Lock()
         self._sequence = 0
@@ -64,8 +64,8 @@ class SocketCounter:
         header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _REQUEST, _DUMP, self._sequence, 0)
         self._netlink.send(header + body)
         received, half_open, looked_at = 0, 0, 0
-        while looked_at < _SOCKETS_MAX:
-            answers = self._netlink.recv(_ANSWERS_MAX_BYTES)
+        while looked_at < _ENOUGH_SOCKETS:
+            answers = self._netlink.recv(_ANSWERS_BYTES)
             at = 0
             while at < len(answers):
                 length, kind, _, sequence = struct.unpack_from("=IHHI", answers, at)

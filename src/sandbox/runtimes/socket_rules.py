@@ -56,9 +56,9 @@ OPTIONS: Mapping[int, frozenset[int]] = {
 }  # fmt: skip
 """By level. Left out, among others: filters (SO_ATTACH_FILTER and its kin), UDP_CORK, memberships of IPv6 and of
 sources (no bound for each socket), flow labels, SO_TIMESTAMPING (queues what was sent), SO_RESERVE_MEM, SO_RCVLOWAT,
-TCP_ULP, TCP_MD5SIG, TCP_REPAIR. SO_ZEROCOPY: what arrives is then in pages that TCP_ZEROCOPY_RECEIVE can map. IP_MINTTL,
-IPV6_MINHOPCOUNT: a socket that drops answers unseen keeps the other side's half-open connection, which nothing counts.
+TCP_ULP, TCP_MD5SIG, TCP_REPAIR. SO_ZEROCOPY: what arrives is then in pages that TCP_ZEROCOPY_RECEIVE can map.
+IP_MINTTL, IPV6_MINHOPCOUNT: a socket that drops answers unseen keeps the other side's connection half-open for hours.
 """
 
 TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = _SOL_TCP, 35
-"""An option that is asked for: maps pages of received data into the program, and no control group is charged for them."""
+"""An option that is asked for: maps pages of received data into the program. No control group is charged for them."""

@@ -160,14 +160,14 @@ def test_ordinary_options_of_sockets_can_be_set(machine: str, assemble: Assemble
 @pytest.mark.parametrize(
     ("level", "option"),
     # SO_RCVLOWAT, SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_TIMESTAMPING and its 64-bit one, SO_LOCK_FILTER,
-    # SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF, -_EBPF,
-    # SO_RESERVE_MEM, SO_ZEROCOPY; IP_OPTIONS, IP_MINTTL, IP_IPSEC_POLICY, IP_ADD_SOURCE_MEMBERSHIP, IP_MSFILTER, MCAST_JOIN_SOURCE_GROUP, and
+    # SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF, -_EBPF, SO_RESERVE_MEM, SO_ZEROCOPY; IP_OPTIONS, IP_MINTTL,
+    # IP_IPSEC_POLICY, IP_ADD_SOURCE_MEMBERSHIP, IP_MSFILTER, MCAST_JOIN_SOURCE_GROUP, and
     # the tables of iptables; TCP_MD5SIG, TCP_ULP, TCP_REPAIR, TCP_FASTOPEN_KEY; UDP_CORK, UDP_ENCAP; IPV6_ADDRFORM,
     # IPV6_JOIN_GROUP, IPV6_JOIN_ANYCAST, IPV6_FLOWLABEL_MGR, IPV6_HOPOPTS, IPV6_MINHOPCOUNT; unknown levels
     [(1, 18), (1, 26), (1, 27), (1, 37), (1, 65), (1, 44), (1, 50), (1, 51), (1, 52), (1, 73), (1, 60),
      (0, 4), (0, 21), (0, 16), (0, 39), (0, 41), (0, 46),
-     (0, 64), (6, 14), (6, 31), (6, 19), (6, 33), (17, 1), (17, 100), (41, 1), (41, 20), (41, 27), (41, 32), (41, 54), (41, 73),
-     (132, 0), (255, 1), (263, 1), (279, 1), (284, 1)],
+     (0, 64), (6, 14), (6, 31), (6, 19), (6, 33), (17, 1), (17, 100), (41, 1), (41, 20), (41, 27), (41, 32), (41, 54),
+     (41, 73), (132, 0), (255, 1), (263, 1), (279, 1), (284, 1)],
 )  # fmt: skip
 def test_no_other_option_of_a_socket_is_there(machine: str, assemble: Assemble, level: int, option: int):
     assert judge(machine, SETSOCKOPT[machine], 3, level, option, code=assemble(machine)) == errno.ENOPROTOOPT
