@@ -258,3 +258,19 @@ def test_lists_of_who_may_use_a_file_are_short(runtime: Runtime, disk: Path):
     long, still_long, short = told(runtime, disk, _ATTRIBUTES)
     assert (long, still_long) == ("ENOTSUP", "ENOTSUP")
     assert short in {"done", "ENOTSUP"}  # a kernel without such lists
+
+
+_LOCKED = """
+import fcntl, os
+file = os.open("/tmp/locked", os.O_RDWR | os.O_CREAT)
+fcntl.lockf(file, fcntl.LOCK_EX)
+print(open("/proc/locks").read(), "POSIX" in open(f"/proc/self/fdinfo/{file}").read())
+"""
+
+
+def test_nobody_inside_lists_the_locks_of_the_machine(runtime: Runtime, disk: Path):
+    """While it is listed, nobody can lock a file; readers that do nothing else make everybody wait."""
+    if has_own_kernel(runtime):
+        pytest.skip("its locks are its own kernel's")
+    ended = run_python(runtime, disk, _LOCKED)
+    assert (ended.output, ended.errors) == (" True\n", "")

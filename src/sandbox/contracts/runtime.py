@@ -129,13 +129,16 @@ class KernelUse(msgspec.Struct, frozen=True):
     """What the host's kernel holds for a sandbox beyond its memory; None where the machine does not count it.
 
     sockets: of all kinds and states. buffer_bytes: in TCP and UDP sockets; buffer_bytes_max: the bound on that where
-    the kernel keeps none. netlink_bytes: what waits in netlink sockets.
+    the kernel keeps none. netlink_bytes: what waits in netlink sockets. received_bytes: what waits in TCP and UDP
+    sockets, errors and time stamps included; received_bytes_max: the bound on that.
     """
 
     sockets: int | None = None
     buffer_bytes: int | None = None
     buffer_bytes_max: int | None = None
     netlink_bytes: int | None = None
+    received_bytes: int | None = None
+    received_bytes_max: int | None = None
 
     def excess(self) -> str:
         """Why the sandbox must end, for people; empty while all is within bounds."""
@@ -151,6 +154,12 @@ class KernelUse(msgspec.Struct, frozen=True):
             )
         if self.netlink_bytes is not None and self.netlink_bytes > NETLINK_BYTES_MAX:
             return f"The sandbox left {self.netlink_bytes >> 20} MiB unread in netlink sockets; read or close them."
+        received, received_max = self.received_bytes, self.received_bytes_max
+        if received is not None and received_max is not None and received > received_max:
+            return (
+                f"The sandbox left {received >> 20} MiB unread in TCP and UDP sockets, errors and time stamps of what "
+                f"it sent included, and the limit is {received_max >> 20} MiB; read or close them."
+            )
         return ""
 
 

@@ -99,6 +99,9 @@ SOCKET_BUFFER_BYTES_MIN = 16 * 1024 * 1024
 SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """In the buffers of one sandbox's TCP and UDP sockets: an eighth of vm.memory, within these two."""
 
+RECEIVED_BYTES_BESIDE_BUFFERS = 160 * 1024 * 1024
+"""Unread in TCP and UDP sockets, over that share: 20 KiB for each of SOCKETS_MAX, which the kernel lets pass."""
+
 LOOK_SECONDS_MIN = 5.0
 """For looking for secrets in all that is collected, also where its share of `collect_timeout` is less."""
 

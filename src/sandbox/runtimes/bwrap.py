@@ -14,8 +14,10 @@ _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bw
 DEVICES = ("--dev", "/dev", "--dev-bind", launcher.TERMINALS, "/dev/pts")
 """The launcher's terminals over bubblewrap's own, which are not bounded; /dev/ptmx is a link to what is there."""
 
-PROC = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
-"""Made read-only with READ_ONLY_PROC after the last mount below it."""
+PROC = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev-bind", "/dev/null", "/proc/locks")
+"""Made read-only with READ_ONLY_PROC after the last mount below it. While somebody reads /proc/locks, nobody on the
+machine can lock a file; so it is empty here.
+"""
 
 READ_ONLY_PROC = ("--remount-ro", "/proc")
 """Without it a process could lower its oom_score_adj, which the launcher raised."""

@@ -15,8 +15,9 @@ from pathlib import Path
 import msgspec
 
 from sandbox.contracts.runtime import FileUse, KernelUse, Stats
-from sandbox.model.limits import SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
+from sandbox.model.limits import RECEIVED_BYTES_BESIDE_BUFFERS, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import file_use, kernel_use, processes
+from sandbox.runtimes.socket_counter import SocketCounter
 
 PARENT = "sandbox"
 """The directory that all attempts' groups are in."""
@@ -38,6 +39,8 @@ _DEFAULT_SHARE_OF_TCP = 16
 
 _SHARE_OF_SOCKETS = 8
 """One of so many parts of vm.memory may be in buffers of sockets."""
+_FEW_SOCKETS = 64
+"""What so many hold is not counted for each. They can hold a MiB each, and 4096 half-open connections for each."""
 _FEWEST_AT_BOUND = 8
 """So many sandboxes it takes at least to use up the buffers of all: then datagrams of the others are dropped."""
 
@@ -115,17 +118,21 @@ class ControlGroup(msgspec.Struct, frozen=True):
             forks_refused=self._number("pids.events", "max") or 0,
         )
 
-    def kernel_use(self, pid: int, memory_bytes: int) -> KernelUse:
+    def kernel_use(self, pid: int, memory_bytes: int, counter: SocketCounter | None = None) -> KernelUse:
         """Of the group, and of the network namespace of a process in it. May take a tenth of a second.
 
         Version 1 bounds buffers of sockets itself, version 2 counts them as memory. memory_bytes: what the group was
-        made with.
+        made with. counter: of that network namespace.
         """
+        sockets = kernel_use.count_sockets(pid)
+        waiting = counter.count() if counter is not None and (sockets or 0) > _FEW_SOCKETS else None
         buffers, buffers_max = self._number(f"{_SOCKETS_V1}.usage_in_bytes"), None
         if self._is_unified:
             buffers, buffers_max = self._number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
         return KernelUse(
-            sockets=kernel_use.count_sockets(pid),
+            sockets=None if sockets is None else sockets + (waiting.half_open if waiting else 0),
+            received_bytes=waiting.received_bytes if waiting else None,
+            received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_BESIDE_BUFFERS,
             buffer_bytes=buffers,
             buffer_bytes_max=buffers_max,
             netlink_bytes=kernel_use.count_netlink_bytes(pid),

@@ -13,11 +13,14 @@ from sandbox.contracts.confinement import ConfinementLostError
 from sandbox.contracts.runtime import TRANSPARENT_PORTS, Listeners
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
+from sandbox.runtimes.socket_counter import SocketCounter
 
 _READY_SECONDS = 30.0
 _END_SECONDS = 1.0
 _LISTENERS_MAX = 250
 """Fewer than the kernel lets one message carry (SCM_MAX_FD)."""
+_FIXED_LISTENERS = 4
+"""Without the transparent ones. Behind all of them comes the counter, where there is one."""
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
 """By import and not by file, because only then the compiled launcher is cached."""
 
@@ -41,6 +44,8 @@ class Launch:
         self.pid = process.pid
         self.output = output
         self.errors = errors
+        self.counter: SocketCounter | None = None
+        """Of the sandbox's network, once it is ready."""
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports
@@ -137,14 +142,19 @@ class Launch:
         """Close what the runner holds of it, once it has ended."""
         for one in (self._control, self.output, self.errors):
             one.close()
+        if self.counter is not None:
+            self.counter.close()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def _as_listeners(self, sockets: list[socket.socket]) -> Listeners:
-        for one in sockets:
+        counters = sockets[_FIXED_LISTENERS + len(self._transparent_ports) :]
+        listeners = sockets[: len(sockets) - len(counters)]
+        for one in listeners:
             one.setblocking(False)
-        model, proxy, names_udp, names_tcp, *transparent = sockets
+        model, proxy, names_udp, names_tcp, *transparent = listeners
+        self.counter = SocketCounter(counters[0]) if counters else None
         by_port = dict(zip(self._transparent_ports, transparent, strict=True))
         return Listeners(model, proxy, names_udp, names_tcp, by_port)
 

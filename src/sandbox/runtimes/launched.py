@@ -86,7 +86,8 @@ class LaunchedSandbox(ABC):
 
     async def kernel_use(self) -> KernelUse:
         """Of its control group, and of the network namespace that the launcher made."""
-        return await asyncio.to_thread(self._group.kernel_use, self._launch.pid, self._spec.memory_bytes)
+        launch = self._launch
+        return await asyncio.to_thread(self._group.kernel_use, launch.pid, self._spec.memory_bytes, launch.counter)
 
     async def file_use(self) -> FileUse:
         """None by default: a kernel of the sandbox's own has the files that its programs open."""

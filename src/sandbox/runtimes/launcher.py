@@ -37,9 +37,10 @@ NETWORK_SETTINGS = {
     "ipv4/tcp_wmem": "4096 16384 1048576",
     "ipv4/tcp_max_tw_buckets": "16384",
     "core/optmem_max": "20480",
+    "core/tstamp_allow_data": "0",
 }
 """Of the sandbox's network, in bytes but for the number of connections in TIME_WAIT. A connection that nobody has
-accepted holds about the second number of tcp_rmem."""
+accepted holds about the second number of tcp_rmem. tstamp_allow_data: nothing that was sent waits with its time."""
 
 OF_THE_HOST = ("bind", "image", "program")
 FIRST_DESCRIPTOR = 100
@@ -52,7 +53,7 @@ PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4, 0x400
 RTA_DST, RTA_OIF, RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL = 1, 4, 255, 3, 254, 2
-LOOPBACK_INDEX = 1
+LOOPBACK_INDEX, SOCK_DIAG = 1, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -272,12 +273,20 @@ def _address(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
-def report_ready(control: _socket.socket, listeners: list[_socket.socket]) -> None:
-    """Hand the listeners over; from here on they are the runner's alone."""
-    numbers = struct.pack(f"{len(listeners)}i", *(listener.fileno() for listener in listeners))
+def open_counter() -> list[_socket.socket]:
+    """A socket that tells of all others of this network, see socket_counter.py; none where the kernel has none."""
+    try:
+        return [_socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, SOCK_DIAG)]
+    except OSError:
+        return []
+
+
+def report_ready(control: _socket.socket, sockets: list[_socket.socket]) -> None:
+    """Hand the listeners and the counter over; from here on they are the runner's alone."""
+    numbers = struct.pack(f"{len(sockets)}i", *(one.fileno() for one in sockets))
     control.sendmsg([b"ready"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
-    for listener in listeners:
-        listener.close()
+    for one in sockets:
+        one.close()
 
 
 def serve(control: _socket.socket) -> None:
@@ -365,7 +374,7 @@ def main(arguments: list[str]) -> None:
         enter_namespaces(as_root)
         bound_network()
         raise_loopback()
-        listeners = open_listeners([int(port) for port in ports.split(",") if port])
+        sockets = open_listeners([int(port) for port in ports.split(",") if port]) + open_counter()
         lay(list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None)
         lay_terminals()
         process_limits.settle(are_files_bounded=filter_number == "-")
@@ -377,7 +386,7 @@ def main(arguments: list[str]) -> None:
         if filter_number != "-":
             install_filter(os.pread(int(filter_number), 65536, 0))
             os.close(int(filter_number))
-        report_ready(control, listeners)
+        report_ready(control, sockets)
         serve(control)
     except Exception as error:
         control.send(f"error {error}".encode(errors="replace")[:4096])

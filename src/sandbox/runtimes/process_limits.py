@@ -12,6 +12,13 @@ SIGNALS_MAX = 8192
 MESSAGE_QUEUE_BYTES_MAX = 819200
 """Timers and queued signals, and bytes in POSIX message queues: of a sandbox as root, else of all of the user's."""
 
+_LIMITS = (
+    (resource.RLIMIT_SIGPENDING, SIGNALS_MAX),
+    (resource.RLIMIT_MSGQUEUE, MESSAGE_QUEUE_BYTES_MAX),
+    (resource.RLIMIT_RTPRIO, 0),  # a real-time process is not bounded by the control group and starves the others
+    (resource.RLIMIT_NICE, 0),
+)
+
 
 def settle(*, are_files_bounded: bool) -> None:
     """What the command inherits: no core dumps, the first to go when the host is out of memory, plain signals.
@@ -21,8 +28,7 @@ def settle(*, are_files_bounded: bool) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     if are_files_bounded:
         bound_open_files()
-    for kind, most in ((resource.RLIMIT_SIGPENDING, SIGNALS_MAX), (resource.RLIMIT_MSGQUEUE, MESSAGE_QUEUE_BYTES_MAX)):
-        lower_limit(kind, most)
+    lower_limits()
     with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
         file.write("500")
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
@@ -35,6 +41,12 @@ def bound_open_files() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, OPEN_FILES_SOFT_MAX), most))
+
+
+def lower_limits() -> None:
+    """Those of `_LIMITS`."""
+    for kind, most in _LIMITS:
+        lower_limit(kind, most)
 
 
 def lower_limit(kind: int, most: int) -> None:

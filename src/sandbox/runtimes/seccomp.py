@@ -29,6 +29,7 @@ _REQUESTS = (
     0x5412, 0x541C,  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
     0x5423,  # TIOCSETD: loads a module of the host for another line discipline
     0x8940, 0x8941, 0x8982, 0x8983,  # SIOCGIFBR, SIOCSIFBR, SIOCGIFVLAN, SIOCSIFVLAN: load a module of the host
+    0x8980, 0x8981,  # SIOCADDDLCI, SIOCDELDLCI: the same, before Linux 5.11
     0x89A0, 0x89A1, 0x89A2, 0x89A3,  # SIOCBRADDBR, SIOCBRDELBR, SIOCBRADDIF, SIOCBRDELIF: the same
 )  # fmt: skip
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
@@ -64,6 +65,14 @@ _ATTRIBUTE_BYTES_MAX = 256
 _WAITED_FILES_MAX = 4096
 """In one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
 
+_MERGEABLE = 12
+"""MADV_MERGEABLE: the kernel's own thread looks for equal pages, at 64 bytes for each that nobody is charged for."""
+
+_PROCESS_OPTIONS = (
+    62,  # PR_SCHED_CORE: keeps the sibling of each processor that is used from everybody else
+    67,  # PR_SET_MEMORY_MERGE: MADV_MERGEABLE for the whole process
+)
+
 _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH = range(_ARGUMENTS, _ARGUMENTS + 48, 8)
 _INSTRUCTIONS_MAX = 4096
 _INSTRUCTIONS_PER_DIVISION = 5
@@ -84,6 +93,7 @@ class Architecture(msgspec.Struct, frozen=True):
     socket: int
     socketpair: int
     setsockopt: int
+    getsockopt: int
     sendto: int
     sendmsg: int
     sendmmsg: int
@@ -93,9 +103,11 @@ class Architecture(msgspec.Struct, frozen=True):
     seccomp: int
     set_attributes: tuple[int, ...]
     mmap: int
+    madvise: int
     memfd_create: int
     shmget: int
     fcntl: int
+    prctl: int
     polls: tuple[int, ...]
     selects: tuple[int, ...]
     ioctl: int
@@ -105,9 +117,9 @@ class Architecture(msgspec.Struct, frozen=True):
 
 
 _X86_64 = Architecture(
-    audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, sendto=44, sendmsg=46,
-    sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, set_attributes=(188, 189, 190), mmap=9,
-    memfd_create=319, shmget=29, fcntl=72,
+    audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, getsockopt=55, sendto=44,
+    sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, set_attributes=(188, 189, 190),
+    mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
     polls=(7, 271), selects=(23, 270), ioctl=16, personality=135, io_setup=206,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
@@ -124,9 +136,9 @@ _X86_64 = Architecture(
 )  # fmt: skip
 
 _AARCH64 = Architecture(
-    audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, sendto=206, sendmsg=211,
-    sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, set_attributes=(5, 6, 7), mmap=222,
-    memfd_create=279, shmget=194, fcntl=25,
+    audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, getsockopt=209, sendto=206,
+    sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, set_attributes=(5, 6, 7), mmap=222,
+    madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
     polls=(73,), selects=(72,), ioctl=29, personality=92, io_setup=0,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
@@ -177,6 +189,8 @@ def assemble_filter(machine: str) -> bytes:
             for word in _when_more(call, _FOURTH, _ATTRIBUTE_BYTES_MAX, errno.EOPNOTSUPP)
         ),
         *_when_flags(architecture.mmap, _FOURTH, _MAP_HUGETLB, errno.ENOMEM),
+        *_when_among(architecture.madvise, _THIRD, (_MERGEABLE,), errno.EINVAL),
+        *_when_among(architecture.prctl, _FIRST, _PROCESS_OPTIONS, errno.EINVAL),
         *_when_flags(architecture.memfd_create, _SECOND, _MFD_HUGETLB, errno.ENOMEM),
         *_when_flags(architecture.shmget, _THIRD, _SHM_HUGETLB, errno.ENOMEM),
         *_when_among(architecture.fcntl, _SECOND, _OFD_LOCKS, errno.EINVAL),
@@ -299,6 +313,7 @@ def _socket_use(architecture: Architecture) -> list[bytes]:
     """Refuse what has the kernel hold memory that the control group does not count, see `socket_rules`."""
     return [
         *_when_option(architecture.setsockopt),
+        *_when_mapped(architecture.getsockopt),
         *_when_flags(architecture.sendto, _FOURTH, socket_rules.MSG_MORE, errno.EOPNOTSUPP),
         *_when_flags(architecture.sendmsg, _THIRD, socket_rules.MSG_MORE, errno.EOPNOTSUPP),
         *_when_flags(architecture.sendmmsg, _FOURTH, socket_rules.MSG_MORE, errno.EOPNOTSUPP),
@@ -315,6 +330,11 @@ def _when_option(call: int) -> list[bytes]:
         rules += [*_unless_among(sorted(options), errno.ENOPROTOOPT), _return(_ALLOW)]
         levels += _skip_unless_among((level,), rules)
     return _only_for(call, [_load(_SECOND), *levels, _refuse(errno.ENOPROTOOPT)])
+
+
+def _when_mapped(call: int) -> list[bytes]:
+    refused = [_load(_THIRD), *_skip_unless_among((socket_rules.TCP_ZEROCOPY_RECEIVE,), [_refuse(errno.ENOPROTOOPT)])]
+    return _only_for(call, [_load(_SECOND), *_skip_unless_among((socket_rules.TCP_LEVEL,), refused)])
 
 
 def _unless_among(values: Sequence[int], error: int) -> list[bytes]:

@@ -22,6 +22,7 @@ READ = {"x86_64": 0, "aarch64": 63}
 EXECVE = {"x86_64": 59, "aarch64": 221}
 SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
 SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
+GETSOCKOPT = {"x86_64": 55, "aarch64": 209}
 SENDTO = {"x86_64": 44, "aarch64": 206}
 SENDMSG = {"x86_64": 46, "aarch64": 211}
 SENDMMSG = {"x86_64": 307, "aarch64": 269}
@@ -159,14 +160,14 @@ def test_ordinary_options_of_sockets_can_be_set(machine: str, assemble: Assemble
 @pytest.mark.parametrize(
     ("level", "option"),
     # SO_RCVLOWAT, SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_TIMESTAMPING and its 64-bit one, SO_LOCK_FILTER,
-    # SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF, -_EBPF,
-    # SO_RESERVE_MEM; IP_OPTIONS, IP_IPSEC_POLICY, IP_ADD_SOURCE_MEMBERSHIP, IP_MSFILTER, MCAST_JOIN_SOURCE_GROUP, and
+    # SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF, -_EBPF, SO_RESERVE_MEM, SO_ZEROCOPY; IP_OPTIONS, IP_MINTTL,
+    # IP_IPSEC_POLICY, IP_ADD_SOURCE_MEMBERSHIP, IP_MSFILTER, MCAST_JOIN_SOURCE_GROUP, and
     # the tables of iptables; TCP_MD5SIG, TCP_ULP, TCP_REPAIR, TCP_FASTOPEN_KEY; UDP_CORK, UDP_ENCAP; IPV6_ADDRFORM,
-    # IPV6_JOIN_GROUP, IPV6_JOIN_ANYCAST, IPV6_FLOWLABEL_MGR, IPV6_HOPOPTS; unknown levels
-    [(1, 18), (1, 26), (1, 27), (1, 37), (1, 65), (1, 44), (1, 50), (1, 51), (1, 52), (1, 73),
-     (0, 4), (0, 16), (0, 39), (0, 41), (0, 46),
+    # IPV6_JOIN_GROUP, IPV6_JOIN_ANYCAST, IPV6_FLOWLABEL_MGR, IPV6_HOPOPTS, IPV6_MINHOPCOUNT; unknown levels
+    [(1, 18), (1, 26), (1, 27), (1, 37), (1, 65), (1, 44), (1, 50), (1, 51), (1, 52), (1, 73), (1, 60),
+     (0, 4), (0, 21), (0, 16), (0, 39), (0, 41), (0, 46),
      (0, 64), (6, 14), (6, 31), (6, 19), (6, 33), (17, 1), (17, 100), (41, 1), (41, 20), (41, 27), (41, 32), (41, 54),
-     (132, 0), (255, 1), (263, 1), (279, 1), (284, 1)],
+     (41, 73), (132, 0), (255, 1), (263, 1), (279, 1), (284, 1)],
 )  # fmt: skip
 def test_no_other_option_of_a_socket_is_there(machine: str, assemble: Assemble, level: int, option: int):
     assert judge(machine, SETSOCKOPT[machine], 3, level, option, code=assemble(machine)) == errno.ENOPROTOOPT
@@ -174,12 +175,22 @@ def test_no_other_option_of_a_socket_is_there(machine: str, assemble: Assemble, 
 
 @machines
 @both_filters
-@pytest.mark.parametrize(("level", "option"), [(1, 8), (0, 11), (41, 25)])
-def test_the_size_of_a_receive_buffer_and_queues_of_errors_are_accepted_and_ignored(
+@pytest.mark.parametrize(("level", "option"), [(1, 8), (0, 11), (6, 9), (41, 25)])
+def test_receive_buffers_queues_of_errors_and_deferred_accepts_are_accepted_and_ignored(
     machine: str, assemble: Assemble, level: int, option: int
 ):
     assert judge(machine, SETSOCKOPT[machine], 3, level, option, code=assemble(machine)) == IGNORED
     assert judge(machine, SETSOCKOPT[machine], 3, 6, 8, code=assemble(machine)) == ALLOW  # TCP_LINGER2
+
+
+@machines
+@both_filters
+def test_received_pages_are_not_mapped_and_other_options_can_be_read(machine: str, assemble: Assemble):
+    code = assemble(machine)
+    assert judge(machine, GETSOCKOPT[machine], 3, 6, 35, code=code) == errno.ENOPROTOOPT  # TCP_ZEROCOPY_RECEIVE
+    # TCP_INFO, TCP_NODELAY, SO_ERROR, SO_TIMESTAMPNS, IP_RECVTOS
+    for level, option in ((6, 11), (6, 1), (1, 4), (1, 35), (0, 13)):
+        assert judge(machine, GETSOCKOPT[machine], 3, level, option, code=code) == ALLOW
 
 
 @machines
@@ -248,6 +259,17 @@ def test_no_huge_pages(machine: str):
 
 
 @machines
+def test_no_pages_are_merged_and_no_processor_is_kept_from_others(machine: str):
+    prctl, madvise = {"x86_64": (157, 28), "aarch64": (167, 233)}[machine]
+    assert [judge(machine, prctl, option, 1) for option in (62, 67)] == [errno.EINVAL] * 2
+    # PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_VMA
+    assert {judge(machine, prctl, option, 1) for option in (1, 15, 22, 38, 0x53564D41)} == {ALLOW}
+    assert judge(machine, madvise, 0, 4096, 12) == errno.EINVAL
+    # MADV_DONTNEED, MADV_FREE, MADV_UNMERGEABLE, MADV_HUGEPAGE, MADV_DONTDUMP
+    assert {judge(machine, madvise, 0, 4096, advice) for advice in (4, 8, 13, 14, 16)} == {ALLOW}
+
+
+@machines
 def test_no_lock_that_belongs_to_no_process(machine: str):
     fcntl = {"x86_64": 72, "aarch64": 25}[machine]
     assert {judge(machine, fcntl, 3, command) for command in (36, 37, 38)} == {errno.EINVAL}
@@ -266,7 +288,7 @@ def test_so_many_files_are_waited_for_at_once_and_no_more(machine: str):
 
 @machines
 def test_no_request_to_a_network_device_loads_a_module(machine: str):
-    for request in (0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1, 0x89A2, 0x89A3):
+    for request in (0x8940, 0x8941, 0x8980, 0x8981, 0x8982, 0x8983, 0x89A0, 0x89A1, 0x89A2, 0x89A3):
         assert judge(machine, IOCTL[machine], 3, request) == errno.EPERM
     assert judge(machine, IOCTL[machine], 3, 0x5423) == errno.EPERM  # TIOCSETD
     for request in (

@@ -141,7 +141,8 @@ class QemuSandbox:
 
     async def kernel_use(self) -> KernelUse:
         """For QEMU and virtiofsd: what the guest's kernel holds is in the guest's memory."""
-        return await asyncio.to_thread(self._group.kernel_use, self._launch.pid, self._plan.spec.memory_bytes)
+        launch, memory_bytes = self._launch, self._plan.spec.memory_bytes
+        return await asyncio.to_thread(self._group.kernel_use, launch.pid, memory_bytes, launch.counter)
 
     async def file_use(self) -> FileUse:
         """None: the guest's kernel has the files that programs open."""
