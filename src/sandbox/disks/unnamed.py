@@ -10,7 +10,6 @@ import msgspec
 
 from sandbox.model.limits import DISK_COMMAND_SECONDS
 
-
 _KCMP = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILES = 2
 _libc = ctypes.CDLL(None)
