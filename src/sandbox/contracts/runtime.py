@@ -295,7 +295,10 @@ class Sandbox(Protocol):
         ...
 
     async def file_use(self) -> FileUse:
-        """Its open files; nothing where they are those of a kernel of its own. Takes long where there are many."""
+        """Its open files; only the directories that the host has open for it where it has a kernel of its own.
+
+        Takes long where there are many.
+        """
         ...
 
 

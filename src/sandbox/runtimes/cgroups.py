@@ -142,6 +142,10 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """Of the processes in it; nothing is known where it has no directory. Reads many files of the kernel."""
         return file_use.count_files(self.process_ids()) if self.directories else FileUse()
 
+    def directory_use(self, *, descriptors_each: int) -> FileUse:
+        """Of a kernel that is a program in it: only its open directories are counted."""
+        return file_use.count_directories(self.process_ids(), descriptors_each=descriptors_each)
+
     @property
     def _is_unified(self) -> bool:
         return any((directory / "memory.max").exists() for directory in self.directories)

@@ -23,6 +23,7 @@ _LOCKS_OF_MACHINE = 1024
 _SAMPLE = 4096
 """Of more open files so many are looked at, chosen at random anew each time."""
 
+_FLAGS = re.compile(r"^flags:\s*(\d+)$", re.MULTILINE)
 _POSIX_LOCK = re.compile(r"^lock:.* POSIX ", re.MULTILINE)
 
 
@@ -41,6 +42,22 @@ def count_files(process_ids: Collection[int]) -> FileUse:
     directories = sum(map(is_directory, sample)) if are_directories_counted else 0
     locks = sum(map(count_locks, sample)) if are_locks_counted else 0
     return FileUse(total, directories=round(directories * len(files) / max(1, len(sample))), locks=locks)
+
+
+def count_directories(process_ids: Collection[int], *, descriptors_each: int) -> FileUse:
+    """Open directories of a sandbox whose own kernel is a program of the host: only one of its processes has them.
+
+    Other processes may share that one's table of files, so it is not a sum. descriptors_each: what the program opens
+    for a directory. Paths (O_PATH) hold nothing.
+    """
+    tables = {table: count_table(table) for pid in process_ids if (table := find_table(pid))}
+    table = max(tables, key=lambda one: tables[one], default="")
+    if tables.get(table, 0) <= OPEN_DIRECTORIES_MAX:
+        return FileUse()
+    files = [f"{table}/{{}}/{name}" for name in list_names(f"{table}/fd")]
+    sample = random.sample(files, min(len(files), _SAMPLE))
+    found = sum(is_directory(file) and not is_path(file) for file in sample)
+    return FileUse(directories=round(found * len(files) / max(1, len(sample)) / descriptors_each))
 
 
 def has_many_locks() -> bool:
@@ -80,6 +97,14 @@ def is_directory(file: str) -> bool:
     with suppress(OSError):
         return stat.S_ISDIR(Path(file.format("fd")).stat().st_mode)
     return False
+
+
+def is_path(file: str) -> bool:
+    """Whether it was opened with O_PATH; a file that is gone was."""
+    with suppress(OSError):
+        flags = _FLAGS.search(Path(file.format("fdinfo")).read_text())
+        return flags is not None and bool(int(flags[1], 8) & os.O_PATH)
+    return True
 
 
 def count_locks(file: str) -> int:

@@ -89,9 +89,9 @@ class LaunchedSandbox(ABC):
         launch = self._launch
         return await asyncio.to_thread(self._group.kernel_use, launch.pid, self._spec.memory_bytes, launch.counter)
 
+    @abstractmethod
     async def file_use(self) -> FileUse:
-        """None by default: a kernel of the sandbox's own has the files that its programs open."""
-        return FileUse()
+        """As far as it is held by the host's kernel."""
 
     async def close(self) -> None:
         """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""

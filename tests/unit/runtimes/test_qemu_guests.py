@@ -11,13 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sandbox.contracts.runtime import Command, SandboxSpec
+from sandbox.contracts.runtime import Command, SandboxSpec, Stats
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes.qemu import cage, init, parts
-from sandbox.runtimes.qemu.channel import Channel
+from sandbox.runtimes.qemu.channel import CONSOLE_BYTES_MAX, CONSOLE_PAUSE_SECONDS, UNASKED_MAX, Channel, Stream, Tail
 from sandbox.runtimes.qemu.guest import frames, redirection
 from sandbox.runtimes.qemu.kvm import KvmFinding
 from sandbox.runtimes.qemu.machine import Accelerator, Ends, qemu_words, virtiofsd_words
+from sandbox.runtimes.qemu.sandbox import join_figures
 from sandbox.runtimes.qemu.ticks import ticks_per_millisecond
 
 SPEC = SandboxSpec("abcdefghijkl", Path("/disk"), 2, 512 << 20, 64, {Path("/host/claude"): "/run/sandbox/claude"})
@@ -154,14 +155,20 @@ def test_words_come_back_as_they_were_with_the_bytes_after_them():
     assert frames.unpack_words(frames.pack_words(*lists) + b"in\0put") == (lists, b"in\0put")
 
 
-def heard(*chunks: bytes) -> list[tuple[bytes, int, bytes]]:
-    """What a channel makes of bytes that a guest sends in pieces."""
+def heard(*chunks: bytes, asked: int = 0) -> list[tuple[bytes, int, bytes]]:
+    """What a channel, which has sent so many frames, makes of bytes that a guest sends in pieces."""
     told: list[tuple[bytes, int, bytes]] = []
 
     async def story() -> None:
         ours, guests = socket.socketpair()
-        channel = Channel(lambda *frame: told.append(frame))
+        stream = Stream(channel := Channel(lambda *frame: told.append(frame) or is_output(frame)), frames.OUTPUT)
+
+        def is_output(frame: tuple[bytes, int, bytes]) -> bool:
+            return frame[0] == frames.SAID and stream.hear(frame[2])
+
         await channel.open(ours)
+        for _ in range(asked):
+            channel.send(frames.ASK, 0)
         with guests:
             for chunk in chunks:
                 guests.send(chunk)
@@ -183,6 +190,75 @@ def test_a_guest_that_says_no_frame_is_not_listened_to_any_more():
     assert heard(frames.pack(frames.SAID, 1, b"a") + huge + frames.pack(frames.SAID, 1, b"b")) == [
         (frames.SAID, 1, b"a")
     ]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [(frames.SAID, 1, b""), (b"?", 9, b"x"), (frames.FIGURES, 0, bytes(32)), (frames.EXIT, 0, b"")],
+    ids=["output without a byte", "of no kind", "figures", "an end"],
+)
+def test_a_guest_that_sends_frames_for_nothing_is_not_listened_to_any_more(frame: tuple[bytes, int, bytes]):
+    flood = frames.pack(*frame) * 500
+    assert len(heard(flood, flood)) == UNASKED_MAX + 1
+
+
+def test_answers_and_output_are_listened_to_however_many_there_are():
+    answers, output = frames.pack(frames.FIGURES, 0, bytes(32)) * 200, frames.pack(frames.SAID, 1, b"x") * 2000
+    assert len(heard(answers + output, output, asked=50)) == 4200
+
+
+def test_a_guest_uses_no_more_than_it_has_whatever_it_says():
+    spec = SandboxSpec("attempt", Path("/disk"), cpus=1, memory_bytes=1000, processes_max=10)
+    said = join_figures(Stats(1.5, 5000, 4, memory_kills=1), (2**64 - 1, 2**64 - 1, 2, 3), spec)
+    assert said == Stats(1.5, 1000, 10, memory_kills=3, forks_refused=3)
+    assert join_figures(Stats(1.5, 5000, 4), (700, 7, 0, 0), spec) == Stats(1.5, 700, 7)
+
+
+def test_a_console_is_read_with_pauses_once_it_has_said_much():
+    async def story() -> tuple[bytes, int]:
+        ours, machines = socket.socketpair()
+        machines.setblocking(False)
+        tail, reads = Tail(), 0
+        hear = tail.data_received
+
+        def count(data: bytes) -> None:
+            nonlocal reads
+            reads += 1
+            hear(data)
+
+        tail.data_received = count  # type: ignore[method-assign]
+        await tail.open(ours)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(machines, b"x" * (CONSOLE_BYTES_MAX + 1))
+        reads, until = 0, loop.time() + 10 * CONSOLE_PAUSE_SECONDS
+        while loop.time() < until:
+            await loop.sock_sendall(machines, b"y")
+            await asyncio.sleep(0)
+        await loop.sock_sendall(machines, b"end")
+        await asyncio.sleep(3 * CONSOLE_PAUSE_SECONDS)
+        tail.abort()
+        machines.close()
+        return tail.text, reads
+
+    text, reads = asyncio.run(story())
+    assert text.endswith(b"yend")
+    assert reads <= 20
+
+
+def test_what_a_console_says_at_first_is_read_at_once():
+    async def story() -> bytes:
+        ours, machines = socket.socketpair()
+        tail = Tail()
+        await tail.open(ours)
+        with machines:
+            for line in (b"one\n", b"two\n", b"three\n"):
+                machines.send(line)
+                for _ in range(3):
+                    await asyncio.sleep(0)
+        tail.abort()
+        return tail.text
+
+    assert asyncio.run(story()) == b"one\ntwo\nthree\n"
 
 
 def test_a_start_has_the_directory_in_the_environment_and_no_nul():

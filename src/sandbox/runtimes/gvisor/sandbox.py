@@ -4,7 +4,7 @@ import asyncio
 import os
 from contextlib import suppress
 
-from sandbox.contracts.runtime import Command, Exit, Stats, Terminal, TerminalSize
+from sandbox.contracts.runtime import Command, Exit, FileUse, Stats, Terminal, TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import processes
@@ -17,6 +17,9 @@ from sandbox.runtimes.payload import Payload
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.002
 _MEMORY_CHECK_SECONDS = 0.5
+_DESCRIPTORS_OF_DIRECTORY = 2
+"""For a directory that is open inside: one to find what is in it, one to list it."""
+
 _FAILED = 128
 """What runsc ends with when it could not do its work. A command can end so too; then no error is in the log."""
 
@@ -87,6 +90,10 @@ class GvisorSandbox(LaunchedSandbox):
         """What the control group counts; not the processes, because it counts those of gVisor's kernel."""
         counted = self._group.stats()
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, memory_kills=counted.memory_kills)
+
+    async def file_use(self) -> FileUse:
+        """Directories that gVisor has open on the host; what other open files hold is charged."""
+        return await asyncio.to_thread(self._group.directory_use, descriptors_each=_DESCRIPTORS_OF_DIRECTORY)
 
     async def _await_end(self) -> Exit:
         """runsc's end, then that of everything that it started, KILL_SECONDS at most."""

@@ -7,19 +7,31 @@ from collections.abc import Callable
 from sandbox.runtimes.qemu.guest import frames
 
 GUEST_BEHIND_BYTES_MAX = 4 * 1024 * 1024
+ANSWERS_MAX = 4
+"""A guest sends no more frames for one of the host's, output not counted: as a command starts and ends, with both of
+its streams."""
+
+UNASKED_MAX = 8
+"""And so many that the host did nothing for."""
+
+CONSOLE_BYTES_MAX = 64 * 1024
+CONSOLE_PAUSE_SECONDS = 0.1
+"""What the console says past so many bytes is read at this interval."""
+
 _BUFFER_BYTES = 256 * 1024
 
-Hear = Callable[[bytes, int, bytes], None]
-"""Told of a frame: its kind, number and body."""
+Hear = Callable[[bytes, int, bytes], bool]
+"""Told of a frame: its kind, number and body. True for output that a stream takes, which bounds it."""
 
 
 class Channel(asyncio.Protocol):
-    """Frames in both directions. A guest that says no frame is not listened to any more."""
+    """Frames in both directions. A guest that says no frame, or frames for nothing, is not listened to any more."""
 
     def __init__(self, hear: Hear) -> None:
         self.ended = asyncio.get_running_loop().create_future()
         self._hear = hear
         self._inbox = b""
+        self._answers_left = UNASKED_MAX
         self._transport: asyncio.Transport | None = None
 
     async def open(self, source: socket.socket) -> None:
@@ -29,6 +41,7 @@ class Channel(asyncio.Protocol):
     def send(self, kind: bytes, number: int, body: bytes = b"") -> None:
         """Nothing happens once it has ended."""
         if self._transport is not None and not self._transport.is_closing():
+            self._answers_left += ANSWERS_MAX
             self._transport.write(frames.pack(kind, number, body))
 
     def abort(self) -> None:
@@ -55,7 +68,11 @@ class Channel(asyncio.Protocol):
             end = position + frames.HEADER.size + length
             if len(self._inbox) < end:
                 break
-            self._hear(kind, number[0], self._inbox[position + frames.HEADER.size : end])
+            is_output = self._hear(kind, number[0], self._inbox[position + frames.HEADER.size : end])
+            self._answers_left -= not is_output
+            if self._answers_left < 0:
+                self.abort()
+                return
             position = end
         self._inbox = self._inbox[position:]
 
@@ -77,15 +94,20 @@ class Stream(asyncio.ReadTransport):
         self._behind_bytes: int | None = None
         self.reader.set_transport(self)
 
-    def hear(self, data: bytes) -> None:
-        """The guest said this. One that goes on and on though it was told to wait is not listened to any more."""
+    def hear(self, data: bytes) -> bool:
+        """The guest said this; whether it was anything, and is read.
+
+        One that goes on and on though it was told to wait is not listened to any more.
+        """
         if self._behind_bytes is not None:
             self._behind_bytes += len(data)
             if self._behind_bytes > GUEST_BEHIND_BYTES_MAX:
                 self._channel.abort()
-                return
-        if not self._has_ended:
-            self.reader.feed_data(data)
+                return False
+        if self._has_ended:
+            return False
+        self.reader.feed_data(data)
+        return bool(data)
 
     def end(self) -> None:
         """It will say no more."""
@@ -112,10 +134,14 @@ class Stream(asyncio.ReadTransport):
 
 
 class Tail(asyncio.Protocol):
-    """The end of what a process of the host said, for telling why it failed."""
+    """The end of what a process of the host said, for telling why it failed.
+
+    A guest can have its machine write to the console a byte at a time for ever, so that is not read as it comes.
+    """
 
     def __init__(self) -> None:
         self.text = b""
+        self._heard_bytes = 0
         self._transport: asyncio.Transport | None = None
 
     async def open(self, source: socket.socket) -> None:
@@ -130,8 +156,16 @@ class Tail(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio's."""
         self.text = (self.text + data)[-2048:]
+        self._heard_bytes += len(data)
+        if self._heard_bytes > CONSOLE_BYTES_MAX and self._transport is not None:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(CONSOLE_PAUSE_SECONDS, self._go_on)
 
     def abort(self) -> None:
         """Close it at once."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _go_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()

@@ -17,6 +17,7 @@ from sandbox.contracts.runtime import (
     KernelUse,
     Listeners,
     SandboxHandle,
+    SandboxSpec,
     Stats,
     Terminal,
     TerminalSize,
@@ -145,23 +146,14 @@ class QemuSandbox:
         return await asyncio.to_thread(self._group.kernel_use, launch.pid, memory_bytes, launch.counter)
 
     async def file_use(self) -> FileUse:
-        """None: the guest's kernel has the files that programs open."""
-        return FileUse()
+        """Directories that virtiofsd has open to list them; what other open files hold is charged."""
+        return await asyncio.to_thread(self._group.directory_use, descriptors_each=1)
 
     async def stats(self) -> Stats:
         """The machine tells of the CPU, which QEMU uses for the guest; the guest of what is inside."""
         used = self._group.stats()
         figures = await self._ask()
-        if figures is None:
-            return used
-        memory, processes, memory_kills, forks_refused = figures
-        return Stats(
-            cpu_seconds=used.cpu_seconds,
-            memory_bytes=memory,
-            processes=processes,
-            memory_kills=memory_kills + used.memory_kills,
-            forks_refused=forks_refused,
-        )
+        return used if figures is None else join_figures(used, figures, self._plan.spec)
 
     async def close(self) -> None:
         """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""
@@ -254,14 +246,18 @@ class QemuSandbox:
         self._launch.kill()
         self._group.kill()
 
-    def _hear(self, kind: bytes, number: int, body: bytes) -> None:
-        """A frame of the guest's. What makes no sense is left alone."""
+    def _hear(self, kind: bytes, number: int, body: bytes) -> bool:
+        """A frame of the guest's; whether it was output. What makes no sense is left alone."""
         terminal = self._terminals.get(number)
         if terminal is not None:
-            terminal.hear(kind, body)
-        elif kind == frames.SAID and number in self._streams:
-            self._streams[number].hear(body)
-        elif kind == frames.READY and number == frames.COMMAND:
+            return terminal.hear(kind, body)
+        if kind == frames.SAID and number in self._streams:
+            return self._streams[number].hear(body)
+        self._hear_answer(kind, number, body)
+        return False
+
+    def _hear_answer(self, kind: bytes, number: int, body: bytes) -> None:
+        if kind == frames.READY and number == frames.COMMAND:
             _resolve(self._ready if self._started is None else self._started, "")
         elif kind == frames.FAILED and number == frames.COMMAND:
             self._fail(body)
@@ -289,6 +285,18 @@ class QemuSandbox:
     def _last_words(self) -> str:
         text = (self._complaints.text.strip() or self._console.text.strip()).decode(errors="replace")
         return text.splitlines()[-1][-300:] if text else "it ended without a word"
+
+
+def join_figures(used: Stats, figures: tuple[int, ...], spec: SandboxSpec) -> Stats:
+    """What the host counts and what the guest says: no more memory and processes than it can have."""
+    memory, processes, memory_kills, forks_refused = figures
+    return Stats(
+        cpu_seconds=used.cpu_seconds,
+        memory_bytes=min(memory, spec.memory_bytes),
+        processes=min(processes, spec.processes_max),
+        memory_kills=memory_kills + used.memory_kills,
+        forks_refused=forks_refused,
+    )
 
 
 def _resolve(future: "asyncio.Future[Any] | None", value: object) -> None:

@@ -48,11 +48,15 @@ class QemuTerminal:
         """How the command ended."""
         return await asyncio.shield(self._exit)
 
-    def hear(self, kind: bytes, body: bytes) -> None:
-        """A frame of this terminal's. What makes no sense is left alone."""
+    def hear(self, kind: bytes, body: bytes) -> bool:
+        """A frame of this terminal's; whether it was output. What makes no sense is left alone."""
         if kind == frames.SAID:
-            self._stream.hear(body)
-        elif kind == frames.CLOSED:
+            return self._stream.hear(body)
+        self._hear_answer(kind, body)
+        return False
+
+    def _hear_answer(self, kind: bytes, body: bytes) -> None:
+        if kind == frames.CLOSED:
             self._stream.end()
             self._end_typing()
         elif kind == frames.TYPED:
