@@ -1,6 +1,7 @@
 """Memory that the kernel holds for a sandbox beyond what its programs allocate is bounded."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -401,6 +402,68 @@ def test_no_socket_of_another_family_type_or_protocol_is_made_alone_or_as_a_pair
         assert answers.isdisjoint({"done"}), lines
         return
     assert answers <= {"EAFNOSUPPORT", "EPERM", "EPROTONOSUPPORT"}, lines
+
+
+# Freed objects of the kernel
+
+
+_MESSAGES = """
+libc.msgsnd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+message = struct.pack("l", 1) + bytes(4096)
+def send(queues, size):
+    while not queues or libc.msgsnd(queues[-1], message, size - 48, 0o4000):
+        queues.append(libc.msgget(0, 0o1600))
+        assert queues[-1] >= 0, ctypes.get_errno()
+kept = []
+def fill_and_free(size, every):
+    freed = []
+    for number in range((320 << 20) // size): send(freed if number % every else kept, size)
+    time.sleep(1.2); tell("full")
+    for queue in freed: libc.msgctl(queue, 0, 0)
+    time.sleep(1.2)
+"""
+
+_FEW_LEFT_OF_MANY = (
+    _MESSAGES
+    + """
+fill_and_free(4096, 8); fill_and_free(2048, 16); tell("held"); time.sleep(600)
+"""
+)
+
+_NONE_LEFT_OF_MANY = (
+    _MESSAGES
+    + """
+fill_and_free(4096, 1 << 40); fill_and_free(2048, 1 << 40); tell("held"); time.sleep(600)
+"""
+)
+
+
+@pytest.mark.parametrize(("source", "is_held"), [(_FEW_LEFT_OF_MANY, True), (_NONE_LEFT_OF_MANY, False)])
+def test_memory_that_few_objects_keep_from_the_machine_is_put_down_to_the_sandbox(
+    runtime: Runtime, disk: Path, limits: frozenset[str], source: str, is_held: bool
+):
+    if has_own_kernel(runtime):
+        pytest.skip("its objects are its own kernel's")
+    if "memory" not in limits or os.geteuid():
+        pytest.skip("what is taken cannot be counted here")
+
+    async def story() -> list[KernelUse]:
+        async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
+            program = ["/usr/bin/python3", "-c", _PRELUDE + source]
+            await sandbox.kernel_use()
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            uses = []
+            for word in (b"full", b"full", b"held"):
+                await read_until(output, word)
+                uses.append(await sandbox.kernel_use())
+            await sandbox.kill()
+            await sandbox.wait()
+            return uses
+
+    held = [use.idle_slab_bytes for use in asyncio.run(story())][-1]
+    assert held is not None
+    assert (held > 128 * MEBIBYTE) == is_held, held
 
 
 # Other pools of the machine

@@ -123,7 +123,8 @@ class Architecture(msgspec.Struct, frozen=True):
 
 _X86_64 = Architecture(
     audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, getsockopt=55, sendto=44,
-    sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, pipe2=293, set_attributes=(188, 189, 190),
+    sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, pipe2=293,
+    set_attributes=(188, 189, 190),
     mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
     polls=(7, 271), selects=(23, 270), ioctl=16, personality=135, io_setup=206,
     denied={
@@ -142,7 +143,8 @@ _X86_64 = Architecture(
 
 _AARCH64 = Architecture(
     audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, getsockopt=209, sendto=206,
-    sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, pipe2=59, set_attributes=(5, 6, 7), mmap=222,
+    sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, pipe2=59,
+    set_attributes=(5, 6, 7), mmap=222,
     madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
     polls=(73,), selects=(72,), ioctl=29, personality=92, io_setup=0,
     denied={

@@ -13,6 +13,7 @@ from sandbox.runtimes import launching
 class PlayedLaunch:
     pid = 4711
     counter = None
+    slabs = None
 
     def __init__(self) -> None:
         self.was_killed = asyncio.Event()
