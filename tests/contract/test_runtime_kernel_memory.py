@@ -1,6 +1,7 @@
 """Memory that the kernel holds for a sandbox beyond what its programs allocate is bounded."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -403,43 +404,107 @@ def test_no_socket_of_another_family_type_or_protocol_is_made_alone_or_as_a_pair
     assert answers <= {"EAFNOSUPPORT", "EPERM", "EPROTONOSUPPORT"}, lines
 
 
+# Freed objects of the kernel
+
+
+_MESSAGES = """
+libc.msgsnd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+message = struct.pack("l", 1) + bytes(4096)
+def send(queues, size):
+    while not queues or libc.msgsnd(queues[-1], message, size - 48, 0o4000):
+        queues.append(libc.msgget(0, 0o1600))
+        assert queues[-1] >= 0, ctypes.get_errno()
+kept = []
+def fill_and_free(size, every):
+    freed = []
+    for number in range((320 << 20) // size): send(freed if number % every else kept, size)
+    time.sleep(1.2); tell("full")
+    for queue in freed: libc.msgctl(queue, 0, 0)
+    time.sleep(1.2)
+"""
+
+_FEW_LEFT_OF_MANY = (
+    _MESSAGES
+    + """
+fill_and_free(4096, 8); fill_and_free(2048, 16); tell("held"); time.sleep(600)
+"""
+)
+
+_NONE_LEFT_OF_MANY = (
+    _MESSAGES
+    + """
+fill_and_free(4096, 1 << 40); fill_and_free(2048, 1 << 40); tell("held"); time.sleep(600)
+"""
+)
+
+
+@pytest.mark.parametrize(("source", "is_held"), [(_FEW_LEFT_OF_MANY, True), (_NONE_LEFT_OF_MANY, False)])
+def test_memory_that_few_objects_keep_from_the_machine_is_put_down_to_the_sandbox(
+    runtime: Runtime, disk: Path, limits: frozenset[str], source: str, is_held: bool
+):
+    if has_own_kernel(runtime):
+        pytest.skip("its objects are its own kernel's")
+    if "memory" not in limits or os.geteuid():
+        pytest.skip("what is taken cannot be counted here")
+
+    async def story() -> list[KernelUse]:
+        async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
+            program = ["/usr/bin/python3", "-c", _PRELUDE + source]
+            await sandbox.kernel_use()
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            uses = []
+            for word in (b"full", b"full", b"held"):
+                await read_until(output, word)
+                uses.append(await sandbox.kernel_use())
+            await sandbox.kill()
+            await sandbox.wait()
+            return uses
+
+    held = [use.idle_slab_bytes for use in asyncio.run(story())][-1]
+    assert held is not None
+    assert (held > 128 * MEBIBYTE) == is_held, held
+
+
 # Other pools of the machine
 
 
 _FILTERS = """
-instruction = lambda code, value: struct.pack("HBBI", code, 0, 0, value)
-def install(count):
-    code = instruction(0x20, 0) + instruction(0x45, 0x12345678) * (count - 2) + instruction(0x06, 0x7FFF0000)
-    kept.append(ctypes.create_string_buffer(code, len(code)))
-    program = struct.pack("HxxxxxxP", count, ctypes.addressof(kept[-1]))
-    if libc.prctl(22, 2, program, 0, 0) != 0: raise OSError(ctypes.get_errno(), "")
-kept = []
-tell(attempt(lambda: install(300)), attempt(lambda: install(300)))
-tell(attempt(lambda: install(4096)))
-"""
-
-
-def test_small_filters_on_system_calls_can_be_installed_and_not_so_many_that_the_machine_runs_out(
-    runtime: Runtime, disk: Path
-):
-    if has_own_kernel(runtime):
-        pytest.skip("its filters are its own kernel's")
-    assert told(runtime, disk, _FILTERS) == ["done done", "ENOMEM"]
-
-
-_KEPT_FILTERS = """
-code = struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
+code = struct.pack("HBBI", 0x06, 0, 0, 0x7FFC0000)  # SECCOMP_RET_LOG
 kept = ctypes.create_string_buffer(code, len(code))
 program = struct.pack("HxxxxxxP", 1, ctypes.addressof(kept))
 seccomp = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
-for flags in (8, 9, 0, 1): tell(attempt(lambda: system_call(seccomp, 1, flags, program)))
+def confine(mode):
+    if libc.prctl(22, mode, program, 0, 0) != 0: raise OSError(ctypes.get_errno(), "")
+for mode in (1, 2): tell(attempt(lambda: confine(mode)))
+for flags in (0, 1, 2, 8): tell(attempt(lambda: system_call(seccomp, 1, flags, program)))
+"""
+
+_FILTERS_THAT_ARE_THERE = """
+seccomp = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
+tell(attempt(lambda: system_call(seccomp, 2, 0, struct.pack("I", 0x7FFF0000))), libc.prctl(39, 0, 0, 0, 0))
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+tell(status["Seccomp"].strip())
 """
 
 
-def test_no_filter_outlives_its_process_by_a_descriptor(runtime: Runtime, disk: Path):
+def test_no_program_has_its_calls_written_to_the_machines_log(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("its filters are its own kernel's")
-    assert told(runtime, disk, _KEPT_FILTERS) == ["EINVAL", "EINVAL", "done", "done"]
+    assert told(runtime, disk, _FILTERS) == ["EINVAL"] * 6
+    assert told(runtime, disk, _FILTERS_THAT_ARE_THERE) == ["done 1", "2"]
+
+
+_NOTIFICATION_PIPES = """
+tell(attempt(lambda: os.pipe2(os.O_EXCL) and "made"))
+tell(attempt(lambda: os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK | os.O_DIRECT) and "made"))
+"""
+
+
+def test_no_pipe_holds_notes_that_nobody_is_charged_for(runtime: Runtime, disk: Path):
+    if has_own_kernel(runtime):
+        pytest.skip("its pipes are its own kernel's")
+    assert told(runtime, disk, _NOTIFICATION_PIPES) == ["ENOPKG", "made"]
 
 
 _HUGE_PAGES = """

@@ -12,6 +12,7 @@ import msgspec
 from sandbox.contracts.confinement import Confinement
 from sandbox.model.limits import (
     FILE_LOCKS_MAX,
+    IDLE_SLAB_BYTES_MAX,
     NETLINK_BYTES_MAX,
     OPEN_DIRECTORIES_MAX,
     OPEN_FILES_OF_SANDBOX_MAX,
@@ -130,7 +131,8 @@ class KernelUse(msgspec.Struct, frozen=True):
 
     sockets: of all kinds and states. buffer_bytes: in TCP and UDP sockets; buffer_bytes_max: the bound on that where
     the kernel keeps none. netlink_bytes: what waits in netlink sockets. received_bytes: what waits in TCP and UDP
-    sockets, errors and time stamps included; received_bytes_max: the bound on that.
+    sockets, errors and time stamps included; received_bytes_max: the bound on that. idle_slab_bytes: of freed
+    objects of the kernel whose memory is still taken.
     """
 
     sockets: int | None = None
@@ -139,6 +141,7 @@ class KernelUse(msgspec.Struct, frozen=True):
     netlink_bytes: int | None = None
     received_bytes: int | None = None
     received_bytes_max: int | None = None
+    idle_slab_bytes: int | None = None
 
     def excess(self) -> str:
         """Why the sandbox must end, for people; empty while all is within bounds."""
@@ -159,6 +162,11 @@ class KernelUse(msgspec.Struct, frozen=True):
             return (
                 f"The sandbox left {received >> 20} MiB unread in TCP and UDP sockets, errors and time stamps of what "
                 f"it sent included, and the limit is {received_max >> 20} MiB; read or close them."
+            )
+        if self.idle_slab_bytes is not None and self.idle_slab_bytes > IDLE_SLAB_BYTES_MAX:
+            return (
+                f"The sandbox left {self.idle_slab_bytes >> 20} MiB of the kernel's memory taken by few objects; "
+                "close what it opened together with most of the rest."
             )
         return ""
 

@@ -83,6 +83,9 @@ FILE_USE_CHECK_SECONDS = 0.5
 SOCKETS_MAX = 8192
 """In one sandbox, of all kinds, unaccepted connections included, whose memory no control group is charged for."""
 
+IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
+"""Of freed objects of the kernel whose memory is still taken, put down to one sandbox."""
+
 NETLINK_BYTES_MAX = 16 * 1024 * 1024
 """Unread in the netlink sockets of one sandbox."""
 

@@ -17,6 +17,7 @@ import msgspec
 from sandbox.contracts.runtime import FileUse, KernelUse, Stats
 from sandbox.model.limits import RECEIVED_BYTES_BESIDE_BUFFERS, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import file_use, kernel_use, processes
+from sandbox.runtimes.slabs import IdleSlabs
 from sandbox.runtimes.socket_counter import SocketCounter
 
 PARENT = "sandbox"
@@ -118,11 +119,13 @@ class ControlGroup(msgspec.Struct, frozen=True):
             forks_refused=self._number("pids.events", "max") or 0,
         )
 
-    def kernel_use(self, pid: int, memory_bytes: int, counter: SocketCounter | None = None) -> KernelUse:
+    def kernel_use(
+        self, pid: int, memory_bytes: int, counter: SocketCounter | None = None, slabs: IdleSlabs | None = None
+    ) -> KernelUse:
         """Of the group, and of the network namespace of a process in it. May take a tenth of a second.
 
         Version 1 bounds buffers of sockets itself, version 2 counts them as memory. memory_bytes: what the group was
-        made with. counter: of that network namespace.
+        made with. counter: of that network namespace. slabs: None for one with a kernel of its own.
         """
         sockets = kernel_use.count_sockets(pid)
         waiting = counter.count() if counter is not None and (sockets or 0) > _FEW_SOCKETS else None
@@ -136,6 +139,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             buffer_bytes=buffers,
             buffer_bytes_max=buffers_max,
             netlink_bytes=kernel_use.count_netlink_bytes(pid),
+            idle_slab_bytes=slabs.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slabs else None,
         )
 
     def file_use(self) -> FileUse:
@@ -145,6 +149,17 @@ class ControlGroup(msgspec.Struct, frozen=True):
     def directory_use(self, *, descriptors_each: int) -> FileUse:
         """Of a kernel that is a program in it: only its open directories are counted."""
         return file_use.count_directories(self.process_ids(), descriptors_each=descriptors_each)
+
+    def _kernel_bytes_of_all(self) -> int:
+        """Of all groups beside it and its own. What their parent has more is of groups that are gone."""
+        parents = [directory.parent for directory in self.directories]
+        names = {entry.name for parent in parents for entry in parent.glob("*/")}
+        groups = [ControlGroup([parent / name for parent in parents]) for name in names]
+        return sum(group._kernel_bytes() or 0 for group in groups)
+
+    def _kernel_bytes(self) -> int | None:
+        """What is charged for memory of the kernel itself."""
+        return _first(self._number("memory.kmem.usage_in_bytes"), self._number("memory.stat", "kernel"))
 
     @property
     def _is_unified(self) -> bool:

@@ -94,7 +94,7 @@ class Joiner:
         files = [
             write_memory("argv", _listed(command.argv)),
             write_memory("environment", _listed([f"{name}={value}" for name, value in variables.items()])),
-            *(write_memory("filter", one) for one in seccomp.assemble_filters(os.uname().machine)),
+            write_memory("filter", seccomp.assemble_filter(os.uname().machine)),
         ]
         try:
             socket.send_fds(self._control, [b"join"], [first_process_fd, *files])

@@ -7,7 +7,7 @@ sandbox's process namespace as the command's parent: whoever is inside does not 
 
 Arguments: control descriptor, parent's pid, user id inside, rows, columns, directory. The last argument is a marker
 to be found by; it means nothing here. One message then brings the process descriptor, and in files the command's
-words, its environment and the filters on system calls.
+words, its environment and the filter on system calls.
 """
 
 import _socket
@@ -85,7 +85,7 @@ def open_terminal(rows: int, columns: int) -> tuple[int, int]:
     return ours, theirs
 
 
-def become(words: list[bytes], variables: list[bytes], directory: str, filters: list[bytes], terminal: int) -> None:
+def become(words: list[bytes], variables: list[bytes], directory: str, filter_: bytes, terminal: int) -> None:
     """In the child: a session of its own on the terminal, then the command. Never returns."""
     try:
         os.setsid()
@@ -94,8 +94,7 @@ def become(words: list[bytes], variables: list[bytes], directory: str, filters: 
             os.dup2(terminal, number)
         os.chdir(directory)
         environment = dict(variable.split(b"=", 1) for variable in variables)
-        for one in filters:
-            launcher.install_filter(one)
+        launcher.install_filter(filter_)
         os.execvpe(words[0], words, environment)  # noqa: S606
     except OSError as error:
         os.write(2, f"{os.fsdecode(words[0])} could not be started: {error.strerror}\r\n".encode(errors="replace"))
@@ -122,7 +121,7 @@ def find_arguments() -> tuple[int, int]:
 def start(first_process: int, files: list[int], uid: int, size: tuple[int, int], directory: str) -> tuple[int, int]:
     """Enter, and start the command; gives its process id and the outer end of its terminal."""
     words, variables = (read_whole(file).split(b"\0")[:-1] for file in files[:2])
-    filters = [read_whole(file) for file in files[2:]]
+    filter_ = read_whole(files[2])
     parent, place = os.getppid(), find_arguments()
     enter(first_process, uid)
     launcher.die_with(parent)
@@ -135,7 +134,7 @@ def start(first_process: int, files: list[int], uid: int, size: tuple[int, int],
     if child == 0:
         line.close()
         wait_for_parent(line_of_child)
-        become(words, variables, directory, filters, theirs)
+        become(words, variables, directory, filter_, theirs)
     ctypes.memmove(place[0], told, place[1])  # the host finds this process by its mark
     line_of_child.close()
     os.close(theirs)

@@ -13,6 +13,7 @@ from sandbox.contracts.confinement import ConfinementLostError
 from sandbox.contracts.runtime import TRANSPARENT_PORTS, Listeners
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
+from sandbox.runtimes.slabs import IdleSlabs
 from sandbox.runtimes.socket_counter import SocketCounter
 
 _READY_SECONDS = 30.0
@@ -46,6 +47,7 @@ class Launch:
         self.errors = errors
         self.counter: SocketCounter | None = None
         """Of the sandbox's network, once it is ready."""
+        self.slabs = IdleSlabs()
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports

@@ -86,8 +86,8 @@ class LaunchedSandbox(ABC):
 
     async def kernel_use(self) -> KernelUse:
         """Of its control group, and of the network namespace that the launcher made."""
-        launch = self._launch
-        return await asyncio.to_thread(self._group.kernel_use, launch.pid, self._spec.memory_bytes, launch.counter)
+        launch, memory_bytes = self._launch, self._spec.memory_bytes
+        return await asyncio.to_thread(self._group.kernel_use, launch.pid, memory_bytes, launch.counter, launch.slabs)
 
     @abstractmethod
     async def file_use(self) -> FileUse:

@@ -290,7 +290,7 @@ async def _end_past_bounds(launch: Launch, group: ControlGroup, memory_bytes: in
     """Kill confined programs once the kernel holds too much for them, or when that cannot be counted."""
     try:
         await until_excess(
-            lambda: asyncio.to_thread(group.kernel_use, launch.pid, memory_bytes, launch.counter),
+            lambda: asyncio.to_thread(group.kernel_use, launch.pid, memory_bytes, launch.counter, launch.slabs),
             lambda: asyncio.to_thread(group.file_use),
         )
     except Exception:

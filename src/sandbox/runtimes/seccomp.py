@@ -13,7 +13,7 @@ import msgspec
 from sandbox.runtimes import socket_rules
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
-_AND, _DIVIDE = 0x54, 0x3C
+_AND = 0x54
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -56,8 +56,14 @@ _OFD_LOCKS = (36, 37, 38)
 _OWN_FILES = 0x2
 """CLOSE_RANGE_UNSHARE: open files of one thread alone."""
 
-_NEW_LISTENER = 0x8
-"""SECCOMP_FILTER_FLAG_NEW_LISTENER: its descriptor keeps a filter in memory when the process has ended."""
+_CONFINING_MODES = (0, 1)
+"""SECCOMP_SET_MODE_STRICT, SECCOMP_SET_MODE_FILTER. A filter of a program's own can have every call written to the
+machine's audit log (SECCOMP_RET_LOG), which no filter outside of it can see or prevent. Compiled filters come out of
+a pool of the machine (net.core.bpf_jit_limit), and a listener keeps one there when its process has ended.
+"""
+
+_NOTIFICATION_PIPE = 0x80
+"""O_NOTIFICATION_PIPE: a pipe for news of keys, with up to 64 KiB of pages that no control group is charged for."""
 
 _ATTRIBUTE_BYTES_MAX = 256
 """Of one extended attribute. The kernel keeps access lists of a file in memory that no control group is charged for."""
@@ -69,14 +75,12 @@ _MERGEABLE = 12
 """MADV_MERGEABLE: the kernel's own thread looks for equal pages, at 64 bytes for each that nobody is charged for."""
 
 _PROCESS_OPTIONS = (
+    22,  # PR_SET_SECCOMP: see `_CONFINING_MODES`
     62,  # PR_SCHED_CORE: keeps the sibling of each processor that is used from everybody else
     67,  # PR_SET_MEMORY_MERGE: MADV_MERGEABLE for the whole process
 )
 
 _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH = range(_ARGUMENTS, _ARGUMENTS + 48, 8)
-_INSTRUCTIONS_MAX = 4096
-_INSTRUCTIONS_PER_DIVISION = 5
-_PADDING_INSTRUCTIONS = 29_000
 
 
 class Architecture(msgspec.Struct, frozen=True):
@@ -101,6 +105,7 @@ class Architecture(msgspec.Struct, frozen=True):
     vmsplice: int
     sendfile: int
     seccomp: int
+    pipe2: int
     set_attributes: tuple[int, ...]
     mmap: int
     madvise: int
@@ -118,7 +123,8 @@ class Architecture(msgspec.Struct, frozen=True):
 
 _X86_64 = Architecture(
     audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, getsockopt=55, sendto=44,
-    sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, set_attributes=(188, 189, 190),
+    sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, pipe2=293,
+    set_attributes=(188, 189, 190),
     mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
     polls=(7, 271), selects=(23, 270), ioctl=16, personality=135, io_setup=206,
     denied={
@@ -137,7 +143,8 @@ _X86_64 = Architecture(
 
 _AARCH64 = Architecture(
     audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, getsockopt=209, sendto=206,
-    sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, set_attributes=(5, 6, 7), mmap=222,
+    sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, pipe2=59,
+    set_attributes=(5, 6, 7), mmap=222,
     madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
     polls=(73,), selects=(72,), ioctl=29, personality=92, io_setup=0,
     denied={
@@ -155,18 +162,6 @@ _AARCH64 = Architecture(
 ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
 
-def assemble_filters(machine: str) -> tuple[bytes, ...]:
-    """All filters of a sandbox, in the order of their installation. Raises KeyError as `assemble_filter` does.
-
-    The first ones do nothing but use up most of the instructions that the kernel allows a process (32768 over all of
-    its filters). A program can still install small filters, but 512 processes cannot fill the memory that the whole
-    machine has for compiled filters (net.core.bpf_jit_limit).
-    """
-    divisions = _PADDING_INSTRUCTIONS // _INSTRUCTIONS_PER_DIVISION
-    counts = [min(_INSTRUCTIONS_MAX - 2, divisions), max(0, divisions - (_INSTRUCTIONS_MAX - 2))]
-    return (*map(_pad, counts), assemble_filter(machine))
-
-
 def assemble_filter(machine: str) -> bytes:
     """The filter for a machine as `os.uname` names it. Raises KeyError for one that no table is written for."""
     architecture = ARCHITECTURES[machine]
@@ -182,7 +177,8 @@ def assemble_filter(machine: str) -> bytes:
         *_when_called(architecture.splice, errno.EINVAL),
         *_when_called(architecture.vmsplice, errno.EINVAL),
         *_when_called(architecture.sendfile, errno.EINVAL),
-        *_when_flags(architecture.seccomp, _SECOND, _NEW_LISTENER, errno.EINVAL),
+        *_when_among(architecture.seccomp, _FIRST, _CONFINING_MODES, errno.EINVAL),
+        *_when_flags(architecture.pipe2, _SECOND, _NOTIFICATION_PIPE, errno.ENOPKG),
         *(
             word
             for call in architecture.set_attributes
@@ -213,11 +209,6 @@ def assemble_socket_filter(machine: str) -> bytes:
     """
     rules = _socket_use(ARCHITECTURES[machine])
     return b"".join([_load(_NUMBER), *rules, _return(_ALLOW)])
-
-
-def _pad(divisions: int) -> bytes:
-    """A filter that allows everything at its first instruction. The kernel compiles and counts what is behind it."""
-    return b"".join([_return(_ALLOW), *[_instruction(_DIVIDE, 0)] * divisions, _return(_ALLOW)])
 
 
 def _instruction(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:

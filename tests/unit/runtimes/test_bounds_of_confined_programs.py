@@ -13,6 +13,7 @@ from sandbox.runtimes import launching
 class PlayedLaunch:
     pid = 4711
     counter = None
+    slabs = None
 
     def __init__(self) -> None:
         self.was_killed = asyncio.Event()
@@ -28,7 +29,7 @@ class PlayedGroup:
         self._uses = list(uses)
         self.looks = 0
 
-    def kernel_use(self, _pid: int, _memory_bytes: int, _counter: object) -> KernelUse:
+    def kernel_use(self, _pid: int, _memory_bytes: int, _counter: object, _slabs: object) -> KernelUse:
         self.looks += 1
         use = self._uses.pop(0) if len(self._uses) > 1 else self._uses[0]
         if isinstance(use, Exception):

@@ -42,7 +42,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "openat": (257, 56), "stat": (4, None),
     "newfstatat": (262, None), "statx": (332, 291), "mprotect": (10, 226), "munmap": (11, 215),
     "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
-    "pread64": (17, 67), "pwrite64": (18, 68), "pipe2": (293, 59), "dup3": (292, 24), "nanosleep": (35, 101),
+    "pread64": (17, 67), "pwrite64": (18, 68), "dup3": (292, 24), "nanosleep": (35, 101),
     "getpid": (39, 172), "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
     "exit": (60, 93), "exit_group": (231, 94), "wait4": (61, 260), "waitid": (247, 95), "kill": (62, 129),
     "tgkill": (234, 131), "flock": (73, 32), "fsync": (74, 82), "fdatasync": (75, 83),
@@ -86,7 +86,8 @@ ORDINARY_ARGUMENTS = {
     "shmget": (0, 4096, 0o1600),
     "ppoll": (1, 4096),
     "close_range": (3, 100, 4),  # CLOSE_RANGE_CLOEXEC
-    "seccomp": (1, 1),  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC
+    "seccomp": (2, 0),  # SECCOMP_GET_ACTION_AVAIL
+    "pipe2": (0, 0x84800),  # O_CLOEXEC | O_NONBLOCK | O_DIRECT
     "setxattr": (1, 1, 1, 256),
     "pselect6": (1024,),
 }
@@ -95,7 +96,7 @@ LOOKED_AT: dict[str, tuple[int | None, int | None]] = {
     "socketpair": (53, 199), "unshare": (272, 97), "mmap": (9, 222), "fcntl": (72, 25), "sendto": (44, 206),
     "sendmsg": (46, 211), "sendmmsg": (307, 269), "memfd_create": (319, 279), "shmget": (29, 194),
     "ppoll": (271, 73), "pselect6": (270, 72),
-    "close_range": (436, 436), "seccomp": (317, 277), "setxattr": (188, 5),
+    "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59), "setxattr": (188, 5),
 }  # fmt: skip
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -219,7 +220,8 @@ REFUSED_ARGUMENTS = [
     ("sendmmsg", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
     ("ppoll", (1, 4097), errno.EINVAL),
     ("close_range", (3, 100, 2), errno.EINVAL),
-    ("seccomp", (1, 8), errno.EINVAL),
+    *[("seccomp", (mode, flags), errno.EINVAL) for mode in (0, 1) for flags in (0, 1, 2, 8)],
+    ("pipe2", (0, 0x80080), errno.ENOPKG),
     ("setxattr", (1, 1, 1, 257), errno.EOPNOTSUPP),
     ("unshare", (0x400,), errno.EPERM),
     ("clone", (0x3D0F00 & ~0x400,), errno.EPERM),  # a thread with open files of its own
