@@ -19,8 +19,7 @@ class Pace:
     async def wait(self) -> None:
         """Return when it may be done once more."""
         async with self._first:
-            while (seconds := self._wait_seconds()) > 0:
-                await asyncio.sleep(seconds)
+            await asyncio.sleep(self._wait_seconds())
             self._left -= 1
 
     def _wait_seconds(self) -> float:
