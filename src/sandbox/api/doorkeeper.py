@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sandbox.api import paths
+from sandbox.api import paths, share
 from sandbox.api.guard import Guard, Refusal, Visitor
 from sandbox.api.problem import problem
 from sandbox.api.proof import STREAM_PROTOCOL, without_token
@@ -19,6 +19,7 @@ from sandbox.contracts.subject import TOKEN_ID
 RECHECK_SECONDS = 5.0
 """A stream tells and takes nothing more this long after its token was revoked or has expired."""
 
+_CONTENT = frozenset({"http.response.body", "websocket.send"})
 _LEAVE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is not good any more."}
 _LEFT: Message = {"type": "websocket.disconnect", "code": 1008}
 _log = logging.getLogger(__name__)
@@ -48,10 +49,11 @@ class Doorkeeper:
             await _answer(connection, found)(scope, receive, send)
             return
         scope.setdefault("state", {})["visitor"] = found
+        share.use(self._guard.share_of(found))
         if scope.get("subprotocols"):
             scope, send = _agreeing(scope, send)
         with suppress(VisitorUnknownError), self._guard.answering(found):
-            await self._app(scope, *self._watching(found, scope["type"], receive, send))
+            await self._app(scope, *self._watching(found, scope["type"], receive, _in_turn(send)))
 
     def _watching(self, visitor: Visitor, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """Pass on as long as the visitor is known; then break off as if the client had gone."""
@@ -82,12 +84,23 @@ class Doorkeeper:
             return message
 
         async def send_watched(message: Message) -> None:
-            if has_left or (message["type"] in {"http.response.body", "websocket.send"} and is_unknown()):
+            if has_left or (message["type"] in _CONTENT and is_unknown()):
                 await dismiss()
                 raise VisitorUnknownError
             await send(message)
 
         return receive_watched, send_watched
+
+
+def _in_turn(send: Send) -> Send:
+    """What is sent waits for its turn within the client's share of the event loop."""
+
+    async def send_in_turn(message: Message) -> None:
+        if message["type"] in _CONTENT:
+            await share.take(len(message.get("body") or message.get("text") or message.get("bytes") or b""))
+        await send(message)
+
+    return send_in_turn
 
 
 def _answer(connection: HTTPConnection, refusal: Refusal) -> Response:

@@ -52,6 +52,15 @@ class SecretArtifactError(SandboxError):
         )
 
 
+class TooManyStreamsError(SandboxError):
+    """The client has as many streams of all tasks as it may have."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"This token has {most} streams of all tasks open; name a task_id, or end one.")
+
+
 class PayloadTooLargeError(SandboxError):
     """The body has more bytes than any body may have."""
 
@@ -101,14 +110,14 @@ _Fields = Callable[[Any], dict[str, Any]]
 def _answering(status: int, fields: _Fields) -> Callable[..., Any]:
     async def answer(connection: HTTPConnection, error: SandboxError) -> Response:
         seconds = error.retry_after_seconds if isinstance(error, UnavailableError) else None
-        headers = retry_after(seconds) if status == 503 else None
+        headers = retry_after(seconds) if status in {429, 503} else None
         return problem(connection, status, error.code, error.message, fields=fields(error), headers=headers)
 
     return answer
 
 
 def retry_after(seconds: int | None) -> dict[str, str]:
-    """The header of a 503; RETRY_AFTER_SECONDS where nothing better is known."""
+    """The header of a 429 or 503; RETRY_AFTER_SECONDS where nothing better is known."""
     return {"retry-after": str(seconds or RETRY_AFTER_SECONDS)}
 
 
@@ -150,6 +159,7 @@ _ANSWERS: dict[type[SandboxError], tuple[int, _Fields]] = {
     TaskTerminalError: (409, lambda error: {"task_state": error.task.state}),
     PayloadTooLargeError: (413, _nothing),
     IdempotencyKeyReusedError: (422, _nothing),
+    TooManyStreamsError: (429, _nothing),
     UnavailableError: (503, _nothing),
     StoreError: (503, _nothing),
     InsufficientResourcesError: (507, _figures),

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 
 from sandbox.api import paths
+from sandbox.api.errors import TooManyStreamsError
 from sandbox.api.origin import LOOPBACK_NAMES, destination_refusal, embedding_refusal, origin_refusal, refusal
 from sandbox.api.proof import Proof, shown_proof
 from sandbox.api.rate_limit import RateLimit, name_client
 from sandbox.api.sessions import Sessions
 from sandbox.api.settings import ApiSettings
+from sandbox.api.share import Share, Shares
 from sandbox.contracts.access import Access, Principal, Role
 
 LOCAL_OPERATOR = Principal("", "local", Role.OPERATOR)
@@ -28,6 +30,9 @@ LOCAL_OPERATOR = Principal("", "local", Role.OPERATOR)
 
 REQUESTS_AT_ONCE_MAX = 1000
 """Requests of one token that are being answered, streams among them; a further one gets 429."""
+
+STREAMS_OF_ALL_MAX = 100
+"""Streams of all tasks that one token has at once; a further one gets 429. Each costs for everything that happens."""
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _VIEWERS_LOOK_ON = "This token may only look on; this needs one with the role operator."
@@ -71,6 +76,8 @@ class Guard:
         self._names = LOOPBACK_NAMES | {name.lower() for name in settings.host_names}
         self._rates = RateLimit(settings.requests_per_minute, monotonic)
         self._under_way: Counter[str] = Counter()
+        self._following_all: Counter[str] = Counter()
+        self._shares = Shares()
 
     def clone_hosts(self) -> frozenset[str] | None:
         """Where repositories may come from; None for anywhere."""
@@ -104,6 +111,24 @@ class Guard:
             self._under_way[name] -= bool(name)
             if not self._under_way[name]:
                 del self._under_way[name]
+
+    def share_of(self, visitor: Visitor) -> Share:
+        """The visitor's part of the event loop. Those who need no name have one together."""
+        return self._shares.of(visitor.principal.id if visitor.principal else "-")
+
+    @contextmanager
+    def following_all(self, visitor: Visitor) -> Iterator[None]:
+        """Count a stream of all tasks. Raises TooManyStreamsError."""
+        name = visitor.principal.id if visitor.principal else "-"
+        if self._following_all[name] >= STREAMS_OF_ALL_MAX:
+            raise TooManyStreamsError(STREAMS_OF_ALL_MAX)
+        self._following_all[name] += 1
+        try:
+            yield
+        finally:
+            self._following_all[name] -= 1
+            if not self._following_all[name]:
+                del self._following_all[name]
 
     def still_knows(self, visitor: Visitor) -> bool:
         """Whether somebody who was let in would be let in again."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 from starlette.responses import Response
 
-from sandbox.api import paths
+from sandbox.api import paths, share
 from sandbox.api.context import Asked
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import Responses, content, header, parameters, problems
@@ -21,7 +21,7 @@ from sandbox.api.seq import SEQ_MAX, read_seq
 from sandbox.api.streamed import SSE_KEEP_ALIVE, Streamed
 from sandbox.api.view import Messages, seen_alone
 from sandbox.contracts.tasks import Tasks
-from sandbox.model.frame import Frame, LogStream, log_stream, timestamp
+from sandbox.model.frame import Frame, LogStream, log_stream, size_bytes, timestamp
 from sandbox.model.task import Task
 
 TAIL_MAX = 1_000_000
@@ -147,6 +147,7 @@ async def _start_of_tail(tasks: Tasks, task: Task, after: int, lines: int, view:
         begin = max(after, task.last_seq - reach)
         last: deque[int] = deque(maxlen=lines + 1)
         async for frame in tasks.frames(task.id, after=begin):
+            await share.take(size_bytes(frame))
             if frame["type"] != "end" and view.wants(frame):
                 last.append(frame["seq"])
         if len(last) > lines:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from sandbox.api import share
 from sandbox.api.view import Messages, close
 
 READ_AHEAD_BYTES_MAX = 256 * 1024
@@ -76,6 +77,7 @@ class ReadAhead:
         skipped = 0
         try:
             async for messages in self._source:
+                await share.take(sum(map(len, messages)))
                 if messages:
                     await self._hand_over(messages)
                     continue

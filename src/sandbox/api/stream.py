@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import msgspec
@@ -10,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sandbox.api import paths
 from sandbox.api.context import Context, context
+from sandbox.api.doorkeeper import visitor_of
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.known_parameters import refuse_unknown
 from sandbox.api.measured import note_route
@@ -66,7 +68,8 @@ async def stream(websocket: WebSocket) -> None:
     asked = await context(websocket)
     wish = Wish.of(websocket.query_params)
     TASK_ID.set(wish.task_id)
-    with asked.metrics.streaming("websocket"):
+    follows_all = asked.guard.following_all(visitor_of(websocket)) if wish.task_id is None else nullcontext()
+    with follows_all, asked.metrics.streaming("websocket"):
         await _tell(websocket, asked, wish)
 
 

@@ -53,7 +53,8 @@ class EgressVisit:
                 return outcome
 
     async def _dial(self, passage: Passage) -> Line | Refusal | None:
-        self._client.renew(limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
+        waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND  # for those that came before
+        self._client.renew(waiting_seconds + limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
         host, port = passage.host, passage.port
         try:
             return await self._outward.dial(host, port)

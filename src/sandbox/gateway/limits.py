@@ -24,6 +24,18 @@ NARROW_BUFFER_BYTES = 128 * 1024
 CONNECTIONS_MAX = 128
 """Open connections to the model's listener, as many to hosts and as many for names; further ones wait."""
 
+HOST_CONNECTIONS_AT_ONCE = 1024
+"""New connections to hosts that do not wait. Each that is closed takes a port of the machine for a minute."""
+
+HOST_CONNECTIONS_PER_SECOND = 10
+"""New connections to hosts after those; further ones wait."""
+
+MODEL_CONNECTIONS_AT_ONCE = 256
+"""New connections to the model's address that do not wait. All tasks share its ports."""
+
+MODEL_CONNECTIONS_PER_SECOND = 4
+"""New connections to the model's address after those; further ones wait."""
+
 NEW_MODEL_DEBT_SECONDS = 1.0
 """CPU seconds of debt up to which new connections to the model are served: other traffic waits meanwhile."""
 

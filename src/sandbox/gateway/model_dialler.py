@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sandbox.gateway import limits
 from sandbox.gateway.address_table import Address, unwrapped
 from sandbox.gateway.line import Line, bound_buffers
+from sandbox.gateway.pace import Pace
 from sandbox.gateway.upstream import Upstream
 from sandbox.gateway.wide_lines import WideLines
 
@@ -31,9 +32,11 @@ class ModelDialler:
         self.addresses: set[Address] = set()
         self._tls: SSLContext | None = None
         self._wide = WideLines()
+        self._pace = Pace(limits.MODEL_CONNECTIONS_AT_ONCE, limits.MODEL_CONNECTIONS_PER_SECOND)
 
     async def dial(self) -> Line:
-        """Raises UnreachableError."""
+        """Raises UnreachableError. Waits where connections are opened too often."""
+        await self._pace.wait()
         upstream = self.upstream
         tls = self._context() if upstream.is_tls else None
         try:

@@ -12,6 +12,7 @@ from sandbox.contracts.waiting_thread import wait_in_thread
 from sandbox.gateway import limits
 from sandbox.gateway.address_table import Address, is_global, unwrapped
 from sandbox.gateway.line import Line
+from sandbox.gateway.pace import Pace
 from sandbox.gateway.wide_lines import WideLines
 
 AddressPolicy = Callable[[Address], bool]
@@ -47,9 +48,10 @@ class Outward:
         self._may_be_dialled = address_policy
         self._lookups = asyncio.Semaphore(limits.LOOKUPS_MAX)
         self._wide = WideLines()
+        self._pace = Pace(limits.HOST_CONNECTIONS_AT_ONCE, limits.HOST_CONNECTIONS_PER_SECOND)
 
     async def dial(self, host: str, port: int) -> Line:
-        """Raises NotDialledError, NotReachedError."""
+        """Raises NotDialledError, NotReachedError. Waits where connections are opened too often."""
         addresses = await self._look_up(host)
         await self._look_for_model()
         if not self._model_addresses.isdisjoint(addresses):
@@ -57,6 +59,7 @@ class Outward:
         allowed = [address for address in addresses if self._may_be_dialled(address)]
         if not allowed:
             raise NotDialledError("its name resolves to no public address of another host.")
+        await self._pace.wait()
         line = await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
         self._wide.add(line)
         return line

@@ -77,11 +77,22 @@ class AgentStarted(_Fact, frozen=True, tag="agent_started"):
     monotonic_seconds: float = 0.0
 
 
+_SHORT_ESCAPES = b'\b\t\n\f\r"\\'
+_LONG_ESCAPES = bytes(set(range(32)) - set(_SHORT_ESCAPES))
+
+
+def _escapes_bytes(data: bytes) -> int:
+    """What JSON adds to a text: `\\u0001` for one byte, `\\n` for another."""
+    without_long = len(data.translate(None, _LONG_ESCAPES))
+    without_any = len(data.translate(None, _LONG_ESCAPES + _SHORT_ESCAPES))
+    return 5 * (len(data) - without_long) + (without_long - without_any)
+
+
 class Output(_Fact, frozen=True, tag="output"):
     """Bytes of the agent process, a line at a time (its newline included, where it has one).
 
     A line over the bound is split; every part but its last one is `continued`.
-    Exactly one of `text` (valid UTF-8) and `base64` (anything else) is set.
+    Exactly one of `text` and `base64` is set: the latter for what is no UTF-8, or is mostly what JSON escapes.
     """
 
     stream: Stream
@@ -91,7 +102,9 @@ class Output(_Fact, frozen=True, tag="output"):
 
     @classmethod
     def of(cls, stream: Stream, data: bytes, *, continued: bool = False) -> Output:
-        """Keep `data` exactly, as text where it is UTF-8."""
+        """Keep `data` exactly, as text where it is UTF-8 and JSON does not make more than twice as much of it."""
+        if _escapes_bytes(data) > len(data):
+            return cls(stream, base64=data, continued=continued)
         try:
             return cls(stream, text=data.decode(), continued=continued)
         except UnicodeDecodeError:

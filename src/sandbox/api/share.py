@@ -1,0 +1,78 @@
+"""Each client's part of every turn of the event loop, so that one with many streams delays nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextvars import ContextVar
+from weakref import WeakValueDictionary
+
+MESSAGES_OF_TURN_MAX = 64
+"""Messages of up to 4 KiB that are made or sent for one client in one turn of the event loop."""
+
+_UNIT_BYTES = 4 * 1024
+
+
+class Share:
+    """Of one client, whatever it asks for on whichever connection. First in, first out."""
+
+    def __init__(self) -> None:
+        self._left = MESSAGES_OF_TURN_MAX
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._is_renewed_next = False
+
+    async def take(self, size_bytes: int) -> None:
+        """Return when a message of this size may be made or sent."""
+        units = 1 + size_bytes // _UNIT_BYTES
+        if self._left > 0 and not self._waiting:
+            self._left -= units
+            self._renew_next()
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((turn, units))
+        self._renew_next()
+        await turn
+
+    def _renew_next(self) -> None:
+        if not self._is_renewed_next:
+            self._is_renewed_next = True
+            asyncio.get_running_loop().call_soon(self._renew)
+
+    def _renew(self) -> None:
+        self._is_renewed_next = False
+        self._left = MESSAGES_OF_TURN_MAX
+        while self._waiting and self._left > 0:
+            turn, units = self._waiting.popleft()
+            if not turn.done():  # else it was given up
+                turn.set_result(None)
+                self._left -= units
+        if self._waiting:
+            self._renew_next()
+
+
+class Shares:
+    """Those of all clients that are being answered."""
+
+    def __init__(self) -> None:
+        self._shares: WeakValueDictionary[str, Share] = WeakValueDictionary()
+
+    def of(self, client: str) -> Share:
+        """The same one, as long as somebody holds it."""
+        share = self._shares.get(client)
+        if share is None:
+            share = self._shares[client] = Share()
+        return share
+
+
+_SHARE: ContextVar[Share | None] = ContextVar("share", default=None)
+
+
+def use(share: Share) -> None:
+    """What this asyncio task does from now on, and those that it begins, is part of this share."""
+    _SHARE.set(share)
+
+
+async def take(size_bytes: int) -> None:
+    """Return when the share under way has room for a message of this size; at once where there is none."""
+    if (share := _SHARE.get()) is not None:
+        await share.take(size_bytes)

@@ -1,0 +1,95 @@
+"""A token with many streams delays its own, and nobody else."""
+
+import asyncio
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from doubles.fake_access import FakeAccess
+from doubles.fake_tasks import TO_RUNNING
+from sandbox.api import guard, stream
+from sandbox.api.share import MESSAGES_OF_TURN_MAX
+from sandbox.model import event as e
+
+STREAMS, LINES = 20, 300
+
+
+def as_vera(doors, query=""):
+    return connect(doors.ws(query), additional_headers={"Authorization": "Bearer vera"}, max_queue=None)
+
+
+async def hear(following, heard):
+    async for message in following:
+        heard.append(message)
+
+
+def outputs(heard):
+    return [sum('"type":"output"' in one for one in told) for told in heard]
+
+
+class TurnCount:
+    """The most messages that were made in one turn of the event loop."""
+
+    def __init__(self, monkeypatch):
+        self.most = self._now = 0
+        original = stream.StreamView.messages
+
+        def messages(view, frames):
+            made = original(view, frames)
+            self._now += len(made)
+            self.most = max(self.most, self._now)
+            return made
+
+        monkeypatch.setattr(stream.StreamView, "messages", messages)
+
+    async def watch(self):
+        while True:
+            self._now = 0
+            await asyncio.sleep(0)
+
+
+def test_all_streams_of_a_token_are_told_in_small_parts_and_everything(open_doors, until, monkeypatch):
+    made = TurnCount(monkeypatch)
+
+    async def scene():
+        async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors:
+            doors.tasks.add("task-001", *TO_RUNNING)
+            followings = [await as_vera(doors) for _ in range(STREAMS)]
+            heard = [[] for _ in followings]
+            hearing = [asyncio.create_task(hear(*each)) for each in zip(followings, heard, strict=True)]
+            watching = asyncio.create_task(made.watch())
+            doors.tasks.tell("task-001", *(e.Output.of("stdout", b"a line\n") for _ in range(LINES)))
+            async with httpx.AsyncClient(base_url=doors.http, headers={"Authorization": "Bearer otto"}) as otto:
+                assert (await otto.get("/api/v1/tasks/task-001")).status_code == 200
+            await until(lambda: outputs(heard) == [LINES] * STREAMS, 30)
+            watching.cancel()
+            for following in followings:
+                await following.close()
+            await asyncio.gather(*hearing)
+
+    asyncio.run(scene())
+    assert made.most <= 2 * MESSAGES_OF_TURN_MAX
+
+
+def test_a_token_has_so_many_streams_of_all_tasks_and_others_their_own(open_doors, until, monkeypatch):
+    monkeypatch.setattr(guard, "STREAMS_OF_ALL_MAX", 2)
+
+    async def scene():
+        async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors:
+            doors.tasks.add("task-001", *TO_RUNNING)
+            first, second = await as_vera(doors), await as_vera(doors)
+            with pytest.raises(InvalidStatus) as refused:
+                await as_vera(doors)
+            assert refused.value.response.status_code == 429
+            assert refused.value.response.headers["Retry-After"]
+            async with as_vera(doors, "?task_id=task-001") as of_one:
+                assert await of_one.recv()
+            async with connect(doors.ws(), additional_headers={"Authorization": "Bearer otto"}):
+                await first.close()
+                await until(lambda: doors.open_streams("websocket") == 2)
+            async with as_vera(doors):
+                await second.close()
+
+    asyncio.run(scene())

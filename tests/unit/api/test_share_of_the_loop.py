@@ -1,0 +1,84 @@
+"""One client gets a part of each turn of the event loop, in order, and takes nothing from another."""
+
+import asyncio
+from itertools import pairwise
+
+from sandbox.api.share import MESSAGES_OF_TURN_MAX, Shares
+
+
+async def take_often(share, count, taken, size_bytes=100):
+    for _ in range(count):
+        await share.take(size_bytes)
+        taken.append(share)
+
+
+async def turns(taken, count):
+    """How much was taken after each of the next turns of the loop."""
+    found = []
+    for _ in range(count):
+        await asyncio.sleep(0)
+        found.append(len(taken))
+    return found
+
+
+def test_many_streams_of_one_client_take_its_share_together_in_each_turn():
+    async def story():
+        share, taken = Shares().of("vera"), []
+        streams = [asyncio.create_task(take_often(share, 50, taken)) for _ in range(20)]
+        seen = await turns(taken, 10)
+        assert all(after - before <= 2 * MESSAGES_OF_TURN_MAX for before, after in pairwise(seen))
+        assert seen[-1] <= 10 * MESSAGES_OF_TURN_MAX
+        async with asyncio.timeout(5):
+            await asyncio.gather(*streams)
+        assert len(taken) == 1000
+
+    asyncio.run(story())
+
+
+def test_another_client_does_not_wait_for_them():
+    async def story():
+        shares, taken = Shares(), []
+        vera, otto = shares.of("vera"), shares.of("otto")
+        streams = [asyncio.create_task(take_often(vera, 1000, taken)) for _ in range(20)]
+        await turns(taken, 3)
+        others = asyncio.create_task(take_often(otto, 10, others_taken := []))
+        await turns(taken, 1)
+        assert len(others_taken) == 10
+        for stream in (*streams, others):
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def test_large_messages_count_for_many():
+    async def story():
+        share, taken = Shares().of("vera"), []
+        stream = asyncio.create_task(take_often(share, 10, taken, size_bytes=1024 * 1024))
+        seen = await turns(taken, 6)
+        assert seen[-1] <= 6
+        await stream
+
+    asyncio.run(story())
+
+
+def test_who_gives_up_keeps_nobody_waiting():
+    async def story():
+        share, taken = Shares().of("vera"), []
+        streams = [asyncio.create_task(take_often(share, 50, taken)) for _ in range(20)]
+        await turns(taken, 2)
+        for stream in streams[:10]:
+            stream.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*streams[10:])
+        assert taken.count(share) >= 500
+        await asyncio.gather(*streams[:10], return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def test_a_share_is_the_same_one_while_it_is_held():
+    shares = Shares()
+    held = shares.of("vera")
+    assert shares.of("vera") is held
+    assert shares.of("otto") is not held
