@@ -17,7 +17,7 @@ UNASKED_MAX = 8
 READ_COST = 20
 """A read costs the host about as much as so many frames in it."""
 
-COST_PER_SECOND = 100_000
+COST_PER_SECOND_MAX = 100_000
 """Frames that are heard in a second, each read counted as READ_COST of them. More waits in the guest."""
 
 CONSOLE_BYTES_MAX = 64 * 1024
@@ -96,7 +96,7 @@ class Channel(asyncio.Protocol):
     def _pause_for(self, cost: int) -> None:
         """Unless what was heard in the last second cost little."""
         loop = asyncio.get_running_loop()
-        self._paid_until = max(self._paid_until, loop.time() - 1) + cost / COST_PER_SECOND
+        self._paid_until = max(self._paid_until, loop.time() - 1) + cost / COST_PER_SECOND_MAX
         if self._transport is not None and self._paid_until > loop.time():
             self._transport.pause_reading()
             loop.call_at(self._paid_until, self._go_on)
