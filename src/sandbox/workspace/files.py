@@ -44,9 +44,13 @@ class UnreadableError(OSError):
 class Entry(msgspec.Struct, frozen=True):
     """One name in a directory. `mode` is of the entry itself, never of what a link leads to (inode(7))."""
 
-    name: bytes
     path: bytes
     mode: int
+
+    @property
+    def name(self) -> bytes:
+        """The last part of the path; not stored, because there may be a million of them in memory."""
+        return self.path.rpartition(b"/")[2]
 
     @property
     def is_directory(self) -> bool:
@@ -109,8 +113,8 @@ class Files:
                     raise TooManyEntriesError(f"more than {ENTRIES_MAX} files")
                 if self._path_bytes > PATHS_BYTES_MAX:
                     raise TooManyEntriesError(f"files with more than {PATHS_BYTES_MAX // 1024**2} MiB of paths")
-                found.append(Entry(name, prefix + name, item.stat(follow_symlinks=False).st_mode))
-        return sorted(found, key=lambda entry: entry.name)
+                found.append(Entry(prefix + name, item.stat(follow_symlinks=False).st_mode))
+        return sorted(found, key=lambda entry: entry.path)
 
     @contextmanager
     def open_file(self, path: bytes) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import tracemalloc
 from contextlib import closing
 
 import pytest
@@ -28,6 +29,28 @@ def read(root, path):
 
 def test_a_file_is_read(root):
     assert read(root, b"directory/file") == b"mine"
+
+
+def test_names_are_held_in_memory_once(root):
+    for number in range(2000):
+        (root / "directory" / f"{number:0240}").touch()
+    with Files(root) as files:
+        tracemalloc.start()
+        try:
+            entries = files.entries(b"directory")
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert held < 1.75 * sum(len(entry.path) for entry in entries)
+
+
+def test_entries_are_sorted_by_their_names(root):
+    for name in ("b", "a.b", "a", "a-b", "\u00e4"):
+        (root / "directory" / name).mkdir()
+    with Files(root) as files:
+        entries = files.entries(b"directory")
+    assert [entry.name for entry in entries] == [b"a", b"a-b", b"a.b", b"b", b"file", "\u00e4".encode()]
+    assert {entry.path.rpartition(b"/")[0] for entry in entries} == {b"directory"}
 
 
 def test_a_link_in_its_place_is_not_followed(root):

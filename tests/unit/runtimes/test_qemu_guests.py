@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,16 @@ import pytest
 from sandbox.contracts.runtime import Command, SandboxSpec, Stats
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes.qemu import cage, init, parts
-from sandbox.runtimes.qemu.channel import CONSOLE_BYTES_MAX, CONSOLE_PAUSE_SECONDS, UNASKED_MAX, Channel, Stream, Tail
+from sandbox.runtimes.qemu.channel import (
+    CONSOLE_BYTES_MAX,
+    CONSOLE_PAUSE_SECONDS,
+    COST_PER_SECOND_MAX,
+    READ_COST,
+    UNASKED_MAX,
+    Channel,
+    Stream,
+    Tail,
+)
 from sandbox.runtimes.qemu.guest import frames, redirection
 from sandbox.runtimes.qemu.kvm import KvmFinding
 from sandbox.runtimes.qemu.machine import Accelerator, Ends, qemu_words, virtiofsd_words
@@ -205,6 +215,73 @@ def test_a_guest_that_sends_frames_for_nothing_is_not_listened_to_any_more(frame
 def test_answers_and_output_are_listened_to_however_many_there_are():
     answers, output = frames.pack(frames.FIGURES, 0, bytes(32)) * 200, frames.pack(frames.SAID, 1, b"x") * 2000
     assert len(heard(answers + output, output, asked=50)) == 4200
+
+
+def reads_and_frames(piece: bytes) -> tuple[int, int]:
+    """How often a channel reads, and what it hears, in a second in which a guest sends such pieces without end."""
+    heard = 0
+
+    async def story() -> int:
+        def hear(kind: bytes, number: int, body: bytes) -> bool:
+            nonlocal heard
+            heard += 1
+            return True
+
+        ours, guests = socket.socketpair()
+        guests.setblocking(False)
+        channel, reads = Channel(hear), 0
+        take = channel.data_received
+
+        def count(data: bytes) -> None:
+            nonlocal reads
+            reads += 1
+            take(data)
+
+        channel.data_received = count  # type: ignore[method-assign]
+        await channel.open(ours)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + 1
+        with guests:
+            while loop.time() < until:
+                with suppress(BlockingIOError):
+                    guests.send(piece)
+                await asyncio.sleep(0)
+        channel.abort()
+        return reads
+
+    return asyncio.run(story()), heard
+
+
+def test_a_guest_that_says_a_byte_at_a_time_is_read_with_pauses():
+    reads, _ = reads_and_frames(b"\0")
+    assert reads <= 2 * COST_PER_SECOND_MAX / READ_COST + 1
+
+
+def test_a_guest_that_sends_a_byte_a_frame_is_read_with_pauses():
+    flood = frames.pack(frames.SAID, 1, b"x") * 4000
+    _, heard = reads_and_frames(flood)
+    assert heard <= 2 * COST_PER_SECOND_MAX + 40_000
+
+
+@pytest.mark.parametrize(("size", "count"), [(frames.GUEST_FRAME_BYTES_MAX, 1000), (80, 50_000)], ids=["long", "lines"])
+def test_output_is_read_without_a_pause(size: int, count: int, monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(Channel, "_go_on", lambda _: pauses.append(1), raising=False)
+
+    async def story() -> int:
+        told: list[int] = []
+        ours, guests = socket.socketpair()
+        guests.setblocking(False)
+        channel = Channel(lambda kind, number, body: bool(told.append(len(body))) or True)
+        await channel.open(ours)
+        with guests:
+            for _ in range(count // 1000):
+                await asyncio.get_running_loop().sock_sendall(guests, frames.pack(frames.SAID, 1, bytes(size)) * 1000)
+        await asyncio.wait_for(channel.ended, 10)
+        return sum(told)
+
+    assert asyncio.run(story()) == size * count
+    assert not pauses
 
 
 def test_a_guest_uses_no_more_than_it_has_whatever_it_says():

@@ -35,7 +35,7 @@ class Judge(RawIOBase):
 
 
 def directories(*paths):
-    return [Entry(path.rpartition(b"/")[2], path, stat.S_IFDIR | 0o755) for path in paths]
+    return [Entry(path, stat.S_IFDIR | 0o755) for path in paths]
 
 
 MANY = directories(*(b"deep/down/here/%06d" % number for number in range(1500)))

@@ -14,6 +14,12 @@ its streams."""
 UNASKED_MAX = 8
 """And so many that the host did nothing for."""
 
+READ_COST = 20
+"""A read costs the host about as much as so many frames in it."""
+
+COST_PER_SECOND_MAX = 100_000
+"""Frames that are heard in a second, each read counted as READ_COST of them. More waits in the guest."""
+
 CONSOLE_BYTES_MAX = 64 * 1024
 CONSOLE_PAUSE_SECONDS = 0.1
 """What the console says past so many bytes is read at this interval."""
@@ -25,13 +31,17 @@ Hear = Callable[[bytes, int, bytes], bool]
 
 
 class Channel(asyncio.Protocol):
-    """Frames in both directions. A guest that says no frame, or frames for nothing, is not listened to any more."""
+    """Frames in both directions. A guest that says no frame, or frames for nothing, is not listened to any more.
+
+    One that says little at a time, as a byte a frame or a read, is listened to with pauses.
+    """
 
     def __init__(self, hear: Hear) -> None:
         self.ended = asyncio.get_running_loop().create_future()
         self._hear = hear
         self._inbox = b""
         self._answers_left = UNASKED_MAX
+        self._paid_until = 0.0
         self._transport: asyncio.Transport | None = None
 
     async def open(self, source: socket.socket) -> None:
@@ -59,7 +69,7 @@ class Channel(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio's."""
         self._inbox += data
-        position = 0
+        position, cost = 0, READ_COST
         while len(self._inbox) - position >= frames.HEADER.size:
             kind, number, length = frames.HEADER.unpack_from(self._inbox, position)
             if length > frames.GUEST_FRAME_BYTES_MAX:
@@ -74,12 +84,26 @@ class Channel(asyncio.Protocol):
                 self.abort()
                 return
             position = end
+            cost += 1
         self._inbox = self._inbox[position:]
+        self._pause_for(cost)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's."""
         if not self.ended.done():
             self.ended.set_result(None)
+
+    def _pause_for(self, cost: int) -> None:
+        """Unless what was heard in the last second cost little."""
+        loop = asyncio.get_running_loop()
+        self._paid_until = max(self._paid_until, loop.time() - 1) + cost / COST_PER_SECOND_MAX
+        if self._transport is not None and self._paid_until > loop.time():
+            self._transport.pause_reading()
+            loop.call_at(self._paid_until, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
 
 class Stream(asyncio.ReadTransport):
