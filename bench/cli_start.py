@@ -7,10 +7,10 @@ import sys
 
 COMMANDS = {
     "python -c pass": (sys.executable, "-c", "pass"),
-    "sandbox --help": (sys.executable, "-c", "from sandbox.cli.command import main; main()", "--help"),
-    "sandbox task --help": (sys.executable, "-c", "from sandbox.cli.command import main; main()", "task", "--help"),
+    "sandbox --help": (sys.executable, "-c", "from sandbox.cli.main import main; main()", "--help"),
+    "sandbox task --help": (sys.executable, "-c", "from sandbox.cli.main import main; main()", "task", "--help"),
     "sandbox task list --help": (
-        sys.executable, "-c", "from sandbox.cli.command import main; main()", "task", "list", "--help",
+        sys.executable, "-c", "from sandbox.cli.main import main; main()", "task", "list", "--help",
     ),
 }  # fmt: skip
 

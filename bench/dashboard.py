@@ -119,13 +119,12 @@ async def serve_and_play(data_dir: Path, parent: Connection) -> None:
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
     from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
-    from sandbox.api.addresses import bind
     from sandbox.api.app import create_app, create_stream_app
-    from sandbox.api.guard import Guard
-    from sandbox.api.serve import serve
+    from sandbox.api.auth.authenticator import Guard
+    from sandbox.api.http.server import bind, serve
     from sandbox.api.settings import ApiSettings
     from sandbox.dashboard.routes import add_dashboard
-    from sandbox.stores.sqlite import SqliteStore
+    from sandbox.store.sqlite import SqliteStore
 
     rooms = Rooms(data_dir, SqliteStore(data_dir / "index.sqlite"))
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
@@ -160,7 +159,7 @@ async def play(rooms, seconds: int) -> int:
 
 
 def an_event(number: int):
-    from sandbox.model import event as e
+    from sandbox.model import events as e
 
     match number % 30:
         case 0:
@@ -184,7 +183,7 @@ def an_event(number: int):
 
 
 def told(kind: str, block: dict[str, object]):
-    from sandbox.model.event import Output
+    from sandbox.model.events import Output
 
     return Output.of("stdout", json.dumps({"type": kind, "message": {"content": [block]}}).encode() + b"\n")
 

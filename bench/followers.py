@@ -100,13 +100,12 @@ async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> No
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
     from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
-    from sandbox.api.addresses import bind
     from sandbox.api.app import create_app, create_stream_app
-    from sandbox.api.guard import Guard
-    from sandbox.api.serve import serve
+    from sandbox.api.auth.authenticator import Guard
+    from sandbox.api.http.server import bind, serve
     from sandbox.api.settings import ApiSettings
-    from sandbox.model.event import Output
-    from sandbox.stores.sqlite import SqliteStore
+    from sandbox.model.events import Output
+    from sandbox.store.sqlite import SqliteStore
 
     rooms = Rooms(data_dir, SqliteStore(data_dir / "index.sqlite"))
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)

@@ -25,7 +25,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d
 async def main() -> None:
     """Measure one thing after the other."""
     before = rss_kilobytes()
-    import sandbox.gateway.serve  # noqa: F401 - its cost is what is asked for
+    import sandbox.gateway.server  # noqa: F401 - its cost is what is asked for
 
     print(f"importing the gateway (asyncio and msgspec before it): {rss_kilobytes() - before} KiB")
     from doubles.scripted_upstream import scripted_upstream
@@ -39,7 +39,7 @@ async def main() -> None:
         await writer.drain()
         writer.close()
 
-    from sandbox.contracts.gateway import GatewayRules
+    from sandbox.interfaces.gateway import GatewayRules
     from sandbox.model.egress import EgressRules
 
     for script, told in ((answer, "upstream kept"), (answer_and_close, "upstream dialled each time")):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import FileJournalWriter
-from sandbox.model.event import Output
+from sandbox.model.events import Output
 
 APPENDS = 20_000
 JOURNAL_BYTES = 100 * 1024 * 1024

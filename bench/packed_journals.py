@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from sandbox.journal.journals import FileJournals
-from sandbox.model.event import Output, TaskFinished, ToolCall
+from sandbox.model.events import Output, TaskFinished, ToolCall
 
 JOURNAL_BYTES = 100 * 1024 * 1024
 SYLLABLES = ("ba", "de", "fi", "go", "lu", "mar", "ten", "sol")

@@ -15,17 +15,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from doubles.manifests import manifest
-from sandbox.api.logs import LogView, _line, _start_of_tail
-from sandbox.contracts.recorder import Recorder, read_records, read_task
-from sandbox.contracts.store import Indexed
-from sandbox.control.broadcast import Broadcast
-from sandbox.control.follower import Follower
-from sandbox.control.telling import Telling
+from sandbox.api.routes.logs import LogView, _line, _start_of_tail
+from sandbox.bootstrap.machine import SystemClock
+from sandbox.interfaces.journal import Recorder, read_records, read_task
+from sandbox.interfaces.store import Indexed
 from sandbox.journal.journals import FileJournals
-from sandbox.model import event as e
-from sandbox.model.frame import Frame, frame
-from sandbox.stores.memory import MemoryStore
-from sandbox.wiring.clock import SystemClock
+from sandbox.model import events as e
+from sandbox.model.wire.events import Frame, frame
+from sandbox.server.broadcast import Broadcast
+from sandbox.server.event_stream import Telling
+from sandbox.server.journal_tailer import Follower
+from sandbox.store.memory import MemoryStore
 
 ROUNDS = 15
 LEFT = 100

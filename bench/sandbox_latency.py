@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sandbox.contracts.inside import WORKSPACE
-from sandbox.contracts.runtime import Command, Runtime, SandboxSpec
-from sandbox.wiring.runtime import make_runtime
+from sandbox.bootstrap.runtime import make_runtime
+from sandbox.interfaces.layout import WORKSPACE
+from sandbox.interfaces.runtime import Command, Runtime, SandboxSpec
 
 MEMORY_BYTES = 512 * 1024 * 1024
 RUNTIMES = ("bubblewrap", "gvisor")

@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sandbox.contracts.store import Indexed, TaskQuery
-from sandbox.model.event import Progress
-from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
-from sandbox.model.state import TaskState
+from sandbox.interfaces.store import Indexed, TaskQuery
+from sandbox.model.events import Progress
+from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
 from sandbox.model.task import Attempt, StateEntry, Task
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.model.task_state import TaskState
+from sandbox.store.sqlite import SqliteStore
 
 ROUNDS = 200
 SORTS: tuple[Literal["created_at", "started_at", "state_changed_at", "name"], ...] = (

@@ -13,11 +13,11 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from sandbox.agent.binary import find_binary
+from sandbox.agents.claude_code.binary import find_binary
 from sandbox.client import Client
 from sandbox.demo.git_server import make_example_repository
 from sandbox.demo.model_script import Fault, Script, Text, Turn
-from sandbox.demo.parts import start_module, start_server
+from sandbox.demo.processes import start_module, start_server
 
 
 def seconds_between(status, first, last):
@@ -44,7 +44,7 @@ def runner_memory():
     found = []
     for directory in Path("/proc").iterdir():
         try:
-            if directory.name.isdigit() and b"sandbox.wiring.runner" in (directory / "cmdline").read_bytes():
+            if directory.name.isdigit() and b"sandbox.bootstrap.runner" in (directory / "cmdline").read_bytes():
                 rollup = (directory / "smaps_rollup").read_text()
                 fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
                 found.append(tuple(int(fields[name].split()[0]) / 1024 for name in ("Rss", "Pss")))

@@ -1,5 +1,5 @@
 """`python -m sandbox` is `sandbox`."""
 
-from sandbox.cli.command import main
+from sandbox.cli.main import main
 
 main()

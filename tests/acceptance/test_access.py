@@ -13,8 +13,8 @@ from websockets.sync.client import connect
 from doubles.closed_internet import SERVER_ADDRESS, ClosedInternet
 from doubles.live import World, bash, make_repository, says, until
 from doubles.network_namespace import NamespaceTransport
-from sandbox.access.token_file import TokenFile
-from sandbox.contracts.access import Role
+from sandbox.auth.token_file import TokenFile
+from sandbox.interfaces.auth import Role
 
 CONFIGURATION = '[git]\nallowed_hosts = ["github.com"]\n'
 

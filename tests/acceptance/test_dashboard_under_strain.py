@@ -8,8 +8,8 @@ import pytest
 from doubles.browser import shut_out
 from doubles.kept_tasks import KeptTasks
 from doubles.live import World
-from sandbox.cli.visible import visible
-from sandbox.model.event import EgressDenied, Metrics, Output, ToolCall, Usage
+from sandbox.cli.output.text import visible
+from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
 
 LINES = 10_000
 VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"

@@ -9,8 +9,8 @@ import pytest
 
 from doubles.browser import shut_out
 from doubles.live import ORGANISATION, World, until
-from sandbox.access.token_file import TokenFile
-from sandbox.contracts.access import Role
+from sandbox.auth.token_file import TokenFile
+from sandbox.interfaces.auth import Role
 
 MINIMAL = {
     "version": "1",

@@ -5,8 +5,8 @@ import shutil
 import signal
 
 from doubles.live import bash, python, says, until
+from sandbox.bootstrap.machine import choose_run_dir
 from sandbox.demo.model_script import Fault, Turn
-from sandbox.wiring.machine import choose_run_dir
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 ALWAYS = {"task-1.patch", "metadata.json", "transcript.ndjson"}

@@ -10,12 +10,12 @@ import pytest
 from doubles.live import World, bash, says, until
 from doubles.tiers import need_runtime
 from doubles.traces import cgroups, files, is_clean, left_behind, processes
-from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.bootstrap.machine import SystemClock
+from sandbox.interfaces.journal import Recorder, read_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, AttemptFailed, TaskFinished
-from sandbox.model.state import TaskState
-from sandbox.wiring.clock import SystemClock
+from sandbox.model.events import AgentExited, AttemptFailed, TaskFinished
+from sandbox.model.task_state import TaskState
 
 LONG = "python3 -c 'import time; time.sleep(600)'"
 STEPS = {
@@ -44,7 +44,7 @@ def runner_pids(data_dir, task_id=""):
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             path, words = str(descriptor.readlink()), (descriptor.parents[1] / "cmdline").read_bytes()
-            if path.startswith(root) and path.endswith("/lock") and b"sandbox.wiring.runner" in words:
+            if path.startswith(root) and path.endswith("/lock") and b"sandbox.bootstrap.runner" in words:
                 found.add(int(descriptor.parents[1].name))
     return found
 
@@ -62,7 +62,7 @@ def end_books(data_dir, task_id):
 
 
 def open_or_none(journals, task_id):
-    from sandbox.contracts.journal import JournalBusyError
+    from sandbox.interfaces.journal import JournalBusyError
 
     with contextlib.suppress(JournalBusyError):
         return journals.open(task_id)
@@ -88,7 +88,7 @@ def crash(machine, *task_ids):
 
 
 def attempt_of(machine, task_id):
-    from sandbox.contracts.layout import TaskLayout
+    from sandbox.interfaces.layout import TaskLayout
 
     root = TaskLayout(machine.data_dir, task_id).root / "attempts"
     names = until(lambda: root.exists() and [path.name for path in root.iterdir()], what="an attempt")

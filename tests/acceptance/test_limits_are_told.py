@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 
 from doubles.live import bash, python, says
 from doubles.tiers import need_runtime
-from sandbox.disks.probe import why_no_loop
+from sandbox.disks.loop import why_no_loop
 
 FILL = "dd if=/dev/zero of=$HOME/filler bs=1M count=400 2>&1; echo made > small.txt"
 FLOOD = "dd if=/dev/zero bs=1M count=16 2>/dev/null | tr '\\0' 'x' | fold -w 1023 > flood.log"

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from doubles.live import Turn, bash, make_repository, says
-from sandbox.agent.binary import find_binary
+from sandbox.agents.claude_code.binary import find_binary
 from sandbox.demo.model_script import Text, ToolUse
 
 MANIFEST = {
@@ -125,7 +125,7 @@ async def is_told_what_is_wrong(tool):
 def test_without_a_server_a_tool_says_how_to_start_one():
     from mcp.server.mcpserver.exceptions import ToolError
 
-    from sandbox.cli.mcp.protocol import ShownTools
+    from sandbox.cli.commands.mcp.protocol import ShownTools
 
     with pytest.raises(ToolError, match=r"^unreachable: Cannot reach http://127\.0\.0\.1:9\.(?s:.*)sandbox serve"):
         asyncio.run(ShownTools("http://127.0.0.1:9", None).status("mine"))

@@ -9,8 +9,8 @@ import pytest
 
 from doubles import failing_probes
 from doubles.live import make_repository, says, until
+from sandbox.bootstrap.machine import choose_run_dir
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.wiring.machine import choose_run_dir
 
 TESTS = Path(__file__).parents[1]
 

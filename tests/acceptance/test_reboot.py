@@ -19,7 +19,7 @@ def reboot(machine):
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             words = (descriptor.parents[1] / "cmdline").read_bytes()
-            if b"sandbox.wiring.runner" in words and str(machine.data_dir) in str(descriptor.readlink()):
+            if b"sandbox.bootstrap.runner" in words and str(machine.data_dir) in str(descriptor.readlink()):
                 os.kill(int(descriptor.parents[1].name), signal.SIGKILL)
     for records in machine.data_dir.glob("tasks/*/journal/records"):
         records.write_bytes(b"".join(map(of_another_boot, records.read_bytes().splitlines(keepends=True))))

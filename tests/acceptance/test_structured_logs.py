@@ -45,7 +45,7 @@ def test_every_line_is_json_and_leads_from_the_request_to_the_task_and_its_runne
     assert (missing["request_id"], missing["task_id"]) == (refused["request_id"], "nobody\nforged")
     assert next(line for line in told if line.get("path") == "/api/health")["level"] == "debug"
 
-    states = [line for line in told if line["logger"] == "sandbox.control.follower"]
+    states = [line for line in told if line["logger"] == "sandbox.server.journal_tailer"]
     assert [line["state"] for line in states][-1] == "completed"
     assert {line["task_id"] for line in states} == {task_id}
     assert all("request_id" not in line for line in states)

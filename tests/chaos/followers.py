@@ -9,7 +9,7 @@ import sys
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from sandbox.model.frame import log_stream
+from sandbox.model.wire.events import log_stream
 
 AGAIN_SECONDS = 0.1
 _LOST = (OSError, asyncio.IncompleteReadError, WebSocketException, TimeoutError)

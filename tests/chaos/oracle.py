@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sandbox.model.state import GRAPH, TaskState
+from sandbox.model.task_state import GRAPH, TaskState
 
 STATES = ("pending", "staging", "provisioning", "ready", "running", "completing")
 TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}

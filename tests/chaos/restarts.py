@@ -10,9 +10,9 @@ from chaos.followers import CommandFollower, SseFollower, WebSocketFollower
 from chaos.machine import Machine
 from chaos.oracle import every_follower_has_the_journal
 from doubles.live import until
-from sandbox.contracts.recorder import read_task
+from sandbox.interfaces.journal import read_task
 from sandbox.journal.journals import FileJournals
-from sandbox.model.frame import end_frame, frame
+from sandbox.model.wire.events import end_frame, frame
 
 MANY = (*[SseFollower] * 8, *[WebSocketFollower] * 6, *[CommandFollower] * 6)
 FEW = (*[SseFollower] * 2, *[WebSocketFollower] * 2, *[CommandFollower] * 2)

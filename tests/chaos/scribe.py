@@ -8,7 +8,7 @@ script that the repository brings. The order is the prompt, as JSON.
 import struct
 from pathlib import Path
 
-from sandbox.agent.binary import binary_version, find_binary
+from sandbox.agents.claude_code.binary import binary_version, find_binary
 
 SCRIPT = "scribe.py"
 MARK = "written.txt"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.journal import JournalBusyError
+from sandbox.interfaces.journal import JournalBusyError
 from sandbox.journal.journals import FileJournals
-from sandbox.model import event as e
+from sandbox.model import events as e
 
 AT = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
 

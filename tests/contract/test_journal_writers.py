@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sandbox.contracts.journal import JournalBusyError
+from sandbox.interfaces.journal import JournalBusyError
 from sandbox.journal.journals import FileJournals
-from sandbox.model import event as e
+from sandbox.model import events as e
 
 PRELUDE = """
 import sys

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 import pytest
 
 from doubles.manifests import manifest
-from sandbox.contracts.recorder import Recorder
+from sandbox.interfaces.journal import Recorder
 from sandbox.journal.journals import FileJournals
-from sandbox.model import event as e
-from sandbox.model.artifact import Artifact
+from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.life import IllegalEventError
+from sandbox.model.events import Artifact
+from sandbox.model.state_machine import IllegalEventError
 
 AT = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
 TO_RUNNING = (

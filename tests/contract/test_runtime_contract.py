@@ -25,8 +25,8 @@ from doubles.sandbox_life import (
     run_python,
     run_story,
 )
-from sandbox.contracts import inside
-from sandbox.contracts.runtime import Command, Runtime, SandboxHandle
+from sandbox.interfaces import layout
+from sandbox.interfaces.runtime import Command, Runtime, SandboxHandle
 from sandbox.model.errors import AttemptError
 
 
@@ -300,8 +300,8 @@ def test_a_cancelled_create_leaves_nothing(runtime: Runtime, disk: Path):
 _CREATOR = """
 import asyncio, sys
 from pathlib import Path
-from sandbox.contracts.runtime import Command, SandboxSpec
-from sandbox.wiring.runtime import make_runtime
+from sandbox.interfaces.runtime import Command, SandboxSpec
+from sandbox.bootstrap.runtime import make_runtime
 import msgspec
 async def main():
     name, disk, attempt_id = sys.argv[1:]
@@ -493,8 +493,8 @@ def test_the_network_namespace_goes_with_the_sandbox(runtime: Runtime, disk: Pat
         handle = runtime.plan(new_attempt_id())
         sandbox = await runtime.create(handle, describe(disk, handle.attempt_id))
         doors = sandbox.listeners
-        assert doors.model.getsockname() == ("127.0.0.1", inside.MODEL_PORT)
-        assert doors.proxy.getsockname() == ("127.0.0.1", inside.PROXY_PORT)
+        assert doors.model.getsockname() == ("127.0.0.1", layout.MODEL_PORT)
+        assert doors.proxy.getsockname() == ("127.0.0.1", layout.PROXY_PORT)
         assert {port: one.getsockname()[1] for port, one in doors.transparent.items()} == {80: 80, 443: 443}
         await runtime.destroy(handle, disk)
         assert doors.model.fileno() == doors.names_udp.fileno() == doors.transparent[443].fileno() == -1

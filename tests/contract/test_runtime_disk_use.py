@@ -4,9 +4,9 @@ import asyncio
 from pathlib import Path
 
 from doubles.sandbox_life import MEBIBYTE, living, read_until
-from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.runtime import Command, Runtime
-from sandbox.disks.plain import PlainDisks
+from sandbox.disks.directory import PlainDisks
+from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.runtime import Command, Runtime
 
 _UNLINKED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; echo there; sleep 60"
 _CLOSED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; exec 3>&-; echo there; sleep 60"

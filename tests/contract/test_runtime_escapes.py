@@ -12,7 +12,7 @@ import pytest
 
 from doubles.questions_inside import CONNECT, CONNECTED, answer, take_connection
 from doubles.sandbox_life import has_own_kernel, living, read_until, run_in, run_python, run_story
-from sandbox.contracts.runtime import Command, Runtime
+from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.errors import AttemptError
 
 # Files

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_life import Ended, has_own_kernel, living, read_until, run_python, run_story
-from sandbox.contracts.runtime import Command, FileUse, Runtime
+from sandbox.interfaces.runtime import Command, FileUse, Runtime
 
 _PRELUDE = """
 import ctypes, errno, fcntl, os, resource, shutil, socket, sys, threading, time

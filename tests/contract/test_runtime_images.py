@@ -6,11 +6,11 @@ import io
 import pytest
 
 from doubles.image_archives import entry, layer, small_root
-from sandbox.contracts.runtime import Command, SandboxSpec
-from sandbox.profiles.layer import apply_layer
-from sandbox.profiles.seal import prepare
-from sandbox.profiles.tar_stream import Meter, TarStream
-from sandbox.profiles.tree import Tree
+from sandbox.images.finalize import prepare
+from sandbox.images.oci.layer import apply_layer
+from sandbox.images.oci.tar_stream import Meter, TarStream
+from sandbox.images.rootfs import Tree
+from sandbox.interfaces.runtime import Command, SandboxSpec
 
 ATTEMPT = "imageimageim"
 

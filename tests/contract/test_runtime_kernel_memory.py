@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_life import MEBIBYTE, Ended, has_own_kernel, living, read_until, run_in, run_python
-from sandbox.contracts.runtime import Command, KernelUse, Runtime
-from sandbox.runtimes.cgroups import socket_buffer_bytes
+from sandbox.interfaces.runtime import Command, KernelUse, Runtime
+from sandbox.runtimes.limits.cgroups import socket_buffer_bytes
 
 MEMORY_BYTES = 512 * MEBIBYTE
 BUFFERS_MAX = socket_buffer_bytes(MEMORY_BYTES)
@@ -573,7 +573,7 @@ def test_a_shell_on_a_terminal_cannot_either(runtime: Runtime, disk: Path):
         pytest.skip("its scores are its own kernel's")
 
     async def story() -> str:
-        from sandbox.contracts.runtime import TerminalSize
+        from sandbox.interfaces.runtime import TerminalSize
 
         async with living(runtime, disk) as sandbox:
             output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo up; sleep 300"], {}, "/workspace"))

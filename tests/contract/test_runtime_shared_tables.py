@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_life import PATIENCE_SECONDS, has_own_kernel, living, read_until, run_python
-from sandbox.contracts.runtime import Command, Runtime, TerminalSize
-from sandbox.runtimes.launcher import TERMINALS_MAX
-from sandbox.runtimes.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
+from sandbox.interfaces.runtime import Command, Runtime, TerminalSize
+from sandbox.runtimes.programs.launcher import TERMINALS_MAX
+from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
 
 _FILES = f"""
 import os, resource

@@ -12,7 +12,7 @@ import pytest
 
 from doubles.questions_inside import WHO
 from doubles.sandbox_life import PATIENCE_SECONDS, describe, has_own_kernel, living, new_attempt_id, read_until
-from sandbox.contracts.runtime import Command, Exit, Runtime, Sandbox, Terminal, TerminalSize
+from sandbox.interfaces.runtime import Command, Exit, Runtime, Sandbox, Terminal, TerminalSize
 from sandbox.model.errors import AttemptError
 
 SIZE = TerminalSize(rows=24, columns=80)

@@ -12,25 +12,25 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from sandbox.contracts.store import IndexDamagedError, Indexed, StoreError, TaskQuery, as_listed
-from sandbox.model import event as e
-from sandbox.model.artifact import Artifact
-from sandbox.model.life import advance
-from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
-from sandbox.model.state import TaskState
+from sandbox.interfaces.store import IndexDamagedError, Indexed, StoreError, TaskQuery, as_listed
+from sandbox.model import events as e
+from sandbox.model.events import Artifact
+from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
+from sandbox.model.state_machine import advance
 from sandbox.model.task import FOLD
-from sandbox.stores.place import microseconds
-from sandbox.stores.schema import StoreTooNewError, StoreUnusableError
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.model.task_state import TaskState
+from sandbox.store.listing import microseconds
+from sandbox.store.schema import StoreTooNewError, StoreUnusableError
+from sandbox.store.sqlite import SqliteStore
 
 INSERT_FOR_EVER = """
 import sys
 from pathlib import Path
 
 import msgspec
-from sandbox.contracts.store import Indexed
+from sandbox.interfaces.store import Indexed
 from sandbox.model.task import Task
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.store.sqlite import SqliteStore
 
 store = SqliteStore(Path(sys.argv[1]))
 task = msgspec.json.decode(sys.argv[2], type=Task)
@@ -156,7 +156,7 @@ def test_a_database_of_a_newer_program_is_left_alone(path):
 def test_a_step_that_fails_leaves_the_database_as_it_was(path, monkeypatch):
     SqliteStore(path).close()
     before = version(path)
-    from sandbox.stores import schema
+    from sandbox.store import schema
 
     steps = {**schema._load_steps(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
     monkeypatch.setattr(schema, "_load_steps", lambda: steps)
@@ -174,7 +174,7 @@ def test_a_step_that_is_new_is_taken_once(path, monkeypatch):
     store = SqliteStore(path)
     store.insert(Indexed(submitted("a"), 1))
     store.close()
-    from sandbox.stores import schema
+    from sandbox.store import schema
 
     steps = {**schema._load_steps(), version(path) + 1: "CREATE TABLE later (x INTEGER) STRICT;"}
     monkeypatch.setattr(schema, "_load_steps", lambda: steps)
@@ -197,7 +197,7 @@ def test_pages_are_read_in_the_order_of_an_index(path):
 
 
 def test_an_index_of_the_first_version_is_brought_up_to_date(path, monkeypatch):
-    from sandbox.stores import schema
+    from sandbox.store import schema
 
     steps = schema._load_steps()
     connection = sqlite3.connect(path)
@@ -219,7 +219,7 @@ def test_an_index_of_the_first_version_is_brought_up_to_date(path, monkeypatch):
 
 @pytest.mark.parametrize("damage", [b"{", b"\xff", b"[]", b"[" * 100_000, b'{"artifacts": 3}'])
 def test_artifacts_of_an_older_index_are_moved_out_of_its_tasks(path, damage):
-    from sandbox.stores import schema
+    from sandbox.store import schema
 
     artifacts = tuple(Artifact(f"{n}.md", f"é\u2028\x00\\{n}", 2**40, "text/plain", "sha256:00") for n in range(3))
     task = msgspec.structs.replace(submitted("old"), artifacts=artifacts, result={"n": [1, 2.5, None, "\x00"]})

@@ -7,16 +7,16 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from sandbox.contracts.store import Cursor, DuplicateTaskError, Indexed, InvalidCursorError, TaskQuery
-from sandbox.model import event as e
-from sandbox.model.artifact import Artifact
+from sandbox.interfaces.store import Cursor, DuplicateTaskError, Indexed, InvalidCursorError, TaskQuery
+from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.events import Artifact
 from sandbox.model.limits import LABELS_MAX
-from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
-from sandbox.model.state import TaskState
+from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
 from sandbox.model.task import Attempt, StateEntry, Task
-from sandbox.stores.memory import MemoryStore
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.model.task_state import TaskState
+from sandbox.store.memory import MemoryStore
+from sandbox.store.sqlite import SqliteStore
 
 NOON = datetime(2026, 1, 29, 12, 0, 0, 250001, tzinfo=UTC)
 
@@ -283,7 +283,7 @@ def test_a_place_of_another_list_is_refused(mixed, sort, value):
 @pytest.mark.parametrize("count", [20, 275])
 @pytest.mark.parametrize("sort", SORTS)
 def test_labels_and_states_choose_the_same_whether_few_or_many_match(store, monkeypatch, count, sort):
-    monkeypatch.setattr("sandbox.stores.listing._FEW", 25)
+    monkeypatch.setattr("sandbox.store.listing._FEW", 25)
     if isinstance(store, SqliteStore):
         store._connections.writer.execute("PRAGMA synchronous = OFF")
     wanted = set()

@@ -6,25 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from doubles.manifests import manifest
-from sandbox.contracts.agent import AgentBegan, AgentStart, Outcome, ToolEnded, ToolStarted
-from sandbox.contracts.gateway import ModelUpstream
-from sandbox.contracts.recorder import Recorder, read_records, read_task
-from sandbox.contracts.runtime import Command, Exit, FileUse, KernelUse, SandboxHandle, Stats
-from sandbox.contracts.workspace import Patch
-from sandbox.disks.plain import PlainDisks
+from sandbox.bootstrap.machine import SystemClock
+from sandbox.disks.directory import PlainDisks
 from sandbox.disks.removal import remove
+from sandbox.interfaces.agent import AgentBegan, AgentStart, Outcome, ToolEnded, ToolStarted
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.journal import Recorder, read_records, read_task
+from sandbox.interfaces.runtime import Command, Exit, FileUse, KernelUse, SandboxHandle, Stats
+from sandbox.interfaces.workspace import Patch
 from sandbox.journal.journals import FileJournals
-from sandbox.model.artifact import Artifact
+from sandbox.model.disk_space import Space, Watermark
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import AttemptStarted, Output, TaskSubmitted
-from sandbox.model.watermark import Space, Watermark
+from sandbox.model.events import Artifact, AttemptStarted, Output, TaskSubmitted
+from sandbox.runner.attempt import AttemptLife
 from sandbox.runner.attempt_recorder import AttemptRecorder
-from sandbox.runner.equipment import Attempt, Equipment
-from sandbox.runner.host_space import HostSpace
-from sandbox.runner.life import AttemptLife
-from sandbox.runner.redacted import redact_event
+from sandbox.runner.dependencies import Attempt, Equipment
+from sandbox.runner.redaction import redact_event
+from sandbox.runner.retrying_writer import HostSpace
 from sandbox.secrets.redactor import Redactor
-from sandbox.wiring.clock import SystemClock
 
 ATTEMPT_ID = "abcdefghijkl"
 BASE = "c0ffee" + "0" * 34

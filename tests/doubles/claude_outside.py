@@ -7,9 +7,9 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sandbox.agent.binary import find_binary
-from sandbox.agent.claude_code import HOME, PROGRAM, WORKSPACE, ClaudeCode
-from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
+from sandbox.agents.claude_code.binary import find_binary
+from sandbox.agents.claude_code.driver import HOME, PROGRAM, WORKSPACE, ClaudeCode
+from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
 
 SESSION_ID = "00000000-0000-4000-8000-0000000000aa"
 TASK_KEY = "sk-ant-sandbox-the-key-of-this-task"

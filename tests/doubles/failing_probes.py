@@ -8,13 +8,13 @@ import asyncio
 import os
 from pathlib import Path
 
-from sandbox.cli import command
-from sandbox.contracts.inside import WORKSPACE
-from sandbox.contracts.runtime import Command, Probe, SandboxSpec
-from sandbox.control import runtime_prober
-from sandbox.runtimes import trying
+from sandbox.bootstrap import runtime
+from sandbox.cli import main as cli_main
+from sandbox.interfaces.layout import WORKSPACE
+from sandbox.interfaces.runtime import Command, Probe, SandboxSpec
+from sandbox.runtimes import probe as runtimes_probe
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.wiring import runtime
+from sandbox.server import runtime_prober
 
 WHY = "the machine was busy"
 
@@ -29,7 +29,7 @@ class FailingRuntime(BubblewrapRuntime):
         if failing == "always" or count <= int(failing):
             return Probe("bubblewrap", works=False, tier="namespaces", strength=10, mend=WHY)
         if then == "hangs":
-            trying._run_true = self._hang
+            runtimes_probe._run_true = self._hang
         return await super().probe()
 
     async def _hang(self, _, handle, disk, *__):
@@ -44,4 +44,4 @@ def main():
     runtime._MAKERS["bubblewrap"] = runtime._AUTO_MAKERS["bubblewrap"] = FailingRuntime
     if "FAILING_PROBES_PAUSE" in os.environ:
         runtime_prober.PROBE_PAUSE_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
-    command.main()
+    cli_main.main()

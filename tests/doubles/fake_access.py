@@ -1,6 +1,6 @@
 """Tokens in memory: the token is the id of its holder."""
 
-from sandbox.contracts.access import Principal, Role
+from sandbox.interfaces.auth import Principal, Role
 
 
 class FakeAccess:

@@ -8,31 +8,32 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sandbox.contracts.placement import TerminalOrder
-from sandbox.contracts.retention import PrunedTask, Retention
-from sandbox.contracts.runtime import Probe
-from sandbox.contracts.store import Cursor, DuplicateTaskError, TaskPage, TaskQuery
-from sandbox.contracts.tasks import (
+from sandbox.interfaces.placement import TerminalOrder
+from sandbox.interfaces.runtime import Probe
+from sandbox.interfaces.store import Cursor, DuplicateTaskError, TaskPage, TaskQuery
+from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
     Cancellation,
     Draining,
     Health,
     IdempotencyKeyReusedError,
+    PrunedTask,
+    Retention,
     SandboxNotPreservedError,
     StoredArtifact,
     Submission,
     TaskNotFoundError,
     TaskTerminalError,
 )
-from sandbox.contracts.terminals import TerminalLine, TerminalRefusedError
-from sandbox.model import event as e
-from sandbox.model.artifact import Artifact
-from sandbox.model.frame import Frame, end_frame, frame, present_state_frame, timestamp
-from sandbox.model.life import advance
-from sandbox.model.manifest import Manifest
-from sandbox.model.manifest_parsing import parse_manifest
-from sandbox.model.state import TaskState
+from sandbox.interfaces.terminals import TerminalLine, TerminalRefusedError
+from sandbox.model import events as e
+from sandbox.model.events import Artifact
+from sandbox.model.manifest.parser import parse_manifest
+from sandbox.model.manifest.schema import Manifest
+from sandbox.model.state_machine import advance
 from sandbox.model.task import Task
+from sandbox.model.task_state import TaskState
+from sandbox.model.wire.events import Frame, end_frame, frame, present_state_frame, timestamp
 
 BEGINNING = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
 

@@ -5,9 +5,9 @@ import socket
 from contextlib import asynccontextmanager, suppress
 
 from doubles.served_gateway import served_gateway
-from sandbox.contracts.gateway import GatewayRules
-from sandbox.gateway import outward
-from sandbox.gateway.line import Line
+from sandbox.gateway.egress import dialer
+from sandbox.gateway.transport import Line
+from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 
 HOST = "files.example.org"
@@ -57,8 +57,8 @@ async def played(attend, monkeypatch, addresses=("8.8.4.4",), names=None, rules=
         dialled.extend(map(str, allowed))
         return Line(*await asyncio.open_connection("127.0.0.1", port))
 
-    monkeypatch.setattr(outward.socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(outward, "_connect", connect)
+    monkeypatch.setattr(dialer.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(dialer, "_connect", connect)
     async with served_gateway(model, rules) as served:
         served.dialled, served.table = dialled, table
         try:

@@ -15,11 +15,11 @@ from pathlib import Path
 from doubles.far_host import HOST
 from doubles.loopback_listeners import loopback_listeners
 from doubles.served_gateway import SERVER_KEY, TASK_KEY
-from sandbox.contracts.cpu_throttle import CpuThrottle
-from sandbox.contracts.gateway import GatewayRules, ModelUpstream
-from sandbox.gateway import outward
-from sandbox.gateway.serve import SocketGateways
+from sandbox.gateway.egress import dialer
+from sandbox.gateway.server import SocketGateways
+from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
+from sandbox.system.cpu_throttle import CpuThrottle
 
 MODEL_ADDRESS = "127.0.0.9"
 
@@ -27,7 +27,7 @@ MODEL_ADDRESS = "127.0.0.9"
 async def main() -> None:
     model_port, host_port = map(int, sys.argv[1:3])
     throttle = spent_throttle(*map(float, sys.argv[3:]))
-    outward._resolve = lambda host: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
+    dialer._resolve = lambda host: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
     upstream = ModelUpstream(f"http://{MODEL_ADDRESS}:{model_port}", api_key=SERVER_KEY)
     rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), is_outbound=True))
     told: list[str] = []

@@ -85,13 +85,13 @@ def _import_all():
 def _make_what_is_made_once():
     """By each process, of what it has imported, and only read then: routes, schemas, pages."""
     from sandbox.api.app import describe_api
+    from sandbox.bootstrap.settings import load
     from sandbox.dashboard import templates
-    from sandbox.model import manifest_schema
-    from sandbox.wiring import configuration_mistakes
+    from sandbox.model.manifest import parser
 
     describe_api("0")
-    configuration_mistakes.validate({}, {})
-    manifest_schema.validate({})
+    load.validate({}, {})
+    parser.validate({})
     pages = templates._environment()
     for name in pages.list_templates():
         pages.get_template(name)

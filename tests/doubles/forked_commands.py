@@ -21,7 +21,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-COMMAND_LINE = "sandbox.cli.command:main"
+COMMAND_LINE = "sandbox.cli.main:main"
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from doubles.fork_server import serve; serve()"
 
 

@@ -10,9 +10,9 @@ import sys
 
 import msgspec
 
-from sandbox.contracts.gateway import GatewayRules, ModelUpstream
-from sandbox.contracts.runtime import Listeners
-from sandbox.gateway.serve import SocketGateways
+from sandbox.gateway.server import SocketGateways
+from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
+from sandbox.interfaces.runtime import Listeners
 
 
 async def main() -> None:

@@ -7,14 +7,21 @@ from datetime import UTC, datetime, timedelta
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING
-from sandbox.contracts.layout import TaskLayout
-from sandbox.contracts.recorder import Recorder, read_task
-from sandbox.contracts.store import Indexed
+from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.store import Indexed
 from sandbox.journal.journals import FileJournals
-from sandbox.model.artifact import Artifact
-from sandbox.model.event import AgentExited, ArtifactCollected, AttemptStarted, Output, TaskFinished, TaskSubmitted
-from sandbox.stores.sqlite import SqliteStore
-from sandbox.workspace.content_types import content_type
+from sandbox.model.events import (
+    AgentExited,
+    Artifact,
+    ArtifactCollected,
+    AttemptStarted,
+    Output,
+    TaskFinished,
+    TaskSubmitted,
+)
+from sandbox.store.sqlite import SqliteStore
+from sandbox.workspace.collect import content_type
 
 BEGIN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 

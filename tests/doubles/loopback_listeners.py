@@ -4,7 +4,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sandbox.contracts.runtime import Listeners
+from sandbox.interfaces.runtime import Listeners
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from sandbox.contracts.runtime import (
+from sandbox.interfaces.runtime import (
     Command,
     ConfinementSpec,
     Exit,
@@ -24,7 +24,7 @@ from sandbox.contracts.runtime import (
     TerminalSize,
 )
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.workspace.unconfined import Unconfined
+from sandbox.workspace.git.host_process import Unconfined
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Manifests for tests."""
 
-from sandbox.model.manifest import Claude, Lifecycle, Manifest, Metadata, Repository, Secret, Vm
+from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository, Secret, Vm
 
 
 def manifest(task_id="task-1", *, name="A task", **parts):

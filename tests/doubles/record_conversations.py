@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from doubles.claude_outside import Outside
-from sandbox.agent.binary import binary_version, find_binary
-from sandbox.agent.claude_code import MODEL_URL
+from sandbox.agents.claude_code.binary import binary_version, find_binary
+from sandbox.agents.claude_code.driver import MODEL_URL
 from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 

@@ -24,7 +24,7 @@ def runner_of(data_dir, task_id):
 
 def _is_runner(directory):
     with contextlib.suppress(OSError):
-        return b"sandbox.wiring.runner" in (directory / "cmdline").read_bytes()
+        return b"sandbox.bootstrap.runner" in (directory / "cmdline").read_bytes()
 
 
 def _has_open(directory, file):

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.contracts.runtime import Command, Exit, Runtime, Sandbox, SandboxSpec
+from sandbox.interfaces.runtime import Command, Exit, Runtime, Sandbox, SandboxSpec
 
 PATIENCE_SECONDS = 90.0
 MEBIBYTE = 1024 * 1024

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from doubles.loopback_listeners import loopback_listeners
-from sandbox.contracts.gateway import BudgetReached, Gateway, GatewayRules, ModelUpstream
-from sandbox.contracts.runtime import Listeners
-from sandbox.gateway.serve import SocketGateways
-from sandbox.model.event import EgressDenied, Trouble, Usage
+from sandbox.gateway.server import SocketGateways
+from sandbox.interfaces.gateway import BudgetReached, Gateway, GatewayRules, ModelUpstream
+from sandbox.interfaces.runtime import Listeners
+from sandbox.model.events import EgressDenied, Trouble, Usage
 
 TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 

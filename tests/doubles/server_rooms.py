@@ -6,33 +6,18 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from doubles.manifests import manifest
-from sandbox.contracts.placement import LaunchOrder, Receipt, RunnerUnreachableError
-from sandbox.contracts.profiles import ImageUnusableError
-from sandbox.contracts.recorder import Recorder, read_task
-from sandbox.contracts.retention import Retention
-from sandbox.contracts.runtime import Probe
-from sandbox.contracts.secret_source import SecretUnavailableError
-from sandbox.control.admission import Capacity, WaitingRoom
-from sandbox.control.broadcast import Broadcast
-from sandbox.control.drain import Drain
-from sandbox.control.follower import Follower
-from sandbox.control.health import HealthReport
-from sandbox.control.launch import Host, Launcher
-from sandbox.control.preservation import Preservation
-from sandbox.control.pruning import Pruning, PruningRooms
-from sandbox.control.recovery import recover
-from sandbox.control.register import Register
-from sandbox.control.runtime_prober import ProbeResult, RuntimeProber
-from sandbox.control.service import Equipment, TaskService
-from sandbox.control.shelf import Shelf
-from sandbox.control.space_keeper import SpaceKeeper
-from sandbox.control.telling import Telling
-from sandbox.control.visits import Visits
+from sandbox.bootstrap.machine import SystemClock
 from sandbox.disks.removal import remove
 from sandbox.disks.space import ReserveFile
-from sandbox.journal.directory import flush
+from sandbox.interfaces.images import ImageUnusableError
+from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.interfaces.placement import LaunchOrder, Receipt, RunnerUnreachableError
+from sandbox.interfaces.runtime import Probe
+from sandbox.interfaces.secrets import SecretUnavailableError
+from sandbox.interfaces.tasks import Retention
 from sandbox.journal.journals import FileJournals
-from sandbox.model.event import (
+from sandbox.model.disk_space import Space, Watermark
+from sandbox.model.events import (
     AgentExited,
     AgentStarted,
     CancelRequested,
@@ -40,9 +25,23 @@ from sandbox.model.event import (
     TaskFinished,
     WorkspacePrepared,
 )
-from sandbox.model.state import TaskState
-from sandbox.model.watermark import Space, Watermark
-from sandbox.wiring.clock import SystemClock
+from sandbox.model.task_state import TaskState
+from sandbox.server.artifact_store import Shelf
+from sandbox.server.broadcast import Broadcast
+from sandbox.server.drain import Drain
+from sandbox.server.event_stream import Telling
+from sandbox.server.health import HealthReport
+from sandbox.server.journal_tailer import Follower
+from sandbox.server.launcher import Host, Launcher
+from sandbox.server.maintenance.disk_monitor import SpaceKeeper
+from sandbox.server.maintenance.pruning import Pruning, PruningRooms
+from sandbox.server.preserved_sandboxes import Preservation, Visits
+from sandbox.server.recovery import recover
+from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
+from sandbox.server.scheduler import Capacity, WaitingRoom
+from sandbox.server.submissions import Register
+from sandbox.server.task_service import Equipment, TaskService
+from sandbox.system.files import flush
 
 GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))

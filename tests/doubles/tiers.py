@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.bootstrap.runtime import make_runtime
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes.qemu.kvm import KvmFinding
 from sandbox.runtimes.qemu.parts import find_parts
-from sandbox.wiring.runtime import make_runtime
 
 QEMU_WHOLE = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
 """Whether qemu is asked everything, as by `script/test-qemu`, and not a sample: without KVM a guest boots for many

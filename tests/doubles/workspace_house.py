@@ -11,14 +11,14 @@ from typing import Any
 
 from doubles.git_http_server import GitHttpServer
 from doubles.sandbox_life import new_attempt_id
-from sandbox.contracts.runtime import ConfinementSpec
-from sandbox.contracts.workspace import ContainsSecret, Patch
-from sandbox.gateway.outward import may_be_dialled
-from sandbox.model.manifest import Repository
-from sandbox.runtimes import ownership
+from sandbox.gateway.egress.dialer import may_be_dialled
+from sandbox.interfaces.runtime import ConfinementSpec
+from sandbox.interfaces.workspace import ContainsSecret, Patch
+from sandbox.model.manifest.schema import Repository
+from sandbox.runtimes import disk_layout
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.workspace.relay import Reach
-from sandbox.workspace.unconfined import Unconfined
+from sandbox.workspace.clone.relay import Reach
+from sandbox.workspace.git.host_process import Unconfined
 from sandbox.workspace.workspaces import GitWorkspaces
 
 PUBLIC_URL = "https://git.example/demo.git"
@@ -181,7 +181,7 @@ class House:
         repository = Repository(url=url, branch=branch, **wanted)
         base = asyncio.run(self.workspaces.stage(repository, self.attempt, self.confine, self.disk_bytes))
         if self.confined and os.geteuid() == 0:
-            ownership.take_tree(str(self.workspace))
+            disk_layout.take_tree(str(self.workspace))
         return base
 
     def patch(self, base_commit: str) -> bytes:

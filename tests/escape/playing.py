@@ -12,10 +12,10 @@ from pathlib import Path
 from escape import table, verdicts
 from escape.attack import Outcome
 from escape.battlefield import Battlefield
+from sandbox.bootstrap.runtime import make_runtime
 from sandbox.runtimes.bwrap import find_program as find_bubblewrap
-from sandbox.runtimes.gvisor.probe import find_program as find_runsc
+from sandbox.runtimes.gvisor.runtime import find_program as find_runsc
 from sandbox.runtimes.qemu.parts import QEMU
-from sandbox.wiring.runtime import make_runtime
 
 
 def main(wanted):

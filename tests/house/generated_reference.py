@@ -9,9 +9,8 @@ from typing import Any
 import click
 
 from sandbox import __version__
-from sandbox.api.app import describe_api
-from sandbox.api.schema_file import schema_text
-from sandbox.cli.command import root as command_line
+from sandbox.api.app import describe_api, schema_text
+from sandbox.cli.main import root as command_line
 
 ROOT = Path(__file__).parents[2]
 ANYWHERE = ("400", "401", "403", "429", "500")

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sandbox.bootstrap.settings.keys import keys
+from sandbox.bootstrap.settings.load import load
 from sandbox.client import Client
 from sandbox.model.errors import FailureCode
-from sandbox.model.manifest import Manifest
-from sandbox.wiring.configuration import load
-from sandbox.wiring.configuration_keys import keys
+from sandbox.model.manifest.schema import Manifest
 
 
 def rows(document: Path) -> list[list[str]]:

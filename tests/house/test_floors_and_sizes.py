@@ -106,7 +106,7 @@ SERVER_LIBRARIES = (
 
 
 def test_a_runner_loads_nothing_of_the_servers():
-    script = f"import sys, sandbox.wiring.runner; print(sorted(set(sys.modules) & set({SERVER_LIBRARIES!r})))"
+    script = f"import sys, sandbox.bootstrap.runner; print(sorted(set(sys.modules) & set({SERVER_LIBRARIES!r})))"
     loading = subprocess.run(
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=False
     )

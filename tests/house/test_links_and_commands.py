@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import click
 import pytest
 
-from sandbox.cli.command import root as command_line
+from sandbox.cli.main import root as command_line
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sandbox.api.server_metrics import ServerMetrics
-from sandbox.contracts.tasks import Health
+from sandbox.api.middleware.metrics import ServerMetrics
+from sandbox.interfaces.tasks import Health
 
 
 def told() -> set[tuple[str, str, tuple[str, ...], str]]:

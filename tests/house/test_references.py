@@ -11,12 +11,12 @@ import pytest
 
 from doubles.manifests import manifest
 from house.generated_reference import COMMON, commands, generated
-from sandbox.api.stream import TYPES
-from sandbox.cli.exit_code import ExitCode
-from sandbox.model import event as e
-from sandbox.model.frame import end_frame, frame, present_state_frame
-from sandbox.model.state import TaskState
+from sandbox.api.streaming.websocket import TYPES
+from sandbox.cli.errors import ExitCode
+from sandbox.model import events as e
 from sandbox.model.task import StateEntry, Task
+from sandbox.model.task_state import TaskState
+from sandbox.model.wire.events import end_frame, frame, present_state_frame
 
 NOW = datetime(2026, 1, 29, tzinfo=UTC)
 EVERY_FRAME = {"type", "task_id", "seq", "timestamp"}

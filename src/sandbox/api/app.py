@@ -1,46 +1,67 @@
 """The two ASGI apps: the REST API, and the stream on a port of its own."""
 
 import asyncio
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any, cast
+from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, WebSocketRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sandbox import __version__
 from sandbox.api import paths
-from sandbox.api.artifacts import add_artifact_routes
+from sandbox.api.auth.authenticator import Guard
 from sandbox.api.context import Context
-from sandbox.api.docs_page import add_docs_routes
-from sandbox.api.doorkeeper import Doorkeeper
-from sandbox.api.drain import add_drain_routes
-from sandbox.api.envelope import Envelope
 from sandbox.api.errors import add_error_answers
-from sandbox.api.guard import Guard
-from sandbox.api.health import add_health_routes
-from sandbox.api.known_parameters import refuse_unknown_parameters
-from sandbox.api.lists import add_list_routes
-from sandbox.api.logs import add_log_routes
-from sandbox.api.measured import Measured, note_api_route
-from sandbox.api.metrics import add_metrics_route
+from sandbox.api.middleware.authentication import Doorkeeper
+from sandbox.api.middleware.metrics import Measured, ServerMetrics, note_api_route
+from sandbox.api.middleware.response_headers import Envelope
 from sandbox.api.openapi import describe
-from sandbox.api.preserved import add_preserved_routes
-from sandbox.api.pruning import add_pruning_routes
-from sandbox.api.segments import WholeSegments
-from sandbox.api.server_metrics import ServerMetrics
-from sandbox.api.session import add_session_routes
+from sandbox.api.request_parameters import refuse_unknown_parameters
+from sandbox.api.routes.admin import add_drain_routes, add_pruning_routes
+from sandbox.api.routes.artifacts import add_artifact_routes
+from sandbox.api.routes.docs import add_docs_routes
+from sandbox.api.routes.health import add_health_routes, add_metrics_route
+from sandbox.api.routes.logs import add_log_routes
+from sandbox.api.routes.sessions import add_session_routes
+from sandbox.api.routes.task_list import add_list_routes
+from sandbox.api.routes.tasks import add_preserved_routes, add_task_routes
 from sandbox.api.settings import ApiSettings
-from sandbox.api.stream import stream
-from sandbox.api.tails import Tails
-from sandbox.api.tasks import add_task_routes
-from sandbox.api.terminal import terminal
-from sandbox.contracts.tasks import Tasks
+from sandbox.api.streaming.buffer import Tails
+from sandbox.api.streaming.terminal import terminal
+from sandbox.api.streaming.websocket import stream
+from sandbox.interfaces.tasks import Tasks
+
+_ARTIFACTS = b"/artifacts/"
+
+
+class WholeSegments:
+    """Lets everything behind it see such a slash as it was sent, but in an artifact's name, which has slashes.
+
+    Routes are found by the decoded path, where the task `a%2Fvm` is the sandbox of the task `a`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        head, artifacts, name = (scope.get("raw_path") or b"").partition(_ARTIFACTS)
+        if b"%2f" in head.lower():
+            scope = {**scope, "path": _decoded(head) + unquote(artifacts + name)}
+        await self._app(scope, receive, send)
+
+
+def _decoded(path: bytes) -> str:
+    return "/".join(unquote(part).replace("/", "%2F") for part in path.decode("latin-1").split("/"))
 
 
 class _Api(FastAPI):
@@ -131,3 +152,9 @@ def _furnish(app: Starlette, context: Context) -> None:
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """Also for a WebSocket, whose handshake then gets the same answer as any request."""
     raise HTTPException(404)
+
+
+def schema_text() -> str:
+    """The schema as the server answers it, in a form whose changes are easy to read."""
+    schema = describe_api(__version__).openapi()
+    return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from sandbox.api.guard import Guard
-from sandbox.api.server_metrics import ServerMetrics
+from sandbox.api.auth.authenticator import Guard
+from sandbox.api.middleware.metrics import ServerMetrics
 from sandbox.api.settings import ApiSettings
-from sandbox.api.tails import Tails
-from sandbox.contracts.tasks import Tasks
+from sandbox.api.streaming.buffer import Tails
+from sandbox.interfaces.tasks import Tasks
 
 
 @dataclass(frozen=True, slots=True)

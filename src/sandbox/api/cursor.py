@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from sandbox.api.errors import InvalidParameterError
-from sandbox.contracts.store import Cursor, TaskQuery
+from sandbox.interfaces.store import Cursor, TaskQuery
 
 Sort = Literal["created_at", "started_at", "state_changed_at", "name"]
 Order = Literal["asc", "desc"]

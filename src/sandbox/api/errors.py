@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
 from sandbox.api import paths
-from sandbox.api.problem import problem
-from sandbox.contracts.store import DuplicateTaskError, InvalidCursorError, StoreError
-from sandbox.contracts.tasks import (
+from sandbox.api.responses import problem
+from sandbox.interfaces.store import DuplicateTaskError, InvalidCursorError, StoreError
+from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
     IdempotencyKeyReusedError,
     InsufficientResourcesError,
@@ -23,10 +23,10 @@ from sandbox.contracts.tasks import (
     TaskTerminalError,
     UnavailableError,
 )
-from sandbox.contracts.terminals import TerminalRefusedError
+from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import SandboxError
-from sandbox.model.frame import timestamp
-from sandbox.model.mistake import InvalidManifestError
+from sandbox.model.manifest.errors import InvalidManifestError
+from sandbox.model.wire.events import timestamp
 
 RETRY_AFTER_SECONDS = 5
 

@@ -7,9 +7,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from sandbox.api import paths
-from sandbox.api.phrase import phrase
-from sandbox.api.sessions import COOKIE
-from sandbox.model.manifest import Manifest
+from sandbox.api.auth.sessions import COOKIE
+from sandbox.api.responses import phrase
+from sandbox.model.manifest.schema import Manifest
 
 _EXAMPLE = {
     "version": "1",
@@ -94,7 +94,7 @@ def _body_schemas() -> dict[str, Any]:
     """The answers."""
     from pydantic.json_schema import models_json_schema
 
-    from sandbox.api.bodies import ANSWERS
+    from sandbox.api.schemas import ANSWERS
 
     _, definitions = models_json_schema([(model, "serialization") for model in ANSWERS], ref_template=_COMPONENT)
     schemas: dict[str, Any] = definitions["$defs"]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.output.formatting import counted
+from sandbox.cli.output.text import visible
 
 if TYPE_CHECKING:
-    from sandbox.cli.assignment import Assignment
-    from sandbox.model.manifest import Manifest
-    from sandbox.model.manifest_document import Document
+    from sandbox.cli.overrides import Assignment
+    from sandbox.model.manifest.document import Document
+    from sandbox.model.manifest.errors import Mistake
+    from sandbox.model.manifest.schema import Manifest
 
 
 class ManifestFile:
@@ -37,15 +42,15 @@ class ManifestFile:
 
     def parse(self) -> Manifest:
         """Check it as the server does, which alone knows what it offers. Raises the model's InvalidManifestError."""
-        from sandbox.gateway.prices import is_priced
-        from sandbox.model.manifest_parsing import parse_manifest
+        from sandbox.gateway.model.pricing import is_priced
+        from sandbox.model.manifest.parser import parse_manifest
 
         return parse_manifest(self.body, is_json=self.is_json, profiles=None, priced=is_priced)
 
     def change(self, assignments: Sequence[Assignment]) -> ChangedManifest:
         """The manifest with some fields set. Raises the model's InvalidManifestError where it cannot be read."""
-        from sandbox.model.manifest_parsing import read_document
-        from sandbox.model.mistake import InvalidManifestError
+        from sandbox.model.manifest.errors import InvalidManifestError
+        from sandbox.model.manifest.parser import read_document
 
         document = read_document(self.body, is_json=self.is_json)
         if document.mistakes:
@@ -61,8 +66,8 @@ class ChangedManifest:
     content_type = "application/json"
 
     def __init__(self, document: Document, assignments: Sequence[Assignment]) -> None:
-        from sandbox.model.manifest_json import write_json
-        from sandbox.model.mistake import field_name
+        from sandbox.model.manifest.document import write_json
+        from sandbox.model.manifest.errors import field_name
 
         self.body = write_json(document.data)
         self._assigned = {field_name(assignment.path): assignment.text for assignment in assignments}
@@ -90,3 +95,30 @@ def _is_json(body: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def mistake_lines(file_name: str, mistakes: object) -> list[str]:
+    """`task.yaml:12:3: vm.memory: must be …` for each of the API's `details`."""
+    listed: Iterable[Any] = mistakes if isinstance(mistakes, list) else ()
+    return [_line(file_name, mistake) for mistake in listed if isinstance(mistake, Mapping)]
+
+
+def fail_with_mistakes(file_name: str, message: str, mistakes: object) -> NoReturn:
+    """Say what is wrong with a manifest that was to be submitted, and end."""
+    lines = mistake_lines(file_name, mistakes)
+    summary = f"{visible(file_name)} has {counted(len(lines), 'mistake')}." if lines else visible(message)
+    fail("\n".join([*lines, f"Error: {summary}"]), ExitCode.INVALID_MANIFEST)
+
+
+def details(mistakes: Iterable[Mistake]) -> list[dict[str, Any]]:
+    """The model's mistakes in the form of the API's `details`."""
+    fields = ("field", "rule", "message", "line", "column")
+    return [{field: getattr(mistake, field) for field in fields} for mistake in mistakes]
+
+
+def _line(file_name: str, mistake: Mapping[str, Any]) -> str:
+    place = str(mistake.get("source") or file_name)
+    if mistake.get("line") is not None:
+        place += f":{mistake['line']}:{mistake.get('column') or 1}"
+    field = f"{mistake['field']}: " if mistake.get("field") else ""
+    return visible(f"{place}: {field}{mistake.get('message', '')}")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from sandbox.cli.lasting import lasting
-from sandbox.model.address import DEFAULT_SERVER
+from sandbox.cli.output.text import visible
+from sandbox.cli.startup import lasting
+from sandbox.model.limits import DEFAULT_SERVER
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from sandbox.client import Client
 
 Format = Literal["text", "json", "table"]
@@ -82,3 +87,60 @@ def _kept(*names: str, **attributes: Any) -> Callable[[_Decorated], _Decorated]:
             ctx.meta[_key(str(parameter.name))] = value
 
     return click.option(*names, expose_value=False, callback=keep, **attributes)
+
+
+SERVER_SECONDS = 2.0
+"""Who pressed a key does not wait longer for an answer."""
+
+OFFERED_MAX = 100
+
+
+def _latest(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from sandbox.client import Client, ClientError
+
+    options = chosen(ctx)
+    try:
+        with Client(options.server, options.token, timeout_seconds=SERVER_SECONDS) as client:
+            tasks = client.tasks(limit=OFFERED_MAX)["tasks"]
+    except ClientError:
+        return []  # a completion has nowhere to complain
+    described = {task["id"]: f"{task['state']}  {task['name']}" for task in tasks}
+    # An id that would not show as it is must not come into a command line either.
+    offered = [task_id for task_id in described if task_id.startswith(incomplete) and visible(task_id) == task_id]
+    return [CompletionItem(task_id, help=visible(described[task_id])) for task_id in offered]
+
+
+task_argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_latest)
+"""The decorator that adds it."""
+
+
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def span_seconds(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """`90s`, `15m`, `2h`, `1d` as seconds."""
+    seconds = _seconds(value or "")
+    if value is not None and seconds is None:
+        raise click.BadParameter(f"{value!r} must be a whole number and a unit, such as 90s, 15m or 2h")
+    return seconds
+
+
+def past_time(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A time (RFC 3339), or how long ago it was, as RFC 3339 in UTC."""
+    if value is None:
+        return None
+    seconds = _seconds(value)
+    try:
+        now = datetime.now(UTC)
+        at = datetime.fromisoformat(value).astimezone(UTC) if seconds is None else now - timedelta(seconds=seconds)
+    except (ValueError, OverflowError):
+        example = "2026-01-29T10:10:15Z, or a time span such as 10m"
+        raise click.BadParameter(f"{value!r} must be a time such as {example}") from None
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _seconds(value: str) -> int | None:
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", value, re.ASCII)
+    return int(match[1]) * UNIT_SECONDS[match[2]] if match else None

@@ -8,27 +8,24 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from sandbox.cli.answer import ending, print_json, print_json_lines
-from sandbox.cli.assignment import Assignment, AssignmentError
-from sandbox.cli.console import talk_console
-from sandbox.cli.exit_code import ExitCode, of_final_state
-from sandbox.cli.failures import fail
-from sandbox.cli.manifest_file import ManifestFile
-from sandbox.cli.mistakes import details, fail_with_mistakes
+from sandbox.cli.errors import ExitCode, fail, of_final_state
+from sandbox.cli.manifest_file import ManifestFile, details, fail_with_mistakes
 from sandbox.cli.options import Chosen
-from sandbox.cli.pending import PendingReason
-from sandbox.cli.story import is_interactive, tell
-from sandbox.cli.visible import visible
+from sandbox.cli.output.console import talk_console
+from sandbox.cli.output.event_printer import PendingReason, is_interactive, tell
+from sandbox.cli.output.json_output import ending, print_json, print_json_lines
+from sandbox.cli.output.text import visible
+from sandbox.cli.overrides import Assignment, AssignmentError
 
 if TYPE_CHECKING:
     from sandbox.client import Client, DuplicateTaskIdError
-    from sandbox.client.answers import Submitted, Task
+    from sandbox.client.responses import Submitted, Task
 
 
 def submit_manifest(client: Client, manifest: ManifestFile, settings: Sequence[Assignment]) -> Submitted:
     """Ask for a task; ends the command with the manifest's mistakes where it has some."""
     from sandbox import client as api
-    from sandbox.model.mistake import InvalidManifestError
+    from sandbox.model.manifest.errors import InvalidManifestError
 
     changed = None
     try:

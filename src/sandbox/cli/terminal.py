@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.exit_code import ExitCode
-from sandbox.cli.failures import fail
-from sandbox.cli.visible import visible
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.output.text import visible
 
 if TYPE_CHECKING:
     from sandbox.cli.options import Chosen

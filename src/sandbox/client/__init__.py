@@ -2,28 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sandbox.client.answers import (
-    Artifact,
-    ArtifactList,
-    Cancellation,
-    Checked,
-    Definition,
-    Draining,
-    ExistingTask,
-    Failure,
-    Health,
-    Mistake,
-    Progress,
-    Pruned,
-    PrunedTask,
-    Release,
-    State,
-    Submitted,
-    Task,
-    TaskPage,
-    TaskSummary,
-    Vm,
-)
 from sandbox.client.client import Client
 from sandbox.client.errors import (
     AccessError,
@@ -70,6 +48,28 @@ from sandbox.client.events import (
     ToolCall,
     Trouble,
     Usage,
+)
+from sandbox.client.responses import (
+    Artifact,
+    ArtifactList,
+    Cancellation,
+    Checked,
+    Definition,
+    Draining,
+    ExistingTask,
+    Failure,
+    Health,
+    Mistake,
+    Progress,
+    Pruned,
+    PrunedTask,
+    Release,
+    State,
+    Submitted,
+    Task,
+    TaskPage,
+    TaskSummary,
+    Vm,
 )
 
 if TYPE_CHECKING:

@@ -10,8 +10,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
-from sandbox.client import calls, conversations
-from sandbox.client.answers import (
+from sandbox.client import operations, requests
+from sandbox.client.client import PAGE_TASKS_MAX, READ_BYTES_MAX
+from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, connection_to
+from sandbox.client.download import Download, Reading
+from sandbox.client.errors import ClientError
+from sandbox.client.events import Event
+from sandbox.client.operations import Conversation, Following, Pause, Talk
+from sandbox.client.requests import Call, Manifest, Stream
+from sandbox.client.responses import (
     ArtifactList,
     Cancellation,
     Checked,
@@ -24,14 +31,7 @@ from sandbox.client.answers import (
     TaskPage,
     TaskSummary,
 )
-from sandbox.client.calls import Call, Manifest, Stream
-from sandbox.client.client import PAGE_TASKS_MAX, READ_BYTES_MAX
-from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, connection_to
-from sandbox.client.conversations import Conversation, Following, Pause, Talk
-from sandbox.client.download import Download, Reading
-from sandbox.client.errors import ClientError
-from sandbox.client.events import Event
-from sandbox.client.log_lines import LogLines
+from sandbox.client.sse import LogLines
 
 if TYPE_CHECKING:
     import httpx
@@ -78,7 +78,7 @@ class AsyncClient:
         each task, for programs that may ask again after they have ended; without, one is made.
         """
         return await self._hold(
-            conversations.submit(calls.submit(manifest, content_type, idempotency_key or str(uuid4())))
+            operations.submit(requests.submit(manifest, content_type, idempotency_key or str(uuid4())))
         )
 
     async def check(self, manifest: Manifest, content_type: str | None = None) -> Checked:
@@ -86,7 +86,7 @@ class AsyncClient:
 
         Raises InvalidManifestError with all its mistakes.
         """
-        return await self._ask(calls.check(manifest, content_type))
+        return await self._ask(requests.check(manifest, content_type))
 
     async def tasks(
         self,
@@ -99,7 +99,7 @@ class AsyncClient:
         cursor: str | None = None,
     ) -> TaskPage:
         """A page of tasks, in the server's order unless `sort` and `order` say otherwise."""
-        return await self._ask(calls.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
+        return await self._ask(requests.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
 
     async def all_tasks(
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
@@ -116,26 +116,26 @@ class AsyncClient:
 
     async def status(self, task_id: str) -> Task:
         """The task as it is now."""
-        return await self._ask(calls.status(task_id))
+        return await self._ask(requests.status(task_id))
 
     async def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
         """The task once it has ended, or as it is when the time is over (None: no limit).
 
         A server that is restarted meanwhile is waited for, within bounds.
         """
-        return await self._hold(conversations.wait(task_id, timeout_seconds))
+        return await self._hold(operations.wait(task_id, timeout_seconds))
 
     async def cancel(self, task_id: str, *, reason: str | None = None, force: bool = False) -> Cancellation:
         """Record the wish to cancel; the end comes later. `force` leaves out the agent's grace."""
-        return await self._ask(calls.cancel(task_id, reason, force=force))
+        return await self._ask(requests.cancel(task_id, reason, force=force))
 
     async def release(self, task_id: str) -> Release:
         """Remove the sandbox that was preserved after the task failed. Raises NotFoundError when there is none."""
-        return await self._ask(calls.release(task_id))
+        return await self._ask(requests.release(task_id))
 
     async def health(self) -> Health:
         """How the server is."""
-        return await self._ask(calls.health())
+        return await self._ask(requests.health())
 
     async def prune(
         self,
@@ -147,27 +147,27 @@ class AsyncClient:
     ) -> Pruned:
         """Remove finished tasks, by the server's own bounds where none is given; gives those that are gone."""
         return await self._ask(
-            calls.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
+            requests.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
         )
 
     async def drain(self) -> Draining:
         """Have the server take and begin no tasks until it is undone; those that run go on."""
-        return await self._ask(calls.drain())
+        return await self._ask(requests.drain())
 
     async def undo_drain(self) -> Draining:
         """Have the server take and begin tasks again."""
-        return await self._ask(calls.undo_drain())
+        return await self._ask(requests.undo_drain())
 
     async def draining(self) -> Draining:
         """Whether the server is being drained, and how far that is."""
-        return await self._ask(calls.draining())
+        return await self._ask(requests.draining())
 
     async def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None
     ) -> AsyncGenerator[bytes, None]:
         """The lines that are there now, `[time] [STDOUT] …`, each with its newline."""
         lines = LogLines()
-        async with self._streaming(calls.logs(task_id, stream=stream, since=since, tail=tail)) as response:
+        async with self._streaming(requests.logs(task_id, stream=stream, since=since, tail=tail)) as response:
             async for chunk in response.aiter_bytes():
                 for line in lines.feed(chunk):
                     yield line
@@ -205,14 +205,14 @@ class AsyncClient:
 
     async def artifacts(self, task_id: str) -> ArtifactList:
         """What was kept from the task."""
-        return await self._ask(calls.artifacts(task_id))
+        return await self._ask(requests.artifacts(task_id))
 
     async def download(self, task_id: str, name: str, target: Path) -> int:
         """Store an artifact (by its name, else its path) as the file `target`; give its size in bytes.
 
         The file appears whole and verified or not at all. Raises ChecksumError, and OSError as files do.
         """
-        async with self._streaming(calls.artifact(task_id, name)) as response:
+        async with self._streaming(requests.artifact(task_id, name)) as response:
             with Download(target, response.headers.get("X-Checksum-SHA256", "")) as download:
                 async for chunk in response.aiter_bytes():
                     await asyncio.to_thread(download.write, chunk)
@@ -220,7 +220,7 @@ class AsyncClient:
 
     async def read(self, task_id: str, name: str, *, bytes_max: int = READ_BYTES_MAX) -> bytes:
         """The verified bytes of a small artifact. Raises ChecksumError, and TooLargeError for a large one."""
-        async with self._streaming(calls.artifact(task_id, name)) as response:
+        async with self._streaming(requests.artifact(task_id, name)) as response:
             reading = Reading(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)
             async for chunk in response.aiter_bytes():
                 reading.write(chunk)

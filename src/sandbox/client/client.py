@@ -10,8 +10,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
-from sandbox.client import calls, conversations
-from sandbox.client.answers import (
+from sandbox.client import operations, requests
+from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, connection_to
+from sandbox.client.download import Download, Reading
+from sandbox.client.errors import ClientError
+from sandbox.client.events import Event
+from sandbox.client.operations import Conversation, Following, Pause, Talk
+from sandbox.client.requests import Call, Manifest, Stream
+from sandbox.client.responses import (
     ArtifactList,
     Cancellation,
     Checked,
@@ -24,13 +30,7 @@ from sandbox.client.answers import (
     TaskPage,
     TaskSummary,
 )
-from sandbox.client.calls import Call, Manifest, Stream
-from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, connection_to
-from sandbox.client.conversations import Conversation, Following, Pause, Talk
-from sandbox.client.download import Download, Reading
-from sandbox.client.errors import ClientError
-from sandbox.client.events import Event
-from sandbox.client.log_lines import LogLines
+from sandbox.client.sse import LogLines
 
 if TYPE_CHECKING:
     import httpx
@@ -80,14 +80,14 @@ class Client:
         loss: the same is asked again, within bounds, and makes no second task. idempotency_key: one of its own for
         each task, for programs that may ask again after they have ended; without, one is made.
         """
-        return self._hold(conversations.submit(calls.submit(manifest, content_type, idempotency_key or str(uuid4()))))
+        return self._hold(operations.submit(requests.submit(manifest, content_type, idempotency_key or str(uuid4()))))
 
     def check(self, manifest: Manifest, content_type: str | None = None) -> Checked:
         """Whether a manifest would be taken, with the defaults filled in; nothing is submitted.
 
         Raises InvalidManifestError with all its mistakes.
         """
-        return self._ask(calls.check(manifest, content_type))
+        return self._ask(requests.check(manifest, content_type))
 
     def tasks(
         self,
@@ -100,7 +100,7 @@ class Client:
         cursor: str | None = None,
     ) -> TaskPage:
         """A page of tasks, in the server's order unless `sort` and `order` say otherwise."""
-        return self._ask(calls.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
+        return self._ask(requests.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
 
     def all_tasks(
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
@@ -116,38 +116,38 @@ class Client:
 
     def status(self, task_id: str) -> Task:
         """The task as it is now."""
-        return self._ask(calls.status(task_id))
+        return self._ask(requests.status(task_id))
 
     def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
         """The task once it has ended, or as it is when the time is over (None: no limit).
 
         A server that is restarted meanwhile is waited for, within bounds.
         """
-        return self._hold(conversations.wait(task_id, timeout_seconds))
+        return self._hold(operations.wait(task_id, timeout_seconds))
 
     def cancel(self, task_id: str, *, reason: str | None = None, force: bool = False) -> Cancellation:
         """Record the wish to cancel; the end comes later. `force` leaves out the agent's grace."""
-        return self._ask(calls.cancel(task_id, reason, force=force))
+        return self._ask(requests.cancel(task_id, reason, force=force))
 
     def release(self, task_id: str) -> Release:
         """Remove the sandbox that was preserved after the task failed. Raises NotFoundError when there is none."""
-        return self._ask(calls.release(task_id))
+        return self._ask(requests.release(task_id))
 
     def health(self) -> Health:
         """How the server is."""
-        return self._ask(calls.health())
+        return self._ask(requests.health())
 
     def drain(self) -> Draining:
         """Have the server take and begin no tasks until it is undone; those that run go on."""
-        return self._ask(calls.drain())
+        return self._ask(requests.drain())
 
     def undo_drain(self) -> Draining:
         """Have the server take and begin tasks again."""
-        return self._ask(calls.undo_drain())
+        return self._ask(requests.undo_drain())
 
     def draining(self) -> Draining:
         """Whether the server is being drained, and how far that is."""
-        return self._ask(calls.draining())
+        return self._ask(requests.draining())
 
     def prune(
         self,
@@ -159,7 +159,7 @@ class Client:
     ) -> Pruned:
         """Remove finished tasks, by the server's own bounds where none is given; gives those that are gone."""
         return self._ask(
-            calls.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
+            requests.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
         )
 
     def logs(
@@ -167,7 +167,7 @@ class Client:
     ) -> Iterator[bytes]:
         """The lines that are there now, `[time] [STDOUT] …`, each with its newline."""
         lines = LogLines()
-        with self._streaming(calls.logs(task_id, stream=stream, since=since, tail=tail)) as response:
+        with self._streaming(requests.logs(task_id, stream=stream, since=since, tail=tail)) as response:
             for chunk in response.iter_bytes():
                 yield from lines.feed(chunk)
         yield from lines.rest()
@@ -202,7 +202,7 @@ class Client:
 
     def artifacts(self, task_id: str) -> ArtifactList:
         """What was kept from the task."""
-        return self._ask(calls.artifacts(task_id))
+        return self._ask(requests.artifacts(task_id))
 
     def download(self, task_id: str, name: str, target: Path) -> int:
         """Store an artifact (by its name, else its path) as the file `target`; give its size in bytes.
@@ -210,7 +210,7 @@ class Client:
         The file appears whole and verified or not at all. Raises ChecksumError, and OSError as files do.
         """
         with (
-            self._streaming(calls.artifact(task_id, name)) as response,
+            self._streaming(requests.artifact(task_id, name)) as response,
             Download(target, response.headers.get("X-Checksum-SHA256", "")) as download,
         ):
             for chunk in response.iter_bytes():
@@ -219,7 +219,7 @@ class Client:
 
     def read(self, task_id: str, name: str, *, bytes_max: int = READ_BYTES_MAX) -> bytes:
         """The verified bytes of a small artifact. Raises ChecksumError, and TooLargeError for a large one."""
-        with self._streaming(calls.artifact(task_id, name)) as response:
+        with self._streaming(requests.artifact(task_id, name)) as response:
             reading = Reading(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)
             for chunk in response.iter_bytes():
                 reading.write(chunk)

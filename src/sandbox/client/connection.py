@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sandbox.client.address import addressing, checked_address
-from sandbox.client.calls import Call
 from sandbox.client.errors import (
     ClientError,
     InvalidParameterError,
@@ -19,8 +17,10 @@ from sandbox.client.errors import (
     error_of,
     unexpected_answer,
 )
-from sandbox.client.told import fits, read_object
-from sandbox.model.address import DEFAULT_SERVER
+from sandbox.client.requests import Call
+from sandbox.client.response_dict import fits, read_object
+from sandbox.client.url import addressing, checked_address
+from sandbox.model.limits import DEFAULT_SERVER
 
 CONNECT_SECONDS = 5.0
 ERROR_BYTES_MAX = 1024 * 1024

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from sandbox.client.answers import ExistingTask, Mistake
-from sandbox.model.address import DEFAULT_SERVER
+from sandbox.client.responses import ExistingTask, Mistake
 from sandbox.model.errors import SandboxError
+from sandbox.model.limits import DEFAULT_SERVER
 
 
 class ClientError(SandboxError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-from sandbox.client.answers import Failure, Progress, State
+from sandbox.client.responses import Failure, Progress, State
 
 
 class Numbered(TypedDict):

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sandbox.client.address import addressing, checked_address, task_path
 from sandbox.client.connection import authorization
 from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, checked_against, error_of
-from sandbox.client.told import read_object
+from sandbox.client.response_dict import read_object
+from sandbox.client.url import addressing, checked_address, task_path
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection

@@ -8,11 +8,11 @@ from datetime import datetime
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from sandbox.api.artifacts import content_disposition
 from sandbox.api.context import Context
-from sandbox.api.doorkeeper import visitor_of
-from sandbox.contracts.tasks import StoredArtifact
-from sandbox.dashboard.manifest_text import write_manifest
+from sandbox.api.middleware.authentication import visitor_of
+from sandbox.api.routes.artifacts import content_disposition
+from sandbox.dashboard.manifest_templates import write_manifest
+from sandbox.interfaces.tasks import StoredArtifact
 from sandbox.model.task import Task
 
 _CHUNK_BYTES = 1024 * 1024

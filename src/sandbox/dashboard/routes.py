@@ -10,21 +10,19 @@ from starlette.routing import Route
 
 from sandbox.api import paths
 from sandbox.api.context import Context
-from sandbox.api.doorkeeper import wants_page
 from sandbox.api.errors import status_of
-from sandbox.api.measured import note_route
-from sandbox.api.phrase import phrase
-from sandbox.contracts.subject import TASK_ID
-from sandbox.dashboard.assets import send_asset
+from sandbox.api.middleware.authentication import wants_page
+from sandbox.api.middleware.metrics import note_route
+from sandbox.api.responses import phrase
+from sandbox.dashboard.event_stream import send_story
+from sandbox.dashboard.pages.forms import show_sign_in, show_submit
+from sandbox.dashboard.pages.server import show_server
+from sandbox.dashboard.pages.task import show_task
+from sandbox.dashboard.pages.task_list import show_tasks
 from sandbox.dashboard.proof_bundle import send_proof
-from sandbox.dashboard.server_page import show_server
-from sandbox.dashboard.sign_in import show_sign_in
-from sandbox.dashboard.story import send_story
-from sandbox.dashboard.submit_page import show_submit
-from sandbox.dashboard.task_list import show_tasks
-from sandbox.dashboard.task_page import show_task
-from sandbox.dashboard.templates import show
+from sandbox.dashboard.templates import send_asset, show
 from sandbox.model.errors import SandboxError
+from sandbox.system.log_context import TASK_ID
 
 _Show = Callable[[Request, Context], Awaitable[Response]]
 

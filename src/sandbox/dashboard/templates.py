@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
-from sandbox.api.doorkeeper import visitor_of
-from sandbox.dashboard import spoken
-from sandbox.model.frame import timestamp
+from sandbox.api.context import Context
+from sandbox.api.middleware.authentication import visitor_of
+from sandbox.dashboard import formatting
+from sandbox.model.wire.events import timestamp
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -56,15 +59,42 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     made.filters |= {
-        "size": spoken.size,
-        "span": spoken.span,
-        "money": spoken.money,
-        "count": spoken.count,
+        "size": formatting.size,
+        "span": formatting.span,
+        "money": formatting.money,
+        "count": formatting.count,
         "stamp": timestamp,
-        "state": spoken.state,
-        "shade": spoken.shade,
-        "segment": spoken.segment,
-        "as_name": spoken.name,
-        "as_prose": spoken.prose,
+        "state": formatting.state,
+        "shade": formatting.shade,
+        "segment": formatting.segment,
+        "as_name": formatting.name,
+        "as_prose": formatting.prose,
     }
     return made
+
+
+_KINDS = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".LICENSE": "text/plain; charset=utf-8",
+}
+
+
+async def send_asset(request: Request, _: Context) -> Response:
+    """One file; browsers keep it and ask whether it is still the same."""
+    file = _files().get(request.path_params["name"])
+    if file is None:
+        raise HTTPException(404)
+    content = file.read_bytes()
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"etag": etag, "cache-control": "no-cache", "content-security-policy": "default-src 'none'"}
+    if request.headers.get("if-none-match", "").removeprefix("W/") == etag:
+        return Response(status_code=304, headers=headers)
+    return Response(content, headers=headers, media_type=_KINDS[file.suffix])
+
+
+@cache
+def _files() -> dict[str, Path]:
+    """By name, so that nothing else can be asked for."""
+    return {file.name: file for file in (Path(__file__).parent / "assets").iterdir() if file.suffix in _KINDS}

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from sandbox.demo.git_server import make_example_repository
-from sandbox.demo.parts import start_module, start_server
+from sandbox.demo.processes import start_module, start_server
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,7 @@ End with a short summary of what you did."""
 
 def run() -> int:
     """Play the demo. Gives an exit code: 0 when the task completed."""
-    from sandbox.cli.console import output_console
+    from sandbox.cli.output.console import output_console
 
     console = output_console(has_color="NO_COLOR" not in os.environ)
     with _left_by_signals(), contextlib.ExitStack() as stack:
@@ -85,7 +85,7 @@ def _choose_model(stack: contextlib.ExitStack, console: Console) -> dict[str, st
 
 
 def _play(server: str, repository_url: str, console: Console) -> int:
-    from sandbox.cli.story import tell
+    from sandbox.cli.output.event_printer import tell
     from sandbox.client import Client
 
     manifest = {
@@ -128,7 +128,7 @@ def _end_task(client: Client) -> None:
 def _print_patch(client: Client, console: Console) -> None:
     import click
 
-    from sandbox.cli.patch import painted, patch_lines
+    from sandbox.cli.output.patch import painted, patch_lines
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "demo.patch"

@@ -12,8 +12,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.contracts.layout import AttemptLayout, tasks_root
-from sandbox.disks.devices import find_devices, list_devices
+from sandbox.disks.loop import find_devices, list_devices
+from sandbox.interfaces.layout import AttemptLayout, tasks_root
 from sandbox.model.limits import DISK_RELEASE_SECONDS
 
 _POLL_SECONDS = 0.01

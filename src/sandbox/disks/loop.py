@@ -3,15 +3,78 @@
 import asyncio
 import ctypes
 import os
+import tempfile
 import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from sandbox.contracts.disks import DiskUse
-from sandbox.contracts.layout import AttemptLayout
-from sandbox.disks.command import CommandFailedError, run_command
-from sandbox.disks.devices import find_devices
+from sandbox.interfaces.disks import DiskUse
+from sandbox.interfaces.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.limits import DISK_RELEASE_SECONDS
+from sandbox.model.limits import DISK_COMMAND_SECONDS, DISK_RELEASE_SECONDS, KILL_SECONDS
+
+_ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+"""A check of a killed process's that goes on would change a disk that the next process has mounted already."""
+
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+
+class CommandFailedError(Exception):
+    """What the program said, on one line."""
+
+
+async def run_command(*command: str, good_codes: Collection[int] = (0,)) -> bytes:
+    """Its output. Raises CommandFailedError, also past DISK_COMMAND_SECONDS or when it is not installed."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *_ENDS_WITH_US,
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_ENVIRONMENT,
+        )
+    except OSError as error:
+        raise CommandFailedError(f"{_ENDS_WITH_US[0]} does not start ({error.strerror})") from error
+    try:
+        async with asyncio.timeout(DISK_COMMAND_SECONDS):
+            output, complaint = await process.communicate()
+    except TimeoutError:
+        raise CommandFailedError(f"{command[0]} takes too long") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), KILL_SECONDS)
+    if process.returncode not in good_codes:
+        said = " ".join(complaint.decode(errors="replace").split())[:500] or f"it ended with {process.returncode}"
+        raise CommandFailedError(f"{command[0]}: {said}")
+    return output
+
+
+_DELETED = " (deleted)"
+
+
+def find_devices(image: Path) -> Sequence[Path]:
+    """Those in /sys/block that stand for this file, by whatever path it was opened."""
+    path = str(image.parent.resolve() / image.name)
+    return [device for device, file in list_devices() if file == path or _is_same(file, image)]
+
+
+def list_devices() -> Iterator[tuple[Path, str]]:
+    """Each device that is in use, and its file as the kernel names it."""
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            yield backing.parents[1], backing.read_text().rstrip("\n").removesuffix(_DELETED)
+
+
+def _is_same(file: str, image: Path) -> bool:
+    try:
+        return Path(file).samefile(image)
+    except OSError:
+        return False
+
 
 _MAKE = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
 """No journal: what a power loss leaves is only collected from, after a check that mends whatever can be mended."""
@@ -108,3 +171,39 @@ async def _released(image: Path) -> None:
         if time.monotonic() > deadline:
             raise OSError("an earlier process of the task still has it")
         await asyncio.sleep(_POLL_SECONDS)
+
+
+_CLONE_NEWNS = 0x00020000
+_MS_REC, _MS_SLAVE = 0x4000, 0x80000
+
+
+def hide_mounts() -> None:
+    """Enter a new one; what the host unmounts goes here too. As root, before any thread begins. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    _check(libc.unshare(_CLONE_NEWNS))
+    _check(libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+_SIZE_BYTES = 1024 * 1024
+
+
+async def why_no_loop(directory: Path) -> str | None:
+    """None when a small file system can be made and mounted, else the reason; nothing stays in `directory`."""
+    if os.geteuid() != 0:
+        return "only root can mount"
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=directory) as place:
+        image, point = Path(place) / "disk.img", Path(place) / "disk"
+        point.mkdir()
+        try:
+            await make_file_system(image, _SIZE_BYTES)
+            # In a mount namespace that ends with the command, so that there is nothing to unmount.
+            await run_command("unshare", "--mount", "mount", "-t", "ext4", "-o", "loop", str(image), str(point))
+        except (CommandFailedError, OSError) as error:
+            return str(error)
+    return None

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from sandbox.model.watermark import Space
+from sandbox.model.disk_space import Space
 
 
 def measure_space(directory: Path) -> Space:

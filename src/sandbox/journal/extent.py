@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
-from sandbox.contracts.journal import JournalDamagedError
-from sandbox.journal import line
-from sandbox.model.event import Record
+from sandbox.interfaces.journal import JournalDamagedError
+from sandbox.journal import record_format
+from sandbox.model.events import Record
 
 _BUFFER_BYTES = 1024 * 1024
 
@@ -26,13 +27,13 @@ def measure(records: Path) -> Extent:
     """
     seq, end, last_line = 0, 0, b""
     for offset, text in lines(records):
-        if not line.is_whole(text):
+        if not record_format.is_whole(text):
             refuse_damage(records, offset)
             break
-        if not line.has_seq(text, seq + 1):
+        if not record_format.has_seq(text, seq + 1):
             raise JournalDamagedError(f"The record at byte {offset} is not number {seq + 1}; restore {records}.")
         seq, end, last_line = seq + 1, offset + len(text), text
-    return Extent(line.decode(last_line) if last_line else None, end)
+    return Extent(record_format.decode(last_line) if last_line else None, end)
 
 
 def refuse_damage(records: Path, offset: int) -> None:
@@ -41,10 +42,10 @@ def refuse_damage(records: Path, offset: int) -> None:
     Returns as well when the line has become whole since it was looked at. Raises JournalDamagedError for damage.
     """
     for begin, text in lines(records, offset):
-        whole = line.is_whole(text)
+        whole = record_format.is_whole(text)
         if whole and begin == offset:
             return
-        if whole or line.hides_record(text):
+        if whole or record_format.hides_record(text):
             raise JournalDamagedError(f"The record at byte {offset} does not match its checksum; restore {records}.")
 
 
@@ -55,6 +56,50 @@ def lines(records: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
     """
     with records.open("rb", buffering=_BUFFER_BYTES) as file:
         file.seek(offset)
-        while text := file.readline(line.LINE_BYTES_MAX):
+        while text := file.readline(record_format.LINE_BYTES_MAX):
             yield offset, text
             offset += len(text)
+
+
+SCANNED_BYTES_MAX = 64 * 1024
+"""A stretch that is read line by line; a longer one is halved first."""
+
+
+def find_record(records: Path, seq: int) -> int:
+    """The offset of record `seq`, or after the last record; the contract's `Journals.find` for one file."""
+    offset = _approach(records, seq)
+    for begin, text in lines(records, offset):
+        if not record_format.is_whole(text):
+            refuse_damage(records, begin)
+            return begin
+        if record_format.seq_of(text) >= seq:
+            return begin
+        offset = begin + len(text)
+    return offset
+
+
+def _approach(records: Path, seq: int) -> int:
+    """The offset of some record up to `seq`, or 0."""
+    with records.open("rb") as file:
+        low, high = 0, file.seek(0, 2)
+        while high - low > SCANNED_BYTES_MAX:
+            middle = (low + high) // 2
+            begin = _next_line(file, middle)
+            if begin < high and _is_up_to(records, begin, file.readline(record_format.LINE_BYTES_MAX), seq):
+                low = begin
+            else:
+                high = middle
+    return low
+
+
+def _next_line(file: BinaryIO, offset: int) -> int:
+    """Where the first line begins after the one that has this byte."""
+    file.seek(offset)
+    return offset + len(file.readline(record_format.LINE_BYTES_MAX))
+
+
+def _is_up_to(records: Path, begin: int, text: bytes, seq: int) -> bool:
+    if record_format.is_whole(text):
+        return record_format.seq_of(text) <= seq
+    refuse_damage(records, begin)
+    return False

@@ -11,16 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sandbox.contracts.journal import Batch, JournalBusyError, JournalDamagedError, JournalWriter
-from sandbox.contracts.layout import TaskLayout, tasks_root
+from sandbox.interfaces.journal import Batch, JournalBusyError, JournalDamagedError, JournalWriter
+from sandbox.interfaces.layout import TaskLayout, tasks_root
 from sandbox.journal import lock
-from sandbox.journal.directory import flush
-from sandbox.journal.eviction import evict
-from sandbox.journal.extent import Extent, measure
-from sandbox.journal.packed import Packed, pack
-from sandbox.journal.place import find_record
+from sandbox.journal.compressed import Packed, pack
+from sandbox.journal.extent import Extent, find_record, measure
+from sandbox.journal.lock import evict
 from sandbox.journal.reader import begins_with_record, read_batch, read_packed_batch
 from sandbox.journal.writer import FileJournalWriter
+from sandbox.system.files import flush
 
 _TASK_ID = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,127}", re.ASCII)
 

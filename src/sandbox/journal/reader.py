@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from sandbox.contracts.journal import Batch, JournalDamagedError, PlaceLostError
-from sandbox.journal import line
+from sandbox.interfaces.journal import Batch, JournalDamagedError, PlaceLostError
+from sandbox.journal import record_format
+from sandbox.journal.compressed import Packed
 from sandbox.journal.extent import refuse_damage
-from sandbox.journal.packed import Packed
-from sandbox.model.event import Record
+from sandbox.model.events import Record
 
 
 def read_batch(records: Path, offset: int, bytes_max: int) -> Batch:
@@ -25,10 +25,10 @@ def _decode(records: Path, offset: int, texts: Iterable[bytes]) -> Batch:
     found: list[Record] = []
     at = offset
     for text in texts:
-        if not line.is_whole(text):
+        if not record_format.is_whole(text):
             refuse_damage(records, at)
             break
-        record = line.decode(text)
+        record = record_format.decode(text)
         if found and record.seq != found[-1].seq + 1:
             raise JournalDamagedError(f"Record {record.seq} follows {found[-1].seq}; restore {records}.")
         found.append(record)
@@ -43,7 +43,7 @@ def begins_with_record(records: Path) -> bool:
     """
     try:
         with records.open("rb") as file:
-            if line.is_whole(file.readline(line.LINE_BYTES_MAX)):
+            if record_format.is_whole(file.readline(record_format.LINE_BYTES_MAX)):
                 return True
         refuse_damage(records, 0)
     except (FileNotFoundError, NotADirectoryError):
@@ -63,7 +63,7 @@ def _read_lines(records: Path, offset: int, bytes_max: int) -> list[bytes]:
         if offset and os.pread(file.fileno(), 1, offset - 1) != b"\n":
             raise PlaceLostError(f"No record ends at byte {offset} of {records}; read it from the beginning.")
         data = os.pread(file.fileno(), bytes_max, offset)
-        while b"\n" not in data and len(data) < line.LINE_BYTES_MAX:
+        while b"\n" not in data and len(data) < record_format.LINE_BYTES_MAX:
             more = os.pread(file.fileno(), max(bytes_max, len(data)), offset + len(data))
             if not more:
                 return []

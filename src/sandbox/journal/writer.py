@@ -7,9 +7,9 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sandbox.journal import line
+from sandbox.journal import record_format
 from sandbox.journal.extent import Extent
-from sandbox.model.event import Event, Record, Transition
+from sandbox.model.events import Event, Record, Transition
 
 _AGAIN_BYTES = 8 * 1024 * 1024
 """What may be lost is written again, and flushed, in pieces of this size: a disk that goes on failing costs no more."""
@@ -53,9 +53,9 @@ class FileJournalWriter:
     ) -> Record:
         """Number and write an event; the contract's `JournalWriter.append`."""
         record = Record(self._last_seq + 1, self._epoch, at.astimezone(UTC), event, transition)
-        text = line.encode(record)
-        if len(text) > line.LINE_BYTES_MAX:
-            raise OSError(errno.EMSGSIZE, f"The record has {len(text)} bytes, more than {line.LINE_BYTES_MAX}")
+        text = record_format.encode(record)
+        if len(text) > record_format.LINE_BYTES_MAX:
+            raise OSError(errno.EMSGSIZE, f"The record has {len(text)} bytes, more than {record_format.LINE_BYTES_MAX}")
         self._write(text, durable=durable)
         self._last_seq = record.seq
         return record

@@ -95,3 +95,8 @@ class AttemptError(SandboxError):
 def reason_of(error: BaseException) -> str:
     """What an error says, also where it is a time that is over, of which Python says nothing."""
     return str(error) or "it takes too long"
+
+
+DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for text that is no JSON or of another shape, that is not UTF-8, and that is too deep. Its
+documentation names the first only; the others are Python's own."""

@@ -308,3 +308,6 @@ TERMINAL_TYPING_SECONDS = 30.0
 
 TERMINAL_BEHIND_BYTES_MAX = 1024 * 1024
 """What waits for one looker-on of the agent's terminal; past it the connection ends, and it can come back."""
+
+
+DEFAULT_SERVER = "http://localhost:8122"

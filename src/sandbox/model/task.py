@@ -7,11 +7,10 @@ from typing import Any
 
 import msgspec
 
-from sandbox.model.artifact import METADATA, Artifact
 from sandbox.model.errors import Failure
-from sandbox.model.event import CancelRequested, FollowUp, Idempotency, Progress
-from sandbox.model.manifest import Manifest
-from sandbox.model.state import TaskState
+from sandbox.model.events import METADATA, Artifact, CancelRequested, FollowUp, Idempotency, Progress
+from sandbox.model.manifest.schema import Manifest
+from sandbox.model.task_state import TaskState
 
 FOLD = 4
 """Raised with every change by which an old journal makes another `Task`: indexes of before are then made anew."""

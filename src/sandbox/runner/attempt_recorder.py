@@ -5,15 +5,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from sandbox.contracts.journal import JournalWriter
-from sandbox.contracts.recorder import Recorder
-from sandbox.contracts.space import Reserve
-from sandbox.model import event as e
-from sandbox.model.life import Effect
+from sandbox.interfaces.disks import Reserve
+from sandbox.interfaces.journal import JournalWriter, Recorder
+from sandbox.model import events as e
 from sandbox.model.limits import JOURNAL_WAIT_SECONDS, OUTPUT_SYNC_SECONDS
+from sandbox.model.state_machine import Effect
 from sandbox.model.task import Task
-from sandbox.runner.host_space import HostSpace
-from sandbox.runner.patient_writer import PatientWriter, can_be_left_out
+from sandbox.runner.retrying_writer import HostSpace, PatientWriter, can_be_left_out
 
 _CUT = "Output is left out: the disk of the server's data directory has little room."
 _log = logging.getLogger(__name__)

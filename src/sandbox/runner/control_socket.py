@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.contracts.placement import CancelOrder, Receipt, TerminalOrder
-from sandbox.contracts.terminals import TerminalRefusedError
-from sandbox.model.decoding import DECODE_ERRORS
+from sandbox.interfaces.placement import CancelOrder, Receipt, TerminalOrder
+from sandbox.interfaces.terminals import TerminalRefusedError
+from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.limits import CONTROL_SECONDS
 from sandbox.runner.terminals import Terminals
 

@@ -6,9 +6,12 @@ from typing import Any
 
 import msgspec
 
-from sandbox.contracts.agent import AgentEvent, RetryTold, ToolEnded, ToolStarted, TurnBegan
-from sandbox.model.event import Event, Gap, Progress, ToolCall, Trouble, Usage
+from sandbox.interfaces.agent import AgentEvent, RetryTold, ToolEnded, ToolStarted, TurnBegan
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.gateway import Budget
+from sandbox.model.events import Event, Gap, Progress, ToolCall, Trouble, Usage
 from sandbox.model.limits import OPEN_TOOL_CALLS_MAX, PROGRESS_INTERVAL_SECONDS, TOOL_CALLS_TOLD_MAX
+from sandbox.model.task import Task
 
 EAGER_INTERVAL_SECONDS = PROGRESS_INTERVAL_SECONDS / 10
 
@@ -101,3 +104,23 @@ class ProgressMeter:
         self._record(self._counters)
         self._told_at = monotonic
         self._dirty = self._eager = False
+
+
+def remaining_seconds(task: Task, clock: Clock) -> float:
+    """Of `lifecycle.timeout`, which counts from the first agent's start, by the monotonic clock.
+
+    That clock begins anew when the machine does; then the wall clock is all there is.
+    """
+    timeout, beginning, attempt = task.manifest.lifecycle.timeout_seconds, task.beginning, task.attempt
+    if beginning is None or attempt is None or task.started_at is None:
+        return timeout
+    if beginning.boot_id and beginning.boot_id == attempt.boot_id:
+        return timeout - (clock.monotonic() - beginning.monotonic_seconds)
+    return timeout - max(0.0, (clock.now() - task.started_at).total_seconds())
+
+
+def budget_of(task: Task) -> Budget:
+    """What the task may cost, and what the gateways of earlier attempts counted of it."""
+    lifecycle, spent = task.manifest.lifecycle, task.spent
+    tokens = spent.input_tokens + spent.output_tokens
+    return Budget(lifecycle.budget_usd, lifecycle.budget_tokens, spent_usd=spent.usd, spent_tokens=tokens)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.runtimes import launcher, seccomp
-from sandbox.runtimes.launch import write_memory
-from sandbox.runtimes.payload import Payload
+from sandbox.runtimes.launcher_client import Payload, write_memory
+from sandbox.runtimes.limits import seccomp
+from sandbox.runtimes.programs import launcher
 
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 

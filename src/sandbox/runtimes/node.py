@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.contracts.inside import NODE
+from sandbox.interfaces.layout import NODE
 
 PACKAGES = "/opt/npm"
 NPM_CONFIGURATION = f"{NODE}/etc/npmrc"

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from sandbox.contracts.waiting_thread import wait_in_thread
-from sandbox.model.manifest import Secret
+from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.limits import VAULT_QUESTIONS_MAX, VAULT_SECONDS
-from sandbox.secrets.unavailable import unavailable
+from sandbox.secrets.sources import unavailable
+from sandbox.system.threads import wait_in_thread
 
 _STATUSES = {
     "Forbidden": "Vault refuses to show it to the server (403); give the server's token a policy that reads this path.",

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.contracts.locked_entry import open_unlocked
-from sandbox.workspace.stoppable import Stop
+from sandbox.model.printable import printable
+from sandbox.system.files import open_unlocked
+from sandbox.workspace.cancellable_thread import Stop
 
 PATH_BYTES_MAX = 3500
 """Longer paths are not looked at; the kernel takes 4095 in one call, and git with it."""
@@ -149,3 +150,12 @@ def read_chunks(file: int, size: int, stop: Stop) -> Iterator[bytes]:
             raise UnreadableError("it became shorter while it was read")
         size -= len(chunk)
         yield chunk
+
+
+def show(path: bytes) -> str:
+    """Text of a path: what is not UTF-8, and what is no visible character, stands as %XX for each of its bytes."""
+    return printable(path.decode(errors="surrogateescape"), _escape)
+
+
+def _escape(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode(errors="surrogateescape"))

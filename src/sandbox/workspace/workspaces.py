@@ -5,26 +5,26 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from sandbox.contracts.confinement import Confine
-from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.workspace import ContainsSecret, LeftOut, Patch
-from sandbox.model.artifact import Artifact
+from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.runtime import Confine
+from sandbox.interfaces.workspace import ContainsSecret, LeftOut, Patch
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.manifest import Repository
-from sandbox.workspace.changed_files import write_changed_files
-from sandbox.workspace.collection import collect
-from sandbox.workspace.git import Git
-from sandbox.workspace.ignore_rules import make_rules_directory
-from sandbox.workspace.patch import write_patch
-from sandbox.workspace.relay import Reach
-from sandbox.workspace.staging import REPOSITORY_BYTES_MAX, Staging
-from sandbox.workspace.stoppable import run_in_thread
+from sandbox.model.events import Artifact
+from sandbox.model.manifest.schema import Repository
+from sandbox.workspace.cancellable_thread import run_in_thread
+from sandbox.workspace.clone.relay import Reach
+from sandbox.workspace.clone.staging import REPOSITORY_BYTES_MAX, Staging
+from sandbox.workspace.collect import collect
+from sandbox.workspace.diff.changed_files_archive import write_changed_files
+from sandbox.workspace.diff.ignore_rules import make_rules_directory
+from sandbox.workspace.diff.patch import write_patch
+from sandbox.workspace.git.command import Git
 
 _OWN_HOST = Reach(lambda address: address.is_global, follows_redirects=False)
 
 
 class GitWorkspaces:
-    """See `sandbox.contracts.workspace.Workspaces`.
+    """See `sandbox.interfaces.workspace.Workspaces`.
 
     environment: of the server's user; HOME, XDG_CONFIG_HOME, GIT_CONFIG_GLOBAL, SSH_AUTH_SOCK and PATH are looked at.
     reach: of clones.

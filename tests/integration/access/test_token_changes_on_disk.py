@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sandbox.access.token_file import LOCK_SECONDS, NAME_CHARACTERS_MAX, InvalidTokenNameError, TokenFile
-from sandbox.contracts.access import Role
+from sandbox.auth.token_file import LOCK_SECONDS, NAME_CHARACTERS_MAX, InvalidTokenNameError, TokenFile
+from sandbox.interfaces.auth import Role
 
 AT = datetime(2026, 1, 29, tzinfo=UTC)
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sandbox.access.token_file import InvalidTokenNameError, TokenFile, TokenFileError, TokenNotFoundError
-from sandbox.contracts.access import Role
-from sandbox.wiring.data_dir_lock import held
+from sandbox.auth.token_file import InvalidTokenNameError, TokenFile, TokenFileError, TokenNotFoundError
+from sandbox.bootstrap.data_dir_lock import held
+from sandbox.interfaces.auth import Role
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def test_a_name_that_cannot_be_shown_is_refused(tokens, name):
 
 def test_tokens_made_at_the_same_time_are_all_kept(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from sandbox.access.token_file import TokenFile;"
-        "from sandbox.contracts.access import Role;"
+        "import sys; from pathlib import Path; from sandbox.auth.token_file import TokenFile;"
+        "from sandbox.interfaces.auth import Role;"
         "[TokenFile(Path(sys.argv[1])).create(Role.VIEWER, sys.argv[2]) for _ in range(5)]"
     )
     makers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(number)]) for number in range(3)]
@@ -132,7 +132,7 @@ def test_tokens_are_made_and_revoked_while_a_server_works_on_the_directory(token
 
 
 def test_a_change_that_waits_too_long_for_another_says_so(tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.access.token_file.LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.auth.token_file.LOCK_SECONDS", 0.05)
     tokens.create(Role.VIEWER, "wall")
     with (tmp_path / "tokens.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)

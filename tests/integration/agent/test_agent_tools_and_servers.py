@@ -11,14 +11,14 @@ import pytest
 
 from doubles import mcp_token_server
 from doubles.claude_outside import SESSION_ID, Outside, manifest
-from sandbox.agent.claude_code import ClaudeCode
-from sandbox.agent.conversation import ClaudeConversation
-from sandbox.contracts.agent import AgentBegan
-from sandbox.contracts.runtime import Exit
+from sandbox.agents.claude_code.driver import ClaudeCode
+from sandbox.agents.claude_code.output_parser import ClaudeConversation
 from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
+from sandbox.interfaces.agent import AgentBegan
+from sandbox.interfaces.runtime import Exit
 from sandbox.model.errors import FailureCode
-from sandbox.model.manifest import McpConfig, McpServer
+from sandbox.model.manifest.schema import McpConfig, McpServer
 
 DONE = Turn((Text("All done."),))
 TOKEN_SERVER = McpServer(

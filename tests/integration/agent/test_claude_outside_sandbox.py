@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_outside import SESSION_ID, TASK_KEY, Outside
-from sandbox.agent.conversation import ClaudeConversation
-from sandbox.contracts.runtime import Exit
+from sandbox.agents.claude_code.output_parser import ClaudeConversation
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
+from sandbox.interfaces.runtime import Exit
 
 DONE = Turn((Text("All done."),))
 ENVIRONMENT = Turn((ToolUse("Bash", {"command": "env; echo ran", "description": "look"}),))

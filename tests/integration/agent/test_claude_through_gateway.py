@@ -4,11 +4,11 @@ import asyncio
 
 from doubles.claude_outside import TASK_KEY, Outside
 from doubles.loopback_listeners import loopback_listeners
-from sandbox.contracts.gateway import GatewayRules, ModelUpstream
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
-from sandbox.gateway.serve import SocketGateways
-from sandbox.model.event import Usage
+from sandbox.gateway.server import SocketGateways
+from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
+from sandbox.model.events import Usage
 
 SERVER_KEY = "sk-the-servers-own"
 SUBAGENT = {"description": "look", "prompt": "Look around.", "subagent_type": "general-purpose"}

@@ -11,13 +11,12 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
-from sandbox.api.addresses import bind
 from sandbox.api.app import create_app, create_stream_app
+from sandbox.api.auth.authenticator import Guard
 from sandbox.api.context import Context
-from sandbox.api.guard import Guard
-from sandbox.api.serve import serve
+from sandbox.api.http.server import bind, serve
 from sandbox.api.settings import ApiSettings
-from sandbox.contracts.access import Access
+from sandbox.interfaces.auth import Access
 
 
 @dataclass

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api import connections
+from sandbox.api.http import protocols
 
 HEAD = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HALVES = {"nothing": b"", "half a head": HEAD[:30], "an answered request and half a head": HEAD + HEAD[:30]}
@@ -16,7 +16,7 @@ HALVES = {"nothing": b"", "half a head": HEAD[:30], "an answered request and hal
 
 @pytest.fixture
 def in_haste(monkeypatch):
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(protocols, "HEAD_SECONDS", 1.0)
 
 
 @pytest.mark.usefixtures("in_haste")
@@ -59,7 +59,7 @@ def test_a_slow_client_is_answered_and_a_follower_told_to_the_end(open_doors):
 
 def test_who_still_takes_an_answer_is_not_let_go():
     waits, aborts, behind = [], [], [4096, 0]
-    connection = connections.HttpConnection.__new__(connections.HttpConnection)
+    connection = protocols.HttpConnection.__new__(protocols.HttpConnection)
     connection.loop = SimpleNamespace(call_later=lambda seconds, call: waits.append((seconds, call)))
     connection.conn = SimpleNamespace(their_state=h11.IDLE)
     connection.transport = SimpleNamespace(

@@ -10,7 +10,8 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api import guard, strangers
+from sandbox.api.auth import authenticator
+from sandbox.api.http import connection_limits
 
 SENT = {
     "nothing": b"",
@@ -28,7 +29,7 @@ def as_vera(doors, **options):
 
 @pytest.mark.parametrize("sent", SENT.values(), ids=SENT)
 def test_connections_of_strangers_are_bounded_and_those_who_are_known_stay(open_doors, until, monkeypatch, sent):
-    monkeypatch.setattr(strangers, "STRANGERS_MAX", 20)
+    monkeypatch.setattr(connection_limits, "STRANGERS_MAX", 20)
 
     async def scene():
         async with open_doors(FakeAccess(vera="viewer")) as doors, as_vera(doors) as client:
@@ -60,7 +61,7 @@ def is_cut(client: socket.socket) -> bool:
 
 
 def test_one_token_is_answered_on_so_many_requests_at_once(open_doors, until, monkeypatch):
-    monkeypatch.setattr(guard, "REQUESTS_AT_ONCE_MAX", 3)
+    monkeypatch.setattr(authenticator, "REQUESTS_AT_ONCE_MAX", 3)
 
     async def scene():
         async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors, as_vera(doors) as client:

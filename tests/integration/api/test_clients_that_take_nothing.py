@@ -14,8 +14,8 @@ from websockets.frames import Opcode
 from websockets.uri import parse_uri
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api import connections
-from sandbox.model import event as e
+from sandbox.api.http import protocols
+from sandbox.model import events as e
 
 PATH = "/api/v1/tasks/task-001/logs?follow=true&after=0"
 MUCH = [e.Output.of("stdout", os.urandom(30_000).hex().encode() + b"\n") for _ in range(200)]
@@ -37,7 +37,7 @@ async def follow(client: httpx.AsyncClient) -> list[dict]:
 
 
 def test_a_follower_that_takes_nothing_is_let_go_and_others_are_not(open_doors, until, monkeypatch):
-    monkeypatch.setattr(connections, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(protocols, "STALLED_SECONDS", 0.3)
 
     async def scene():
         async with open_doors() as doors, httpx.AsyncClient(base_url=doors.http, timeout=30) as client:
@@ -98,9 +98,9 @@ def test_only_the_latest_ping_of_who_takes_nothing_is_answered():
         await receive()
 
     async def scene():
-        config = uvicorn.Config(app, ws=connections.WebSocketConnection, lifespan="off", log_config=None)
+        config = uvicorn.Config(app, ws=protocols.WebSocketConnection, lifespan="off", log_config=None)
         config.load()
-        connection, transport = connections.WebSocketConnection(config, ServerState(), {}), Transport()
+        connection, transport = protocols.WebSocketConnection(config, ServerState(), {}), Transport()
         connection.connection_made(transport)
         client = ClientProtocol(parse_uri("ws://localhost/"))
         client.send_request(client.connect())

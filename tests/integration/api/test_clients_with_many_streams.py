@@ -9,9 +9,10 @@ from websockets.exceptions import InvalidStatus
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
-from sandbox.api import guard, stream
-from sandbox.api.share import MESSAGES_OF_TURN_MAX
-from sandbox.model import event as e
+from sandbox.api.auth import authenticator
+from sandbox.api.streaming import websocket
+from sandbox.api.streaming.fair_share import MESSAGES_OF_TURN_MAX
+from sandbox.model import events as e
 
 STREAMS, LINES = 20, 300
 
@@ -34,7 +35,7 @@ class TurnCount:
 
     def __init__(self, monkeypatch):
         self.most = self._now = 0
-        original = stream.StreamView.messages
+        original = websocket.StreamView.messages
 
         def messages(view, frames):
             made = original(view, frames)
@@ -42,7 +43,7 @@ class TurnCount:
             self.most = max(self.most, self._now)
             return made
 
-        monkeypatch.setattr(stream.StreamView, "messages", messages)
+        monkeypatch.setattr(websocket.StreamView, "messages", messages)
 
     async def watch(self):
         while True:
@@ -74,7 +75,7 @@ def test_all_streams_of_a_token_are_told_in_small_parts_and_everything(open_door
 
 
 def test_a_token_has_so_many_streams_of_all_tasks_and_others_their_own(open_doors, until, monkeypatch):
-    monkeypatch.setattr(guard, "STREAMS_OF_ALL_MAX", 2)
+    monkeypatch.setattr(authenticator, "STREAMS_OF_ALL_MAX", 2)
 
     async def scene():
         async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors:

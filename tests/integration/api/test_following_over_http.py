@@ -6,8 +6,8 @@ import json
 import httpx
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api import streamed
-from sandbox.model import event as e
+from sandbox.api.streaming import response as streaming_response
+from sandbox.model import events as e
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 
@@ -34,7 +34,7 @@ def test_a_follower_hears_of_things_as_they_happen_and_of_the_end(open_doors):
 
 
 def test_a_silent_stream_is_kept_alive(open_doors, monkeypatch):
-    monkeypatch.setattr(streamed, "KEEP_ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr(streaming_response, "KEEP_ALIVE_SECONDS", 0.02)
 
     async def scene():
         async with open_doors() as doors, httpx.AsyncClient(base_url=doors.http) as client:

@@ -8,8 +8,10 @@ import httpx
 from websockets.asyncio.client import connect
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api import logs, streamed, tail
-from sandbox.model import event as e
+from sandbox.api.routes import logs
+from sandbox.api.streaming import buffer
+from sandbox.api.streaming import response as streaming_response
+from sandbox.model import events as e
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 
@@ -40,9 +42,9 @@ def lines(first, count):
 
 def test_each_has_everything_once_however_often_they_leave(open_doors, monkeypatch):
     # So small that who was away is behind the tail, and has the past read anew.
-    monkeypatch.setattr(tail, "TAIL_BYTES_MAX", 20_000)
-    monkeypatch.setattr(tail, "PAST_BYTES_MAX", 20_000)
-    monkeypatch.setattr(tail, "_PAST_PIECE_BYTES", 7_000)
+    monkeypatch.setattr(buffer, "TAIL_BYTES_MAX", 20_000)
+    monkeypatch.setattr(buffer, "PAST_BYTES_MAX", 20_000)
+    monkeypatch.setattr(buffer, "_PAST_PIECE_BYTES", 7_000)
 
     async def scene():
         async with open_doors() as doors:
@@ -65,7 +67,7 @@ def test_each_has_everything_once_however_often_they_leave(open_doors, monkeypat
 
 
 def test_what_happens_is_encoded_once_and_goes_out_in_batches(open_doors, monkeypatch):
-    encoded, sent, encode, take = [], [], logs._sse, streamed.ReadAhead.batch
+    encoded, sent, encode, take = [], [], logs._sse, streaming_response.ReadAhead.batch
 
     def counted(frame):
         encoded.append(frame["seq"])
@@ -76,7 +78,7 @@ def test_what_happens_is_encoded_once_and_goes_out_in_batches(open_doors, monkey
         return found
 
     monkeypatch.setattr(logs, "_sse", counted)
-    monkeypatch.setattr(streamed.ReadAhead, "batch", batch)
+    monkeypatch.setattr(streaming_response.ReadAhead, "batch", batch)
 
     async def scene():
         async with open_doors() as doors:
@@ -100,15 +102,15 @@ def test_what_happens_is_encoded_once_and_goes_out_in_batches(open_doors, monkey
 
 
 def test_what_is_kept_of_the_past_has_a_bound(monkeypatch):
-    monkeypatch.setattr(tail, "_PAST_PIECE_BYTES", 1000)
-    monkeypatch.setattr(tail, "PAST_BYTES_MAX", 5000)
+    monkeypatch.setattr(buffer, "_PAST_PIECE_BYTES", 1000)
+    monkeypatch.setattr(buffer, "PAST_BYTES_MAX", 5000)
 
     async def frames(after):
         for seq in range(after + 1, 101):
             yield {"type": "output", "seq": seq, "data": "x" * 100}
 
     async def scene():
-        past, position, reads = tail.Past(), 0, 0
+        past, position, reads = buffer.Past(), 0, 0
         while position < 100:
             position, reads = (await past.read(frames(position), position)).last_seq, reads + 1
         assert reads == 34
@@ -120,7 +122,7 @@ def test_what_is_kept_of_the_past_has_a_bound(monkeypatch):
 
 
 def test_what_was_missed_is_encoded_once_for_all_who_missed_it(open_doors, monkeypatch):
-    monkeypatch.setattr(tail, "TAIL_BYTES_MAX", 20_000)
+    monkeypatch.setattr(buffer, "TAIL_BYTES_MAX", 20_000)
     encoded, encode = [], logs._sse
 
     def counted(frame):
@@ -188,7 +190,7 @@ def test_a_place_past_the_end_is_told_the_end(open_doors):
 
 
 def test_who_reads_slowly_is_left_out_of_nothing(open_doors, monkeypatch):
-    monkeypatch.setattr(tail, "TAIL_BYTES_MAX", 20_000)
+    monkeypatch.setattr(buffer, "TAIL_BYTES_MAX", 20_000)
 
     async def scene():
         async with open_doors() as doors:

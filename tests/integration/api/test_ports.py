@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from sandbox.api.addresses import AddressError, bind, listen
+from sandbox.api.http.server import AddressError, bind, listen
 
 
 def close(sockets):

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from doubles.fake_tasks import TO_RUNNING
-from sandbox.api import connections
+from sandbox.api.http import protocols
 
 HEALTH = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/yaml\r\n"
@@ -121,7 +121,7 @@ def test_who_was_not_told_to_send_a_body_is_not_taken_for_sending_one(open_doors
 
 
 def test_a_body_that_goes_on_behind_its_answer_ends_in_time(open_doors, monkeypatch):
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(protocols, "HEAD_SECONDS", 1.0)
 
     async def scene():
         async with open_doors() as doors:

@@ -13,9 +13,8 @@ import pytest
 from websockets.asyncio.client import connect
 
 from doubles.fake_tasks import TO_RUNNING
-from sandbox.api.addresses import AddressError, bind
-from sandbox.api.serve import set_by_signals
-from sandbox.model import event as e
+from sandbox.api.http.server import AddressError, bind, set_by_signals
+from sandbox.model import events as e
 from sandbox.model import limits
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"

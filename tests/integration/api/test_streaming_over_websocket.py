@@ -10,8 +10,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api import serve
-from sandbox.model import event as e
+from sandbox.api.http import server
+from sandbox.model import events as e
 
 
 async def rest(socket):
@@ -180,8 +180,8 @@ def test_a_gap_in_the_story_of_all_tasks_passes_every_filter(open_doors, until):
 
 
 def test_who_answers_no_ping_is_gone_and_who_answers_stays(open_doors, until, monkeypatch):
-    monkeypatch.setattr(serve, "PING_SECONDS", 0.05)
-    monkeypatch.setattr(serve, "PONG_SECONDS", 0.1)
+    monkeypatch.setattr(server, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(server, "PONG_SECONDS", 0.1)
 
     async def scene():
         async with open_doors() as doors:

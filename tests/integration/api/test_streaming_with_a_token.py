@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
-from sandbox.api import doorkeeper
+from sandbox.api.middleware import authentication
 
 
 def access() -> FakeAccess:
@@ -102,7 +102,7 @@ def test_a_token_in_the_address_is_no_token(open_doors):
 
 
 def test_a_stream_ends_when_its_token_is_revoked_and_nothing_broke(open_doors, monkeypatch, caplog):
-    monkeypatch.setattr(doorkeeper, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
     tokens = FakeAccess(vera="viewer", olga="operator")
 
     async def story():
@@ -133,7 +133,7 @@ def test_a_stream_ends_when_its_token_is_revoked_and_nothing_broke(open_doors, m
 
 
 def test_who_says_something_after_the_token_was_revoked_is_sent_away_once(open_doors, monkeypatch, caplog):
-    monkeypatch.setattr(doorkeeper, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
     tokens = FakeAccess(vera="viewer")
 
     async def story():

@@ -9,8 +9,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
-from sandbox.api import doorkeeper
-from sandbox.contracts.terminals import Ended, Resized, Role, Shown, Typed
+from sandbox.api.middleware import authentication
+from sandbox.interfaces.terminals import Ended, Resized, Role, Shown, Typed
 
 
 class PlayedLine:
@@ -171,7 +171,7 @@ def test_only_an_operator_gets_one(open_doors):
 
 def test_whose_token_is_revoked_types_nothing_more(open_doors, monkeypatch):
     """Also while the terminal shows nothing, as when a password is asked for."""
-    monkeypatch.setattr(doorkeeper, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
     tokens = FakeAccess(otto="operator", olga="operator")
 
     async def story():

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from doubles.fake_access import FakeAccess
-from sandbox.contracts.subject import REQUEST_ID, TASK_ID, TOKEN_ID
+from sandbox.system.log_context import REQUEST_ID, TASK_ID, TOKEN_ID
 
 
 @pytest.fixture

@@ -9,22 +9,20 @@ import tarfile
 import pytest
 
 from doubles.kept_tasks import KeptTasks
-from sandbox.access.token_file import TokenFile
-from sandbox.contracts.access import Role
-from sandbox.contracts.journal import JournalDamagedError
-from sandbox.contracts.recorder import read_task
-from sandbox.contracts.retention import Retention
-from sandbox.journal import packed
+from sandbox.auth.token_file import TokenFile
+from sandbox.bootstrap.administration import prune_data
+from sandbox.bootstrap.backup import create as backups
+from sandbox.bootstrap.backup import restore as backup_restore
+from sandbox.bootstrap.backup.create import BackupExistsError, BackupTooLargeError, back_up
+from sandbox.bootstrap.backup.restore import BackupUnusableError, PlaceUnusableError
+from sandbox.bootstrap.backup.restore import restore as restore_here
+from sandbox.interfaces.auth import Role
+from sandbox.interfaces.journal import JournalDamagedError, read_task
+from sandbox.interfaces.tasks import Retention
+from sandbox.journal import compressed
 from sandbox.journal.journals import FileJournals
-from sandbox.model.artifact import Artifact
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, ArtifactCollected, Output, TaskFinished
-from sandbox.wiring import backup as backups
-from sandbox.wiring import restoration
-from sandbox.wiring.administration import prune_data
-from sandbox.wiring.backup import BackupExistsError, BackupTooLargeError, back_up
-from sandbox.wiring.restoration import BackupUnusableError, PlaceUnusableError
-from sandbox.wiring.restoration import restore as restore_here
+from sandbox.model.events import AgentExited, Artifact, ArtifactCollected, Output, TaskFinished
 
 
 @pytest.fixture
@@ -140,7 +138,7 @@ def test_a_place_that_cannot_become_the_directory_is_refused_before_anything_is_
     (tmp_path / "link").symlink_to("elsewhere")
     (tmp_path / "volume").mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "volume"))
-    monkeypatch.setattr("sandbox.wiring.restoration._unpack", None)
+    monkeypatch.setattr("sandbox.bootstrap.backup.restore._unpack", None)
     for place, reason in (("link", "a symbolic link"), ("volume", "a file system of its own")):
         with pytest.raises(PlaceUnusableError, match=reason):
             restore_here(tmp_path / "backup.tar", tmp_path / place)
@@ -194,7 +192,7 @@ def test_a_task_whose_books_cannot_be_ended_is_told_and_keeps_no_other_from_its_
     """A packed journal is written no more, and this one was packed too early."""
     kept.run("early").writer.close()
     records = kept.records("early")
-    packed._write_proved(records.read_bytes().splitlines(keepends=True), records.with_name("records.gz"))
+    compressed._write_proved(records.read_bytes().splitlines(keepends=True), records.with_name("records.gz"))
     records.unlink()
     back_up(kept.data_dir, tmp_path / "backup.tar")
     restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
@@ -325,11 +323,11 @@ def test_a_manifest_without_sense_is_refused_by_a_sentence(tmp_path, more):
 def test_a_manifest_that_restoring_would_not_read_is_not_written(kept, tmp_path, monkeypatch):
     back_up(kept.data_dir, tmp_path / "good.tar")
     size_bytes = len(members(tmp_path / "good.tar")[-1][1])
-    for module in (backups, restoration):
+    for module in (backups, backup_restore):
         monkeypatch.setattr(module, "BACKUP_MANIFEST_BYTES_MAX", size_bytes)
     assert restore_here(tmp_path / "good.tar", tmp_path / "new").tasks_count == 5
 
-    for module in (backups, restoration):
+    for module in (backups, backup_restore):
         monkeypatch.setattr(module, "BACKUP_MANIFEST_BYTES_MAX", size_bytes - 1)
     with pytest.raises(BackupTooLargeError, match="sandbox admin prune"):
         back_up(kept.data_dir, tmp_path / "large.tar")

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from doubles.kept_tasks import KeptTasks
-from sandbox.contracts.store import Indexed
-from sandbox.model.event import Output
+from sandbox.interfaces.store import Indexed
+from sandbox.model.events import Output
 
 
 @pytest.fixture

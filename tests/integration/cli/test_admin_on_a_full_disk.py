@@ -24,8 +24,8 @@ exec "$3" -c "$4" "$1/data"
 ROOMS = """
 import os, sys
 from pathlib import Path
-from sandbox.contracts.store import StoreError
-from sandbox.wiring.administration import check_data, rebuild_index
+from sandbox.interfaces.store import StoreError
+from sandbox.bootstrap.administration import check_data, rebuild_index
 
 data = Path(sys.argv[1])
 fill, told = data.parent / "fill", []

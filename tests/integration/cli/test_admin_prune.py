@@ -6,7 +6,7 @@ import pytest
 
 from doubles.kept_tasks import KeptTasks
 from doubles.recorded_api import of_json
-from sandbox.wiring.data_dir_lock import held
+from sandbox.bootstrap.data_dir_lock import held
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from doubles.kept_tasks import KeptTasks
-from sandbox.contracts.store import Indexed, TaskQuery
-from sandbox.wiring import administration
-from sandbox.wiring.administration import rebuild_index
-from sandbox.wiring.data_dir_lock import held
+from sandbox.bootstrap import administration
+from sandbox.bootstrap.administration import rebuild_index
+from sandbox.bootstrap.data_dir_lock import held
+from sandbox.interfaces.store import Indexed, TaskQuery
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_what_a_full_disk_breaks_off_leaves_nothing_and_the_index_as_it_was(kept
         raise OSError(28, "No space left on device")
 
     before, index = rows(kept), (kept.data_dir / "index.sqlite").read_bytes()
-    monkeypatch.setattr("sandbox.wiring.administration.index_journals", refuse)
+    monkeypatch.setattr("sandbox.bootstrap.administration.index_journals", refuse)
     with pytest.raises(OSError, match="No space"):
         rebuild_index(kept.data_dir)
     assert list(kept.data_dir.glob("index.sqlite.*")) == []

@@ -144,7 +144,7 @@ def test_a_pipeline_of_a_shell_is_quiet(environment, tmp_path):
 
 def test_what_a_command_starts_has_all_three_streams(closing, tmp_path):
     script = (
-        "import os, subprocess, sys, sandbox.cli.command as command\n"
+        "import os, subprocess, sys, sandbox.cli.main as command\n"
         'look = \'import os; [os.write(9, os.readlink(f"/proc/self/fd/{n}").encode() + b" ") for n in range(3)]\'\n'
         "told = os.open('told', os.O_CREAT | os.O_WRONLY)\n"
         "os.dup2(told, 9)\n"

@@ -16,7 +16,7 @@ def complete(environment, tmp_path):
     """What bash offers for the words of a command line, the last one unfinished."""
     program = tmp_path / "bin" / "sandbox"
     program.parent.mkdir()
-    program.write_text(f"#!{sys.executable} -I\nfrom sandbox.cli.command import main\nmain()\n")
+    program.write_text(f"#!{sys.executable} -I\nfrom sandbox.cli.main import main\nmain()\n")
     program.chmod(0o755)
 
     def run(*words: str) -> list[str]:
@@ -68,9 +68,9 @@ def test_completing_does_not_import_a_server(words):
         "import os, sys\n"
         f"os.environ.update(_SANDBOX_COMPLETE='bash_complete', COMP_WORDS={words!r}, "
         f"COMP_CWORD='{words.count(' ')}')\n"
-        "from sandbox.cli.command import main\n"
+        "from sandbox.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "slow = ('fastapi', 'uvicorn', 'pydantic', 'httpx', 'rich', 'yaml', 'asyncio', 'sandbox.wiring.server')\n"
+        "slow = ('fastapi', 'uvicorn', 'pydantic', 'httpx', 'rich', 'yaml', 'asyncio', 'sandbox.bootstrap.server')\n"
         "print('LOADED', [name for name in slow if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from doubles.forked_commands import ForkedCommand, run
-from sandbox.api.addresses import bind, is_open
+from sandbox.api.http.server import bind, is_open
 
 SANDBOX = [sys.executable, "-m", "sandbox"]
 

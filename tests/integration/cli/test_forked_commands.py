@@ -12,7 +12,7 @@ from doubles.forked_commands import ForkedCommand
 from doubles.recorded_api import Answer, of_frames, of_json
 from doubles.recorded_story import TASK, frames, status
 
-TRUE = (sys.executable, "-c", "from sandbox.cli.command import main; main()")
+TRUE = (sys.executable, "-c", "from sandbox.cli.main import main; main()")
 
 
 @pytest.fixture

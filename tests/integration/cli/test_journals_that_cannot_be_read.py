@@ -8,9 +8,9 @@ import os
 import pytest
 
 from doubles.kept_tasks import KeptTasks
+from sandbox.bootstrap.backup.create import back_up
+from sandbox.bootstrap.backup.restore import restore
 from sandbox.journal.journals import FileJournals
-from sandbox.wiring.backup import back_up
-from sandbox.wiring.restoration import restore
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ import pytest
 from doubles.forked_commands import run
 from doubles.kept_tasks import KeptTasks
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
-from sandbox.access.token_file import TokenFile
-from sandbox.cli.exit_code import ExitCode
-from sandbox.contracts.access import Role
-from sandbox.wiring import data_dir_lock, machine
-from sandbox.wiring.data_dir_lock import DataDirBusyError, held
-from sandbox.wiring.examination import _probe_dir
-from sandbox.wiring.machine import choose_run_dir
-from sandbox.wiring.private_directory import UnsafePlaceError, make_data_dir
-from sandbox.wiring.settings import ServerSection, ServerSettings
+from sandbox.auth.token_file import TokenFile
+from sandbox.bootstrap import data_dir_lock, machine
+from sandbox.bootstrap.data_dir_lock import DataDirBusyError, held
+from sandbox.bootstrap.doctor.examination import _probe_dir
+from sandbox.bootstrap.machine import choose_run_dir
+from sandbox.bootstrap.private_directory import UnsafePlaceError, make_data_dir
+from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
+from sandbox.cli.errors import ExitCode
+from sandbox.interfaces.auth import Role
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts, and becomes somebody else")
 NOBODY = 65534
@@ -203,7 +203,7 @@ def everything(directory):
 KILLED_WHILE_IT_STARTS_A_CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from sandbox.wiring.data_dir_lock import held
+from sandbox.bootstrap.data_dir_lock import held
 with held(Path(sys.argv[1])):
     if os.fork():
         os.kill(os.getpid(), signal.SIGKILL)

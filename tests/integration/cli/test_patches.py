@@ -12,7 +12,7 @@ import pytest
 from doubles.live import git, until
 from doubles.recorded_api import Answer, of_error, of_json
 from doubles.recorded_story import TASK, status
-from sandbox.cli.checkout import Checkout
+from sandbox.cli.checkout.worktree import Checkout
 
 BEFORE = {"a.txt": "one\ntwo\nthree\n", "b.sql": "-- x\nselect 1;\n"}
 SECRET_FLAG = "--allow-secrets"
@@ -224,7 +224,7 @@ def test_a_signal_waits_until_the_patch_is_applied(sandbox_process, offered, che
 
 
 def test_a_filter_that_does_not_end_is_ended_and_the_files_are_put_back(checkout, filtered, tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.cli.checkout.WRITING_SECONDS", 1.0)
+    monkeypatch.setattr("sandbox.cli.checkout.worktree.WRITING_SECONDS", 1.0)
     (checkout / "a.txt").write_text("changed\n")
     (tmp_path / "patch").write_text(git("diff", "--full-index", cwd=checkout) + "\n")
     git("checkout", "-q", "a.txt", cwd=checkout)

@@ -7,8 +7,8 @@ import pytest
 
 from doubles.recorded_api import Answer, of_error, of_frames, of_json
 from doubles.recorded_story import TASK, frames, status
-from sandbox.cli.mistakes import details
-from sandbox.model.manifest_parsing import InvalidManifestError, parse_manifest
+from sandbox.cli.manifest_file import details
+from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
 
 MANIFEST = b"""\
 version: "1"
@@ -62,7 +62,7 @@ def test_submit_gives_the_task_the_id_that_was_asked_for(sandbox, task, api, man
 
 
 def test_the_manifest_with_another_id_is_still_one_that_the_server_takes(sandbox, task, api, manifest):
-    from sandbox.model.manifest_parsing import parse_manifest
+    from sandbox.model.manifest.parser import parse_manifest
 
     sandbox("task", "submit", manifest, "--id", "mine-1")
     body = api.to("POST", "/tasks")[0].body

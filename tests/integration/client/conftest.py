@@ -7,7 +7,7 @@ import pytest
 
 from doubles.recorded_api import RecordedApi
 from doubles.recorded_story import TASK, status
-from sandbox.client import AsyncClient, Client, patience
+from sandbox.client import AsyncClient, Client, operations
 
 
 class Awaited:
@@ -52,7 +52,7 @@ def api():
 @pytest.fixture(params=[Client, Awaited], ids=["Client", "AsyncClient"])
 def client_class(request, monkeypatch):
     """Either client."""
-    monkeypatch.setattr(patience, "PAUSES_SECONDS", (0.01,) * 5)
+    monkeypatch.setattr(operations, "PAUSES_SECONDS", (0.01,) * 5)
     return request.param
 
 

@@ -3,13 +3,13 @@
 import pytest
 
 from doubles.server_rooms import Rooms
-from sandbox.stores.memory import MemoryStore
+from sandbox.store.memory import MemoryStore
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """With a store in memory; a runner's loss is looked for soon."""
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
     made = Rooms(tmp_path, MemoryStore())
     yield made
     for task_id in list(made.runners.recorders):

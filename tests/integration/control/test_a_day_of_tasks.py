@@ -8,10 +8,10 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
-from sandbox.contracts.retention import Retention
-from sandbox.control.packing import Packing
-from sandbox.model.state import TaskState
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.interfaces.tasks import Retention
+from sandbox.model.task_state import TaskState
+from sandbox.server.maintenance.compaction import Packing
+from sandbox.store.sqlite import SqliteStore
 
 PACE, HOURS_KEPT = timedelta(minutes=15), 6
 A_DAY = int(timedelta(hours=24) / PACE)

@@ -7,11 +7,11 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END
-from sandbox.contracts.recorder import Recorder
-from sandbox.contracts.tasks import UnavailableError
+from sandbox.interfaces.journal import Recorder
+from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, TaskFinished, TaskSubmitted
-from sandbox.model.state import TaskState
+from sandbox.model.events import AgentExited, TaskFinished, TaskSubmitted
+from sandbox.model.task_state import TaskState
 
 LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
 
@@ -30,7 +30,7 @@ LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskF
 )
 def test_a_wish_without_a_runner_is_answered_by_what_becomes_of_it(world, monkeypatch, events, rest, message, state):
     # The runner's death is found by the wish and not before.
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
 
     async def play():
         async with world.server() as service:
@@ -38,7 +38,7 @@ def test_a_wish_without_a_runner_is_answered_by_what_becomes_of_it(world, monkey
             world.runners.play("task-1", *events)
             world.runners.die("task-1")
             cancelled = await service.cancel("task-1", reason="", force=False)
-            monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.05)
+            monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
             await world.launched("task-1", 2)
             world.runners.play("task-1", *rest)
             return cancelled.message, (await service.wait("task-1", 10)).state
@@ -47,7 +47,7 @@ def test_a_wish_without_a_runner_is_answered_by_what_becomes_of_it(world, monkey
 
 
 def test_a_wish_for_a_task_whose_journal_was_busy_at_the_start_says_that_it_had_not_begun(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
 
     busy = Recorder(world.journals.create("task-1"), None, world.clock.now)
     busy.record(TaskSubmitted("task-1", manifest()))
@@ -56,7 +56,7 @@ def test_a_wish_for_a_task_whose_journal_was_busy_at_the_start_says_that_it_had_
         async with world.server() as service:
             busy.writer.close()
             cancelled = await service.cancel("task-1", reason="", force=False)
-            monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.05)
+            monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
             return cancelled.message, (await service.wait("task-1", 10)).state
 
     assert asyncio.run(play()) == ("The task had not begun and is cancelled.", TaskState.CANCELLED)
@@ -78,7 +78,7 @@ class SlowStart:
 
 
 def test_a_wish_while_the_runner_is_being_started_is_answered_in_time_and_blames_no_runner(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.cancelling.CANCEL_SECONDS", 0.3)
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 0.3)
 
     async def play():
         start = SlowStart(world.runners, monkeypatch)
@@ -101,7 +101,7 @@ def test_a_wish_while_the_runner_is_being_started_is_answered_in_time_and_blames
 
 def test_a_wish_is_tried_once_more_when_the_start_ends_at_the_last_moment(world, monkeypatch):
     """The time is over when the lock comes free."""
-    monkeypatch.setattr("sandbox.control.cancelling.CANCEL_SECONDS", 30)
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 30)
 
     async def play():
         start = SlowStart(world.runners, monkeypatch)

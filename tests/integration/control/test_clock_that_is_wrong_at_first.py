@@ -8,14 +8,14 @@ import pytest
 
 from doubles.kept_tasks import KeptTasks
 from doubles.server_rooms import RoomClock, Rooms
-from sandbox.contracts.layout import TaskLayout
-from sandbox.contracts.retention import Retention
-from sandbox.control.janitor import Janitor
+from sandbox.bootstrap.maintenance import gather_duties
+from sandbox.bootstrap.settings.schema import PreserveSection, ServerSettings
+from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.tasks import Retention
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.limits import CLOCK_TRUST_SECONDS
-from sandbox.stores.sqlite import SqliteStore
-from sandbox.wiring.duties import gather_duties
-from sandbox.wiring.settings import PreserveSection, ServerSettings
+from sandbox.server.maintenance.janitor import Janitor
+from sandbox.store.sqlite import SqliteStore
 
 DAYS = timedelta(days=91)
 FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")

@@ -11,13 +11,13 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
-from sandbox.contracts.gateway import ModelUpstream
-from sandbox.contracts.recorder import read_records
-from sandbox.contracts.store import Indexed
-from sandbox.model.artifact import Artifact
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.journal import read_records
+from sandbox.interfaces.store import Indexed
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import (
+from sandbox.model.events import (
     AgentExited,
+    Artifact,
     ArtifactCollected,
     AttemptEnded,
     AttemptFailed,
@@ -27,8 +27,8 @@ from sandbox.model.event import (
     Trouble,
 )
 from sandbox.model.limits import FINISHERS_MAX
-from sandbox.model.state import TaskState
-from sandbox.stores.memory import MemoryStore
+from sandbox.model.task_state import TaskState
+from sandbox.store.memory import MemoryStore
 
 LOST = AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone"))
 UPSTREAM = ModelUpstream("https://model.example", api_key="sk-secret")
@@ -36,7 +36,7 @@ UPSTREAM = ModelUpstream("https://model.example", api_key="sk-secret")
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
     made = Rooms(tmp_path, MemoryStore(), upstream=UPSTREAM)
     yield made
     for task_id in list(made.runners.recorders):
@@ -149,7 +149,7 @@ def test_a_task_that_was_cancelled_before_its_runner_died_is_not_attempted_again
 
 def test_a_wish_that_a_dead_runner_cannot_take_is_written_before_a_finisher_begins(world, monkeypatch):
     # Its death is found by the wish and not before.
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
     launch, wishes = world.runners.launch, []
 
     async def watched(order, lock_fd):
@@ -163,7 +163,7 @@ def test_a_wish_that_a_dead_runner_cannot_take_is_written_before_a_finisher_begi
             await world.running(service)
             world.runners.die("task-1")
             await service.cancel("task-1", reason="enough", force=False)
-            monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.05)
+            monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
             await world.launched("task-1", 2)
 
     asyncio.run(play())
@@ -171,8 +171,8 @@ def test_a_wish_that_a_dead_runner_cannot_take_is_written_before_a_finisher_begi
 
 
 def test_after_a_finisher_that_died_the_next_one_waits_longer_each_time(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.4)
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_FACTOR", 3)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.4)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_FACTOR", 3)
     launched_at = []
 
     async def play():
@@ -196,7 +196,7 @@ def test_after_a_finisher_that_died_the_next_one_waits_longer_each_time(world, m
 
 
 def test_a_task_that_is_to_stop_at_once_waits_for_no_pause(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 300.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 300.0)
 
     async def play():
         async with world.server() as service:
@@ -212,7 +212,7 @@ def test_a_task_that_is_to_stop_at_once_waits_for_no_pause(world, monkeypatch):
 
 
 def test_a_working_agents_task_ends_though_every_finisher_dies(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
 
     async def play():
         async with world.server() as service:
@@ -239,7 +239,7 @@ async def when_nobody_can_clean_up(world, *events):
 
 
 def test_a_success_that_was_kept_stays_one_though_nobody_can_clean_up(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
     metadata = Artifact("metadata.json", ".sandbox/metadata.json", 2, "application/json", "sha256:0")
 
     task = asyncio.run(when_nobody_can_clean_up(world, TO_END[0], ArtifactCollected(metadata)))
@@ -250,7 +250,7 @@ def test_a_success_that_was_kept_stays_one_though_nobody_can_clean_up(world, mon
 
 
 def test_a_success_of_which_not_everything_was_kept_says_what_is_missing(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
     patch = Artifact("task-1.patch", ".sandbox/task-1.patch", 2, "text/x-diff", "sha256:0")
 
     task = asyncio.run(when_nobody_can_clean_up(world, TO_END[0], ArtifactCollected(patch)))
@@ -259,7 +259,7 @@ def test_a_success_of_which_not_everything_was_kept_says_what_is_missing(world, 
 
 
 def test_an_agents_own_failure_stays_the_tasks_though_nobody_can_clean_up(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
 
     failed = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It gave up."))
     assert asyncio.run(when_nobody_can_clean_up(world, failed)).failure == failed.failure

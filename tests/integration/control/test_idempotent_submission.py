@@ -7,14 +7,14 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
-from sandbox.contracts.recorder import read_records
-from sandbox.contracts.store import DuplicateTaskError, StoreError
-from sandbox.contracts.tasks import IdempotencyKeyReusedError, InsufficientResourcesError, UnavailableError
-from sandbox.control.admission import Capacity
-from sandbox.model.event import Idempotency
-from sandbox.model.state import TaskState
-from sandbox.stores.memory import MemoryStore
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.interfaces.journal import read_records
+from sandbox.interfaces.store import DuplicateTaskError, StoreError
+from sandbox.interfaces.tasks import IdempotencyKeyReusedError, InsufficientResourcesError, UnavailableError
+from sandbox.model.events import Idempotency
+from sandbox.model.task_state import TaskState
+from sandbox.server.scheduler import Capacity
+from sandbox.store.memory import MemoryStore
+from sandbox.store.sqlite import SqliteStore
 
 KEY = Idempotency("key-1", "aa" * 32)
 OTHER_BODY = Idempotency("key-1", "bb" * 32)

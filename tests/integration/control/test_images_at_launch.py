@@ -6,16 +6,16 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_RUNNING, Rooms
-from sandbox.contracts.profiles import Image
-from sandbox.model.state import TaskState
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.interfaces.images import Image
+from sandbox.model.task_state import TaskState
+from sandbox.store.sqlite import SqliteStore
 
 IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root")
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
     made = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     made.images = {"my-tools": IMAGE}
     yield made

@@ -11,16 +11,16 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
-from sandbox.contracts.layout import AttemptLayout, TaskLayout, probe_place
-from sandbox.control.clearing import Clearing, ClearingFailedError
-from sandbox.control.clearing import Rooms as ClearingRooms
-from sandbox.control.janitor import Duty, Janitor
-from sandbox.control.probes import ProbeClearing, probing
 from sandbox.disks.removal import remove
+from sandbox.interfaces.layout import AttemptLayout, TaskLayout, probe_place
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, TaskFinished
-from sandbox.model.state import TaskState
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.model.events import AgentExited, TaskFinished
+from sandbox.model.task_state import TaskState
+from sandbox.server.maintenance.garbage_collector import Clearing, ClearingFailedError
+from sandbox.server.maintenance.garbage_collector import Rooms as ClearingRooms
+from sandbox.server.maintenance.janitor import Duty, Janitor
+from sandbox.server.maintenance.probe_cleanup import ProbeClearing, probing
+from sandbox.store.sqlite import SqliteStore
 
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
 
@@ -291,7 +291,7 @@ def test_a_killed_probe_that_does_not_go_keeps_no_other(tmp_path):
 
 
 def test_a_duty_that_fails_or_hangs_keeps_no_other_from_its_turn(monkeypatch, caplog):
-    monkeypatch.setattr("sandbox.control.janitor.DUTY_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.maintenance.janitor.DUTY_SECONDS", 0.05)
     done = []
 
     async def fails():

@@ -8,13 +8,13 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_RUNNING
-from sandbox.contracts.recorder import read_task
-from sandbox.contracts.tasks import UnavailableError
-from sandbox.control.long_journals import LongJournals
+from sandbox.interfaces.journal import read_task
+from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, TaskFinished
+from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.limits import JOURNALS_LOOKED_THROUGH_MAX
-from sandbox.model.state import TaskState
+from sandbox.model.task_state import TaskState
+from sandbox.server.journal_scan import LongJournals
 
 SHARED_THREADS = 3
 LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
@@ -142,8 +142,8 @@ def test_a_cancel_is_written_down_while_long_journals_of_other_lost_tasks_are_re
 
 
 def test_a_cancel_that_waits_behind_other_cancels_is_answered_in_a_bounded_time(world, opening, monkeypatch):
-    monkeypatch.setattr("sandbox.control.cancelling.CANCEL_SECONDS", 1.0)
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 1.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
     task_ids = [f"long-{number}" for number in range(JOURNALS_LOOKED_THROUGH_MAX + 1)]
 
     async def play():

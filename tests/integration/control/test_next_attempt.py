@@ -8,8 +8,8 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, AttemptEnded, AttemptFailed, TaskFinished
-from sandbox.model.state import TaskState
+from sandbox.model.events import AgentExited, AttemptEnded, AttemptFailed, TaskFinished
+from sandbox.model.task_state import TaskState
 
 FAILED = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "it failed"))
 LOST = AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "gone"))
@@ -17,12 +17,12 @@ LOST = AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "gone"))
 
 @pytest.fixture
 def no_pause(monkeypatch):
-    monkeypatch.setattr("sandbox.model.follow_up.RETRY_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.model.retry.RETRY_PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture
 def long_pause(monkeypatch):
-    monkeypatch.setattr("sandbox.model.follow_up.RETRY_PAUSE_SECONDS", 300.0)
+    monkeypatch.setattr("sandbox.model.retry.RETRY_PAUSE_SECONDS", 300.0)
 
 
 def one_attempt(world, end):
@@ -102,7 +102,7 @@ def test_a_wish_to_cancel_in_the_pause_ends_the_task_by_a_finisher(world, long_p
 
 @pytest.mark.parametrize("pause_seconds", [0.0, 300.0])
 def test_a_wish_to_cancel_between_attempts_waits_for_no_vault(world, monkeypatch, pause_seconds):
-    monkeypatch.setattr("sandbox.model.follow_up.RETRY_PAUSE_SECONDS", pause_seconds)
+    monkeypatch.setattr("sandbox.model.retry.RETRY_PAUSE_SECONDS", pause_seconds)
     vault = world.resolve
 
     async def play():
@@ -152,8 +152,8 @@ def test_secrets_that_are_gone_meanwhile_end_the_task_with_that_reason(world, no
 
 
 def test_a_server_that_ends_the_books_itself_begins_no_other_attempt(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.launch.FINISHERS_MAX", 1)
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.launcher.FINISHERS_MAX", 1)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
 
     async def play():
         async with world.server() as service:

@@ -10,10 +10,10 @@ import pytest
 
 from doubles.kept_tasks import KeptTasks
 from doubles.server_rooms import Rooms
-from sandbox.contracts.store import TaskQuery
-from sandbox.control.packing import Packing
+from sandbox.interfaces.store import TaskQuery
 from sandbox.model.limits import JOURNAL_PLAIN_SECONDS
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.server.maintenance.compaction import Packing
+from sandbox.store.sqlite import SqliteStore
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_what_a_full_disk_left_over_is_done_in_the_next_round(kept, world, monke
 
 
 def test_a_journal_that_somebody_holds_is_packed_in_a_later_round(kept, world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.packing.TaskQuery", partial(TaskQuery, limit=1))
+    monkeypatch.setattr("sandbox.server.maintenance.compaction.TaskQuery", partial(TaskQuery, limit=1))
     packing = Packing(world.journals, world.store, world.clock)
     with kept.journals.holding("old-1"):
         asyncio.run(packing.sweep())

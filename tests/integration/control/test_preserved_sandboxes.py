@@ -9,18 +9,18 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
-from sandbox.contracts.layout import TaskLayout
-from sandbox.contracts.placement import RunnerUnreachableError, TerminalOrder
-from sandbox.contracts.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
-from sandbox.contracts.terminals import TerminalRefusedError
-from sandbox.control.clearing import Clearing
-from sandbox.control.clearing import Rooms as ClearingRooms
-from sandbox.control.expiry import Expiry
 from sandbox.disks.removal import remove
+from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.placement import RunnerUnreachableError, TerminalOrder
+from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
+from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AgentExited, AttemptEnded, TaskFinished
-from sandbox.model.state import TaskState
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.model.events import AgentExited, AttemptEnded, TaskFinished
+from sandbox.model.task_state import TaskState
+from sandbox.server.maintenance.garbage_collector import Clearing
+from sandbox.server.maintenance.garbage_collector import Rooms as ClearingRooms
+from sandbox.server.maintenance.pruning import Expiry
+from sandbox.store.sqlite import SqliteStore
 
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
 LOST = AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "gone"))
@@ -75,8 +75,8 @@ async def lose_before_the_disk_is_taken_over(world, service):
 
 
 def test_the_disk_that_nobody_came_to_take_over_is_kept_where_it_is(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.05)
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
     visits = []
 
     async def launch(order, _):
@@ -195,7 +195,7 @@ def test_a_release_right_after_a_shell_waits_until_the_shell_is_gone(world):
 
 
 def test_a_release_while_somebody_stays_in_the_shell_is_refused_and_removes_nothing(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.preservation.VISIT_END_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.VISIT_END_SECONDS", 0.2)
 
     async def play():
         async with world.server() as service:

@@ -11,14 +11,13 @@ import pytest
 
 from doubles.kept_tasks import KeptTasks
 from doubles.server_rooms import Rooms
-from sandbox.contracts.layout import TaskLayout
-from sandbox.contracts.retention import Retention
-from sandbox.contracts.store import TaskQuery
-from sandbox.contracts.tasks import TaskNotFoundError, UnavailableError
-from sandbox.control import pruning
 from sandbox.disks.removal import remove
+from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.store import TaskQuery
+from sandbox.interfaces.tasks import Retention, TaskNotFoundError, UnavailableError
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.server.maintenance import pruning
+from sandbox.store.sqlite import SqliteStore
 
 FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
 EVERYTHING = Retention(older_than_seconds=0)
@@ -147,8 +146,12 @@ def test_a_crash_leaves_a_task_whole_or_gone(kept, world, monkeypatch, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        where = "pathlib.Path.rename" if step == "before the rename" else "sandbox.control.pruning.Pruning._set_aside"
-        real = __import__("sandbox.control.pruning", fromlist=["Pruning"]).Pruning._set_aside
+        where = (
+            "pathlib.Path.rename"
+            if step == "before the rename"
+            else "sandbox.server.maintenance.pruning.Pruning._set_aside"
+        )
+        real = __import__("sandbox.server.maintenance.pruning", fromlist=["Pruning"]).Pruning._set_aside
         broken.setattr(where, crash if step == "before the rename" else lambda *a: (real(*a), crash()))
         with pytest.raises(KeyboardInterrupt):
             prune(world, Retention(keep=4))
@@ -199,21 +202,21 @@ def test_what_cannot_be_moved_is_listed_again(kept, world, monkeypatch, caplog):
         raise OSError("Read-only file system")
 
     with monkeypatch.context() as broken:
-        broken.setattr("sandbox.control.pruning.Pruning._set_aside", refuse)
+        broken.setattr("sandbox.server.maintenance.pruning.Pruning._set_aside", refuse)
         assert prune(world, Retention(keep=4)) == ([], [f"task-{number}" for number in range(1, 6)])
     assert "is kept: Read-only" in caplog.text
     assert prune(world, Retention(keep=4))[0] == ["task-1"]
 
 
 def test_a_rename_that_may_not_be_on_disk_yet_is_one_all_the_same(kept, world, monkeypatch):
-    real = __import__("sandbox.control.pruning", fromlist=["Pruning"]).Pruning._set_aside
+    real = __import__("sandbox.server.maintenance.pruning", fromlist=["Pruning"]).Pruning._set_aside
 
     def refuse_afterwards(*arguments):
         real(*arguments)
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as broken:
-        broken.setattr("sandbox.control.pruning.Pruning._set_aside", refuse_afterwards)
+        broken.setattr("sandbox.server.maintenance.pruning.Pruning._set_aside", refuse_afterwards)
         assert prune(world, Retention(keep=4)) == (["task-1"], [f"task-{number}" for number in range(2, 6)])
 
 
@@ -296,7 +299,7 @@ def test_a_kept_sandbox_that_cannot_be_looked_at_stays_and_keeps_no_other_from_i
             raise OSError(errno.EIO, "Input/output error")
         return False
 
-    monkeypatch.setattr("sandbox.control.preservation.Preservation.is_kept", refuse)
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.Preservation.is_kept", refuse)
     gone = [f"task-{number}" for number in range(1, 6)]
     assert prune(world, Retention(**bounds), dry_run=True)[0] == gone
     with pytest.raises(UnavailableError, match=r"gone for good: 5\. .*preserved: .*Input/output error"):
@@ -311,7 +314,7 @@ def test_for_a_disk_that_does_not_answer_nobody_waits_batch_after_batch(kept, wo
         tried.append(len(paths))
         raise TimeoutError
 
-    monkeypatch.setattr("sandbox.control.pruning._REMOVED_AT_ONCE", 1)
+    monkeypatch.setattr("sandbox.server.maintenance.pruning._REMOVED_AT_ONCE", 1)
     world.remove = hang
     with pytest.raises(UnavailableError, match="it takes too long; see why it stays there"):
         prune(world, Retention(keep=2))

@@ -16,12 +16,12 @@ from chaos import processes
 from doubles.live import until
 from doubles.manifests import manifest
 from doubles.server_rooms import Rooms
-from sandbox.contracts.layout import runner_socket
+from sandbox.interfaces.layout import runner_socket
 from sandbox.journal.journals import FileJournals
-from sandbox.placement.control import UnixRunnerControl
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.placements.local.runner_client import UnixRunnerControl
+from sandbox.store.sqlite import SqliteStore
 
-RUNNER = "sandbox.wiring.runner"
+RUNNER = "sandbox.bootstrap.runner"
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ while True:
 
 
 def test_a_stopped_runner_does_not_answer_and_a_waking_one_does(process, tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.placement.control.CONTROL_SECONDS", 1.0)
+    monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerControl(tmp_path)
     runner = process(LISTENER, str(path))
     until(lambda: path.exists() and asyncio.run(runners.answers("abcdefghijkl")), what="the runner to listen")
@@ -143,7 +143,7 @@ def test_a_stopped_runner_does_not_answer_and_a_waking_one_does(process, tmp_pat
 
 def test_a_stopped_runner_does_not_answer_however_many_wait_for_it(process, tmp_path, monkeypatch):
     """Past its backlog a connection seems to be made, and what is written to it fails."""
-    monkeypatch.setattr("sandbox.placement.control.CONTROL_SECONDS", 1.0)
+    monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerControl(tmp_path)
     runner = process(LISTENER, str(path))
     until(lambda: path.exists() and asyncio.run(runners.answers("abcdefghijkl")), what="the runner to listen")
@@ -178,8 +178,8 @@ def test_where_there_is_no_socket_nobody_is_blamed(tmp_path):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.01)
-    monkeypatch.setattr("sandbox.control.watch.RUNNER_SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.server.watchdog.RUNNER_SILENCE_SECONDS", 0.02)
     made = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield made
     for task_id in list(made.runners.recorders):
@@ -239,5 +239,5 @@ def test_a_silent_runner_that_is_not_found_is_told_once(world, caplog):
                 await asyncio.sleep(0.01)
 
     asyncio.run(story())
-    told = [record.message for record in caplog.records if record.name == "sandbox.control.watch"]
+    told = [record.message for record in caplog.records if record.name == "sandbox.server.watchdog"]
     assert told == [f"The runner of attempt {asked[0]} did not answer 5 times: not killed, no runner holds its journal"]

@@ -8,12 +8,12 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import TO_RUNNING, Rooms
-from sandbox.contracts.recorder import read_records
-from sandbox.control.admission import Capacity
-from sandbox.model.event import AttemptStarted
-from sandbox.model.manifest import Secret
-from sandbox.model.state import TaskState
-from sandbox.stores.sqlite import SqliteStore
+from sandbox.interfaces.journal import read_records
+from sandbox.model.events import AttemptStarted
+from sandbox.model.manifest.schema import Secret
+from sandbox.model.task_state import TaskState
+from sandbox.server.scheduler import Capacity
+from sandbox.store.sqlite import SqliteStore
 
 VALUE = "t0p-secret-value-of-a-test"
 SECRET = Secret(name="TOKEN", source="env", key="SERVER_TOKEN")
@@ -25,7 +25,7 @@ def with_secret(task_id="task-1"):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.control.follower.LOSS_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
     made = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield made
     for task_id in list(made.runners.recorders):

@@ -11,19 +11,19 @@ import pytest
 from doubles.kept_tasks import KeptTasks
 from doubles.manifests import manifest
 from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
-from sandbox.contracts.recorder import Recorder, read_task
-from sandbox.contracts.store import StoreError, TaskQuery
-from sandbox.contracts.tasks import TaskNotFoundError, UnavailableError
-from sandbox.control.admission import Capacity, WaitingRoom
+from sandbox.bootstrap.machine import SystemClock
+from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.interfaces.store import StoreError, TaskQuery
+from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError
 from sandbox.journal.writer import FileJournalWriter
+from sandbox.model.disk_space import Space
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
+from sandbox.model.events import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
 from sandbox.model.limits import FINISHERS_MAX
-from sandbox.model.state import TaskState
-from sandbox.model.watermark import Space
-from sandbox.stores.memory import MemoryStore
-from sandbox.stores.sqlite import SqliteStore
-from sandbox.wiring.clock import SystemClock
+from sandbox.model.task_state import TaskState
+from sandbox.server.scheduler import Capacity, WaitingRoom
+from sandbox.store.memory import MemoryStore
+from sandbox.store.sqlite import SqliteStore
 
 
 class FullDisk:
@@ -165,7 +165,7 @@ def test_a_finisher_that_cannot_be_started_is_tried_again(world):
 
 
 def test_the_end_of_a_task_that_nobody_can_finish_is_written_once_there_is_room(world, disk, monkeypatch):
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
 
     async def play():
         async with world.server() as service:
@@ -406,7 +406,7 @@ def damage(records):
 def test_a_server_that_starts_looks_once_for_whom_of_all_that_wait_there_is_room(world, monkeypatch):
     """Not once for each: thousands may wait, and each look is at all of them."""
     world.capacity, looks = Capacity(4, 1000 * GIB, 1000 * GIB), []
-    monkeypatch.setattr("sandbox.control.service.ROOM_CHECK_SECONDS", 60)
+    monkeypatch.setattr("sandbox.server.task_service.ROOM_CHECK_SECONDS", 60)
 
     async def before():
         async with world.server() as service:
@@ -609,7 +609,7 @@ def test_a_task_of_which_neither_index_nor_journal_tells_keeps_nobody_from_the_o
 
 def test_nobody_reads_what_could_neither_be_flushed_nor_taken_back_yet(world, monkeypatch):
     """It looks whole in the file until the server may cut it off, and writes another one in its place."""
-    monkeypatch.setattr("sandbox.control.service.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.5)
     fdatasync, ftruncate, refused = os.fdatasync, os.ftruncate, []
 
     def refuse_once(what, work, *arguments):
@@ -636,7 +636,7 @@ def test_nobody_reads_what_could_neither_be_flushed_nor_taken_back_yet(world, mo
 
 def test_nobody_reads_what_the_server_takes_back_because_it_could_not_be_flushed(world, monkeypatch):
     """The follower looks all the time, also between a record that is written and its flush, which fails."""
-    monkeypatch.setattr("sandbox.control.service.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.0)
     fdatasync, failures = os.fdatasync, []
 
     def slow_and_broken(descriptor):

@@ -8,26 +8,16 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import GIB, TO_END, TO_RUNNING
-from sandbox.contracts.recorder import read_task
-from sandbox.contracts.store import DuplicateTaskError, TaskQuery
-from sandbox.contracts.tasks import (
-    InsufficientResourcesError,
-    TaskNotFoundError,
-    TaskTerminalError,
-    UnavailableError,
-)
-from sandbox.control.admission import Capacity
+from sandbox.interfaces.journal import read_task
+from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
+from sandbox.interfaces.tasks import InsufficientResourcesError, TaskNotFoundError, TaskTerminalError, UnavailableError
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import (
-    AgentExited,
-    AttemptFailed,
-    Output,
-    TaskFinished,
-)
+from sandbox.model.events import AgentExited, AttemptFailed, Output, TaskFinished
 from sandbox.model.limits import FINISHERS_MAX
-from sandbox.model.state import TaskState
-from sandbox.stores.memory import MemoryStore
+from sandbox.model.task_state import TaskState
+from sandbox.server.scheduler import Capacity
+from sandbox.store.memory import MemoryStore
 
 
 async def collect(frames):
@@ -234,7 +224,7 @@ def test_the_death_of_a_runner_is_found_and_a_finisher_started(world):
 
 
 def test_when_finishers_die_too_the_task_still_ends(world, monkeypatch):
-    monkeypatch.setattr("sandbox.control.feed.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
 
     async def play():
         async with world.server() as service:
@@ -409,7 +399,7 @@ def test_an_index_that_is_ahead_of_its_journal_is_read_anew(world):
 
 def test_who_follows_all_tasks_hears_the_end_of_one_whose_journal_lost_its_last_records(world, caplog):
     """What the finisher writes has numbers that the index knew of records that are gone."""
-    caplog.set_level("INFO", "sandbox.control.follower")
+    caplog.set_level("INFO", "sandbox.server.journal_tailer")
 
     async def before():
         async with world.server() as service:

@@ -6,23 +6,22 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
-from sandbox.contracts.retention import Retention
-from sandbox.contracts.store import TaskQuery
-from sandbox.contracts.tasks import UnavailableError
-from sandbox.control.admission import Capacity, WaitingRoom
-from sandbox.control.feed import Feed
+from sandbox.interfaces.store import TaskQuery
+from sandbox.interfaces.tasks import Retention, UnavailableError
 from sandbox.journal.writer import FileJournalWriter
-from sandbox.model.event import AttemptStarted, Idempotency, TaskFinished
-from sandbox.model.state import TaskState
-from sandbox.model.watermark import Space
-from sandbox.stores.memory import MemoryStore
+from sandbox.model.disk_space import Space
+from sandbox.model.events import AttemptStarted, Idempotency, TaskFinished
+from sandbox.model.task_state import TaskState
+from sandbox.server.scheduler import Capacity, WaitingRoom
+from sandbox.server.tracked_task import Feed
+from sandbox.store.memory import MemoryStore
 
 MIB = 1024**2
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.control.service.ROOM_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.task_service.ROOM_CHECK_SECONDS", 0.05)
     made = Rooms(tmp_path, MemoryStore())
     yield made
     for task_id in list(made.runners.recorders):
@@ -183,7 +182,7 @@ def test_a_drained_server_begins_and_takes_nothing_and_lets_what_runs_end(world)
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
 def test_a_task_that_was_let_in_and_held_up_before_the_drain_does_not_begin_after_it(world, monkeypatch, is_cancelled):
-    monkeypatch.setattr("sandbox.control.service.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.05)
     world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
     trouble = [OSError(5, "Input/output error")]
 
@@ -222,7 +221,7 @@ def test_a_task_that_was_let_in_and_held_up_before_the_drain_does_not_begin_afte
 
 def test_a_held_up_task_whose_wish_is_written_ends_though_the_server_is_drained(world, monkeypatch):
     """It begins nothing: there is only its end to be written."""
-    monkeypatch.setattr("sandbox.control.service.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.05)
     append, is_full = FileJournalWriter.append, [True]
 
     def refuse_the_end(writer, event, transition=None, **when):

@@ -10,11 +10,11 @@ import pytest
 from doubles.attempt_equipment import Script, Stage
 from doubles.manifests import manifest
 from doubles.server_rooms import GIB, TO_END, TO_RUNNING, Rooms
-from sandbox.contracts.recorder import read_records, read_task
-from sandbox.control.admission import Capacity
-from sandbox.model.state import TaskState
-from sandbox.stores.memory import MemoryStore
-from sandbox.wiring.clock import SystemClock
+from sandbox.bootstrap.machine import SystemClock
+from sandbox.interfaces.journal import read_records, read_task
+from sandbox.model.task_state import TaskState
+from sandbox.server.scheduler import Capacity
+from sandbox.store.memory import MemoryStore
 
 
 @pytest.fixture(autouse=True)

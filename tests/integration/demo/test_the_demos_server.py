@@ -1,6 +1,6 @@
 """The demo's own server leaves the telling to the demo."""
 
-from sandbox.demo.parts import start_server
+from sandbox.demo.processes import start_server
 
 
 def test_what_keeps_it_from_taking_tasks_is_told_by_who_submits_one(tmp_path, capfd):

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from sandbox.disks.command import CommandFailedError, run_command
+from sandbox.disks.loop import CommandFailedError, run_command
 from sandbox.disks.removal import remove
 
 
@@ -16,7 +16,7 @@ def undying(monkeypatch):
     started = []
     monkeypatch.setattr("asyncio.subprocess.Process.kill", lambda process: started.append(process.pid))
     monkeypatch.setattr("sandbox.disks.removal.KILL_SECONDS", 0.1, raising=False)
-    monkeypatch.setattr("sandbox.disks.command.KILL_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr("sandbox.disks.loop.KILL_SECONDS", 0.1, raising=False)
 
     def end():
         for process_id in started:
@@ -36,7 +36,7 @@ async def within_a_moment(work, end):
 
 
 def test_a_command_for_a_disk_that_does_not_die_is_given_up(undying, monkeypatch):
-    monkeypatch.setattr("sandbox.disks.command.DISK_COMMAND_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.disks.loop.DISK_COMMAND_SECONDS", 0.1)
     with pytest.raises(CommandFailedError, match="takes too long"):
         asyncio.run(within_a_moment(run_command("sleep", "60"), undying))
 

@@ -10,12 +10,9 @@ import pytest
 
 from doubles.live import until
 from doubles.own_processes import OWN_PROCESSES
-from sandbox.contracts.layout import TaskLayout
-from sandbox.disks.devices import find_devices
 from sandbox.disks.leftovers import DiskLeftovers
-from sandbox.disks.loop import LoopDisks
-from sandbox.disks.mounts import hide_mounts
-from sandbox.disks.probe import why_no_loop
+from sandbox.disks.loop import LoopDisks, find_devices, hide_mounts, why_no_loop
+from sandbox.interfaces.layout import TaskLayout
 
 ATTEMPT_ID = "abcdefghijkl"
 MIB = 1024 * 1024

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
-from sandbox.contracts.layout import AttemptLayout
-from sandbox.disks.plain import PlainDisks
+from sandbox.disks.directory import PlainDisks
 from sandbox.disks.removal import remove
+from sandbox.interfaces.layout import AttemptLayout
 
 MIB = 1024 * 1024
 
@@ -65,7 +65,7 @@ async def opens_more_than_can_be_looked_at(place):
     files, disks = AttemptLayout(place), PlainDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "large", 5 * MIB, unlinks=True), pytest.MonkeyPatch.context() as patched:
-        patched.setattr("sandbox.disks.unnamed.DISK_COMMAND_SECONDS", -1)
+        patched.setattr("sandbox.disks.directory.DISK_COMMAND_SECONDS", -1)
         with pytest.raises(OSError, match="cannot be told how full"):
             await disks.use(files)
 

@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 
 from doubles.own_processes import OWN_PROCESSES
-from sandbox.contracts.layout import AttemptLayout
-from sandbox.disks.command import run_command
-from sandbox.disks.loop import LoopDisks
-from sandbox.disks.mounts import hide_mounts
-from sandbox.disks.plain import PlainDisks
-from sandbox.disks.probe import why_no_loop
+from sandbox.disks.directory import PlainDisks
+from sandbox.disks.loop import LoopDisks, hide_mounts, run_command, why_no_loop
+from sandbox.interfaces.layout import AttemptLayout
 from sandbox.model.errors import AttemptError
 
 MIB = 1024 * 1024
@@ -311,6 +308,6 @@ def test_a_process_that_may_not_hide_its_mounts_says_so(monkeypatch):
             ctypes.set_errno(errno.EPERM)
             return -1
 
-    monkeypatch.setattr("sandbox.disks.mounts.ctypes.CDLL", lambda *_, **__: Refusing())
+    monkeypatch.setattr("sandbox.disks.loop.ctypes.CDLL", lambda *_, **__: Refusing())
     with pytest.raises(PermissionError):
         hide_mounts()

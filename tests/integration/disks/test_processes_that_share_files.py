@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.disks import unnamed
+from sandbox.disks import directory
 
 _FILES, _CHILDREN = 200, 20
 _HOLDER = """
@@ -43,7 +43,7 @@ def holding(path: Path, flags: int) -> Iterator[None]:
 
 def looked_at() -> int:
     """How many open files of descendants are looked at."""
-    return sum(1 for _ in unnamed._open_files())
+    return sum(1 for _ in directory._open_files())
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user may not compare the files of every process")
@@ -51,7 +51,7 @@ def test_processes_that_share_their_open_files_are_looked_at_once(tmp_path: Path
     before = looked_at()
     with holding(tmp_path / "file", _CLONE_FILES):
         assert looked_at() - before < 2 * _FILES
-        found = unnamed.measure_unnamed(tmp_path.stat().st_dev)
+        found = directory.measure_unnamed(tmp_path.stat().st_dev)
     assert found.file_count >= 1
     assert found.size_bytes >= 8192
 

@@ -8,11 +8,9 @@ import pytest
 
 from doubles.faults import fill, small_file_system
 from doubles.own_processes import OWN_PROCESSES
-from sandbox.contracts.layout import AttemptLayout
-from sandbox.disks.loop import LoopDisks
-from sandbox.disks.mounts import hide_mounts
-from sandbox.disks.probe import why_no_loop
+from sandbox.disks.loop import LoopDisks, hide_mounts, why_no_loop
 from sandbox.disks.space import ReserveFile, measure_space
+from sandbox.interfaces.layout import AttemptLayout
 
 MIB = 1024**2
 

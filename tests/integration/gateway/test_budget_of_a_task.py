@@ -7,9 +7,9 @@ import pytest
 
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, until_true
-from sandbox.contracts.gateway import Budget, BudgetReached, GatewayRules
-from sandbox.gateway import admission
-from sandbox.model.event import Usage
+from sandbox.gateway.model import budget as model_budget
+from sandbox.interfaces.gateway import Budget, BudgetReached, GatewayRules
+from sandbox.model.events import Usage
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 ASKED = b'{"model":"claude-haiku-4-5","stream":true}'
@@ -209,7 +209,7 @@ def test_a_body_that_waits_for_its_judgement_arrives_byte_for_byte():
 
 
 def test_bodies_that_wait_have_a_bound_together_and_room_comes_back(monkeypatch):
-    monkeypatch.setattr(admission, "HELD_BYTES_MAX", 100_000)
+    monkeypatch.setattr(model_budget, "HELD_BYTES_MAX", 100_000)
 
     async def story():
         async with scripted_upstream(answers()) as upstream, served_gateway(upstream.base_url, usd(1.0)) as served:

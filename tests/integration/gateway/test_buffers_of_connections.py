@@ -13,14 +13,14 @@ import pytest
 
 from doubles.far_host import HOST
 from doubles.served_gateway import run, served_gateway, until_true
-from sandbox.contracts.gateway import GatewayRules
-from sandbox.gateway import outward
+from sandbox.gateway.egress import dialer
 from sandbox.gateway.limits import (
     NARROW_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
     UPSTREAM_RECEIVE_BYTES_MAX,
     WIDE_CONNECTIONS_MAX,
 )
+from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 
 SO_MEMINFO, SIOCOUTQNSD = 55, 0x894B
@@ -32,7 +32,7 @@ TUNNELS = 64
 async def _connected(attend):
     server = await asyncio.start_server(attend, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    line = await outward._connect("host", port, [ip_address("127.0.0.1")])
+    line = await dialer._connect("host", port, [ip_address("127.0.0.1")])
     return server, line, line._writer.get_extra_info("socket")
 
 
@@ -110,7 +110,7 @@ async def flooding_host(monkeypatch):
 
     server = await asyncio.start_server(flood, "127.0.0.1", 0, backlog=TUNNELS)
     port = server.sockets[0].getsockname()[1]
-    monkeypatch.setattr(outward, "_resolve", lambda host: {"127.0.0.1" if host == HOST else "127.0.0.9"})
+    monkeypatch.setattr(dialer, "_resolve", lambda host: {"127.0.0.1" if host == HOST else "127.0.0.9"})
     rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (port,)),), is_outbound=True))
     try:
         async with served_gateway("http://127.0.0.9:9", rules, address_policy=lambda _: True) as served:

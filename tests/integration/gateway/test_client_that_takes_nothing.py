@@ -9,9 +9,9 @@ import pytest
 
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import TASK_KEY, ServedGateway, run, served_gateway, until_true
-from sandbox.contracts.gateway import Budget, GatewayRules
 from sandbox.gateway import limits
-from sandbox.model.event import Usage
+from sandbox.interfaces.gateway import Budget, GatewayRules
+from sandbox.model.events import Usage
 
 MEBIBYTE = 1024 * 1024
 BUDGET = GatewayRules(budget=Budget(usd=1.0))

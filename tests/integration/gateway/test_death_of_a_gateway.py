@@ -12,7 +12,7 @@ from doubles import gateway_process
 from doubles.closed_internet import ClosedInternet
 from doubles.network_namespace import in_namespace
 from doubles.played_internet import run
-from sandbox.contracts.gateway import GatewayRules
+from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
 
 HOST_ADDRESS = "8.8.4.4"

@@ -5,10 +5,10 @@ from collections import Counter
 from contextlib import asynccontextmanager
 
 from doubles.served_gateway import run, served_gateway, until_true
-from sandbox.contracts.gateway import GatewayRules
-from sandbox.gateway import line
-from sandbox.gateway.conversation import Phase
-from sandbox.gateway.model import ModelConversation
+from sandbox.gateway import transport
+from sandbox.gateway.model.protocol import ModelConversation
+from sandbox.gateway.protocol import Phase
+from sandbox.interfaces.gateway import GatewayRules
 
 CLIENTS = 8
 CHUNKS = b"1\r\nx\r\n" * 10_000
@@ -55,7 +55,7 @@ def test_many_who_send_tiny_chunks_never_keep_the_loop_from_others(monkeypatch):
 
     run(story)
     assert max(turns.values()) == 1
-    assert longest <= line.READ_BYTES < len(CHUNKS)
+    assert longest <= transport.READ_BYTES < len(CHUNKS)
 
 
 def test_many_who_were_held_back_are_judged_in_turns_when_they_are_released(monkeypatch):

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.served_gateway import run, served_gateway
-from sandbox.gateway.egress import ISOLATED
-from sandbox.gateway.names_conversation import NameService
-from sandbox.model.event import EgressDenied, Trouble
+from sandbox.gateway.dns import NameService
+from sandbox.gateway.egress.policy import ISOLATED
+from sandbox.model.events import EgressDenied, Trouble
 
 NOBODY = "http://127.0.0.1:9"
 

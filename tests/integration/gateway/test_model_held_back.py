@@ -6,9 +6,9 @@ import pytest
 
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, until_true
-from sandbox.contracts.gateway import GatewayRules
 from sandbox.gateway import limits
-from sandbox.gateway.model_dialler import ModelDialler
+from sandbox.gateway.model.dialer import ModelDialler
+from sandbox.interfaces.gateway import GatewayRules
 
 HELD = GatewayRules(holds_model=True)
 

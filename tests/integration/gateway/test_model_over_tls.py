@@ -8,7 +8,7 @@ import pytest
 
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, run, served_gateway
-from sandbox.model.event import Trouble
+from sandbox.model.events import Trouble
 
 CERTIFICATE = Path(__file__).parent / "loopback_only.pem"
 """A certificate of its own authority for localhost and 127.0.0.1, with its key; trusted by nobody but these tests."""

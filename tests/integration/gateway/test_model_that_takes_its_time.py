@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager, closing, suppress
 
 from doubles.served_gateway import run, served_gateway, until_true
-from sandbox.gateway import admission
+from sandbox.gateway.model import budget
 
 MEBIBYTE = 1024 * 1024
 BODY = b'{"model":"m","a":"%s"}' % (b"x" * (8 * MEBIBYTE))
@@ -37,7 +37,7 @@ async def slow_model(reads: asyncio.Event):
 
 
 def test_no_more_is_taken_in_than_a_bound_until_the_model_has_taken_it(monkeypatch):
-    monkeypatch.setattr(admission, "HELD_BYTES_MAX", 20 * MEBIBYTE)
+    monkeypatch.setattr(budget, "HELD_BYTES_MAX", 20 * MEBIBYTE)
 
     async def story():
         reads = asyncio.Event()

@@ -12,10 +12,10 @@ import pytest
 
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, run, served_gateway, until_true
-from sandbox.contracts.gateway import GatewayRules
-from sandbox.gateway import limits, visit
+from sandbox.gateway import connection, limits
+from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
-from sandbox.model.event import EgressDenied, Trouble, Usage
+from sandbox.model.events import EgressDenied, Trouble, Usage
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENTS = [
@@ -312,7 +312,7 @@ def test_a_client_that_does_not_read_holds_the_model_back():
 
 @pytest.mark.parametrize("dribble", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
 def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
-    monkeypatch.setitem(visit.PATIENCE, visit.Phase.HEAD, 0.3)
+    monkeypatch.setitem(connection.PATIENCE, connection.Phase.HEAD, 0.3)
 
     async def story():
         async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
@@ -329,7 +329,7 @@ def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
 
 
 def test_an_idle_client_is_let_go_and_a_busy_one_is_not(monkeypatch):
-    monkeypatch.setitem(visit.PATIENCE, visit.Phase.IDLE, 0.3)
+    monkeypatch.setitem(connection.PATIENCE, connection.Phase.IDLE, 0.3)
 
     async def story():
         script = Stepwise()
@@ -416,7 +416,7 @@ def test_a_connection_that_fails_inside_ends_alone(monkeypatch):
     async def story():
         async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
             with monkeypatch.context() as patched:
-                patched.setattr(visit.ModelConversation, "client_sent", broken)
+                patched.setattr(connection.ModelConversation, "client_sent", broken)
                 client = await served.connect()
                 client.ask()
                 assert await client.rest() == b""

@@ -6,9 +6,9 @@ import pytest
 
 from doubles.far_host import HOST, client_hello, played, tunnel
 from doubles.served_gateway import run, until_true
-from sandbox.contracts.gateway import GatewayRules
+from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
-from sandbox.model.event import EgressDenied
+from sandbox.model.events import EgressDenied
 
 PORT = 5432
 RULES = GatewayRules(egress=EgressRules((EgressRule(HOST, (PORT,)),)))

@@ -7,8 +7,9 @@ import pytest
 
 from doubles.far_host import HOST
 from doubles.served_gateway import TASK_KEY, run, served_gateway
-from sandbox.contracts.gateway import GatewayRules
-from sandbox.gateway import limits, outward
+from sandbox.gateway import limits
+from sandbox.gateway.egress import dialer
+from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 
 AT_ONCE, PER_SECOND, WANTED = 5, 10, 15
@@ -21,7 +22,7 @@ def rates(monkeypatch):
     for name in ("HOST", "MODEL"):
         monkeypatch.setattr(limits, f"{name}_CONNECTIONS_AT_ONCE", AT_ONCE)
         monkeypatch.setattr(limits, f"{name}_CONNECTIONS_PER_SECOND", PER_SECOND)
-    monkeypatch.setattr(outward, "_resolve", lambda host: {"127.0.0.1" if host == HOST else "127.0.0.9"})
+    monkeypatch.setattr(dialer, "_resolve", lambda host: {"127.0.0.1" if host == HOST else "127.0.0.9"})
 
 
 def playing(came, answer=ANSWER):

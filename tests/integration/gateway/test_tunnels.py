@@ -9,10 +9,11 @@ import pytest
 
 from doubles.far_host import HOST, client_hello, played, tunnel
 from doubles.served_gateway import run, until_true
-from sandbox.contracts.gateway import GatewayRules
-from sandbox.gateway import limits, outward
+from sandbox.gateway import limits
+from sandbox.gateway.egress import dialer
+from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
-from sandbox.model.event import EgressDenied, Trouble
+from sandbox.model.events import EgressDenied, Trouble
 
 
 async def echo_reversed_order(reader, writer):
@@ -134,10 +135,10 @@ def test_a_name_behind_which_the_model_is_is_not_dialled(monkeypatch):
 
 
 def test_addresses_of_this_machine_are_its_own():
-    assert not outward.may_be_dialled(ip_address("127.0.0.1"))
-    assert outward._is_own(ip_address("127.0.0.1"))
-    assert not outward._is_own(ip_address("8.8.4.4"))
-    assert outward.may_be_dialled(ip_address("8.8.4.4"))
+    assert not dialer.may_be_dialled(ip_address("127.0.0.1"))
+    assert dialer._is_own(ip_address("127.0.0.1"))
+    assert not dialer._is_own(ip_address("8.8.4.4"))
+    assert dialer.may_be_dialled(ip_address("8.8.4.4"))
 
 
 def test_resolvers_that_hang_keep_neither_clients_nor_the_gateway(monkeypatch):
@@ -146,7 +147,7 @@ def test_resolvers_that_hang_keep_neither_clients_nor_the_gateway(monkeypatch):
 
     async def story():
         async with played(echo_reversed_order, monkeypatch) as served:
-            monkeypatch.setattr(outward.socket, "getaddrinfo", lambda *_, **__: hung.wait(20) and [])
+            monkeypatch.setattr(dialer.socket, "getaddrinfo", lambda *_, **__: hung.wait(20) and [])
             before = threading.active_count()
             clients = [await tunnel(served) for _ in range(20)]
             for client in clients:
@@ -320,7 +321,7 @@ def test_a_name_is_resolved_once_for_each_connection_and_dialled_where_it_was_fo
 
     async def story():
         async with played(echo_reversed_order, monkeypatch) as served:
-            resolve = outward.socket.getaddrinfo
+            resolve = dialer.socket.getaddrinfo
 
             def rebinding(host, *rest, **more):
                 asked.append(host)
@@ -328,7 +329,7 @@ def test_a_name_is_resolved_once_for_each_connection_and_dialled_where_it_was_fo
                 served.table[HOST] = ("169.254.169.254",)
                 return found
 
-            monkeypatch.setattr(outward.socket, "getaddrinfo", rebinding)
+            monkeypatch.setattr(dialer.socket, "getaddrinfo", rebinding)
             client = await tunnel(served)
             assert b" 200 " in await client.until(b"\r\n\r\n")
             assert (asked, served.dialled) == ([HOST], ["8.8.4.4"])

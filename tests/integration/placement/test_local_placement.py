@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.gateway import ModelUpstream
-from sandbox.contracts.placement import LaunchOrder
-from sandbox.placement import local
-from sandbox.placement.local import LocalPlacement
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.placement import LaunchOrder
+from sandbox.placements.local import placement as local_placement
+from sandbox.placements.local.placement import LocalPlacement
 
 SECONDS = 20
 RUNNER = """
@@ -39,8 +39,8 @@ while not (run_dir / "go").exists() and time.monotonic() < deadline:
 """
 SERVER = """
 import asyncio, fcntl, os, pathlib, sys, time
-from sandbox.contracts.placement import LaunchOrder
-from sandbox.placement.local import LocalPlacement
+from sandbox.interfaces.placement import LaunchOrder
+from sandbox.placements.local.placement import LocalPlacement
 
 directory = pathlib.Path(sys.argv[1])
 lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
@@ -237,7 +237,7 @@ def test_a_large_order_arrives_while_the_loop_goes_on(place, lock_fd):
     ids=["dies first", "never reads"],
 )
 def test_a_runner_that_does_not_take_its_order_is_ended_and_told(place, lock_fd, monkeypatch, code, error):
-    monkeypatch.setattr(local, "ORDER_SECONDS", 0.5 if error is TimeoutError else SECONDS)
+    monkeypatch.setattr(local_placement, "ORDER_SECONDS", 0.5 if error is TimeoutError else SECONDS)
     before = children()
 
     async def launch():
@@ -290,7 +290,7 @@ def test_a_machine_without_descriptors_or_room_costs_neither_the_lock_nor_a_desc
     async def launch():
         placement = LocalPlacement(["true"], {}, refuse if step == "the log" else lambda _: place / "log")
         if step == "os.pipe":
-            monkeypatch.setattr("sandbox.placement.local.os.pipe", refuse)
+            monkeypatch.setattr("sandbox.placements.local.placement.os.pipe", refuse)
         before = open_descriptors()
         with pytest.raises(OSError, match="no more"):
             await placement.launch(order_for(place), lock_fd)
@@ -309,6 +309,6 @@ def test_a_runner_that_no_descriptor_is_left_for_is_ended_and_leaves_no_zombie(p
             await placement_of(place, "import time; time.sleep(60)").launch(order_for(place), lock_fd)
         await until(lambda: children() <= before)
 
-    monkeypatch.setattr("sandbox.placement.local.os.pidfd_open", refuse)
+    monkeypatch.setattr("sandbox.placements.local.placement.os.pidfd_open", refuse)
     before = children()
     asyncio.run(launch())

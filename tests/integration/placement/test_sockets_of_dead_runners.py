@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from sandbox.contracts.layout import AttemptLayout, probe_place
-from sandbox.placement.leftovers import SocketLeftovers
+from sandbox.interfaces.layout import AttemptLayout, probe_place
+from sandbox.placements.local.placement import SocketLeftovers
 
 
 @pytest.fixture

@@ -16,21 +16,15 @@ import msgspec
 import pytest
 
 from doubles.image_archives import directory, entry, layer, oci_archive, small_root, symlink
-from sandbox.contracts.profiles import IMAGE_DIRECTORIES, IMAGE_FILES, Image, ImageUnusableError
+from sandbox.bootstrap.doctor.examination import find_profiles
+from sandbox.images import image_store
+from sandbox.images.build import Part, build_image, import_image
+from sandbox.images.catalog import Catalog
+from sandbox.images.definition import Declaration
+from sandbox.images.errors import BuildFailedError, ImageRefusedError, ProfileBusyError, ProfileNotFoundError
+from sandbox.images.image_store import HeldImages
+from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES, Image, ImageUnusableError
 from sandbox.model.errors import AttemptError
-from sandbox.profiles import place
-from sandbox.profiles.build import build_image, import_image
-from sandbox.profiles.catalog import Catalog
-from sandbox.profiles.declaration import Declaration
-from sandbox.profiles.held import HeldImages
-from sandbox.profiles.mistakes import (
-    BuildFailedError,
-    ImageRefusedError,
-    ProfileBusyError,
-    ProfileNotFoundError,
-)
-from sandbox.profiles.part import Part
-from sandbox.wiring.profile_findings import find_profiles
 
 LOADER = {"aarch64": "usr/lib/ld-linux-aarch64.so.1"}.get(os.uname().machine, "usr/lib64/ld-linux-x86-64.so.2")
 DECLARED = Declaration("tools", date(2026, 11, 1), files={"/etc/motd": "hello\n"})
@@ -54,8 +48,8 @@ def brought(root_layer):
 
     def bring(**files):
         def add(declaration, tree, scratch):
-            from sandbox.profiles.layer import apply_layer
-            from sandbox.profiles.tar_stream import Meter, TarStream
+            from sandbox.images.oci.layer import apply_layer
+            from sandbox.images.oci.tar_stream import Meter, TarStream
 
             more = layer(*(entry(name.replace("__", "/"), content) for name, content in files.items()))
             for one in (root_layer, more):
@@ -71,8 +65,8 @@ def build(catalog, add, name="tools", declaration=DECLARED, parts=None):
 
 
 def images(catalog, name="tools"):
-    place = catalog.place(name)
-    return sorted(path.name for path in place.tree("").parent.iterdir() if len(path.name) == 64)
+    image_store = catalog.place(name)
+    return sorted(path.name for path in image_store.tree("").parent.iterdir() if len(path.name) == 64)
 
 
 def image_of(catalog, name="tools", tier="namespaces"):
@@ -158,8 +152,8 @@ def test_a_disk_that_does_not_take_an_image_leaves_the_one_before(catalog, broug
     sync = tmp_path / "sync"
     sync.write_text(f"#!/bin/sh\n{program}\n")
     sync.chmod(0o755)
-    monkeypatch.setattr(place, "_SYNC", str(sync))
-    monkeypatch.setattr(place, "SYNC_SECONDS", 0.5)
+    monkeypatch.setattr(image_store, "_SYNC", str(sync))
+    monkeypatch.setattr(image_store, "SYNC_SECONDS", 0.5)
     with pytest.raises(OSError, match="could not be flushed"):
         build(catalog, brought(etc__other=b"x"))
     assert image_of(catalog).digest == first.digest
@@ -182,9 +176,9 @@ from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from pathlib import Path
-from sandbox.profiles.build import build_image
-from sandbox.profiles.catalog import Catalog
-from sandbox.profiles.declaration import Declaration
+from sandbox.images.build import build_image
+from sandbox.images.catalog import Catalog
+from sandbox.images.definition import Declaration
 
 def add(declaration, tree, scratch):
     tree.add_directory("usr/half")
@@ -213,8 +207,8 @@ def test_a_build_that_is_killed_leaves_nothing_that_counts(catalog, brought, tmp
 HOLDER = """
 import sys
 from pathlib import Path
-from sandbox.contracts.profiles import Image
-from sandbox.profiles.held import HeldImages
+from sandbox.interfaces.images import Image
+from sandbox.images.image_store import HeldImages
 
 HeldImages(Path(sys.argv[1])).hold(Image("tools", sys.argv[2], ""))
 print("held", flush=True)
@@ -275,13 +269,13 @@ def test_an_image_in_use_is_not_removed(catalog, brought, hold):
 def test_a_build_does_not_come_between_a_task_and_the_current_image(catalog, brought, monkeypatch):
     build(catalog, brought(etc__one=b"1"))
     current = build(catalog, brought(etc__one=b"2"))
-    locked, held = [], place._held
+    locked, held = [], image_store._held
 
     def watched(directory, kind):
         locked.append(directory.name)
         return held(directory, kind)
 
-    monkeypatch.setattr(place, "_held", watched)
+    monkeypatch.setattr(image_store, "_held", watched)
     build(catalog, brought(etc__one=b"2"))
     assert len(locked) == 2
     assert current.digest[7:] not in locked
@@ -296,7 +290,7 @@ def test_a_task_tries_again_where_a_removal_that_is_refused_locks_its_image_for_
     fcntl.flock(remover, fcntl.LOCK_EX)
     with pytest.raises(AttemptError, match="is being removed"):
         HeldImages(tmp_path / "data").hold(told)
-    monkeypatch.setattr(place.time, "sleep", lambda _: fcntl.flock(remover, fcntl.LOCK_UN))
+    monkeypatch.setattr(image_store.time, "sleep", lambda _: fcntl.flock(remover, fcntl.LOCK_UN))
     HeldImages(tmp_path / "data").hold(told)
     os.close(remover)
 
@@ -443,7 +437,7 @@ def test_a_build_that_ends_while_it_mends_is_mended_by_the_next(catalog, brought
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", die)
-        patched.setattr(place, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
+        patched.setattr(image_store, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
         with pytest.raises(KeyboardInterrupt):
             build(catalog, brought(etc__one=b"1"))
     with pytest.raises(ImageUnusableError, match="build it again"):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.profiles import debian
-from sandbox.profiles.build import build_image
-from sandbox.profiles.catalog import Catalog
-from sandbox.profiles.debian import add_packages, find_sources
-from sandbox.profiles.declaration import Declaration, read_shipped
-from sandbox.profiles.mistakes import BuildFailedError
-from sandbox.profiles.tree import Tree
-from sandbox.wiring.profiles import image_parts
+from sandbox.bootstrap.runtime import image_parts
+from sandbox.images import debian
+from sandbox.images.build import build_image
+from sandbox.images.catalog import Catalog
+from sandbox.images.debian import add_packages, find_sources
+from sandbox.images.definition import Declaration, read_shipped
+from sandbox.images.errors import BuildFailedError
+from sandbox.images.rootfs import Tree
 
 WANTED = os.environ.get("SANDBOX_TEST_BUILDS")
 real = pytest.mark.skipif(not WANTED, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages")

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 
 from doubles.attempt_equipment import Script
-from sandbox.contracts.profiles import Image
+from sandbox.interfaces.images import Image
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.event import SandboxCreated
-from sandbox.runner.life import AttemptLife
+from sandbox.model.events import SandboxCreated
+from sandbox.runner.attempt import AttemptLife
 
 IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root")
 

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from doubles.attempt_equipment import ATTEMPT_ID, Script
-from sandbox.contracts.disks import DiskUse
-from sandbox.contracts.placement import CancelOrder
-from sandbox.model.event import (
+from sandbox.interfaces.disks import DiskUse
+from sandbox.interfaces.placement import CancelOrder
+from sandbox.model.events import (
     AgentExited,
     AgentStarted,
     AttemptFailed,
@@ -19,8 +19,8 @@ from sandbox.model.event import (
     Usage,
     WorkspacePrepared,
 )
-from sandbox.model.state import TaskState
-from sandbox.runner.life import AttemptLife
+from sandbox.model.task_state import TaskState
+from sandbox.runner.attempt import AttemptLife
 
 
 def refuse(scene, monkeypatch, kind):
@@ -158,7 +158,7 @@ def test_a_disk_that_cannot_tell_the_agent_that_it_is_full_ends_it_at_once(stage
     async def use(self, files):
         return DiskUse(2, 1, is_full=True)
 
-    monkeypatch.setattr("sandbox.disks.plain.PlainDisks.use", use)
+    monkeypatch.setattr("sandbox.disks.directory.PlainDisks.use", use)
     scene = stage(Script(stays=True, deaf=True))
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
     assert (scene.states[-1], scene.task.failure.code) == ("failed", "disk_full")
@@ -170,8 +170,8 @@ def test_a_disk_that_nobody_can_measure_any_more_ends_the_agent(stage, monkeypat
     async def use(self, files):
         raise OSError("It cannot be told how full the disk is")
 
-    monkeypatch.setattr("sandbox.disks.plain.PlainDisks.use", use)
-    monkeypatch.setattr("sandbox.runner.shortages.DISK_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.disks.directory.PlainDisks.use", use)
+    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
     scene = stage(Script(stays=True, deaf=True))
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
     assert (scene.states[-1], scene.task.failure.code) == ("failed", "sandbox_lost")
@@ -188,8 +188,8 @@ def test_a_disk_that_could_not_be_measured_now_and_then_ends_nobody(stage, monke
             raise OSError("It cannot be told how full the disk is")
         return DiskUse(1, 2, is_full=False)
 
-    monkeypatch.setattr("sandbox.disks.plain.PlainDisks.use", use)
-    monkeypatch.setattr("sandbox.runner.shortages.DISK_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.disks.directory.PlainDisks.use", use)
+    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
     scene = stage(Script(stays=True))
 
     async def play():
@@ -257,7 +257,7 @@ def test_who_is_attached_is_told_of_an_end_that_is_an_error_before_collecting_be
         monkeypatch.setattr("doubles.attempt_equipment.ScriptedSandbox.kill", survive)
         monkeypatch.setattr("doubles.attempt_equipment.ScriptedTerminal.hang_up", survive)
     else:
-        monkeypatch.setattr("sandbox.runner.output.AgentOutput.take_terminal", break_down)
+        monkeypatch.setattr("sandbox.runner.agent_output.AgentOutput.take_terminal", break_down)
     monkeypatch.setattr(
         "sandbox.runner.terminals.SharedTerminal.end",
         lambda _, exit_: told.append((exit_.code, scene.recorder.task.state)),

@@ -7,21 +7,22 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.attempt_equipment import ATTEMPT_ID, BOOT_ID, Script
-from sandbox.contracts.placement import CancelOrder
-from sandbox.contracts.recorder import read_records
-from sandbox.contracts.runtime import Exit
-from sandbox.model.artifact import METADATA, Artifact
+from sandbox.interfaces.journal import read_records
+from sandbox.interfaces.placement import CancelOrder
+from sandbox.interfaces.runtime import Exit
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import (
+from sandbox.model.events import (
+    METADATA,
     AgentExited,
     AgentStarted,
+    Artifact,
     ArtifactCollected,
     Output,
     SandboxCreated,
     Trouble,
     WorkspacePrepared,
 )
-from sandbox.model.state import TaskState
+from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.provision import write_handle
 
 AGENT_FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")

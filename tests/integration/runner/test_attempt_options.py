@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from doubles.attempt_equipment import Script
-from sandbox.contracts.gateway import BudgetReached
-from sandbox.contracts.runtime import Exit
-from sandbox.contracts.secret_fingerprint import make_fingerprint
-from sandbox.model.artifact import Artifact
+from sandbox.interfaces.gateway import BudgetReached
+from sandbox.interfaces.runtime import Exit
+from sandbox.interfaces.secrets import make_fingerprint
 from sandbox.model.egress import EgressRule
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import (
+from sandbox.model.events import (
     AgentStarted,
+    Artifact,
     ArtifactCollected,
     EgressDenied,
     Metrics,
@@ -23,7 +23,7 @@ from sandbox.model.event import (
     Trouble,
     WorkspacePrepared,
 )
-from sandbox.model.state import TaskState
+from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.collect import _checked
 
 VALUE = "hunter2-hunter2-hunter2"

@@ -7,13 +7,13 @@ import msgspec
 import pytest
 
 from doubles.attempt_equipment import ATTEMPT_ID, BASE, BOOT_ID, Script
-from sandbox.contracts.placement import CancelOrder
-from sandbox.contracts.runtime import Exit
-from sandbox.contracts.secret_fingerprint import make_fingerprint
 from sandbox.disks import removal
-from sandbox.disks.plain import PlainDisks
+from sandbox.disks.directory import PlainDisks
+from sandbox.interfaces.placement import CancelOrder
+from sandbox.interfaces.runtime import Exit
+from sandbox.interfaces.secrets import make_fingerprint
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import (
+from sandbox.model.events import (
     AgentStarted,
     AttemptEnded,
     AttemptFailed,
@@ -25,8 +25,8 @@ from sandbox.model.event import (
     Usage,
     WorkspacePrepared,
 )
-from sandbox.model.state import TaskState
-from sandbox.runner.life import AttemptLife
+from sandbox.model.task_state import TaskState
+from sandbox.runner.attempt import AttemptLife
 from sandbox.runner.steps.provision import write_handle
 from sandbox.secrets.redactor import Redactor
 

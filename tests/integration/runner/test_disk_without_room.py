@@ -7,13 +7,22 @@ from functools import partial
 import pytest
 
 from doubles.attempt_equipment import Script
-from sandbox.contracts.placement import CancelOrder, TerminalOrder
-from sandbox.contracts.terminals import TerminalRefusedError
-from sandbox.contracts.workspace import Patch
+from sandbox.interfaces.placement import CancelOrder, TerminalOrder
+from sandbox.interfaces.terminals import TerminalRefusedError
+from sandbox.interfaces.workspace import Patch
+from sandbox.model.disk_space import Space
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.event import AgentExited, AgentStarted, ArtifactCollected, Gap, Output, Progress, TaskFinished, Usage
-from sandbox.model.state import TaskState
-from sandbox.model.watermark import Space
+from sandbox.model.events import (
+    AgentExited,
+    AgentStarted,
+    ArtifactCollected,
+    Gap,
+    Output,
+    Progress,
+    TaskFinished,
+    Usage,
+)
+from sandbox.model.task_state import TaskState
 
 FULL, ROOMY = Space(9, 100), Space(100, 100)
 LINES = b"".join(b"line %d\n" % number for number in range(50))
@@ -128,7 +137,7 @@ def test_nobody_gets_at_the_model_or_a_shell_before_the_disk_has_taken_that_the_
 
 
 def test_output_is_left_out_below_the_watermark_and_goes_on_above_it_with_a_gap(stage, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.host_space.SPACE_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.runner.retrying_writer.SPACE_CHECK_SECONDS", 0.0)
     scene = stage(Script(stays=True, stdout=LINES))
     scene.space = FULL
 
@@ -158,7 +167,7 @@ def test_a_task_ends_completed_and_tells_what_it_lacks_though_there_is_never_roo
 
 
 def test_more_output_than_is_kept_is_left_out_while_the_disk_takes_nothing(stage, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.patient_writer.KEPT_OUTPUT_BYTES_MAX", 10 * 300)
+    monkeypatch.setattr("sandbox.runner.retrying_writer.KEPT_OUTPUT_BYTES_MAX", 10 * 300)
     scene = stage(Script(stays=True, stdout=LINES))
     disk = Disk(scene, monkeypatch, object)
     disk.refuses, disk.begins_with = False, AgentStarted
@@ -182,7 +191,7 @@ def test_more_output_than_is_kept_is_left_out_while_the_disk_takes_nothing(stage
 
 def test_what_was_paid_for_is_counted_however_little_the_disk_takes(stage, monkeypatch):
     """Else the next attempt has a budget that was spent."""
-    monkeypatch.setattr("sandbox.runner.patient_writer.KEPT_OUTPUT_BYTES_MAX", 300)
+    monkeypatch.setattr("sandbox.runner.retrying_writer.KEPT_OUTPUT_BYTES_MAX", 300)
     scene = stage(Script(stays=True, stdout=LINES))
     disk = Disk(scene, monkeypatch, object)
     disk.refuses, disk.begins_with = False, AgentStarted
@@ -212,7 +221,7 @@ def test_artifacts_wait_for_room_as_long_as_collecting_may_take(stage, monkeypat
         return Patch()
 
     monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.patch", patch)
-    monkeypatch.setattr("sandbox.runner.life.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert (scene.task.state, len(tries)) == (TaskState.COMPLETED, 3)
     assert "task-1.patch" in scene.artifacts
@@ -236,7 +245,7 @@ def test_a_workspace_that_the_disk_lost_something_of_is_no_success(stage, monkey
     async def verify(self, files):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("sandbox.disks.plain.PlainDisks.verify", verify)
+    monkeypatch.setattr("sandbox.disks.directory.PlainDisks.verify", verify)
     scene = stage(Script())
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "disk_full")
@@ -248,21 +257,21 @@ def test_no_room_is_kept_for_an_end_that_is_being_made(stage, monkeypatch, is_fi
     """Teardown removes the reserve with the attempt's other files; after that it would stay for good."""
     error = AttemptError(FailureCode.INTERNAL, "There is no sandbox.")
     scene = stage(Script(create_error=error))
-    monkeypatch.setattr("sandbox.runner.life.OUTPUT_SYNC_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runner.attempt.OUTPUT_SYNC_SECONDS", 0.001)
 
     async def slow(*_, **__):
         scene.reserve.give_back()
         await asyncio.sleep(0.1)
 
     for clearing in ("clear_away", "teardown"):
-        monkeypatch.setattr(f"sandbox.runner.life.{clearing}", slow)
+        monkeypatch.setattr(f"sandbox.runner.attempt.{clearing}", slow)
     asyncio.run(asyncio.wait_for(scene.life.finish() if is_finisher else scene.life.carry_out(), 20))
     assert not scene.reserve.is_taken
 
 
 def test_output_is_flushed_though_room_for_the_end_cannot_be_taken_again(stage, monkeypatch, caplog):
     """As with a quota, or on a file system that copies on write: there is room, but not so much at once."""
-    monkeypatch.setattr("sandbox.runner.life.OUTPUT_SYNC_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runner.attempt.OUTPUT_SYNC_SECONDS", 0.001)
     scene = stage(Script(stays=True, stdout=LINES))
     tries, synced = [], []
 

@@ -7,10 +7,10 @@ import threading
 import pytest
 
 from doubles.attempt_equipment import Script
-from sandbox.contracts.placement import CancelOrder
+from sandbox.interfaces.placement import CancelOrder
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.state import TaskState
-from sandbox.runner.life import AttemptLife
+from sandbox.model.task_state import TaskState
+from sandbox.runner.attempt import AttemptLife
 
 
 class KilledError(BaseException):
@@ -23,7 +23,7 @@ def kill_while_files_are_removed(scene, monkeypatch):
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr("sandbox.runner.life.teardown", half_removed)
+        patched.setattr("sandbox.runner.attempt.teardown", half_removed)
         with pytest.raises(KilledError):
             asyncio.run(scene.life.carry_out())
 
@@ -48,7 +48,7 @@ def test_an_end_that_was_broken_off_before_the_metadata_is_collected_again(stage
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr("sandbox.runner.life.collect", killed)
+        patched.setattr("sandbox.runner.attempt.collect", killed)
         with pytest.raises(KilledError):
             asyncio.run(scene.life.carry_out())
     assert scene.task.artifacts == ()

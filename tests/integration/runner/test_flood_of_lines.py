@@ -4,8 +4,8 @@ import asyncio
 from collections import Counter
 
 from doubles.attempt_equipment import Script, Stage
-from sandbox.contracts.recorder import read_records
-from sandbox.model.event import Gap, Output, ToolCall
+from sandbox.interfaces.journal import read_records
+from sandbox.model.events import Gap, Output, ToolCall
 
 LINES = 5000
 LINES_IN_A_TURN_MAX = 250
@@ -42,7 +42,7 @@ def test_a_flood_of_lines_leaves_everybody_else_their_turn(tmp_path):
 
 
 def test_output_past_the_total_is_told_and_the_result_is_heard_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.allowance.OUTPUT_BYTES_MAX", 1000)
+    monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     scene = Stage(tmp_path, Script(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
     asyncio.run(scene.life.carry_out())
     scene.writer.close()
@@ -58,7 +58,7 @@ def test_output_past_the_total_is_told_and_the_result_is_heard_all_the_same(tmp_
 
 
 def test_a_flood_of_tool_calls_that_nobody_made_is_counted_and_does_not_fill_the_journal(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.allowance.OUTPUT_BYTES_MAX", 1000)
+    monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     monkeypatch.setattr("sandbox.runner.progress.TOOL_CALLS_TOLD_MAX", 10, raising=False)
     scene = Stage(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
     asyncio.run(scene.life.carry_out())

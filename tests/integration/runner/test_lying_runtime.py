@@ -8,12 +8,12 @@ from msgspec.structs import replace
 
 from doubles.attempt_equipment import Script, Stage
 from doubles.lying_runtime import Lies, LyingRuntime
-from sandbox.agent.claude_code import ClaudeCode
-from sandbox.contracts.placement import CancelOrder
-from sandbox.contracts.runtime import Runtime
-from sandbox.model.event import Trouble
-from sandbox.model.state import TaskState
-from sandbox.runner.life import AttemptLife
+from sandbox.agents.claude_code.driver import ClaudeCode
+from sandbox.interfaces.placement import CancelOrder
+from sandbox.interfaces.runtime import Runtime
+from sandbox.model.events import Trouble
+from sandbox.model.task_state import TaskState
+from sandbox.runner.attempt import AttemptLife
 
 PATIENCE_SECONDS = 20
 

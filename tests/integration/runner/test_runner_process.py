@@ -9,17 +9,17 @@ import msgspec
 import pytest
 
 from doubles.manifests import manifest
-from sandbox.contracts.placement import LaunchOrder
-from sandbox.contracts.recorder import Recorder, read_task
+from sandbox.bootstrap.machine import SystemClock
+from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.interfaces.placement import LaunchOrder
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.event import AttemptFailed, AttemptStarted, TaskFinished, TaskSubmitted, Trouble
-from sandbox.wiring.clock import SystemClock
+from sandbox.model.events import AttemptFailed, AttemptStarted, TaskFinished, TaskSubmitted, Trouble
 
 IMPATIENT = """
 import sandbox.model.limits
 sandbox.model.limits.LAUNCH_SECONDS = 1
-from sandbox.wiring.runner import main
+from sandbox.bootstrap.runner import main
 main()
 """
 
@@ -52,7 +52,7 @@ import time
 import sandbox.model.limits
 sandbox.model.limits.LAUNCH_SECONDS = 1
 sandbox.model.limits.JOURNAL_READ_BYTES_PER_SECOND = {rate}
-import sandbox.wiring.runner as runner
+import sandbox.bootstrap.runner as runner
 read_task = runner.read_task
 def read_slowly(*arguments):
     time.sleep(3)
@@ -112,7 +112,7 @@ def test_an_order_that_comes_late_or_twice_is_refused_and_nothing_is_written(tmp
     before, writer = records.read_bytes(), journals.open("task-1")
     order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path / "data"), str(run_dir), "bubblewrap", finish=finish)
     ran = subprocess.run(
-        [sys.executable, "-I", "-m", "sandbox.wiring.runner", f"--lock-fd={writer.lock_fd}"],
+        [sys.executable, "-I", "-m", "sandbox.bootstrap.runner", f"--lock-fd={writer.lock_fd}"],
         input=msgspec.json.encode(order),
         pass_fds=(writer.lock_fd,),
         capture_output=True,
@@ -132,7 +132,7 @@ def test_a_runner_whose_server_died_while_it_gave_the_order_ends_without_alarm(t
     writer = journals.create("task-1")
     try:
         ran = subprocess.run(
-            [sys.executable, "-m", "sandbox.wiring.runner", f"--lock-fd={writer.lock_fd}"],
+            [sys.executable, "-m", "sandbox.bootstrap.runner", f"--lock-fd={writer.lock_fd}"],
             input=order, pass_fds=(writer.lock_fd,), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             timeout=30, check=False,
         )  # fmt: skip
@@ -157,7 +157,7 @@ def test_what_a_dead_runner_left_is_finished_also_where_no_socket_can_be_made(tm
     order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path), str(tmp_path / "run"), "bubblewrap", finish=finish)
     lock_fd = recorder.writer.lock_fd
     ran = subprocess.run(
-        [sys.executable, "-m", "sandbox.wiring.runner", f"--lock-fd={lock_fd}"],
+        [sys.executable, "-m", "sandbox.bootstrap.runner", f"--lock-fd={lock_fd}"],
         input=msgspec.json.encode(order), pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     recorder.writer.close()

@@ -5,15 +5,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sandbox.contracts.cpu_throttle import CpuThrottle
-from sandbox.contracts.placement import Receipt, TerminalOrder
-from sandbox.contracts.runtime import Exit, TerminalSize
-from sandbox.contracts.terminals import Ended, Resized, Role, Shown, TerminalRefusedError, Typed
+from sandbox.interfaces.placement import Receipt, TerminalOrder
+from sandbox.interfaces.runtime import Exit, TerminalSize
+from sandbox.interfaces.terminals import Ended, Resized, Role, Shown, TerminalRefusedError, Typed
 from sandbox.model.limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
-from sandbox.placement.control import UnixRunnerControl
+from sandbox.placements.local.runner_client import UnixRunnerControl
 from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import listening
 from sandbox.runner.terminals import SharedTerminal, Terminals
+from sandbox.system.cpu_throttle import CpuThrottle
 
 AGENT = TerminalOrder(30, 100, agent=True)
 LOOK = TerminalOrder(30, 100, agent=True, looks_on=True)

@@ -8,18 +8,17 @@ from msgspec.structs import replace
 
 from doubles.attempt_equipment import Script, ScriptedRuntime, ScriptedSandbox, scripted_equipment
 from doubles.manifests import manifest
-from sandbox.contracts.agent import AgentStart
-from sandbox.contracts.cpu_throttle import CpuThrottle
-from sandbox.contracts.disks import DiskUse
-from sandbox.contracts.inside import HOME
-from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.placement import Receipt, TerminalOrder
-from sandbox.contracts.runtime import Command, Exit, KernelUse
-from sandbox.contracts.terminals import Ended, Role
-from sandbox.placement.control import UnixRunnerControl
+from sandbox.interfaces.agent import AgentStart
+from sandbox.interfaces.disks import DiskUse
+from sandbox.interfaces.layout import HOME, AttemptLayout
+from sandbox.interfaces.placement import Receipt, TerminalOrder
+from sandbox.interfaces.runtime import Command, Exit, KernelUse
+from sandbox.interfaces.terminals import Ended, Role
+from sandbox.placements.local.runner_client import UnixRunnerControl
 from sandbox.runner.control_socket import listening
+from sandbox.runner.debug_session import Visit
 from sandbox.runner.terminals import Terminals
-from sandbox.runner.visit import Visit
+from sandbox.system.cpu_throttle import CpuThrottle
 
 ATTEMPT_ID = "abcdefghijkl"
 GIB = 1024**3
@@ -83,9 +82,9 @@ class RuntimeOfShells(ScriptedRuntime):
 
 @pytest.fixture(autouse=True)
 def _is_quick(monkeypatch):
-    monkeypatch.setattr("sandbox.runner.shortages.DISK_CHECK_SECONDS", 0.01)
-    monkeypatch.setattr("sandbox.runner.shortages.DISK_CHECK_SECONDS_MAX", 0.01)
-    monkeypatch.setattr("sandbox.runner.visit.VISIT_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS_MAX", 0.01)
+    monkeypatch.setattr("sandbox.runner.debug_session.VISIT_IDLE_SECONDS", 0.2)
 
 
 @asynccontextmanager

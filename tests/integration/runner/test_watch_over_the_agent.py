@@ -7,18 +7,18 @@ import socket
 import time
 
 from doubles.attempt_equipment import ATTEMPT_ID, Script, ScriptedAgent, SilentGateway
-from sandbox.contracts.cpu_throttle import CpuThrottle
-from sandbox.contracts.placement import CancelOrder, Receipt
-from sandbox.contracts.recorder import Recorder
-from sandbox.contracts.runtime import KernelUse
-from sandbox.model.event import AgentStarted, ArtifactCollected, Gap, Output, SandboxCreated, Usage, WorkspacePrepared
+from sandbox.interfaces.journal import Recorder
+from sandbox.interfaces.placement import CancelOrder, Receipt
+from sandbox.interfaces.runtime import KernelUse
+from sandbox.model.events import AgentStarted, ArtifactCollected, Gap, Output, SandboxCreated, Usage, WorkspacePrepared
 from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
-from sandbox.model.state import TaskState
-from sandbox.placement.control import UnixRunnerControl
+from sandbox.model.task_state import TaskState
+from sandbox.placements.local.runner_client import UnixRunnerControl
+from sandbox.runner.agent_output import AgentOutput
 from sandbox.runner.control_socket import listening
-from sandbox.runner.output import AgentOutput
 from sandbox.runner.steps.provision import write_handle
 from sandbox.runner.terminals import Terminals
+from sandbox.system.cpu_throttle import CpuThrottle
 
 SECRET = {"WORD": "open sesame"}
 

@@ -10,16 +10,15 @@ import time
 import pytest
 
 from doubles.attempt_equipment import BASE, Script
-from sandbox.contracts.workspace import LeftOut, Patch
-from sandbox.model.artifact import Artifact
+from sandbox.interfaces.workspace import LeftOut, Patch
+from sandbox.model.disk_space import Space
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Trouble
-from sandbox.model.state import TaskState
-from sandbox.model.watermark import Space
-from sandbox.runner import life
+from sandbox.model.events import Artifact, ArtifactCollected, AttemptFailed, EgressDenied, Trouble
+from sandbox.model.task_state import TaskState
+from sandbox.runner import attempt as runner_attempt
 from sandbox.runner.steps import collect
 from sandbox.secrets.redactor import Redactor
-from sandbox.workspace.artifact_names import ArtifactNames
+from sandbox.workspace.collect import ArtifactNames
 
 SECRET = "s3cret-value-of-the-customer"
 
@@ -35,7 +34,7 @@ def test_of_many_refusals_the_first_are_told_and_all_are_counted(stage, monkeypa
 
 def test_a_full_disk_multiplies_no_artifact_whose_name_had_to_be_changed(stage, monkeypatch):
     """The agent's own `redacted-1` keeps its name, also when everything is collected again and again."""
-    monkeypatch.setattr("sandbox.runner.life.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     found = {f"{SECRET}-a.md": b"a\n", "redacted-1": b"the agent's\n", f"{SECRET}-b.md": b"b\n"}
     scene = stage(
         Script(collected=found), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("*",), "timeout": "20s"}
@@ -111,7 +110,7 @@ def test_codes_are_told_as_they_are_though_a_secret_is_a_word_of_them(stage):
 @pytest.mark.parametrize("step", ["read_records", "give_name"], ids=["writing", "flushing"])
 def test_what_a_full_disk_took_of_a_file_takes_no_room_until_the_next_try(stage, monkeypatch, step):
     """Else one task would hold all that others give back, again and again, for as long as collecting may take."""
-    monkeypatch.setattr("sandbox.runner.life.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     scene = stage(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
     part, go_on, refused, left = scene.attempt.files.root / "transcript.ndjson", getattr(collect, step), [], []
 
@@ -149,7 +148,7 @@ def test_a_large_copy_that_would_fill_the_disk_is_not_begun(stage, monkeypatch, 
 
 def test_what_is_tried_again_on_a_full_disk_tells_nothing_twice(stage, monkeypatch):
     """A try a second for as long as collecting may take, each of thousands of events, would fill what room there is."""
-    monkeypatch.setattr("sandbox.runner.life.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     broken = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be made: it is odd.")
     scene = stage(Script(patch_error=broken), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "20s"})
     refused, keep = [], collect._keep
@@ -174,7 +173,7 @@ def test_what_is_tried_again_on_a_full_disk_tells_nothing_twice(stage, monkeypat
 
 
 def test_a_transcript_that_is_kept_needs_no_room_for_another_one_when_the_rest_is_tried_again(stage, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.life.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     monkeypatch.setattr(collect, "_TRIED_BYTES", 10)
     scene = stage(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
     refused, keep = [], collect._keep
@@ -282,7 +281,7 @@ def test_what_takes_longer_than_collecting_may_is_no_artifact_of_which_nobody_te
     """The thread that stores the patch is still busy when the time is over, and goes on before all is removed."""
     scene = stage(Script(), lifecycle={"collect_timeout": "1s"})
     is_over, has_ended = threading.Event(), threading.Event()
-    store, digest, teardown = collect._store, hashlib.file_digest, life.teardown
+    store, digest, teardown = collect._store, hashlib.file_digest, runner_attempt.teardown
 
     def digest_late(*arguments):
         assert is_over.wait(20)
@@ -301,8 +300,8 @@ def test_what_takes_longer_than_collecting_may_is_no_artifact_of_which_nobody_te
 
     monkeypatch.setattr(hashlib, "file_digest", digest_late)
     monkeypatch.setattr(collect, "_store", store_and_tell)
-    monkeypatch.setattr(life, "teardown", tear_down_late)
-    monkeypatch.setattr(life, "METADATA_SECONDS", 0.1)
+    monkeypatch.setattr(runner_attempt, "teardown", tear_down_late)
+    monkeypatch.setattr(runner_attempt, "METADATA_SECONDS", 0.1)
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 60))
     assert scene.task.failure.code == "collect_failed"
     assert scene.artifacts == {path.name for path in scene.attempt.task_files.artifacts.iterdir()} == set()

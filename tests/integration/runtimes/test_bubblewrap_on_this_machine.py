@@ -14,12 +14,13 @@ import msgspec
 import pytest
 
 from doubles.sandbox_life import describe, living, new_attempt_id, run_in, run_story
-from sandbox.contracts.runtime import SandboxHandle
+from sandbox.interfaces.runtime import SandboxHandle
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes import bwrap, seccomp
+from sandbox.runtimes import bwrap
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
-from sandbox.runtimes.launch import start_launcher
+from sandbox.runtimes.launcher_client import start_launcher
+from sandbox.runtimes.limits import seccomp
+from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
 
 NOBODY = 65534
 
@@ -198,14 +199,14 @@ _AS_ORDINARY_USER = """
 import asyncio, concurrent.futures.thread, ctypes, os, sys
 from pathlib import Path
 import msgspec, shutil
-import sandbox.runtimes.join, sandbox.runtimes.launch, sandbox.runtimes.bubblewrap.probe
+import sandbox.runtimes.exec_client, sandbox.runtimes.launcher_client, sandbox.runtimes.bubblewrap.runtime
 from doubles.sandbox_life import living, run_in
-from sandbox.contracts.runtime import Command, TerminalSize
+from sandbox.interfaces.runtime import Command, TerminalSize
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
 folder, interpreter, launcher = sys.argv[1:]
 OPENING = "import pty\\nfor count in range(300):\\n try: pty.openpty()\\n except OSError: break\\nprint(count)"
-sandbox.runtimes.launch.__file__ = sandbox.runtimes.join.__file__ = launcher
+sandbox.runtimes.launcher_client.__file__ = sandbox.runtimes.exec_client.__file__ = launcher
 sys.executable = interpreter
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
@@ -241,7 +242,7 @@ print(msgspec.json.encode(asyncio.run(story())).decode())
 @pytest.mark.skipif(os.getuid() != 0, reason="as an ordinary user every other test here says the same")
 def test_an_ordinary_user_can_make_and_end_sandboxes_too(open_folder: Path):
     # The interpreter and this checkout may lie where another user cannot walk, so the launcher is copied.
-    launcher = Path(shutil.copy(importlib.util.find_spec("sandbox.runtimes.launcher").origin, open_folder))
+    launcher = Path(shutil.copy(importlib.util.find_spec("sandbox.runtimes.programs.launcher").origin, open_folder))
     for name in ("joiner", "process_limits"):
         shutil.copy(importlib.util.find_spec(f"sandbox.runtimes.{name}").origin, open_folder)
     os.chown(open_folder, NOBODY, NOBODY)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_life import living, read_until
-from sandbox.contracts.runtime import Command
+from sandbox.interfaces.runtime import Command
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.gvisor import GvisorRuntime, probe
+from sandbox.runtimes.gvisor import GvisorRuntime
+from sandbox.runtimes.gvisor import runtime as gvisor_runtime
 from sandbox.runtimes.gvisor import sandbox as made
-from sandbox.runtimes.gvisor.state import State
-from sandbox.runtimes.kernel_uid import FILES_UIDS_OFFSET
+from sandbox.runtimes.gvisor.sandbox import State
+from sandbox.runtimes.limits.kernel_uid import FILES_UIDS_OFFSET
 
 
 @pytest.fixture
@@ -42,13 +43,13 @@ def test_the_probe_says_what_holds_and_leaves_nothing(runtime: GvisorRuntime, tm
 
 
 def test_a_machine_without_runsc_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(probe, "_PROGRAMS", (tmp_path / "no-runsc",))
+    monkeypatch.setattr(gvisor_runtime, "_PROGRAMS", (tmp_path / "no-runsc",))
     found = asyncio.run(GvisorRuntime(tmp_path / "run").probe())
     assert (found.works, found.mend) == (False, "runsc is missing; install it: apt-get install runsc")
 
 
 def test_an_ordinary_user_is_told_why_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(probe, "_PROGRAMS", (Path("/usr/bin/true"),))
+    monkeypatch.setattr(gvisor_runtime, "_PROGRAMS", (Path("/usr/bin/true"),))
     monkeypatch.setattr("os.getuid", lambda: 1000)
     found = asyncio.run(GvisorRuntime(tmp_path / "run").probe())
     assert not found.works

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes import processes
-from sandbox.runtimes.kernel_uid import KernelUids
+from sandbox.runtimes.limits.kernel_uid import KernelUids
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root has kernel uids to give")
 _FIRST = 270_000 + os.getpid() % 9_000 * 3  # another run of the tests on this machine has others
@@ -56,7 +56,7 @@ def test_a_uid_that_a_process_has_is_passed_over(directory: Path, process_with_f
 def test_a_dead_processs_claim_is_nobodys(directory: Path):
     source = f"""
 from pathlib import Path
-from sandbox.runtimes.kernel_uid import KernelUids
+from sandbox.runtimes.limits.kernel_uid import KernelUids
 import os, signal
 print(KernelUids(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).claim("dead"), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -10,16 +10,16 @@ import pytest
 
 from doubles.claude_outside import TASK_KEY, manifest
 from doubles.sandbox_life import MEBIBYTE, living, run_in
-from sandbox.agent.binary import install_binary
-from sandbox.agent.claude_code import ClaudeCode
-from sandbox.contracts.gateway import ModelUpstream
+from sandbox.agents.claude_code.binary import install_binary
+from sandbox.agents.claude_code.driver import ClaudeCode
+from sandbox.bootstrap.doctor.examination import examine
+from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
-from sandbox.gateway.serve import SocketGateways
+from sandbox.gateway.server import SocketGateways
+from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.runtimes import node
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.wiring.examination import examine
-from sandbox.wiring.settings import ServerSection, ServerSettings
 
 SERVER = "@modelcontextprotocol/server-github"
 START = ClaudeCode(Path("/no/binary")).prepare(manifest(), session_id="0", task_key=TASK_KEY, secrets={})
@@ -199,7 +199,7 @@ def test_the_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
 
 
 def node_finding(data_dir, monkeypatch):
-    monkeypatch.setattr("sandbox.wiring.examination.find_runtimes", lambda *_: [])
+    monkeypatch.setattr("sandbox.bootstrap.doctor.examination.find_runtimes", lambda *_: [])
     settings = ServerSettings(server=ServerSection(data_dir=data_dir))
     (finding,) = [one for one in examine(settings) if one.name == "node"]
     return finding

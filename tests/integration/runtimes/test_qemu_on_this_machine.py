@@ -14,10 +14,10 @@ import pytest
 from doubles.questions_inside import CONNECT, CONNECTED, WHO, answer, take_connection
 from doubles.sandbox_life import MEBIBYTE, PATIENCE_SECONDS, living, read_until
 from doubles.tiers import need_parts_of_guests, tell_of_kvm
-from sandbox.agent.binary import find_binary
-from sandbox.contracts.runtime import Command, Sandbox, TerminalSize
+from sandbox.agents.claude_code.binary import find_binary
+from sandbox.interfaces.runtime import Command, Sandbox, TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.runtimes.qemu import QemuRuntime, counting_guest, parts
+from sandbox.runtimes.qemu import QemuRuntime, kvm_selftest, parts
 from sandbox.runtimes.qemu.kvm import KvmFinding
 
 
@@ -65,7 +65,7 @@ def test_unasked_nothing_is_emulated(runtime: QemuRuntime, tmp_path: Path, monke
 def test_a_guest_that_goes_on_for_ever_is_too_slow_and_one_that_counts_to_its_end_is_not(
     tmp_path: Path, instructions: str, code: int
 ):
-    ran = subprocess.run([sys.executable, "-ISE", counting_guest.__file__, instructions], timeout=60, check=False)
+    ran = subprocess.run([sys.executable, "-ISE", kvm_selftest.__file__, instructions], timeout=60, check=False)
     assert ran.returncode == code
     assert asyncio.run(KvmFinding(tmp_path).is_too_slow(instructions)) is (code != 0)
 

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox.contracts.confinement import ConfinementLostError
-from sandbox.contracts.runtime import Exit
+from sandbox.interfaces.runtime import ConfinementLostError, Exit
 from sandbox.model.errors import AttemptError, FailureCode, SandboxError
-from sandbox.runtimes.bubblewrap.probe import probe_by_trying
-from sandbox.runtimes.trying import MachineBusyError, try_once, why_not_confined
+from sandbox.runtimes.bubblewrap.runtime import probe_by_trying
+from sandbox.runtimes.probe import MachineBusyError, try_once, why_not_confined
 
 
 class Failing:
@@ -112,7 +111,7 @@ def no_process():
 
 @pytest.fixture
 def _is_impatient(monkeypatch):
-    monkeypatch.setattr("sandbox.runtimes.trying._TRY_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.runtimes.probe._TRY_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("_is_impatient")

@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 
-from sandbox.runtimes.launch import wait_readable
+from sandbox.runtimes.launcher_client import wait_readable
 
 
 def test_two_who_wait_for_one_process_are_both_told():

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.secret_source import SecretUnavailableError
-from sandbox.model.manifest import Secret
-from sandbox.secrets.files import FileSource
+from sandbox.interfaces.secrets import SecretUnavailableError
+from sandbox.model.manifest.schema import Secret
+from sandbox.secrets.sources import FileSource
 
 
 @pytest.fixture

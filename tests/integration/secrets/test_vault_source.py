@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from doubles.key_value_vault import TOKEN, KeyValueVault, serving
-from sandbox.contracts.secret_source import SecretUnavailableError
-from sandbox.model.manifest import Secret
+from sandbox.interfaces.secrets import SecretUnavailableError
+from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.limits import VAULT_QUESTIONS_MAX
 from sandbox.secrets.vault import VaultSettings, VaultSource
 

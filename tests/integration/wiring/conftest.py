@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.wiring import examination
+from sandbox.bootstrap.doctor import examination
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox.contracts.runtime import Probe
-from sandbox.wiring import runtime_findings
-from sandbox.wiring.runtime import AUTO, Choice
+from sandbox.bootstrap.doctor import findings as doctor_findings
+from sandbox.bootstrap.runtime import AUTO, Choice
+from sandbox.interfaces.runtime import Probe
 
 NAMESPACES = Probe("bubblewrap", works=True, tier="namespaces", strength=10)
 NEEDS_KVM = Probe("qemu", works=False, tier="vm", strength=30, mend="Ask for it by its name.")
@@ -26,13 +26,13 @@ def machine_without_kvm(monkeypatch):
     async def why_not_confined(*_):
         return None
 
-    monkeypatch.setattr(runtime_findings, "choose_runtime", choose)
-    monkeypatch.setattr(runtime_findings, "why_not_confined", why_not_confined)
-    monkeypatch.setattr(runtime_findings, "make_runtime", lambda *_, **__: SimpleNamespace())
+    monkeypatch.setattr(doctor_findings, "choose_runtime", choose)
+    monkeypatch.setattr(doctor_findings, "why_not_confined", why_not_confined)
+    monkeypatch.setattr(doctor_findings, "make_runtime", lambda *_, **__: SimpleNamespace())
 
 
 def told(wish, tmp_path):
-    findings = runtime_findings.find_runtimes(wish, tmp_path)
+    findings = doctor_findings.find_runtimes(wish, tmp_path)
     return {(one.ok, one.message) for one in findings if one.name in ("sandbox", "runtime")}
 
 
@@ -85,7 +85,7 @@ def test_the_limits_that_hold_and_those_that_do_not_are_listed(tmp_path, monkeyp
     async def choose(*_):
         return Choice(probe, [probe])
 
-    monkeypatch.setattr(runtime_findings, "choose_runtime", choose)
-    found = runtime_findings.find_runtimes(AUTO, tmp_path)
+    monkeypatch.setattr(doctor_findings, "choose_runtime", choose)
+    found = doctor_findings.find_runtimes(AUTO, tmp_path)
     told = {(one.ok, one.message) for one in found if one.name == "limits" and "fs.file-max" not in one.message}
     assert told == findings

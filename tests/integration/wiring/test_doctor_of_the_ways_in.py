@@ -2,8 +2,8 @@
 
 import pytest
 
-from sandbox.wiring.examination import examine
-from sandbox.wiring.settings import ServerSection, ServerSettings
+from sandbox.bootstrap.doctor.examination import examine
+from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 
 pytestmark = pytest.mark.usefixtures("without_sandboxes")
 

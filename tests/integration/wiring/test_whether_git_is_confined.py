@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox.contracts.runtime import Probe
+from sandbox.bootstrap import server
+from sandbox.bootstrap.doctor import findings
+from sandbox.bootstrap.runtime import Choice
+from sandbox.interfaces.runtime import Probe
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.wiring import confining, runtime_findings
-from sandbox.wiring.runtime import Choice
 
 WORKS = Probe("slow", works=True, tier="none", strength=1)
 
@@ -37,8 +38,8 @@ class Slow:
 @pytest.fixture
 def offers(monkeypatch):
     def offer(runtime):
-        monkeypatch.setattr("sandbox.runtimes.trying._TRY_SECONDS", 0.1)
-        for room in (confining, runtime_findings):
+        monkeypatch.setattr("sandbox.runtimes.probe._TRY_SECONDS", 0.1)
+        for room in (server, findings):
             monkeypatch.setattr(room, "make_runtime", lambda *_, **__: runtime)
 
     return offer
@@ -49,7 +50,7 @@ def missing():
 
 
 def confines(tmp_path, probe=WORKS):
-    return asyncio.run(confining.find_confining(Choice(probe, [probe]), tmp_path))
+    return asyncio.run(server.find_confining(Choice(probe, [probe]), tmp_path))
 
 
 def test_a_slow_start_costs_no_confinement(tmp_path, offers, caplog):
@@ -78,8 +79,8 @@ def test_the_doctor_says_what_a_server_would_do(tmp_path, offers, monkeypatch, r
     async def choose(*_):
         return Choice(WORKS, [WORKS])
 
-    monkeypatch.setattr(runtime_findings, "choose_runtime", choose)
+    monkeypatch.setattr(findings, "choose_runtime", choose)
     offers(runtime)
-    [git] = [one for one in runtime_findings.find_runtimes("slow", tmp_path) if one.name == "git"]
+    [git] = [one for one in findings.find_runtimes("slow", tmp_path) if one.name == "git"]
     assert told in git.message
     assert not git.ok

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from doubles.git_http_server import GitHttpServer
-from sandbox.gateway.outward import may_be_dialled
+from sandbox.gateway.egress.dialer import may_be_dialled
 from sandbox.model.errors import AttemptError
-from sandbox.model.manifest import Repository
-from sandbox.workspace.credentials import CREDENTIALS_ASKED_MAX, Credentials
-from sandbox.workspace.git_directory import neutralise, read_branch, write_git_directory
-from sandbox.workspace.relay import Address, Reach, Relay
-from sandbox.workspace.remote import SETTINGS_FILES_MAX, describe_remote
-from sandbox.workspace.stoppable import Stop
+from sandbox.model.manifest.schema import Repository
+from sandbox.workspace.cancellable_thread import Stop
+from sandbox.workspace.clone.cloning import CREDENTIALS_ASKED_MAX, Credentials
+from sandbox.workspace.clone.relay import Address, Reach, Relay
+from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, describe_remote
+from sandbox.workspace.git.directory import neutralise, read_branch, write_git_directory
 
 KNOWN = b"username=me\npassword=let-me-in\n"
 GRANTED, FORBIDDEN, UNREACHABLE, UNKNOWN_NAME, REFUSED = 0, 2, 3, 4, 5
@@ -202,7 +202,7 @@ def test_an_address_is_the_same_however_it_is_written(greeter, asked):
 
 
 def test_a_git_that_was_taken_over_has_so_many_connections_and_no_more(greeter, monkeypatch):
-    monkeypatch.setattr("sandbox.workspace.relay.CLONE_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECTIONS_MAX", 2)
     relay = Relay(Address("localhost", greeter), via=None, reach=STRICT)
 
     async def greeted(door):
@@ -276,7 +276,7 @@ def test_a_host_with_a_public_and_a_private_address_is_dialled_at_the_public_one
         dialled.extend(addresses)
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
-    monkeypatch.setattr("sandbox.workspace.relay._dial_any", dial)
+    monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", dial)
     relay = Relay(Address("git.example", 443), via=None, reach=Reach(lambda address: str(address) == PUBLIC, False))
 
     resolve(*addresses)
@@ -299,7 +299,7 @@ def test_an_address_of_a_translating_network_is_judged_by_where_it_leads(monkeyp
         dialled.extend(addresses)
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
-    monkeypatch.setattr("sandbox.workspace.relay._dial_any", dial)
+    monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", dial)
     relay = Relay(Address("git.example", 443), via=None, reach=Reach(lambda address: str(address) == PUBLIC, True))
 
     resolve(asked, PUBLIC)
@@ -336,15 +336,15 @@ def test_git_is_told_that_nobody_answers(monkeypatch):
     async def hang(_addresses):
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("sandbox.workspace.relay._dial_any", hang)
-    monkeypatch.setattr("sandbox.workspace.relay.CLONE_CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", hang)
+    monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_SECONDS", 0.1)
     relay = Relay(Address("localhost", 80), via=None, reach=STRICT)
 
     assert connect(relay, "localhost", 80) == (UNREACHABLE, b"")
 
 
 def test_who_asks_for_nothing_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("sandbox.workspace.relay.CLONE_CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_SECONDS", 0.1)
     relay = Relay(Address("localhost", 80), via=None, reach=STRICT)
 
     async def story():

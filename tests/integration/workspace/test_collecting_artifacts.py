@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.workspace import LeftOut
-from sandbox.model.artifact import Artifact
+from sandbox.interfaces.workspace import LeftOut
 from sandbox.model.errors import AttemptError
-from sandbox.workspace import collection, files
-from sandbox.workspace.artifact_names import TEMPORARY_NAME
+from sandbox.model.events import Artifact
+from sandbox.workspace import collect as workspace_collect
+from sandbox.workspace import files
+from sandbox.workspace.collect import TEMPORARY_NAME
 from sandbox.workspace.files import Files
 from sandbox.workspace.workspaces import GitWorkspaces
 
@@ -156,7 +157,7 @@ def test_odd_names_become_text_that_anybody_can_show(desk):
 
 
 def test_what_goes_over_the_bound_is_left_out_and_smaller_ones_still_come(desk, monkeypatch):
-    monkeypatch.setattr(collection, "ARTIFACT_BYTES_MAX", 100)
+    monkeypatch.setattr(workspace_collect, "ARTIFACT_BYTES_MAX", 100)
     for name, size in {"a": 60, "b": 60, "c": 40, "d": 1}.items():
         desk.file(name).write_bytes(b"x" * size)
     os.truncate(desk.file("b"), 2**40)
@@ -169,7 +170,7 @@ def test_what_goes_over_the_bound_is_left_out_and_smaller_ones_still_come(desk, 
 
 
 def test_too_many_files_are_bounded_and_told(desk, monkeypatch):
-    monkeypatch.setattr(collection, "ARTIFACTS_MAX", 3)
+    monkeypatch.setattr(workspace_collect, "ARTIFACTS_MAX", 3)
     for number in range(6):
         desk.file(f"f{number}").touch()
 

@@ -7,8 +7,8 @@ from contextlib import closing
 
 import pytest
 
+from sandbox.system.files import create
 from sandbox.workspace.files import Files
-from sandbox.workspace.new_file import create
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ import pytest
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
 from doubles.sandbox_life import new_attempt_id
 from doubles.workspace_house import programs_below
-from sandbox.contracts.confinement import ConfinedCommand
-from sandbox.contracts.runtime import ConfinementSpec
+from sandbox.interfaces.runtime import ConfinedCommand, ConfinementSpec
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes import launch, launcher, process_limits
+from sandbox.runtimes import launcher_client
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.runtimes.launcher import TERMINALS_MAX
-from sandbox.runtimes.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
+from sandbox.runtimes.programs import launcher, process_limits
+from sandbox.runtimes.programs.launcher import TERMINALS_MAX
+from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
 
 VARIABLES = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
@@ -309,7 +309,7 @@ def test_it_has_no_more_memory_and_processes_than_the_sandbox(tmp_path):
 
 async def play_as_user(place, *stories):
     """The interpreter and this checkout may lie where another user cannot walk, so the launcher is copied."""
-    launch.__file__, sys.executable = str(Path(place) / "launch.py"), "/usr/bin/python3"
+    launcher_client.__file__, sys.executable = str(Path(place) / "launch.py"), "/usr/bin/python3"
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
     for story in stories:
         (own := Path(place) / story.__name__).mkdir()

@@ -5,8 +5,9 @@ import re
 import pytest
 
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.cgroups import find_hierarchies
-from sandbox.workspace import git, staging
+from sandbox.runtimes.limits.cgroups import find_hierarchies
+from sandbox.workspace.clone import staging
+from sandbox.workspace.git import command
 
 MEMORY_BYTES_MAX = 24 * 1024**2
 
@@ -18,7 +19,7 @@ def taking_more_than(memory_bytes):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(git, "MEMORY_BYTES_MAX", MEMORY_BYTES_MAX)
+    monkeypatch.setattr(command, "MEMORY_BYTES_MAX", MEMORY_BYTES_MAX)
 
 
 def test_an_object_of_a_repository_that_takes_too_much(house, small):
@@ -50,7 +51,7 @@ def little(house, request, monkeypatch):
         pytest.skip("no control group can be written to")
     house.memory_bytes = 32 * 1024**2
     if request.param == "the kernel ends git":
-        monkeypatch.setattr(git, "_MEMORY_SHARE", 10)
+        monkeypatch.setattr(command, "_MEMORY_SHARE", 10)
     return house
 
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from doubles.workspace_house import run_git
-from sandbox.workspace.refused_names import is_refused
+from sandbox.workspace.diff.comparison import is_refused
 
 NAMES = (
     *(b".git", b".GIT", b"git~1", b".git. .", b".git::$INDEX_ALLOCATION", b".git\\x", b".git:x", b"deep/.Git/x"),

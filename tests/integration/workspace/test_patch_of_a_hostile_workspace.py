@@ -14,7 +14,7 @@ import pytest
 
 from doubles.workspace_house import programs_below, run_git
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes import ownership
+from sandbox.runtimes import disk_layout
 from sandbox.workspace import files
 
 
@@ -214,12 +214,12 @@ def test_files_that_the_agent_locked_are_read_all_the_same(staged):
     staged.workspace.chmod(0)
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
-        "from sandbox.workspace.unconfined import confine_nothing\n"
+        "from sandbox.workspace.git.host_process import confine_nothing\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
         "patch = GitWorkspaces(json.loads(sys.argv[1])).patch\n"
         "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), confine_nothing, lambda _: False))\n"
     )
-    ownership.take_tree(str(staged.attempt / "repository.git"))
+    disk_layout.take_tree(str(staged.attempt / "repository.git"))
     target = staged.root / "locked.patch"
     arguments = [json.dumps(staged.environment), str(staged.attempt), staged.base, str(target)]
     lowered = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []

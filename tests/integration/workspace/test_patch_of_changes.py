@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.workspace_house import run_git, snapshot
-from sandbox.contracts.workspace import Patch
+from sandbox.interfaces.workspace import Patch
+from sandbox.model.disk_space import refusal_of
 from sandbox.model.errors import AttemptError
-from sandbox.model.refusal import refusal_of
 from sandbox.secrets.redactor import Redactor
-from sandbox.workspace import changed_files as changed_files_module
-from sandbox.workspace import new_tree, patch
-from sandbox.workspace.git import Git
+from sandbox.workspace.diff import changed_files_archive as changed_files_module
+from sandbox.workspace.diff import patch, trees
+from sandbox.workspace.git.command import Git
 
 BINARY = bytes(range(256)) * 8
 _ASKED_FOR_A_PATCH = ("ls-tree", "cat-file", "check-ignore", "fast-import", "diff-tree")
@@ -307,7 +307,7 @@ def test_the_patch_can_be_made_again(house):
 
 
 def test_what_is_over_the_bound_is_left_out_and_named_and_the_rest_applies(house, monkeypatch):
-    monkeypatch.setattr(new_tree, "PATCH_BYTES_MAX", 1000)
+    monkeypatch.setattr(trees, "PATCH_BYTES_MAX", 1000)
     base = house.stage()
     (house.workspace / "huge").touch()
     os.truncate(house.workspace / "huge", 2**40)

@@ -18,9 +18,10 @@ import pytest
 from doubles.git_http_server import GitHttpServer
 from doubles.workspace_house import PUBLIC_URL, programs_below, run_git
 from sandbox.model.errors import AttemptError
-from sandbox.model.manifest import Repository
-from sandbox.workspace import git_directory, staging
-from sandbox.workspace.complaint import WORDLESS
+from sandbox.model.manifest.schema import Repository
+from sandbox.workspace.clone import staging
+from sandbox.workspace.git import directory
+from sandbox.workspace.git.errors import WORDLESS
 
 
 def complaint(house, *args, **wanted):
@@ -325,7 +326,7 @@ def test_a_disk_that_is_full_when_the_pack_is_copied(house, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(git_directory, "read_chunks", full)
+    monkeypatch.setattr(directory, "read_chunks", full)
 
     assert "raise vm.disk" in complaint(house)
 
@@ -368,8 +369,8 @@ def test_git_does_not_outlive_a_runner_that_is_killed(house):
     house.server.stall()
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
-        "from sandbox.model.manifest import Repository\n"
-        "from sandbox.workspace.unconfined import confine_nothing\n"
+        "from sandbox.model.manifest.schema import Repository\n"
+        "from sandbox.workspace.git.host_process import confine_nothing\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
         "stage = GitWorkspaces(json.loads(sys.argv[1])).stage\n"
         "asyncio.run(stage(Repository(url=sys.argv[2], branch='main'), Path(sys.argv[3]), confine_nothing, 10**9))\n"

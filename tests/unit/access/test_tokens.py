@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from sandbox.access.token import id_of, make_token, matches
-from sandbox.contracts.access import Principal, Role
+from sandbox.auth.token_file import id_of, make_token, matches
+from sandbox.interfaces.auth import Principal, Role
 
 NOW = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_outside import manifest
-from sandbox.agent.claude_code import ClaudeCode
-from sandbox.agent.conversation import ClaudeConversation
-from sandbox.contracts.agent import AgentBegan
+from sandbox.agents.claude_code.driver import ClaudeCode
+from sandbox.agents.claude_code.output_parser import ClaudeConversation
+from sandbox.interfaces.agent import AgentBegan
 from sandbox.model.errors import FailureCode
-from sandbox.model.manifest import McpConfig, McpServer
+from sandbox.model.manifest.schema import McpConfig, McpServer
 
 LOCAL = McpServer(command="npx")
 REMOTE = McpServer(url="https://mcp.example/")

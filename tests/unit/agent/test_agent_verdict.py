@@ -2,8 +2,8 @@
 
 import pytest
 
-from sandbox.agent.verdict import judge
-from sandbox.contracts.runtime import Exit
+from sandbox.agents.claude_code.outcome import judge
+from sandbox.interfaces.runtime import Exit
 from sandbox.model.errors import FailureCode
 
 

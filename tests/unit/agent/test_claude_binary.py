@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sandbox.agent.binary import BinaryMissingError, find_binary, install_binary
+from sandbox.agents.claude_code.binary import BinaryMissingError, find_binary, install_binary
 
 
 @pytest.fixture
@@ -59,6 +59,6 @@ def test_many_at_once_make_one_whole_copy(tmp_path, source):
 
 
 def test_without_the_wheel_the_sentence_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("sandbox.agent.binary._PACKAGE", "no_such_package")
+    monkeypatch.setattr("sandbox.agents.claude_code.binary._PACKAGE", "no_such_package")
     with pytest.raises(BinaryMissingError, match="install the claude-agent-sdk wheel"):
         find_binary()

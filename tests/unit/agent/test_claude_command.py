@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_outside import manifest
-from sandbox.agent.claude_code import ClaudeCode, prompt_bytes
-from sandbox.model.manifest import McpConfig, McpServer
+from sandbox.agents.claude_code.driver import ClaudeCode, prompt_bytes
+from sandbox.model.manifest.schema import McpConfig, McpServer
 
 COMMANDS = ["/clear", "/compact", "/init now", "/nope", " /clear", " /compact"]
 BLANKS = [f"{blank}/clear" for blank in ("\ufeff", "\n\ufeff ", "\u00a0", "\u2028\ufeff\u3000", "\u2028 \ufeff\u00a0")]

@@ -7,10 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.agent.conversation import OPEN_CALLS_MAX, ClaudeConversation
-from sandbox.agent.stream import RESULT_BYTES_MAX, read_beginning, read_blocks, read_line, read_message, read_result
-from sandbox.contracts.agent import RetryTold, ToolEnded, ToolStarted, TurnBegan
-from sandbox.contracts.runtime import Exit
+from sandbox.agents.claude_code.output_parser import OPEN_CALLS_MAX, ClaudeConversation
+from sandbox.agents.claude_code.stream_json import (
+    RESULT_BYTES_MAX,
+    read_beginning,
+    read_blocks,
+    read_line,
+    read_message,
+    read_result,
+)
+from sandbox.interfaces.agent import RetryTold, ToolEnded, ToolStarted, TurnBegan
+from sandbox.interfaces.runtime import Exit
 from sandbox.model.errors import FailureCode
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"

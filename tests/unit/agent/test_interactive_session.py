@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_outside import manifest
-from sandbox.agent.claude_code import ClaudeCode
-from sandbox.contracts.agent import AgentStart
-from sandbox.contracts.runtime import Exit
+from sandbox.agents.claude_code.driver import ClaudeCode
+from sandbox.interfaces.agent import AgentStart
+from sandbox.interfaces.runtime import Exit
 
 KEY = "sk-ant-sandbox-0123456789-abcdefghij"
 

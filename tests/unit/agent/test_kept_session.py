@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
-from sandbox.agent.claude_code import ClaudeCode
-from sandbox.agent.kept_session import PROJECTS_LOOKED_AT_MAX
+from sandbox.agents.claude_code.driver import PROJECTS_LOOKED_AT_MAX, ClaudeCode
 
 SESSION = "0e4cf8c5-3f5c-4e0d-9d0a-000000000001"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.agent.conversation import ClaudeConversation
-from sandbox.contracts.agent import AgentBegan, RetryTold, ToolEnded, ToolStarted, TurnBegan
-from sandbox.contracts.runtime import Exit
+from sandbox.agents.claude_code.output_parser import ClaudeConversation
+from sandbox.interfaces.agent import AgentBegan, RetryTold, ToolEnded, ToolStarted, TurnBegan
+from sandbox.interfaces.runtime import Exit
 from sandbox.model.errors import FailureCode
 
 RECORDINGS = Path(__file__).parent / "recordings"

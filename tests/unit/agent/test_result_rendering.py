@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_outside import manifest
-from sandbox.agent.claude_code import ClaudeCode
+from sandbox.agents.claude_code.driver import ClaudeCode
 
 RESULT = {"type": "result", "is_error": False, "result": "All done.\nReally — ✓", "total_cost_usd": 0.5}
 TURNS_OVER = {"type": "result", "is_error": True, "errors": ["Reached maximum number of turns (2)"]}

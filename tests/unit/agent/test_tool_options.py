@@ -2,8 +2,8 @@
 
 import pytest
 
-from sandbox.agent.tools import tool_options, unknown_entries
-from sandbox.model.manifest import Claude, McpConfig, McpServer
+from sandbox.agents.claude_code.tools import tool_options, unknown_entries
+from sandbox.model.manifest.schema import Claude, McpConfig, McpServer
 
 SKIP = ("--dangerously-skip-permissions",)
 DENY = ("--permission-mode", "dontAsk")

@@ -13,9 +13,9 @@ from jsonschema import Draft202012Validator
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from sandbox.api.app import create_app, describe_api
-from sandbox.api.guard import Guard
+from sandbox.api.auth.authenticator import Guard
 from sandbox.api.settings import ApiSettings
-from sandbox.contracts.access import Access
+from sandbox.interfaces.auth import Access
 
 VERSION = "0.1.0"
 

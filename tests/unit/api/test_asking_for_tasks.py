@@ -5,11 +5,11 @@ import time
 import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.contracts.store import TaskQuery
-from sandbox.contracts.tasks import UnavailableError
-from sandbox.model import event as e
+from sandbox.interfaces.store import TaskQuery
+from sandbox.interfaces.tasks import UnavailableError
+from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.state import TaskState
+from sandbox.model.task_state import TaskState
 
 KEYS = {
     "id", "name", "state", "labels", "created_at", "started_at", "finished_at", "state_changed_at", "state_message",

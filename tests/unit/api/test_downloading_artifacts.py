@@ -6,8 +6,8 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import BEGINNING
-from sandbox.api.artifacts import content_disposition
-from sandbox.model.artifact import Artifact
+from sandbox.api.routes.artifacts import content_disposition
+from sandbox.model.events import Artifact
 
 DATA = bytes(range(256)) * 40
 CHECKSUM = hashlib.sha256(DATA).hexdigest()

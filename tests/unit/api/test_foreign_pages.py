@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.api.origin import LOOPBACK_NAMES, refusal
+from sandbox.api.auth.authenticator import LOOPBACK_NAMES, refusal
 
 NAMES = LOOPBACK_NAMES | {"builds.example.org"}
 

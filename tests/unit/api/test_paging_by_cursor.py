@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sandbox.contracts.store import Cursor
+from sandbox.interfaces.store import Cursor
 
 LIST = "/api/v1/tasks"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.contracts.retention import Retention
+from sandbox.interfaces.tasks import Retention
 
 
 def test_bounds_come_from_the_query_and_the_answer_says_what_is_gone(api, tasks):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.api.rate_limit import CLIENTS_MAX, RateLimit, name_client
+from sandbox.api.auth.rate_limit import CLIENTS_MAX, RateLimit, name_client
 
 
 class Time:

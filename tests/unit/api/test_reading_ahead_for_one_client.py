@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sandbox.api.read_ahead import READ_AHEAD_BYTES_MAX, ReadAhead
-from sandbox.api.tail import Batch
+from sandbox.api.streaming.buffer import Batch
+from sandbox.api.streaming.response import READ_AHEAD_BYTES_MAX, ReadAhead
 
 
 async def every(frames):

@@ -6,10 +6,10 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api import logs
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.stream import Wish
-from sandbox.model import event as e
+from sandbox.api.routes import logs
+from sandbox.api.streaming.websocket import Wish
+from sandbox.model import events as e
 
 LOGS = "/api/v1/tasks/task-001/logs"
 

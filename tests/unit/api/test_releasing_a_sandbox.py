@@ -6,8 +6,8 @@ import pytest
 
 from doubles.fake_tasks import TO_RUNNING
 from doubles.manifests import manifest
-from sandbox.contracts.tasks import SandboxNotPreservedError
-from sandbox.model import event as e
+from sandbox.interfaces.tasks import SandboxNotPreservedError
+from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
 
 FAILED = (e.AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), e.TaskFinished())

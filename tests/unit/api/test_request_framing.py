@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.api.framing import CHUNK_EXTENSIONS_BYTES_MAX, CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, RequestFraming
+from sandbox.api.http.framing import CHUNK_EXTENSIONS_BYTES_MAX, CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, RequestFraming
 
 GET = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HANDSHAKE = b"GET /s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -1,6 +1,6 @@
 """A session stands for a token that was shown, for a time."""
 
-from sandbox.api.sessions import SESSION_SECONDS, SESSIONS_MAX, SESSIONS_OF_TOKEN_MAX, Sessions
+from sandbox.api.auth.sessions import SESSION_SECONDS, SESSIONS_MAX, SESSIONS_OF_TOKEN_MAX, Sessions
 
 
 class Time:

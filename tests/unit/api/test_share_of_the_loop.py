@@ -3,7 +3,7 @@
 import asyncio
 from itertools import pairwise
 
-from sandbox.api.share import MESSAGES_OF_TURN_MAX, Shares
+from sandbox.api.streaming.fair_share import MESSAGES_OF_TURN_MAX, Shares
 
 
 async def take_often(share, count, taken, size_bytes=100):

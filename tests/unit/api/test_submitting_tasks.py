@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sandbox.contracts.tasks import InsufficientResourcesError, UnavailableError
+from sandbox.interfaces.tasks import InsufficientResourcesError, UnavailableError
 from sandbox.model import limits
 
 YAML = """

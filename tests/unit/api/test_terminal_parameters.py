@@ -4,8 +4,8 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.terminal import read_order
-from sandbox.contracts.placement import TerminalOrder
+from sandbox.api.streaming.terminal import read_order
+from sandbox.interfaces.placement import TerminalOrder
 
 
 @pytest.mark.parametrize(

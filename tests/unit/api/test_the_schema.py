@@ -5,7 +5,7 @@ import json
 import pytest
 from starlette.requests import HTTPConnection
 
-from sandbox.api.problem import problem
+from sandbox.api.responses import problem
 
 
 def test_it_is_served_and_lists_every_address(api):

@@ -6,7 +6,7 @@ import pytest
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.model.errors import Failure, FailureCode, secrets_missing
-from sandbox.model.event import AttemptFailed, FollowUp, Record, TaskFinished
+from sandbox.model.events import AttemptFailed, FollowUp, Record, TaskFinished
 from sandbox.model.task import Task
 
 DETAIL = "Secret TOKEN (source vault, key team/app#password): Vault has nothing at this path."

@@ -4,10 +4,10 @@ import pytest
 from starlette.requests import HTTPConnection
 
 from doubles.fake_access import FakeAccess
-from sandbox.api.guard import LOCAL_OPERATOR, Guard, Refusal, Visitor
-from sandbox.api.sessions import SESSION_SECONDS
+from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Guard, Refusal, Visitor
+from sandbox.api.auth.sessions import SESSION_SECONDS
 from sandbox.api.settings import ApiSettings
-from sandbox.contracts.access import Role
+from sandbox.interfaces.auth import Role
 
 STREAM, TERMINAL = "/api/v1/tasks/stream", "/api/v1/tasks/task-001/terminal"
 

@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from sandbox.cli.assignment import AssignmentError, parse
+from sandbox.cli.overrides import AssignmentError, parse
 
 
 def assigned(text: str, data: dict | None = None) -> dict:

@@ -7,9 +7,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sandbox.cli import command, options
-from sandbox.cli.admin import command as admin_command
-from sandbox.cli.task import command as task_command
+from sandbox.cli import main, options
+from sandbox.cli.commands.admin import group as admin_command
+from sandbox.cli.commands.task import group as task_command
 
 SLOW = (
     "rich",
@@ -28,7 +28,7 @@ SLOW = (
 @pytest.mark.parametrize("arguments", [["--help"], ["task", "--help"], ["admin", "--help"]])
 def test_help_comes_without_importing_what_only_commands_need(arguments):
     script = (
-        "import sys\nfrom sandbox.cli.command import root\n"
+        "import sys\nfrom sandbox.cli.main import root\n"
         f"root({arguments!r}, standalone_mode=False)\n"
         f"print('LOADED', sorted(name for name in {SLOW!r} if name in sys.modules))"
     )
@@ -38,7 +38,7 @@ def test_help_comes_without_importing_what_only_commands_need(arguments):
 
 def test_a_command_that_asks_a_server_imports_neither_an_event_loop_nor_the_command_line_of_httpx():
     script = (
-        "import atexit, sys\nfrom sandbox.cli.command import main\n"
+        "import atexit, sys\nfrom sandbox.cli.main import main\n"
         "loaded = ('httpx', 'asyncio', 'httpx._main', 'rich')\n"
         "atexit.register(lambda: print('LOADED', [name for name in loaded if sys.modules.get(name)]))\n"
         "sys.argv[1:] = ['task', 'list', '--server', 'http://127.0.0.1:9']\n"
@@ -48,9 +48,9 @@ def test_a_command_that_asks_a_server_imports_neither_an_event_loop_nor_the_comm
     assert answer.stdout.splitlines()[-1] == "LOADED ['httpx']"
 
 
-@pytest.mark.parametrize("entries", [command.ENTRIES, task_command.ENTRIES, admin_command.ENTRIES])
+@pytest.mark.parametrize("entries", [main.ENTRIES, task_command.ENTRIES, admin_command.ENTRIES])
 def test_the_help_says_of_each_command_what_the_command_says_of_itself(entries):
-    groups = (command.root, task_command.task, admin_command.admin)
+    groups = (main.root, task_command.task, admin_command.admin)
     [group] = [each for each in groups if each._entries is entries]
     for name, (_, short_help) in entries.items():
         found = group.get_command(click.Context(group), name)
@@ -58,7 +58,7 @@ def test_the_help_says_of_each_command_what_the_command_says_of_itself(entries):
 
 
 def test_the_commands_are_these_and_no_others():
-    assert list(command.ENTRIES) == [
+    assert list(main.ENTRIES) == [
         "run", "init", "task", "top", "serve", "doctor", "config", "profile", "token", "admin", "mcp", "completion",
         "demo",
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def seen(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
 
     def run(*arguments: str, **environment: str):
-        result = CliRunner(env=environment).invoke(command.root, list(arguments))
+        result = CliRunner(env=environment).invoke(main.root, list(arguments))
         assert result.exit_code == 0, result.output
         return found["chosen"]
 
@@ -141,14 +141,14 @@ def test_the_environment_is_heard(seen):
     ],
 )
 def test_what_makes_no_sense_ends_with_2_and_a_sentence(arguments):
-    result = CliRunner().invoke(command.root, arguments)
+    result = CliRunner().invoke(main.root, arguments)
     assert result.exit_code == 2
     assert "Error: " in result.stderr
     assert result.stdout == ""
 
 
 def test_the_version_is_told():
-    assert CliRunner().invoke(command.root, ["--version"]).output.startswith("sandbox 0.")
+    assert CliRunner().invoke(main.root, ["--version"]).output.startswith("sandbox 0.")
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,6 @@ def test_the_version_is_told():
     ],
 )
 def test_a_command_that_belongs_to_a_group_is_named_in_full(name, told):
-    ran = CliRunner().invoke(command.root, [name], prog_name="sandbox")
+    ran = CliRunner().invoke(main.root, [name], prog_name="sandbox")
     assert ran.exit_code == 2
     assert told in ran.output

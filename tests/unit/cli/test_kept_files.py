@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from sandbox.cli.kept_files import keeping
+from sandbox.cli.checkout.file_backup import keeping
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 STORY = """
 import gc
-from sandbox.cli.lasting import lasting
+from sandbox.cli.startup import lasting
 
 before = gc.get_freeze_count()
 try:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sandbox.cli.mcp import tools
+from sandbox.cli.commands.mcp import tools
 
 
 class Kept:

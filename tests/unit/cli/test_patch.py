@@ -1,6 +1,6 @@
 """A patch in colour."""
 
-from sandbox.cli.patch import painted
+from sandbox.cli.output.patch import painted
 
 LINES = [
     "diff --git a/q.sql b/q.sql",

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from sandbox.cli.command import root
+from sandbox.bootstrap.doctor.findings import Finding
+from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
+from sandbox.cli.main import root
 from sandbox.model.errors import SandboxError
-from sandbox.wiring.finding import Finding
-from sandbox.wiring.settings import ServerSection, ServerSettings
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def server(monkeypatch, tmp_path):
 
     wiring.run = run
     wiring.examine = lambda settings: wiring.findings
-    for module in ("sandbox.wiring.server", "sandbox.wiring.examination"):
+    for module in ("sandbox.bootstrap.server", "sandbox.bootstrap.doctor.examination"):
         monkeypatch.setitem(sys.modules, module, wiring)
     for name in ("HOST", "PORT", "WS_PORT", "DATA_DIR", "RUNTIME", "CONFIG"):
         monkeypatch.delenv(f"SANDBOX_{name}", raising=False)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from doubles import recorded_story
-from sandbox.cli.story import FULL, SHORT, STATES, STDOUT, Detail, Story, is_interactive, tell
+from sandbox.cli.output.event_printer import FULL, SHORT, STATES, STDOUT, Detail, Story, is_interactive, tell
 
 
 def told(frames, *, width: int = 80, detail: Detail = SHORT, is_believed: bool = True) -> str:

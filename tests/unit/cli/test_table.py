@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from sandbox.cli.table import print_table
+from sandbox.cli.output.table import print_table
 
 ID = "3f2c1d7e-2222-4222-8222-abcdefabcdef"
 

@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from doubles.recorded_story import status
-from sandbox.cli.top.page import KEYS, Page
-from sandbox.cli.top.snapshot import Snapshot
+from sandbox.cli.commands.top.view import KEYS, Page, Snapshot
 
 NOW = datetime(2026, 1, 29, 10, 12, tzinfo=UTC)
 HEALTH = {

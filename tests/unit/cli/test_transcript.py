@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sandbox.cli.transcript import Printed, Retried, Said, ToolAnswered, ToolUsed, Transcript
+from sandbox.cli.output.transcript import Printed, Retried, Said, ToolAnswered, ToolUsed, Transcript
 
 
 def read(line: object) -> list:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sandbox.cli.visible import visible, visible_json, visible_name
+from sandbox.cli.output.text import visible, visible_json, visible_name
 
 
 @pytest.mark.parametrize(

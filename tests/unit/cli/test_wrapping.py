@@ -6,8 +6,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from sandbox.cli.now_line import NowLine
-from sandbox.cli.wrapping import wrapped
+from sandbox.cli.output.status_line import NowLine
+from sandbox.cli.output.text import wrapped
 
 PROSE = "The server could not be reached, so nothing was done."
 

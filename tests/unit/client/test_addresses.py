@@ -3,7 +3,7 @@
 import pytest
 
 from sandbox.client import InvalidParameterError, TaskNotFoundError
-from sandbox.client.address import task_path
+from sandbox.client.url import task_path
 
 
 def test_a_name_is_one_part_of_the_address():

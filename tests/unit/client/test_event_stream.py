@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sandbox.api.stream import TYPES
+from sandbox.api.streaming.websocket import TYPES
 from sandbox.client import Event, UnexpectedAnswerError
-from sandbox.client.event_stream import EventStream, read_event
-from sandbox.model import event as e
-from sandbox.model.frame import frame
+from sandbox.client.sse import EventStream, read_event
+from sandbox.model import events as e
+from sandbox.model.wire.events import frame
 
 
 def event(seq: int, **fields) -> bytes:

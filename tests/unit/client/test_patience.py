@@ -3,7 +3,7 @@
 import pytest
 
 from sandbox.client import NotFoundError, RateLimitError, UnreachableError
-from sandbox.client.patience import PAUSES_SECONDS, RETRY_AFTER_SECONDS_MAX, Patience
+from sandbox.client.operations import PAUSES_SECONDS, RETRY_AFTER_SECONDS_MAX, Patience
 
 GONE = UnreachableError("The connection broke.")
 

@@ -4,33 +4,33 @@ from typing import get_type_hints
 
 import pytest
 
-from sandbox.api import bodies
-from sandbox.client import answers
+from sandbox.api import schemas
+from sandbox.client import responses
 
 PAIRS = [
-    (answers.Links, bodies.LinksBody),
-    (answers.Submitted, bodies.SubmittedBody),
-    (answers.Checked, bodies.DryRunBody),
-    (answers.Failure, bodies.FailureBody),
-    (answers.Vm, bodies.VmBody),
-    (answers.Progress, bodies.ProgressBody),
-    (answers.Attempt, bodies.AttemptBody),
-    (answers.Definition, bodies.DefinitionBody),
-    (answers.TaskSummary, bodies.TaskItemBody),
-    (answers.Task, bodies.TaskBody),
-    (answers.TaskPage, bodies.TaskListBody),
-    (answers.Cancellation, bodies.CancelledBody),
-    (answers.Release, bodies.ReleasedBody),
-    (answers.PrunedTask, bodies.PrunedTaskBody),
-    (answers.Pruned, bodies.PrunedBody),
-    (answers.Artifact, bodies.ArtifactBody),
-    (answers.ArtifactList, bodies.ArtifactListBody),
-    (answers.Runtime, bodies.RuntimeBody),
-    (answers.Occupancy, bodies.OccupancyBody),
-    (answers.Health, bodies.HealthBody),
-    (answers.Draining, bodies.DrainBody),
-    (answers.Mistake, bodies.DetailBody),
-    (answers.ExistingTask, bodies.ExistingTaskBody),
+    (responses.Links, schemas.LinksBody),
+    (responses.Submitted, schemas.SubmittedBody),
+    (responses.Checked, schemas.DryRunBody),
+    (responses.Failure, schemas.FailureBody),
+    (responses.Vm, schemas.VmBody),
+    (responses.Progress, schemas.ProgressBody),
+    (responses.Attempt, schemas.AttemptBody),
+    (responses.Definition, schemas.DefinitionBody),
+    (responses.TaskSummary, schemas.TaskItemBody),
+    (responses.Task, schemas.TaskBody),
+    (responses.TaskPage, schemas.TaskListBody),
+    (responses.Cancellation, schemas.CancelledBody),
+    (responses.Release, schemas.ReleasedBody),
+    (responses.PrunedTask, schemas.PrunedTaskBody),
+    (responses.Pruned, schemas.PrunedBody),
+    (responses.Artifact, schemas.ArtifactBody),
+    (responses.ArtifactList, schemas.ArtifactListBody),
+    (responses.Runtime, schemas.RuntimeBody),
+    (responses.Occupancy, schemas.OccupancyBody),
+    (responses.Health, schemas.HealthBody),
+    (responses.Draining, schemas.DrainBody),
+    (responses.Mistake, schemas.DetailBody),
+    (responses.ExistingTask, schemas.ExistingTaskBody),
 ]
 
 

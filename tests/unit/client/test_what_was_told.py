@@ -6,33 +6,28 @@ import json
 import pytest
 
 from doubles.recorded_story import status
-from sandbox.client import InvalidParameterError, UnexpectedAnswerError, calls
-from sandbox.client.answers import Health, Task
+from sandbox.client import InvalidParameterError, UnexpectedAnswerError, requests
 from sandbox.client.connection import connection_to
+from sandbox.client.response_dict import fits
+from sandbox.client.responses import Health, Task
 from sandbox.client.terminal import OPEN_SECONDS, Exit, Terminal, open_terminal
-from sandbox.client.told import fits
-from sandbox.model.limits import (
-    BODY_BYTES_MAX,
-    SANDBOX_TEARDOWN_SECONDS,
-    VISIT_END_SECONDS,
-    VISIT_START_SECONDS,
-)
-from sandbox.model.manifest_formats import PROMPT_BYTES_MAX
+from sandbox.model.limits import BODY_BYTES_MAX, SANDBOX_TEARDOWN_SECONDS, VISIT_END_SECONDS, VISIT_START_SECONDS
+from sandbox.model.manifest.formats import PROMPT_BYTES_MAX
 
 CALLS = [
-    calls.submit("", None, "k"),
-    calls.check("", None),
-    calls.tasks((), None),
-    calls.status("t"),
-    calls.wait("t", 1),
-    calls.cancel("t", None, force=False),
-    calls.release("t"),
-    calls.artifacts("t"),
-    calls.health(),
-    calls.prune(older_than_seconds=None, keep=None, max_bytes=None, dry_run=True),
-    calls.drain(),
-    calls.undo_drain(),
-    calls.draining(),
+    requests.submit("", None, "k"),
+    requests.check("", None),
+    requests.tasks((), None),
+    requests.status("t"),
+    requests.wait("t", 1),
+    requests.cancel("t", None, force=False),
+    requests.release("t"),
+    requests.artifacts("t"),
+    requests.health(),
+    requests.prune(older_than_seconds=None, keep=None, max_bytes=None, dry_run=True),
+    requests.drain(),
+    requests.undo_drain(),
+    requests.draining(),
 ]
 
 
@@ -42,17 +37,17 @@ def answer(call, told):
 
 def test_who_waits_for_the_server_waits_longer_than_the_server_may_take():
     """Else its sentence about what took so long never arrives."""
-    assert calls.release("t").read_seconds > SANDBOX_TEARDOWN_SECONDS + VISIT_END_SECONDS
+    assert requests.release("t").read_seconds > SANDBOX_TEARDOWN_SECONDS + VISIT_END_SECONDS
     assert OPEN_SECONDS > VISIT_START_SECONDS
 
 
 def test_a_manifest_is_sent_as_long_as_it_is():
     """Letters that are no ASCII make a text thrice as long where they are sent as escapes."""
     prompt = "Я" * (PROMPT_BYTES_MAX // 2)
-    sent = calls.submit({"claude": {"prompt": prompt}}, None, "k").content
+    sent = requests.submit({"claude": {"prompt": prompt}}, None, "k").content
     assert len(sent) < BODY_BYTES_MAX
     assert json.loads(sent) == {"claude": {"prompt": prompt}}
-    halved = calls.submit({"claude": {"prompt": "\ud800"}}, None, "k").content
+    halved = requests.submit({"claude": {"prompt": "\ud800"}}, None, "k").content
     assert json.loads(halved) == {"claude": {"prompt": "\ud800"}}
 
 
@@ -64,7 +59,7 @@ def test_an_object_of_another_program_is_no_answer(call, told):
 
 
 def test_a_key_that_an_older_server_does_not_tell_is_missed_by_whoever_reads_it():
-    told = answer(calls.status("t"), {"id": "t", "state": "running", "progress": {}, "more": [{}]})
+    told = answer(requests.status("t"), {"id": "t", "state": "running", "progress": {}, "more": [{}]})
     assert (told["state"], told.get("name"), json.dumps(told["progress"])) == ("running", None, "{}")
     for read in (lambda: told["name"], lambda: told["progress"]["turns"], lambda: told["more"][0]["x"]):
         with pytest.raises(UnexpectedAnswerError, match="lacks"):

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sandbox.contracts.cpu_throttle import CpuThrottle
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS
+from sandbox.system.cpu_throttle import CpuThrottle
 
 
 class Played:
@@ -25,7 +25,7 @@ class Played:
 @pytest.fixture
 def played(monkeypatch):
     real = asyncio.sleep
-    monkeypatch.setattr("sandbox.contracts.cpu_throttle.asyncio.sleep", lambda seconds: real(min(seconds, 0.02)))
+    monkeypatch.setattr("sandbox.system.cpu_throttle.asyncio.sleep", lambda seconds: real(min(seconds, 0.02)))
     return Played()
 
 

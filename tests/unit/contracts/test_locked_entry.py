@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.locked_entry import open_unlocked
+from sandbox.system.files import open_unlocked
 
 OPEN = Path("/proc/self/fd")
 

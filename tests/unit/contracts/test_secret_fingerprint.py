@@ -1,6 +1,6 @@
 """By its fingerprint a set of values is known again, and none of them can be read."""
 
-from sandbox.contracts.secret_fingerprint import has_fingerprint, make_fingerprint
+from sandbox.interfaces.secrets import has_fingerprint, make_fingerprint
 
 SECRETS = {"TOKEN": "hunter2-hunter2", "KEY": "pässwort\n"}
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sandbox.contracts.waiting_thread import wait_in_thread
+from sandbox.system.threads import wait_in_thread
 
 
 def test_where_there_are_no_more_threads_the_machine_says_so_and_the_place_is_left(monkeypatch):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sandbox.control.admission import Capacity, WaitingRoom
 from sandbox.model.limits import PASSES_MAX
+from sandbox.server.scheduler import Capacity, WaitingRoom
 
 GIB = 1024**3
 TOTAL = Capacity(cpus=8, memory_bytes=16 * GIB, disk_bytes=100 * GIB)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sandbox.control.calendar import Calendar
+from sandbox.server.maintenance.janitor import Calendar
 
 HOUR = 3600.0
 DAY = 24 * HOUR

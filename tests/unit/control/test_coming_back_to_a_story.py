@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.manifests import manifest
-from sandbox.contracts.recorder import Recorder, read_task
-from sandbox.contracts.store import Indexed
-from sandbox.control.broadcast import Broadcast
-from sandbox.control.feed import Feed
-from sandbox.control.follower import Follower
-from sandbox.control.telling import Telling
+from sandbox.bootstrap.machine import SystemClock
+from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.interfaces.store import Indexed
 from sandbox.journal.journals import FileJournals
-from sandbox.model import event as e
+from sandbox.model import events as e
 from sandbox.model.limits import FOLLOW_BATCH_BYTES
-from sandbox.model.state import TERMINAL_STATES, TaskState
 from sandbox.model.task import Task
-from sandbox.stores.memory import MemoryStore
-from sandbox.wiring.clock import SystemClock
+from sandbox.model.task_state import TERMINAL_STATES, TaskState
+from sandbox.server.broadcast import Broadcast
+from sandbox.server.event_stream import Telling
+from sandbox.server.journal_tailer import Follower
+from sandbox.server.tracked_task import Feed
+from sandbox.store.memory import MemoryStore
 
 TO_RUNNING = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),

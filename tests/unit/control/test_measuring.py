@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from sandbox.control.measuring import Measuring
 from sandbox.model.limits import MEASUREMENT_KEPT_SECONDS
+from sandbox.server.maintenance.pruning import Measuring
 
 
 class Scene:

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sandbox.contracts.retention import Retention
-from sandbox.control.pruning import Need
+from sandbox.interfaces.tasks import Retention
+from sandbox.server.maintenance.pruning import Need
 
 NOW = datetime(2026, 1, 29, tzinfo=UTC)
 HOURS = [50, 40, 30, 20, 10]

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from sandbox.contracts.placement import LaunchOrder
-from sandbox.contracts.runtime import Probe
-from sandbox.control.runtime_prober import ProbeResult, RuntimeProber
+from sandbox.bootstrap.machine import SystemClock
+from sandbox.interfaces.placement import LaunchOrder
+from sandbox.interfaces.runtime import Probe
 from sandbox.model.limits import PROBE_JITTER, PROBE_PAUSE_SECONDS, PROBE_PAUSE_SECONDS_MAX
-from sandbox.wiring.clock import SystemClock
+from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 
 FAILS = ProbeResult(
     [Probe("bubblewrap", False, "namespaces", 1, mend="Install it.")],
@@ -38,7 +38,7 @@ def clock(monkeypatch):
         made.slept.append(seconds)
         made.seconds += seconds
 
-    monkeypatch.setattr("sandbox.control.runtime_prober.asyncio.sleep", sleep)
+    monkeypatch.setattr("sandbox.server.runtime_prober.asyncio.sleep", sleep)
     return made
 
 

@@ -6,17 +6,17 @@ import errno
 import pytest
 from msgspec import structs
 
-from sandbox.contracts.placement import LaunchOrder
-from sandbox.contracts.runtime import Probe
-from sandbox.contracts.store import StoreError
-from sandbox.control.drain import Drain
-from sandbox.control.health import HealthReport
-from sandbox.control.runtime_prober import ProbeResult, RuntimeProber
-from sandbox.control.space_keeper import SpaceKeeper
+from sandbox.bootstrap.machine import SystemClock
 from sandbox.disks.space import ReserveFile
-from sandbox.model.watermark import Space, Watermark
-from sandbox.stores.memory import MemoryStore
-from sandbox.wiring.clock import SystemClock
+from sandbox.interfaces.placement import LaunchOrder
+from sandbox.interfaces.runtime import Probe
+from sandbox.interfaces.store import StoreError
+from sandbox.model.disk_space import Space, Watermark
+from sandbox.server.drain import Drain
+from sandbox.server.health import HealthReport
+from sandbox.server.maintenance.disk_monitor import SpaceKeeper
+from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
+from sandbox.store.memory import MemoryStore
 
 GIB = 1024**3
 ROOMY = Space(100 * GIB, 1000 * GIB, 10**6, 10**7)
@@ -76,7 +76,7 @@ def test_a_disk_that_takes_nothing_is_told(machine, space, reason):
 def test_a_reserve_that_cannot_be_looked_at_is_told_and_looked_at_again(machine, monkeypatch):
     more = asyncio.Event()
     machine.keeper.on_more = more.set
-    monkeypatch.setattr("sandbox.control.space_keeper.SPACE_CHECK_SECONDS", 0.005)
+    monkeypatch.setattr("sandbox.server.maintenance.disk_monitor.SPACE_CHECK_SECONDS", 0.005)
 
     def refuse(_):
         raise PermissionError(errno.EACCES, "Permission denied")

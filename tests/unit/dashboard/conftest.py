@@ -9,10 +9,10 @@ import pytest
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from sandbox.api.app import create_app
-from sandbox.api.guard import Guard
+from sandbox.api.auth.authenticator import Guard
 from sandbox.api.settings import ApiSettings
-from sandbox.contracts.access import Access
 from sandbox.dashboard.routes import add_dashboard
+from sandbox.interfaces.auth import Access
 
 PAGE = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 

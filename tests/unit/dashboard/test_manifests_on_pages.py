@@ -8,10 +8,9 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks, manifest
-from sandbox.dashboard.manifest_text import write_manifest
-from sandbox.dashboard.patterns import PATTERNS
-from sandbox.model.manifest import Secret
-from sandbox.model.manifest_parsing import parse_manifest
+from sandbox.dashboard.manifest_templates import PATTERNS, write_manifest
+from sandbox.model.manifest.parser import parse_manifest
+from sandbox.model.manifest.schema import Secret
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)

@@ -8,7 +8,7 @@ import pytest
 import sandbox.dashboard
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.model import event as e
+from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"

@@ -8,7 +8,7 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.model.artifact import Artifact
+from sandbox.model.events import Artifact
 
 
 @pytest.fixture

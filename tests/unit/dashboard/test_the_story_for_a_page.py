@@ -5,7 +5,7 @@ import json
 import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.model import event as e
+from sandbox.model import events as e
 
 
 def told(answer):

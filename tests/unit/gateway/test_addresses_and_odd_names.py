@@ -2,9 +2,9 @@
 
 import pytest
 
-from sandbox.gateway.egress import ISOLATED, NOT_PUBLIC, EgressPolicy, Passage, Refusal, is_host_name
-from sandbox.gateway.http_opening import HttpOpening
-from sandbox.gateway.proxy_opening import ProxyOpening
+from sandbox.gateway.egress.http_handshake import HttpOpening
+from sandbox.gateway.egress.policy import ISOLATED, NOT_PUBLIC, EgressPolicy, Passage, Refusal, is_host_name
+from sandbox.gateway.egress.proxy_handshake import ProxyOpening
 from sandbox.model.egress import EgressRule, EgressRules
 
 MODEL = "api.anthropic.com"

@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from sandbox.contracts.gateway import Budget, GatewayRules, ModelUpstream
-from sandbox.gateway.admission import Admission
+from sandbox.gateway.event_reporter import Reports
 from sandbox.gateway.limits import INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX
-from sandbox.gateway.model import ModelConversation
-from sandbox.gateway.policy import ModelPolicy
-from sandbox.gateway.reports import Reports
-from sandbox.gateway.upstream import parse_upstream
+from sandbox.gateway.model.budget import Admission
+from sandbox.gateway.model.dialer import parse_upstream
+from sandbox.gateway.model.protocol import ModelConversation
+from sandbox.gateway.model.request_policy import ModelPolicy
+from sandbox.interfaces.gateway import Budget, GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRules
-from sandbox.model.event import Trouble, Usage
+from sandbox.model.events import Trouble, Usage
 
 TASK_KEY = "task-key-of-this-task"
 MODEL = "claude-haiku-4-5"

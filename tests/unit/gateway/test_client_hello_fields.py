@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.tls_hello import Hello, read_hello
+from sandbox.gateway.egress.client_hello import Hello, read_hello
 
 NAME, OTHER = b"files.example.org", b"other.example"
 ALPN, EARLY_DATA, ENCRYPTED_HELLO, KEY_SHARE = 16, 42, 0xFE0D, 51

@@ -1,5 +1,6 @@
 """A sandbox cannot flood its task's journal through the gateway."""
 
+from sandbox.gateway.event_reporter import Reports, printable
 from sandbox.gateway.limits import (
     DENIALS_PER_SECOND_MAX,
     DENIALS_TOLD_MAX,
@@ -8,8 +9,7 @@ from sandbox.gateway.limits import (
     REPORTED_HOST_CHARACTERS_MAX,
     TROUBLE_SECONDS,
 )
-from sandbox.gateway.reports import Reports, printable
-from sandbox.model.event import EgressDenied, Trouble, Usage
+from sandbox.model.events import EgressDenied, Trouble, Usage
 
 
 class Watch:

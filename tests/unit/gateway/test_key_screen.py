@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.key_screen import KeyScreen
+from sandbox.gateway.model.dialer import KeyScreen
 
 KEY = b"sk-ant-the-servers-own"
 BLANKED = b"*" * len(KEY)

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.contracts.gateway import GatewayRules, ModelUpstream
 from sandbox.gateway import limits
-from sandbox.gateway.admission import Admission
-from sandbox.gateway.conversation import Phase, Reaction
-from sandbox.gateway.model import ModelConversation
-from sandbox.gateway.policy import ModelPolicy
-from sandbox.gateway.reports import Reports
-from sandbox.gateway.upstream import parse_upstream
+from sandbox.gateway.event_reporter import Reports
+from sandbox.gateway.model.budget import Admission
+from sandbox.gateway.model.dialer import parse_upstream
+from sandbox.gateway.model.protocol import ModelConversation
+from sandbox.gateway.model.request_policy import ModelPolicy
+from sandbox.gateway.protocol import Phase, Reaction
+from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRules
-from sandbox.model.event import EgressDenied, Trouble, Usage
+from sandbox.model.events import EgressDenied, Trouble, Usage
 
 TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 BODY = b'{"model":"m","stream":true}'

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.prices import PRICES_DATE, Tokens, cost_usd, price
+from sandbox.gateway.model.pricing import PRICES_DATE, Tokens, cost_usd, price
 
 
 @pytest.mark.parametrize(

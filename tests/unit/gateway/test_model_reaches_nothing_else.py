@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from sandbox.contracts.gateway import Budget, GatewayRules, KeyRefused, ModelUpstream
-from sandbox.gateway import model_body
-from sandbox.gateway.admission import Admission
+from sandbox.gateway.event_reporter import Reports
 from sandbox.gateway.limits import MODEL_WORD_CHARACTERS_MAX
-from sandbox.gateway.model import ModelConversation
-from sandbox.gateway.policy import ModelPolicy
-from sandbox.gateway.reports import Reports
-from sandbox.gateway.upstream import parse_upstream
+from sandbox.gateway.model import request_body
+from sandbox.gateway.model.budget import Admission
+from sandbox.gateway.model.dialer import parse_upstream
+from sandbox.gateway.model.protocol import ModelConversation
+from sandbox.gateway.model.request_policy import ModelPolicy
+from sandbox.interfaces.gateway import Budget, GatewayRules, KeyRefused, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
-from sandbox.model.event import EgressDenied
+from sandbox.model.events import EgressDenied
 
 ISOLATED = GatewayRules()
 OUTBOUND = GatewayRules(egress=EgressRules((EgressRule("files.example.org"),)))
@@ -348,7 +348,7 @@ def test_what_is_no_request_is_refused(body):
 
 
 def test_a_body_that_takes_far_more_memory_than_it_is_long_is_not_read(monkeypatch):
-    monkeypatch.setattr(model_body, "REQUEST_VALUES_MAX", 1000)
+    monkeypatch.setattr(request_body, "REQUEST_VALUES_MAX", 1000)
     assert Model(ISOLATED).ask(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 498))[0] is None
     assert Model(ISOLATED).ask(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 500))[0] == 413
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sandbox.contracts.gateway import ModelUpstream
-from sandbox.gateway.upstream import parse_upstream
+from sandbox.gateway.model.dialer import parse_upstream
+from sandbox.interfaces.gateway import ModelUpstream
 
 
 def test_an_api_key_goes_to_the_public_address():

@@ -4,21 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway import name_addresses, names
-from sandbox.gateway.egress import ISOLATED, EgressPolicy
-from sandbox.gateway.name_addresses import NameAddresses
-from sandbox.gateway.names import Answer
-from sandbox.gateway.names_conversation import NamesConversation, NameService
-from sandbox.gateway.reports import Reports
+from sandbox.gateway import dns
+from sandbox.gateway.dns import Answer, NameAddresses, NamesConversation, NameService
+from sandbox.gateway.egress.policy import ISOLATED, EgressPolicy
+from sandbox.gateway.event_reporter import Reports
 from sandbox.model.egress import EgressRule, EgressRules
-from sandbox.model.event import EgressDenied
+from sandbox.model.events import EgressDenied
 
 A, AAAA, TXT, SRV, ANY, HTTPS = 1, 28, 16, 33, 255, 65
 
 
 def answer(message: bytes) -> Answer:
     """As where nothing may be reached."""
-    return names.answer(message, lambda _: None)
+    return dns.answer(message, lambda _: None)
 
 
 def query(
@@ -150,7 +148,7 @@ def test_a_name_keeps_its_first_spelling_so_that_a_secret_in_it_is_known():
 
 
 def test_names_have_a_bound(monkeypatch):
-    monkeypatch.setattr(name_addresses, "NAMES_MAX", 2)
+    monkeypatch.setattr(dns, "NAMES_MAX", 2)
     addresses = NameAddresses(lambda _: True)
     assert [addresses.address_of(name) is None for name in ("a", "b", "c", "a")] == [False, False, True, False]
 

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.far_host import client_hello
-from sandbox.gateway.any_opening import AnyOpening, open_at_once
-from sandbox.gateway.egress import EgressPolicy, Passage, Refusal
+from sandbox.gateway.egress.policy import EgressPolicy, Passage, Refusal
+from sandbox.gateway.egress.proxy_handshake import ProxyOpening
+from sandbox.gateway.egress.unknown_protocol import AnyOpening, open_at_once
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
-from sandbox.gateway.proxy_opening import ProxyOpening
 from sandbox.model.egress import EgressRule, EgressRules
 
 HOST, MODEL = "db.example.org", "api.anthropic.com"

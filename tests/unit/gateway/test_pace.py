@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sandbox.gateway.pace import Pace
+from sandbox.gateway.connection_rate import Pace
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from sandbox.gateway.address_table import is_global, unwrapped
+from sandbox.gateway.egress.dialer import is_global, unwrapped
 
 
 @pytest.mark.parametrize(

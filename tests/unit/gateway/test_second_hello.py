@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from doubles.far_host import client_hello
-from sandbox.gateway.egress import EgressPolicy, Passage, Refusal
+from sandbox.gateway.egress.policy import EgressPolicy, Passage, Refusal
+from sandbox.gateway.egress.tls_handshake import TlsOpening
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
-from sandbox.gateway.tls_opening import TlsOpening
 from sandbox.model.egress import EgressRule, EgressRules
 
 HOST, OTHER = "files.example.org", "other.example"

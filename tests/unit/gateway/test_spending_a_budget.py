@@ -2,14 +2,14 @@
 
 import pytest
 
-from sandbox.contracts.gateway import Budget, BudgetReached, GatewayRules
-from sandbox.gateway.admission import Admission, Admitted
+from sandbox.gateway.event_reporter import Reports
 from sandbox.gateway.limits import HELD_BYTES_MAX
-from sandbox.gateway.meter import DocumentMeter, StreamMeter
-from sandbox.gateway.policy import Refused
-from sandbox.gateway.reports import Reports
+from sandbox.gateway.model.budget import Admission, Admitted
+from sandbox.gateway.model.request_policy import Refused
+from sandbox.gateway.model.usage_meter import DocumentMeter, StreamMeter
+from sandbox.interfaces.gateway import Budget, BudgetReached, GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
-from sandbox.model.event import Usage
+from sandbox.model.events import Usage
 
 MODEL = "claude-haiku-4-5"
 STARTED = b'data: {"type": "message_start", "message": {"model": "claude-haiku-4-5", "usage": {"input_tokens": %d}}}\n'

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.tls_hello import Hello, read_hello
+from sandbox.gateway.egress.client_hello import Hello, read_hello
 
 
 def client_hello(server_name: str | None) -> bytes:

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from sandbox.gateway import model_body
 from sandbox.gateway.limits import MODEL_WORD_CHARACTERS_MAX
-from sandbox.gateway.model_body import fee_objection, models_beside, reach_objection, read_document
-from sandbox.gateway.policy import Refused
+from sandbox.gateway.model import request_body
+from sandbox.gateway.model.request_body import fee_objection, models_beside, reach_objection, read_document
+from sandbox.gateway.model.request_policy import Refused
 
 RUN_INSIDE = [
     *("custom", "bash_20250124", "computer_20251124", "memory_20250818", "text_editor_20250728"),
@@ -224,7 +224,7 @@ def test_a_request_is_an_object_whose_model_is_a_word():
 
 
 def test_a_request_has_so_many_values_and_not_one_more(monkeypatch):
-    monkeypatch.setattr(model_body, "REQUEST_VALUES_MAX", 10)
+    monkeypatch.setattr(request_body, "REQUEST_VALUES_MAX", 10)
     # Of an object with one member: the brace and the colon, one bracket, the commas.
     for count, is_read in ((7, True), (8, False)):
         body = b'{"a":[%s]}' % b",".join([b"1"] * (count + 1))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sandbox.gateway.egress import Checked, EgressPolicy, Passage, Refusal, is_address
-from sandbox.gateway.tls_opening import TlsOpening
+from sandbox.gateway.egress.policy import Checked, EgressPolicy, Passage, Refusal, is_address
+from sandbox.gateway.egress.tls_handshake import TlsOpening
 from sandbox.model.egress import EgressRules
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.any_opening import AnyOpening, open_at_once
-from sandbox.gateway.egress import Checked, EgressPolicy, Passage, Refusal, Sieve
+from sandbox.gateway.egress.policy import Checked, EgressPolicy, Passage, Refusal, Sieve
+from sandbox.gateway.egress.unknown_protocol import AnyOpening, open_at_once
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, HELLOS_BEGUN_MAX, UNKNOWN_OPENING_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 

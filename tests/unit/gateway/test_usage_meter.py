@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.meter import meter_for
-from sandbox.model.event import Usage
+from sandbox.gateway.model.usage_meter import meter_for
+from sandbox.model.events import Usage
 
 SSE = b"text/event-stream; charset=utf-8"
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from sandbox.gateway.asked import Asked
 from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.meter import DocumentMeter, StreamMeter, meter_for
-from sandbox.model.event import Usage
+from sandbox.gateway.model.pricing import Asked
+from sandbox.gateway.model.usage_meter import DocumentMeter, StreamMeter, meter_for
+from sandbox.model.events import Usage
 
 MODEL = "claude-haiku-4-5"
 FRAME_BYTES = 80

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.far_host import client_hello
-from sandbox.gateway.egress import ISOLATED, Checked, EgressPolicy, Passage, Refusal
-from sandbox.gateway.http_opening import HttpOpening
+from sandbox.gateway.egress.http_handshake import HttpOpening
+from sandbox.gateway.egress.policy import ISOLATED, Checked, EgressPolicy, Passage, Refusal
+from sandbox.gateway.egress.proxy_handshake import ProxyOpening
+from sandbox.gateway.egress.tls_handshake import TlsOpening
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
-from sandbox.gateway.proxy_opening import ProxyOpening
-from sandbox.gateway.tls_opening import TlsOpening
 from sandbox.model.egress import EgressRule, EgressRules, egress_rules
-from sandbox.model.manifest import Vm
+from sandbox.model.manifest.schema import Vm
 
 HOST = "files.example.org"
 MODEL = "api.anthropic.com"

@@ -3,9 +3,9 @@
 import pytest
 
 from doubles.far_host import client_hello
-from sandbox.gateway.egress import EgressPolicy, Passage, Refusal
-from sandbox.gateway.proxy_opening import ProxyOpening
-from sandbox.gateway.tls_opening import TlsOpening
+from sandbox.gateway.egress.policy import EgressPolicy, Passage, Refusal
+from sandbox.gateway.egress.proxy_handshake import ProxyOpening
+from sandbox.gateway.egress.tls_handshake import TlsOpening
 from sandbox.model.egress import EgressRules
 
 MODEL = "api.anthropic.com"

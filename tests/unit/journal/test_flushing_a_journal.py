@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.journal import line
+from sandbox.journal import record_format
 from sandbox.journal import writer as writer_module
 from sandbox.journal.extent import Extent
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import FileJournalWriter
-from sandbox.model import event as e
+from sandbox.model import events as e
 
 AT = datetime(2026, 1, 29, tzinfo=UTC)
 AGAIN_BYTES = 1000
@@ -292,7 +292,7 @@ def test_a_line_that_broke_off_is_cut_off_before_the_next_one(writer, kernel, re
 def test_a_record_is_as_long_as_a_line_may_be_and_not_longer(writer, kernel, records, monkeypatch):
     writer.append(trouble(1), at=AT)
     size = records.stat().st_size
-    monkeypatch.setattr(line, "LINE_BYTES_MAX", size)
+    monkeypatch.setattr(record_format, "LINE_BYTES_MAX", size)
     kernel.seen()
     with pytest.raises(OSError, match=f"has {size + 1} bytes, more than {size}") as refused:
         writer.append(trouble(2), at=AT, durable=True)

@@ -5,9 +5,9 @@ from zlib import crc32
 
 import pytest
 
-from sandbox.contracts.journal import JournalDamagedError, PlaceLostError
+from sandbox.interfaces.journal import JournalDamagedError, PlaceLostError
 from sandbox.journal.journals import FileJournals
-from sandbox.model import event as e
+from sandbox.model import events as e
 
 AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 EVENTS = (e.Gap(1, 2, "a"), e.Output.of("stdout", b"\xff\n"), e.TaskFinished())
@@ -107,9 +107,9 @@ def test_zeros_after_a_power_loss_are_a_torn_tail(journals, records):
 
 
 def test_a_record_of_a_newer_program_is_not_guessed_at(journals, records):
-    from sandbox.journal import line
+    from sandbox.journal import record_format
 
-    records.write_bytes(line.encode(e.Record(1, 1, AT, e.TaskFinished(), version=2)))
+    records.write_bytes(record_format.encode(e.Record(1, 1, AT, e.TaskFinished(), version=2)))
 
     with pytest.raises(JournalDamagedError, match="newer"):
         journals.read("t")

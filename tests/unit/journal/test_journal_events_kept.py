@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox.journal.journals import FileJournals
-from sandbox.model import event as e
-from sandbox.model.artifact import Artifact
+from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.manifest import Claude, Manifest, McpConfig, McpServer, Metadata, Repository
-from sandbox.model.state import TaskState
+from sandbox.model.events import Artifact
+from sandbox.model.manifest.schema import Claude, Manifest, McpConfig, McpServer, Metadata, Repository
+from sandbox.model.task_state import TaskState
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 ids = st.from_regex(r"[a-z2-7]{12}", fullmatch=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.journal import JournalBusyError, JournalDamagedError, PlaceLostError
-from sandbox.journal import packed as packed_module
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, PlaceLostError
+from sandbox.journal import compressed as packed_module
 from sandbox.journal.journals import FileJournals
-from sandbox.model import event as e
+from sandbox.model import events as e
 
 AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 PIECE_BYTES = 2000

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.journal import JournalDamagedError, PlaceLostError
-from sandbox.journal import line
-from sandbox.journal import packed as packed_module
+from sandbox.interfaces.journal import JournalDamagedError, PlaceLostError
+from sandbox.journal import compressed as packed_module
+from sandbox.journal import record_format
+from sandbox.journal.compressed import Packed
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.packed import Packed
-from sandbox.model import event as e
+from sandbox.model import events as e
 
 AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 PIECE_BYTES = 1000
@@ -196,7 +196,7 @@ def test_each_member_says_with_which_record_it_begins_and_how_long_it_is(journal
     found = members((directory / "records.gz").read_bytes())
     assert len(found) > 3
     assert {header[:-1] for header, _ in found} == {(b"\x1f\x8b", 8, 6, 0, 0, 255, 20, b"SB", 16)}
-    assert [header[-1] for header, _ in found] == [line.seq_of(content) for _, content in found]
+    assert [header[-1] for header, _ in found] == [record_format.seq_of(content) for _, content in found]
     assert b"".join(content for _, content in found) == plain
 
 
@@ -293,7 +293,7 @@ def test_a_file_that_another_program_wrote_by_the_format_is_read(tmp_path):
     ],
 )
 def test_headers_that_no_writer_makes_are_damage(tmp_path, monkeypatch, parts):
-    monkeypatch.setattr(line, "LINE_BYTES_MAX", 1000)
+    monkeypatch.setattr(record_format, "LINE_BYTES_MAX", 1000)
     with pytest.raises(JournalDamagedError, match="restore it"):
         opened(tmp_path, *parts)
 
@@ -319,7 +319,7 @@ def test_a_header_does_not_match_its_checksum_when_a_bit_is_another_one(tmp_path
 
 def test_a_piece_is_no_longer_than_a_line_may_be(tmp_path, monkeypatch):
     longest = text(1, "x" * 500)
-    monkeypatch.setattr(line, "LINE_BYTES_MAX", len(longest))
+    monkeypatch.setattr(record_format, "LINE_BYTES_MAX", len(longest))
     with opened(tmp_path, member(longest)) as packed:
         assert list(packed.unpacked()) == [longest]
     with pytest.raises(JournalDamagedError):

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox.contracts.journal import JournalDamagedError
-from sandbox.journal import place
+from sandbox.interfaces.journal import JournalDamagedError
+from sandbox.journal import extent
 from sandbox.journal.extent import lines
 from sandbox.journal.journals import FileJournals
-from sandbox.model import event as e
+from sandbox.model import events as e
 
 AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 
@@ -58,7 +58,7 @@ def assert_all_are_found(journals, records):
 @settings(max_examples=40)
 @given(sizes, stretches, st.data())
 def test_a_journal_that_was_cut_or_replaced_has_no_old_places(line_sizes, stretch, data):
-    with mock.patch.object(place, "SCANNED_BYTES_MAX", stretch), journals_with(line_sizes) as (journals, records):
+    with mock.patch.object(extent, "SCANNED_BYTES_MAX", stretch), journals_with(line_sizes) as (journals, records):
         assert_all_are_found(journals, records)
         whole = records.read_bytes()
         records.write_bytes(whole[: data.draw(st.integers(0, len(whole)), label="cut at")])
@@ -72,7 +72,7 @@ def test_a_journal_that_was_cut_or_replaced_has_no_old_places(line_sizes, stretc
 
 @given(sizes, stretches, st.binary(max_size=300) | st.integers(0, 5000).map(bytes))
 def test_a_torn_tail_hides_nothing(line_sizes, stretch, tail):
-    with mock.patch.object(place, "SCANNED_BYTES_MAX", stretch), journals_with(line_sizes) as (journals, records):
+    with mock.patch.object(extent, "SCANNED_BYTES_MAX", stretch), journals_with(line_sizes) as (journals, records):
         end = records.stat().st_size
         with records.open("ab") as file:
             file.write(tail)
@@ -83,7 +83,7 @@ def test_a_torn_tail_hides_nothing(line_sizes, stretch, tail):
 
 @given(sizes, stretches, st.data())
 def test_damage_is_told_or_not_met_and_never_leads_astray(line_sizes, stretch, data):
-    with mock.patch.object(place, "SCANNED_BYTES_MAX", stretch), journals_with(line_sizes) as (journals, records):
+    with mock.patch.object(extent, "SCANNED_BYTES_MAX", stretch), journals_with(line_sizes) as (journals, records):
         begins = [begin for begin, _ in lines(records)]
         whole = bytearray(records.read_bytes())
         position = data.draw(st.integers(0, len(whole) - 1), label="bit flipped in byte")
@@ -101,9 +101,9 @@ def test_damage_is_told_or_not_met_and_never_leads_astray(line_sizes, stretch, d
 def test_a_journal_is_not_read_from_its_beginning(monkeypatch):
     with journals_with([200] * 1000) as (journals, records):
         looked_at = []
-        monkeypatch.setattr(place, "lines", lambda path, offset: looked_at.append(offset) or lines(path, offset))
+        monkeypatch.setattr(extent, "lines", lambda path, offset: looked_at.append(offset) or lines(path, offset))
         found = journals.find("t", 990)
-        assert looked_at[0] > records.stat().st_size - 2 * place.SCANNED_BYTES_MAX
+        assert looked_at[0] > records.stat().st_size - 2 * extent.SCANNED_BYTES_MAX
         assert journals.read("t", found).records[0].seq == 990
 
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sandbox.journal.line import decode, encode
-from sandbox.model.event import Output, Record
+from sandbox.journal.record_format import decode, encode
+from sandbox.model.events import Output, Record
 
 SIZE = 100_000
 

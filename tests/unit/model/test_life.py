@@ -10,15 +10,23 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sandbox.model import event as e
-from sandbox.model.artifact import Artifact
+from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.follow_up import LOST, RETRIED, find_follow_up, pause_seconds
-from sandbox.model.life import Advance, EndAttempt, Finish, IllegalEventError, advance, final_state, is_followed
+from sandbox.model.events import Artifact
 from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_PAUSE_SECONDS_MAX
-from sandbox.model.manifest import Claude, Lifecycle, Manifest, Metadata, Repository
-from sandbox.model.state import GRAPH, TERMINAL_STATES, TaskState
+from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository
+from sandbox.model.retry import LOST, RETRIED, find_follow_up, pause_seconds
+from sandbox.model.state_machine import (
+    Advance,
+    EndAttempt,
+    Finish,
+    IllegalEventError,
+    advance,
+    final_state,
+    is_followed,
+)
 from sandbox.model.task import Task
+from sandbox.model.task_state import GRAPH, TERMINAL_STATES, TaskState
 
 MANIFEST = Manifest(
     version="1",

@@ -6,14 +6,22 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from sandbox.model import event as e
-from sandbox.model.artifact import Artifact
+from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.follow_up import find_follow_up
-from sandbox.model.life import Advance, EndAttempt, Finish, IllegalEventError, advance, final_state, is_followed
-from sandbox.model.manifest import Claude, Lifecycle, Manifest, Metadata, Repository
-from sandbox.model.state import TaskState
+from sandbox.model.events import Artifact
+from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository
+from sandbox.model.retry import find_follow_up
+from sandbox.model.state_machine import (
+    Advance,
+    EndAttempt,
+    Finish,
+    IllegalEventError,
+    advance,
+    final_state,
+    is_followed,
+)
 from sandbox.model.task import Beginning, Spent, StateEntry, Task
+from sandbox.model.task_state import TaskState
 
 BEGAN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 MANIFEST = Manifest(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sandbox.model.manifest import Manifest
-from sandbox.model.manifest_parsing import InvalidManifestError, parse_manifest
+from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
+from sandbox.model.manifest.schema import Manifest
 
 GOOD: dict[str, Any] = {
     "version": "1",

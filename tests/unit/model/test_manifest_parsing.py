@@ -5,8 +5,8 @@ import json
 import msgspec
 import pytest
 
-from sandbox.model.manifest import Manifest
-from sandbox.model.manifest_parsing import parse_manifest
+from sandbox.model.manifest.parser import parse_manifest
+from sandbox.model.manifest.schema import Manifest
 
 MINIMAL = """\
 version: "1"

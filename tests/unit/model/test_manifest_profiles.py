@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sandbox.model.manifest_parsing import InvalidManifestError, parse_manifest
+from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
 
 WEAK = "takes a runtime of the tier vm or a stronger one; this server's is of the tier namespaces"
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.model import limits
-from sandbox.model.manifest import Manifest
-from sandbox.model.manifest_parsing import InvalidManifestError, Mistake, parse_manifest
+from sandbox.model.manifest.parser import InvalidManifestError, Mistake, parse_manifest
+from sandbox.model.manifest.schema import Manifest
 
 MINIMAL = """\
 version: "1"

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sandbox.model.manifest_parsing import read_document
-from sandbox.model.manifest_writing import write_yaml
+from sandbox.model.manifest.parser import read_document
+from sandbox.model.manifest.yaml import write_yaml
 
 PARTS = ["1", "0", "e5", "0o17", "08", "+", ".", "a", " ", "\t", "\n", "\r", "\x85", "\u2028", "\u2029", "#", ":", "- "]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")) | st.lists(

@@ -8,12 +8,13 @@ import tarfile
 import pytest
 
 from doubles.image_archives import directory, entry, hardlink, layer, symlink
-from sandbox.profiles import limits, tar_stream, tree
-from sandbox.profiles.layer import apply_layer
-from sandbox.profiles.mistakes import ImageRefusedError
-from sandbox.profiles.seal import packages
-from sandbox.profiles.tar_stream import Meter, TarStream
-from sandbox.profiles.tree import Tree
+from sandbox.images import definition, rootfs
+from sandbox.images.errors import ImageRefusedError
+from sandbox.images.finalize import packages
+from sandbox.images.oci import tar_stream
+from sandbox.images.oci.layer import apply_layer
+from sandbox.images.oci.tar_stream import Meter, TarStream
+from sandbox.images.rootfs import Tree
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_a_whiteout_takes_nothing_away_outside(planted, outside, name):
 
 
 def test_an_image_that_is_too_large_is_refused_before_it_is_written(planted, monkeypatch):
-    monkeypatch.setattr(tree, "IMAGE_BYTES_MAX", 1000)
+    monkeypatch.setattr(rootfs, "IMAGE_BYTES_MAX", 1000)
     planted.lay(layer(entry("fits", bytes(1000))))
     with pytest.raises(ImageRefusedError, match="larger"):
         planted.lay(layer(entry("more", b"1")))
@@ -173,27 +174,27 @@ def test_an_image_that_is_too_large_is_refused_before_it_is_written(planted, mon
 
 
 def test_an_image_of_too_many_files_is_refused(planted, monkeypatch):
-    monkeypatch.setattr(tree, "IMAGE_ENTRIES_MAX", 3)
+    monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 3)
     planted.lay(layer(*(entry(f"file{index}") for index in range(3))))
     with pytest.raises(ImageRefusedError, match="files"):
         planted.lay(layer(entry("one-more")))
 
 
 def test_directories_on_the_way_to_an_entry_count_as_well(planted, monkeypatch):
-    monkeypatch.setattr(tree, "IMAGE_ENTRIES_MAX", 3)
+    monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 3)
     with pytest.raises(ImageRefusedError, match="files"):
         planted.lay(layer(entry("a/b/c/d/e")))
     assert len(list(planted.root.rglob("*"))) <= 3
 
 
 def test_a_directory_on_the_way_to_many_entries_counts_once(planted, monkeypatch):
-    monkeypatch.setattr(tree, "IMAGE_ENTRIES_MAX", 5)
+    monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 5)
     planted.lay(layer(*(entry(f"a/b/{name}") for name in ("one", "two", "three"))))
 
 
 def test_an_image_that_is_too_large_by_the_names_of_one_file_is_refused(planted, monkeypatch):
     """All of it is read by name, for its digest."""
-    monkeypatch.setattr(tree, "IMAGE_BYTES_MAX", 1000)
+    monkeypatch.setattr(rootfs, "IMAGE_BYTES_MAX", 1000)
     planted.lay(layer(entry("file", bytes(400)), hardlink("same", "file")))
     with pytest.raises(ImageRefusedError, match="larger"):
         planted.lay(layer(hardlink("once-more", "file")))
@@ -201,14 +202,14 @@ def test_an_image_that_is_too_large_by_the_names_of_one_file_is_refused(planted,
 
 @pytest.mark.parametrize("whiteout", [".wh.nothing", "place/.wh..wh..opq"])
 def test_an_image_of_too_many_whiteouts_is_refused(planted, monkeypatch, whiteout):
-    monkeypatch.setattr(tree, "IMAGE_ENTRIES_MAX", 4)
+    monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 4)
     planted.lay(layer(directory("place"), *[entry(whiteout)] * 3))
     with pytest.raises(ImageRefusedError, match="files"):
         planted.lay(layer(entry(whiteout)))
 
 
 def test_a_directory_is_not_looked_through_for_whiteouts_again_and_again(planted, monkeypatch):
-    monkeypatch.setattr(tree, "IMAGE_ENTRIES_MAX", 20)
+    monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 20)
     files, whiteout = [entry(f"place/{number}", b"new") for number in range(8)], entry("place/.wh..wh..opq")
     planted.lay(layer(*files, whiteout, whiteout))
     assert len(list((planted.root / "place").iterdir())) == 8
@@ -222,7 +223,7 @@ def test_a_layer_that_unpacks_to_more_than_its_bound_is_refused(planted):
         lay(planted, data, bytes_max=50_000)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "x", "x" * (limits.IMAGE_PATH_BYTES_MAX + 1)])
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "x", "x" * (definition.IMAGE_PATH_BYTES_MAX + 1)])
 def test_a_path_that_no_file_system_takes_is_refused(planted, name):
     with pytest.raises(ImageRefusedError):
         planted.lay(layer(entry(name, b"")))

@@ -19,10 +19,10 @@ from doubles.image_archives import (
     save,
     symlink,
 )
-from sandbox.profiles import archive, compression, oci
-from sandbox.profiles.mistakes import ImageRefusedError
-from sandbox.profiles.oci import add_layers
-from sandbox.profiles.tree import Tree
+from sandbox.images.errors import ImageRefusedError
+from sandbox.images.oci import archive, importer
+from sandbox.images.oci.importer import add_layers
+from sandbox.images.rootfs import Tree
 
 BASE = layer(entry("etc/base", b"base"), entry("etc/gone", b"base"))
 ABOVE = layer(entry("etc/above", b"above"), entry("etc/.wh.gone"))
@@ -156,7 +156,7 @@ def test_an_index_of_many_megabytes_is_refused(unpack, tmp_path, monkeypatch):
 
 
 def test_an_image_of_too_many_layers_is_refused(unpack, tmp_path, monkeypatch):
-    monkeypatch.setattr(oci, "IMAGE_LAYERS_MAX", 1)
+    monkeypatch.setattr(importer, "IMAGE_LAYERS_MAX", 1)
     assert unpack(oci_archive(tmp_path / "one.tar", BASE))
     with pytest.raises(ImageRefusedError, match="layers"):
         unpack(oci_archive(tmp_path / "two.tar", BASE, ABOVE))
@@ -164,7 +164,7 @@ def test_an_image_of_too_many_layers_is_refused(unpack, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("packing", ["+gzip", "+zstd"])
 def test_a_layer_that_unpacks_without_end_is_refused(unpack, tmp_path, monkeypatch, packing):
-    monkeypatch.setattr(oci, "IMAGE_BYTES_MAX", 1_000_000)
+    monkeypatch.setattr(importer, "IMAGE_BYTES_MAX", 1_000_000)
     bomb = layer(entry("zeros", bytes(10_000_000)))
     path = oci_archive(tmp_path / "image.tar", bomb, packing=packing)
     assert path.stat().st_size < 100_000
@@ -183,8 +183,8 @@ def test_a_layer_whose_compression_does_not_end_is_refused(unpack, tmp_path, mon
     (tmp_path / "plain").write_bytes(BASE)
     program.write_text(f"#!/bin/sh\ncat {tmp_path}/plain\nexec >&-\nexec sleep 60\n")
     program.chmod(0o755)
-    monkeypatch.setattr(compression, "_PROGRAM", str(program))
-    monkeypatch.setattr(compression, "_END_SECONDS", 0.5)
+    monkeypatch.setattr(archive, "_PROGRAM", str(program))
+    monkeypatch.setattr(archive, "_END_SECONDS", 0.5)
     with pytest.raises(ImageRefusedError, match="did not end"):
         unpack(oci_archive(tmp_path / "image.tar", BASE, packing="+zstd"))
 

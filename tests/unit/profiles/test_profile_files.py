@@ -2,11 +2,11 @@
 
 import pytest
 
-from sandbox.model.manifest_parsing import OFFERED_PROFILES
+from sandbox.bootstrap.runtime import image_parts
+from sandbox.images.definition import check_name, read_declaration, read_shipped, shipped_profiles
+from sandbox.images.errors import InvalidProfileError
+from sandbox.model.manifest.parser import OFFERED_PROFILES
 from sandbox.model.tier import TIERS, is_strong_enough
-from sandbox.profiles.declaration import check_name, read_declaration, read_shipped, shipped_profiles
-from sandbox.profiles.mistakes import InvalidProfileError
-from sandbox.wiring.profiles import image_parts
 
 GOOD = 'description = "tools"\ndate = 2026-11-01\n'
 

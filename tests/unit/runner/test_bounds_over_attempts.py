@@ -7,12 +7,12 @@ import msgspec
 import pytest
 
 from doubles.manifests import manifest
-from sandbox.contracts.gateway import Budget
-from sandbox.model.event import Progress
-from sandbox.model.state import TaskState
+from sandbox.interfaces.gateway import Budget
+from sandbox.model.events import Progress
 from sandbox.model.task import Attempt, Beginning, Spent, StateEntry, Task
-from sandbox.runner import allowance
-from sandbox.runner.remaining import budget_of, remaining_seconds
+from sandbox.model.task_state import TaskState
+from sandbox.runner import agent_output
+from sandbox.runner.progress import budget_of, remaining_seconds
 
 BEGAN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
@@ -58,11 +58,11 @@ def test_what_earlier_gateways_counted_is_spent():
 
 
 def test_a_flood_of_empty_lines_is_a_flood_for_all_attempts_together(monkeypatch):
-    monkeypatch.setattr(allowance, "OUTPUT_BYTES_MAX", 1024**2)
+    monkeypatch.setattr(agent_output, "OUTPUT_BYTES_MAX", 1024**2)
     flooded = msgspec.structs.replace(task(progress=Progress(output_bytes=9000)), last_seq=9000)
-    used_up = allowance.OutputAllowance(Clock(0.0, BEGAN), allowance.output_cost_bytes(flooded))
+    used_up = agent_output.OutputAllowance(Clock(0.0, BEGAN), agent_output.output_cost_bytes(flooded))
     assert not asyncio.run(used_up.admits(1))
-    fresh = allowance.OutputAllowance(Clock(0.0, BEGAN), allowance.output_cost_bytes(task()))
+    fresh = agent_output.OutputAllowance(Clock(0.0, BEGAN), agent_output.output_cost_bytes(task()))
     assert asyncio.run(fresh.admits(1))
 
 

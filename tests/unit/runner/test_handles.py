@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from sandbox.contracts.runtime import HANDLE_VERSION, SandboxHandle
+from sandbox.interfaces.runtime import HANDLE_VERSION, SandboxHandle
 from sandbox.runner.steps.provision import HandleTooNewError, read_handle, write_handle
 
 OF_THE_FIRST_VERSION = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200000"}}'

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
-from sandbox.runner.home import write_home
+from sandbox.runner.steps.provision import write_home
 
 FILES = {".sandbox/mcp.json": b"{}", ".claude.json": b"answers"}
 

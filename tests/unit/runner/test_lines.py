@@ -6,7 +6,7 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.runner.lines import LineJoiner, LineSplitter
+from sandbox.runner.agent_output import LineJoiner, LineSplitter
 
 
 def split(chunks, line_bytes_max=1024):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.runner.looking import TimelyRedaction
+from sandbox.runner.redaction import TimelyRedaction
 from sandbox.secrets.redactor import Redactor
 
 SECRET = b"s3cret-value-of-the-customer"

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sandbox.runner import allowance as module
-from sandbox.runner.allowance import OutputAllowance
+from sandbox.runner import agent_output as module
+from sandbox.runner.agent_output import OutputAllowance
 
 MIB = 1024 * 1024
 

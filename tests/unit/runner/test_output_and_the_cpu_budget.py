@@ -4,11 +4,10 @@ import asyncio
 
 import pytest
 
-from sandbox.contracts.cpu_throttle import CpuThrottle
+from sandbox.bootstrap.machine import SystemClock
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS
-from sandbox.runner.allowance import OutputAllowance
-from sandbox.runner.output import AgentOutput, redacted_chunks
-from sandbox.wiring.clock import SystemClock
+from sandbox.runner.agent_output import AgentOutput, OutputAllowance, redacted_chunks
+from sandbox.system.cpu_throttle import CpuThrottle
 
 SAID = b"".join(b"line %d\n" % number for number in range(3000))
 LINES_OF_A_TURN = 100
@@ -28,7 +27,7 @@ class Process:
 @pytest.fixture
 def process(monkeypatch):
     real = asyncio.sleep
-    monkeypatch.setattr("sandbox.contracts.cpu_throttle.asyncio.sleep", lambda seconds: real(min(seconds, 0.02)))
+    monkeypatch.setattr("sandbox.system.cpu_throttle.asyncio.sleep", lambda seconds: real(min(seconds, 0.02)))
     return Process()
 
 

@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime
 
-from sandbox.contracts.agent import RetryTold, ToolEnded, ToolStarted, TurnBegan
-from sandbox.model.event import Progress, ToolCall, Trouble, Usage
+from sandbox.interfaces.agent import RetryTold, ToolEnded, ToolStarted, TurnBegan
+from sandbox.model.events import Progress, ToolCall, Trouble, Usage
 from sandbox.runner.progress import ProgressMeter
 
 

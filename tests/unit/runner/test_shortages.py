@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.agent import Outcome
-from sandbox.contracts.disks import DiskUse
-from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.runtime import FileUse, KernelUse, Stats
+from sandbox.interfaces.agent import Outcome
+from sandbox.interfaces.disks import DiskUse
+from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.runtime import FileUse, KernelUse, Stats
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.manifest import Vm
-from sandbox.runner.shortages import Shortages
+from sandbox.model.manifest.schema import Vm
+from sandbox.runner.resource_exhaustion import Shortages
 
 DIED = Failure(FailureCode.AGENT_FAILED, "Claude Code was ended by signal 9.")
 SILENT = Outcome(None, DIED)
@@ -152,7 +152,7 @@ class CountedSockets:
 
 
 def excess(scene, monkeypatch, *uses):
-    monkeypatch.setattr("sandbox.contracts.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
 
     async def story():
         async with asyncio.timeout(10):
@@ -199,7 +199,7 @@ def test_open_files_within_bounds_are_none(scene):
 
 
 def test_sockets_within_bounds_and_those_that_nobody_counts_are_none(scene, monkeypatch):
-    monkeypatch.setattr("sandbox.contracts.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
 
     async def story(use):
         with pytest.raises(TimeoutError):

@@ -5,9 +5,9 @@ from contextlib import suppress
 
 import pytest
 
-from sandbox.contracts.runtime import FileUse, KernelUse
+from sandbox.interfaces.runtime import FileUse, KernelUse
 from sandbox.model.limits import SOCKETS_MAX
-from sandbox.runtimes import launching
+from sandbox.runtimes import base_runtime
 
 
 class PlayedLaunch:
@@ -42,7 +42,7 @@ class PlayedGroup:
 
 async def was_killed(group: PlayedGroup, looks: int) -> bool:
     launch = PlayedLaunch()
-    watch = asyncio.create_task(launching._end_past_bounds(launch, group, 1 << 30))
+    watch = asyncio.create_task(base_runtime._end_past_bounds(launch, group, 1 << 30))
     try:
         while group.looks < looks and not watch.done():
             await asyncio.sleep(0.001)
@@ -70,5 +70,5 @@ WITHIN, PAST = KernelUse(sockets=SOCKETS_MAX), KernelUse(sockets=SOCKETS_MAX + 1
 def test_confined_programs_end_past_a_bound_and_where_nobody_can_count(
     monkeypatch: pytest.MonkeyPatch, uses: list[KernelUse | Exception], is_killed: bool
 ):
-    monkeypatch.setattr("sandbox.contracts.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
     assert asyncio.run(was_killed(PlayedGroup(*uses), looks=3)) is is_killed

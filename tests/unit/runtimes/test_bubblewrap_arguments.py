@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.runtime import Command, SandboxSpec
+from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.bubblewrap.arguments import build_payload, staged_paths
-from sandbox.runtimes.launcher import FIRST_DESCRIPTOR
+from sandbox.runtimes.bubblewrap.sandbox import build_payload, staged_paths
+from sandbox.runtimes.programs.launcher import FIRST_DESCRIPTOR
 
 SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, programs={Path("/data/tool"): "/opt/tool"})
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.runtime import ConfinementSpec
-from sandbox.runtimes.cgroups import ControlGroup
-from sandbox.runtimes.confined import ConfinedPrograms
-from sandbox.workspace.git import Git, GitError
+from sandbox.interfaces.runtime import ConfinementSpec
+from sandbox.runtimes.confined_programs import ConfinedPrograms
+from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.workspace.git.command import Git, GitError
 
 
 class PlayedLaunch:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.runtime import Stats
-from sandbox.runtimes import cgroups
-from sandbox.runtimes.cgroups import ControlGroup, Hierarchies
+from sandbox.interfaces.runtime import Stats
+from sandbox.runtimes.limits import cgroups
+from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 
 FILES_2 = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
 FILES_1 = {

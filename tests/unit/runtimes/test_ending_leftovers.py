@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from sandbox.contracts.layout import AttemptLayout
-from sandbox.contracts.runtime import SandboxHandle
-from sandbox.runtimes.leftovers import SandboxLeftovers
+from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.runtime import SandboxHandle
+from sandbox.runtimes.processes import SandboxLeftovers
 
 HANDLE = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200000"}}'
 

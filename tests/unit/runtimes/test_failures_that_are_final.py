@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox.runtimes.bubblewrap import probe as bubblewrap
-from sandbox.runtimes.gvisor import probe as gvisor
-from sandbox.runtimes.qemu import probe as qemu
+from sandbox.runtimes.bubblewrap import runtime as bubblewrap
+from sandbox.runtimes.gvisor import runtime as gvisor
+from sandbox.runtimes.qemu import runtime as qemu
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.runtime import SandboxSpec
+from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.qemu import parts, probe, runtime
+from sandbox.runtimes.qemu import parts, runtime
 from sandbox.runtimes.qemu.kvm import KvmFinding
 from sandbox.runtimes.qemu.machine import Accelerator
 from sandbox.runtimes.qemu.runtime import KVM_BOOT_SECONDS, KVM_SECOND_BOOT_SECONDS, QemuRuntime
@@ -49,7 +49,7 @@ def machine(monkeypatch):
     """One with everything that a guest needs, and with KVM's device."""
     found = parts.Parts("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
     monkeypatch.setattr(runtime, "find_parts", lambda: found)
-    monkeypatch.setattr(probe, "find_parts", lambda: found)
+    monkeypatch.setattr(runtime, "find_parts", lambda: found)
     monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
     counting(monkeypatch, is_too_slow=False)
 
@@ -112,7 +112,7 @@ def test_a_probe_tells_by_what_its_guest_booted(tmp_path, monkeypatch, outcomes,
         await guests.create(guests._describe("abcdefghijkl", None), SandboxSpec("abcdefghijkl", Path("/d"), 1, 1, 1))
         return frozenset({"memory", "cpus", "processes"})
 
-    monkeypatch.setattr(probe, "try_once", try_once)
+    monkeypatch.setattr(runtime, "try_once", try_once)
     monkeypatch.setattr("os.getuid", lambda: 0)
     found = asyncio.run(Guests(tmp_path, *outcomes).probe())
     assert (found.works, found.only_by_name) == (True, only_by_name)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.runtime import Command, SandboxSpec
+from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.gvisor.arguments import execute_words, signal_words
-from sandbox.runtimes.gvisor.bundle import encode_config, encode_process, lay_out
-from sandbox.runtimes.gvisor.state import State, is_of_a_lost_process, last_error, read_state
+from sandbox.runtimes.gvisor.bundle import encode_config, encode_process, execute_words, lay_out, signal_words
+from sandbox.runtimes.gvisor.sandbox import State, is_of_a_lost_process, last_error, read_state
 
 PROGRAM = Path("/data/tool")
 SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, programs={PROGRAM: "/opt/tool"})

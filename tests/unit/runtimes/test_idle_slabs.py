@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from sandbox.contracts.runtime import KernelUse
+from sandbox.interfaces.runtime import KernelUse
 from sandbox.model.limits import IDLE_SLAB_BYTES_MAX
-from sandbox.runtimes.slabs import IdleSlabs, count_idle_bytes
+from sandbox.runtimes.limits.slab_usage import IdleSlabs, count_idle_bytes
 
 MEBIBYTE = 1 << 20
 SLABS = """slabinfo - version: 2.1

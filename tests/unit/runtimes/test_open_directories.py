@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.runtime import FileUse
-from sandbox.runtimes import file_use
+from sandbox.interfaces.runtime import FileUse
+from sandbox.runtimes.limits import kernel_usage
 
 _OPENED = 30
 _HOLDER = """
@@ -40,27 +40,27 @@ def holding(tmp_path: Path) -> Iterator[Holder]:
 
 @pytest.fixture(autouse=True)
 def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_use, "OPEN_DIRECTORIES_MAX", 20)
+    monkeypatch.setattr(kernel_usage, "OPEN_DIRECTORIES_MAX", 20)
 
 
 def test_directories_count_and_paths_and_files_do_not(holding: Holder, tmp_path: Path):
     (tmp_path / "file").touch()
-    assert file_use.count_directories([holding(0)], descriptors_each=1).directories == _OPENED
-    assert file_use.count_directories([holding(os.O_PATH)], descriptors_each=1).directories == 0
-    assert file_use.count_directories([holding(0, path=tmp_path / "file")], descriptors_each=1).directories == 0
-    both = file_use.count_directories([holding(0, os.O_PATH)], descriptors_each=1)
+    assert kernel_usage.count_directories([holding(0)], descriptors_each=1).directories == _OPENED
+    assert kernel_usage.count_directories([holding(os.O_PATH)], descriptors_each=1).directories == 0
+    assert kernel_usage.count_directories([holding(0, path=tmp_path / "file")], descriptors_each=1).directories == 0
+    both = kernel_usage.count_directories([holding(0, os.O_PATH)], descriptors_each=1)
     assert (both.directories, both.open_files) == (_OPENED, None)
 
 
 def test_a_directory_that_takes_two_descriptors_counts_once(holding: Holder):
-    assert file_use.count_directories([holding(0, 0)], descriptors_each=2).directories == _OPENED
+    assert kernel_usage.count_directories([holding(0, 0)], descriptors_each=2).directories == _OPENED
 
 
 def test_processes_that_share_their_files_count_once(holding: Holder):
-    assert file_use.count_directories([holding(0), holding(0)], descriptors_each=1).directories == _OPENED
+    assert kernel_usage.count_directories([holding(0), holding(0)], descriptors_each=1).directories == _OPENED
 
 
 def test_few_files_and_no_process_are_no_use(holding: Holder, monkeypatch: pytest.MonkeyPatch):
-    assert file_use.count_directories([], descriptors_each=1) == FileUse()
-    monkeypatch.setattr(file_use, "OPEN_DIRECTORIES_MAX", 1000)
-    assert file_use.count_directories([holding(0)], descriptors_each=1) == FileUse()
+    assert kernel_usage.count_directories([], descriptors_each=1) == FileUse()
+    monkeypatch.setattr(kernel_usage, "OPEN_DIRECTORIES_MAX", 1000)
+    assert kernel_usage.count_directories([holding(0)], descriptors_each=1) == FileUse()

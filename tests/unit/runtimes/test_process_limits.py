@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from sandbox.runtimes import process_limits
+from sandbox.runtimes.programs import process_limits
 
 
 @pytest.mark.parametrize("allowed", [0, 40, resource.RLIM_INFINITY])

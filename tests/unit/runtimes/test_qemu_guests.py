@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sandbox.contracts.runtime import Command, SandboxSpec, Stats
+from sandbox.interfaces.runtime import Command, SandboxSpec, Stats
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.qemu import cage, init, parts
+from sandbox.runtimes.qemu import jail, parts
 from sandbox.runtimes.qemu.channel import (
     CONSOLE_BYTES_MAX,
     CONSOLE_PAUSE_SECONDS,
@@ -27,16 +27,15 @@ from sandbox.runtimes.qemu.channel import (
 )
 from sandbox.runtimes.qemu.guest import frames, redirection
 from sandbox.runtimes.qemu.kvm import KvmFinding
-from sandbox.runtimes.qemu.machine import Accelerator, Ends, qemu_words, virtiofsd_words
+from sandbox.runtimes.qemu.machine import Accelerator, Ends, qemu_words, ticks_per_millisecond, virtiofsd_words
 from sandbox.runtimes.qemu.sandbox import join_figures
-from sandbox.runtimes.qemu.ticks import ticks_per_millisecond
 
 SPEC = SandboxSpec("abcdefghijkl", Path("/disk"), 2, 512 << 20, 64, {Path("/host/claude"): "/run/sandbox/claude"})
 PARTS = parts.Parts("/usr/libexec/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py"), Path("/py/bin/python3"))
 
 
-def plan(**hidden: str) -> cage.Plan:
-    return cage.Plan(
+def plan(**hidden: str) -> jail.Plan:
+    return jail.Plan(
         SPEC, PARTS, {Path(path): inside for path, inside in hidden.items()}, Accelerator.TCG, Path("/run/s")
     )
 
@@ -78,23 +77,23 @@ def test_the_guests_memory_is_the_tasks_and_what_it_needs_itself():
 
 
 def test_virtiofsd_serves_the_share_and_not_the_cages_root():
-    words = virtiofsd_words("/usr/libexec/virtiofsd", cage.SHARE, Ends(1, 2, 3, 4))
+    words = virtiofsd_words("/usr/libexec/virtiofsd", jail.SHARE, Ends(1, 2, 3, 4))
     assert "--shared-dir=/share" in words
     assert "--fd=1" in words
 
 
 def test_a_program_that_cannot_be_read_is_laid_for_virtiofsd_and_not_where_the_command_sees_it():
-    hidden = cage.Plan(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
-    assert cage.staged_programs(hidden) == [("program", "hidden-0", "/host/claude")]
-    assert Path("/host/claude") not in cage.staged_paths(hidden).values()
-    assert Path("/host/claude") in cage.staged_paths(plan()).values()
+    hidden = jail.Plan(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
+    assert jail.staged_programs(hidden) == [("program", "hidden-0", "/host/claude")]
+    assert Path("/host/claude") not in jail.staged_paths(hidden).values()
+    assert Path("/host/claude") in jail.staged_paths(plan()).values()
 
 
 def test_only_an_emulated_guest_has_the_kernel_that_is_unpacked_already():
     both = msgspec.structs.replace(PARTS, unpacked=Path("/unpacked"))
     emulated = msgspec.structs.replace(plan(), parts=both)
     by_kvm = msgspec.structs.replace(emulated, accelerator=Accelerator.KVM)
-    chosen = [cage.staged_paths(one)["kernel"] for one in (emulated, by_kvm, plan())]
+    chosen = [jail.staged_paths(one)["kernel"] for one in (emulated, by_kvm, plan())]
     assert chosen == [Path("/unpacked"), PARTS.kernel, PARTS.kernel]
 
 
@@ -122,10 +121,10 @@ print(json.dumps([name for name, origin in origins.items() if origin.endswith(".
 
 def test_the_guests_first_program_is_compiled_already_and_loads_little_beside_itself(tmp_path: Path):
     code = tmp_path / "code"
-    code.write_bytes(init.compile_agent())
-    start = init.describe_start(Path("/py/bin/python3")).decode()
+    code.write_bytes(jail.compile_agent())
+    start = jail.describe_start(Path("/py/bin/python3")).decode()
     assert start.startswith("#!/py/bin/python3 -ISE\n")
-    there = start.replace(repr(init.CODE), repr(str(code))).replace(".main()", ".main")
+    there = start.replace(repr(jail.CODE), repr(str(code))).replace(".main()", ".main")
     python = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
     command = [str(python), "-ISEc", _FINDS_ITS_AGENT.format(start=there)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

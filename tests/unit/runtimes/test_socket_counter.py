@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sandbox.runtimes.socket_counter import SOCK_DIAG, SocketCounter, Waiting
+from sandbox.runtimes.limits.kernel_usage import SOCK_DIAG, SocketCounter, Waiting
 
 SYN_RECEIVED, ESTABLISHED = 3, 1
 MEMORY, CONGESTION = 7, 4

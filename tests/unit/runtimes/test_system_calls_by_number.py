@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from doubles.filter_interpreter import ALLOW, KILL, decide, errno_of
-from sandbox.runtimes import seccomp
+from sandbox.runtimes.limits import seccomp
 
 # Name: number on x86_64 and on aarch64; None where the processor has no such call.
 DENIED: dict[str, tuple[int | None, int | None]] = {

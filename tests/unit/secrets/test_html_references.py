@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import REFERENCES
-from sandbox.secrets.layers import peel
+from sandbox.secrets.decoders import peel
 from sandbox.secrets.redactor import Redactor
 
 VALUE = "gH7_p&ss#/w=rd."

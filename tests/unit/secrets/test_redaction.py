@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import ESCAPES, VALUES, as_base64, letters_of_attack, values, with_noise
-from sandbox.secrets.needles import Needle
+from sandbox.secrets.patterns import Needle
 from sandbox.secrets.redactor import Redactor
 
 TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"

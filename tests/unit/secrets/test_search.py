@@ -5,8 +5,8 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.secrets.needles import Needle
-from sandbox.secrets.search import Search
+from sandbox.secrets.patterns import Needle
+from sandbox.secrets.scanner import Search
 
 HOSTS = [f"node{number:04d}.internal.example.com:secretpw{number:04d}".encode() for number in range(1200)]
 

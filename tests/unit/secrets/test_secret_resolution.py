@@ -4,11 +4,10 @@ import asyncio
 
 import pytest
 
-from sandbox.contracts.secret_source import SecretUnavailableError
-from sandbox.model.manifest import Secret
-from sandbox.secrets.environment import EnvironmentSource
-from sandbox.secrets.resolution import Secrets
-from sandbox.secrets.unavailable import unavailable
+from sandbox.interfaces.secrets import SecretUnavailableError
+from sandbox.model.manifest.schema import Secret
+from sandbox.secrets.resolver import Secrets
+from sandbox.secrets.sources import EnvironmentSource, unavailable
 
 VARIABLES = {
     "GITHUB_TOKEN": "ghp_the-value",

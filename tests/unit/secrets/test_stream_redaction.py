@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import VALUES, attack, texts, values
-from sandbox.secrets.layers import Layer
+from sandbox.secrets.decoders import Layer
 from sandbox.secrets.redactor import Redactor
 from sandbox.secrets.scanner import Scanner, Span
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sandbox.contracts.runtime import Probe
-from sandbox.wiring.runtime import UnknownRuntimeError, choose, choose_runtime, explain_failure, make_runtime
+from sandbox.bootstrap.runtime import UnknownRuntimeError, choose, choose_runtime, explain_failure, make_runtime
+from sandbox.interfaces.runtime import Probe
 
 
 def probe(name, strength, *, works=True, only_by_name=False):

@@ -5,11 +5,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sandbox.contracts.layout import TaskLayout
-from sandbox.contracts.placement import LaunchOrder
+from sandbox.bootstrap.runner import choose_disks
+from sandbox.disks.directory import PlainDisks
 from sandbox.disks.loop import LoopDisks
-from sandbox.disks.plain import PlainDisks
-from sandbox.wiring.runner import choose_disks
+from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.placement import LaunchOrder
 
 KINDS = {"loop": LoopDisks, "plain": PlainDisks}
 

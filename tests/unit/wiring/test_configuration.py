@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.retention import Retention
-from sandbox.wiring.configuration import ConfigurationError, load
-from sandbox.wiring.configuration_keys import keys
-from sandbox.wiring.settings import ServerSettings
+from sandbox.bootstrap.settings.keys import keys
+from sandbox.bootstrap.settings.load import ConfigurationError, load
+from sandbox.bootstrap.settings.schema import ServerSettings
+from sandbox.interfaces.tasks import Retention
 
 WHOLE_FILE = """
 [server]

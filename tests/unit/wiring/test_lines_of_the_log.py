@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contracts.subject import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID, work_on
-from sandbox.wiring import log as wired_log
+from sandbox.bootstrap import log as wired_log
+from sandbox.system.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID, work_on
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sandbox.contracts.gateway import ModelUpstream
-from sandbox.wiring.configuration import ConfigurationError
-from sandbox.wiring.upstream import DEFAULT_BASE_URL, read_upstream
+from sandbox.bootstrap.secrets import DEFAULT_BASE_URL, read_upstream
+from sandbox.bootstrap.settings.load import ConfigurationError
+from sandbox.interfaces.gateway import ModelUpstream
 
 
 def test_a_key_is_enough():

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.fake_access import FakeAccess
-from sandbox.contracts.secret_source import SecretUnavailableError
-from sandbox.model.manifest import Secret
-from sandbox.wiring.machine import read_memory_available_bytes
-from sandbox.wiring.server_secrets import ServerSecrets
-from sandbox.wiring.settings import SecretsSection, VaultSection
+from sandbox.bootstrap.machine import read_memory_available_bytes
+from sandbox.bootstrap.secrets import ServerSecrets
+from sandbox.bootstrap.settings.schema import SecretsSection, VaultSection
+from sandbox.interfaces.secrets import SecretUnavailableError
+from sandbox.model.manifest.schema import Secret
 
 ENVIRONMENT = {"MINE": "my-value", "NAMED": "named-value", "ANTHROPIC_API_KEY": "sk", "SANDBOX_X": "x"}
 
@@ -64,7 +64,7 @@ def test_files_and_vault_are_there_where_they_are_configured(tmp_path):
 
 def test_vault_is_reached_as_its_own_command_line_would(monkeypatch):
     made = []
-    monkeypatch.setattr("sandbox.wiring.server_secrets.VaultSource", made.append)
+    monkeypatch.setattr("sandbox.bootstrap.secrets.VaultSource", made.append)
     section = SecretsSection(vault=VaultSection(address="https://vault.example/", mount="kv"))
     ServerSecrets(section, {"VAULT_TOKEN": "t", "VAULT_NAMESPACE": "n", "VAULT_CACERT": "/ca.pem"}, FakeAccess())
     ServerSecrets(section, {"VAULT_TOKEN": "t"}, FakeAccess())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.workspace.globs import Globs
+from sandbox.workspace.collect import Globs
 
 
 def matches(pattern, path):

@@ -5,9 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.model.printable import is_printable
-from sandbox.workspace.artifact_names import TEMPORARY_NAME, ArtifactNames
-from sandbox.workspace.content_types import content_type
-from sandbox.workspace.visible_path import show
+from sandbox.workspace.collect import TEMPORARY_NAME, ArtifactNames, content_type
+from sandbox.workspace.files import show
 
 
 def test_the_base_name_comes_first_then_the_whole_path_then_a_number():

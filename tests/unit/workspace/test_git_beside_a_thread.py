@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.workspace.git import Git
-from sandbox.workspace.pipes import pipe, run_with_thread
+from sandbox.workspace.git.command import Git, pipe, run_with_thread
 
 
 class EndlessGit:

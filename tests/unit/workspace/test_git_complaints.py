@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from sandbox.model.manifest import Repository
-from sandbox.workspace.complaint import explain, last_line, scrub
-from sandbox.workspace.user_settings import secrets_in
+from sandbox.model.manifest.schema import Repository
+from sandbox.workspace.git.errors import explain, last_line, scrub
+from sandbox.workspace.git.user_config import secrets_in
 
 REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
 

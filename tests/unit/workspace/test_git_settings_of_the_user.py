@@ -1,6 +1,6 @@
 """Of the server user's git configuration only what reaches repositories is taken."""
 
-from sandbox.workspace.user_settings import parse_settings
+from sandbox.workspace.git.user_config import parse_settings
 
 
 def test_only_these_sections_are_taken_in_their_order():

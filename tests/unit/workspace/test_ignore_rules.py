@@ -6,8 +6,8 @@ from io import RawIOBase
 
 import pytest
 
+from sandbox.workspace.diff.ignore_rules import IgnoreRules
 from sandbox.workspace.files import Entry
-from sandbox.workspace.ignore_rules import IgnoreRules
 
 
 class Judge(RawIOBase):

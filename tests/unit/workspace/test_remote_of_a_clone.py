@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.workspace.relay import Address
-from sandbox.workspace.remote import SETTINGS_FILES_MAX, describe_remote, rewrite
-from sandbox.workspace.ssh import Far, find_far
+from sandbox.workspace.clone.relay import Address
+from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, Far, describe_remote, find_far, rewrite
 
 RELAY = ("http.proxy", "socks5h://127.0.0.1:3128")
 

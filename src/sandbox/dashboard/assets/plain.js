@@ -2,7 +2,7 @@
 // command line; colours of terminals are kept, everything else of them is shown.
 
 const SGR = /\x1b\[([0-9;:]*)m/g;
-// The properties and blank glyphs of sandbox/model/invisible.py, but tabs, line feeds and the variation selectors of emoji.
+// The properties and blank glyphs of sandbox/model/printable.py, but tabs, line feeds and the variation selectors of emoji.
 const INVISIBLE = String.raw`[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}\u2800\u{13441}\u{13442}\u{16FE4}\u{1D159}]`;
 const EMOJI = String.raw`(?:(?<=\p{Extended_Pictographic})[\uFE0E\uFE0F]|(?<=[0-9#*])[\uFE0E\uFE0F](?=\u20E3))`;
 const ONE = String.raw`(?![\t\n]|${EMOJI})${INVISIBLE}`;

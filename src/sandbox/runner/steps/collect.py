@@ -11,21 +11,30 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.contracts.recorder import read_records
-from sandbox.contracts.secret_fingerprint import has_fingerprint
-from sandbox.contracts.workspace import ContainsSecret, LeftOut, Patch
-from sandbox.model.artifact import METADATA, OWN_DIRECTORY, Artifact, Artifacts
+from sandbox.interfaces.journal import read_records
+from sandbox.interfaces.secrets import has_fingerprint
+from sandbox.interfaces.workspace import ContainsSecret, LeftOut, Patch
+from sandbox.model.disk_space import refusal_of
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import ArtifactCollected, AttemptFailed, EgressDenied, Output, Trouble
-from sandbox.model.frame import attempts_fields, error, timestamp
-from sandbox.model.life import final_state
+from sandbox.model.events import (
+    METADATA,
+    OWN_DIRECTORY,
+    Artifact,
+    ArtifactCollected,
+    Artifacts,
+    AttemptFailed,
+    EgressDenied,
+    Output,
+    Trouble,
+)
 from sandbox.model.limits import LOOK_SECONDS_MIN
-from sandbox.model.refusal import refusal_of
+from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
-from sandbox.runner.confining import confine_for
-from sandbox.runner.durability import flush, give_name, removing_unless_done
-from sandbox.runner.equipment import Attempt
-from sandbox.runner.looking import TimelyRedaction
+from sandbox.model.wire.events import attempts_fields, error, timestamp
+from sandbox.runner.dependencies import Attempt
+from sandbox.runner.redaction import TimelyRedaction
+from sandbox.runner.steps.provision import confine_for
+from sandbox.system.files import flush, give_name, removing_unless_done
 
 
 async def collect(attempt: Attempt) -> None:

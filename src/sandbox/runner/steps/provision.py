@@ -1,21 +1,79 @@
 """Provision: a sandbox is made for the workspace."""
 
+import os
 import secrets
 import uuid
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.contracts.agent import AgentStart
-from sandbox.contracts.profiles import HOST_IMAGE
-from sandbox.contracts.runtime import HANDLE_VERSION, Sandbox, SandboxHandle, SandboxSpec
+from sandbox.interfaces.agent import AgentStart
+from sandbox.interfaces.images import HOST_IMAGE
+from sandbox.interfaces.runtime import (
+    HANDLE_VERSION,
+    Confine,
+    Confinement,
+    ConfinementSpec,
+    Sandbox,
+    SandboxHandle,
+    SandboxSpec,
+)
 from sandbox.model.egress import egress_rules, transparent_ports
 from sandbox.model.errors import SandboxError
-from sandbox.model.event import SandboxCreated, Trouble
+from sandbox.model.events import SandboxCreated, Trouble
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
-from sandbox.runner.durability import give_name
-from sandbox.runner.equipment import Attempt
-from sandbox.runner.home import write_home
+from sandbox.runner.dependencies import Attempt
+from sandbox.system.files import give_name, open_unlocked
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def write_home(home: Path, files: Mapping[str, bytes]) -> None:
+    """Put files there by their relative paths, in place of what has the name. No link is followed. Raises OSError."""
+    for name, content in files.items():
+        *directories, last = PurePosixPath(name).parts
+        here = _open(home)
+        try:
+            for directory in directories:
+                here = _enter(here, directory)
+            _replace(here, last, content)
+        finally:
+            os.close(here)
+
+
+def _enter(here: int, name: str) -> int:
+    """Into the directory of this name, made where there is none."""
+    try:
+        there = _open(name, here)
+    except OSError:
+        _unlink(here, name)
+        os.mkdir(name, mode=0o700, dir_fd=here)
+        there = _open(name, here)
+    os.close(here)
+    return there
+
+
+def _open(name: str | Path, here: int | None = None) -> int:
+    return open_unlocked(name, _DIRECTORY, here, rights=os.W_OK | os.X_OK)
+
+
+def _replace(here: int, name: str, content: bytes) -> None:
+    _unlink(here, name)
+    with os.fdopen(os.open(name, _NEW_FILE, 0o600, dir_fd=here), "wb") as file:
+        file.write(content)
+
+
+def _unlink(here: int, name: str) -> None:
+    """A directory is moved aside: emptying one that an agent filled may take without end."""
+    try:
+        os.unlink(name, dir_fd=here)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        os.rename(name, f"{name}.aside-{secrets.token_hex(4)}", src_dir_fd=here, dst_dir_fd=here)
 
 
 class HandleTooNewError(SandboxError):
@@ -99,3 +157,19 @@ def _session_id(attempt: Attempt) -> str:
     if not attempt.resumes:
         return str(uuid.uuid4())
     return next(one.session_id for one in reversed(attempt.task.past_attempts) if one.session_id is not None)
+
+
+def confine_for(attempt: Attempt) -> Confine:
+    """Makes confinements for the attempt, the handle on disk before anything of them is there."""
+    if attempt.equipment.confine is not None:
+        return attempt.equipment.confine
+    vm = attempt.task.manifest.vm
+
+    @asynccontextmanager
+    async def confine(directories: Sequence[Path], read_only: Sequence[Path]) -> AsyncIterator[Confinement]:
+        handle = plan(attempt)
+        spec = ConfinementSpec(vm.cpus, vm.memory_bytes, SANDBOX_PROCESSES_MAX, directories, read_only)
+        async with attempt.equipment.runtime.confine(handle, spec) as confinement:
+            yield confinement
+
+    return confine

@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import math
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 
-from sandbox.contracts.agent import AgentBegan, Conversation, Outcome
-from sandbox.contracts.gateway import BudgetReached, Gateway, GatewayRules, KeyRefused
-from sandbox.contracts.runtime import Exit, Sandbox
+from sandbox.interfaces.agent import AgentBegan, Conversation, Outcome
+from sandbox.interfaces.disks import DiskUse
+from sandbox.interfaces.gateway import BudgetReached, Gateway, GatewayRules, KeyRefused
+from sandbox.interfaces.runtime import Exit, Sandbox, Stats
 from sandbox.model.egress import egress_rules
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.event import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Gap, Trouble, Usage
-from sandbox.model.life import is_followed
+from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Gap, Metrics, Trouble, Usage
 from sandbox.model.limits import (
     KILL_SECONDS,
     METRICS_INTERVAL_SECONDS,
@@ -22,19 +23,41 @@ from sandbox.model.limits import (
     SANDBOX_START_SECONDS,
     TERM_GRACE_SECONDS,
 )
-from sandbox.model.manifest import Manifest
+from sandbox.model.manifest.schema import Manifest
+from sandbox.model.state_machine import is_followed
 from sandbox.model.task import Task
-from sandbox.runner.allowance import OutputAllowance, output_cost_bytes
-from sandbox.runner.equipment import Attempt
-from sandbox.runner.metrics import MetricsSampler
-from sandbox.runner.output import AgentOutput, redacted_chunks
-from sandbox.runner.progress import EAGER_INTERVAL_SECONDS, ProgressMeter
-from sandbox.runner.remaining import budget_of, remaining_seconds
-from sandbox.runner.session import AgentSession, begin_session
-from sandbox.runner.shortages import Shortages
+from sandbox.runner.agent_output import AgentOutput, OutputAllowance, output_cost_bytes, redacted_chunks
+from sandbox.runner.dependencies import Attempt, EndWish
+from sandbox.runner.progress import EAGER_INTERVAL_SECONDS, ProgressMeter, budget_of, remaining_seconds
+from sandbox.runner.resource_exhaustion import Shortages
 from sandbox.runner.steps.provision import Provisioned
-from sandbox.runner.terminals import SharedTerminal, Terminals, without_secrets
-from sandbox.runner.wish import EndWish
+from sandbox.runner.terminals import AgentSession, SharedTerminal, Terminals, begin_session, without_secrets
+
+
+class MetricsSampler:
+    """Turns the sandbox's counters into figures; CPU is the share of one processor since the last sample."""
+
+    def __init__(self, memory_total_bytes: int) -> None:
+        self._memory_total_bytes = memory_total_bytes
+        self._last: tuple[float, float] | None = None
+
+    def sample(self, stats: Stats, disk: DiskUse | None, monotonic: float) -> Metrics:
+        """The figures at a moment."""
+        return Metrics(
+            cpu_percent=self._cpu_percent(stats.cpu_seconds, monotonic),
+            memory_used_bytes=stats.memory_bytes,
+            memory_total_bytes=self._memory_total_bytes,
+            disk_used_bytes=disk.used_bytes if disk else None,
+            disk_total_bytes=disk.total_bytes if disk else None,
+            load_avg=round(os.getloadavg()[0], 2),
+        )
+
+    def _cpu_percent(self, cpu_seconds: float | None, monotonic: float) -> float | None:
+        last, self._last = self._last, None if cpu_seconds is None else (cpu_seconds, monotonic)
+        if cpu_seconds is None or last is None or monotonic <= last[1]:
+            return None
+        return round(max(cpu_seconds - last[0], 0.0) / (monotonic - last[1]) * 100, 1)
+
 
 Helper = Callable[[], Coroutine[None, None, None]]
 _DRAIN_LOOKS = 5

@@ -2,14 +2,14 @@
 
 import asyncio
 
-from sandbox.contracts.secret_fingerprint import has_fingerprint, make_fingerprint
+from sandbox.interfaces.secrets import has_fingerprint, make_fingerprint
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.event import WorkspacePrepared
-from sandbox.runner.confining import confine_for
-from sandbox.runner.durability import give_name
-from sandbox.runner.equipment import Attempt
-from sandbox.runner.leftovers import end_earlier_attempts, left_by_earlier_attempts, take_over
-from sandbox.runner.remaining import remaining_seconds
+from sandbox.model.events import WorkspacePrepared
+from sandbox.runner.dependencies import Attempt
+from sandbox.runner.earlier_attempts import end_earlier_attempts, left_by_earlier_attempts, take_over
+from sandbox.runner.progress import remaining_seconds
+from sandbox.runner.steps.provision import confine_for
+from sandbox.system.files import give_name
 
 
 async def stage(attempt: Attempt) -> None:

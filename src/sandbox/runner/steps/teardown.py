@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Collection
 from pathlib import Path
 
-from sandbox.contracts.runtime import SandboxHandle
+from sandbox.interfaces.runtime import SandboxHandle
 from sandbox.model.errors import AttemptError, FailureCode, reason_of
-from sandbox.model.event import Trouble
-from sandbox.model.life import final_state
+from sandbox.model.events import Trouble
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
-from sandbox.model.state import TaskState
-from sandbox.runner.equipment import Attempt
-from sandbox.runner.leftovers import end_earlier_attempts, kept_for_resuming, left_by_earlier_attempts
+from sandbox.model.state_machine import final_state
+from sandbox.model.task_state import TaskState
+from sandbox.runner.dependencies import Attempt
+from sandbox.runner.earlier_attempts import end_earlier_attempts, kept_for_resuming, left_by_earlier_attempts
 
 
 async def teardown(attempt: Attempt, handle: SandboxHandle | None) -> None:

@@ -1,17 +1,72 @@
 """The `Runtime` that makes sandboxes with bubblewrap."""
 
+import os
 from pathlib import Path
 
-from sandbox.contracts.runtime import Listeners, Probe, SandboxHandle, SandboxSpec
-from sandbox.runtimes.bubblewrap.arguments import staged_paths
-from sandbox.runtimes.bubblewrap.probe import NAME, TIER, probe_by_trying
-from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox
-from sandbox.runtimes.bwrap import need_program
-from sandbox.runtimes.cgroups import ControlGroup
-from sandbox.runtimes.kernel_uid import SANDBOX_UIDS
-from sandbox.runtimes.launch import Launch, start_launcher
-from sandbox.runtimes.launched import Made
-from sandbox.runtimes.launching import LaunchedSandboxes
+from sandbox.interfaces.runtime import Listeners, Probe, Runtime, SandboxHandle, SandboxSpec
+from sandbox.model.errors import SandboxError
+from sandbox.runtimes.base_runtime import LaunchedSandboxes
+from sandbox.runtimes.base_sandbox import Made
+from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, staged_paths
+from sandbox.runtimes.bwrap import find_program, need_program
+from sandbox.runtimes.launcher_client import Launch, start_launcher
+from sandbox.runtimes.limits import cgroups, seccomp
+from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
+from sandbox.runtimes.probe import missing_limits, try_once
+
+NAME = "bubblewrap"
+TIER = "namespaces"
+_STRENGTH = 10
+_MEMORY_BYTES = 64 * 1024 * 1024
+
+_ISOLATES = (
+    "files: the host's /usr read-only, the workspace, a home and /tmp, nothing else",
+    "processes, users, host name, IPC and control groups: namespaces of its own",
+    "network: a namespace of its own in which only the gateway listens",
+    "privileges: no capabilities, no new privileges, a filter on system calls",
+)
+_GAPS = (
+    "the host's kernel is shared: a hole in it is a hole in the sandbox",
+    "the host's path of the workspace can be read inside (/proc/self/mountinfo)",
+    "32-bit programs do not run",
+)
+_GAP_ONE_UID = "all sandboxes of an ordinary user have that user's kernel uid; as root each has its own"
+_SYSCTLS = (
+    ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+    ("kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
+    ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
+    ("user/max_net_namespaces", "0", "sysctl -w user.max_net_namespaces=15000"),
+)
+
+
+async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> Probe:
+    """Create, run `true`, destroy; within 10 s."""
+    if os.uname().machine not in seccomp.ARCHITECTURES:
+        mend = f"No system call filter is written for {os.uname().machine}; use another runtime."
+        return _failing(mend, is_final=True)
+    if find_program() is None:
+        return _failing("bubblewrap is missing; install it: apt-get install bubblewrap")
+    try:
+        limits = await try_once(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
+    except (SandboxError, OSError, TimeoutError) as error:
+        return _failing(_explain(str(error)))
+    gaps = (*_GAPS, *(() if os.getuid() == 0 else (_GAP_ONE_UID,)), *missing_limits(limits))
+    return Probe(NAME, works=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits)
+
+
+def _failing(mend: str, *, is_final: bool = False) -> Probe:
+    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend, is_final=is_final)
+
+
+def _explain(reason: str) -> str:
+    """The setting that is known to forbid user namespaces, where there is one, before what was said."""
+    reason = reason.removesuffix(".")
+    for name, bad, mend in _SYSCTLS:
+        setting = Path("/proc/sys", name)
+        if setting.exists() and setting.read_text().strip() == bad:
+            return f"The kernel does not let users make namespaces; allow it: {mend} ({reason})"
+    return f"{reason}. User namespaces must be allowed for ordinary users; some containers forbid them."
 
 
 class BubblewrapKind:

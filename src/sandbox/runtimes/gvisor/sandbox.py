@@ -3,16 +3,70 @@
 import asyncio
 import os
 from contextlib import suppress
+from pathlib import Path
 
-from sandbox.contracts.runtime import Command, Exit, FileUse, Stats, Terminal, TerminalSize
-from sandbox.model.errors import AttemptError, FailureCode
+import msgspec
+
+from sandbox.interfaces.runtime import Command, Exit, FileUse, Stats, Terminal, TerminalSize
+from sandbox.model.errors import DECODE_ERRORS, AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import processes
-from sandbox.runtimes.gvisor import arguments, bundle, entering
-from sandbox.runtimes.gvisor.state import is_of_a_lost_process, last_error, read_state
-from sandbox.runtimes.join import JoinedTerminal
-from sandbox.runtimes.launched import FORCED, LaunchedSandbox, Made
-from sandbox.runtimes.payload import Payload
+from sandbox.runtimes.base_sandbox import FORCED, LaunchedSandbox, Made
+from sandbox.runtimes.exec_client import JoinedTerminal
+from sandbox.runtimes.gvisor import bundle, exec_client
+from sandbox.runtimes.gvisor.bundle import STATE
+from sandbox.runtimes.launcher_client import Payload
+
+_OF_A_LOST_PROCESS = ("input/output error", "eof", "broken pipe", "connection reset by peer")
+
+
+class _Kernel(msgspec.Struct):
+    pid: int = 0
+
+
+class State(msgspec.Struct):
+    """Of runsc's state file; `sandbox` is the process that is the sandbox's kernel."""
+
+    status: str = ""
+    sandbox: _Kernel = msgspec.field(default_factory=_Kernel)
+
+    @property
+    def is_running(self) -> bool:
+        """The command has begun."""
+        return self.status == "running" and self.sandbox.pid > 0
+
+
+class _Message(msgspec.Struct):
+    msg: str = ""
+    level: str = ""
+
+
+def read_state(runsc_pid: int, attempt_id: str) -> State:
+    """As it is now; empty as long as there is none, or it is being written, or runsc has gone."""
+    path = Path(f"/proc/{runsc_pid}/root{STATE}/{attempt_id}_sandbox:{attempt_id}.state")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=State)
+    except (OSError, *DECODE_ERRORS):
+        return State()
+
+
+def is_of_a_lost_process(error: str) -> bool:
+    """Whether runsc broke off because another of gVisor's processes had gone: somebody ended that one."""
+    return error.casefold().endswith(_OF_A_LOST_PROCESS)
+
+
+def last_error(log: bytes) -> str:
+    """The last error in a log of JSON lines; empty when there is none."""
+    found = ""
+    for line in log.splitlines():
+        try:
+            message = msgspec.json.decode(line, type=_Message)
+        except DECODE_ERRORS:
+            continue
+        if message.level == "error":
+            found = message.msg
+    return found
+
 
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.002
@@ -44,7 +98,7 @@ class GvisorSandbox(LaunchedSandbox):
 
     def _build_payload(self, command: Command, reports: int) -> Payload:
         self._runsc_fd = os.pidfd_open(self._launch.pid)
-        return arguments.build_payload(self._program, self._spec, command, reports)
+        return bundle.build_payload(self._program, self._spec, command, reports)
 
     async def _begin(self) -> None:
         """runsc writes down that the command runs. One that is over sooner than that is seen has begun too."""
@@ -63,11 +117,11 @@ class GvisorSandbox(LaunchedSandbox):
         """By a further runsc, whose terminal is in the launcher's mounts. Raises AttemptError (sandbox_lost)."""
         if self._runsc_fd is None or not self._has_begun or not self._is_running():
             raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox any more.")
-        numbers = (entering.PROCESS_NUMBER, entering.MESSAGES_NUMBER, entering.BEGUN_NUMBER)
-        words = arguments.execute_words(self._program, self.handle.attempt_id, *numbers)
+        numbers = (exec_client.PROCESS_NUMBER, exec_client.MESSAGES_NUMBER, exec_client.BEGUN_NUMBER)
+        words = bundle.execute_words(self._program, self.handle.attempt_id, *numbers)
         runsc_fd = os.dup(self._runsc_fd)  # this one is closed as soon as the sandbox ends
         try:
-            opened = await entering.call_on_terminal(
+            opened = await exec_client.call_on_terminal(
                 self.handle.attempt_id, runsc_fd, self._add_to_group, words, bundle.encode_process(command), size
             )
         finally:
@@ -80,9 +134,9 @@ class GvisorSandbox(LaunchedSandbox):
             return
         runsc_fd = os.dup(self._runsc_fd)
         try:
-            words = arguments.signal_words(self._program, self.handle.attempt_id, signal_number)
+            words = bundle.signal_words(self._program, self.handle.attempt_id, signal_number)
             with suppress(OSError):
-                await entering.call(self.handle.attempt_id, runsc_fd, words)
+                await exec_client.call(self.handle.attempt_id, runsc_fd, words)
         finally:
             os.close(runsc_fd)
 

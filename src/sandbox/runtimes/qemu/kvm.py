@@ -11,7 +11,7 @@ from pathlib import Path
 from sandbox.model.limits import KILL_SECONDS
 
 _NAME = "kvm-does-not-work"
-_PROGRAM = Path(__file__).with_name("counting_guest.py")
+_PROGRAM = Path(__file__).with_name("kvm_selftest.py")
 _COUNTING_SECONDS = 20.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.contracts.runtime import (
+from sandbox.interfaces.runtime import (
     Command,
     Exit,
     FileUse,
@@ -22,18 +22,14 @@ from sandbox.contracts.runtime import (
     Terminal,
     TerminalSize,
 )
-from sandbox.model.decoding import DECODE_ERRORS
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.errors import DECODE_ERRORS, AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes.cgroups import ControlGroup
-from sandbox.runtimes.launch import Launch, has_ended
-from sandbox.runtimes.output import read_from
-from sandbox.runtimes.payload import Payload, refuse_nul
-from sandbox.runtimes.qemu.cage import Plan, build_payload
-from sandbox.runtimes.qemu.channel import Channel, Stream, Tail
+from sandbox.runtimes.launcher_client import Launch, Payload, has_ended, read_from, refuse_nul
+from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.qemu.channel import Channel, QemuTerminal, Stream, Tail
 from sandbox.runtimes.qemu.guest import frames
+from sandbox.runtimes.qemu.jail import Plan, build_payload
 from sandbox.runtimes.qemu.machine import Ends
-from sandbox.runtimes.qemu.terminal import QemuTerminal
 
 _START_SECONDS = 60.0
 _ASK_SECONDS = 1.0

@@ -1,0 +1,1 @@
+"""Agents that Sandbox can run: one package per agent."""

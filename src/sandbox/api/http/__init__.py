@@ -1,0 +1,1 @@
+"""HTTP server: sockets, framing, connections."""

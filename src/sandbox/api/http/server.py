@@ -1,0 +1,219 @@
+"""Both doors served in one event loop, closed within the time that a shutdown may take."""
+
+import asyncio
+import errno
+import signal
+import socket
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from sandbox.api.http.connection_limits import DoorState
+from sandbox.api.http.protocols import HttpConnection, WebSocketConnection
+from sandbox.model.errors import SandboxError
+from sandbox.model.limits import SHUTDOWN_SECONDS
+
+GRACE_SECONDS = round(SHUTDOWN_SECONDS / 2)
+"""Until answers under way are cut, once the streams were told to end."""
+
+CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
+"""A message of a WebSocket client, which is ignored; over it: the connection is closed."""
+
+PING_SECONDS = 20.0
+"""Between pings to a WebSocket client."""
+
+PONG_SECONDS = 20.0
+"""A client that has not answered a ping by then is gone."""
+
+
+async def serve(
+    app: ASGIApp,
+    stream_app: ASGIApp,
+    sockets: Sequence[socket.socket],
+    stream_sockets: Sequence[socket.socket],
+    *,
+    shutting_down: asyncio.Event,
+    on_started: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until `shutting_down` is set, then end streams, answers and sockets. `on_started` once both answer."""
+    doors = [_Door(app), _Door(stream_app)]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for door, bound in zip(doors, (sockets, stream_sockets), strict=True):
+                group.create_task(door.serve(sockets=list(bound)))
+            group.create_task(_announce(doors, on_started))
+            await shutting_down.wait()
+            for door in doors:
+                door.should_exit = True
+    finally:
+        for door in doors:
+            door.cut()
+        for bound_socket in (*sockets, *stream_sockets):
+            bound_socket.close()
+
+
+@contextmanager
+def set_by_signals(event: asyncio.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set the event of the running loop."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, event.set)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+class _Door(uvicorn.Server):
+    """A uvicorn server that leaves signals to its caller."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=HttpConnection,
+                ws=WebSocketConnection,
+                ws_max_size=CLIENT_MESSAGE_BYTES_MAX,
+                ws_per_message_deflate=False,
+                ws_ping_interval=PING_SECONDS,
+                ws_ping_timeout=PONG_SECONDS,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                reset_contextvars=True,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            )
+        )
+        self.server_state = DoorState()
+        self.listening = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """None of them."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does, and tell."""
+        await super().startup(sockets)
+        self.listening.set()
+
+    def cut(self) -> None:
+        """Close what clients have left open past the grace."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+async def _announce(doors: Sequence[_Door], on_started: Callable[[], None]) -> None:
+    for door in doors:
+        await door.listening.wait()
+    on_started()
+
+
+_LOOPBACKS = ("127.0.0.1", "::1")
+_FREE_PORT_TRIES = 20
+_BACKLOG = 2048
+_NO_IPV6 = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+
+class AddressError(SandboxError):
+    """The server cannot listen there."""
+
+    code = "address_unavailable"
+
+
+class OpenAddressError(SandboxError):
+    """Others than this machine's users reach the address, and nothing tells them apart from the operator."""
+
+    code = "address_open"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"{host} can be reached from other machines, and there is no token to ask them for. Make one for this "
+            "data directory with: sandbox token create --role operator   Or listen on 127.0.0.1, and reach it from "
+            "elsewhere through ssh -L."
+        )
+
+
+def is_open(sockets: Sequence[socket.socket]) -> bool:
+    """Whether one of the bound sockets can be reached from another machine."""
+    addresses = (bound.getsockname()[0].partition("%")[0] for bound in sockets)
+    return not all(ip_address(address).is_loopback for address in addresses)
+
+
+def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
+    """Bound sockets, all on one port; 127.0.0.1 and localhost bring ::1 along where there is IPv6.
+
+    Port 0 means any free port; `key` of the configuration says which one. Raises AddressError.
+    """
+    hosts = _LOOPBACKS if host in {"127.0.0.1", "localhost"} else (host,)
+    for _ in range(_FREE_PORT_TRIES if port == 0 else 1):
+        try:
+            return _bind_all(hosts, port)
+        except OSError as error:
+            cause = error
+    raise _taken(host, port, key, cause)
+
+
+def listen(sockets: Sequence[socket.socket], key: str = "port") -> None:
+    """Take clients from now on. Who comes earlier is refused, and knows that nothing was done. Raises AddressError.
+
+    Only who listens has the port: SO_REUSEADDR lets another server bind to it until then.
+    """
+    for bound in sockets:
+        try:
+            bound.listen(_BACKLOG)
+        except OSError as error:
+            host, port, *_ = bound.getsockname()
+            raise _taken(host, port, key, error) from None
+
+
+def _taken(host: str, port: int, key: str, cause: OSError) -> AddressError:
+    return AddressError(
+        f"Cannot listen on {host} port {port}: {cause.strerror}. Choose another port with --{key.replace('_', '-')} "
+        f"(SANDBOX_{key.upper()}, server.{key} in sandbox.toml), or another address with --host."
+    )
+
+
+def _bind_all(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
+    """With port 0 the first socket takes a free port, and the other ones the same."""
+    bound: list[socket.socket] = []
+    try:
+        for host in hosts:
+            if (opened := _bind_one(host, port, is_optional=bool(bound))) is not None:
+                bound.append(opened)
+                port = opened.getsockname()[1]
+    except OSError:
+        for opened in bound:
+            opened.close()
+        raise
+    return bound
+
+
+def _bind_one(host: str, port: int, *, is_optional: bool) -> socket.socket | None:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    try:
+        opened = socket.socket(family, kind, protocol)
+    except OSError as error:
+        if is_optional and error.errno in _NO_IPV6:
+            return None
+        raise
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind(address)
+    except OSError as error:
+        opened.close()
+        if is_optional and error.errno in _NO_IPV6:
+            return None
+        raise
+    return opened

@@ -1,0 +1,164 @@
+"""Counts every answer, refusals included."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from contextlib import AbstractContextManager
+from http import HTTPStatus
+from typing import Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sandbox.api import paths
+from sandbox.interfaces.tasks import Health
+from sandbox.model.task_state import TaskState
+from sandbox.system.log_context import TASK_ID
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+NO_ROUTE = "none"
+"""The route of what was refused before any address was looked for, or is at no address."""
+
+_CREATED = re.compile(rb"(# (HELP|TYPE) )?sandbox_\w+_created\b")
+"""When a series began, which OpenMetrics has and this format has not: noise, a line for each series."""
+
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+_ANSWER_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
+
+
+class ServerMetrics:
+    """The figures of one server, whichever of its doors they come from."""
+
+    def __init__(self, version: str) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        build = Gauge("sandbox_build_info", "Always 1; the version is the label.", ["version"], registry=registry)
+        build.labels(version).set(1)
+        self._tasks = Gauge("sandbox_tasks", "Tasks in the state.", ["state"], registry=registry)
+        self._requests = Counter(
+            "sandbox_http_requests", "Requests that were answered.", ["route", "method", "status"], registry=registry
+        )
+        self._answer_seconds = Histogram(
+            "sandbox_http_answer_seconds",
+            "From a request to the beginning of its answer.",
+            ["route", "method"],
+            buckets=_ANSWER_SECONDS,
+            registry=registry,
+        )
+        self._streams = Gauge("sandbox_streams_open", "Followers that are being told.", ["kind"], registry=registry)
+        for kind in ("logs", "websocket"):
+            self._streams.labels(kind)
+        self._ready = Gauge("sandbox_ready", "1 when the server takes and runs tasks, else 0.", registry=registry)
+        self._uptime = Gauge("sandbox_uptime_seconds", "Since the server was started.", registry=registry)
+        self._disk_free = Gauge("sandbox_disk_free_bytes", "Free where the data directory is.", registry=registry)
+        self._disk_total = Gauge("sandbox_disk_total_bytes", "Size of that file system.", registry=registry)
+
+    def note_answer(self, route: str, method: str, status: int, seconds: float) -> None:
+        """A request has begun to be answered, `seconds` after it came. route: the template, not the address."""
+        shown = method if method in _METHODS else "other"
+        self._requests.labels(route, shown, status).inc()
+        self._answer_seconds.labels(route, shown).observe(seconds)
+
+    def streaming(self, kind: Literal["logs", "websocket"]) -> AbstractContextManager[object]:
+        """Within it one more follower is counted."""
+        return self._streams.labels(kind).track_inprogress()
+
+    def text(self, health: Health, *, is_ready: bool) -> bytes:
+        """Everything as Prometheus reads it."""
+        for state in TaskState:
+            self._tasks.labels(state).set(health.tasks_by_state.get(state, 0))
+        self._ready.set(is_ready)
+        self._uptime.set(health.uptime_seconds)
+        self._disk_free.set(health.disk_free_bytes)
+        self._disk_total.set(health.disk_total_bytes)
+        lines = generate_latest(self._registry).splitlines(keepends=True)
+        return b"".join(line for line in lines if not _CREATED.match(line))
+
+
+_STARTS = {"http.response.start", "websocket.http.response.start"}
+_SWITCHING = 101
+_PROBED = paths.OPEN_PATHS | {paths.METRICS}
+_log = logging.getLogger(__name__)
+
+
+async def note_api_route(connection: HTTPConnection) -> None:
+    """The address that this request is for, for whoever counts it."""
+    note_route(connection, connection.scope["route"].path_format)
+    if (task_id := connection.path_params.get("task_id")) is not None:
+        TASK_ID.set(task_id)
+
+
+def note_route(connection: HTTPConnection, template: str) -> None:
+    """The same for an address that is no operation of the API."""
+    connection.scope["state"]["route"] = template
+
+
+class Measured:
+    """The outermost of all, so that it sees what was refused too."""
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and look at how the answer begins."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        began, has_begun = time.monotonic(), False
+
+        def note(status: int) -> None:
+            nonlocal has_begun
+            has_begun = True
+            seconds = time.monotonic() - began
+            route = scope.setdefault("state", {}).get("route", NO_ROUTE)
+            self._metrics.note_answer(route, scope.get("method", "GET"), status, seconds)
+            _log_answer(scope, status, seconds)
+
+        async def send_measured(message: Message) -> None:
+            if (status := _status(message)) is not None:
+                note(status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_measured)
+        except Exception:
+            # The answer to it is made by Starlette's own middleware, around all others.
+            if not has_begun:
+                note(HTTPStatus.INTERNAL_SERVER_ERROR.value)
+            raise
+
+
+def _log_answer(scope: Scope, status: int, seconds: float) -> None:
+    """Probes and open pages ask again and again: they are told of when something is wrong."""
+    path, client = scope["path"], scope.get("client")
+    is_asked_again = path in _PROBED or path.startswith(paths.ASSETS) or "hx-request" in Headers(scope=scope)
+    is_dull = status < 400 and is_asked_again
+    _log.log(
+        logging.DEBUG if is_dull else logging.INFO,
+        "Answered" if scope["type"] == "http" else "Stream answered",
+        extra={
+            "method": scope.get("method", "GET"),
+            "path": path,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            "client": client and client[0],
+        },
+    )
+
+
+def _status(message: Message) -> int | None:
+    if message["type"] == "websocket.accept":
+        return _SWITCHING
+    return int(message["status"]) if message["type"] in _STARTS else None

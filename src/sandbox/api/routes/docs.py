@@ -1,0 +1,96 @@
+"""The schema for programs, and a page for people to read it and try it out; nothing of it comes from elsewhere."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, HTMLResponse, Response
+
+from sandbox.api import paths
+from sandbox.api.responses import Json
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {"cache-control": "private, no-cache", "content-security-policy": _POLICY, "referrer-policy": "no-referrer"}
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Sandbox API</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="stylesheet" href="/docs/page.css">
+</head>
+<body>
+<div id="page"><noscript>This page needs JavaScript; <a href="/openapi.json">the schema</a> does not.</noscript></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+_START = """SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#page",
+  deepLinking: true,
+  defaultModelsExpandDepth: 0,
+  validatorUrl: null,
+  presets: [SwaggerUIBundle.presets.apis],
+});
+"""
+_STYLE = """body { margin: 0; }
+.swagger-ui .info { margin: 1.5rem 0; }
+.swagger-ui .scheme-container { margin: 0 0 1rem; padding: 0 0 1rem; box-shadow: none; }
+.swagger-ui .response-col_links { display: none; }
+.swagger-ui .parameters textarea { min-height: 5rem; }
+.swagger-ui .curl { overflow-x: auto; }
+@media (max-width: 640px) {
+  .swagger-ui .wrapper { padding: 0 0.75rem; }
+  .swagger-ui .opblock .opblock-section-header { padding: 0.5rem 0.75rem; }
+  .swagger-ui .opblock-description-wrapper, .swagger-ui .responses-inner { padding: 0.75rem; }
+  .swagger-ui .opblock-summary-method { min-width: 4rem; padding: 0.375rem 0; }
+  .swagger-ui table.headers :is(tbody, tr, td) { display: block; padding: 0.125rem 0; }
+  .swagger-ui table.headers thead { display: none; }
+}
+"""
+_ASSETS = {"swagger-ui-bundle.js": "text/javascript; charset=utf-8", "swagger-ui.css": "text/css; charset=utf-8"}
+
+_OWN = {"start.js": (_START, "text/javascript"), "page.css": (_STYLE, "text/css")}
+
+
+def add_docs_routes(app: FastAPI) -> None:
+    """Put the routes of this module on the app."""
+    app.get(paths.SCHEMA, include_in_schema=False)(read_schema)
+    app.get(paths.DOCS, include_in_schema=False)(read_docs)
+    app.get(f"{paths.DOCS}/{{name}}", include_in_schema=False)(read_asset)
+
+
+async def read_schema(request: Request) -> Json:
+    """The schema of the API."""
+    return Json(request.app.openapi())
+
+
+async def read_docs() -> HTMLResponse:
+    """The page."""
+    return HTMLResponse(_PAGE, headers=_HEADERS)
+
+
+async def read_asset(name: str) -> Response:
+    """What the page loads."""
+    if name in _OWN:
+        text, media_type = _OWN[name]
+        return Response(text, headers=_HEADERS, media_type=media_type)
+    if name not in _ASSETS:
+        raise HTTPException(404)
+    return FileResponse(_asset_directory() / name, headers=_HEADERS, media_type=_ASSETS[name])
+
+
+def _asset_directory() -> Path:
+    """Where fastapi-offline has brought Swagger UI; the package itself is never run."""
+    found = find_spec("fastapi_offline")
+    if found is None or not found.submodule_search_locations:
+        raise HTTPException(404)
+    return Path(found.submodule_search_locations[0]) / "static"

@@ -1,0 +1,49 @@
+"""Sessions: a browser shows a token once and has a cookie from then on."""
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from sandbox.api import paths
+from sandbox.api.auth.sessions import COOKIE, SESSION_SECONDS
+from sandbox.api.context import Asked
+from sandbox.api.middleware.authentication import visitor_of
+from sandbox.api.openapi import answers, problems
+from sandbox.api.responses import Json
+
+
+def add_session_routes(app: FastAPI) -> None:
+    """Put the routes of this module on the app."""
+    app.post(paths.SESSION, responses=answers("SessionBody") | problems())(open_session)
+    app.delete(paths.SESSION, status_code=204, response_class=Response, responses=problems())(close_session)
+
+
+async def open_session(request: Request, asked: Asked) -> Json:
+    """Begin a session: the token of this request is good for a cookie. Without tokens there is nothing to prove."""
+    visitor = visitor_of(request)
+    assert visitor.principal is not None
+    principal = visitor.principal
+    answer = Json({"role": principal.role, "name": principal.name})
+    if visitor.proof is not None and visitor.proof.kind == "token":
+        answer.set_cookie(
+            COOKIE,
+            asked.guard.sessions.open(principal.id),
+            max_age=SESSION_SECONDS,
+            secure=_is_encrypted(request),
+            httponly=True,
+            samesite="strict",
+        )
+    return answer
+
+
+async def close_session(request: Request, asked: Asked) -> Response:
+    """End the session of this request's cookie."""
+    if cookie := request.cookies.get(COOKIE):
+        asked.guard.sessions.close(cookie)
+    answer = Response(status_code=204)
+    answer.delete_cookie(COOKIE, secure=_is_encrypted(request), httponly=True, samesite="strict")
+    return answer
+
+
+def _is_encrypted(request: Request) -> bool:
+    """Between the browser and whatever it speaks to: a proxy in front may do TLS, and pages say where they are from."""
+    return request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")

@@ -1,0 +1,247 @@
+"""The file that a server's tokens are kept in. Whoever changes it replaces it whole; a running server notices."""
+
+import base64
+import fcntl
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from sandbox.interfaces.auth import Principal, Role
+from sandbox.model.errors import DECODE_ERRORS, SandboxError
+from sandbox.model.printable import is_printable
+
+_ID_BYTES = 5
+_SECRET_BYTES = 32
+_FORM = re.compile(r"sbx_(?P<id>[a-z2-7]{8})_(?P<secret>[0-9a-f]{64})")
+
+
+class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A token as it is stored.
+
+    sha256: of the secret, in hex. A fast hash is right here: the secret is 256 random bits, so nobody guesses it.
+    """
+
+    id: str
+    role: Role
+    name: str
+    created_at: datetime
+    sha256: str
+    expires_at: datetime | None = None
+
+    @property
+    def principal(self) -> Principal:
+        """Its holder."""
+        return Principal(self.id, self.name, self.role)
+
+    def is_good(self, now: datetime) -> bool:
+        """Whether it has not expired."""
+        return self.expires_at is None or now < self.expires_at
+
+
+def make_token(role: Role, name: str, now: datetime, expires_at: datetime | None) -> tuple[str, TokenRecord]:
+    """A new token, and the record of it."""
+    identity = base64.b32encode(secrets.token_bytes(_ID_BYTES)).decode().lower()
+    secret = secrets.token_hex(_SECRET_BYTES)
+    return f"sbx_{identity}_{secret}", TokenRecord(identity, role, name, now, _digest(secret), expires_at)
+
+
+def id_of(token: str) -> str | None:
+    """The id in a token; None for what is no token at all."""
+    match = _FORM.fullmatch(token)
+    return match["id"] if match else None
+
+
+def matches(token: str, record: TokenRecord) -> bool:
+    """Whether the record is this token's. Takes the same time for every secret."""
+    match = _FORM.fullmatch(token)
+    return match is not None and hmac.compare_digest(_digest(match["secret"]), record.sha256)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(bytes.fromhex(secret)).hexdigest()
+
+
+NAME_CHARACTERS_MAX = 64
+"""A token's name; a longer one is refused."""
+
+LOCK_SECONDS = 5.0
+"""For a change that somebody else makes at the same time; past it a change is given up."""
+
+_LOCK_POLL_SECONDS = 0.02
+_log = logging.getLogger(__name__)
+
+
+class TokenFileError(SandboxError):
+    """The file of tokens is damaged."""
+
+    code = "tokens_unreadable"
+
+
+class TokenNotFoundError(SandboxError):
+    """No token has this id."""
+
+    code = "token_not_found"
+
+
+class InvalidTokenNameError(SandboxError):
+    """A token cannot have this name."""
+
+    code = "invalid_token_name"
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    tokens: tuple[TokenRecord, ...] = ()
+    version: int = 1
+
+
+Stamp = tuple[int, int, int]
+"""Tells one version of a file from the next: inode, time of change in nanoseconds, size."""
+
+
+class TokenFile:
+    """Implements `contracts.access.Access`, and changes the tokens.
+
+    Once there was a token the server never goes back to taking everybody by itself: the file stays when the last
+    token is revoked, and a file that cannot be read lets nobody in.
+    """
+
+    def __init__(self, data_dir: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.path = data_dir / "tokens.json"
+        self._now = now
+        self._stamp: Stamp | None = None
+        self._records: dict[str, TokenRecord] = {}
+
+    @property
+    def has_tokens(self) -> bool:
+        """See `Access`."""
+        try:
+            return self._look() is not None
+        except OSError:
+            return True
+
+    def authenticate(self, token: str | None) -> Principal | None:
+        """See `Access`."""
+        identity = id_of(token) if token is not None else None
+        record = self._find(identity) if identity is not None else None
+        return record.principal if record is not None and token is not None and matches(token, record) else None
+
+    def find(self, principal_id: str) -> Principal | None:
+        """See `Access`."""
+        record = self._find(principal_id)
+        return record.principal if record is not None else None
+
+    def create(self, role: Role, name: str = "", expires_at: datetime | None = None) -> tuple[str, TokenRecord]:
+        """A new token, shown this once. Durable on return. Raises OSError, TokenFileError, InvalidTokenNameError."""
+        if len(name) > NAME_CHARACTERS_MAX or not is_printable(name):
+            raise InvalidTokenNameError(f"A name has at most {NAME_CHARACTERS_MAX} printable characters.")
+        token, record = make_token(role, name, self._now(), expires_at)
+        with self._changing():
+            self._write((*self.list(), record))
+        return token, record
+
+    def list(self) -> Sequence[TokenRecord]:
+        """All tokens, expired ones too, the oldest first. Raises OSError, TokenFileError."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return ()
+        try:
+            return msgspec.json.decode(content, type=_Document).tokens
+        except DECODE_ERRORS as error:
+            advice = "restore it, or remove it and create tokens anew"
+            raise TokenFileError(f"{self.path} is damaged ({error}); {advice}.") from None
+
+    def good(self) -> Sequence[TokenRecord]:
+        """Those that have not expired. Raises as `list` does."""
+        now = self._now()
+        return [record for record in self.list() if record.is_good(now)]
+
+    def revoke(self, token_id: str) -> TokenRecord:
+        """End a token, sessions that it opened included. Raises TokenNotFoundError, and as `list` does."""
+        with self._changing():
+            records = self.list()
+            found = next((record for record in records if record.id == token_id), None)
+            if found is None:
+                raise TokenNotFoundError(f"There is no token {token_id!r}; see: sandbox token list")
+            self._write(tuple(record for record in records if record is not found))
+        return found
+
+    def _find(self, identity: str) -> TokenRecord | None:
+        try:
+            self._refresh()
+        except OSError as error:
+            _log.error("Nobody is let in: %s", error)
+            return None
+        record = self._records.get(identity)
+        return record if record is not None and record.is_good(self._now()) else None
+
+    def _refresh(self) -> None:
+        """Read the file again if it is another one than before."""
+        stamp = self._look()
+        if stamp == self._stamp:
+            return
+        self._records = {}
+        try:
+            self._records = {record.id: record for record in self.list()}
+        except TokenFileError as error:
+            _log.error("Nobody is let in: %s", error)
+        # Read after the look: a file that was replaced in between has another stamp and is read once more.
+        self._stamp = stamp
+
+    def _look(self) -> Stamp | None:
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change at a time, over all processes. The directory's own lock is its server's, as long as that lives."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
+        try:
+            _lock(lock)
+            yield
+            self._flush_name()
+        finally:
+            os.close(lock)
+
+    def _flush_name(self) -> None:
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _write(self, records: Sequence[TokenRecord]) -> None:
+        new = self.path.with_suffix(".new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(new, flags, 0o600), "wb") as opened:
+            opened.write(msgspec.json.format(msgspec.json.encode(_Document(tuple(records)))) + b"\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+        new.replace(self.path)
+
+
+def _lock(descriptor: int) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError("Somebody else is changing the tokens; try again.") from None
+            time.sleep(_LOCK_POLL_SECONDS)
+        else:
+            return

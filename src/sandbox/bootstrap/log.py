@@ -1,0 +1,105 @@
+"""The log of a server or a runner: lines for people or for programs, each with what it is about.
+
+Built on the standard library, which every process has loaded already: asyncio logs through it.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+from sandbox.model.printable import escaped, printable
+from sandbox.system.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID
+
+FORMATS = ("text", "json")
+LEVELS = ("debug", "info", "warning", "error")
+
+FORMAT_VARIABLE, LEVEL_VARIABLE = "SANDBOX_LOG_FORMAT", "SANDBOX_LOG_LEVEL"
+"""By which a runner learns what its server was set to."""
+
+_SUBJECTS = {"task_id": TASK_ID, "attempt_id": ATTEMPT_ID, "request_id": REQUEST_ID, "token_id": TOKEN_ID}
+_FIELDS = (
+    "state",
+    "error",
+    "method",
+    "path",
+    "status",
+    "duration_ms",
+    "client",
+    "pid",
+    "http",
+    "ws",
+    "data_dir",
+    "kind",
+)
+"""What else a line may tell; given by `extra` of the call."""
+
+
+def begin_log(form: str, level: str) -> "Lines":
+    """Write everything from `level` up to stderr; of libraries, warnings only. Gives who makes the lines."""
+    lines = Lines(_as_json if form == "json" else _as_text)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(lines)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("sandbox").setLevel(level.upper())
+    logging.captureWarnings(True)
+    sys.excepthook = _log_last_words
+    return lines
+
+
+class Lines(logging.Formatter):
+    """Makes a line of a record. redact: takes the values of secrets out of whatever text it is given."""
+
+    def __init__(self, write: Callable[[Mapping[str, Any]], str]) -> None:
+        super().__init__()
+        self.redact: Callable[[str], str] = str
+        self._write = write
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; as text, a traceback stands below it."""
+        told = {name: value for name, value in self._told(record).items() if value is not None}
+        return self._write(
+            {name: value if isinstance(value, int | float) else self.redact(str(value)) for name, value in told.items()}
+        )
+
+    def _told(self, record: logging.LogRecord) -> dict[str, Any]:
+        at = datetime.fromtimestamp(record.created, UTC)
+        told: dict[str, Any] = {
+            "time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        told |= {name: getattr(record, name, None) for name in _FIELDS}
+        told |= {name: getattr(record, name, None) or subject.get() for name, subject in _SUBJECTS.items()}
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return told
+
+
+def _as_json(told: Mapping[str, Any]) -> str:
+    return json.dumps(told)
+
+
+def _as_text(told: Mapping[str, Any]) -> str:
+    rest = dict(told)
+    head = f"{rest.pop('time')} {rest.pop('level').upper():<7} {printable(rest.pop('message'), escaped)}"
+    del rest["logger"]
+    exception = rest.pop("exception", "")
+    line = "  ".join([head, " ".join(f"{name}={_value(value)}" for name, value in rest.items())]).rstrip()
+    # No line of the log can be made up by whoever chose a name or a path.
+    return "\n    ".join([line, *(printable(below, escaped) for below in exception.splitlines())])
+
+
+def _value(value: Any) -> str:
+    text = str(value)
+    return text if text.isascii() and text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
+
+
+def _log_last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger("sandbox").critical("The process ends: %s", kind.__name__, exc_info=(kind, error, trace))

@@ -1,0 +1,69 @@
+"""What tasks may have of this server's secrets."""
+
+from collections.abc import Mapping, Sequence
+
+from sandbox.bootstrap.settings.load import ConfigurationError
+from sandbox.bootstrap.settings.schema import SecretsSection
+from sandbox.gateway.model.dialer import parse_upstream
+from sandbox.interfaces.auth import Access
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.secrets import SecretSource
+from sandbox.model.manifest.schema import Secret
+from sandbox.secrets.resolver import Secrets
+from sandbox.secrets.sources import EnvironmentSource, FileSource
+from sandbox.secrets.vault import VaultSettings, VaultSource
+
+
+class ServerSecrets:
+    """The sources that the operator configured. As soon as there are tokens, only named variables are given away."""
+
+    def __init__(self, settings: SecretsSection, environment: Mapping[str, str], access: Access) -> None:
+        self._settings = settings
+        self._environment = environment
+        self._access = access
+        self._sources: dict[str, SecretSource] = {}
+        if settings.directory is not None:
+            self._sources["file"] = FileSource(settings.directory)
+        vault = _vault(settings, environment)
+        if vault is not None:
+            self._sources["vault"] = VaultSource(vault)
+
+    async def resolve(self, secrets: Sequence[Secret]) -> Mapping[str, str]:
+        """The values by name. Raises SecretUnavailableError."""
+        allowed = self._settings.environment if self._access.has_tokens else None
+        variables = EnvironmentSource(self._environment, allowed)
+        return await Secrets({**self._sources, "env": variables}).resolve(secrets)
+
+
+def _vault(settings: SecretsSection, environment: Mapping[str, str]) -> VaultSettings | None:
+    """The address is configured, the rest are the variables that Vault's own command line takes."""
+    address, token = settings.vault.address, environment.get("VAULT_TOKEN")
+    if address is None or not token:
+        return None
+    return VaultSettings(
+        address=address.removesuffix("/"),
+        token=token,
+        mount=settings.vault.mount,
+        namespace=environment.get("VAULT_NAMESPACE"),
+        ca_file=environment.get("VAULT_CACERT"),
+    )
+
+
+DEFAULT_BASE_URL = "https://api.anthropic.com"
+
+
+def read_upstream(environment: Mapping[str, str]) -> ModelUpstream | None:
+    """ANTHROPIC_BASE_URL and the key for it; None without a key. The API key goes before the token.
+
+    Raises ConfigurationError where no gateway could use them.
+    """
+    base_url = environment.get("ANTHROPIC_BASE_URL") or DEFAULT_BASE_URL
+    api_key, auth_token = (environment.get(f"ANTHROPIC_{name}", "") for name in ("API_KEY", "AUTH_TOKEN"))
+    if not api_key and not auth_token:
+        return None
+    upstream = ModelUpstream(base_url, api_key=api_key, auth_token="" if api_key else auth_token)
+    try:
+        parse_upstream(upstream)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    return upstream

@@ -1,0 +1,95 @@
+"""The keys of the configuration: their places in the file, their variables and options. Read from `settings`."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from sandbox.bootstrap.settings.schema import Purpose, ServerSettings
+
+_UNSECTIONED = "server"
+"""The section whose keys need no section in names of variables, and have options."""
+
+_SHOWN_DEFAULTS = {"server.data_dir": "$XDG_DATA_HOME/sandbox"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One thing that can be set. section: its way in the file; kind: its type without bounds."""
+
+    section: tuple[str, ...]
+    name: str
+    kind: Any
+    default: Any
+    purpose: str
+
+    @property
+    def path(self) -> str:
+        """Such as `secrets.vault.address`."""
+        return ".".join((*self.section, self.name))
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        section = () if self.section == (_UNSECTIONED,) else self.section
+        return "_".join(("SANDBOX", *section, self.name)).upper()
+
+    @property
+    def option(self) -> str | None:
+        """The option of the command line; only where the server listens and keeps its data has some."""
+        is_option = self.section == (_UNSECTIONED,) and self.kind is not tuple
+        return "--" + self.name.replace("_", "-") if is_option else None
+
+    @property
+    def shown_default(self) -> str:
+        """The default for people."""
+        if self.path in _SHOWN_DEFAULTS:
+            return _SHOWN_DEFAULTS[self.path]
+        return {None: "none", (): "[]"}.get(self.default, str(self.default))
+
+    def parse(self, text: str) -> Any:
+        """The value of a text from outside the file; what does not parse stays text, which the schema then refuses."""
+        if self.kind is tuple:
+            return [part.strip() for part in text.split(",") if part.strip()]
+        if self.kind in {int, float}:
+            try:
+                return self.kind(text)
+            except ValueError:
+                return text
+        return text
+
+
+@cache
+def keys() -> tuple[Key, ...]:
+    """All keys, in the order of the record."""
+    return tuple(_keys(ServerSettings, ()))
+
+
+def sections() -> dict[tuple[str, ...], list[str]]:
+    """What each section may hold."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for key in keys():
+        for depth in range(len(key.section) + 1):
+            inside = (*key.section, key.name)[depth]
+            known = found.setdefault(key.section[:depth], [])
+            if inside not in known:
+                known.append(inside)
+    return found
+
+
+def _keys(record: Any, section: tuple[str, ...]) -> Iterator[Key]:
+    hints = get_type_hints(record, include_extras=True)
+    for field in fields(record):
+        kind = hints[field.name]
+        if is_dataclass(kind):
+            yield from _keys(kind, (*section, field.name))
+            continue
+        if get_origin(kind) in {Union, types.UnionType}:
+            kind = next(member for member in get_args(kind) if member is not type(None))
+        bare, *marks = get_args(kind)
+        purpose = next(mark.text for mark in marks if isinstance(mark, Purpose))
+        default = field.default if field.default is not MISSING else None
+        yield Key(section, field.name, get_origin(bare) or bare, default, purpose)

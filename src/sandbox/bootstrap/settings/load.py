@@ -1,0 +1,236 @@
+"""The settings of this server: an option wins over the environment, that over `sandbox.toml`, that over the default."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from sandbox.bootstrap.settings.keys import Key, keys, sections
+from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings, default_config_file
+from sandbox.model.errors import SandboxError
+from sandbox.model.printable import printable, replaced
+
+FILE_VARIABLE = "SANDBOX_CONFIG"
+FILE_BYTES_MAX = 1024 * 1024
+"""A configuration file; a larger one is refused."""
+
+DEFAULT = "default"
+
+
+class ConfigurationError(SandboxError):
+    """The server cannot be configured like that; the message names every mistake and where it was made."""
+
+    code = "invalid_configuration"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The settings; for each key (by its path) where its value came from; and the file, None when none was read."""
+
+    settings: ServerSettings
+    origins: Mapping[str, str]
+    file: Path | None
+
+    def value(self, key: Key) -> Any:
+        """What the key is set to."""
+        record: Any = self.settings
+        for name in (*key.section, key.name):
+            record = getattr(record, name)
+        return record
+
+
+def find_file(option: str | None, environment: Mapping[str, str]) -> tuple[Path, bool]:
+    """The file to read, and whether somebody asked for it, so that it has to be there. Raises ConfigurationError."""
+    if option == "":
+        raise ConfigurationError("--config must not be empty.")
+    asked = option or environment.get(FILE_VARIABLE)
+    return (Path(asked).absolute(), True) if asked else (default_config_file(), False)
+
+
+def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configuration:
+    """Read everything there is.
+
+    options: values of the command line by their keys' names, None for those not given; `config` is the file.
+    Raises ConfigurationError with all mistakes.
+    """
+    pass
+
+    file, is_asked = find_file(options.get("config"), environment)
+    has_file = is_asked or file.exists()
+    data = _read(file) if has_file else {}
+    origins = dict.fromkeys(_paths(data, ()), str(file))
+    for key in keys():
+        for origin, text in _overrides(key, options, environment):
+            if _put(data, key, key.parse(text)):
+                origins[key.path] = origin
+    settings, mistakes = validate(data, origins)
+    if settings is None:
+        raise ConfigurationError(_sentence(mistakes))
+    shown = {key.path: origins.get(key.path, DEFAULT) for key in keys()}
+    return Configuration(settings, shown, file if has_file else None)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {file}: {error.strerror}.") from None
+    if len(content) > FILE_BYTES_MAX:
+        raise ConfigurationError(f"{file} is larger than {FILE_BYTES_MAX // 1024} KiB, which no configuration needs.")
+    try:
+        data = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{file} is not TOML: {error}.") from None
+    return _with_absolute_paths(data, file)
+
+
+def _with_absolute_paths(data: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A path in a file is meant from where the file is; `~` is this user's home."""
+    for key in keys():
+        section = _section(data, key)
+        value = section.get(key.name) if section is not None else None
+        if section is not None and key.kind is Path and isinstance(value, str) and value:
+            section[key.name] = str(file.parent / _expanded(key, value, file))
+    return data
+
+
+def _expanded(key: Key, value: str, file: Path) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        mistake = f"{key.path} ({file}) begins with the home of a user who has none here"
+        raise ConfigurationError(_sentence([mistake])) from None
+
+
+def _paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str]:
+    """The paths of all values and sections."""
+    found = []
+    for name, value in data.items():
+        path = (*section, name)
+        found.append(".".join(path))
+        if isinstance(value, dict):
+            found += _paths(value, path)
+    return found
+
+
+def _overrides(key: Key, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What stands above the file, the weaker first. An empty variable counts as not set."""
+    found = []
+    if environment.get(key.variable):
+        found.append((key.variable, environment[key.variable]))
+    if key.option and options.get(key.name) is not None:
+        found.append((key.option, str(options[key.name])))
+    return found
+
+
+def _put(data: dict[str, Any], key: Key, value: Any) -> bool:
+    """Set a value, unless what should be a section is something else, which is a mistake of its own."""
+    section = data
+    for name in key.section:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            return False
+    section[key.name] = value
+    return True
+
+
+def _section(data: Any, key: Key) -> dict[str, Any] | None:
+    for name in key.section:
+        data = data.get(name) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else None
+
+
+def _sentence(mistakes: list[str]) -> str:
+    if len(mistakes) == 1:
+        return f"The configuration has a mistake: {mistakes[0]}{'' if mistakes[0].endswith('?') else '.'}"
+    return "\n  ".join([f"The configuration has {len(mistakes)} mistakes:", *mistakes])
+
+
+_NAME_LENGTH_SHOWN_MAX = 64
+_SECRET_NAME = re.compile(r"token|passw|secret|credential|api_?key", re.IGNORECASE)
+_TELLINGS = (
+    (r"string_type|path_type", "must be text"),
+    (r"int_type|int_parsing|int_from_float", "must be a whole number"),
+    (r"float_type|float_parsing|finite_number", "must be a number"),
+    (r"tuple_type|list_type", "must be a list of texts"),
+    (r"dataclass_type|dict_type", "must be a section"),
+    (r"greater_than_equal", "must be at least {ge:g}"),
+    (r"less_than_equal", "must be at most {le:g}"),
+    (r"string_too_short|too_short", "must not be empty"),
+    (r"string_too_long|too_long", "must have at most {max_length} parts or characters"),
+    (r"format|range", "{complaint}"),
+)
+
+
+def validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[ServerSettings | None, list[str]]:
+    """The settings that the data is, or None and everything that is wrong with it. origins: by dotted path."""
+    # A date is the one value of TOML that JSON lacks; no key takes one, so it is made what no key takes.
+    text = json.dumps(data, default=lambda value: {"date": str(value)})
+    clashes = _clashes(data, origins)
+    try:
+        settings = _adapter().validate_json(text, strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        return None, [*(_mistake(detail, origins) for detail in found), *clashes]
+    return (None, clashes) if clashes else (settings, [])
+
+
+@cache
+def _adapter() -> TypeAdapter[ServerSettings]:
+    return TypeAdapter(ServerSettings)
+
+
+def _clashes(data: dict[str, Any], origins: Mapping[str, str]) -> list[str]:
+    """What no value is to blame for alone: two doors on one port."""
+    section = data.get("server", {})
+    if not isinstance(section, dict):
+        return []
+    port, ws_port = section.get("port", ServerSection.port), section.get("ws_port", ServerSection.ws_port)
+    if not isinstance(port, int) or port == 0 or port != ws_port:
+        return []
+    wheres = {name: _where(f"server.{name}", origins) for name in ("port", "ws_port")}
+    return [f"server.ws_port{wheres['ws_port']} must differ from server.port{wheres['port']}"]
+
+
+def _mistake(error: ErrorDetails, origins: Mapping[str, str]) -> str:
+    path = [str(part)[:_NAME_LENGTH_SHOWN_MAX] for part in error["loc"]]
+    names = [part for part in path if not part.isdecimal()]
+    shown = printable(".".join(path), replaced)
+    return f"{shown}{_where('.'.join(names), origins)} {_tell(error, names)}"
+
+
+def _where(path: str, origins: Mapping[str, str]) -> str:
+    place = origins.get(path)
+    return f" ({place})" if place else ""
+
+
+def _tell(error: ErrorDetails, path: list[str]) -> str:
+    if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+        return _tell_unknown(path)
+    for pattern, telling in _TELLINGS:
+        if re.fullmatch(pattern, error["type"]):
+            return telling.format(**error.get("ctx", {}))
+    return "is not valid"
+
+
+def _tell_unknown(path: list[str]) -> str:
+    *section, name = path
+    if path == ["secrets", "vault", "token"]:
+        return "must not stand in a file; give it to the server as VAULT_TOKEN in its environment"
+    known = sections().get(tuple(section), [])
+    near = get_close_matches(name, known, n=1)
+    told = f"is unknown (known here: {', '.join(known)})" if known else "is unknown"
+    if near:
+        return f"{told}; did you mean '{near[0]}'?"
+    return f"{told}; secrets never stand here" if _SECRET_NAME.search(name) else told

@@ -1,0 +1,298 @@
+"""Everything that an operator may set: one record, which is the schema of `sandbox.toml`, environment and options.
+
+Each record is a section of the file, each field a key. `configuration` reads types, bounds and defaults from here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, Len, MaxLen
+
+from sandbox.interfaces.tasks import Retention
+from sandbox.model.disk_space import Watermark
+from sandbox.model.egress import CLONE_HOST_PATTERN
+from sandbox.model.limits import (
+    NEW_TASKS_FREE_BYTES,
+    NEW_TASKS_FREE_PERCENT,
+    OUTPUT_FREE_BYTES,
+    OUTPUT_FREE_PERCENT,
+    OVERCOMMIT_CPUS,
+    OVERCOMMIT_DISK,
+    OVERCOMMIT_MEMORY,
+)
+from sandbox.model.manifest.formats import (
+    BYTE_SIZE,
+    DURATION,
+    ENVIRONMENT_NAME,
+    VISIBLE,
+    Format,
+    parse_byte_size,
+    parse_duration,
+)
+
+UNLIMITED = "unlimited"
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_UNIT_BYTES = {"M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+
+def _age(text: str) -> str | None:
+    is_one = text == UNLIMITED or re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text, re.ASCII)
+    return None if is_one else "must be a whole number and a unit, such as 12h or 90d, or unlimited"
+
+
+def _disk_size(text: str) -> str | None:
+    is_one = text == UNLIMITED or re.fullmatch(r"[1-9][0-9]{0,5}[MGT]", text, re.ASCII)
+    return None if is_one else "must be a whole number and a unit, such as 500M or 20G, or unlimited"
+
+
+AGE = Format("age", _age)
+DISK_SIZE = Format("disk_size", _disk_size)
+
+
+def parse_age(text: str) -> int | None:
+    """Seconds; None for unlimited."""
+    return None if text == UNLIMITED else int(text[:-1]) * _UNIT_SECONDS[text[-1]]
+
+
+def parse_disk_size(text: str) -> int | None:
+    """Bytes; None for unlimited."""
+    return None if text == UNLIMITED else int(text[:-1]) * _UNIT_BYTES[text[-1]]
+
+
+_CLOSED = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a key is for, as help and documents tell it."""
+
+    text: str
+
+
+class _NotEmpty:
+    """Refuses the empty text, which as a path would be the current directory: a variable of a shell that is not set."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """How pydantic runs the check (it is imported only where a configuration is validated)."""
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def check(value: Any) -> Any:
+            if value == "":
+                raise PydanticCustomError("format", "{complaint}", {"complaint": "must not be empty"})
+            return value
+
+        return core_schema.no_info_before_validator_function(check, handler(source))
+
+
+def _written_as(pattern: str, complaint: str) -> Callable[[str], str | None]:
+    compiled = re.compile(pattern, re.ASCII)
+    return lambda value: None if compiled.fullmatch(value) else complaint
+
+
+_HOST_NAME = Format(
+    "host_name", _written_as(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}", "must be a host name or an IP address")
+)
+_CLONE_HOST = Format(
+    "clone_host",
+    _written_as(CLONE_HOST_PATTERN, "must be a host name, or '*.' and a domain, with an optional ':port'"),
+)
+_SERVER_ADDRESS = Format(
+    "server_address",
+    _written_as(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
+)
+_RUNTIME = Format("runtime", _written_as("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
+_LOG_FORMAT = Format("log_format", _written_as("text|json", "must be text or json"))
+_LOG_LEVEL = Format("log_level", _written_as("debug|info|warning|error", "must be debug, info, warning or error"))
+Port = Annotated[int, Ge(0), Le(65535)]
+Percent = Annotated[float, Ge(0), Le(90)]
+Place = Annotated[Path, _NotEmpty()]
+Factor = Annotated[float, Ge(0.1), Le(1000)]
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/sandbox`."""
+    return _user_directory("XDG_DATA_HOME", ".local/share") / "sandbox"
+
+
+def default_config_file() -> Path:
+    """`$XDG_CONFIG_HOME/sandbox/sandbox.toml`."""
+    return _user_directory("XDG_CONFIG_HOME", ".config") / "sandbox" / "sandbox.toml"
+
+
+def _user_directory(variable: str, otherwise: str) -> Path:
+    home = os.environ.get(variable, "")
+    # The specification says that a relative path there is to be ignored.
+    return Path(home) if home.startswith("/") else Path.home() / otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSection:
+    """Where the server listens, keeps its data and makes its sandboxes."""
+
+    __pydantic_config__ = _CLOSED
+    host: Annotated[str, Len(1, 253), VISIBLE, Purpose("The address to listen on.")] = "127.0.0.1"
+    port: Annotated[Port, Purpose("The port of the API; 0 for any free one.")] = 8122
+    ws_port: Annotated[Port, Purpose("The port of the WebSocket; 0 for any free one.")] = 8121
+    data_dir: Annotated[Place, Purpose("Where tasks are kept.")] = field(default_factory=default_data_dir)
+    runtime: Annotated[
+        str,
+        _RUNTIME,
+        Purpose("What makes the sandboxes: bubblewrap, gvisor or qemu; auto takes the strongest that works."),
+    ] = "auto"
+    host_names: Annotated[
+        tuple[Annotated[str, _HOST_NAME], ...],
+        MaxLen(64),
+        Purpose("Names beside localhost that requests may reach the server by."),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacitySection:
+    """How many times the machine may be promised to tasks."""
+
+    __pydantic_config__ = _CLOSED
+    cpus: Annotated[Factor, Purpose("How many times all CPUs may be promised.")] = OVERCOMMIT_CPUS
+    memory: Annotated[Factor, Purpose("How many times all memory may be promised.")] = OVERCOMMIT_MEMORY
+    disk: Annotated[Factor, Purpose("How many times the data directory's disk may be promised.")] = OVERCOMMIT_DISK
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskSection:
+    """What must be free on the file system of the data directory."""
+
+    __pydantic_config__ = _CLOSED
+    new_tasks_percent: Annotated[
+        Percent, Purpose("With less than this share free, new tasks wait and the server is not ready.")
+    ] = NEW_TASKS_FREE_PERCENT
+    new_tasks_size: Annotated[str, BYTE_SIZE, Purpose("So much free is enough for new tasks, whatever its share.")] = (
+        f"{NEW_TASKS_FREE_BYTES // 1024**3}G"
+    )
+    output_percent: Annotated[Percent, Purpose("With less than this share free, output is left out.")] = (
+        OUTPUT_FREE_PERCENT
+    )
+    output_size: Annotated[str, BYTE_SIZE, Purpose("So much free is enough for output, whatever its share.")] = (
+        f"{OUTPUT_FREE_BYTES // 1024**3}G"
+    )
+
+    @property
+    def new_tasks(self) -> Watermark:
+        """The first watermark."""
+        return Watermark(self.new_tasks_percent, parse_byte_size(self.new_tasks_size))
+
+    @property
+    def output(self) -> Watermark:
+        """The second one."""
+        return Watermark(self.output_percent, parse_byte_size(self.output_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GitSection:
+    """Where repositories come from."""
+
+    __pydantic_config__ = _CLOSED
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, _CLONE_HOST], ...],
+        MaxLen(256),
+        Purpose("Hosts that may be cloned from; looked at as soon as there are tokens."),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaultSection:
+    """HashiCorp Vault, KV version 2. Its token is `VAULT_TOKEN` of the server's environment, nowhere else."""
+
+    __pydantic_config__ = _CLOSED
+    address: Annotated[str, Len(1, 2048), _SERVER_ADDRESS, Purpose("The address of Vault.")] | None = None
+    mount: Annotated[str, Len(1, 256), VISIBLE, Purpose("Where the KV engine is mounted.")] = "secret"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretsSection:
+    """What secrets of tasks may be taken from."""
+
+    __pydantic_config__ = _CLOSED
+    directory: Annotated[Place, Purpose("Secrets with `source: file` are files below it.")] | None = None
+    environment: Annotated[
+        tuple[Annotated[str, ENVIRONMENT_NAME], ...],
+        MaxLen(1024),
+        Purpose("Variables of the server that `source: env` may name as soon as there are tokens."),
+    ] = ()
+    vault: VaultSection = field(default_factory=VaultSection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreserveSection:
+    """What is kept of failed tasks with `failure_action: preserve`."""
+
+    __pydantic_config__ = _CLOSED
+    time_to_live: Annotated[str, DURATION, Purpose("How long a preserved sandbox is kept, 1s to 168h.")] = "24h"
+
+    @property
+    def time_to_live_seconds(self) -> int:
+        """In seconds."""
+        return parse_duration(self.time_to_live)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionSection:
+    """How long finished tasks are kept; those that ended first go first."""
+
+    __pydantic_config__ = _CLOSED
+    older_than: Annotated[
+        str, AGE, Purpose("A finished task goes when its end is so long ago, such as 12h or 90d; or unlimited.")
+    ] = "90d"
+    keep: Annotated[
+        int, Ge(0), Le(10_000_000), Purpose("So many finished tasks are kept, the oldest go; 0 for any number.")
+    ] = 10_000
+    max_bytes: Annotated[
+        str, DISK_SIZE, Purpose("The disk that finished tasks may take together, such as 500M or 20G; or unlimited.")
+    ] = UNLIMITED
+
+    @property
+    def bounds(self) -> Retention:
+        """As numbers."""
+        return Retention(parse_age(self.older_than), self.keep or None, parse_disk_size(self.max_bytes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessSection:
+    """How much one client may ask for."""
+
+    __pydantic_config__ = _CLOSED
+    requests_per_minute: Annotated[
+        int,
+        Ge(0),
+        Le(10_000_000),
+        Purpose("Requests of one token, or of one address without a token; 0 for any number."),
+    ] = 6000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSection:
+    """What the server and its runners write to their logs."""
+
+    __pydantic_config__ = _CLOSED
+    format: Annotated[str, _LOG_FORMAT, Purpose("How the lines of the log are written: text or json.")] = "text"
+    level: Annotated[str, _LOG_LEVEL, Purpose("The least that is written: debug, info, warning or error.")] = "info"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """All sections. Pure values."""
+
+    __pydantic_config__ = _CLOSED
+    server: ServerSection = field(default_factory=ServerSection)
+    capacity: CapacitySection = field(default_factory=CapacitySection)
+    disk: DiskSection = field(default_factory=DiskSection)
+    git: GitSection = field(default_factory=GitSection)
+    secrets: SecretsSection = field(default_factory=SecretsSection)
+    preserve: PreserveSection = field(default_factory=PreserveSection)
+    retention: RetentionSection = field(default_factory=RetentionSection)
+    access: AccessSection = field(default_factory=AccessSection)
+    log: LogSection = field(default_factory=LogSection)

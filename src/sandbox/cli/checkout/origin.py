@@ -1,0 +1,178 @@
+"""Where the present checkout comes from: what a task has to clone to begin from here and now."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.output.formatting import counted, size
+from sandbox.cli.output.text import visible, visible_name, window_cells, wrapped
+from sandbox.model.manifest.formats import GIT_PATCH_BYTES_MAX, REPOSITORY_URL
+
+if TYPE_CHECKING:
+    from sandbox.cli.checkout.worktree import ChangedFile, Checkout
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A place in a remote repository.
+
+    commit: the latest of this checkout's history that the remote's branch is known to have; unpushed: how many commits
+    there are upon it; has_credentials: the remote's address had some, which `url` has not.
+    """
+
+    remote: str
+    url: str
+    branch: str
+    commit: str
+    unpushed: int
+    has_credentials: bool
+
+
+def find_origin(checkout: Checkout, remote: str | None) -> Origin:
+    """What is known here of the remote, without asking it. Ends the command where that is not enough.
+
+    remote: its name; None: the one that the present branch follows, else `origin`, else the only one.
+    """
+    head = checkout.commit()
+    if head is None:
+        _refuse("This checkout has no commit yet.", "Commit something and push it first")
+    name = remote or _remote(checkout)
+    url, has_credentials = _url(checkout, name)
+    branch, commit = _pushed(checkout, name, head)
+    unpushed = int(checkout.ask("rev-list", "--count", f"{commit}..{head}") or 0)
+    return Origin(name, url, branch, commit, unpushed, has_credentials)
+
+
+def _remote(checkout: Checkout) -> str:
+    names = (checkout.ask("remote") or "").splitlines()
+    branch = checkout.branch()
+    followed = checkout.ask("config", "--get", f"branch.{branch}.remote") if branch else None
+    for name in (followed, "origin"):
+        if name in names:
+            return str(name)
+    if not names:
+        _refuse("This checkout has no remote, and a task begins with a clone.", "Add one: git remote add origin URL")
+    if len(names) > 1:
+        _refuse(f"This checkout has several remotes: {', '.join(names)}.", "Say which one: add --remote NAME")
+    return names[0]
+
+
+def _url(checkout: Checkout, remote: str) -> tuple[str, bool]:
+    """As it is written, since the server has git settings of its own; else as git here resolves it."""
+    told = checkout.ask("config", "--get-all", f"remote.{remote}.url") or ""
+    written = told.partition("\n")[0]  # git fetches from the first, and pushes to all
+    if not written:
+        _refuse(f"There is no remote {remote}.", "See those that there are: git remote -v")
+    addresses = [_without_credentials(one) for one in (written, checkout.ask("remote", "get-url", remote) or "")]
+    good = next((one for one in addresses if REPOSITORY_URL.complain(one[0]) is None), None)
+    if good is None:
+        complaint = REPOSITORY_URL.complain(addresses[0][0])
+        _refuse(f"The address of {remote} {complaint}.", f"Mend it: git remote set-url {remote} URL")
+    return good
+
+
+def _without_credentials(address: str) -> tuple[str, bool]:
+    scheme, separator, rest = address.partition("://")
+    user, at, host = rest.partition("/")[0].rpartition("@")
+    if scheme not in {"http", "https"} or not at:
+        return address, False
+    return f"{scheme}{separator}{host}{rest[len(user + at + host) :]}", True
+
+
+def _pushed(checkout: Checkout, remote: str, head: str) -> tuple[str, str]:
+    """The remote's branch to clone, and the latest commit of `head`'s history in it."""
+    prefix = f"refs/remotes/{remote}/"
+    followed = _followed(checkout, remote)
+    containing = checkout.ask("for-each-ref", f"--contains={head}", "--format=%(refname)", prefix) or ""
+    holders = [ref for ref in containing.splitlines() if ref != f"{prefix}HEAD"]
+    main = checkout.ask("symbolic-ref", "--quiet", f"{prefix}HEAD")
+    own = f"{prefix}{followed}" if followed else None
+    if own and own not in holders and checkout.ask("rev-parse", "--verify", "--quiet", own):
+        holders = [own]
+    preferred = [ref for ref in (own, main) if ref in holders]
+    bases = ((ref, checkout.ask("merge-base", head, ref)) for ref in (*preferred, *holders, main) if ref)
+    found = next(((ref.removeprefix(prefix), commit) for ref, commit in bases if commit), None)
+    if found is None:
+        push = f"git push -u {remote} {checkout.branch() or 'HEAD'}"
+        _refuse(f"Nothing of this checkout is known to be on {remote}.", f"Push it first: {push}")
+    return found
+
+
+def _followed(checkout: Checkout, remote: str) -> str | None:
+    """The remote's branch that the present one follows, else the one of the same name."""
+    branch = checkout.branch()
+    if branch and checkout.ask("config", "--get", f"branch.{branch}.remote") == remote:
+        merged = checkout.ask("config", "--get", f"branch.{branch}.merge")
+        return merged.removeprefix("refs/heads/") if merged else branch
+    return branch
+
+
+def _refuse(sentence: str, advice: str) -> NoReturn:
+    fail(f"Error: {visible(sentence)}\n  {visible(advice)}", ExitCode.USAGE)
+
+
+SHOWN_FILES_MAX = 10
+CHANGED_BYTES_MAX = 256 * 1024**2
+"""Of files, of which a large one may be changed a little only."""
+
+_ADVICE = "  Commit and push it, or keep large files out of it: .gitignore"
+
+
+def pack_local_work(checkout: Checkout, commit: str) -> bytes:
+    """The patch that makes what is here of `commit`, empty where that is the same; says what is in it.
+
+    Ignored files stay. Ends the command where it is more than can be sent.
+    """
+    sizes = checkout.sizes_of_changes()
+    _refuse_other_repositories(checkout, sizes)
+    _refuse_far_too_much(sizes)
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "patch"
+        checkout.write_difference(commit, path, Path(directory))
+        if path.stat().st_size > GIT_PATCH_BYTES_MAX:
+            found, most = size(path.stat().st_size), size(GIT_PATCH_BYTES_MAX)
+            fail(
+                f"Error: What is only here makes a patch of {found}, and {most} can be sent.\n{_ADVICE}",
+                ExitCode.CONFLICT,
+            )
+        patch = path.read_bytes()
+        if patch:
+            _say_files(checkout.list_changes(path))
+        return patch
+
+
+def _refuse_other_repositories(checkout: Checkout, paths: Iterable[str]) -> None:
+    """What is inside of them is in no patch of this one."""
+    if submodules := checkout.changed_submodules():
+        message = (
+            f"Error: The submodule {visible_name(submodules[0])} has changes of its own, which cannot be sent along."
+        )
+        fail(f"{message}\n  Commit and push them there, or put them aside there with: git stash -u", ExitCode.CONFLICT)
+    if nested := sorted(path for path in paths if path.endswith("/")):
+        message = f"Error: {visible_name(nested[0])} is a git repository of its own, which cannot be sent along."
+        fail(f"{message}\n  Keep it out of this one: .gitignore", ExitCode.CONFLICT)
+
+
+def _refuse_far_too_much(sizes: Mapping[str, int]) -> None:
+    """Before git reads it all: so much makes no patch that could be sent."""
+    if sum(sizes.values()) > CHANGED_BYTES_MAX:
+        largest = max(sizes, key=sizes.__getitem__)
+        found, most = size(sum(sizes.values())), size(GIT_PATCH_BYTES_MAX)
+        message = f"Error: What is only here is {found}, and a patch of {most} can be sent. "
+        largest_told = f"The largest is {visible_name(largest)} ({size(sizes[largest])})."
+        fail(f"{message}{largest_told}\n{_ADVICE}", ExitCode.CONFLICT)
+
+
+def _say_files(files: list[ChangedFile]) -> None:
+    names = [file.path for file in files[:SHOWN_FILES_MAX]]
+    more = [f"{len(files) - len(names):,} more"] if len(files) > len(names) else []
+    line = f"With {counted(len(files), 'file')} as they are here: {', '.join([*names, *more])}."
+    click.echo("\n".join(wrapped(visible(line), window_cells(sys.stderr), "  ")), err=True)

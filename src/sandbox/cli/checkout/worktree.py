@@ -1,0 +1,274 @@
+"""The user's own checkout, to which a patch is applied by the user's own git."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, Self
+
+import click
+
+from sandbox.cli.checkout.file_backup import KeptFiles, keeping
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.output.text import visible, visible_name
+
+GIT_SECONDS = 300.0
+WRITING_SECONDS = 3600.0
+"""For git to apply a patch, filters included; then what it has written is taken back."""
+
+LEAVING_SECONDS = 10.0
+"""For git to let go of its locks then."""
+
+_REFUSED = 1
+"""How git ends when it finds that a patch does not fit, before it has written anything."""
+
+COMPLAINT_LINES_MAX = 20
+
+Place = tuple[str | None, str | None]
+"""The commit and the branch that are checked out."""
+
+_PLAIN_DIFF = (
+    *("--binary", "--full-index", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
+    *("--no-relative", "--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=none"),
+)
+"""Whatever the user's configuration says of diffs."""
+
+_QUIET = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+"""No program starts because it lies in the checkout's git directory, which may have come from anywhere."""
+
+
+@dataclass(frozen=True)
+class ChangedFile:
+    """One file of a patch; no numbers for a binary one."""
+
+    path: str
+    added: int | None
+    removed: int | None
+
+
+class Checkout:
+    """A git working tree. Every method ends the command with a sentence where git refuses."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = self._directory = directory
+        asked = self._run("rev-parse", "--show-toplevel", environment={**os.environ, "LC_ALL": "C"})
+        found = os.fsdecode(asked.stdout).removesuffix("\n")
+        if not found:
+            raise click.UsageError(_why_no_checkout(directory, asked.stderr))
+        self.root = Path(found)
+
+    @classmethod
+    def find(cls, directory: Path) -> Self | None:
+        """The one that the directory is in; None where it is in none."""
+        try:
+            return cls(directory)
+        except click.UsageError:
+            return None
+
+    def commit(self) -> str | None:
+        """The commit that is checked out; None before the first."""
+        asked = self._run("rev-parse", "--verify", "--quiet", "HEAD")
+        return asked.stdout.decode(errors="replace").strip() or None
+
+    def branch(self) -> str | None:
+        """The branch that is checked out; None for a commit without one."""
+        return self.ask("symbolic-ref", "--quiet", "--short", "HEAD")
+
+    def place(self) -> Place:
+        """What is checked out."""
+        return self.commit(), self.branch()
+
+    def subpath(self) -> str:
+        """Where the directory is inside the checkout, empty for its root."""
+        inside = os.path.relpath(self._directory.resolve(), self.root.resolve())
+        return "" if inside == "." else inside
+
+    def ask(self, *arguments: str) -> str | None:
+        """What git answers, without the last line's end; None where it has no answer, or an empty one."""
+        asked = self._run(*arguments)
+        answer = asked.stdout.decode(errors="surrogateescape").removesuffix("\n")
+        return answer if answer and not asked.returncode else None
+
+    def changed(self, *, untracked: bool = False) -> int:
+        """How many files were changed and not committed; of those that git tracks, or of the others."""
+        which = f"--untracked-files={'all' if untracked else 'no'}"
+        entries = self._list("status", "--porcelain", "--no-renames", which)
+        return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
+
+    def _list(self, *arguments: str) -> list[bytes]:
+        asked = self._run(*arguments, "-z")
+        if asked.returncode:
+            _refuse("The state of the checkout cannot be told.", asked.stderr)
+        return [entry for entry in asked.stdout.split(b"\0") if entry]
+
+    def sizes_of_changes(self) -> dict[str, int]:
+        """How many bytes there are in each file that was changed, or that git does not track.
+
+        What ends in a slash is a repository of its own.
+        """
+        paths = {os.fsdecode(entry) for entry in self._list("ls-files", "--others", "--modified", "--exclude-standard")}
+        return {path: (self.root / path).lstat().st_size for path in paths if os.path.lexists(self.root / path)}
+
+    def changed_submodules(self) -> list[str]:
+        """Those with files that were changed and are not committed there."""
+        told = self._list(
+            "status", "--porcelain=v2", "--no-renames", "--untracked-files=no", "--ignore-submodules=none"
+        )
+        entries = [os.fsdecode(entry).split(" ", 8) for entry in told if entry.startswith(b"1 ")]
+        return [entry[8] for entry in entries if entry[2].startswith("S") and entry[2][2:] != ".."]
+
+    def write_difference(self, commit: str, target: Path, scratch: Path) -> None:
+        """What makes the files that are here of a commit, those that git does not track included, as a patch.
+
+        scratch: a directory for git to keep an index and objects in, in place of the user's own.
+        """
+        objects = self.root / (self.ask("rev-parse", "--git-path", "objects") or "")
+        others = [_quoted(str(objects)), os.environ.get("GIT_ALTERNATE_OBJECT_DIRECTORIES")]
+        (scratch / "objects").mkdir()
+        environment = {
+            **os.environ,
+            "GIT_INDEX_FILE": str(scratch / "index"),
+            "GIT_OBJECT_DIRECTORY": str(scratch / "objects"),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.pathsep.join(filter(None, others)),
+        }
+        difference = ("diff", "--cached", *_PLAIN_DIFF, f"--output={target}", commit, "--")
+        begin = () if self._copy_index(scratch / "index") else (("read-tree", "HEAD"),)
+        for arguments in (*begin, ("add", "--all"), difference):
+            done = self._run(*arguments, environment=environment)
+            if done.returncode:
+                _refuse("git could not gather what is only here.", done.stderr)
+
+    def _copy_index(self, target: Path) -> bool:
+        """Whether there is one. It knows what git shall overlook (skip-worktree): often files with secrets."""
+        own = self.root / (self.ask("rev-parse", "--git-path", "index") or "")
+        if not own.is_file():
+            return False
+        shutil.copy2(own, target)  # with its time, by which git tells what may have changed since
+        return True
+
+    def require_clean(self) -> None:
+        """Refuse where something that git tracks was changed and is not committed."""
+        if self.changed():
+            message = f"{visible_name(str(self.root))} has changes that are not committed, so nothing was applied."
+            advice = "  Commit them, or put them aside with: git stash\n  Apply it beside them: add --beside-changes"
+            fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)
+
+    def apply(self, patch: Path, *, stages: bool = True, advice: str = "") -> list[ChangedFile]:
+        """Apply a patch to the files, all of it or nothing, and stage that; give what it changed.
+
+        advice: what to do where it does not fit.
+        """
+        place = ["--index"] if stages else []
+        with keeping(self.root, self._git_directory(), self._touched(patch)) as kept:
+            code, complaint = self._write_files(*_apply_words(*place, patch=patch))
+            if code == _REFUSED:
+                kept.forget_copies()
+                _refuse("The patch does not fit this checkout, so nothing was applied.", complaint, advice)
+            if code:
+                _refuse(_put_back(kept), complaint, advice)
+            kept.forget_copies()
+            if kept.was_interrupted:
+                click.echo("All of the patch was applied before.", err=True)
+        return self.list_changes(patch)
+
+    def _git_directory(self) -> Path:
+        return Path(self.ask("rev-parse", "--absolute-git-dir") or self.root / ".git")
+
+    def _touched(self, patch: Path) -> set[str]:
+        """The paths that a patch writes or removes; played back it tells the names that files had before."""
+        told = [self._apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
+        for one in told:
+            if one.returncode:
+                _refuse("The patch cannot be read, so nothing was applied.", one.stderr)
+        entries = [entry for one in told for entry in one.stdout.split(b"\0") if entry]
+        return {os.fsdecode(entry.split(b"\t", 2)[2]) for entry in entries}
+
+    def list_changes(self, patch: Path) -> list[ChangedFile]:
+        """What a patch changes."""
+        counted = self._apply("--numstat", "-z", patch=patch)
+        return [_changed(entry) for entry in counted.stdout.split(b"\0") if entry]
+
+    def _apply(self, *options: str, patch: Path) -> subprocess.CompletedProcess[bytes]:
+        return self._run(*_apply_words(*options, patch=patch))
+
+    def _write_files(self, *arguments: str) -> tuple[int, bytes]:
+        """Exit code and complaint of git, which has a session of its own: ^C would leave files removed."""
+        process = subprocess.Popen(
+            ["git", *_QUIET, *arguments],  # noqa: S607
+            cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+        for seconds, number in ((WRITING_SECONDS, signal.SIGTERM), (LEAVING_SECONDS, signal.SIGKILL)):
+            with suppress(subprocess.TimeoutExpired):
+                complaint = process.communicate(timeout=seconds)[1]
+                return process.returncode, complaint
+            os.killpg(process.pid, number)
+        return process.wait(LEAVING_SECONDS), b""
+
+    def _run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+        try:
+            return subprocess.run(
+                ["git", *_QUIET, *arguments],  # noqa: S607
+                cwd=self.root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=GIT_SECONDS,
+                check=False,
+            )
+        except FileNotFoundError:
+            if self.root.is_dir():
+                fail("Error: git is not installed here; install it and try again.", ExitCode.USAGE)
+            raise
+        except subprocess.TimeoutExpired:
+            fail(f"Error: git {arguments[0]} did not end within {GIT_SECONDS:.0f} s.", ExitCode.CONFLICT)
+
+
+def _why_no_checkout(directory: Path, complaint: bytes) -> str:
+    """In git's own words where there is one that git does not take, such as another user's."""
+    if complaint and b"not a git repository" not in complaint:
+        lines = complaint.decode(errors="replace").removeprefix("fatal: ").splitlines()
+        return "\n".join(visible(line) for line in lines if line.strip())
+    hint = "Go to a checkout of the task's repository, or name one with --directory."
+    return f"{visible_name(str(directory.resolve()))} is not in a git checkout. {hint}"
+
+
+def _quoted(path: str) -> str:
+    """As git takes it in a list of paths, where a colon would part it."""
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _apply_words(*options: str, patch: Path) -> tuple[str, ...]:
+    """Whatever the user's configuration says of white space: the patch is taken as it is."""
+    return ("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
+
+
+def _put_back(kept: KeptFiles) -> str:
+    """Put back what git had begun to write; gives what is to be said of it."""
+    failed = kept.put_back()
+    if failed:
+        names = "".join(f"\n  {visible_name(path)}" for path in sorted(failed))
+        copies = visible_name(str(kept.copies))
+        return f"git did not apply the patch to its end, and what is in {copies} could not be put back:{names}"
+    kept.forget_copies()
+    where = f" What stood there instead is in {visible_name(str(kept.found))}." if kept.found.exists() else ""
+    return f"git did not apply the patch to its end, so all files were put back as they were.{where}"
+
+
+def _refuse(sentence: str, complaint: bytes, advice: str = "") -> NoReturn:
+    lines = [line for line in complaint.decode(errors="replace").splitlines() if line.strip()]
+    more = [f"  … {len(lines) - COMPLAINT_LINES_MAX} more lines"] if len(lines) > COMPLAINT_LINES_MAX else []
+    told = [f"  {visible(line.removeprefix('error: '))}" for line in lines[:COMPLAINT_LINES_MAX]]
+    advised = [f"  {advice}"] if advice else []
+    fail("\n".join([f"Error: {sentence}", *told, *more, *advised]), ExitCode.CONFLICT)
+
+
+def _changed(entry: bytes) -> ChangedFile:
+    added, removed, path = entry.decode(errors="replace").split("\t", 2)
+    return ChangedFile(path, *(int(number) if number.isdecimal() else None for number in (added, removed)))

@@ -1,0 +1,80 @@
+"""`sandbox admin backup` and `restore`"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sandbox.cli.commands.admin.check import print_discrepancies
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.options import chosen, output_options
+from sandbox.cli.output.formatting import counted
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import visible
+from sandbox.cli.server_options import data_dir_options, load_configuration
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@data_dir_options
+@output_options("text", "json")
+def backup(file: Path, **options: Any) -> None:
+    """Back up tasks and tokens into a file.
+
+    While a server works, too: each task is kept as it is at one moment, up to its last whole record. What was damaged
+    before is kept as it is and told (exit code 1). Preserved sandboxes, images and the workspaces of tasks that run are
+    left out.
+    """
+    data_dir = load_configuration(options).settings.server.data_dir.absolute()
+    from sandbox.bootstrap.administration import refuse_nothing
+    from sandbox.bootstrap.backup.create import back_up
+
+    refuse_nothing(data_dir)
+    manifest = back_up(data_dir, file.absolute())
+    tasks_count = len({name.split("/")[1] for name in manifest.files if name.startswith("tasks/")})
+    size_bytes = file.stat().st_size
+    if chosen().format == "json":
+        print_json({"file": str(file), "tasks": tasks_count, "size_bytes": size_bytes, "remarks": manifest.remarks})
+    else:
+        _print_remarks(manifest.remarks)
+    said = f"{visible(str(file))} has {counted(tasks_count, 'task')}, {size_bytes} bytes"
+    if manifest.remarks:
+        fail(f"{said}; {len(manifest.remarks)} things in it are damaged.", ExitCode.TASK_FAILED)
+    click.echo(f"{said}.", err=True)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@data_dir_options
+@output_options("text", "json")
+def restore(file: Path, **options: Any) -> None:
+    """Make a data directory of a backup.
+
+    The directory must not be there yet, or be empty. Everything is verified first: it is there whole or not at all.
+    Tasks that had begun end with host_lost; those that had not are begun by the next server.
+    """
+    data_dir = load_configuration(options).settings.server.data_dir.absolute()
+    from sandbox.bootstrap.backup import restore as backup_restore
+
+    done = backup_restore.restore(file, data_dir)
+    if chosen().format == "json":
+        print_json(asdict(done))
+    else:
+        _print_remarks(done.remarks)
+        print_discrepancies(done.discrepancies)
+        for task_id in done.lost:
+            click.echo(f"{visible(task_id)}  had begun, and has ended as host_lost")
+    said = f"{visible(str(data_dir))} has {counted(done.tasks_count, 'task')}"
+    if done.discrepancies:
+        fail(f"{said}; {len(done.discrepancies)} things do not agree.", ExitCode.TASK_FAILED)
+    command = f"sandbox serve --data-dir {shlex.quote(visible(str(data_dir)))}"
+    click.echo(f"{said}.\nWhere no server works on the old one any more, start one on it:\n  {command}", err=True)
+
+
+def _print_remarks(remarks: Any) -> None:
+    for remark in remarks:
+        click.echo(visible(remark))

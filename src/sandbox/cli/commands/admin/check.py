@@ -1,0 +1,51 @@
+"""`sandbox admin check`"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.options import chosen, output_options
+from sandbox.cli.output.formatting import counted
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import visible
+from sandbox.cli.server_options import data_dir_options, load_configuration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sandbox.server.maintenance.integrity import Discrepancy
+
+
+@click.command()
+@click.option("--deep", is_flag=True, help="Read every artifact and compare it with its checksum, too.")
+@data_dir_options
+@output_options("text", "json")
+def check(*, deep: bool, **options: Any) -> None:
+    """Prove that index, journals and artifacts agree.
+
+    Works on the data directory itself, beside a running server too, and changes nothing. Exit code: 0 when all is
+    well, 1 when something does not agree.
+    """
+    data_dir = load_configuration(options).settings.server.data_dir.absolute()
+    from sandbox.bootstrap.administration import check_data
+
+    tasks_count, found = check_data(data_dir, deep=deep)
+    if chosen().format == "json":
+        print_json({"clean": not found, "tasks": tasks_count, "findings": [asdict(each) for each in found]})
+    else:
+        print_discrepancies(found)
+    tasks = counted(tasks_count, "task")
+    if found:
+        things = counted(len(found), "thing") + (" does" if len(found) == 1 else " do")
+        fail(f"Looked at {tasks}: {things} not agree.", ExitCode.TASK_FAILED)
+    click.echo(f"Looked at {tasks}: index, journals and artifacts agree.", err=True)
+
+
+def print_discrepancies(found: Sequence[Discrepancy]) -> None:
+    """One a line: the task, what is wrong, what to do."""
+    for each in found:
+        click.echo(f"{visible(each.task_id or '-')}  {each.kind}  {visible(each.message)}")

@@ -1,0 +1,83 @@
+"""`sandbox admin drain`"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.options import chosen, common_options, span_seconds
+from sandbox.cli.output.formatting import counted, duration
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sandbox.client import Client
+    from sandbox.client.responses import Draining
+
+_POLL_SECONDS = 0.5
+
+
+@click.command()
+@click.option("--undo", is_flag=True, help="Take and begin tasks again.")
+@click.option("--wait/--no-wait", "-w", default=False, help="Return once no task runs any more.")
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    callback=span_seconds,
+    metavar="SPAN",
+    help="With --wait: give up after this time, such as 90s, 15m or 2h.",
+)
+@common_options
+def drain(*, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
+    """Let the server finish what runs, and begin nothing.
+
+    New tasks are refused, and those that wait stay where they are, until --undo; a server that is started again goes
+    on being drained. Exit code: 0 done, 7 when tasks still run at the end of --timeout.
+    """
+    if undo and (wait or timeout_seconds is not None):
+        raise click.UsageError("--undo waits for nothing")
+    if timeout_seconds is not None and not wait:
+        raise click.UsageError("--timeout counts with --wait")
+    options = chosen()
+    with options.connect() as client:
+        told = client.undo_drain() if undo else client.drain()
+        if wait:
+            with _looking_on():
+                told = _await_end(client, told, timeout_seconds)
+    if options.format == "json":
+        print_json(told)
+    if wait and told["running"]:
+        running, waited = counted(told["running"], "task"), duration(timeout_seconds or 0)
+        fail(f"{running} still running after {waited}; the drain goes on.", ExitCode.WAIT_TIMEOUT)
+    if options.format != "json":
+        click.echo(_sentence(told), err=True)
+
+
+@contextmanager
+def _looking_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = "\nStopped waiting. The drain goes on.\n  Take it back: sandbox admin drain --undo"
+        fail(message, ExitCode.INTERRUPTED)
+
+
+def _await_end(client: Client, told: Draining, timeout_seconds: int | None) -> Draining:
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    while told["running"] and (deadline is None or time.monotonic() < deadline):
+        time.sleep(_POLL_SECONDS)
+        told = client.draining()
+    return told
+
+
+def _sentence(told: Draining) -> str:
+    if not told["draining"]:
+        return "The server takes and begins tasks again."
+    running, waiting = counted(told["running"], "task"), counted(told["waiting"], "task")
+    return f"The server is drained since {visible(str(told['since']))}: running {running}, waiting {waiting}."

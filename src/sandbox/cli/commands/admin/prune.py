@@ -1,0 +1,94 @@
+"""`sandbox admin prune`"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from sandbox.cli.options import chosen, output_options, server_options
+from sandbox.cli.output.formatting import counted
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import visible
+from sandbox.cli.server_options import data_dir_options, load_configuration
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandbox.client.responses import Pruned, PrunedTask
+
+
+def _age(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    from sandbox.bootstrap.settings.schema import AGE, UNLIMITED, parse_age
+
+    return None if value is None else parse_age(_written(value, AGE.complain(value), UNLIMITED))
+
+
+def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    from sandbox.bootstrap.settings.schema import DISK_SIZE, UNLIMITED, parse_disk_size
+
+    return None if value is None else parse_disk_size(_written(value, DISK_SIZE.complain(value), UNLIMITED))
+
+
+def _written(value: str, complaint: str | None, unlimited: str) -> str:
+    """Who leaves a bound out bounds nothing by it, so that nobody has to say `unlimited` here."""
+    if complaint is not None or value == unlimited:
+        raise click.BadParameter((complaint or "leave the option out").removesuffix(f", or {unlimited}"))
+    return value
+
+
+@click.command()
+@click.option("--older-than", metavar="AGE", callback=_age, help="Those whose end is so long ago go, such as 30d.")
+@click.option("--keep", type=click.IntRange(min=1), help="So many finished tasks may stay; the oldest go.")
+@click.option("--max-bytes", metavar="SIZE", callback=_size, help="What they may take on disk together, such as 20G.")
+@click.option("--dry-run", is_flag=True, help="Only say which would go.")
+@click.option("--offline", is_flag=True, help="Do it here, on the data directory, while no server works on it.")
+@data_dir_options
+@server_options
+@output_options("text", "json")
+def prune(
+    *, older_than: int | None, keep: int | None, max_bytes: int | None, dry_run: bool, offline: bool, **options: Any
+) -> None:
+    """Remove finished tasks with all that is kept of them.
+
+    The oldest go first; never one that is unfinished, nor one whose preserved sandbox is still there. Without a bound
+    those of [retention] in sandbox.toml count, by which a server also removes tasks by itself. The server does it;
+    with --offline this command does.
+    """
+    if not offline and any(value is not None for value in options.values()):
+        message = (
+            "--data-dir and --config say where to prune with --offline; add --offline, or name a server with --server."
+        )
+        raise click.UsageError(message)
+    bounds = {"older_than_seconds": older_than, "keep": keep, "max_bytes": max_bytes}
+    if offline:
+        answer = _prune_here(bounds, options, dry_run=dry_run)
+    else:
+        with chosen().connect() as client:
+            answer = client.prune(**bounds, dry_run=dry_run)
+    if chosen().format == "json":
+        print_json(answer)
+        return
+    for task in answer["tasks"]:
+        click.echo(visible(f"{task['id']}  {task['state']}  {task['finished_at']}  {task['size_bytes']} bytes"))
+    said = "would go" if dry_run else "gone"
+    click.echo(f"{counted(answer['total_count'], 'task')} {said}, {answer['total_size_bytes']} bytes.", err=True)
+
+
+def _prune_here(bounds: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:
+    settings = load_configuration(options).settings
+    from sandbox.bootstrap.administration import prune_data
+    from sandbox.interfaces.tasks import Retention
+    from sandbox.model.wire.events import timestamp
+
+    is_bounded = any(bound is not None for bound in bounds.values())
+    retention = Retention(**bounds) if is_bounded else settings.retention.bounds
+    pruned = prune_data(settings.server.data_dir.absolute(), retention, dry_run=dry_run)
+    tasks = [cast("PrunedTask", {**asdict(one), "finished_at": timestamp(one.finished_at)}) for one in pruned]
+    return {
+        "dry_run": dry_run,
+        "tasks": tasks,
+        "total_count": len(tasks),
+        "total_size_bytes": sum(one.size_bytes for one in pruned),
+    }

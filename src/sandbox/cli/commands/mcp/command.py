@@ -1,0 +1,29 @@
+"""The command `sandbox mcp`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.options import chosen, server_options
+
+_ADVICE = """\
+Error: This speaks the Model Context Protocol on stdin and stdout; a program starts it, and not a person.
+  Claude Code: claude mcp add sandbox -- sandbox mcp"""
+
+
+@click.command(epilog="For Claude Code: claude mcp add sandbox -- sandbox mcp")
+@server_options
+def mcp() -> None:
+    """Serve Sandbox as tools to an agent (MCP over stdio).
+
+    Tools: submit, status, logs, diff, artifacts, cancel. Each asks the server that --server and --token name.
+    """
+    if sys.stdin.isatty():
+        fail(_ADVICE, ExitCode.USAGE)
+    from sandbox.cli.commands.mcp.protocol import serve_tools
+
+    options = chosen()
+    serve_tools(options.server, options.token)

@@ -1,0 +1,210 @@
+"""`sandbox profile`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.options import chosen, output_options
+from sandbox.cli.output.console import output_console
+from sandbox.cli.output.formatting import counted, size
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import visible
+from sandbox.cli.server_options import data_dir_options, load_configuration
+from sandbox.model.tier import TIERS
+
+if TYPE_CHECKING:
+    from sandbox.images.catalog import Catalog, Entry
+    from sandbox.images.image_store import ImageRecord
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group()
+def profile() -> None:
+    """Say what is in the sandboxes.
+
+    Which profiles there are, and their images. Works on the data directory, on the server's machine; no server has to
+    run, and a running one notices at once.
+    """
+
+
+@profile.command("list")
+@data_dir_options
+@output_options("text", "json", "table")
+def list_profiles(**options: Any) -> None:
+    """List the profiles."""
+    entries = _catalog(options).entries()
+    if chosen().format == "json":
+        print_json({"profiles": [_shown(entry) for entry in entries]})
+    else:
+        _print_table(entries)
+
+
+@profile.command()
+@click.argument("name")
+@data_dir_options
+@output_options("text", "json")
+def show(*, name: str, **options: Any) -> None:
+    """Show a profile and its image."""
+    with _telling():
+        entry = _catalog(options).find(name)
+    if chosen().format == "json":
+        print_json({**_shown(entry), "versions": dict(entry.record.versions) if entry.record else {}})
+        return
+    for label, text in _lines(entry):
+        click.echo(f"{label + ':':<14}{visible(text)}")
+
+
+@profile.command()
+@click.argument("name")
+@click.option("--from-file", type=_FILE, help="A declarative file, for a profile that does not come with Sandbox.")
+@click.option("--from-oci", type=_FILE, help="An OCI archive, as 'docker save' or 'skopeo copy' write it.")
+@click.option("--minimum-tier", type=click.Choice(TIERS), help="With --from-oci: the weakest tier that it may run in.")
+@data_dir_options
+@output_options("text", "json")
+def build(
+    *, name: str, from_file: Path | None, from_oci: Path | None, minimum_tier: str | None, **options: Any
+) -> None:
+    """Build the image of a profile, or import one.
+
+    Tasks that run keep the image that they began with. Building takes root, mmdebstrap, and this machine's apt sources.
+    """
+    if (from_file and from_oci) or (minimum_tier and not from_oci):
+        raise click.UsageError("Give --from-file or --from-oci; --minimum-tier goes with --from-oci only.")
+    catalog = _catalog(options, makes_directory=True)
+    if chosen().format == "text":
+        click.echo(f"Making the image of {visible(name)}; this takes a minute or more.", err=True)
+    with _telling():
+        record = _import(catalog, name, from_oci, minimum_tier) if from_oci else _build(catalog, name, from_file)
+    if chosen().format == "json":
+        print_json(_told(record))
+        return
+    click.echo(f"{record.profile}@{record.digest}")
+    told = f"{counted(record.entries, 'file')}, {size(record.size_bytes)}"
+    click.echo(f"Tasks that begin from now on with the profile {name} run in it: {told}.", err=True)
+
+
+@profile.command()
+@click.argument("name")
+@data_dir_options
+def remove(*, name: str, **options: Any) -> None:
+    """Remove the images of a profile. Refused while a task uses one."""
+    catalog = _catalog(options)
+    with _telling():
+        catalog.place(name).remove()
+        is_left = name in catalog.names()
+    then = "tasks run in the host's own /usr again" if is_left else "the profile is no longer offered"
+    click.echo(f"Removed the images of {name}; {then}.", err=True)
+
+
+def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> Catalog:
+    from sandbox.bootstrap.private_directory import make_data_dir
+    from sandbox.images.catalog import Catalog
+
+    data_dir = load_configuration(options).settings.server.data_dir.absolute()
+    return Catalog(make_data_dir(data_dir) if makes_directory else data_dir)
+
+
+def _build(catalog: Catalog, name: str, from_file: Path | None) -> ImageRecord:
+    from sandbox.bootstrap.runtime import image_parts
+    from sandbox.images.build import build_image
+    from sandbox.images.definition import read_declaration, read_shipped, shipped_profiles
+
+    place = catalog.place(name)
+    if from_file is None and name not in shipped_profiles():
+        shipped = ", ".join(shipped_profiles())
+        fail(
+            f"Error: {name} does not come with Sandbox ({shipped} do); give --from-file or --from-oci.", ExitCode.USAGE
+        )
+    declaration = read_declaration(from_file) if from_file else read_shipped(name)
+    return build_image(place, declaration, image_parts())
+
+
+def _import(catalog: Catalog, name: str, file: Path, minimum_tier: str | None) -> ImageRecord:
+    from sandbox.images.build import import_image
+
+    return import_image(catalog.place(name), file, minimum_tier or "")
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    from sandbox.images import errors
+
+    codes = {
+        errors.ProfileNotFoundError: ExitCode.NOT_FOUND,
+        errors.ProfileBusyError: ExitCode.CONFLICT,
+        errors.InvalidProfileError: ExitCode.USAGE,
+    }
+    try:
+        yield
+    except tuple(codes) as error:
+        fail(f"Error: {visible(error.message)}", codes[type(error)])
+
+
+def _told(record: ImageRecord) -> dict[str, Any]:
+    from sandbox.model.wire.events import timestamp
+
+    return {
+        "name": f"{record.profile}@{record.digest}",
+        "digest": record.digest,
+        "created_at": timestamp(record.created_at),
+        "source": record.source,
+        "size_bytes": record.size_bytes,
+        "entries": record.entries,
+    }
+
+
+def _shown(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "description": entry.description,
+        "shipped": entry.is_shipped,
+        "minimum_tier": entry.minimum_tier or None,
+        "image": _told(entry.record) if entry.record else None,
+        "problem": entry.problem or None,
+    }
+
+
+def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
+    yield "profile", entry.name
+    if entry.description:
+        yield "has", entry.description
+    if entry.minimum_tier:
+        yield "minimum tier", entry.minimum_tier
+    if entry.problem:
+        yield "problem", entry.problem
+    elif entry.record is None:
+        yield "image", f"host; build one with: sandbox profile build {entry.name}"
+    else:
+        shown = _told(entry.record)
+        yield "image", shown["name"]
+        yield "made", f"{shown['created_at']} from {entry.record.source}"
+        yield "size", f"{size(entry.record.size_bytes)} in {counted(entry.record.entries, 'file')}"
+        yield "versions", f"of {counted(len(entry.record.versions), 'package')}; see --format json"
+
+
+def _print_table(entries: list[Entry]) -> None:
+    from rich.text import Text
+
+    from sandbox.cli.output.table import print_table
+
+    options = chosen()
+    rows = [[Text(visible(cell)) for cell in _cells(entry)] for entry in entries]
+    console = output_console(has_color=options.has_color)
+    columns = ("NAME", "IMAGE", "SIZE", "MADE", "TIER", "HAS")
+    print_table(console, columns, rows, has_lines=options.format == "table", shrinkable=("HAS",))
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    tier = entry.minimum_tier or "any"
+    if entry.record is None:
+        return entry.name, "unusable" if entry.problem else "host", "-", "-", tier, entry.description
+    shown = _told(entry.record)
+    digest = entry.record.digest[: len("sha256:") + 12]
+    return entry.name, digest, size(entry.record.size_bytes), shown["created_at"], tier, entry.description

@@ -1,0 +1,26 @@
+"""`sandbox serve`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sandbox.cli.options import chosen, output_options
+from sandbox.cli.server_options import load_configuration, settings_options
+from sandbox.cli.startup import lasting
+
+
+@click.command(epilog="The key of the model is ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN; no sandbox ever sees it.")
+@settings_options
+@output_options("text", "json")
+def serve(**options: Any) -> None:
+    """Run the server.
+
+    It goes on until it is told to stop. With --format json the addresses are printed as one JSON line as soon as it
+    answers. What has no option stands in sandbox.toml or the environment: see sandbox config show.
+    """
+    settings = load_configuration(options).settings
+    with lasting():
+        from sandbox.bootstrap.server import run
+    run(settings, announce="json" if chosen().format == "json" else "text")

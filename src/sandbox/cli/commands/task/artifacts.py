@@ -1,0 +1,45 @@
+"""`sandbox task artifacts`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.options import chosen, common_options, task_argument
+from sandbox.cli.output.console import output_console
+from sandbox.cli.output.formatting import size
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.table import cell, print_table
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from sandbox.client.responses import Artifact
+
+
+@click.command()
+@task_argument
+@common_options
+def artifacts(task_id: str) -> None:
+    """List a task's artifacts: what was kept from it."""
+    options = chosen()
+    with options.connect() as client:
+        answer = client.artifacts(task_id)
+    if options.format == "json":
+        print_json(answer)
+    elif answer["artifacts"]:
+        print_table(
+            output_console(has_color=options.has_color),
+            ("NAME", "SIZE", "TYPE", "PATH"),
+            [_row(artifact) for artifact in answer["artifacts"]],
+            has_lines=options.format == "table",
+            shrinkable=("TYPE", "PATH"),
+        )
+    else:
+        click.echo("No artifacts yet. They are collected when the agent has ended.", err=True)
+
+
+def _row(artifact: Artifact) -> list[Text]:
+    path = artifact["path"] + ("  (contains a secret)" if artifact["contains_secret"] else "")
+    return [cell(text) for text in (artifact["name"], size(artifact["size_bytes"]), artifact["content_type"], path)]

@@ -1,0 +1,54 @@
+"""`sandbox task cancel`"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.options import chosen, common_options, task_argument
+from sandbox.cli.output.json_output import ending, print_json
+from sandbox.cli.output.text import visible
+
+if TYPE_CHECKING:
+    from sandbox.client import Client
+    from sandbox.client.responses import Task
+
+
+@click.command()
+@task_argument
+@click.option("--reason", metavar="TEXT", help="Kept with the task.")
+@click.option("--force", is_flag=True, help="Do not give the agent time to end by itself.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@common_options
+def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
+    """Cancel a task and wait for its end.
+
+    What it made until then is kept.
+    """
+    options = chosen()
+    asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    if asks and not click.confirm(f"Cancel task {visible(task_id)}?", err=True):
+        fail("Nothing was cancelled.", ExitCode.INTERRUPTED)
+    with options.connect() as client:
+        answer = client.cancel(task_id, reason=reason, force=force)
+        if sys.stderr.isatty():
+            click.echo(f"{visible(answer['message'])}", err=True)
+        status = _end(client, task_id)
+    if options.format == "json":
+        print_json(answer)
+    if status["state"] != "cancelled":
+        fail(f"Too late to cancel it. {ending(status)}", ExitCode.CONFLICT)
+    if options.format != "json":
+        click.echo(ending(status), err=True)
+
+
+def _end(client: Client, task_id: str) -> Task:
+    try:
+        return client.wait(task_id)
+    except KeyboardInterrupt:
+        shown = visible(task_id)
+        message = f"\nStopped waiting; task {shown} is being cancelled all the same."
+        fail(f"{message} Hurry it with: sandbox task cancel {shown} --force", ExitCode.INTERRUPTED)

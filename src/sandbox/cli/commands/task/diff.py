@@ -1,0 +1,102 @@
+"""`sandbox task diff`"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+from sandbox.cli.options import chosen, common_options, task_argument
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.patch import fetch_patch, painted, patch_lines
+from sandbox.cli.output.text import visible
+from sandbox.cli.secret_guard import secrets_option
+
+GIT_SECONDS = 10.0
+_TRUE = {"", "true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+
+
+def show_paged(lines: Iterable[str]) -> None:
+    """Show lines on the terminal as `git diff` does: GIT_PAGER, pager.diff, core.pager, PAGER, else less."""
+    pager = find_pager()
+    if pager is None:
+        for line in lines:
+            click.echo(line, color=True)
+        return
+    environment = {"LESS": "FRX", "LV": "-c", **os.environ}  # git's own; less knows colours and short texts by it
+    # By a shell, as git does it: `diff-so-fancy | less` is a usual value. It is the user's own setting.
+    paging = subprocess.Popen(["/bin/sh", "-c", pager], stdin=subprocess.PIPE, env=environment)
+    try:
+        assert paging.stdin is not None
+        with suppress(BrokenPipeError), paging.stdin as stdin:  # who has seen enough leaves
+            for line in lines:
+                stdin.write(line.encode(errors="replace") + b"\n")
+    finally:
+        _wait(paging)
+
+
+def find_pager() -> str | None:
+    """The command line of the pager; None where git would use none."""
+    configured = _ask("config", "--get", "pager.diff")
+    if configured is not None and configured.lower() in _FALSE:
+        return None
+    is_command = configured is not None and configured.lower() not in _TRUE
+    pager = configured if is_command and "GIT_PAGER" not in os.environ else _ask("var", "GIT_PAGER")
+    return None if pager in {None, "", "cat"} else pager
+
+
+def _ask(*arguments: str) -> str | None:
+    """What git answers; None where it does not, or is not there."""
+    try:
+        asked = subprocess.run(
+            ["git", *arguments],  # noqa: S607
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=GIT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.decode(errors="replace").strip() if asked.returncode == 0 else None
+
+
+def _wait(paging: subprocess.Popen[bytes]) -> None:
+    while True:
+        try:
+            paging.wait()  # for as long as somebody reads
+        except KeyboardInterrupt:
+            continue  # ^C is for the pager, which shares the terminal
+        return
+
+
+@click.command(epilog="Apply it to a checkout with: sandbox task apply TASK_ID")
+@task_argument
+@secrets_option
+@common_options
+def diff(task_id: str, allows_secrets: bool) -> None:
+    """Show what a task changed, as a patch.
+
+    On a terminal in colour and in git's pager, elsewhere as the bytes that git apply takes.
+    """
+    options = chosen()
+    with TemporaryDirectory() as directory:
+        patch = Path(directory) / "patch"
+        with options.connect() as client:
+            fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
+        if options.format == "json":
+            print_json({"task_id": task_id, "patch": patch.read_bytes().decode(errors="replace")})
+        elif not patch.stat().st_size:
+            click.echo(f"Task {visible(task_id)} changed nothing.", err=True)
+        elif sys.stdout.isatty():
+            show_paged(painted(patch_lines(patch), has_color=options.has_color))
+        else:
+            with patch.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)

@@ -1,0 +1,117 @@
+"""`sandbox task list`"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandbox.cli.options import chosen, common_options
+from sandbox.cli.output.console import output_console
+from sandbox.cli.output.event_printer import STATE_STYLES
+from sandbox.cli.output.formatting import age, counted
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.table import cell, print_table
+from sandbox.model.task_state import TaskState
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from sandbox.client import Client
+    from sandbox.client.responses import TaskPage, TaskSummary
+
+PAGE_TASKS_MAX = 1000
+SORTS = ("created_at", "started_at", "state_changed_at", "name")
+
+
+def _label(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    labels: dict[str, str] = {}
+    for key, equals, value in pairs:
+        if not key or not equals:
+            raise click.BadParameter("must be KEY=VALUE, such as team=platform")
+        if labels.setdefault(key, value) != value:
+            raise click.BadParameter(f"{key} has one value in a task; give it once")
+    return labels
+
+
+def _states(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    states = [state.strip() for value in values for state in value.split(",")]
+    for state in states:
+        if state not in set(TaskState):
+            raise click.BadParameter(f"{state!r} is not a state; states are {', '.join(TaskState)}")
+    return states
+
+
+@click.command("list")
+@click.option(
+    "--state",
+    "states",
+    metavar="STATE",
+    multiple=True,
+    callback=_states,
+    help=f"Only in this state, or these: repeat it, or use commas. States are {', '.join(TaskState)}.",
+)
+@click.option(
+    "--label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_label,
+    help="Only with this label; repeat it for more labels.",
+)
+@click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="At most so many [default: 100]")
+@click.option("--all", "takes_all", is_flag=True, help="All of them, however many.")
+@click.option("--sort", type=click.Choice(SORTS), help="Sort by this, the latest first; names from A to Z.")
+@common_options
+def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, takes_all: bool, sort: str | None) -> None:
+    """List tasks, the newest first."""
+    if takes_all and limit is not None:
+        raise click.UsageError("Give --limit or --all.")
+    options = chosen()
+    wanted: dict[str, Any] = {
+        "states": states,
+        "labels": labels,
+        "sort": sort,
+        "order": "asc" if sort == "name" else None,
+    }
+    with options.connect() as client:
+        page = _all_pages(client, wanted) if takes_all else client.tasks(limit=limit, **wanted)
+    if options.format == "json":
+        print_json(page)
+        return
+    if page["tasks"]:
+        print_table(
+            output_console(has_color=options.has_color),
+            ("ID", "STATE", "AGE", "NAME", "LABELS"),
+            [_row(task) for task in page["tasks"]],
+            has_lines=options.format == "table",
+            shrinkable=("LABELS", "AGE", "NAME"),
+        )
+    _say_what_is_missing(page, is_filtered=bool(states or labels))
+
+
+def _all_pages(client: Client, wanted: dict[str, Any]) -> TaskPage:
+    page = client.tasks(limit=PAGE_TASKS_MAX, **wanted)
+    tasks, cursor = [*page["tasks"]], page["next_cursor"]
+    while cursor is not None:
+        page = client.tasks(limit=PAGE_TASKS_MAX, cursor=cursor, **wanted)
+        tasks += page["tasks"]
+        cursor = page["next_cursor"] if page["tasks"] else None
+    return {**page, "tasks": tasks, "limit": len(tasks), "offset": 0, "has_more": False, "next_cursor": None}
+
+
+def _row(task: TaskSummary) -> list[Text]:
+    labels = ",".join(f"{key}={value}" for key, value in task["labels"].items())
+    state = cell(task["state"], STATE_STYLES.get(task["state"], ""))
+    after = (age(task["created_at"], datetime.now(UTC)), task["name"], labels)
+    return [cell(task["id"]), state, *map(cell, after)]
+
+
+def _say_what_is_missing(page: TaskPage, *, is_filtered: bool) -> None:
+    shown, total = len(page["tasks"]), page["total_count"]
+    if not total:
+        click.echo("No such tasks." if is_filtered else "No tasks yet.", err=True)
+    elif shown < total:
+        click.echo(f"{shown:,} of {counted(total, 'task')}; see more with --limit, or --all.", err=True)

@@ -1,0 +1,26 @@
+"""`sandbox task release`"""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.options import chosen, common_options, task_argument
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import visible
+
+
+@click.command()
+@task_argument
+@common_options
+def release(task_id: str) -> None:
+    """Remove the sandbox that was preserved after a failure.
+
+    Only lifecycle.failure_action: preserve keeps one. Artifacts and logs stay.
+    """
+    options = chosen()
+    with options.connect() as client:
+        answer = client.release(task_id)
+    if options.format == "json":
+        print_json(answer)
+    else:
+        click.echo(visible(answer["message"]), err=True)

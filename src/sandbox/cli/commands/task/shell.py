@@ -1,0 +1,30 @@
+"""`sandbox task shell`"""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.options import chosen, server_options, task_argument
+from sandbox.cli.terminal import DETACH_KEYS, detach_keys, run_terminal, tell_end
+
+
+@click.command()
+@task_argument
+@click.option(
+    "--detach-keys",
+    "keys",
+    callback=detach_keys,
+    metavar="KEYS",
+    default=DETACH_KEYS,
+    help=f"What ends the shell from outside [default: {DETACH_KEYS}]",
+)
+@server_options
+def shell(task_id: str, keys: bytes) -> None:
+    """Open a shell in a task's sandbox.
+
+    While the task runs the shell is beside its agent, as the agent's user, without the task's secrets in its variables.
+    After a failure with lifecycle.failure_action: preserve it is in a new sandbox of the kept files, which cannot reach
+    the model. Leaving ends the shell, and the command with its exit code.
+    """
+    found = run_terminal(chosen(), task_id, keys, of="shell")
+    tell_end(found, task_id, "\nThe shell was left, and is ended.")

@@ -1,0 +1,57 @@
+"""`sandbox task submit`"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import click
+
+from sandbox.cli.errors import watching
+from sandbox.cli.manifest_file import ManifestFile
+from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import visible
+from sandbox.cli.overrides import Assignment, assignments
+from sandbox.cli.submission import announce, end, submit_manifest
+
+
+@click.command(epilog="Prints the task's id alone on stdout, so that ID=$(sandbox task submit task.yaml) works.")
+@click.argument("file", type=click.File("rb"))
+@click.option("--wait", "-w", "waits", is_flag=True, help="Wait for the end; exit 0 completed, 1 failed, 8 cancelled.")
+@click.option("--follow", "follows", is_flag=True, help="Show what happens until the end; waits as well.")
+@click.option("--id", "task_id", metavar="ID", help="The task's id, instead of the manifest's.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="PATH=VALUE",
+    multiple=True,
+    callback=assignments,
+    help="Set a field of the manifest, such as vm.cpus=16 or secrets[0].key=TOKEN; repeat it for more.",
+)
+@common_options
+def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, settings: list[Assignment]) -> None:
+    """Submit a manifest as a task.
+
+    FILE is YAML or JSON; '-' stands for stdin.
+    """
+    options, manifest = chosen(), ManifestFile.read(file)
+    if task_id is not None:
+        settings.append(Assignment(("metadata", "id"), task_id, f"--id {task_id}"))
+    with options.connect() as client:
+        answer = submit_manifest(client, manifest, settings)
+        if options.format == "json":
+            print_json(answer) if not (waits or follows) else None
+        else:
+            announce(answer, is_watched=waits or follows)
+        if waits or follows:
+            with watching(answer["task_id"]):
+                end(client, answer["task_id"], options, follows=follows)
+                _hint(answer["task_id"], options)
+
+
+def _hint(task_id: str, options: Chosen) -> None:
+    if options.format != "json":
+        # On a line of its own a command can be copied, also in a narrow window.
+        shown = visible(task_id)
+        click.echo(f"  What it changed: sandbox task diff {shown}", err=True)
+        click.echo(f"  What it made:    sandbox task artifacts {shown}", err=True)

@@ -1,0 +1,149 @@
+"""`sandbox token`"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.options import UNIT_SECONDS, chosen, output_options
+from sandbox.cli.output.console import output_console
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import visible
+from sandbox.cli.server_options import data_dir_options, load_configuration
+from sandbox.interfaces.auth import Role
+
+if TYPE_CHECKING:
+    from sandbox.auth.token_file import TokenFile, TokenRecord
+    from sandbox.bootstrap.settings.schema import ServerSettings
+
+
+_NO_CLONE_HOST = """\
+With tokens only repositories at git.allowed_hosts are cloned, and none is named.
+Name them, and start the server again:
+  in sandbox.toml:    git.allowed_hosts = ["github.com"]
+  or its environment: SANDBOX_GIT_ALLOWED_HOSTS=github.com"""
+
+
+def _lifetime(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+    if value is None:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", value, re.ASCII):
+        raise click.BadParameter("must be a whole number and a unit, such as 12h or 90d")
+    return timedelta(seconds=int(value[:-1]) * UNIT_SECONDS[value[-1]])
+
+
+@click.group()
+def token() -> None:
+    """Say who may use the server.
+
+    Without tokens whoever reaches the port is the operator, and the server listens on this machine only. With the
+    first token it answers nobody without one. A running server notices changes at once.
+    """
+
+
+@token.command()
+@click.option("--role", type=click.Choice([role.value for role in Role]), required=True, help="What it may do.")
+@click.option("--name", default="", help="What it is for; shown in lists.")
+@click.option("--expires-in", "lifetime", metavar="DURATION", callback=_lifetime, help="Such as 12h or 90d.")
+@data_dir_options
+@output_options("text", "json")
+def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) -> None:
+    """Make a token and print it, this once."""
+    from sandbox.auth.token_file import InvalidTokenNameError
+
+    expires_at = datetime.now(UTC) + lifetime if lifetime is not None else None
+    settings = load_configuration(options).settings
+    try:
+        secret, record = _token_file(settings, makes_directory=True).create(Role(role), name, expires_at)
+    except InvalidTokenNameError as error:
+        fail(f"Error: {error.message}", ExitCode.USAGE)
+    if chosen().format == "json":
+        print_json({**_shown(record), "token": secret})
+    else:
+        click.echo(secret)
+        click.echo(f"Token {record.id} ({role}) is shown this once; the server keeps only its hash.", err=True)
+    if not settings.git.allowed_hosts:
+        click.echo(_NO_CLONE_HOST, err=True)
+
+
+@token.command("list")
+@data_dir_options
+@output_options("text", "json", "table")
+def list_tokens(**options: Any) -> None:
+    """List the tokens."""
+    file = _token_file(load_configuration(options).settings)
+    records = file.list()
+    if chosen().format == "json":
+        print_json({"tokens": [_shown(record) for record in records]})
+    elif records:
+        _print(records)
+    elif file.has_tokens:
+        click.echo(f"No token is left, so nobody is let in. Make one, or remove {visible(str(file.path))}.", err=True)
+    else:
+        click.echo("There are no tokens. Make one with: sandbox token create --role operator", err=True)
+
+
+@token.command()
+@click.argument("token_id", metavar="ID")
+@data_dir_options
+def revoke(token_id: str, **options: Any) -> None:
+    """End a token, and the sessions that it opened."""
+    from sandbox.auth.token_file import TokenNotFoundError
+    from sandbox.bootstrap.private_directory import refuse_anothers
+
+    file = _token_file(load_configuration(options).settings)
+    refuse_anothers(file.path.parent)
+    try:
+        file.revoke(token_id)
+    except TokenNotFoundError as error:
+        fail(f"Error: {visible(error.message)}", ExitCode.NOT_FOUND)
+    click.echo(f"Token {token_id} is revoked.", err=True)
+    if not file.list():
+        click.echo(
+            f"It was the last one; now nobody is let in. To let everybody of this machine in again, remove "
+            f"{visible(str(file.path))}.",
+            err=True,
+        )
+
+
+def _token_file(settings: ServerSettings, *, makes_directory: bool = False) -> TokenFile:
+    from sandbox.auth.token_file import TokenFile
+    from sandbox.bootstrap.private_directory import make_data_dir
+
+    data_dir = settings.server.data_dir.absolute()
+    return TokenFile(make_data_dir(data_dir) if makes_directory else data_dir)
+
+
+def _shown(record: TokenRecord) -> dict[str, Any]:
+    from sandbox.model.wire.events import timestamp
+
+    return {
+        "id": record.id,
+        "role": record.role.value,
+        "name": record.name,
+        "created_at": timestamp(record.created_at),
+        "expires_at": timestamp(record.expires_at) if record.expires_at is not None else None,
+    }
+
+
+def _print(records: Any) -> None:
+    from sandbox.cli.output.table import cell, print_table
+
+    now = datetime.now(UTC)
+    rows = [[cell(text) for text in _cells(record, now)] for record in records]
+    options = chosen()
+    columns = ("ID", "ROLE", "NAME", "CREATED", "EXPIRES")
+    console = output_console(has_color=options.has_color)
+    print_table(console, columns, rows, has_lines=options.format == "table", shrinkable=("NAME",))
+
+
+def _cells(record: TokenRecord, now: datetime) -> tuple[str, ...]:
+    shown = _shown(record)
+    expires = shown["expires_at"] or "never"
+    if not record.is_good(now):
+        expires = f"expired {expires}"
+    return record.id, shown["role"], record.name, shown["created_at"], expires

@@ -1,0 +1,55 @@
+"""The command `sandbox top`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import UTC, datetime
+
+import click
+
+from sandbox.cli.errors import ExitCode
+from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.output.console import output_console
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.table import print_table
+
+
+@click.command(epilog="Off a terminal it prints one table, with --format json one object, and ends.")
+@common_options
+def top() -> None:
+    """Watch all tasks on one screen.
+
+    Those at work first, then those that wait and what for, then the latest that ended. Arrows choose a task and enter
+    watches it; q leaves.
+    """
+    options = chosen()
+    if options.format != "text" or not (sys.stdout.isatty() and sys.stdin.isatty()):
+        _print_once(options)
+        return
+    from sandbox.cli.commands.top.screen import watch_all
+
+    try:
+        watch_all(options)
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None  # leaving is no news
+
+
+def _print_once(options: Chosen) -> None:
+    from sandbox.cli.commands.top.view import COLUMNS, SHRINKABLE, Snapshot, table_rows, take_snapshot
+    from sandbox.client import AsyncClient
+
+    async def ask() -> Snapshot:
+        async with AsyncClient(options.server, options.token) as client:
+            return await take_snapshot(client)
+
+    snapshot = asyncio.run(ask())
+    if options.format == "json":
+        print_json({"health": snapshot.health, "tasks": snapshot.tasks})
+        return
+    console = output_console(has_color=options.has_color)
+    rows = table_rows(snapshot.tasks, datetime.now(UTC))
+    if rows:
+        print_table(console, COLUMNS, rows, has_lines=options.format == "table", shrinkable=SHRINKABLE)
+    else:
+        click.echo("No tasks yet.", err=True)

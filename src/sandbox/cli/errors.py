@@ -1,0 +1,180 @@
+"""How commands end when something is in the way: one sentence, what to do, an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from sandbox.cli.lazy_group import LazyGroup
+from sandbox.cli.options import chosen
+from sandbox.cli.output.text import visible, window_cells, wrapped
+from sandbox.cli.startup import STDOUT, abandon_stdout
+
+if TYPE_CHECKING:
+    from sandbox.model.errors import SandboxError
+
+
+class ExitCode(IntEnum):
+    """What a command ends with. Stable: scripts branch on these numbers."""
+
+    DONE = 0
+    TASK_FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    CONFLICT = 4
+    REFUSED = 5
+    UNREACHABLE = 6
+    WAIT_TIMEOUT = 7
+    TASK_CANCELLED = 8
+    INVALID_MANIFEST = 9
+    SERVER_ERROR = 10
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+_OF_STATE = {"completed": ExitCode.DONE, "cancelled": ExitCode.TASK_CANCELLED}
+
+
+_OF_ERROR = {
+    "backup_exists": ExitCode.CONFLICT,
+    "data_dir_busy": ExitCode.CONFLICT,
+    "data_dir_not_empty": ExitCode.CONFLICT,
+    "no_data": ExitCode.NOT_FOUND,
+    "unsafe_place": ExitCode.USAGE,
+}
+
+
+def of_error(error_code: str) -> ExitCode:
+    """The code for what failed on this machine, by the stable code of its error."""
+    return _OF_ERROR.get(error_code, ExitCode.SERVER_ERROR)
+
+
+def of_final_state(state: str) -> ExitCode:
+    """The code for a task that ended in `state`."""
+    return _OF_STATE.get(state, ExitCode.TASK_FAILED)
+
+
+def of_client_error(error: Exception) -> ExitCode:
+    """The code for a call that failed."""
+    from sandbox import client
+
+    for family, code in (
+        (client.UnreachableError, ExitCode.UNREACHABLE),
+        (client.InvalidManifestError, ExitCode.INVALID_MANIFEST),
+        (client.NotFoundError, ExitCode.NOT_FOUND),
+        (client.ConflictError, ExitCode.CONFLICT),
+        (client.AccessError, ExitCode.REFUSED),
+        (client.InvalidRequestError, ExitCode.USAGE),
+    ):
+        if isinstance(error, family):
+            return code
+    return ExitCode.SERVER_ERROR
+
+
+_ERROR = "Error:"
+
+
+class RootGroup(LazyGroup):
+    """The group that turns the errors of all commands into sentences and exit codes."""
+
+    def main(self, *arguments: Any, **keywords: Any) -> Any:
+        """As click does; shell completion prints outside of every context."""
+        try:
+            return super().main(*arguments, **keywords)
+        except OSError as error:
+            with suppress(click.exceptions.Exit):
+                _fail_with_os_error(error)
+            sys.exit(_os_error_code(error))
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As click does, which prints `--help` and `--version` here."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except OSError as error:
+            _fail_with_os_error(error)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            fail("Interrupted.", ExitCode.INTERRUPTED)
+        except click.Abort:
+            raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
+        except OSError as error:
+            _fail_with_os_error(error)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            _fail_by_kind(error)
+        return result
+
+
+def fail(message: str, code: ExitCode) -> NoReturn:
+    """Say why, and end with `code`. An indented line stays whole: it ends in a command to be copied."""
+    width = window_cells(sys.stderr)
+    lines = [part for line in message.split("\n") for part in (_fitted(line, width) if line[:1] != " " else [line])]
+    click.echo("\n".join(lines), err=True)
+    raise click.exceptions.Exit(code)
+
+
+@contextmanager
+def watching(task_id: str) -> Iterator[None]:
+    """What is done inside only looks on: ^C ends the looking and says that the task goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        shown = visible(task_id)
+        message = f"\nStopped watching. Task {shown} goes on.\n  Watch again: sandbox task status {shown} --watch"
+        fail(f"{message}\n  Cancel it:   sandbox task cancel {shown}", ExitCode.INTERRUPTED)
+
+
+def _fail_with_os_error(error: OSError) -> NoReturn:
+    if isinstance(error, BrokenPipeError) or error.filename == STDOUT:
+        abandon_stdout()
+    code = _os_error_code(error)
+    if code is ExitCode.BROKEN_PIPE:
+        raise click.exceptions.Exit(code) from None
+    fail(f"Error: {_sentence(error)}", code)
+
+
+def _os_error_code(error: OSError) -> ExitCode:
+    return ExitCode.BROKEN_PIPE if isinstance(error, BrokenPipeError) else ExitCode.SERVER_ERROR
+
+
+def _fail_by_kind(error: Exception) -> NoReturn:
+    from sandbox.model.errors import SandboxError
+
+    if not isinstance(error, SandboxError):
+        # A defect, or an answer that nobody foresaw; Python's own exit code would say that the task has failed.
+        fail("\n".join(map(visible, "".join(traceback.format_exception(error)).splitlines())), ExitCode.SERVER_ERROR)
+    fail(f"Error: {visible(error.message)}", _code(error))
+
+
+def _code(error: SandboxError) -> ExitCode:
+    from sandbox.client import ClientError
+
+    return of_client_error(error) if isinstance(error, ClientError) else of_error(error.code)
+
+
+def _fitted(line: str, width_cells: int | None) -> list[str]:
+    lines = wrapped(line, width_cells, "  ")
+    if width_cells is not None and lines[0].startswith(_ERROR) and chosen().has_color:
+        lines[0] = click.style(_ERROR, fg="red", bold=True) + lines[0].removeprefix(_ERROR)
+    return lines
+
+
+def _sentence(error: OSError) -> str:
+    place = f"{visible(str(error.filename))}: " if error.filename else ""
+    advice = "; make room and try again" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+    return f"{place}{error.strerror or error}{advice}"

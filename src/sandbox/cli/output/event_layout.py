@@ -1,0 +1,111 @@
+"""The page that a story is printed on: lines beside their times, within the width of the window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+from sandbox.cli.output.formatting import clock, counted, day
+from sandbox.cli.output.text import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+STATE_STYLES = {
+    "running": "bold cyan",
+    "completed": "bold green",
+    "failed": "bold red",
+    "failed_preserved": "bold red",
+    "cancelled": "bold yellow",
+}
+
+
+class StoryPage:
+    """Prints each kind of line. `frame` is what a line is about; its time stands before it, and its day where it is
+    not the day of the line above; a story of today begins without."""
+
+    def __init__(self, console: Console, today: date | None = None) -> None:
+        self._console = console
+        self._day = str(today or datetime.now().astimezone().date())
+
+    def print_state(self, frame: Mapping[str, Any], state: str, message: str) -> None:
+        """A new state and what it means, wrapped in a column of its own."""
+        from rich.text import Text
+
+        style = STATE_STYLES.get(state, "bold")
+        line = Text.assemble((self._time(frame), "dim"), (f"{visible(state):<13} ", style))
+        indent, told = line.cell_len, Text(one_line(message))
+        wraps = self._console.is_terminal and bool(message)
+        first, *others = told.wrap(self._console, max(self._console.width - indent - 1, 20)) if wraps else [told]
+        self._print(line.append_text(first))
+        for other in others:
+            self._print(Text(" " * indent).append_text(other))
+
+    def print_tool(self, frame: Mapping[str, Any], summary: str, took: str, *, is_error: bool) -> None:
+        """A tool call, on one line."""
+        from rich.text import Text
+
+        mark = ("  ✗ ", "red") if is_error else ("  ▸ ", "cyan")
+        line = Text.assemble((self._time(frame), "dim"), mark, (one_line(str(frame.get("tool"))), "bold"), "  ")
+        room = self._console.width - line.cell_len - len(took) - 2
+        what = Text(one_line(summary))
+        what.truncate(max(room, 0), overflow="ellipsis")
+        self._print(line.append_text(what).append("  " if summary and took else "").append(took, "dim"))
+
+    def print_lines(
+        self, frame: Mapping[str, Any], text: str, style: str, *, lines_max: int | None = 1, mark: str = ""
+    ) -> None:
+        """`text` beside the time, wrapped, at most so many lines of it (None: all)."""
+        from rich.text import Text
+
+        time, indent = self._time(frame), "  " + mark
+        for number, line in enumerate(self._wrapped(text, len(time) + len(indent), lines_max)):
+            self._print(Text.assemble((time if number == 0 else " " * len(time), "dim"), indent, (line, style)))
+
+    def print_complaint(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
+        """Why a tool call failed: at most so many lines below the call."""
+        from rich.text import Text
+
+        indent = " " * (len(self._time(frame)) + 4)
+        for line in self._wrapped(text, len(indent), lines_max):
+            self._print(Text.assemble(indent, (line, "red")))
+
+    def print_folded(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
+        """What a tool answered: its first lines, each on one line, and how many more there are."""
+        from rich.text import Text
+
+        lines = [line for line in text.splitlines() if line.strip()]
+        indent = " " * (len(self._time(frame)) + 4)
+        for line in lines[:lines_max]:
+            shown = Text(visible(line.rstrip()).expandtabs(4))
+            shown.truncate(max(self._console.width - len(indent) - 1, 20), overflow="ellipsis")
+            self._print(Text.assemble(indent, (shown.plain, "dim")))
+        if len(lines) > lines_max:
+            self._print(Text.assemble(indent, (f"… {counted(len(lines) - lines_max, 'more line')}", "dim italic")))
+
+    def _wrapped(self, text: str, indent_cells: int, lines_max: int | None) -> list[str]:
+        from rich.text import Text
+
+        written = Text("\n".join(visible(line) for line in text.strip().splitlines() if line.strip()))
+        room = max(self._console.width - indent_cells - 1, 20)
+        lines = [line.plain.rstrip() for line in written.wrap(self._console, room)]
+        return [*lines[: lines_max - 1], lines[lines_max - 1] + "…"] if lines_max and len(lines) > lines_max else lines
+
+    def _time(self, frame: Mapping[str, Any]) -> str:
+        timestamp = frame.get("timestamp")
+        if (today := day(timestamp)) and today != self._day:
+            self._day = today
+            from rich.text import Text
+
+            self._print(Text(today, "dim"))
+        return f"{clock(timestamp)}  "
+
+    def _print(self, line: Text) -> None:
+        self._console.print(line, soft_wrap=True)
+
+
+def one_line(text: str) -> str:
+    """Without breaks, and harmless."""
+    return visible(" ".join(text.split()))

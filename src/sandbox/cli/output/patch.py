@@ -1,0 +1,124 @@
+"""The files that a patch changes, one a line with how much of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.checkout.worktree import ChangedFile
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.output.formatting import counted
+from sandbox.cli.output.text import visible, visible_name
+from sandbox.cli.secret_guard import refuse_secrets
+from sandbox.model.task_state import TERMINAL_STATES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sandbox.client import Client
+    from sandbox.client.responses import Artifact
+
+
+def print_changes(changed: Sequence[ChangedFile], console: Console) -> None:
+    """At least one file."""
+    from rich.text import Text
+
+    added_width, removed_width = (
+        max(len(f"{number or 0}") + 1 for number in numbers)
+        for numbers in zip(*((file.added, file.removed) for file in changed), strict=True)
+    )
+    for file in changed:
+        numbers = (
+            (f"+{file.added}".rjust(added_width), "green"),
+            " ",
+            (f"-{file.removed}".rjust(removed_width), "red"),
+        )
+        binary = (("binary".rjust(added_width + removed_width + 1), "dim"),)
+        line = Text.assemble(*(binary if file.added is None else numbers), "  ", visible_name(file.path))
+        console.print(line, soft_wrap=True)
+
+
+def told_applied(files: int, *, is_staged: bool) -> str:
+    """What is said of so many files that were changed, and how to look at them."""
+    if is_staged:
+        return f"Applied to {counted(files, 'file')} and staged. Look at it with: git diff --cached"
+    return f"Applied to {counted(files, 'file')}, beside your own changes. Look at it with: git status"
+
+
+REMARKS_MAX = 50
+"""More than a server writes."""
+
+_HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]{1,9}))? \+[0-9]+(?:,([0-9]{1,9}))? @@")
+_BLOBS = re.compile(r"\Aindex ([0-9a-f]{10})[0-9a-f]{30,54}\.\.([0-9a-f]{10})[0-9a-f]{30,54}")
+_BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[m"
+
+
+def fetch_patch(
+    client: Client, task_id: str, target: Path, *, allows_secrets: bool, secrets_advice: str = "add --allow-secrets"
+) -> None:
+    """Store the task's patch, verified, as the file `target`. Ends the command where there is none."""
+    path = f".sandbox/{task_id}.patch"
+    entries = _entries(client, task_id, path)
+    has_ended = not entries and client.status(task_id)["state"] in TERMINAL_STATES
+    if has_ended:
+        entries = _entries(client, task_id, path)  # it may have ended, with a patch, since they were listed
+    if not entries:
+        shown = visible(task_id)
+        if has_ended:
+            message = f"Error: Task {shown} has no patch: it ended without one."
+            fail(f"{message}\n  See why: sandbox task status {shown}", ExitCode.NOT_FOUND)
+        message = f"Error: Task {shown} has no patch yet; it is made when the agent has ended."
+        fail(f"{message}\n  Wait for it: sandbox task wait {shown}", ExitCode.NOT_FOUND)
+    refuse_secrets(entries, allows_secrets=allows_secrets, advice=secrets_advice)
+    client.download(task_id, path, target)
+
+
+def _entries(client: Client, task_id: str, path: str) -> list[Artifact]:
+    return [entry for entry in client.artifacts(task_id)["artifacts"] if entry["path"] == path]
+
+
+def say_missing(client: Client, task_id: str, patch: Path) -> bool:
+    """Say what the server could not put into a patch, and where that is; gives whether there is anything for git."""
+    told = list(islice(takewhile(_is_remark, patch_lines(patch)), REMARKS_MAX))
+    if not told:
+        return bool(patch.stat().st_size)
+    lines = ["Not everything is in the patch:", *(f"  {visible(line[2:])}" for line in told)]
+    name = f"{task_id}.changes.tar"
+    if any(entry["path"] == f".sandbox/{name}" for entry in client.artifacts(task_id)["artifacts"]):
+        lines.append(f"  Take all that is new or changed: sandbox task download {visible(f'{task_id} {name}')}")
+    click.echo("\n".join(lines), err=True)
+    return not all(map(_is_remark, patch_lines(patch)))
+
+
+def _is_remark(line: str) -> bool:
+    return line.startswith("# ")
+
+
+def patch_lines(patch: Path) -> Iterator[str]:
+    """Its lines as git tells them apart: a carriage return is a part of one."""
+    with patch.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            yield line.removesuffix("\n")
+
+
+def painted(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
+    """The lines of a patch, harmless on a terminal, in git's colours."""
+    minus = plus = 0
+    for line in lines:
+        hunk = _HUNK.match(line)
+        if minus > 0 or plus > 0:
+            # By the numbers of the hunk: a removed line that begins with `-- ` looks like a heading.
+            style = {"-": _RED, "+": _GREEN}.get(line[:1], "")
+            minus -= line[:1] not in {"+", "\\"}
+            plus -= line[:1] not in {"-", "\\"}
+        elif hunk:
+            style, minus, plus = _CYAN, int(hunk[1] or 1), int(hunk[2] or 1)
+        else:
+            style = "" if line.startswith("\\") else _BOLD
+        shown = visible(_BLOBS.sub(r"index \1..\2", line) if style == _BOLD else line)
+        yield f"{style}{shown}{_RESET}" if has_color and style and shown else shown

@@ -1,0 +1,130 @@
+"""Tables in which what identifies a thing is never shortened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.output.text import visible_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+SHRUNK_CELLS_MIN = 8
+UNBOUNDED_CELLS = 100_000
+
+
+def print_table(
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Text]],
+    *,
+    has_lines: bool,
+    shrinkable: Sequence[str],
+) -> None:
+    """Print rows under their headings.
+
+    has_lines: draw a frame. shrinkable: the columns that may be cut on a terminal that is too narrow, and then be left
+    out, the first one first; off a terminal nothing is missing.
+    """
+    kept = columns
+    if console.is_terminal:
+        kept, rows = fit_table(columns, rows, shrinkable, console.width, has_lines=has_lines)
+    left_out, columns = [name for name in columns if name not in kept], kept
+    console.width = UNBOUNDED_CELLS  # in its own width Rich would cut every column, ids as well
+    if has_lines:
+        _print_framed(console, columns, rows)
+    else:
+        for line in plain_lines(columns, rows):
+            console.print(line, soft_wrap=True)
+    if left_out:
+        click.echo(f"The window is too narrow for {', '.join(left_out)}.", err=True)
+
+
+def fit_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Text]],
+    shrinkable: Sequence[str],
+    width: int,
+    *,
+    has_lines: bool = False,
+) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
+    """The columns that there is room for, and their cells, cut where they have to be."""
+    kept = _fitting(columns, rows, shrinkable, width, has_lines=has_lines)
+    rows = [[cell for name, cell in zip(columns, row, strict=True) if name in kept] for row in rows]
+    _shrink(kept, rows, shrinkable, width - _frame_cells(kept, has_lines=has_lines))
+    return kept, rows
+
+
+def plain_lines(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[Text]:
+    """The heading and the rows, each cell as wide as its column."""
+    from rich.text import Text
+
+    headings = [Text(name, "dim") for name in columns]
+    widths = _widths(columns, rows)
+    lines = []
+    for row in (headings, *rows):
+        for cell, width in zip(row[:-1], widths[:-1], strict=True):
+            cell.pad_right(width - cell.cell_len)
+        line = Text("  ").join(row)
+        line.rstrip()
+        lines.append(line)
+    return lines
+
+
+def cell(text: str, style: str = "") -> Text:
+    """Something that others chose, in one line and harmless."""
+    from rich.text import Text
+
+    return Text(visible_name(text.replace("\t", " ")), style)
+
+
+def _print_framed(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, crop=False)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[int]:
+    return [max([len(name), *(row[at].cell_len for row in rows)]) for at, name in enumerate(columns)]
+
+
+def _frame_cells(columns: Sequence[str], *, has_lines: bool) -> int:
+    return 3 * len(columns) + 1 if has_lines else 2 * (len(columns) - 1)
+
+
+def _fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int, *, has_lines: bool
+) -> list[str]:
+    """The columns that there is room for, once those that can be cut have been cut."""
+    least = {
+        name: min(cells, SHRUNK_CELLS_MIN) if name in shrinkable else cells
+        for name, cells in zip(columns, _widths(columns, rows), strict=True)
+    }
+    kept = [name for name in columns if name not in shrinkable]
+    for name in reversed(shrinkable):
+        wanted = [*kept, name]
+        if sum(least[column] for column in wanted) + _frame_cells(wanted, has_lines=has_lines) <= width:
+            kept = wanted
+    return [name for name in columns if name in kept]
+
+
+def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:
+    """Cut the widest first, so that what is short stays whole."""
+    widths = _widths(columns, rows)
+    cuttable = [at for at, name in enumerate(columns) if name in shrinkable]
+    excess = sum(widths) - width
+    most = max((widths[at] for at in cuttable), default=0)
+    while most > SHRUNK_CELLS_MIN and sum(max(widths[at] - most, 0) for at in cuttable) < excess:
+        most -= 1
+    for at in cuttable if excess > 0 else ():
+        for row in rows:
+            row[at].truncate(most, overflow="ellipsis")

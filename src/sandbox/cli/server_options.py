@@ -1,0 +1,57 @@
+"""The options of commands that work where a server does: on the command line, in the environment, in `sandbox.toml`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sandbox.bootstrap.settings.keys import Key, keys
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.output.text import visible
+
+if TYPE_CHECKING:
+    from sandbox.bootstrap.settings.load import Configuration
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+_DATA_DIR = "server.data_dir"
+
+
+def settings_options(command: _Decorated) -> _Decorated:
+    """Add every option of a server."""
+    return _with_options(command, [key for key in keys() if key.option])
+
+
+def data_dir_options(command: _Decorated) -> _Decorated:
+    """Add those that say where a server keeps its data."""
+    return _with_options(command, [key for key in keys() if key.path == _DATA_DIR])
+
+
+def load_configuration(options: Mapping[str, Any]) -> Configuration:
+    """What the options, the environment and the file say together. Ends the command when they make no sense."""
+    from sandbox.bootstrap.settings.load import ConfigurationError, load
+
+    try:
+        return load(options, os.environ)
+    except ConfigurationError as error:
+        lines = [visible(line) for line in error.message.splitlines()]
+        fail("Error: " + "\n".join(lines), ExitCode.USAGE)
+
+
+def _with_options(command: _Decorated, wanted: list[Key]) -> _Decorated:
+    for key in reversed(wanted):
+        command = _option(key)(command)
+    help_text = "The file sandbox.toml.  [env var: SANDBOX_CONFIG; default: $XDG_CONFIG_HOME/sandbox/sandbox.toml]"
+    return click.option("--config", metavar="FILE", help=help_text)(command)
+
+
+def _option(key: Key) -> Callable[[_Decorated], _Decorated]:
+    # Neither converted nor filled in here: that is done in one place for options, variables and the file.
+    help_text = f"{key.purpose}  [env var: {key.variable}; default: {key.shown_default}]"
+    return click.option(str(key.option), key.name, metavar=_METAVARS.get(key.kind, "TEXT"), help=help_text)
+
+
+_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}

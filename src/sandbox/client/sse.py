@@ -1,0 +1,81 @@
+"""Server-sent events: bytes in, events out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, cast, get_args, get_type_hints
+
+from sandbox.client.errors import UnexpectedAnswerError
+from sandbox.client.events import Event, Numbered
+from sandbox.client.response_dict import fits, read_object
+
+EVENT_BYTES_MAX = 16 * 1024 * 1024
+"""An event in its JSON form; a line of output of 1 MiB, all of it escaped, stays far below."""
+
+
+class EventStream:
+    """Reads one connection; comments, and an event that is cut off at its end, are left out."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._data: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """The events that `chunk` completes.
+
+        Raises UnexpectedAnswerError for an event that is too large or not one of Sandbox's.
+        """
+        for line in self._lines(chunk):
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+            elif not line and self._data:
+                data, self._data = b"\n".join(self._data), []
+                yield read_event(data)
+
+    def _lines(self, chunk: bytes) -> Iterator[bytes]:
+        # By bytes and not as text: U+2028 and its like are ends of lines to Python, but not here.
+        self._pending += chunk
+        if b"\n" in chunk:
+            *whole, rest = bytes(self._pending).split(b"\n")
+            self._pending = bytearray(rest)
+            for line in whole:
+                yield line.removesuffix(b"\r")
+        if len(self._pending) > EVENT_BYTES_MAX:
+            raise UnexpectedAnswerError("The server sent an event that is too large.")
+
+
+def read_event(data: bytes) -> Event:
+    """One event from its JSON. Raises UnexpectedAnswerError for what is none of Sandbox's."""
+    told = read_object(data)
+    kind = told.get("type") if told is not None and "seq" in told else None
+    if not isinstance(kind, str) or not fits(told, _kinds().get(kind, Numbered)):
+        raise UnexpectedAnswerError("The server sent an event that is not Sandbox's.")
+    return cast("Event", told)
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """The events that are known, by their type."""
+    return {get_args(get_type_hints(kind)["type"])[0]: kind for kind in get_args(Event)}
+
+
+class LogLines:
+    """Puts together what the network has cut; every line has its newline."""
+
+    def __init__(self) -> None:
+        self._pending: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that `chunk` completes."""
+        if b"\n" not in chunk:
+            self._pending.append(chunk)
+            return []
+        *lines, rest = b"".join([*self._pending, chunk]).split(b"\n")
+        self._pending = [rest]
+        return [line + b"\n" for line in lines]
+
+    def rest(self) -> list[bytes]:
+        """The last line, where it had no newline."""
+        last = b"".join(self._pending)
+        return [last + b"\n"] if last else []

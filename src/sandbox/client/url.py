@@ -1,0 +1,56 @@
+"""Addresses: the server's own, and those of what is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import quote, urlsplit
+
+from sandbox.client.errors import InvalidParameterError, TaskNotFoundError
+from sandbox.model.limits import DEFAULT_SERVER
+
+
+def checked_address(address: str) -> str:
+    """The server's address in its plain form, ASCII and without a slash at its end. Raises InvalidParameterError."""
+    import httpx
+
+    if "@" in address:  # not told: it may be a password
+        message = "The server's address must not have a user or a password in it, nor any @."
+        raise InvalidParameterError(f"{message} Give a token with --token or SANDBOX_TOKEN.")
+    try:
+        url = httpx.URL(address)
+        is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(address).port != 0
+        url.raw_host.decode().encode("idna")  # as connecting does, which raises for a label that no name may have
+    except (httpx.InvalidURL, ValueError):
+        is_address = False
+    if not is_address or "?" in address or "#" in address:
+        raise InvalidParameterError(f"The server's address must look like {DEFAULT_SERVER}, not {address!r}.")
+    return str(url).rstrip("/")
+
+
+def task_path(task_id: str, *rest: str) -> str:
+    """The path of a task, or of what belongs to it. Raises InvalidParameterError, TaskNotFoundError."""
+    if not task_id:
+        raise InvalidParameterError("The id of a task must not be empty.")
+    if "/" in task_id:  # a proxy may take an encoded one for a separator: `a/vm` is another address than `a`
+        raise TaskNotFoundError(f"There is no task {task_id!r}; no id has a slash.")
+    with addressing():
+        return "/".join(["/tasks", *map(_segment, (task_id, *rest))])
+
+
+def _segment(part: str) -> str:
+    """A name of dots alone would be taken out of the path, with what stands before it."""
+    return part.replace(".", "%2E") if part in {".", ".."} else quote(part, safe="")
+
+
+@contextmanager
+def addressing() -> Iterator[None]:
+    """What no address can hold comes out as InvalidParameterError."""
+    import httpx
+
+    try:
+        yield
+    except httpx.InvalidURL as error:
+        raise InvalidParameterError("The request cannot be sent; what is asked for is too long.") from error
+    except UnicodeEncodeError as error:
+        raise InvalidParameterError("The request cannot be sent; what is asked for is not UTF-8.") from error

@@ -1,0 +1,88 @@
+"""Figures as people read them."""
+
+from datetime import timedelta
+from urllib.parse import quote
+
+from sandbox.model.printable import legible, printable
+from sandbox.model.task_state import TaskState
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_STEP = 1024
+
+_SHADES = {
+    TaskState.PENDING: "waits",
+    TaskState.STAGING: "begins",
+    TaskState.PROVISIONING: "begins",
+    TaskState.READY: "begins",
+    TaskState.RUNNING: "works",
+    TaskState.COMPLETING: "works",
+    TaskState.COMPLETED: "done",
+    TaskState.FAILED: "failed",
+    TaskState.FAILED_PRESERVED: "failed",
+    TaskState.CANCELLED: "ended",
+}
+
+
+def size(bytes_: int) -> str:
+    """`4.2 MiB`."""
+    value, unit = float(bytes_), 0
+    while value >= _STEP and unit < len(_UNITS) - 1:
+        value, unit = value / _STEP, unit + 1
+    return f"{value:.0f} {_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def span(duration: timedelta) -> str:
+    """`850 ms`, `12.4 s`, `3 min 05 s`, `2 h 10 min`, `4 d 6 h`."""
+    seconds = max(duration.total_seconds(), 0)
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def money(dollars: float) -> str:
+    """`$0.089`: to the tenth of a cent below a dollar, to the cent above."""
+    return f"${dollars:.3f}" if 0 < dollars < 1 else f"${dollars:.2f}"
+
+
+def count(number: int) -> str:
+    """`4711`, `26.9k`, `1.2M`."""
+    if number < 10_000:
+        return str(number)
+    return f"{number / 1000:.1f}k" if number < 1_000_000 else f"{number / 1_000_000:.1f}M"
+
+
+def state(value: TaskState) -> str:
+    """The state in words."""
+    return "failed, preserved" if value is TaskState.FAILED_PRESERVED else value.value
+
+
+def shade(value: TaskState) -> str:
+    """The class of a state's colour."""
+    return _SHADES[value]
+
+
+def name(text: str) -> str:
+    """A name that others chose, with everything named that does not show."""
+    return printable(text, _code_point)
+
+
+def prose(text: str) -> str:
+    """Text that others wrote, with the invisible characters in it named."""
+    return legible(text, _code_point, "\t\n")
+
+
+def _code_point(character: str) -> str:
+    return f"‹U+{ord(character):04X}›"
+
+
+def segment(text: str) -> str:
+    """As one segment of an address."""
+    return quote(text, safe="")

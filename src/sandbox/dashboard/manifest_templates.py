@@ -1,0 +1,155 @@
+"""Manifests to begin with, for the form."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Any
+
+from sandbox.model.manifest.schema import Manifest
+from sandbox.model.manifest.yaml import write_yaml
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A manifest for a purpose. summary: when to take it."""
+
+    name: str
+    summary: str
+    text: str
+
+
+_MINIMAL = """\
+version: "1"
+kind: Task
+metadata:
+  name: "My task"
+repository:
+  url: "https://github.com/org/repo.git"
+  branch: "main"
+claude:
+  prompt: "Say here what is to be done"
+"""
+
+_BUG_FIX = """\
+version: "1"
+kind: Task
+metadata:
+  name: "Fix bug #42"
+  labels:
+    team: "platform"
+repository:
+  url: "https://github.com/org/app.git"
+  branch: "main"
+claude:
+  prompt: "Fix the bug in GitHub issue #42"
+  mcp_config:
+    mcpServers:
+      github:
+        command: "npx"
+        args: ["-y", "@modelcontextprotocol/server-github"]
+        env:
+          GITHUB_TOKEN: "${GITHUB_TOKEN}"
+vm:
+  network_mode: "outbound"
+  allowed_hosts: ["api.github.com"]
+secrets:
+  - name: "GITHUB_TOKEN"
+    source: "env"
+    key: "GITHUB_TOKEN"
+lifecycle:
+  artifact_patterns: ["*.patch"]
+"""
+
+_AUDIT = """\
+version: "1"
+kind: Task
+metadata:
+  name: "Security audit"
+repository:
+  url: "https://github.com/org/app.git"
+  branch: "main"
+claude:
+  prompt: |
+    Audit this repository for security:
+    1. Run a static analysis
+    2. Look at the dependencies
+    3. Write security-report.md
+  allowed_tools: ["Read", "Bash", "Grep", "Write"]
+vm:
+  network_mode: "isolated"
+lifecycle:
+  timeout: "8h"
+  artifact_patterns: ["security-report.md"]
+"""
+
+_LARGE = """\
+version: "1"
+kind: Task
+metadata:
+  name: "Heavy processing"
+repository:
+  url: "https://github.com/org/app.git"
+  branch: "main"
+claude:
+  prompt: "Process the large data set"
+vm:
+  profile: "agentic-dev"
+  cpus: 16
+  memory: "32G"
+  disk: "100G"
+lifecycle:
+  timeout: "24h"
+"""
+
+_BUDGET = """\
+version: "1"
+kind: Task
+metadata:
+  name: "Try it within a budget"
+repository:
+  url: "https://github.com/org/app.git"
+  branch: "main"
+claude:
+  prompt: "Say here what is to be done"
+  max_turns: 30
+lifecycle:
+  budget_usd: 2.50
+  timeout: "1h"
+  failure_action: "preserve"
+"""
+
+PATTERNS = (
+    Pattern("Minimal", "What every manifest needs, and nothing else.", _MINIMAL),
+    Pattern("Bug fix with GitHub", "Reads the issue by GitHub's MCP server; reaches api.github.com only.", _BUG_FIX),
+    Pattern("Security audit", "No network at all; a report comes out.", _AUDIT),
+    Pattern("Large machine", "16 CPUs, 32 GiB of memory, 100 GiB of disk.", _LARGE),
+    Pattern("Within a budget", "Ends at $2.50, and keeps the sandbox for you to look at if it fails.", _BUDGET),
+)
+
+
+def write_manifest(manifest: Manifest, *, with_id: bool = False, with_sources: bool = True) -> str:
+    """YAML without what the defaults say anyway, and without the id, which a second task cannot have.
+
+    with_sources: tell where secrets come from, which is for operators; else they are told by name only.
+    """
+    data = _spoken(manifest)
+    if not with_sources and manifest.secrets:
+        data["secrets"] = [{"name": secret.name} for secret in manifest.secrets]
+    if not with_id:
+        data["metadata"].pop("id", None)
+    return write_yaml(data)
+
+
+def _spoken(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        told = [(field, getattr(value, field.name)) for field in fields(value)]
+        return {field.name: _spoken(each) for field, each in told if each != _default(field)}
+    if isinstance(value, dict):
+        return {key: _spoken(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_spoken(each) for each in value]
+    return value
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()

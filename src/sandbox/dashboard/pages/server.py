@@ -1,0 +1,77 @@
+"""The page about the server: what it has, what isolates its tasks, and how much it gets done."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sandbox.api.context import Context
+from sandbox.api.routes.health import reasons_against
+from sandbox.dashboard.templates import show
+from sandbox.interfaces.store import TaskQuery
+from sandbox.interfaces.tasks import Tasks
+from sandbox.model.task import Task
+from sandbox.model.task_state import TERMINAL_STATES, TaskState
+
+_HOURS = 24
+TASKS_LOOKED_AT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Hour:
+    """What ended within an hour. began_at: its beginning; share: of the busiest hour, in percent."""
+
+    began_at: datetime
+    completed: int
+    others: int
+    share: int
+
+
+async def show_server(request: Request, asked: Context) -> Response:
+    """How the server is now."""
+    health = await asked.tasks.health()
+    ended, is_cut = await _ended(asked.tasks)
+    completed = [task for task in ended if task.state is TaskState.COMPLETED]
+    return show(
+        request,
+        "server",
+        health=health,
+        reasons=reasons_against(health, asked),
+        uptime=timedelta(seconds=health.uptime_seconds),
+        hours=_hours(ended, datetime.now(UTC)),
+        ended_count=len(ended),
+        is_cut=is_cut,
+        completed_count=len(completed),
+        median=_median([task.state_changed_at - task.created_at for task in completed]),
+        cost=sum(task.progress.cost_usd for task in ended),
+    )
+
+
+async def _ended(tasks: Tasks) -> tuple[list[Task], bool]:
+    """What ended within the last day, as far as one look goes, and whether there was more."""
+    query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", limit=TASKS_LOOKED_AT)
+    since = datetime.now(UTC) - timedelta(hours=_HOURS)
+    page = await tasks.query(query)
+    ended = [task for task in page.tasks if task.state_changed_at >= since]
+    return ended, page.next_cursor is not None and len(ended) == len(page.tasks)
+
+
+def _hours(ended: Sequence[Task], now: datetime) -> list[Hour]:
+    this_hour = now.replace(minute=0, second=0, microsecond=0)
+    counts = Counter(
+        (task.state_changed_at.replace(minute=0, second=0, microsecond=0), task.state is TaskState.COMPLETED)
+        for task in ended
+    )
+    beginnings = [this_hour - timedelta(hours=back) for back in reversed(range(_HOURS))]
+    most = max((counts[at, True] + counts[at, False] for at in beginnings), default=0) or 1
+    return [
+        Hour(at, counts[at, True], counts[at, False], round(100 * (counts[at, True] + counts[at, False]) / most))
+        for at in beginnings
+    ]
+
+
+def _median(durations: list[timedelta]) -> timedelta | None:
+    return sorted(durations)[len(durations) // 2] if durations else None

@@ -1,0 +1,139 @@
+"""Disks that are plain directories, where nothing can be mounted: somebody has to look how full they are."""
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from sandbox.disks.loop import CommandFailedError, run_command
+from sandbox.disks.removal import AS_OWNER_OF_ALL
+from sandbox.interfaces.disks import DiskUse
+from sandbox.interfaces.layout import AttemptLayout
+from sandbox.model.limits import DISK_COMMAND_SECONDS
+from sandbox.system.threads import wait_in_thread
+
+_KCMP = {"x86_64": 312, "aarch64": 272}
+_KCMP_FILES = 2
+_libc = ctypes.CDLL(None)
+
+
+class Unnamed(msgspec.Struct, frozen=True):
+    """How much there is."""
+
+    size_bytes: int
+    file_count: int
+
+
+def measure_unnamed(device: int) -> Unnamed:
+    """Those on the device (st_dev) that descendants of this process have open, whatever path leads them there.
+
+    A process that has closed its /proc to its user is passed over, and so is what is mapped or under way in a
+    socket only. Raises OSError past DISK_COMMAND_SECONDS.
+    """
+    deadline = time.monotonic() + DISK_COMMAND_SECONDS
+    sizes: dict[int, int] = {}
+    for found in _open_files():
+        if found.st_dev == device and found.st_nlink == 0:
+            sizes[found.st_ino] = found.st_blocks * 512
+        if time.monotonic() > deadline:
+            raise OSError("its sandbox has too many files open")
+    return Unnamed(sum(sizes.values()), len(sizes))
+
+
+def _open_files() -> Iterator[os.stat_result]:
+    for pid in _descendants(os.getpid()):
+        if _shares_files(pid, _parent(pid)):
+            continue  # as all the processes in which gVisor has programs run
+        with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                with suppress(OSError):  # closed since
+                    yield entry.stat()
+
+
+def _shares_files(pid: int, other: int) -> bool:
+    """Whether two processes have one table of open files (kcmp(2)); no where that cannot be told."""
+    number = _KCMP.get(os.uname().machine)
+    return number is not None and _libc.syscall(number, pid, other, _KCMP_FILES, 0, 0) == 0
+
+
+def _descendants(ancestor: int) -> list[int]:
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
+    children: dict[int, list[int]] = {}
+    for pid in pids:
+        if pid == ancestor:  # so that ids that are used anew meanwhile make no circle
+            continue
+        children.setdefault(_parent(pid), []).append(pid)
+    found = [*children.get(ancestor, ())]
+    for pid in found:
+        found += children.get(pid, ())
+    return found
+
+
+def _parent(pid: int) -> int:
+    """Its parent's id, 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  (a hot path)
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+_BYTES_PER_FILE = 4096
+"""An empty file takes no block, but takes one of the file system's names from everybody else."""
+
+_UNMEASURED = "It cannot be told how full the disk is"
+
+
+class PlainDisks:
+    """Implements `contracts.disks.Disks`."""
+
+    tells_when_full = False
+
+    def __init__(self) -> None:
+        self._size_bytes = 0
+
+    async def open(self, files: AttemptLayout, size_bytes: int) -> None:
+        """Make the directory."""
+        files.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._size_bytes = size_bytes
+
+    async def use(self, files: AttemptLayout) -> DiskUse:
+        """What du(1) counts, which no depth of directories exhausts, and what is open without a name.
+
+        What goes away meanwhile counts nothing, and what loses its name meanwhile not twice.
+        """
+        unnamed = await _measure_unnamed(files.disk)
+        used_bytes = unnamed.size_bytes + await _count(files.disk, "--block-size=1")
+        file_count = unnamed.file_count + await _count(files.disk, "--inodes")
+        is_full = used_bytes >= self._size_bytes or file_count >= self._size_bytes // _BYTES_PER_FILE
+        return DiskUse(used_bytes, self._size_bytes, is_full)
+
+    async def verify(self, files: AttemptLayout) -> None:
+        """Whoever writes to the host's own file system is told there."""
+
+    async def close(self, files: AttemptLayout) -> None:
+        """Nothing is to be let go of."""
+
+
+async def _measure_unnamed(directory: Path) -> Unnamed:
+    try:
+        return await wait_in_thread(lambda: measure_unnamed(directory.stat().st_dev))
+    except OSError as error:
+        raise OSError(f"{_UNMEASURED}: {error}") from error
+
+
+async def _count(directory: Path, unit: str) -> int:
+    command = ("du", "-s", "-x", unit, "--", str(directory))
+    told = b""
+    try:
+        if os.geteuid() != 0:
+            # Else an agent could hide what it writes in a directory that it closes to reading.
+            told = await run_command(*AS_OWNER_OF_ALL, *command, good_codes=(0, 1))
+        told = told or await run_command(*command, good_codes=(0, 1))
+        return int(told.split()[0])
+    except (CommandFailedError, ValueError, IndexError) as error:
+        raise OSError(f"{_UNMEASURED}: {error}") from error

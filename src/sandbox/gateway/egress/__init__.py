@@ -1,0 +1,1 @@
+"""Connections to hosts other than the model."""

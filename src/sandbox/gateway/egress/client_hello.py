@@ -1,0 +1,224 @@
+"""Reads the server's name out of a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3), whoever sent it."""
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from sandbox.gateway.egress.policy import EgressPolicy, normal
+from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, HELLOS_BEGUN_MAX, UNKNOWN_OPENING_BYTES_MAX
+
+_HANDSHAKE_RECORD = 22
+_CLIENT_HELLO = 1
+_SERVER_NAME_EXTENSION = 0
+_EARLY_DATA_EXTENSION = 42
+_ENCRYPTED_HELLO_EXTENSION = 0xFE0D
+_HOST_NAME = 0
+_RECORD_BYTES_MAX = 16384 + 256
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """What the bytes so far tell. `server_name` is None in a whole hello without one, and in what is no hello or
+    not alone in its record.
+
+    hides_name: another hello is in it, encrypted (ECH), which may name another server; browsers put random bytes there.
+    is_before_data: the client may send data before the server has answered (RFC 8446 §4.2.10).
+    byte_count: of the records that it stands in, or the first of them: some servers may find a hello in what is odd.
+    """
+
+    is_whole: bool
+    server_name: str | None = None
+    hides_name: bool = False
+    is_before_data: bool = False
+    byte_count: int = 0
+
+
+class HelloNames(msgspec.Struct, frozen=True):
+    """What a ClientHello says of servers' names. The last two are as in `Hello`."""
+
+    names: tuple[str, ...] = ()
+    hides_name: bool = False
+    is_before_data: bool = False
+
+
+class _CutShortError(Exception):
+    """A length points past the end."""
+
+
+def read_hello(data: bytes) -> Hello:
+    """Look at the first bytes of a connection. Not whole means: more bytes may tell more. Never raises."""
+    message = bytearray()
+    offset = 0
+    while len(data) >= offset + 5:
+        length = int.from_bytes(data[offset + 3 : offset + 5])
+        is_handshake = data[offset] == _HANDSHAKE_RECORD
+        if not is_handshake or data[offset + 1] != 3 or not 0 < length <= _RECORD_BYTES_MAX:
+            return Hello(is_whole=True, byte_count=offset + 5 if is_handshake or message else 0)
+        message += data[offset + 5 : offset + 5 + length]
+        if message and message[0] != _CLIENT_HELLO:
+            return Hello(is_whole=True)
+        end = 4 + int.from_bytes(message[1:4])
+        if len(message) >= 4 and len(message) >= end:
+            # No client sends more in the same record, and the server might take what follows for the hello that counts.
+            byte_count = offset + 5 + length
+            is_alone = len(message) == end and len(data) >= byte_count
+            return _told_by(bytes(message[4:end]), byte_count) if is_alone else Hello(True, byte_count=byte_count)
+        offset += 5 + length
+    is_odd = data[:1] == b"\x16" and data[1:2] not in (b"", b"\x03")
+    return Hello(is_whole=is_odd or data[:1] not in (b"", b"\x16"), byte_count=len(data) if is_odd else 0)
+
+
+def names_in(body: bytes) -> HelloNames | None:
+    """The names in the body of a ClientHello; None when a length in it points past its end."""
+    names, hides_name, is_before_data = [], False, False
+    try:
+        for kind, content in _extensions(body):
+            if kind == _SERVER_NAME_EXTENSION:
+                names += _host_names(content)
+            hides_name |= kind == _ENCRYPTED_HELLO_EXTENSION
+            is_before_data |= kind == _EARLY_DATA_EXTENSION
+    except _CutShortError:
+        return None
+    return HelloNames(tuple(names), hides_name, is_before_data)
+
+
+def _told_by(body: bytes, byte_count: int) -> Hello:
+    told = names_in(body)
+    if told is None:
+        return Hello(True, byte_count=byte_count)
+    # Several names are against the rules, and the server might take another one than we.
+    name = told.names[0] if len(told.names) == 1 else None
+    return Hello(True, name, told.hides_name, told.is_before_data, byte_count)
+
+
+def _extensions(body: bytes) -> Iterator[tuple[int, bytes]]:
+    reader = _Reader(body)
+    reader.take(2 + 32)
+    reader.vector(1)
+    reader.vector(2)
+    reader.vector(1)
+    extensions = _Reader(reader.vector(2))
+    while extensions.left:
+        yield extensions.number(2), extensions.vector(2)
+
+
+def _host_names(content: bytes) -> list[str]:
+    names, found = _Reader(_Reader(content).vector(2)), []
+    while names.left:
+        kind, name = names.number(1), names.vector(2)
+        if kind == _HOST_NAME and name:
+            found.append(name.decode("ascii", errors="replace"))
+    return found
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._offset = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._offset
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise _CutShortError
+        self._offset += count
+        return self._data[self._offset - count : self._offset]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size))
+
+    def vector(self, size: int) -> bytes:
+        return self.take(self.number(size))
+
+
+_BEGIN = re.compile(rb"\x16(?=[\x00-\x0f].[\x00-\x40].\x01)", re.DOTALL)
+_BEGIN_BYTES = 6
+_RECORD_HEADER = re.compile(rb"[\x14-\x16][\x00-\x0f].[\x00-\x40].", re.DOTALL)
+"""Some servers take an alert or a change of the cipher between the records of a hello, and look at the version in
+the hello only, where its first byte is 3."""
+
+_HEADER_BYTES = 5
+_HANDSHAKE = 22
+_SHORTEST_BODY_BYTES = 39
+_LONGEST_BODY_BYTES = 0x2FFFF
+
+
+class _Begun(msgspec.Struct, frozen=True):
+    """What there is of a ClientHello. `is_whole`: all of it, and of the records that it stands in."""
+
+    message: bytes
+    is_whole: bool
+
+
+class HelloSearch:
+    """For one client that speaks to `name`. A hello may name nobody, as the protocol around it did not."""
+
+    def __init__(self, policy: EgressPolicy, name: str) -> None:
+        self._policy = policy
+        self._name = name
+        self._searched = 0
+        self._offsets: list[int] = []
+
+    def objection(self, seen: bytearray) -> str | None:
+        """What is wrong with a hello in all that the client has said so far."""
+        self._find_beginnings(seen)
+        if len(self._offsets) > HELLOS_BEGUN_MAX:
+            return "TLS seems to begin in it too often."
+        for offset in tuple(self._offsets):
+            begun = _read(seen, offset)
+            objection = None
+            if begun is None or begun.is_whole:
+                self._offsets.remove(offset)
+                objection = self._mismatch(begun.message) if begun is not None else None
+            elif len(seen) - offset >= CLIENT_HELLO_BYTES_MAX:
+                objection = f"the connection to {self._name} has TLS that does not come to its end."
+            if objection is not None:
+                return objection
+        return None
+
+    def _find_beginnings(self, seen: bytearray) -> None:
+        last = UNKNOWN_OPENING_BYTES_MAX - CLIENT_HELLO_BYTES_MAX
+        while (begin := _BEGIN.search(seen, self._searched)) is not None and begin.start() <= last:
+            self._searched = begin.end()
+            self._offsets.append(begin.start())
+        self._searched = max(self._searched, len(seen) - _BEGIN_BYTES + 1)
+
+    def _mismatch(self, message: bytes) -> str | None:
+        end = _end(message)
+        told = names_in(message[4:end])
+        if told is None or len(message) != end or len(told.names) > 1:
+            return f"the connection to {self._name} has TLS that servers read differently."
+        if told.names and normal(told.names[0]) != normal(self._name):
+            return f"the connection is to {self._name}, but its TLS asks for another server."
+        if told.hides_name and not self._policy.takes_hidden_names:
+            return "its TLS has a second server name that is encrypted (ECH); turn that off in the program."
+        return None
+
+
+def _read(seen: bytearray, offset: int) -> _Begun | None:
+    """The ClientHello whose first record begins here; None where there is none."""
+    message = bytearray()
+    while len(header := bytes(seen[offset : offset + _HEADER_BYTES])) == _HEADER_BYTES:
+        if _RECORD_HEADER.match(header) is None:
+            return None
+        end = offset + _HEADER_BYTES + int.from_bytes(header[3:])
+        if header[0] == _HANDSHAKE:
+            message += seen[offset + _HEADER_BYTES : end]
+        if not _is_hello_so_far(message):
+            return None
+        offset = end
+        if offset <= len(seen) and 4 <= _end(message) <= len(message):
+            return _Begun(bytes(message), is_whole=True)
+    return _Begun(bytes(message), is_whole=False)
+
+
+def _end(message: bytes | bytearray) -> int:
+    """Where the message ends; 0 while that is not known."""
+    return 4 + int.from_bytes(message[1:4]) if len(message) >= 4 else 0
+
+
+def _is_hello_so_far(message: bytes | bytearray) -> bool:
+    is_length = len(message) < 4 or _SHORTEST_BODY_BYTES <= int.from_bytes(message[1:4]) <= _LONGEST_BODY_BYTES
+    return message[:1] in (b"", b"\x01") and is_length and message[4:5] in (b"", b"\x03")

@@ -1,0 +1,168 @@
+"""Connections to hosts of the public internet: looked up here, checked, and dialled at the address that was checked."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+from sandbox.gateway import limits
+from sandbox.gateway.connection_rate import Pace
+from sandbox.gateway.transport import Line, WideLines
+from sandbox.system.threads import wait_in_thread
+
+Address = IPv4Address | IPv6Address
+
+_NOT_GLOBAL_V4 = [
+    IPv4Network(block)
+    for block in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private
+        "100.64.0.0/10",  # shared behind carriers, metadata of Alibaba's cloud
+        "127.0.0.0/8",  # loopback
+        "168.63.129.16/32",  # metadata of Azure, in the midst of public addresses
+        "169.254.0.0/16",  # link-local, metadata of most clouds
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # protocol assignments, metadata of Oracle's cloud
+        "192.0.2.0/24",  # documentation
+        "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",  # private
+        "198.18.0.0/15",  # benchmarks, and the names inside a sandbox
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, broadcast
+    )
+]
+
+_GLOBAL_V6 = IPv6Network("2000::/3")
+_NOT_GLOBAL_V6 = [
+    IPv6Network(block)
+    for block in (
+        "2001::/23",  # protocol assignments: Teredo, benchmarks, ORCHID
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4, which has an IPv4 address of anybody's in it
+        "3fff::/20",  # documentation
+    )
+]
+
+
+def unwrapped(address: Address) -> Address:
+    """The IPv4 address that an IPv4-mapped IPv6 address stands for; every other address itself."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def is_global(address: Address) -> bool:
+    """Whether this is one address of one public host, as far as its number tells."""
+    address = unwrapped(address)
+    if isinstance(address, IPv4Address):
+        return not any(address in block for block in _NOT_GLOBAL_V4)
+    is_plain = address.scope_id is None and address in _GLOBAL_V6
+    return is_plain and not any(address in block for block in _NOT_GLOBAL_V6)
+
+
+AddressPolicy = Callable[[Address], bool]
+
+
+class NotDialledError(Exception):
+    """An address behind the name is none that may be dialled; the message says why, for people."""
+
+
+class NotReachedError(Exception):
+    """The host was not reached; `status` is HTTP's for a gateway, the message is for people."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def may_be_dialled(address: Address) -> bool:
+    """Whether this is another host's public address. Only tests have another policy."""
+    return is_global(address) and not _is_own(address)
+
+
+class Outward:
+    """Dials hosts by name, by the system's resolver (/etc/hosts included), but never the model's.
+
+    model_addresses: where the model has been found; it grows here and where the model is dialled.
+    """
+
+    def __init__(self, model_host: str, address_policy: AddressPolicy, model_addresses: set[Address]) -> None:
+        self._model_host = model_host
+        self._model_addresses = model_addresses
+        self._model_looked_up_at = float("-inf")
+        self._may_be_dialled = address_policy
+        self._lookups = asyncio.Semaphore(limits.LOOKUPS_MAX)
+        self._wide = WideLines()
+        self._pace = Pace(limits.HOST_CONNECTIONS_AT_ONCE, limits.HOST_CONNECTIONS_PER_SECOND)
+
+    async def dial(self, host: str, port: int) -> Line:
+        """Raises NotDialledError, NotReachedError. Waits where connections are opened too often."""
+        addresses = await self._look_up(host)
+        await self._look_for_model()
+        if not self._model_addresses.isdisjoint(addresses):
+            raise NotDialledError("its address is the model's, which is reached through the gateway only.")
+        allowed = [address for address in addresses if self._may_be_dialled(address)]
+        if not allowed:
+            raise NotDialledError("its name resolves to no public address of another host.")
+        await self._pace.wait()
+        line = await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
+        self._wide.add(line)
+        return line
+
+    async def _look_for_model(self) -> None:
+        """Every address that it ever had counts. As long as none is known, no host can be told from the model."""
+        now = asyncio.get_running_loop().time()
+        if now - self._model_looked_up_at < limits.MODEL_LOOKUP_SECONDS:
+            return
+        try:
+            self._model_addresses.update(await self._look_up(self._model_host))
+            self._model_looked_up_at = now
+        except NotReachedError:
+            if not self._model_addresses:
+                message = "The model's host does not resolve, and unless it does no other host is reached."
+                raise NotReachedError(502, message) from None
+
+    async def _look_up(self, host: str) -> list[Address]:
+        with suppress(ValueError):
+            return [unwrapped(ip_address(host))]
+        try:
+            async with asyncio.timeout(limits.LOOKUP_SECONDS):
+                await self._lookups.acquire()
+                return _sorted(await wait_in_thread(partial(_resolve, host), self._lookups.release))
+        except TimeoutError:
+            raise NotReachedError(504, f"{host} was not resolved within {limits.LOOKUP_SECONDS:.0f} s.") from None
+        except (OSError, UnicodeError):
+            raise NotReachedError(502, f"{host} does not resolve.") from None
+
+
+async def _connect(host: str, port: int, addresses: list[Address]) -> Line:
+    for address in addresses:
+        with suppress(OSError):  # TimeoutError included
+            async with asyncio.timeout(limits.CONNECT_SECONDS / len(addresses)):
+                return await Line.to(str(address), port)
+    raise NotReachedError(502, f"{host}:{port} does not answer.")
+
+
+def _resolve(host: str) -> set[str]:
+    return {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+
+
+def _sorted(found: set[str]) -> list[Address]:
+    """IPv4 first, which more machines can reach."""
+    addresses = {unwrapped(ip_address(one)) for one in found}
+    return sorted(addresses, key=lambda address: (not isinstance(address, IPv4Address), int(address)))
+
+
+def _is_own(address: Address) -> bool:
+    """Whether the address is this host's: only then a socket can be bound to it. In doubt it is."""
+    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError as error:
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True

@@ -1,0 +1,169 @@
+"""Connections to the model: dialled directly, with the system's resolver, without HTTPS_PROXY or a redirect."""
+
+import asyncio
+import re
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+
+from sandbox.gateway import limits
+from sandbox.gateway.connection_rate import Pace
+from sandbox.gateway.egress.dialer import Address, unwrapped
+from sandbox.gateway.transport import Line, WideLines, bound_buffers
+from sandbox.interfaces.gateway import ModelUpstream
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    """`prefix` is the path of the base URL without its last slash; `credential` a header's name and value."""
+
+    host: str
+    port: int
+    is_tls: bool
+    prefix: bytes
+    authority: bytes
+    credential: tuple[bytes, bytes]
+
+    def __repr__(self) -> str:
+        """Without the credential."""
+        return f"{type(self).__name__}({self.address!r})"
+
+    @property
+    def key(self) -> bytes:
+        """The server's key itself."""
+        return self.credential[1].removeprefix(b"Bearer ")
+
+    @property
+    def address(self) -> str:
+        """For people."""
+        return self.authority.decode()
+
+
+def parse_upstream(upstream: ModelUpstream) -> Upstream:
+    """Raises ValueError with a sentence (without the credential) for what is no usable upstream."""
+    try:
+        parts = urlsplit(upstream.base_url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("ANTHROPIC_BASE_URL has a host or a port that cannot be.") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError("ANTHROPIC_BASE_URL must be an http:// or https:// address with a host.")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError("ANTHROPIC_BASE_URL must have no user, password, query or fragment.")
+    if port == 0:
+        raise ValueError("ANTHROPIC_BASE_URL has port 0, at which nothing is reached.")
+    is_tls = parts.scheme == "https"
+    host, port = _host(host), port or (443 if is_tls else 80)
+    prefix = parts.path.rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*", prefix):
+        raise ValueError("ANTHROPIC_BASE_URL has a path with characters that a path cannot have.")
+    shown = f"[{host}]" if ":" in host else host
+    authority = shown if port == (443 if is_tls else 80) else f"{shown}:{port}"
+    return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), _credential(upstream))
+
+
+def _host(host: str) -> str:
+    try:
+        return host if ":" in host else host.encode("idna").decode()
+    except UnicodeError:
+        raise ValueError("ANTHROPIC_BASE_URL has a host that is no host name.") from None
+
+
+def _credential(upstream: ModelUpstream) -> tuple[bytes, bytes]:
+    key = upstream.api_key or upstream.auth_token
+    if bool(upstream.api_key) == bool(upstream.auth_token):
+        raise ValueError("Set exactly one of ANTHROPIC_API_KEY and ANTHROPIC_AUTH_TOKEN.")
+    if not re.fullmatch(r"[!-~]+", key):
+        name = "ANTHROPIC_API_KEY" if upstream.api_key else "ANTHROPIC_AUTH_TOKEN"
+        raise ValueError(f"{name} has characters that a header cannot have.")
+    if upstream.api_key:
+        return b"x-api-key", key.encode()
+    return b"authorization", b"Bearer " + key.encode()
+
+
+class UnreachableError(Exception):
+    """The upstream could not be dialled."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class ModelDialler:
+    """Opens connections to the upstream, and remembers at which addresses it was."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.addresses: set[Address] = set()
+        self._tls: SSLContext | None = None
+        self._wide = WideLines()
+        self._pace = Pace(limits.MODEL_CONNECTIONS_AT_ONCE, limits.MODEL_CONNECTIONS_PER_SECOND)
+
+    async def dial(self) -> Line:
+        """Raises UnreachableError. Waits where connections are opened too often."""
+        await self._pace.wait()
+        upstream = self.upstream
+        tls = self._context() if upstream.is_tls else None
+        try:
+            async with asyncio.timeout(limits.CONNECT_SECONDS):
+                reader, writer = await asyncio.open_connection(
+                    upstream.host, upstream.port, ssl=tls, server_hostname=upstream.host if tls else None
+                )
+        except TimeoutError:
+            message = f"The model at {upstream.address} could not be reached within {limits.CONNECT_SECONDS:.0f} s."
+            raise UnreachableError(504, message) from None
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            message = f"The model at {upstream.address} cannot be reached ({reason}); check ANTHROPIC_BASE_URL."
+            raise UnreachableError(502, message) from None
+        bound_buffers(writer.get_extra_info("socket"))
+        self.addresses.add(unwrapped(ip_address(writer.get_extra_info("peername")[0])))
+        line = Line(reader, writer)
+        self._wide.add(line)
+        return line
+
+    def _context(self) -> "SSLContext":
+        if self._tls is None:
+            import ssl
+
+            self._tls = ssl.create_default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
+
+
+_KEY_BYTES_MIN = 8
+"""Shorter keys cannot be told from other text, so they are not looked for."""
+
+
+class KeyScreen:
+    """Blanks the key in one answer's body, cut anywhere, and changes no length.
+
+    What might be the key's beginning is held back until more comes, and nothing else.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key if len(key) >= _KEY_BYTES_MIN else b""
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The next bytes of the body; gives what can go on."""
+        if not self._key:
+            return data
+        clean = self.blank(self._held + data)
+        held = next((n for n in range(min(len(self._key) - 1, len(clean)), 0, -1) if clean.endswith(self._key[:n])), 0)
+        self._held = clean[len(clean) - held :]
+        return clean[: len(clean) - held]
+
+    def end(self) -> bytes:
+        """What was held back, at the body's end."""
+        held, self._held = self._held, b""
+        return held
+
+    def blank(self, text: bytes) -> bytes:
+        """A whole text without the key."""
+        return text.replace(self._key, b"*" * len(self._key)) if self._key else text

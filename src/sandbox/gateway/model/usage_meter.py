@@ -1,0 +1,295 @@
+"""Reads the usage out of the model's answer while it passes, holding no more of it than a line."""
+
+from typing import Annotated, Any, Protocol
+
+import msgspec
+from msgspec.structs import astuple
+
+from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
+from sandbox.gateway.model.pricing import ONE_COUNTRY_FACTOR, WEB_SEARCH_USD, Asked, Tokens, cost_usd, is_priced
+from sandbox.model.errors import DECODE_ERRORS
+from sandbox.model.events import Usage
+
+_MODEL_CHARACTERS_MAX = 128
+_DELTA_FRAME_BYTES = 80
+"""What stands at least around the text in the line of an event that brings some."""
+
+_COUNTED_ABOVE = ("message", "fallback_message")
+"""Iterations that the counts of the whole answer hold, if only in part: not what the model read anew after an advisor's
+word, nor what was begun by another model. All others are billed beside: compaction, an advisor."""
+
+_ANYWHERE = ("", "global", "not_available")
+
+
+class Meter(Protocol):
+    """Never raises on what an upstream sends; what it does not understand counts nothing."""
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the body, cut anywhere."""
+        ...
+
+    def usage(self) -> Usage | None:
+        """What has been used by the bytes so far; None while no answer of a model is in them."""
+        ...
+
+    def so_far(self) -> Usage | None:
+        """The same, where that is cheap to tell while the body is under way; else None."""
+        ...
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a model has begun to answer."""
+        ...
+
+    @property
+    def has_told_all(self) -> bool:
+        """Whether `usage` is that of the whole answer."""
+        ...
+
+    def at_most(self, asked: Asked, *, is_heard: bool) -> Usage | None:
+        """What an answer to this may have used that went no further; nothing may be asked afterwards.
+
+        is_heard: all that the model has said by then has come here.
+        """
+        ...
+
+
+def meter_for(content_type: bytes) -> Meter:
+    """A meter for a body of this type."""
+    is_stream = content_type.split(b";")[0].strip().lower() == b"text/event-stream"
+    return StreamMeter() if is_stream else DocumentMeter()
+
+
+_COUNT_MAX = 10**12
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_COUNT_MAX)]
+
+
+class _CacheCreation(msgspec.Struct):
+    ephemeral_1h_input_tokens: _Count | None = None
+
+
+class _Counts(msgspec.Struct):
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    cache_read_input_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
+    cache_creation: _CacheCreation | None = None
+
+
+class _Iteration(_Counts):
+    type: str = ""
+    model: str | None = None
+
+
+class _Usage(_Counts):
+    iterations: list[_Iteration] | None = None
+    server_tool_use: Any = None
+    inference_geo: Any = None
+
+
+class _Message(msgspec.Struct):
+    model: str = ""
+    usage: _Usage | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    message: _Message | None = None
+    usage: _Usage | None = None
+
+
+_event_decoder = msgspec.json.Decoder(_Event)
+_message_decoder = msgspec.json.Decoder(_Message)
+
+
+class StreamMeter:
+    """For an event stream: `message_start` names the model, each `message_delta` replaces the counts it brings."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self._is_skipping = False
+        self._tally = _Tally()
+        self._heard_bytes = 0
+        self.has_told_all = False
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the body, cut anywhere."""
+        first, *others = data.split(b"\n")
+        self._extend(first)
+        for other in others:
+            self._end_line()
+            self._extend(other)
+
+    def usage(self) -> Usage | None:
+        """The counts of the latest `message_delta` over those of `message_start`."""
+        return self._tally.usage()
+
+    def so_far(self) -> Usage | None:
+        """The same: it is told piece by piece."""
+        return self.usage()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was told which model answers."""
+        return self.usage() is not None
+
+    def at_most(self, asked: Asked, *, is_heard: bool) -> Usage | None:
+        """No token is shorter than a byte, so the model has said no more of them than bytes have come."""
+        heard = self._heard_bytes + len(self._line)
+        return self._tally.at_most(asked, min(heard, asked.output_tokens) if is_heard else asked.output_tokens)
+
+    def _extend(self, part: bytes) -> None:
+        if self._is_skipping or len(self._line) + len(part) > SSE_LINE_BYTES_MAX:
+            self._is_skipping = True
+            self._heard_bytes += len(self._line) + len(part)
+            self._line.clear()
+        else:
+            self._line += part
+
+    def _end_line(self) -> None:
+        line, self._is_skipping = bytes(self._line), False
+        self._line.clear()
+        if line.startswith(b"data:"):
+            self._heard_bytes += max(0, len(line) - _DELTA_FRAME_BYTES)
+        # Most lines are pieces of text: only those that can matter are worth decoding.
+        if line.startswith(b"data:") and (b'"message_start"' in line or b'"message_delta"' in line):
+            self._read(line[len(b"data:") :])
+
+    def _read(self, data: bytes) -> None:
+        try:
+            event = _event_decoder.decode(data)
+        except DECODE_ERRORS:
+            return
+        if event.type == "message_start" and event.message is not None:
+            self._tally.name(event.message.model)
+            self._tally.count(event.message.usage)
+        elif event.type == "message_delta":
+            self._tally.count(event.usage)
+            self.has_told_all |= event.usage is not None and event.usage.output_tokens is not None
+
+
+class DocumentMeter:
+    """For one JSON document with `model` and `usage` on its top level, written in full before its first byte comes."""
+
+    has_begun = True
+
+    def __init__(self) -> None:
+        self._body = bytearray()
+        self._is_too_long = False
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the body, cut anywhere."""
+        if self._is_too_long or len(self._body) + len(data) > JSON_BODY_BYTES_MAX:
+            self._is_too_long = True
+            self._body.clear()
+        else:
+            self._body += data
+
+    def usage(self) -> Usage | None:
+        """None until the document is whole."""
+        try:
+            message = _message_decoder.decode(self._body)
+        except DECODE_ERRORS:
+            return None
+        if message.usage is None:
+            return None
+        tally = _Tally()
+        tally.name(message.model)
+        tally.count(message.usage)
+        return tally.usage()
+
+    def so_far(self) -> Usage | None:
+        """Nothing: the document tells at its end only."""
+        return None
+
+    @property
+    def has_told_all(self) -> bool:
+        """Whether it has come to its end."""
+        return self.usage() is not None
+
+    def at_most(self, asked: Asked, *, is_heard: bool) -> Usage | None:
+        """All that was asked for: what has come does not say how much more there is."""
+        return _Tally().at_most(asked, asked.output_tokens)
+
+
+_Part = tuple[str, Tokens]
+"""What a model has used."""
+
+
+class _Tally:
+    """The latest of every count."""
+
+    def __init__(self) -> None:
+        self._model: str | None = None
+        self._counts: dict[str, int] = {}
+        self._iterations: list[_Iteration] = []
+        self._searches = 0
+        self._factor = 1.0
+
+    def name(self, model: str) -> None:
+        self._model = model[:_MODEL_CHARACTERS_MAX]
+
+    def count(self, told: _Usage | None) -> None:
+        if told is None:
+            return
+        self._counts |= _told_counts(told)
+        if told.iterations is not None:
+            self._iterations = told.iterations
+        if isinstance(told.inference_geo, str):
+            self._factor = 1.0 if told.inference_geo in _ANYWHERE else ONE_COUNTRY_FACTOR
+        searches = told.server_tool_use.get("web_search_requests") if isinstance(told.server_tool_use, dict) else None
+        if isinstance(searches, int) and 0 <= searches <= _COUNT_MAX:
+            self._searches = searches
+
+    def at_most(self, asked: Asked, output: int) -> Usage | None:
+        if self._model is None:
+            self.name(asked.model)
+        self._counts = {"input": asked.input_tokens} | self._counts
+        self._counts["output"] = max(output, self._counts.get("output", 0))
+        return self.usage()
+
+    def usage(self) -> Usage | None:
+        if self._model is None:
+            return None
+        whole = (self._model, Tokens(**self._counts))
+        within, beside = self._told(is_counted_above=True), self._told(is_counted_above=False)
+        parts = [*within, (self._model, _beyond(whole[1], within)), *beside]
+        unpriced = next((model for model, _ in parts if not is_priced(model)), None)
+        usd = max(_cost(parts), _cost([whole, *beside])) * self._factor + self._searches * WEB_SEARCH_USD
+        return Usage(
+            model=unpriced or self._model,
+            input_tokens=sum(tokens.input for _, tokens in parts),
+            output_tokens=sum(tokens.output for _, tokens in parts),
+            cache_read_tokens=sum(tokens.cache_read for _, tokens in parts),
+            cache_write_tokens=sum(tokens.cache_write for _, tokens in parts),
+            cost_usd=round(usd, 6) if unpriced is None else None,
+        )
+
+    def _told(self, *, is_counted_above: bool) -> list[_Part]:
+        return [
+            ((one.model or self._model or "")[:_MODEL_CHARACTERS_MAX], Tokens(**_told_counts(one)))
+            for one in self._iterations
+            if (one.type in _COUNTED_ABOVE) is is_counted_above
+        ]
+
+
+def _beyond(whole: Tokens, within: list[_Part]) -> Tokens:
+    """What the whole has and its parts do not."""
+    counts = zip(astuple(whole), *(astuple(tokens) for _, tokens in within), strict=True)
+    return Tokens(*(max(0, first - sum(others)) for first, *others in counts))
+
+
+def _cost(parts: list[_Part]) -> float:
+    return sum(cost_usd(model, tokens) or 0.0 for model, tokens in parts)
+
+
+def _told_counts(told: _Counts) -> dict[str, int]:
+    hour = told.cache_creation.ephemeral_1h_input_tokens if told.cache_creation else None
+    latest = {
+        "input": told.input_tokens,
+        "output": told.output_tokens,
+        "cache_read": told.cache_read_input_tokens,
+        "cache_write": told.cache_creation_input_tokens,
+        "cache_write_hour": hour,
+    }
+    return {name: count for name, count in latest.items() if count is not None}

@@ -1,0 +1,94 @@
+"""The profiles of a data directory: those that come with Sandbox, and those that have an image there."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.images.definition import check_name, is_name, read_shipped, shipped_profiles
+from sandbox.images.errors import ProfileNotFoundError
+from sandbox.images.image_store import ImageRecord, ProfilePlace, profiles_root
+from sandbox.interfaces.images import IMAGE_LAYOUT, Image, ImageUnusableError
+from sandbox.model.tier import is_strong_enough
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One profile as it stands. record: of its image, None without one; problem: why the image cannot be used."""
+
+    name: str
+    is_shipped: bool
+    description: str
+    minimum_tier: str
+    record: ImageRecord | None
+    problem: str = ""
+
+
+class Catalog:
+    """Implements `contracts.profiles.Profiles`. Everything is looked up anew, so a new image is noticed at once."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+
+    def place(self, name: str) -> ProfilePlace:
+        """Where a profile's images lie. Raises InvalidProfileError."""
+        return ProfilePlace(self._data_dir, check_name(name))
+
+    def names(self) -> list[str]:
+        """Of all profiles; a directory that no profile can be called as is none."""
+        root = profiles_root(self._data_dir)
+        imported = [path.parent.name for path in root.glob("*/current")] if root.is_dir() else []
+        return sorted({*shipped_profiles(), *filter(is_name, imported)})
+
+    def clear(self) -> None:
+        """Take away what killed builds left. Blocks. Raises OSError."""
+        root = profiles_root(self._data_dir)
+        for directory in root.iterdir() if root.is_dir() else ():
+            ProfilePlace(self._data_dir, directory.name).clear()
+
+    def find(self, name: str) -> Entry:
+        """One profile. Raises ProfileNotFoundError."""
+        declared = read_shipped(name) if name in shipped_profiles() else None
+        tier, description = (declared.minimum_tier, declared.description) if declared else ("", "")
+        try:
+            record = self.place(name).read_current() if is_name(name) else None
+        except ImageUnusableError as error:
+            return Entry(name, declared is not None, description, tier, None, error.message)
+        if declared is None and record is None:
+            offered = ", ".join(self.names())
+            raise ProfileNotFoundError(f"There is no profile {name[:64]}; there are: {offered}.")
+        tier = record.minimum_tier if record else tier
+        return Entry(name, declared is not None, description, tier, record)
+
+    def entries(self) -> list[Entry]:
+        """All profiles, without those that go meanwhile."""
+        found = []
+        for name in self.names():
+            with suppress(ProfileNotFoundError):
+                found.append(self.find(name))
+        return found
+
+    def offered(self) -> Mapping[str, str]:
+        """See `Profiles`."""
+        return {entry.name: entry.minimum_tier for entry in self.entries()}
+
+    def find_image(self, profile: str, tier: str) -> Image | None:
+        """See `Profiles`."""
+        try:
+            found = self.find(profile)
+        except ProfileNotFoundError as error:
+            raise ImageUnusableError(error.message) from error
+        if found.problem:
+            raise ImageUnusableError(found.problem)
+        if not is_strong_enough(tier, found.minimum_tier):
+            raise ImageUnusableError(
+                f"The profile {profile} takes a runtime of the tier {found.minimum_tier} or a stronger one; this "
+                f"server's is of the tier {tier}."
+            )
+        record = found.record
+        if record is None:
+            return None
+        if record.layout != IMAGE_LAYOUT:
+            mend = f"build it again: sandbox profile build {profile}"
+            raise ImageUnusableError(f"The image of the profile {profile} is of another version of Sandbox; {mend}")
+        return Image(profile, record.digest, str(self.place(profile).tree(record.digest)))

@@ -1,0 +1,142 @@
+"""Packages of the machine's distribution, unpacked and configured into a tree by mmdebstrap.
+
+Sources, keys, proxy and certificates are those of this machine's apt: where packages come from is its operator's to
+say. Nothing of them is in the image.
+"""
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from sandbox.images.definition import BUILD_SECONDS, IMAGE_BYTES_MAX, Declaration
+from sandbox.images.errors import BuildFailedError, ImageRefusedError
+from sandbox.images.oci.layer import apply_layer
+from sandbox.images.oci.tar_stream import Meter, TarStream
+from sandbox.images.rootfs import Tree
+
+_PROGRAM = "/usr/bin/mmdebstrap"
+_APT_CONFIG = "/usr/bin/apt-config"
+_ALONE = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "/usr/bin/unshare", "--mount", "--pid", "--fork")
+_KILLED_TOGETHER = ("--kill-child=KILL", "--mount-proc", "--")
+"""In namespaces of its own, and gone with us: neither a process nor a mount outlives a build that was killed."""
+
+_HOOKS = Path("/usr/share/mmdebstrap/hooks/file-mirror-automount")
+_LEFT_OUT = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*")
+_OF_THIS_MACHINE = ("/etc/apt", "/var/lib/apt", "/var/cache", "/var/log", "/etc/dpkg/dpkg.cfg.d")
+_SETTINGS = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries", "Acquire::ForceIPv")
+_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_ASK_SECONDS = 30
+_SAID_BYTES_MAX = 2000
+
+
+def add_packages(declaration: Declaration, tree: Tree, scratch: Path, program: str = _PROGRAM) -> None:
+    """Fill the tree. Raises BuildFailedError, ImageRefusedError, OSError.
+
+    scratch: a private directory, for what mmdebstrap writes meanwhile.
+    """
+    if os.geteuid() != 0:
+        raise BuildFailedError("Only root can build an image; an ordinary user can import one (--from-oci).")
+    if not Path(program).exists():
+        raise BuildFailedError("mmdebstrap is missing; install it: apt-get install mmdebstrap")
+    settings = scratch / "apt.conf"
+    settings.write_text("".join(f"{line}\n" for line in _read_settings()))
+    argv = [*_ALONE, *_KILLED_TOGETHER, *_command(declaration, settings, program)]
+    with (scratch / "said").open("w+b") as said:
+        _run(argv, _environment(declaration, scratch), said, tree)
+    for place in _OF_THIS_MACHINE:
+        tree.remove(place)
+    for place in ("/var/cache", "/var/log"):
+        tree.add_directory(place)
+
+
+def find_sources(directory: Path = Path("/etc/apt")) -> list[Path]:
+    """The files in which this machine's apt is told where packages come from. Raises BuildFailedError."""
+    listed = [directory / "sources.list", *sorted((directory / "sources.list.d").glob("*"))]
+    found = [path for path in listed if path.suffix in {".list", ".sources"} and _names_a_source(path)]
+    if not found:
+        raise BuildFailedError("apt of this machine has no sources, so nobody knows where packages come from.")
+    return found
+
+
+def _names_a_source(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    lines = path.read_text(errors="replace").splitlines()
+    return any(line.startswith(("deb ", "deb\t", "Types:")) for line in lines)
+
+
+def _read_settings() -> Iterator[str]:
+    try:
+        ran = subprocess.run(
+            [_APT_CONFIG, "dump"], capture_output=True, text=True, timeout=_ASK_SECONDS, check=True, env={}
+        )
+    except subprocess.SubprocessError as error:
+        raise BuildFailedError(f"apt of this machine does not tell its settings: {error}") from error
+    yield from (line for line in ran.stdout.splitlines() if line.startswith(_SETTINGS))
+    yield 'Dir::Etc::netrc "/etc/apt/auth.conf";'
+    yield 'Dir::Etc::netrcparts "/etc/apt/auth.conf.d";'
+
+
+def _read_suite() -> str:
+    for line in Path("/etc/os-release").read_text().splitlines():
+        name, _, value = line.partition("=")
+        if name == "VERSION_CODENAME":
+            return value.strip("\"'")
+    raise BuildFailedError("This system does not say which release of Debian or Ubuntu it is (/etc/os-release).")
+
+
+def _command(declaration: Declaration, settings: Path, program: str) -> Iterator[str]:
+    yield from (program, "--mode=root", "--format=tar", "--variant=essential", f"--aptopt={settings}")
+    yield from (f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT)
+    if declaration.packages:
+        yield f"--include={','.join(sorted(declaration.packages))}"
+    if _HOOKS.is_dir():
+        yield f"--hook-dir={_HOOKS}"
+    yield from (_read_suite(), "-", *map(str, find_sources()))
+
+
+def _environment(declaration: Declaration, scratch: Path) -> dict[str, str]:
+    midnight = datetime(declaration.date.year, declaration.date.month, declaration.date.day, tzinfo=UTC)
+    return {
+        **{name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": str(scratch),
+        "SOURCE_DATE_EPOCH": str(int(midnight.timestamp())),
+    }
+
+
+def _run(argv: Sequence[str], environment: dict[str, str], said: IO[bytes], tree: Tree) -> None:
+    process = subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, env=environment, cwd="/"
+    )
+    assert process.stdout is not None
+    alarm = threading.Timer(BUILD_SECONDS, process.kill)
+    alarm.start()
+    try:
+        apply_layer(TarStream(process.stdout, Meter(IMAGE_BYTES_MAX)), tree)
+        code = process.wait(timeout=_ASK_SECONDS)
+    except ImageRefusedError as error:
+        # A tar that is cut off means that mmdebstrap failed, and that has the better words.
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_ASK_SECONDS)
+        raise BuildFailedError(f"mmdebstrap failed: {_last_words(said) or error}") from error
+    finally:
+        alarm.cancel()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    if code != 0:
+        raise BuildFailedError(f"mmdebstrap failed: {_last_words(said)}")
+
+
+def _last_words(said: IO[bytes]) -> str:
+    said.seek(0, os.SEEK_END)
+    said.seek(max(said.tell() - _SAID_BYTES_MAX, 0))
+    lines = said.read().decode(errors="replace").splitlines()
+    return " · ".join(line.strip() for line in lines[-6:] if line.strip())

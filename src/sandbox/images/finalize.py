@@ -1,0 +1,114 @@
+"""The last things that are done to a tree before it is an image: places to mount over, nothing private, its digest."""
+
+import hashlib
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from sandbox.images.errors import ImageRefusedError
+from sandbox.images.rootfs import Tree
+from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES
+from sandbox.interfaces.layout import HOME, WORKSPACE
+
+_EMPTY = ("/dev", HOME, "/proc", "/run", "/sys", "/tmp", WORKSPACE)  # noqa: S108
+_PRIVATE = ("passwd-", "group-", "shadow", "shadow-", "gshadow", "gshadow-", "machine-id")
+_LOADERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}
+_STATUS = "/var/lib/dpkg/status"
+_STATUS_BYTES_MAX = 64 * 1024**2
+_INSTALLED, _KEYS = "install ok installed", {"Package", "Version"}
+_CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What an image is known by. digest: of the tar of the tree that has names sorted and no owners."""
+
+    digest: str
+    size_bytes: int
+    entries: int
+
+
+def prepare(tree: Tree) -> None:
+    """Make the places that runtimes mount over, and leave out what is nobody's business.
+
+    Raises ImageRefusedError for a tree in which Claude Code could not be started.
+    """
+    for directory in _EMPTY:
+        tree.remove(directory)
+    for directory in IMAGE_DIRECTORIES:
+        tree.add_directory(directory)
+    for name in _PRIVATE:
+        tree.remove(f"/etc/{name}")
+    for path in IMAGE_FILES:
+        tree.add_file(path, BytesIO(), 0, is_executable=False, mtime=0)
+    tree.add_link("/var/tmp", "../tmp")  # noqa: S108
+    loader = _LOADERS.get(os.uname().machine, "/bin/sh")
+    for program in ("/bin/sh", loader):
+        found = tree.resolve(program)
+        if found is None or not Path(found).is_file():
+            raise ImageRefusedError(f"The image has no {program}; Claude Code needs a shell and the GNU C library.")
+
+
+def packages(tree: Tree) -> dict[str, str]:
+    """Names and versions of the packages that Debian's database in it knows."""
+    path = tree.resolve(_STATUS)
+    if path is None or not stat.S_ISREG(os.lstat(path).st_mode):
+        return {}
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        found = map(_fields, file.read(_STATUS_BYTES_MAX).split("\n\n"))
+        return {
+            one["Package"]: one["Version"] for one in found if one.get("Status") == _INSTALLED and one.keys() >= _KEYS
+        }
+
+
+def _fields(paragraph: str) -> dict[str, str]:
+    pairs = (line.partition(": ") for line in paragraph.split("\n"))
+    return {name: value for name, mark, value in pairs if mark and not name.startswith(" ")}
+
+
+def measure(root: Path) -> Measure:
+    """Read all of it once."""
+    hashed = hashlib.sha256()
+    size = entries = 0
+    for path, name in _walk(str(root), "."):
+        found = os.lstat(path)
+        hashed.update(_header(path, name, found))
+        entries += 1
+        if stat.S_ISREG(found.st_mode):
+            size += found.st_size
+            _hash_file(path, found.st_size, hashed.update)
+    hashed.update(bytes(1024))
+    return Measure(f"sha256:{hashed.hexdigest()}", size, entries)
+
+
+def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:
+    yield path, name
+    for entry in sorted(os.scandir(path), key=lambda one: os.fsencode(one.name)):
+        inside = f"{name}/{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, inside)
+        else:
+            yield entry.path, inside
+
+
+def _header(path: str, name: str, found: os.stat_result) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.mode = stat.S_IMODE(found.st_mode)
+    if stat.S_ISDIR(found.st_mode):
+        info.type = tarfile.DIRTYPE
+    elif stat.S_ISLNK(found.st_mode):
+        info.type, info.linkname, info.mode = tarfile.SYMTYPE, os.readlink(path), 0o777  # noqa: PTH115
+    else:
+        info.size, info.mtime = found.st_size, int(found.st_mtime)
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _hash_file(path: str, size: int, update: Callable[[bytes], None]) -> None:
+    with open(path, "rb") as file:  # noqa: PTH123
+        while chunk := file.read(_CHUNK_BYTES):
+            update(chunk)
+    update(bytes(-size % 512))

@@ -1,0 +1,273 @@
+"""Where a profile's images lie, and who holds them.
+
+An image is a directory named after its digest that is never changed; the file `current` says which one the profile
+stands for. Who uses an image holds a shared lock of its directory, who removes it an exclusive one.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from sandbox.images.definition import SYNC_SECONDS
+from sandbox.images.errors import ProfileBusyError, ProfileNotFoundError
+from sandbox.images.finalize import measure
+from sandbox.interfaces.images import IMAGE_LAYOUT, Image, ImageUnusableError
+from sandbox.model.errors import DECODE_ERRORS, AttemptError, FailureCode
+
+
+class ImageRecord(msgspec.Struct, frozen=True):
+    """digest: of the tree. source: what it was made from, in words. versions: of packages and parts, by name."""
+
+    profile: str
+    digest: str
+    created_at: datetime
+    source: str
+    size_bytes: int
+    entries: int
+    versions: Mapping[str, str] = {}
+    minimum_tier: str = ""
+    layout: int = IMAGE_LAYOUT
+    version: int = 1
+
+
+_IMAGE = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_PART = "part"
+_SYNC = "/usr/bin/sync"
+_TRIES = 5
+_PAUSE_SECONDS = 0.002
+
+
+def profiles_root(data_dir: Path) -> Path:
+    """One directory a profile, by its name."""
+    return data_dir / "profiles"
+
+
+class ProfilePlace:
+    """The directory of one profile; its name was checked."""
+
+    def __init__(self, data_dir: Path, name: str) -> None:
+        self.name = name
+        self._root = profiles_root(data_dir) / name
+
+    def tree(self, digest: str) -> Path:
+        """What becomes / of a sandbox."""
+        return self._image(digest) / "root"
+
+    def read_current(self) -> ImageRecord | None:
+        """The record of the image that the profile stands for; None where it has none, or is none.
+
+        Raises ImageUnusableError when it is damaged or cannot be read.
+        """
+        name = self._current()
+        if name is None:
+            return None
+        if not _IMAGE.fullmatch(name):
+            raise self._unusable("is damaged")
+        try:
+            record = msgspec.json.decode((self._root / name / "record.json").read_bytes(), type=ImageRecord)
+        except (OSError, *DECODE_ERRORS) as error:
+            raise self._unusable(f"cannot be read: {error}") from error
+        if record.digest != f"sha256:{name}" or not self.tree(record.digest).is_dir():
+            raise self._unusable("is damaged")
+        return record
+
+    @contextmanager
+    def building(self) -> Iterator[Path]:
+        """A private directory to make an image in, gone at the end; what a killed build left goes as well.
+
+        Images that are no longer current and that nobody holds go too, and not at the end of the build that replaced
+        them: a task may have been told of one just before. Raises ProfileBusyError.
+        """
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked():
+            self._prune()
+            part = self._root / _PART
+            part.mkdir(mode=0o700)
+            try:
+                yield part
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Take away what a killed build left; nothing happens while one goes on."""
+        if not (self._root / _PART).exists():
+            return
+        with suppress(ProfileBusyError), self._locked():
+            shutil.rmtree(self._root / _PART)
+
+    def install(self, part: Path, record: ImageRecord) -> ImageRecord:
+        """Give what was made its name, then make it the current one; gives the record that holds from here on.
+
+        A damaged image of the same digest is replaced. Raises ProfileBusyError when a task uses that one.
+        """
+        final = self._image(record.digest)
+        record = msgspec.structs.replace(record, created_at=_made_before(final) or record.created_at)
+        written = part / "record.json"
+        written.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
+        if _is_whole(final / "root", record.digest):
+            _flush(written)
+            written.rename(final / "record.json")
+        else:
+            made = part / "made"
+            made.mkdir(mode=0o700)
+            (part / "root").rename(made / "root")
+            written.rename(made / "record.json")
+            _flush(made)
+            self._replace(final, made, part / "before")
+        pointer = part / "current"
+        pointer.write_text(f"{final.name}\n")
+        _flush(pointer)
+        pointer.rename(self._root / "current")
+        _flush(self._root)
+        return record
+
+    def _replace(self, final: Path, made: Path, before: Path) -> None:
+        """A kill between the two steps leaves no image where a damaged one was, which the next build mends."""
+        if final.exists():
+            with _held(final, fcntl.LOCK_EX) as is_free:
+                if not is_free:
+                    raise ProfileBusyError(
+                        f"The image of {self.name} is damaged and a task uses it; wait for its end, or cancel it, then "
+                        "build again."
+                    )
+                final.rename(before)
+        made.rename(final)
+
+    def remove(self) -> None:
+        """Take all images away. Raises ProfileNotFoundError, ProfileBusyError: then nothing was taken away."""
+        if not self._root.is_dir():
+            raise ProfileNotFoundError(f"The profile {self.name} has no image here.")
+        with self._locked(), ExitStack() as held:
+            images = list(self._images())
+            for image in images:
+                if not held.enter_context(_held(image, fcntl.LOCK_EX)):
+                    raise ProfileBusyError(f"A task uses the image of {self.name}; wait for its end, or cancel it.")
+            (self._root / "current").unlink(missing_ok=True)
+            _flush(self._root)
+            shutil.rmtree(self._root)
+
+    def hold(self, digest: str) -> int:
+        """A descriptor that keeps an image from being removed. Raises ImageUnusableError.
+
+        A few tries, because a removal that is refused has locked the image for an instant.
+        """
+        image = self._image(digest)
+        for _ in range(_TRIES):
+            with suppress(OSError):
+                return _share(image)
+            time.sleep(_PAUSE_SECONDS)
+        raise self._unusable("is being removed" if image.exists() else "is gone")
+
+    def _image(self, digest: str) -> Path:
+        return self._root / digest.removeprefix("sha256:")
+
+    def _current(self) -> str | None:
+        """Raises ImageUnusableError."""
+        try:
+            return (self._root / "current").read_text(errors="replace").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._unusable(f"cannot be read: {error}") from error
+
+    def _images(self) -> Iterator[Path]:
+        yield from (path for path in self._root.iterdir() if _IMAGE.fullmatch(path.name))
+
+    def _prune(self) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._root / _PART)
+        try:
+            current = self._current()
+        except ImageUnusableError:
+            return  # any of them may be the current one
+        for image in [image for image in self._images() if image.name != current]:
+            with _held(image, fcntl.LOCK_EX) as is_free:
+                if is_free:
+                    image.rename(self._root / _PART)
+                    shutil.rmtree(self._root / _PART)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with _held(self._root, fcntl.LOCK_EX) as is_free:
+            if not is_free:
+                raise ProfileBusyError(f"An image of {self.name} is built or removed at this moment; wait for that.")
+            yield
+
+    def _unusable(self, why: str) -> ImageUnusableError:
+        mend = f"build it again (sandbox profile build {self.name}) or remove it (sandbox profile remove {self.name})"
+        return ImageUnusableError(f"The image of the profile {self.name} {why}; {mend}.")
+
+
+@contextmanager
+def _held(directory: Path, kind: int) -> Iterator[bool]:
+    """Lock a directory meanwhile, without waiting; whether that was possible."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _share(image: Path) -> int:
+    """Raises OSError when somebody removes it, or has just done so."""
+    descriptor = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), image.stat()):
+            raise FileNotFoundError(image)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _made_before(image: Path) -> datetime | None:
+    try:
+        return msgspec.json.decode((image / "record.json").read_bytes(), type=ImageRecord).created_at
+    except (OSError, *DECODE_ERRORS):
+        return None
+
+
+def _is_whole(tree: Path, digest: str) -> bool:
+    try:
+        return measure(tree).digest == digest
+    except OSError:
+        return False
+
+
+def _flush(path: Path) -> None:
+    """Everything of the file system that it is on: a tree has too many files to do it one by one. Raises OSError."""
+    try:
+        subprocess.run([_SYNC, "-f", "--", str(path)], timeout=SYNC_SECONDS, check=True, env={})
+    except subprocess.SubprocessError as error:
+        raise OSError(f"The disk could not be flushed; look at the machine's log, and try again: {error}") from error
+
+
+class HeldImages:
+    """Implements `contracts.profiles.Images`."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+
+    def hold(self, image: Image) -> None:
+        """See `Images`. The lock goes with the process."""
+        pass  # archives and compression, which most runners do without
+
+        try:
+            ProfilePlace(self._data_dir, image.profile).hold(image.digest)
+        except ImageUnusableError as error:
+            raise AttemptError(FailureCode.PROVISION_FAILED, error.message) from error

@@ -1,0 +1,156 @@
+"""The file that an OCI image comes in: a plain tar whose members are read by name."""
+
+import gzip
+import hashlib
+import re
+import subprocess
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO, TypeVar, cast
+
+import msgspec
+
+from sandbox.images.definition import ARCHIVE_MEMBERS_MAX, IMAGE_METADATA_BYTES_MAX
+from sandbox.images.errors import ImageRefusedError
+from sandbox.images.oci.layer import refuse_many_words, refusing_damage
+from sandbox.images.oci.tar_stream import GuardedFile, Source
+from sandbox.model.errors import DECODE_ERRORS
+
+DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+_CHUNK_BYTES = 1024 * 1024
+_Kind = TypeVar("_Kind")
+
+
+class Archive:
+    """An open one. Nothing of it is unpacked but what is asked for, and no name in it is a path on the host."""
+
+    def __init__(self, tar: tarfile.TarFile, file: GuardedFile) -> None:
+        self._tar = tar
+        self._members: dict[str, tarfile.TarInfo] = {}
+        count = 0
+        while (member := tar.next()) is not None:
+            file.begin_header()
+            if member.size < 0:
+                raise ImageRefusedError("The archive has a member of less than no bytes.")
+            refuse_many_words(tar)
+            cast("Any", member).pax_headers = {}  # what it had to say is said, and all members are kept
+            self._members[member.name.removeprefix("./")] = member
+            count += 1
+            if count > ARCHIVE_MEMBERS_MAX:
+                raise ImageRefusedError(f"The archive has more than {ARCHIVE_MEMBERS_MAX} members.")
+        file.end_header()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def open(self, name: str, digest: str = "") -> BinaryIO:
+        """A member's bytes, after they were held against the digest, where there is one. Raises ImageRefusedError."""
+        file: Any = self._tar.extractfile(self._find(name))
+        if digest:
+            self._verify(name, file, digest)
+            file.seek(0)
+        return cast("BinaryIO", file)
+
+    def decode(self, name: str, kind: type[_Kind], digest: str = "") -> _Kind:
+        """A JSON member. Raises ImageRefusedError."""
+        if self._find(name).size > IMAGE_METADATA_BYTES_MAX:
+            raise ImageRefusedError(f"{name[:200]} in the archive is too large.")
+        try:
+            return msgspec.json.decode(self.open(name, digest).read(), type=kind)
+        except DECODE_ERRORS as error:
+            raise ImageRefusedError(f"{name[:200]} in the archive is not as it should be: {error}.") from error
+
+    def _find(self, name: str) -> tarfile.TarInfo:
+        member = self._members.get(name)
+        if member is not None and member.issym():
+            # `docker save` writes a layer once and links to it from then on, as in ../<id>/layer.tar.
+            member = self._members.get(member.linkname.removeprefix("../"))
+        if member is None or not member.isreg() or member.issparse():
+            raise ImageRefusedError(f"The archive lacks the file {name[:200]}.")
+        return member
+
+    def _verify(self, name: str, file: BinaryIO, digest: str) -> None:
+        hashed = hashlib.sha256()
+        while chunk := file.read(_CHUNK_BYTES):
+            hashed.update(chunk)
+        if digest != f"sha256:{hashed.hexdigest()}":
+            raise ImageRefusedError(f"{name[:200]} in the archive is not what its digest says.")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Archive]:
+    """Open one. Raises ImageRefusedError, also for what goes wrong inside, and OSError."""
+    with refusing_damage(), path.open("rb") as file:
+        if not _is_plain(file):
+            raise ImageRefusedError(f"{path} is no plain tar; uncompress it first, or save it as oci-archive.")
+        guarded = GuardedFile(file)
+        with tarfile.open(fileobj=cast("IO[bytes]", guarded), mode="r:") as tar:
+            yield Archive(tar, guarded)
+
+
+def _is_plain(file: BinaryIO) -> bool:
+    """Before `tarfile` sees it, which would read a header of any size."""
+    file.seek(257)
+    magic = file.read(5)
+    file.seek(0)
+    return magic == b"ustar"
+
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PROGRAM = "/usr/bin/zstd"
+_MEMORY = "--memory=128MB"
+_END_SECONDS = 30
+
+
+@contextmanager
+def uncompressed(blob: BinaryIO, scratch: Path) -> Iterator[Source]:
+    """A stream of the plain bytes. `blob` is at its beginning and can seek. Raises ImageRefusedError."""
+    beginning = blob.read(4)
+    blob.seek(0)
+    if beginning.startswith(_GZIP):
+        with refusing_gzip(), gzip.GzipFile(fileobj=blob, mode="rb") as file:
+            yield cast("Source", file)
+    elif beginning == _ZSTD:
+        with _zstd(blob, scratch) as source:
+            yield source
+    else:
+        yield blob
+
+
+@contextmanager
+def refusing_gzip() -> Iterator[None]:
+    """Damage is the archive's fault."""
+    try:
+        yield
+    except (zlib.error, gzip.BadGzipFile, EOFError) as error:
+        raise ImageRefusedError(f"A layer of the image is damaged: {error}.") from error
+
+
+@contextmanager
+def _zstd(blob: BinaryIO, scratch: Path) -> Iterator[Source]:
+    """By its program: Python has no zstd of its own, and this way hostile bytes are read in another process."""
+    if not Path(_PROGRAM).exists():
+        raise ImageRefusedError("A layer of the image is compressed by zstd; install it: apt-get install zstd")
+    with tempfile.TemporaryFile(dir=scratch) as copy:
+        while chunk := blob.read(_CHUNK_BYTES):
+            copy.write(chunk)
+        copy.seek(0)
+        process = subprocess.Popen(
+            [_PROGRAM, "-dc", _MEMORY], stdin=copy, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
+        )
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+            code = process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ImageRefusedError("A layer of the image is damaged: zstd did not end with it.") from error
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+    if code != 0:
+        raise ImageRefusedError("A layer of the image is damaged: zstd cannot read it.")

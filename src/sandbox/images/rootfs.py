@@ -1,0 +1,254 @@
+"""The files of an image while it is made: nothing that is written here leaves the tree.
+
+What is written comes from archives that may be hostile. A path is walked from the root of the tree, link by link as
+the sandbox will see it, so a link to /etc means the tree's own. Nobody else writes in the tree meanwhile.
+"""
+
+import os
+import shutil
+import stat
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from sandbox.images.definition import (
+    IMAGE_BYTES_MAX,
+    IMAGE_DEPTH_MAX,
+    IMAGE_ENTRIES_MAX,
+    IMAGE_LINKS_MAX,
+    IMAGE_PATH_BYTES_MAX,
+)
+from sandbox.images.errors import ImageRefusedError
+
+_CHUNK_BYTES = 1024 * 1024
+_NAME_BYTES_MAX = 255  # what file systems take
+
+
+class Tree:
+    """A directory that is filled. Everything in it can be read by everybody and belongs to this process."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._bytes = 0
+        self._entries = 0
+        self._looked_at = 0
+        self._fresh: set[str] = set()
+
+    def begin_layer(self) -> None:
+        """What comes from here on does not fall to the whiteouts that come with it."""
+        self._fresh.clear()
+
+    def add_directory(self, name: str) -> None:
+        """Make it, or keep it as it is. Raises ImageRefusedError."""
+        parts = split_name(name)
+        if not parts:
+            return
+        path = self._place(parts)
+        if not _is_directory(path):
+            _remove(path)
+            _make_directory(path)
+
+    def add_file(self, name: str, content: BinaryIO, size: int, *, is_executable: bool, mtime: float) -> None:
+        """Write a file of `size` bytes in place of what is there. Raises ImageRefusedError."""
+        self._count_bytes(size)
+        path = self._vacate(name)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            for chunk in _chunks(content, size):
+                file.write(chunk)
+            file.flush()
+            os.fchmod(descriptor, 0o755 if is_executable else 0o644)
+            seconds = min(max(int(mtime), 0), 2**33)
+            os.utime(descriptor, (seconds, seconds))
+
+    def add_link(self, name: str, target: str) -> None:
+        """Make a symbolic link, wherever it leads: it is followed inside only. Raises ImageRefusedError."""
+        if not target or "\0" in target or len(os.fsencode(target)) > IMAGE_PATH_BYTES_MAX:
+            raise ImageRefusedError(f"The image has a link without a proper target: {name[:200]}")
+        os.symlink(target, self._vacate(name))  # noqa: PTH211
+
+    def add_hard_link(self, name: str, target: str) -> None:
+        """Give a file of the tree a second name. Raises ImageRefusedError when there is no such file in it.
+
+        Its bytes count again, since whoever reads the whole tree reads them again.
+        """
+        source = self.find(target)
+        found = None if source is None else os.lstat(source)
+        if source is None or found is None or not stat.S_ISREG(found.st_mode):
+            raise ImageRefusedError(f"The image has a hard link to what is no file of its own: {name[:200]}")
+        self._count_bytes(found.st_size)
+        path = self._vacate(name)
+        if not os.path.lexists(source):
+            raise ImageRefusedError(f"The image has a hard link to itself: {name[:200]}")
+        os.link(source, path, follow_symlinks=False)
+
+    def remove(self, name: str) -> None:
+        """Take away what is at this name. Raises ImageRefusedError."""
+        path = self.find(name)
+        if path is not None and path != str(self.root):
+            _remove(path)
+
+    def white_out(self, name: str) -> None:
+        """Take away what earlier layers have at this name. Raises ImageRefusedError."""
+        self._count_entry()
+        path = self.find(name)
+        if path is not None and path != str(self.root):
+            self._clear(path)
+
+    def white_out_content(self, name: str) -> None:
+        """Take away what earlier layers have in this directory. Raises ImageRefusedError."""
+        self._count_entry()
+        path = self.find(name)
+        if path is not None and _is_directory(path):
+            self._clear_content(path)
+
+    def find(self, name: str) -> str | None:
+        """The host path of what is at this name, its parents' links followed; None when nothing is there."""
+        parts = split_name(name)
+        if not parts:
+            return str(self.root)
+        try:
+            parent = self._walk(parts[:-1], makes=False)
+        except OSError:
+            return None
+        path = os.path.join(parent, parts[-1])  # noqa: PTH118
+        return path if os.path.lexists(path) else None
+
+    def resolve(self, name: str) -> str | None:
+        """The host path of what the sandbox finds at this name, the last link followed too; None for nothing."""
+        for _ in range(IMAGE_LINKS_MAX):
+            path = self.find(name)
+            if path is None or not os.path.islink(path):  # noqa: PTH114
+                return path
+            target = os.readlink(path)  # noqa: PTH115
+            relative = os.path.relpath(os.path.dirname(path), self.root)  # noqa: PTH120
+            name = target if target.startswith("/") else f"/{relative}/{target}"
+            name = os.path.normpath(name)
+        return None
+
+    def _vacate(self, name: str) -> str:
+        parts = split_name(name)
+        if not parts:
+            raise ImageRefusedError("The image has something else than a directory as its /.")
+        path = self._place(parts)
+        _remove(path)
+        return path
+
+    def _place(self, parts: Sequence[str]) -> str:
+        self._count_entry()
+        try:
+            path = os.path.join(self._walk(parts[:-1], makes=True), parts[-1])  # noqa: PTH118
+        except OSError as error:
+            raise ImageRefusedError(f"The image has a path that cannot be: {error.strerror}.") from error
+        self._mark(path)
+        return path
+
+    def _walk(self, parts: Sequence[str], *, makes: bool) -> str:
+        """The host path of a directory; there is no link in it. Raises ImageRefusedError, FileNotFoundError."""
+        ahead, done, links = deque(parts), [str(self.root)], 0
+        while ahead:
+            part = ahead.popleft()
+            if part in {"", "."}:
+                continue
+            if part == "..":
+                done = done[: max(len(done) - 1, 1)]
+                continue
+            path = "/".join((*done, part))
+            mode = self._mode(path, makes=makes)
+            if stat.S_ISLNK(mode):
+                links += 1
+                target = os.readlink(path)  # noqa: PTH115
+                done = done[:1] if target.startswith("/") else done
+                ahead.extendleft(reversed(target.split("/")))
+            elif stat.S_ISDIR(mode):
+                done.append(part)
+            if len(done) > IMAGE_DEPTH_MAX:
+                raise ImageRefusedError(f"The image has directories more than {IMAGE_DEPTH_MAX} deep.")
+            if links > IMAGE_LINKS_MAX or not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+                raise ImageRefusedError(f"The image has a path through what is no directory: {'/'.join(parts)[:200]}")
+        return "/".join(done)
+
+    def _mode(self, path: str, *, makes: bool) -> int:
+        try:
+            return os.lstat(path).st_mode
+        except FileNotFoundError:
+            if not makes:
+                raise
+        self._count_entry()
+        _make_directory(path)
+        self._mark(path)
+        return stat.S_IFDIR
+
+    def _mark(self, path: str) -> None:
+        root = str(self.root)
+        while path != root and path not in self._fresh:
+            self._fresh.add(path)
+            path = os.path.dirname(path)  # noqa: PTH120
+
+    def _clear(self, path: str) -> None:
+        if path not in self._fresh:
+            _remove(path)
+        elif _is_directory(path):
+            self._clear_content(path)
+
+    def _clear_content(self, path: str) -> None:
+        names = os.listdir(path)  # noqa: PTH208
+        self._looked_at += len(names)
+        if self._looked_at > IMAGE_ENTRIES_MAX:
+            raise ImageRefusedError(f"The image has whiteouts over more than {IMAGE_ENTRIES_MAX} files.")
+        for name in names:
+            self._clear(f"{path}/{name}")
+
+    def _count_entry(self) -> None:
+        self._entries += 1
+        if self._entries > IMAGE_ENTRIES_MAX:
+            raise ImageRefusedError(f"The image has more than {IMAGE_ENTRIES_MAX} files.")
+
+    def _count_bytes(self, size: int) -> None:
+        self._bytes += size
+        if size < 0 or self._bytes > IMAGE_BYTES_MAX:
+            raise ImageRefusedError(f"The image is larger than {IMAGE_BYTES_MAX // 1024**3} GiB.")
+
+
+def split_name(name: str) -> list[str]:
+    """The parts of a path inside; a leading slash means nothing. Raises ImageRefusedError for one that could leave."""
+    if "\0" in name or len(os.fsencode(name)) > IMAGE_PATH_BYTES_MAX:
+        raise ImageRefusedError(f"The image has a path that is too long or not one at all: {name[:200]!r}")
+    parts = [part for part in name.split("/") if part not in {"", "."}]
+    if any(len(os.fsencode(part)) > _NAME_BYTES_MAX for part in parts):
+        raise ImageRefusedError(f"The image has a name that is too long: {name[:200]!r}")
+    if ".." in parts:
+        raise ImageRefusedError(f"The image has a path that leads out of it: {name[:200]}")
+    return parts
+
+
+def _chunks(content: BinaryIO, size: int) -> Iterator[bytes]:
+    left = size
+    while left:
+        chunk = content.read(min(left, _CHUNK_BYTES))
+        if not chunk:
+            raise ImageRefusedError("The image is cut off.")
+        left -= len(chunk)
+        yield chunk
+
+
+def _make_directory(path: str) -> None:
+    os.mkdir(path)  # noqa: PTH102
+    os.chmod(path, 0o755)  # noqa: PTH101, S103  (whatever the mask is)
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: str) -> None:
+    if _is_directory(path):
+        shutil.rmtree(path)
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108

@@ -1,0 +1,36 @@
+"""Looks at what the host's kernel holds for a sandbox, again and again, and uses little of a processor for it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from sandbox.interfaces.runtime import FileUse, KernelUse
+from sandbox.model.limits import FILE_USE_CHECK_SECONDS, KERNEL_USE_CHECK_SECONDS
+
+_IDLE_FACTOR = 10
+"""The pause after a look is at least so many times as long as the look."""
+
+
+async def until_excess(
+    kernel_use: Callable[[], Awaitable[KernelUse]], file_use: Callable[[], Awaitable[FileUse]]
+) -> str:
+    """Returns why the sandbox must end. Each kind is looked at in its own time: one may take long."""
+    looks = [
+        asyncio.create_task(_look_until_excess(kernel_use, KERNEL_USE_CHECK_SECONDS)),
+        asyncio.create_task(_look_until_excess(file_use, FILE_USE_CHECK_SECONDS)),
+    ]
+    try:
+        done, _ = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
+    finally:
+        for look in looks:
+            look.cancel()
+
+
+async def _look_until_excess(look: Callable[[], Awaitable[KernelUse | FileUse]], seconds: float) -> str:
+    loop = asyncio.get_running_loop()
+    while True:
+        began = loop.time()
+        excess = (await look()).excess()
+        if excess:
+            return excess
+        await asyncio.sleep(max(seconds, _IDLE_FACTOR * (loop.time() - began)))

@@ -1,0 +1,225 @@
+"""The journal of a finished task, compressed: a gzip file that can be read from any place.
+
+It is a series of gzip members, each with whole records of about `PIECE_BYTES`. The extra field of a member's header
+says which record it begins with and how long it is, packed and unpacked, so that a reader walks the headers and unpacks
+one member. `zcat` and `zgrep` know nothing of that and need not.
+"""
+
+import os
+import struct
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from functools import lru_cache, reduce
+from operator import attrgetter
+from pathlib import Path
+from typing import NamedTuple
+
+from sandbox.interfaces.journal import JournalDamagedError, PlaceLostError
+from sandbox.journal import record_format
+from sandbox.journal.extent import lines, measure
+from sandbox.model.events import TaskFinished
+from sandbox.system.files import flush
+
+PIECE_BYTES = 256 * 1024
+"""How much of a journal is compressed in one piece, and unpacked to read any record in it."""
+
+_HEADER = struct.Struct("<4sIBBH2sHQII")
+_HEADER_CRC = struct.Struct("<H")
+_HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
+_BEGINNING = (b"\x1f\x8b\x08\x06", 0, 0, 255, 20, b"SB", 16)
+_TRAILER = struct.Struct("<II")
+_KNOWN_FILES = 64
+
+
+class Piece(NamedTuple):
+    """One member: its first record, where it is in the unpacked journal, and where in the file."""
+
+    first_seq: int
+    offset: int
+    size_bytes: int
+    begin: int
+    packed_bytes: int
+
+
+class Packed:
+    """An open packed journal. Reading raises JournalDamagedError where it is not as it was written."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it. Raises FileNotFoundError, JournalDamagedError."""
+        self._path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = os.fstat(self._fd)
+            self._pieces = _pieces(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> "Packed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the journal when it is unpacked."""
+        return self._pieces[-1].offset + self._pieces[-1].size_bytes if self._pieces else 0
+
+    def lines(self, offset: int, bytes_max: int) -> list[bytes]:
+        """The lines from `offset` on that end within `bytes_max`, or the first one where that is longer.
+
+        Never more than those of one piece.
+        """
+        if offset == self.size_bytes:
+            return []
+        piece = self._piece_with(offset, attrgetter("offset"))
+        if piece is None or offset > self.size_bytes:
+            raise PlaceLostError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
+        begin = offset - piece.offset
+        data = self._unpack(piece)
+        if begin and data[begin - 1 : begin] != b"\n":
+            raise PlaceLostError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
+        end = data.rfind(b"\n", begin, begin + bytes_max) + 1 or data.find(b"\n", begin) + 1
+        return [text + b"\n" for text in data[begin : end - 1].split(b"\n")]
+
+    def find(self, seq: int) -> int:
+        """The offset of record `seq`, or after the last record."""
+        piece = self._piece_with(seq, attrgetter("first_seq"))
+        if piece is None:
+            return 0
+        offset = piece.offset
+        for text in self._unpack(piece).splitlines(keepends=True):
+            if record_format.seq_of(text) >= seq:
+                return offset
+            offset += len(text)
+        return offset
+
+    def unpacked(self) -> Iterator[bytes]:
+        """All of it, piece by piece."""
+        return map(self._unpack, self._pieces)
+
+    def _piece_with(self, value: int, key: "attrgetter[int]") -> Piece | None:
+        index = bisect_right(self._pieces, value, key=key) - 1
+        return self._pieces[index] if index >= 0 else None
+
+    def _unpack(self, piece: Piece) -> bytes:
+        member = os.pread(self._fd, piece.packed_bytes, piece.begin)
+        unpacking = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            data = unpacking.decompress(member[_HEADER_BYTES : -_TRAILER.size], piece.size_bytes + 1)
+        except zlib.error as error:
+            raise _damaged(self._path, piece.begin) from error
+        is_right = len(member) == piece.packed_bytes and data.endswith(b"\n") and len(data) == piece.size_bytes
+        if not is_right or member[-_TRAILER.size :] != _TRAILER.pack(zlib.crc32(data), len(data)):
+            raise _damaged(self._path, piece.begin)
+        return data
+
+
+def pack(records: Path, packed: Path) -> None:
+    """Put a packed journal in the place of a plain one, whose lock the caller holds; a torn tail is left out.
+
+    Beside first, read again and compared, then renamed, then the plain one goes: a crash leaves one of them whole, and
+    the next try begins anew. What a full disk refuses takes no room there meanwhile.
+    Raises JournalDamagedError, also where it tells of no end: it could not go on to one. OSError, FileNotFoundError
+    where there is neither.
+    """
+    beside = packed.with_name(f"{packed.name}.new")
+    beside.unlink(missing_ok=True)
+    try:
+        extent = measure(records)
+    except FileNotFoundError:
+        packed.stat()
+        return
+    if extent.last is None or not isinstance(extent.last.event, TaskFinished):
+        what = f"{records} tells of no end of its task; stop the server and run: sandbox admin rebuild"
+        raise JournalDamagedError(what)
+    try:
+        _write_proved(_lines_before(records, extent.end), beside)
+    except Exception:
+        beside.unlink(missing_ok=True)
+        raise
+    beside.rename(packed)
+    flush(packed.parent)
+    records.unlink()
+    flush(packed.parent)
+
+
+def _lines_before(records: Path, end: int) -> Iterator[bytes]:
+    return (text for offset, text in lines(records) if offset < end)
+
+
+def _write_proved(texts: Iterable[bytes], target: Path) -> None:
+    checksum = _write(texts, target)
+    with Packed(target) as written:
+        if reduce(lambda value, data: zlib.crc32(data, value), written.unpacked(), 0) != checksum:
+            raise JournalDamagedError(f"{target} is not as it was written; look at the disk that it is on.")
+
+
+def _write(texts: Iterable[bytes], target: Path) -> int:
+    """Into a new file, flushed to disk; gives the CRC-32 of all lines."""
+    checksum = 0
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
+        for data in _in_pieces(texts):
+            checksum = zlib.crc32(data, checksum)
+            file.write(_member(data))
+        file.flush()
+        os.fsync(file.fileno())
+    return checksum
+
+
+def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
+    waiting: list[bytes] = []
+    size_bytes = 0
+    for text in texts:
+        if waiting and size_bytes + len(text) > PIECE_BYTES:
+            yield b"".join(waiting)
+            waiting, size_bytes = [], 0
+        waiting.append(text)
+        size_bytes += len(text)
+    if waiting:
+        yield b"".join(waiting)
+
+
+def _member(data: bytes) -> bytes:
+    packing = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    packed = packing.compress(data) + packing.flush()
+    packed_bytes = _HEADER_BYTES + len(packed) + _TRAILER.size
+    header = _HEADER.pack(*_BEGINNING, record_format.seq_of(data), len(data), packed_bytes)
+    return header + _header_crc(header) + packed + _TRAILER.pack(zlib.crc32(data), len(data))
+
+
+def _header_crc(header: bytes) -> bytes:
+    return _HEADER_CRC.pack(zlib.crc32(header) & 0xFFFF)
+
+
+@lru_cache(_KNOWN_FILES)
+def _pieces(path: Path, identity: tuple[int, ...]) -> tuple[Piece, ...]:
+    """Walks the headers; a file that is replaced has another identity."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return tuple(_walk(path, fd, identity[2]))
+    finally:
+        os.close(fd)
+
+
+def _walk(path: Path, fd: int, end: int) -> Iterator[Piece]:
+    begin = offset = last_seq = 0
+    while begin < end:
+        header = os.pread(fd, _HEADER_BYTES, begin)
+        if len(header) < _HEADER_BYTES or header[_HEADER.size :] != _header_crc(header[: _HEADER.size]):
+            raise _damaged(path, begin)
+        *beginning, first_seq, size_bytes, packed_bytes = _HEADER.unpack(header[: _HEADER.size])
+        is_right = (
+            tuple(beginning) == _BEGINNING and first_seq > last_seq and 0 < size_bytes <= record_format.LINE_BYTES_MAX
+        )
+        if not is_right or not _HEADER_BYTES + _TRAILER.size < packed_bytes <= end - begin:
+            raise _damaged(path, begin)
+        yield Piece(first_seq, offset, size_bytes, begin, packed_bytes)
+        begin, offset, last_seq = begin + packed_bytes, offset + size_bytes, first_seq
+
+
+def _damaged(path: Path, begin: int) -> JournalDamagedError:
+    return JournalDamagedError(f"What is packed at byte {begin} of {path} is not as it was written; restore it.")

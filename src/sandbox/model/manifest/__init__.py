@@ -1,0 +1,1 @@
+"""The task manifest: schema, parsing and validation."""

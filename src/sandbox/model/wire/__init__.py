@@ -1,0 +1,1 @@
+"""Bodies and events as clients see them."""

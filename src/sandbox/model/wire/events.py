@@ -1,0 +1,167 @@
+"""What a client sees of a record: JSON objects with `type, task_id, seq, timestamp` and the type's own fields."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from sandbox.model import events as e
+from sandbox.model.errors import Failure
+from sandbox.model.task import Attempt, Task
+
+Frame = dict[str, Any]
+
+LogStream = Literal["all", "stdout", "stderr", "events"]
+"""What `stream=` of the logs takes; a frame belongs to exactly one of the last three, or to none."""
+
+
+_FRAME_BYTES = 256
+
+
+def size_bytes(frame: Frame) -> int:
+    """About what a frame takes in memory, for bounds: its text, and a round figure for the rest."""
+    return _FRAME_BYTES + len(frame.get("data", ""))
+
+
+def timestamp(at: datetime) -> str:
+    """UTC, RFC 3339 with milliseconds and `Z`."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def frame(task_id: str, record: e.Record) -> Frame | None:
+    """The frame of a record; None where it is nothing that clients are shown."""
+    fields = _fields(record.event) if record.transition is None else _change_fields(record.transition)
+    if fields is None:
+        return None
+    kind = fields.pop("type")
+    return {"type": kind, "task_id": task_id, "seq": record.seq, "timestamp": timestamp(record.at), **fields}
+
+
+def end_frame(task: Task) -> Frame:
+    """The last frame of a finished task. It takes the number after the last record's, which no record has."""
+    return {
+        "type": "end",
+        "task_id": task.id,
+        "seq": task.last_seq + 1,
+        "timestamp": timestamp(task.state_changed_at),
+        "state": task.state,
+        "exit_code": task.exit_code,
+        "error": error(task),
+    }
+
+
+def trouble_frame(task: Task, code: str, message: str) -> Frame:
+    """What keeps the rest of the story from being told; it takes the number of the last record, which is not told."""
+    return {
+        "type": "error",
+        "task_id": task.id,
+        "seq": task.last_seq,
+        "timestamp": timestamp(task.state_changed_at),
+        "error": code,
+        "message": message,
+        "details": None,
+    }
+
+
+def present_state_frame(task: Task) -> Frame:
+    """The first frame for a client that begins now: the present state, without a previous one."""
+    return {
+        "type": "state_change",
+        "task_id": task.id,
+        "seq": task.last_seq,
+        "timestamp": timestamp(task.state_changed_at),
+        "previous_state": None,
+        "new_state": task.state,
+        "state_message": task.state_message,
+    }
+
+
+def error(task: Task, *, is_operator: bool = False) -> dict[str, str] | None:
+    """`{code, message}` of a failed task."""
+    if task.failure is None or task.cancel is not None:
+        return None
+    return {"code": task.failure.code, "message": task.failure.message_for(is_operator=is_operator)}
+
+
+def attempts_fields(task: Task, *, is_operator: bool = False) -> list[dict[str, Any]]:
+    """Every attempt of a task, the first one first, as JSON; the end of the last one is the task's."""
+    last = task.attempt
+    if last is None:
+        return []
+    if not task.is_between_attempts:
+        last = msgspec.structs.replace(last, failure=task.failure, exit_code=task.exit_code, ended_at=task.finished_at)
+    return [_attempt_fields(attempt, is_operator=is_operator) for attempt in (*task.past_attempts, last)]
+
+
+def _attempt_fields(attempt: Attempt, *, is_operator: bool) -> dict[str, Any]:
+    failure = attempt.failure
+    message = failure.message_for(is_operator=is_operator) if failure is not None else ""
+    return {
+        "number": attempt.number,
+        "id": attempt.id,
+        "started_at": timestamp(attempt.started_at) if attempt.started_at else None,
+        "ended_at": timestamp(attempt.ended_at) if attempt.ended_at else None,
+        "resumes": attempt.resumes,
+        "exit_code": attempt.exit_code,
+        "error": {"code": failure.code, "message": message} if failure is not None else None,
+        "followed_by": attempt.follow_up,
+    }
+
+
+def progress_fields(progress: e.Progress) -> dict[str, Any]:
+    """The counters of a task as JSON, every key present."""
+    fields: dict[str, Any] = msgspec.structs.asdict(progress)
+    at = progress.last_activity_at
+    return {**fields, "last_activity_at": timestamp(at) if at else None}
+
+
+def log_stream(shown: Frame) -> str | None:
+    """The log stream a frame belongs to: stdout, stderr, events, or None."""
+    if shown["type"] == "output":
+        return str(shown["stream"])
+    return "events" if shown["type"] in _LOGGED_EVENTS else None
+
+
+_LOGGED_EVENTS = frozenset({"state_change", "attempt", "tool_call", "usage", "egress_denied", "gap", "error"})
+
+
+def _change_fields(change: e.Transition) -> dict[str, Any]:
+    return {
+        "type": "state_change",
+        "previous_state": change.previous_state,
+        "new_state": change.new_state,
+        "state_message": change.message,
+    }
+
+
+def _fields(event: e.Event) -> dict[str, Any] | None:
+    match event:
+        case e.Output() as output if output.stream != "transcript":
+            return {
+                "type": "output",
+                "stream": output.stream,
+                "data": output.shown,
+                "bytes": len(output.data),
+                "continued": output.continued,
+            }
+        case e.Progress() as progress:
+            return {"type": "progress", "progress": progress_fields(progress)}
+        case e.Metrics() as metrics:
+            return {"type": "metrics", "metrics": msgspec.structs.asdict(metrics)}
+        case e.Trouble() as trouble:
+            return {"type": "error", "error": trouble.error, "message": trouble.message, "details": None}
+        case e.AttemptStarted() as started if started.number > 1:
+            return {
+                "type": "attempt",
+                "attempt": started.number,
+                "attempt_id": started.attempt_id,
+                "resumes": started.resumes,
+            }
+        case e.AttemptFailed(Failure() as failure) | e.AgentExited(failure=Failure() as failure):
+            return {"type": "error", "error": failure.code, "message": failure.message, "details": None}
+        case e.ToolCall() | e.Usage() | e.EgressDenied() | e.Gap() as told:
+            return {"type": type(told).__struct_config__.tag, **msgspec.structs.asdict(told)}
+        case _:
+            return None

@@ -1,0 +1,164 @@
+"""Runners on this machine: processes of their own that outlive the server."""
+
+import asyncio
+import contextlib
+import os
+import re
+import select
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from errno import ETIMEDOUT
+from pathlib import Path
+
+import msgspec
+
+from sandbox.interfaces.layout import AttemptLayout, probe_place
+from sandbox.interfaces.placement import LaunchOrder
+
+ORDER_SECONDS = 30.0
+"""How long a new runner may take to accept its order, as long as it waits for it; past it it is killed."""
+
+
+class LocalPlacement:
+    """Starts `command` for every order; the contract's `Placement`.
+
+    environment: all that a runner gets; log_path: the file that an order's runner writes its output to.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log_path: Callable[[LaunchOrder], Path]
+    ) -> None:
+        self._command = tuple(command)
+        self._environment = dict(environment)
+        self._log_path = log_path
+
+    async def launch(self, order: LaunchOrder, lock_fd: int) -> None:
+        """Start a runner that gets its order on stdin and the journal's lock as `--lock-fd=N`.
+
+        `lock_fd` stays the caller's to close. Raises OSError when no runner was started, or it did not take the order.
+        """
+        loop = asyncio.get_running_loop()
+        # A copy, so that the caller may close its own even when it is cancelled while the thread goes on.
+        lock_copy_fd = os.dup(lock_fd)
+        await asyncio.shield(loop.run_in_executor(None, self._start, order, lock_copy_fd, loop))
+
+    def _start(self, order: LaunchOrder, lock_fd: int, loop: asyncio.AbstractEventLoop) -> None:
+        """Blocks, so it has a thread."""
+        with contextlib.ExitStack() as held:
+            held.callback(os.close, lock_fd)
+            order_in, order_out = os.pipe()
+            held.callback(os.close, order_out)
+            try:
+                log_path = self._log_path(order)
+                pidfd = self._spawn(order_in, log_path, lock_fd)
+            finally:
+                os.close(order_in)
+            try:
+                _hand_over(order_out, msgspec.json.encode(order), pidfd, log_path)
+            finally:
+                loop.call_soon_threadsafe(loop.add_reader, pidfd, _reap, loop, pidfd)
+
+    def _spawn(self, order_in: int, log_path: Path, lock_fd: int) -> int:
+        """Start the process; gives a descriptor of it."""
+        log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            process = subprocess.Popen(
+                [*self._command, f"--lock-fd={lock_fd}"],
+                stdin=order_in,
+                stdout=log_fd,
+                stderr=log_fd,
+                cwd="/",
+                env=self._environment,
+                start_new_session=True,
+                pass_fds=(lock_fd,),
+            )
+        finally:
+            os.close(log_fd)
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ORDER_SECONDS)
+            raise
+        # `_reap` waits for the process, not this object, which would warn of a running child when it goes.
+        process.returncode = 0
+        return pidfd
+
+
+def _hand_over(order_out: int, order: bytes, pidfd: int, log_path: Path) -> None:
+    """Write the order to a runner's stdin; a runner that does not take it is killed. Raises OSError."""
+    try:
+        _write_all(order_out, order, ORDER_SECONDS)
+    except OSError as error:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        raise OSError(error.errno, f"The runner did not take its order; look into {log_path}") from error
+
+
+def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:
+    """Raises TimeoutError, BrokenPipeError."""
+    os.set_blocking(pipe_fd, False)
+    room = select.poll()
+    room.register(pipe_fd, select.POLLOUT)
+    deadline = time.monotonic() + seconds
+    while data:
+        if not room.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError(ETIMEDOUT, "Nobody reads")
+        data = data[os.write(pipe_fd, data) :]
+
+
+def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
+    """The process has ended; without this it would stay a zombie."""
+    loop.remove_reader(pidfd)
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    os.close(pidfd)
+
+
+_OF_AN_ATTEMPT = re.compile(r"([a-z2-7]{12})\.(sock|files)")
+"""A runner's ear, and what a guest's files pass through for a moment while it is made."""
+
+
+class SocketLeftovers:
+    """Implements `contracts.leftovers.Leftovers` for one run directory, which is one data directory's alone."""
+
+    kind = "socket"
+    is_private = True
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    def attempt_ids(self) -> Collection[str]:
+        """Those that have one, whoever listens there; but no probe, whose directory is there before its socket."""
+        found = {attempt_id for attempt_id, _ in self._sockets()}
+        return {attempt_id for attempt_id in found if not probe_place(self._run_dir, attempt_id).exists()}
+
+    async def end(self, attempt_id: str, files: AttemptLayout) -> None:
+        """Remove them."""
+        await asyncio.to_thread(self._remove, attempt_id)
+
+    def _remove(self, attempt_id: str) -> None:
+        for each, path in self._sockets():
+            if each == attempt_id:
+                path.unlink(missing_ok=True)
+
+    def _sockets(self) -> Iterator[tuple[str, Path]]:
+        try:
+            paths = list(self._run_dir.iterdir())
+        except FileNotFoundError:  # a cleaner of temporary files was there
+            return
+        for path in paths:
+            found = _OF_AN_ATTEMPT.fullmatch(path.name)
+            if found and _is_socket(path):
+                yield found[1], path
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False

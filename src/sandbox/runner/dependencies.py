@@ -1,0 +1,104 @@
+"""What a runner is handed by its wiring."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from sandbox.interfaces.agent import Agent
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.disks import Disks, Remove
+from sandbox.interfaces.gateway import Gateways, ModelUpstream
+from sandbox.interfaces.images import Image, Images
+from sandbox.interfaces.journal import Journals
+from sandbox.interfaces.layout import AttemptLayout, TaskLayout
+from sandbox.interfaces.runtime import Confine, Runtime
+from sandbox.interfaces.secrets import Redaction
+from sandbox.interfaces.workspace import Workspaces
+from sandbox.model.state_machine import Effect, EndAttempt
+from sandbox.model.task import Task
+from sandbox.runner.attempt_recorder import AttemptRecorder
+from sandbox.system.cpu_throttle import CpuThrottle
+
+
+class Equipment(msgspec.Struct, frozen=True):
+    """The rooms of floor 3, behind their contracts. boot_id: of the machine, as it is up now.
+
+    confine: what the host's programs are confined by, None for the runtime's way. throttle: for all work that
+    a sandbox causes in its runner.
+    """
+
+    journals: Journals
+    disks: Disks
+    remove: Remove
+    images: Images
+    runtime: Runtime
+    gateways: Gateways
+    agent: Agent
+    workspaces: Workspaces
+    clock: Clock
+    boot_id: str
+    confine: Confine | None = None
+    throttle: CpuThrottle = msgspec.field(default_factory=CpuThrottle)
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """The attempt under way: who it is, where its files lie, and what it writes with.
+
+    secrets: name to value; redaction: keeps those values out of everything that is written, None without secrets.
+    image: what becomes the sandbox's /, None for the host's own /usr.
+    """
+
+    id: str
+    data_dir: Path
+    upstream: ModelUpstream | None
+    recorder: AttemptRecorder
+    equipment: Equipment
+    secrets: Mapping[str, str] = {}
+    redaction: Redaction | None = None
+    image: Image | None = None
+
+    def __repr__(self) -> str:
+        """Without the secrets."""
+        return f"{type(self).__name__}({self.id!r})"
+
+    @property
+    def task(self) -> Task:
+        """The task as it stands now."""
+        return self.recorder.task
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it goes on with the disk of the attempt before."""
+        return self.task.attempt is not None and self.task.attempt.resumes
+
+    @property
+    def files(self) -> AttemptLayout:
+        """The attempt's own directory."""
+        return self.task_files.attempt(self.id)
+
+    @property
+    def task_files(self) -> TaskLayout:
+        """The task's directory."""
+        return TaskLayout(self.data_dir, self.recorder.task.id)
+
+
+class EndWish:
+    """Set by effects, awaited by whoever is at work."""
+
+    def __init__(self) -> None:
+        self.made = asyncio.Event()
+        self.forced = asyncio.Event()
+
+    @property
+    def is_forced(self) -> bool:
+        """Without the grace between TERM and KILL."""
+        return self.forced.is_set()
+
+    def take(self, effect: Effect) -> None:
+        """Carry out an effect of the recorder."""
+        if isinstance(effect, EndAttempt):
+            self.made.set()
+            if effect.force:
+                self.forced.set()

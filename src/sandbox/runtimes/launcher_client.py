@@ -1,0 +1,309 @@
+"""The runner's side of the launcher: start it, wait until it is ready, give it its command."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import msgspec
+
+from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.limits import KILL_SECONDS
+from sandbox.runtimes.limits.kernel_usage import SocketCounter
+from sandbox.runtimes.limits.slab_usage import IdleSlabs
+from sandbox.runtimes.programs import launcher
+
+_READY_SECONDS = 30.0
+_END_SECONDS = 1.0
+_LISTENERS_MAX = 250
+"""Fewer than the kernel lets one message carry (SCM_MAX_FD)."""
+_FIXED_LISTENERS = 4
+"""Without the transparent ones. Behind all of them comes the counter, where there is one."""
+_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
+"""By import and not by file, because only then the compiled launcher is cached."""
+
+
+def mark_attempt(attempt_id: str) -> str:
+    """The argument by which a sandbox's processes are found where there is no control group."""
+    return f"sandbox:{attempt_id}"
+
+
+class Launch:
+    """One launcher process, and after its exec the process that it became."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        output: socket.socket,
+        errors: socket.socket,
+        transparent_ports: Sequence[int],
+    ) -> None:
+        self.pid = process.pid
+        self.output = output
+        self.errors = errors
+        self.counter: SocketCounter | None = None
+        """Of the sandbox's network, once it is ready."""
+        self.slabs = IdleSlabs()
+        self._process = process
+        self._control = control
+        self._transparent_ports = transparent_ports
+        self._descriptor = os.pidfd_open(process.pid)
+
+    async def ready(self) -> Listeners:
+        """Wait for the listeners, for 30 s.
+
+        Raises AttemptError (provision_failed) with the launcher's reason, or (sandbox_lost) where somebody killed it.
+        """
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await wait_readable(self._control.fileno())
+        except TimeoutError:
+            raise AttemptError(FailureCode.PROVISION_FAILED, "The sandbox was not ready in time.") from None
+        message, descriptors, _, _ = socket.recv_fds(self._control, 4096, _LISTENERS_MAX)
+        if message != b"ready":
+            await self.refuse_killed()
+            reason = message.removeprefix(b"error ") or self._read_errors() or b"it ended without a word"
+            raise AttemptError(
+                FailureCode.PROVISION_FAILED,
+                f"The sandbox could not be made: {reason.decode(errors='replace')}. 'sandbox doctor' tells what to do.",
+            )
+        return self._as_listeners([socket.socket(fileno=descriptor) for descriptor in descriptors])
+
+    def execute(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
+        """Have it become `argv`: path, then its arguments from number 0 on. `descriptors` are numbered from
+        FIRST_DESCRIPTOR on. Raises OSError."""
+        words = _write_words(argv)
+        given = write_memory("stdin", stdin)
+        try:
+            socket.send_fds(self._control, [b"start"], [words, given, *descriptors])
+        finally:
+            os.close(words)
+            os.close(given)
+
+    async def run(self, argv: Sequence[str], low: Sequence[int], descriptors: Sequence[int]) -> int:
+        """Have it start `argv`, and stay; gives what that ended with.
+
+        low: its descriptors from 0 on, the three standard ones first; the others are numbered as in `execute`.
+
+        Cancelled, it has killed the program when CancelledError goes on, if that ends on KILL within 10 s.
+        Raises OSError, ConfinementLostError.
+        """
+        status, status_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        words = _write_words(argv)
+        with status:
+            try:
+                with status_inside:
+                    given = [status_inside.fileno(), words, *low, *descriptors]
+                    socket.send_fds(self._control, [b"run %d" % len(low)], given)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise ConfinementLostError("the program's confinement is gone") from error
+            finally:
+                os.close(words)
+            try:
+                await wait_readable(status.fileno())
+            except asyncio.CancelledError:
+                status.shutdown(socket.SHUT_WR)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(wait_readable(status.fileno()), KILL_SECONDS)
+                raise
+            code = status.recv(16)
+        if not code:
+            raise ConfinementLostError("the program's confinement is gone")
+        return int(code)
+
+    async def refuse_killed(self) -> None:
+        """Raise AttemptError (sandbox_lost) where it was ended by a signal, and not by anything that it could not do.
+
+        For when it has closed what it holds, so that its end is near if it has not come.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.ended(), _END_SECONDS)
+        if self.code is not None and self.code < 0:
+            raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox was ended by signal {-self.code} as it began.")
+
+    @property
+    def code(self) -> int | None:
+        """What the process ended with, minus n after signal n; None as long as it has not been seen to end."""
+        return self._process.returncode
+
+    def kill(self) -> None:
+        """KILL the process."""
+        self._process.kill()
+
+    async def ended(self) -> None:
+        """Wait for its end and collect it."""
+        if self._process.returncode is None:
+            await wait_readable(self._descriptor)
+            self._process.wait()
+
+    def close(self) -> None:
+        """Close what the runner holds of it, once it has ended."""
+        for one in (self._control, self.output, self.errors):
+            one.close()
+        if self.counter is not None:
+            self.counter.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _as_listeners(self, sockets: list[socket.socket]) -> Listeners:
+        counters = sockets[_FIXED_LISTENERS + len(self._transparent_ports) :]
+        listeners = sockets[: len(sockets) - len(counters)]
+        for one in listeners:
+            one.setblocking(False)
+        model, proxy, names_udp, names_tcp, *transparent = listeners
+        self.counter = SocketCounter(counters[0]) if counters else None
+        by_port = dict(zip(self._transparent_ports, transparent, strict=True))
+        return Listeners(model, proxy, names_udp, names_tcp, by_port)
+
+    def _read_errors(self) -> bytes:
+        self.errors.setblocking(False)
+        with suppress(BlockingIOError):
+            return self.errors.recv(4096).strip()
+        return b""
+
+
+def start_launcher(
+    attempt_id: str,
+    kernel_uid: int | None,
+    paths: Mapping[str, Path],
+    *,
+    agent_uid: int | None = None,
+    tree: Iterable[tuple[str, str, str]] = (),
+    shared_filter: bytes = b"",
+    transparent_ports: Sequence[int] = TRANSPARENT_PORTS,
+) -> Launch:
+    """Start it. The sandbox dies with the thread that calls this. Raises OSError.
+
+    paths: of the host, by their names below STAGE. agent_uid: the kernel uid of what is 1000's inside, where users are
+    the sandbox's own. tree: what else is laid, as `launcher.lay` takes it. shared_filter: the filter on
+    system calls where one process makes those of all programs inside; its open files are not bounded then.
+    """
+    control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    output, output_inside = socket.socketpair()
+    errors, errors_inside = socket.socketpair()
+    uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, agent_uid)]
+    filters = [write_memory("filter", shared_filter)] if shared_filter else []
+    options = (*uids, *(map(str, filters) if filters else "-"), ",".join(map(str, transparent_ports)))
+    told = (control_inside.fileno(), os.getpid(), *options, *_words_to_lay(paths, tree), mark_attempt(attempt_id))
+    with ExitStack() as of_the_launcher:
+        for one in (control_inside, output_inside, errors_inside):
+            of_the_launcher.callback(one.close)
+        for descriptor in filters:
+            of_the_launcher.callback(os.close, descriptor)
+        try:
+            process = _spawn(told, output_inside, errors_inside, [control_inside.fileno(), *filters])
+        except OSError:
+            for one in (control, output, errors):
+                one.close()
+            raise
+    return Launch(process, control, output, errors, transparent_ports)
+
+
+def _spawn(
+    words: Iterable[object], output: socket.socket, errors: socket.socket, inherited: Sequence[int]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, *map(str, (Path(__file__).parent / "programs", *words))],
+        stdin=subprocess.DEVNULL,
+        stdout=output.fileno(),
+        stderr=errors.fileno(),
+        pass_fds=inherited,
+        env={"PATH": "/usr/bin:/bin"},
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+def _words_to_lay(paths: Mapping[str, Path], tree: Iterable[tuple[str, str, str]]) -> list[str]:
+    binds = (("bind", name, str(path)) for name, path in paths.items())
+    return [word for entry in (*binds, *tree) for word in entry]
+
+
+def _write_words(argv: Sequence[str]) -> int:
+    return write_memory("argv", "\0".join(argv).encode(errors="surrogateescape"))
+
+
+async def wait_readable(descriptor: int) -> None:
+    """Wait until something can be read, or the process that a pidfd means has ended. Several may wait for one."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    own = os.dup(descriptor)  # an event loop knows one reader a descriptor, and a second one would take its place
+    loop.add_reader(own, _resolve, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(own)
+        os.close(own)
+
+
+async def has_ended(pidfd: int) -> bool:
+    """Whether a process that was killed ends within KILL_SECONDS."""
+    try:
+        async with asyncio.timeout(KILL_SECONDS):
+            await wait_readable(pidfd)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _resolve(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
+
+
+def write_memory(name: str, content: bytes) -> int:
+    """A file in memory with this content, at its beginning. The caller closes it."""
+    descriptor = os.memfd_create(name)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+_BUFFER_BYTES = 256 * 1024
+
+
+class _ClosingProtocol(asyncio.StreamReaderProtocol):
+    """Closes its transport at the end of the stream instead of keeping the other direction open."""
+
+    def eof_received(self) -> bool:
+        super().eof_received()
+        return False
+
+
+async def read_from(source: socket.socket) -> tuple[asyncio.StreamReader, asyncio.Transport]:
+    """A reader of raw chunks, and the transport to abort it by. Takes the socket over."""
+    source.shutdown(socket.SHUT_WR)
+    reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: _ClosingProtocol(reader), sock=source)
+    return reader, transport
+
+
+class Payload(msgspec.Struct):
+    """An argv, and files in memory by the numbers that they have there."""
+
+    argv: list[str] = []
+    descriptors: list[int] = []
+
+    def place(self, descriptor: int) -> str:
+        """Take a descriptor over; gives its number in the launcher."""
+        self.descriptors.append(descriptor)
+        return str(launcher.FIRST_DESCRIPTOR + len(self.descriptors) - 1)
+
+    def close(self) -> None:
+        """Close them once they are sent."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+
+def refuse_nul(words: Iterable[str]) -> None:
+    """Raises AttemptError (provision_failed) for words that the kernel would cut short."""
+    if any("\0" in word for word in words):
+        raise AttemptError(FailureCode.PROVISION_FAILED, "A NUL character cannot be in an argument or the environment.")

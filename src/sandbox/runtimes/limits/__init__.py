@@ -1,0 +1,1 @@
+"""Limits that the host enforces on a sandbox."""

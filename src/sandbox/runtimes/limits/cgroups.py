@@ -1,0 +1,325 @@
+"""A control group per attempt: to limit, to count and to kill by. Versions 1 and 2, where they are writable.
+
+A group is one directory in version 2 and one per hierarchy in version 1. What a group can do shows in the files
+that its directories have, so one code serves both: each thing is tried under the name of either version.
+"""
+
+import errno
+import os
+import re
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from sandbox.interfaces.runtime import FileUse, KernelUse, Stats
+from sandbox.model.limits import RECEIVED_BYTES_BESIDE_BUFFERS, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
+from sandbox.runtimes import processes
+from sandbox.runtimes.limits import kernel_usage
+from sandbox.runtimes.limits.kernel_usage import SocketCounter
+from sandbox.runtimes.limits.slab_usage import IdleSlabs
+
+PARENT = "sandbox"
+"""The directory that all attempts' groups are in."""
+
+_PERIOD_MICROSECONDS = 100_000
+_CONTROLLERS_V1 = frozenset({"memory", "pids", "cpu", "cpuacct"})
+_CONTROLLERS_V2 = ("memory", "pids", "cpu")
+_LIMIT_FILES = {
+    "memory": ("memory.max", "memory.limit_in_bytes"),
+    "cpus": ("cpu.max", "cpu.cfs_quota_us"),
+    "processes": ("pids.max",),
+    "sockets": ("memory.max", "memory.kmem.tcp.limit_in_bytes"),
+}
+_SOCKETS_V1 = "memory.kmem.tcp"
+_COMMAND_LINE = Path("/proc/cmdline")
+_TCP_MEMORY = Path("/proc/sys/net/ipv4/tcp_mem")
+_DEFAULT_SHARE_OF_TCP = 16
+"""One of so many parts of the machine's memory may TCP use before there is pressure, unless tcp_mem was changed."""
+
+_SHARE_OF_SOCKETS = 8
+"""One of so many parts of vm.memory may be in buffers of sockets."""
+_FEW_SOCKETS = 64
+"""What so many hold is not counted for each. They can hold a MiB each, and 4096 half-open connections for each."""
+_FEWEST_AT_BOUND = 8
+"""So many sandboxes it takes at least to use up the buffers of all: then datagrams of the others are dropped."""
+
+
+class ControlGroup(msgspec.Struct, frozen=True):
+    """One attempt's group. `directories` need not exist."""
+
+    directories: Sequence[Path]
+
+    def create(self, *, cpus: int, memory_bytes: int, processes_max: int) -> None:
+        """Make it and set the limits that its controllers have. Raises OSError."""
+        for directory in self.directories:
+            directory.parent.mkdir(exist_ok=True)
+            _enable_controllers(directory.parent.parent)
+            _enable_controllers(directory.parent)
+            directory.mkdir(exist_ok=True)
+            with suppress(PermissionError):  # another user may have made it
+                _bound_sockets(directory.parent, _sockets_of_all_bytes())
+            _bound_sockets(directory, _fair_socket_buffer_bytes(memory_bytes))
+        self._write("memory.max", memory_bytes)
+        self._write("memory.swap.max", 0)
+        self._write("memory.limit_in_bytes", memory_bytes)
+        self._write("memory.memsw.limit_in_bytes", memory_bytes)
+        self._write("pids.max", processes_max)
+        self._write("cpu.max", f"{cpus * _PERIOD_MICROSECONDS} {_PERIOD_MICROSECONDS}")
+        self._write("cpu.cfs_period_us", _PERIOD_MICROSECONDS)
+        self._write("cpu.cfs_quota_us", cpus * _PERIOD_MICROSECONDS)
+
+    def add(self, pid: int) -> None:
+        """Move a process in; its children follow. Raises OSError."""
+        for directory in self.directories:
+            _write(directory / "cgroup.procs", str(pid))
+
+    def limits(self) -> frozenset[str]:
+        """Which limits it holds, of `memory`, `cpus`, `processes` and `sockets`, the buffers of TCP and UDP."""
+        held = frozenset(
+            name
+            for name, files in _LIMIT_FILES.items()
+            if any((d / f).exists() for d in self.directories for f in files)
+        )
+        return held - {"sockets"} if self._is_unified and _counts_no_sockets() else held
+
+    def process_ids(self) -> frozenset[int]:
+        """Processes in it, zombies left out by the kernel."""
+        listings = (_read(directory / "cgroup.procs") for directory in self.directories)
+        return frozenset(int(pid) for listing in listings for pid in listing.split())
+
+    def kill(self) -> None:
+        """KILL every process in it once; a process that was being born may be missed without `cgroup.kill`."""
+        if self._write("cgroup.kill", 1):
+            return
+        for pid in self.process_ids():
+            processes.send_signal(pid, signal.SIGKILL, self._contains)
+
+    def has_killed_for_memory(self) -> bool:
+        """The kernel ended a process of it because the memory was used up."""
+        return bool(self.memory_kills())
+
+    def memory_kills(self) -> int:
+        """How often the kernel did so, since the group was made."""
+        return self._number("memory.events", "oom_kill") or self._number("memory.oom_control", "oom_kill") or 0
+
+    def stats(self) -> Stats:
+        """What it uses now. Memory is without file pages that can be dropped at once."""
+        used = _first(self._number("memory.current"), self._number("memory.usage_in_bytes"))
+        cached = self._number("memory.stat", "total_inactive_file") or self._number("memory.stat", "inactive_file") or 0
+        nanoseconds, microseconds = self._number("cpuacct.usage"), self._number("cpu.stat", "usage_usec")
+        cpu = nanoseconds / 1e9 if nanoseconds is not None else microseconds / 1e6 if microseconds is not None else None
+        count = _first(self._number("pids.current"), len(self.process_ids()) if self.directories else None)
+        return Stats(
+            cpu_seconds=cpu,
+            memory_bytes=None if used is None else max(0, used - cached),
+            processes=count,
+            memory_kills=self.memory_kills(),
+            forks_refused=self._number("pids.events", "max") or 0,
+        )
+
+    def kernel_use(
+        self, pid: int, memory_bytes: int, counter: SocketCounter | None = None, slabs: IdleSlabs | None = None
+    ) -> KernelUse:
+        """Of the group, and of the network namespace of a process in it. May take a tenth of a second.
+
+        Version 1 bounds buffers of sockets itself, version 2 counts them as memory. memory_bytes: what the group was
+        made with. counter: of that network namespace. slabs: None for one with a kernel of its own.
+        """
+        sockets = kernel_usage.count_sockets(pid)
+        waiting = counter.count() if counter is not None and (sockets or 0) > _FEW_SOCKETS else None
+        buffers, buffers_max = self._number(f"{_SOCKETS_V1}.usage_in_bytes"), None
+        if self._is_unified:
+            buffers, buffers_max = self._number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
+        return KernelUse(
+            sockets=None if sockets is None else sockets + (waiting.half_open if waiting else 0),
+            received_bytes=waiting.received_bytes if waiting else None,
+            received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_BESIDE_BUFFERS,
+            buffer_bytes=buffers,
+            buffer_bytes_max=buffers_max,
+            netlink_bytes=kernel_usage.count_netlink_bytes(pid),
+            idle_slab_bytes=slabs.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slabs else None,
+        )
+
+    def file_use(self) -> FileUse:
+        """Of the processes in it; nothing is known where it has no directory. Reads many files of the kernel."""
+        return kernel_usage.count_files(self.process_ids()) if self.directories else FileUse()
+
+    def directory_use(self, *, descriptors_each: int) -> FileUse:
+        """Of a kernel that is a program in it: only its open directories are counted."""
+        return kernel_usage.count_directories(self.process_ids(), descriptors_each=descriptors_each)
+
+    def _kernel_bytes_of_all(self) -> int:
+        """Of all groups beside it and its own. What their parent has more is of groups that are gone."""
+        parents = [directory.parent for directory in self.directories]
+        names = {entry.name for parent in parents for entry in parent.glob("*/")}
+        groups = [ControlGroup([parent / name for parent in parents]) for name in names]
+        return sum(group._kernel_bytes() or 0 for group in groups)
+
+    def _kernel_bytes(self) -> int | None:
+        """What is charged for memory of the kernel itself."""
+        return _first(self._number("memory.kmem.usage_in_bytes"), self._number("memory.stat", "kernel"))
+
+    @property
+    def _is_unified(self) -> bool:
+        return any((directory / "memory.max").exists() for directory in self.directories)
+
+    def remove(self) -> bool:
+        """Remove what is there of it; False while the kernel still holds some."""
+        for directory in self.directories:
+            try:
+                directory.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return False
+        return True
+
+    def _contains(self, pid: int) -> bool:
+        return any(str(pid) in _read(directory / "cgroup.procs").split() for directory in self.directories)
+
+    def _write(self, name: str, value: int | str) -> bool:
+        written = [
+            _write(directory / name, str(value)) for directory in self.directories if (directory / name).exists()
+        ]
+        return bool(written)
+
+    def _number(self, name: str, key: str = "") -> int | None:
+        """The one number in a file, or the one after `key`."""
+        for directory in self.directories:
+            match = re.search(rf"^{key} ?(\d+)$", _read(directory / name), re.MULTILINE)
+            if match:
+                return int(match[1])
+        return None
+
+
+class Hierarchies(msgspec.Struct, frozen=True):
+    """Where groups can be made here. Empty where none is writable."""
+
+    roots: Sequence[Path]
+
+    def group(self, attempt_id: str) -> ControlGroup:
+        """The group of an attempt, made or not."""
+        return ControlGroup([root / PARENT / attempt_id for root in self.roots])
+
+    def attempt_ids(self) -> frozenset[str]:
+        """Attempts that have a group here."""
+        parents = [root / PARENT for root in self.roots if (root / PARENT).is_dir()]
+        return frozenset(entry.name for parent in parents for entry in parent.iterdir() if entry.is_dir())
+
+
+def find_hierarchies(
+    mountinfo: Path = Path("/proc/self/mountinfo"), own: Path = Path("/proc/self/cgroup")
+) -> Hierarchies:
+    """The version 1 hierarchies of our controllers where there are any, else the version 2 one; only writable ones."""
+    first, second = [], []
+    for line in mountinfo.read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.partition(" ")
+        point = Path(before.split()[4])
+        if kind == "cgroup" and _CONTROLLERS_V1 & set(options.split()[-1].split(",")):
+            first.append(point)
+        elif kind == "cgroup2":
+            second.append(point)
+    if first:
+        return Hierarchies([point for point in dict.fromkeys(first) if _is_writable(point)])
+    tops = (_topmost_writable(point, own) for point in second[:1])
+    return Hierarchies([top for top in tops if top is not None])
+
+
+def _topmost_writable(mount_point: Path, own: Path) -> Path | None:
+    """The highest directory over this process's own group that this user may make groups in."""
+    line = next((one for one in own.read_text().splitlines() if one.startswith("0::")), "0::/")
+    here = mount_point / line[3:].lstrip("/")
+    candidates = [one for one in (here, *here.parents) if one.is_relative_to(mount_point)]
+    return next((one for one in reversed(candidates) if _is_writable(one)), None)
+
+
+def _is_writable(directory: Path) -> bool:
+    return os.access(directory, os.W_OK) and os.access(directory / "cgroup.procs", os.W_OK)
+
+
+def socket_buffer_bytes(memory_bytes: int) -> int:
+    """What the sockets of a sandbox with so much memory may hold in their buffers."""
+    return min(max(memory_bytes // _SHARE_OF_SOCKETS, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
+
+
+def _bound_sockets(directory: Path, buffer_bytes: int) -> None:
+    """Version 1. While a group holds more than its bound, the kernel refuses to set it again; it is set already."""
+    path = directory / f"{_SOCKETS_V1}.limit_in_bytes"
+    if not path.exists():
+        return
+    try:
+        _write(path, str(buffer_bytes))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+
+
+def _sockets_of_all_bytes() -> int:
+    """For all sandboxes together: half of what TCP may use before the machine is under pressure.
+
+    Only the machine's own network has that setting; in a container it is what the kernel chooses by default.
+    """
+    try:
+        pressure_pages = int(_TCP_MEMORY.read_text().split()[1])
+    except FileNotFoundError:
+        pressure_pages = os.sysconf("SC_PHYS_PAGES") // _DEFAULT_SHARE_OF_TCP
+    return pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE")
+
+
+def _fair_socket_buffer_bytes(memory_bytes: int) -> int:
+    fair = max(_sockets_of_all_bytes() // _FEWEST_AT_BOUND, SOCKET_BUFFER_BYTES_MIN)
+    return min(socket_buffer_bytes(memory_bytes), fair)
+
+
+def _counts_no_sockets() -> bool:
+    """The machine was started with cgroup.memory=nosocket, which version 2 obeys."""
+    options = re.findall(r"cgroup\.memory=(\S+)", _read(_COMMAND_LINE))
+    return any("nosocket" in one.split(",") for one in options)
+
+
+def _enable_controllers(directory: Path) -> None:
+    """Version 2: let the groups below have controllers. A group with processes of its own refuses; then none has."""
+    for controller in _CONTROLLERS_V2 if (directory / "cgroup.subtree_control").exists() else ():
+        with suppress(OSError):
+            _write(directory / "cgroup.subtree_control", f"+{controller}")
+
+
+def _first(*numbers: int | None) -> int | None:
+    return next((number for number in numbers if number is not None), None)
+
+
+def _write(path: Path, text: str) -> bool:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def parse_directories(text: str) -> ControlGroup:
+    """A group from its line in a handle. Raises ValueError for a path that is no attempt's group."""
+    return ControlGroup([_group_path(line) for line in text.splitlines()])
+
+
+def format_directories(group: ControlGroup) -> str:
+    """A group as its line in a handle."""
+    return "\n".join(map(str, group.directories))
+
+
+def _group_path(line: str) -> Path:
+    path = Path(line)
+    if not path.is_absolute() or ".." in path.parts or path.parent.name != PARENT:
+        raise ValueError(f"{line} is not the control group of an attempt")
+    return path

@@ -1,0 +1,231 @@
+"""What the open files of a sandbox make the kernel hold, counted from outside in /proc.
+
+Locks, half-read directories and the like are charged to no control group. Only descriptors tell which sandbox they
+belong to: /proc/locks names the process that took a lock, which may have ended, and its id may be another's by now.
+"""
+
+import errno
+import os
+import random
+import re
+import socket
+import stat
+import struct
+import threading
+from collections.abc import Collection
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from sandbox.interfaces.runtime import FileUse
+from sandbox.model.limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
+
+_LOCKS = Path("/proc/locks")
+_LOCKS_OF_MACHINE = 1024
+"""While the whole machine has fewer, those of a sandbox are not counted. The kernel takes long to list many."""
+
+_SAMPLE = 4096
+"""Of more open files so many are looked at, chosen at random anew each time."""
+
+_FLAGS = re.compile(r"^flags:\s*(\d+)$", re.MULTILINE)
+_POSIX_LOCK = re.compile(r"^lock:.* POSIX ", re.MULTILINE)
+
+
+def count_files(process_ids: Collection[int]) -> FileUse:
+    """Of the processes of one sandbox. Where there are many, directories are estimated, and there may be more locks.
+
+    Locks are no estimate, because one file can have all of them.
+    """
+    tables = {table: count for pid in process_ids if (table := find_table(pid)) and (count := count_table(table))}
+    total = sum(tables.values())
+    are_locks_counted, are_directories_counted = has_many_locks(), total > OPEN_DIRECTORIES_MAX
+    if total > OPEN_FILES_OF_SANDBOX_MAX or not (are_locks_counted or are_directories_counted):
+        return FileUse(total)
+    files = [f"{table}/{{}}/{name}" for table in tables for name in list_names(f"{table}/fd")]
+    sample = random.sample(files, min(len(files), _SAMPLE))
+    directories = sum(map(is_directory, sample)) if are_directories_counted else 0
+    locks = sum(map(count_locks, sample)) if are_locks_counted else 0
+    return FileUse(total, directories=round(directories * len(files) / max(1, len(sample))), locks=locks)
+
+
+def count_directories(process_ids: Collection[int], *, descriptors_each: int) -> FileUse:
+    """Open directories of a sandbox whose own kernel is a program of the host: only one of its processes has them.
+
+    Other processes may share that one's table of files, so it is not a sum. descriptors_each: what the program opens
+    for a directory. Paths (O_PATH) hold nothing.
+    """
+    tables = {table: count_table(table) for pid in process_ids if (table := find_table(pid))}
+    table = max(tables, key=lambda one: tables[one], default="")
+    if tables.get(table, 0) <= OPEN_DIRECTORIES_MAX:
+        return FileUse()
+    files = [f"{table}/{{}}/{name}" for name in list_names(f"{table}/fd")]
+    sample = random.sample(files, min(len(files), _SAMPLE))
+    found = sum(is_directory(file) and not is_path(file) for file in sample)
+    return FileUse(directories=round(found * len(files) / max(1, len(sample)) / descriptors_each))
+
+
+def has_many_locks() -> bool:
+    """Whether the machine has so many locks on files that a sandbox may have too many of them."""
+    try:
+        with _LOCKS.open() as file:
+            return sum(1 for _ in islice(file, _LOCKS_OF_MACHINE)) == _LOCKS_OF_MACHINE
+    except OSError:
+        return False
+
+
+def find_table(pid: int) -> str | None:
+    """The directory that stands for a process's open files; its first thread may have ended before the others."""
+    own = f"/proc/{pid}"
+    if count_table(own):
+        return own
+    threads = (f"{own}/task/{thread}" for thread in list_names(f"{own}/task"))
+    return next((thread for thread in threads if count_table(thread)), None)
+
+
+def count_table(table: str) -> int:
+    """How many files are open; 0 where that cannot be seen. Before Linux 6.2 the size of the directory is 0."""
+    with suppress(OSError):
+        return Path(f"{table}/fd").stat().st_size or len(list_names(f"{table}/fd"))
+    return 0
+
+
+def list_names(directory: str) -> list[str]:
+    """In a directory of /proc; none where it is gone or hidden."""
+    with suppress(OSError), os.scandir(directory) as entries:
+        return [entry.name for entry in entries]
+    return []
+
+
+def is_directory(file: str) -> bool:
+    """file: its path, with braces in the place of `fd` or `fdinfo`."""
+    with suppress(OSError):
+        return stat.S_ISDIR(Path(file.format("fd")).stat().st_mode)
+    return False
+
+
+def is_path(file: str) -> bool:
+    """Whether it was opened with O_PATH; a file that is gone was."""
+    with suppress(OSError):
+        flags = _FLAGS.search(Path(file.format("fdinfo")).read_text())
+        return flags is not None and bool(int(flags[1], 8) & os.O_PATH)
+    return True
+
+
+def count_locks(file: str) -> int:
+    """POSIX locks that were taken by this open file. The other kinds are one for each open file."""
+    with suppress(OSError):
+        return len(_POSIX_LOCK.findall(Path(file.format("fdinfo")).read_text()))
+    return 0
+
+
+_NETLINK_QUEUE_COLUMN = 4
+
+
+def count_sockets(pid: int) -> int | None:
+    """All that live in the network namespace of a process: open, not accepted, and closed with data on the way.
+
+    None where the process has ended.
+    """
+    try:
+        text = Path(f"/proc/{pid}/net/sockstat").read_text()
+    except OSError:
+        return None
+    return int(text.split(maxsplit=3)[2])
+
+
+def count_netlink_bytes(pid: int) -> int | None:
+    """What waits in the netlink sockets of that network namespace to be read. None where the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/net/netlink").read_text().splitlines()
+    except OSError:
+        return None
+    return sum(int(line.split()[_NETLINK_QUEUE_COLUMN]) for line in lines[1:])
+
+
+SOCK_DIAG = 4
+"""The netlink protocol. A socket of it sees the network namespace that it was made in."""
+
+_REQUEST, _ANSWERS_BYTES = 20, 1 << 17
+_DUMP = 0x301
+_ERROR, _DONE = 2, 3
+_HEADER_BYTES, _ANSWER_BYTES = 16, 72
+_SYN_RECEIVED, _TIME_WAIT = 3, 6
+_STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
+_MEMORY = 7
+"""INET_DIAG_SKMEMINFO: an attribute of numbers. The first one is what waits to be received, errors included."""
+
+_ENOUGH_SOCKETS = 65536
+"""So many are looked at; more are past every bound."""
+_ANSWER_SECONDS = 2.0
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """received_bytes: in the queues to be received from. half_open: connections that only the listener has."""
+
+    received_bytes: int = 0
+    half_open: int = 0
+
+
+class SocketCounter:
+    """On a netlink socket of SOCK_DIAG, taken over."""
+
+    def __init__(self, netlink: socket.socket) -> None:
+        netlink.settimeout(_ANSWER_SECONDS)
+        self._netlink = netlink
+        self._lock = threading.Lock()
+        self._sequence = 0
+
+    def count(self) -> Waiting | None:
+        """None where this kernel does not tell, or not in time."""
+        with self._lock:
+            try:
+                kinds = [(family, protocol) for family in (2, 10) for protocol in (6, 17)]
+                counts = [self._count(family, protocol) for family, protocol in kinds]
+            except OSError:
+                return None
+        return Waiting(sum(one.received_bytes for one in counts), sum(one.half_open for one in counts))
+
+    def close(self) -> None:
+        """Counts nothing any more."""
+        self._netlink.close()
+
+    def _count(self, family: int, protocol: int) -> Waiting:
+        self._sequence += 1
+        body = struct.pack("=BBBxI48x", family, protocol, 1 << (_MEMORY - 1), _STATES)
+        header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _REQUEST, _DUMP, self._sequence, 0)
+        self._netlink.send(header + body)
+        received, half_open, looked_at = 0, 0, 0
+        while looked_at < _ENOUGH_SOCKETS:
+            answers = self._netlink.recv(_ANSWERS_BYTES)
+            at = 0
+            while at < len(answers):
+                length, kind, _, sequence = struct.unpack_from("=IHHI", answers, at)
+                if sequence == self._sequence:
+                    if kind in (_DONE, _ERROR):
+                        refuse(answers, at, length)
+                        return Waiting(received, half_open)
+                    looked_at += 1
+                    half_open += answers[at + _HEADER_BYTES + 1] == _SYN_RECEIVED
+                    received += read_memory(answers, at + _HEADER_BYTES + _ANSWER_BYTES, at + length)
+                at += -(-length // 4) * 4
+        return Waiting(received, half_open)
+
+
+def refuse(answers: bytes, at: int, length: int) -> None:
+    """Raise OSError for the error at the end. ENOENT: the kernel has no such sockets, or no part that tells of them."""
+    (number,) = struct.unpack_from("=i", answers, at + _HEADER_BYTES) if length > _HEADER_BYTES else (0,)
+    if number and -number != errno.ENOENT:
+        raise OSError(-number, "sock_diag")
+
+
+def read_memory(answers: bytes, at: int, end: int) -> int:
+    """From the attributes of one socket."""
+    while at + 4 < end:
+        length, kind = struct.unpack_from("=HH", answers, at)
+        if kind == _MEMORY:
+            (received,) = struct.unpack_from("=I", answers, at + 4)
+            return int(received)
+        at += -(-max(length, 4) // 4) * 4
+    return 0

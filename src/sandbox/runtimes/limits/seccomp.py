@@ -1,0 +1,405 @@
+"""The filter on system calls, assembled by hand so that no library is needed.
+
+Everything is allowed but what stands here. What an agent's work never needs and what has been the way out of
+sandboxes before answers EPERM; what programs try first and have another way for answers ENOSYS.
+"""
+
+import errno
+import struct
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
+INTERNET_FAMILIES = (AF_INET, AF_INET6)
+TYPE_MASK = 0xF
+INTERNET_TYPES = (1, 2)
+"""SOCK_STREAM and SOCK_DGRAM. SOCK_PACKET would make a packet socket of an AF_INET one."""
+INTERNET_PROTOCOLS = (0, 6, 17)
+"""The type's own, TCP and UDP. For any other protocol the kernel looks for a module of the host."""
+
+MSG_MORE, SPLICE_F_MORE = 0x8000, 0x4
+"""Hold a datagram back, up to 64 KiB in each socket that nothing counts. TCP_CORK does the same for streams."""
+
+_SOL_SOCKET = 1
+_SOL_IP, _SOL_TCP, _SOL_UDP, _SOL_IPV6, _SOL_NETLINK = 0, 6, 17, 41, 270
+
+IGNORED_OPTIONS: Mapping[int, tuple[int, ...]] = {_SOL_SOCKET: (8,), _SOL_IP: (11,), _SOL_TCP: (9,), _SOL_IPV6: (25,)}
+"""By level; they succeed and change nothing. SO_RCVBUF: each connection that nobody accepts has the listener's size.
+IP_RECVERR, IPV6_RECVERR: no control group counts the queue of errors, and the C library insists on it for DNS.
+TCP_DEFER_ACCEPT: a connection stays half-open for hours when its other side has gone without a word."""
+
+OPTIONS: Mapping[int, frozenset[int]] = {
+    # REUSEADDR TYPE ERROR DONTROUTE BROADCAST SNDBUF KEEPALIVE OOBINLINE NO_CHECK PRIORITY LINGER REUSEPORT PASSCRED
+    # SNDLOWAT RCVTIMEO SNDTIMEO BINDTODEVICE TIMESTAMP PASSSEC TIMESTAMPNS RXQ_OVFL PEEK_OFF
+    # MAX_PACING_RATE INCOMING_CPU and the variants with 64-bit times, PASSPIDFD
+    _SOL_SOCKET: frozenset({
+        2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 15, 16, 19, 20, 21, 25, 29, 34, 35, 40, 42, 47, 49,
+        63, 64, 66, 67, 76,
+    }),
+    # TOS TTL RECVOPTS RETOPTS PKTINFO MTU_DISCOVER RECVTTL RECVTOS FREEBIND RECVORIGDSTADDR CHECKSUM
+    # BIND_ADDRESS_NO_PORT RECVFRAGSIZE RECVERR_RFC4884 MULTICAST_IF MULTICAST_TTL MULTICAST_LOOP ADD_MEMBERSHIP
+    # DROP_MEMBERSHIP MULTICAST_ALL UNICAST_IF LOCAL_PORT_RANGE
+    _SOL_IP: frozenset({
+        1, 2, 6, 7, 8, 10, 12, 13, 15, 20, 23, 24, 25, 26, 32, 33, 34, 35, 36, 49, 50, 51,
+    }),
+    # NODELAY MAXSEG CORK KEEPIDLE KEEPINTVL KEEPCNT SYNCNT LINGER2 WINDOW_CLAMP QUICKACK CONGESTION
+    # THIN_LINEAR_TIMEOUTS THIN_DUPACK USER_TIMEOUT FASTOPEN NOTSENT_LOWAT FASTOPEN_CONNECT FASTOPEN_NO_COOKIE INQ
+    _SOL_TCP: frozenset({1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 13, 16, 17, 18, 23, 25, 30, 34, 36}),
+    # SEGMENT GRO
+    _SOL_UDP: frozenset({103, 104}),
+    # 2292PKTINFO 2292HOPLIMIT FLOWINFO UNICAST_HOPS MULTICAST_IF MULTICAST_HOPS MULTICAST_LOOP DROP_MEMBERSHIP
+    # MTU_DISCOVER MTU V6ONLY MULTICAST_ALL RECVERR_RFC4884 FLOWINFO_SEND RECVPKTINFO RECVHOPLIMIT RECVPATHMTU
+    # DONTFRAG RECVTCLASS TCLASS AUTOFLOWLABEL ADDR_PREFERENCES RECVORIGDSTADDR UNICAST_IF FREEBIND
+    _SOL_IPV6: frozenset({
+        2, 8, 11, 16, 17, 18, 19, 21, 23, 24, 26, 29, 31, 33, 49, 51, 60, 62, 66, 67, 70, 72, 74, 76, 78,
+    }),
+    # ADD_MEMBERSHIP DROP_MEMBERSHIP PKTINFO NO_ENOBUFS CAP_ACK EXT_ACK GET_STRICT_CHK
+    _SOL_NETLINK: frozenset({1, 2, 3, 5, 10, 11, 12}),
+}  # fmt: skip
+"""By level. Left out, among others: filters (SO_ATTACH_FILTER and its kin), UDP_CORK, memberships of IPv6 and of
+sources (no bound for each socket), flow labels, SO_TIMESTAMPING (queues what was sent), SO_RESERVE_MEM, SO_RCVLOWAT,
+TCP_ULP, TCP_MD5SIG, TCP_REPAIR. SO_ZEROCOPY: what arrives is then in pages that TCP_ZEROCOPY_RECEIVE can map.
+IP_MINTTL, IPV6_MINHOPCOUNT: a socket that drops answers unseen keeps the other side's connection half-open for hours.
+"""
+
+TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = _SOL_TCP, 35
+"""An option that is asked for: maps pages of received data into the program. No control group is charged for them."""
+
+
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
+_AND = 0x54
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+_ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+
+_NEW_NAMESPACES = 0x7E020000
+_SHARED_FILES, _SAME_PROCESS = 0x400, 0x10000
+"""CLONE_FILES, CLONE_THREAD. All threads of a process share its open files, which are counted from outside."""
+_NEW_TIME_NAMESPACE = 0x80
+_X32_BIT = 0x40000000
+_NUMBER_MAX = 462
+"""The last system call that was known when this was written (mseal); newer ones do not exist inside."""
+
+_REQUESTS = (
+    0x5412, 0x541C,  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
+    0x5423,  # TIOCSETD: loads a module of the host for another line discipline
+    0x8940, 0x8941, 0x8982, 0x8983,  # SIOCGIFBR, SIOCSIFBR, SIOCGIFVLAN, SIOCSIFVLAN: load a module of the host
+    0x8980, 0x8981,  # SIOCADDDLCI, SIOCDELDLCI: the same, before Linux 5.11
+    0x89A0, 0x89A1, 0x89A2, 0x89A3,  # SIOCBRADDBR, SIOCBRDELBR, SIOCBRADDIF, SIOCBRDELIF: the same
+)  # fmt: skip
+_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+
+# Numbers from 424 on are the same on every architecture.
+_DENIED_EVERYWHERE = {
+    "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
+    "pidfd_getfd": 438, "mount_setattr": 442, "quotactl_fd": 443, "set_mempolicy_home_node": 450,
+}  # fmt: skip
+_CLOSE_RANGE = 436
+_ABSENT = {
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435, "memfd_secret": 447,
+}  # fmt: skip
+"""clone3 keeps its flags in memory where no filter sees them; the C library falls back to clone. memfd_secret takes
+pages out of the kernel's direct map, which slows down the whole machine and keeps it from hibernating.
+"""
+
+_MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
+"""Huge pages are a pool of the whole machine, and the control group for memory does not count them."""
+
+_OFD_LOCKS = (36, 37, 38)
+"""F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, so that nobody can count them for a sandbox."""
+
+_OWN_FILES = 0x2
+"""CLOSE_RANGE_UNSHARE: open files of one thread alone."""
+
+_CONFINING_MODES = (0, 1)
+"""SECCOMP_SET_MODE_STRICT, SECCOMP_SET_MODE_FILTER. A filter of a program's own can have every call written to the
+machine's audit log (SECCOMP_RET_LOG), which no filter outside of it can see or prevent. Compiled filters come out of
+a pool of the machine (net.core.bpf_jit_limit), and a listener keeps one there when its process has ended.
+"""
+
+_NOTIFICATION_PIPE = 0x80
+"""O_NOTIFICATION_PIPE: a pipe for news of keys, with up to 64 KiB of pages that no control group is charged for."""
+
+_ATTRIBUTE_BYTES_MAX = 256
+"""Of one extended attribute. The kernel keeps access lists of a file in memory that no control group is charged for."""
+
+_WAITED_FILES_MAX = 4096
+"""In one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
+
+_MERGEABLE = 12
+"""MADV_MERGEABLE: the kernel's own thread looks for equal pages, at 64 bytes for each that nobody is charged for."""
+
+_PROCESS_OPTIONS = (
+    22,  # PR_SET_SECCOMP: see `_CONFINING_MODES`
+    62,  # PR_SCHED_CORE: keeps the sibling of each processor that is used from everybody else
+    67,  # PR_SET_MEMORY_MERGE: MADV_MERGEABLE for the whole process
+)
+
+_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH = range(_ARGUMENTS, _ARGUMENTS + 48, 8)
+
+
+class Architecture(msgspec.Struct, frozen=True):
+    """Numbers of one kind of processor. `audit` is its AUDIT_ARCH value.
+
+    io_setup: absent, because its contexts are taken of a number that the machine has for everybody (fs.aio-max-nr).
+    splice, vmsplice, sendfile: refused, because the pages that they put into a pipe or a socket are charged to nobody
+    or are the host's own, and a socket counts the bytes of a page that are used, not the page. Programs copy instead.
+    """
+
+    audit: int
+    clone: int
+    unshare: int
+    socket: int
+    socketpair: int
+    setsockopt: int
+    getsockopt: int
+    sendto: int
+    sendmsg: int
+    sendmmsg: int
+    splice: int
+    vmsplice: int
+    sendfile: int
+    seccomp: int
+    pipe2: int
+    set_attributes: tuple[int, ...]
+    mmap: int
+    madvise: int
+    memfd_create: int
+    shmget: int
+    fcntl: int
+    prctl: int
+    polls: tuple[int, ...]
+    selects: tuple[int, ...]
+    ioctl: int
+    personality: int
+    io_setup: int
+    denied: dict[str, int]
+
+
+_X86_64 = Architecture(
+    audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, getsockopt=55, sendto=44,
+    sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, pipe2=293,
+    set_attributes=(188, 189, 190),
+    mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
+    polls=(7, 271), selects=(23, 270), ioctl=16, personality=135, io_setup=206,
+    denied={
+        "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
+        "_sysctl": 156, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165,
+        "umount2": 166, "swapon": 167, "swapoff": 168, "reboot": 169, "sethostname": 170, "setdomainname": 171,
+        "iopl": 172, "ioperm": 173, "create_module": 174, "init_module": 175, "delete_module": 176,
+        "get_kernel_syms": 177, "query_module": 178, "quotactl": 179, "nfsservctl": 180, "lookup_dcookie": 212,
+        "clock_settime": 227, "mbind": 237, "set_mempolicy": 238, "kexec_load": 246, "add_key": 248,
+        "request_key": 249, "keyctl": 250, "migrate_pages": 256, "move_pages": 279, "perf_event_open": 298,
+        "fanotify_init": 300, "name_to_handle_at": 303, "open_by_handle_at": 304, "clock_adjtime": 305, "setns": 308,
+        "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "kexec_file_load": 320,
+        "bpf": 321, "userfaultfd": 323,
+    },
+)  # fmt: skip
+
+_AARCH64 = Architecture(
+    audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, getsockopt=209, sendto=206,
+    sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, pipe2=59,
+    set_attributes=(5, 6, 7), mmap=222,
+    madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
+    polls=(73,), selects=(72,), ioctl=29, personality=92, io_setup=0,
+    denied={
+        "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
+        "vhangup": 58, "quotactl": 60, "acct": 89, "kexec_load": 104, "init_module": 105, "delete_module": 106,
+        "clock_settime": 112, "syslog": 116, "ptrace": 117, "reboot": 142, "sethostname": 161, "setdomainname": 162,
+        "settimeofday": 170, "adjtimex": 171, "add_key": 217, "request_key": 218, "keyctl": 219, "swapon": 224,
+        "swapoff": 225, "mbind": 235, "set_mempolicy": 237, "migrate_pages": 238, "move_pages": 239,
+        "perf_event_open": 241, "fanotify_init": 262, "name_to_handle_at": 264, "open_by_handle_at": 265,
+        "clock_adjtime": 266, "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272,
+        "finit_module": 273, "bpf": 280, "userfaultfd": 282, "kexec_file_load": 294,
+    },
+)  # fmt: skip
+
+ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
+
+
+def assemble_filter(machine: str) -> bytes:
+    """The filter for a machine as `os.uname` names it. Raises KeyError for one that no table is written for."""
+    architecture = ARCHITECTURES[machine]
+    program = [
+        *_when_other(_ARCHITECTURE, architecture.audit, _KILL_PROCESS),
+        _load(_NUMBER),
+        *_when_absent(architecture),
+        *_when_denied(architecture),
+        *_when_flags(architecture.clone, _FIRST, _NEW_NAMESPACES, errno.EPERM),
+        *_when_flags(architecture.unshare, _FIRST, _NEW_NAMESPACES | _NEW_TIME_NAMESPACE | _SHARED_FILES, errno.EPERM),
+        *_when_thread_with_own_files(architecture.clone),
+        *_when_flags(_CLOSE_RANGE, _THIRD, _OWN_FILES, errno.EINVAL),
+        *_when_called(architecture.splice, errno.EINVAL),
+        *_when_called(architecture.vmsplice, errno.EINVAL),
+        *_when_called(architecture.sendfile, errno.EINVAL),
+        *_when_among(architecture.seccomp, _FIRST, _CONFINING_MODES, errno.EINVAL),
+        *_when_flags(architecture.pipe2, _SECOND, _NOTIFICATION_PIPE, errno.ENOPKG),
+        *(
+            word
+            for call in architecture.set_attributes
+            for word in _when_more(call, _FOURTH, _ATTRIBUTE_BYTES_MAX, errno.EOPNOTSUPP)
+        ),
+        *_when_flags(architecture.mmap, _FOURTH, _MAP_HUGETLB, errno.ENOMEM),
+        *_when_among(architecture.madvise, _THIRD, (_MERGEABLE,), errno.EINVAL),
+        *_when_among(architecture.prctl, _FIRST, _PROCESS_OPTIONS, errno.EINVAL),
+        *_when_flags(architecture.memfd_create, _SECOND, _MFD_HUGETLB, errno.ENOMEM),
+        *_when_flags(architecture.shmget, _THIRD, _SHM_HUGETLB, errno.ENOMEM),
+        *_when_among(architecture.fcntl, _SECOND, _OFD_LOCKS, errno.EINVAL),
+        *(word for call in architecture.polls for word in _when_more(call, _SECOND, _WAITED_FILES_MAX, errno.EINVAL)),
+        *(word for call in architecture.selects for word in _when_more(call, _FIRST, _WAITED_FILES_MAX, errno.EINVAL)),
+        *_when_socket(architecture.socket),
+        *_when_socket(architecture.socketpair),
+        *_socket_use(architecture),
+        *_when_among(architecture.ioctl, _SECOND, _REQUESTS, errno.EPERM),
+        *_when_odd_personality(architecture.personality),
+        _return(_ALLOW),
+    ]
+    return b"".join(program)
+
+
+def assemble_socket_filter(machine: str) -> bytes:
+    """Only the rules on what sockets are used for, for a sandbox whose kernel passes them on to sockets of the host.
+
+    Raises KeyError as `assemble_filter` does.
+    """
+    rules = _socket_use(ARCHITECTURES[machine])
+    return b"".join([_load(_NUMBER), *rules, _return(_ALLOW)])
+
+
+def _instruction(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, when_true, when_false, value)
+
+
+def _load(offset: int) -> bytes:
+    return _instruction(_LOAD, offset)
+
+
+def _return(action: int) -> bytes:
+    return _instruction(_RETURN, action)
+
+
+def _refuse(number: int) -> bytes:
+    return _return(_ERRNO | number)
+
+
+def _only_for(call: int, body: Sequence[bytes]) -> list[bytes]:
+    """`body` may use the accumulator; after it the accumulator is the call's number again."""
+    whole = [*body, _load(_NUMBER)]
+    return [_instruction(_JUMP_EQUAL, call, 0, len(whole)), *whole]
+
+
+def _when_other(offset: int, value: int, action: int) -> list[bytes]:
+    return [_load(offset), _instruction(_JUMP_EQUAL, value, 1, 0), _return(action)]
+
+
+def _when_absent(architecture: Architecture) -> list[bytes]:
+    """The x32 calls of x86_64 have a high bit set, so they are past the last known number too."""
+    assert _X32_BIT > _NUMBER_MAX
+    program = [_instruction(_JUMP_GREATER, _NUMBER_MAX, 0, 1), _refuse(errno.ENOSYS)]
+    for number in (*_ABSENT.values(), architecture.io_setup):
+        program += _when_called(number, errno.ENOSYS)
+    return program
+
+
+def _when_called(call: int, error: int) -> list[bytes]:
+    return [_instruction(_JUMP_EQUAL, call, 0, 1), _refuse(error)]
+
+
+def _when_denied(architecture: Architecture) -> list[bytes]:
+    numbers = sorted({**architecture.denied, **_DENIED_EVERYWHERE}.values())
+    checks = [_instruction(_JUMP_EQUAL, number, len(numbers) - index, 0) for index, number in enumerate(numbers)]
+    skip = _instruction(_JUMP_GREATER, 0, 1, 1)
+    return [*checks, skip, _refuse(errno.EPERM)]
+
+
+def _when_flags(call: int, argument: int, flags: int, error: int) -> list[bytes]:
+    return _only_for(call, [_load(argument), _instruction(_JUMP_SET, flags, 0, 1), _refuse(error)])
+
+
+def _when_thread_with_own_files(call: int) -> list[bytes]:
+    """A thread of the process that does not share its open files."""
+    without = [_instruction(_JUMP_SET, _SHARED_FILES, 1, 0), _refuse(errno.EPERM)]
+    return _only_for(call, [_load(_FIRST), _instruction(_JUMP_SET, _SAME_PROCESS, 0, len(without)), *without])
+
+
+def _when_more(call: int, argument: int, most: int, error: int) -> list[bytes]:
+    return _only_for(call, [_load(argument), _instruction(_JUMP_GREATER, most, 0, 1), _refuse(error)])
+
+
+def _when_among(call: int, argument: int, values: Sequence[int], error: int) -> list[bytes]:
+    return _only_for(call, [_load(argument), *_skip_unless_among(values, [_refuse(error)])])
+
+
+def _when_socket(call: int) -> list[bytes]:
+    """The families, types and protocols of `socket_rules`. Others reach code of the kernel that loads modules."""
+    only_route = [_load(_THIRD), *_unless_among((0,), errno.EPROTONOSUPPORT)]
+    return _only_for(
+        call,
+        [
+            _load(_FIRST),
+            *_unless_among(FAMILIES, errno.EAFNOSUPPORT),
+            *_skip_unless_among(INTERNET_FAMILIES, _internet_socket()),
+            _load(_FIRST),
+            *_skip_unless_among((AF_NETLINK,), only_route),
+        ],
+    )
+
+
+def _internet_socket() -> list[bytes]:
+    return [
+        _load(_SECOND),
+        _instruction(_AND, TYPE_MASK),
+        *_unless_among(INTERNET_TYPES, errno.EPERM),
+        _load(_THIRD),
+        *_unless_among(INTERNET_PROTOCOLS, errno.EPROTONOSUPPORT),
+    ]
+
+
+def _socket_use(architecture: Architecture) -> list[bytes]:
+    """Refuse what has the kernel hold memory that the control group does not count, see `socket_rules`."""
+    return [
+        *_when_option(architecture.setsockopt),
+        *_when_mapped(architecture.getsockopt),
+        *_when_flags(architecture.sendto, _FOURTH, MSG_MORE, errno.EOPNOTSUPP),
+        *_when_flags(architecture.sendmsg, _THIRD, MSG_MORE, errno.EOPNOTSUPP),
+        *_when_flags(architecture.sendmmsg, _FOURTH, MSG_MORE, errno.EOPNOTSUPP),
+        *_when_flags(architecture.splice, _SIXTH, SPLICE_F_MORE, errno.EINVAL),
+    ]
+
+
+def _when_option(call: int) -> list[bytes]:
+    """An ignored option succeeds without an effect; an unknown level or option is not there."""
+    levels: list[bytes] = []
+    for level, options in OPTIONS.items():
+        ignored = IGNORED_OPTIONS.get(level, ())
+        rules = [_load(_THIRD), *(_skip_unless_among(ignored, [_refuse(0)]) if ignored else ())]
+        rules += [*_unless_among(sorted(options), errno.ENOPROTOOPT), _return(_ALLOW)]
+        levels += _skip_unless_among((level,), rules)
+    return _only_for(call, [_load(_SECOND), *levels, _refuse(errno.ENOPROTOOPT)])
+
+
+def _when_mapped(call: int) -> list[bytes]:
+    refused = [_load(_THIRD), *_skip_unless_among((TCP_ZEROCOPY_RECEIVE,), [_refuse(errno.ENOPROTOOPT)])]
+    return _only_for(call, [_load(_SECOND), *_skip_unless_among((TCP_LEVEL,), refused)])
+
+
+def _unless_among(values: Sequence[int], error: int) -> list[bytes]:
+    """Refuse what the accumulator has, unless it is one of these."""
+    checks = [_instruction(_JUMP_EQUAL, one, len(values) - index, 0) for index, one in enumerate(values)]
+    return [*checks, _refuse(error)]
+
+
+def _skip_unless_among(values: Sequence[int], body: Sequence[bytes]) -> list[bytes]:
+    """Do `body` only where the accumulator has one of these. Behind it the accumulator is what `body` left."""
+    last = len(values) - 1
+    checks = [
+        _instruction(_JUMP_EQUAL, one, last - index, len(body) if index == last else 0)
+        for index, one in enumerate(values)
+    ]
+    return [*checks, *body]
+
+
+def _when_odd_personality(call: int) -> list[bytes]:
+    known = [_instruction(_JUMP_EQUAL, one, len(_PERSONALITIES) - i, 0) for i, one in enumerate(_PERSONALITIES)]
+    return _only_for(call, [_load(_ARGUMENTS), *known, _refuse(errno.EPERM)])

@@ -1,0 +1,100 @@
+"""The process that brings runsc to a sandbox that is there already: a program of its own, like the launcher.
+
+It enters the namespaces in which the sandbox's own runsc lives, which comes as a process descriptor, and becomes the
+root of its users: the sandbox's kernel uid, without privileges on the host. There it execs runsc, at once or on a
+terminal that it opens first.
+
+Arguments: control descriptor, parent's pid, rows and columns (0 for no terminal). The last argument is a marker to be
+found by; it means nothing here. One message then brings the process descriptor and runsc's words in a file in memory,
+and for a terminal three more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on: the command, and two
+empty ones for runsc's own messages and for the process id inside of the command that has begun.
+"""
+
+import _socket
+import ctypes
+import fcntl
+import os
+import struct
+import sys
+
+# From the folder of this file, and not as parts of the package.
+exec_command = __import__("exec_command")
+launcher = __import__("launcher")
+process_limits = __import__("process_limits")
+
+NAMESPACES = launcher.CLONE_NEWNS | launcher.CLONE_NEWUSER | launcher.CLONE_NEWNET
+ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
+TIOCSCTTY = 0x540E
+NOT_STARTED = 127
+FAILED = 128
+"""What runsc ends with when it could not do its work, and then its messages say why."""
+KILLED = 128 + 9
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def enter(runsc: int, parent: int) -> None:
+    """Become root of the sandbox's users, within its mounts and network."""
+    launcher._check(_libc.setns(runsc, NAMESPACES), "setns")
+    launcher.drop_to(0)
+    launcher.die_with(parent)
+
+
+def become(words: list[bytes], terminal: int, files: list[int]) -> None:
+    """In the child: a session of its own on the terminal, then runsc. Never returns."""
+    try:
+        os.setsid()
+        fcntl.ioctl(terminal, TIOCSCTTY, 0)
+        for number in range(3):
+            os.dup2(terminal, number)
+        for number, file in enumerate(files, launcher.FIRST_DESCRIPTOR):
+            os.dup2(file, number)
+        os.execve(words[0], words, ENVIRONMENT)  # noqa: S606
+    finally:
+        os._exit(NOT_STARTED)
+
+
+def run_on_terminal(control: _socket.socket, words: list[bytes], files: list[int], size: tuple[int, int]) -> None:
+    """Start runsc, hand the outer end of its terminal over, wait for runsc and tell how it ended."""
+    ours, theirs = exec_command.open_terminal(*size)
+    line, line_of_child = _socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        line.close()
+        exec_command.wait_for_parent(line_of_child)
+        become(words, theirs, files)
+    line_of_child.close()
+    if line.recv(5) != b"ready":
+        raise OSError("runsc ended before it began")
+    line.send(b"go")
+    numbers = struct.pack("ii", ours, os.pidfd_open(child))
+    control.sendmsg([b"open"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
+    os.close(ours)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    _, messages, begun = (os.fstat(file).st_size for file in files)
+    if code == FAILED and begun and messages:
+        code = KILLED  # with its sandbox
+    elif code == FAILED and messages:
+        os.write(theirs, b"The command could not be started.\r\n")
+        code = NOT_STARTED
+    control.send(b"exit %d" % (code if code >= 0 else 128 - code))
+
+
+def main(arguments: list[str]) -> None:
+    """Run to the exec, or with a terminal to runsc's end; a failure on the way is told over the control socket."""
+    control_number, parent, rows, columns = map(int, arguments[:-1])
+    control = _socket.socket(fileno=control_number)
+    os.set_inheritable(control.fileno(), False)
+    try:
+        launcher.die_with(parent)
+        process_limits.settle(are_files_bounded=False)
+        runsc, words_file, *files = exec_command.receive(control)
+        words = exec_command.read_whole(words_file).split(b"\0")
+        enter(runsc, parent)
+        if files:
+            run_on_terminal(control, words, files, (rows, columns))
+        else:
+            os.execve(words[0], words, ENVIRONMENT)  # noqa: S606
+    except Exception as error:
+        control.send(f"error {error}".encode(errors="replace")[:4096])
+        sys.exit(1)

@@ -1,0 +1,81 @@
+"""What a sandbox's / is made of: an image or the host's own /usr, and an /etc that tells nothing of the host."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from sandbox.interfaces.images import IMAGE_FILES
+from sandbox.interfaces.layout import HOME, UID, USER, WORKSPACE
+from sandbox.interfaces.runtime import SandboxSpec
+from sandbox.runtimes import node
+
+DIRECTORIES = ("/etc", "/etc/ssl", "/home", "/run", "/run/sandbox", "/var")
+HOST_LINKS = {"/bin": "usr/bin", "/sbin": "usr/sbin", "/lib": "usr/lib", "/lib64": "usr/lib64", "/var/tmp": "../tmp"}  # noqa: S108
+HOST_PATHS = ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache")
+"""Of the host's /etc what programs need and what is no secret."""
+
+_ETC_LINKS = {"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "/etc/os-release": "../usr/lib/os-release"}
+LINKS = {**HOST_LINKS, **_ETC_LINKS}
+
+
+class Root(msgspec.Struct, frozen=True):
+    """What / is made of, all of it read-only; a runtime lays it in the order of the fields.
+
+    image: the host directory that becomes /; it has every place that a runtime mounts over (`IMAGE_DIRECTORIES`,
+        `IMAGE_FILES` of contracts/profiles). None: / begins empty, and places are made as they are needed.
+    covered: directories of the image that an empty one in memory is laid over, to make things in.
+    directories: made, readable by everybody. links: path to target. host_paths: of the host, laid at the same path
+        where there is one. files: path to content, readable by everybody. parts: host path to where it is laid.
+    """
+
+    image: Path | None
+    covered: Sequence[str]
+    directories: Sequence[str]
+    links: Mapping[str, str]
+    host_paths: Sequence[str]
+    files: Mapping[str, bytes]
+    parts: Mapping[Path, str] = {}
+
+
+def describe_root(spec: SandboxSpec) -> Root:
+    """What the / of this sandbox is made of. With an image, programs must be laid below /run."""
+    files = etc_files(spec.attempt_id)
+    if spec.image is None:
+        return Root(
+            image=None,
+            covered=(),
+            directories=(*DIRECTORIES, *node.DIRECTORIES),
+            links={**LINKS, **node.LINKS},
+            host_paths=("/usr", *HOST_PATHS),
+            files=files,
+            parts={**spec.programs, **node.find_parts()},
+        )
+    parents = {str(one) for inside in spec.programs.values() for one in PurePosixPath(inside).parents}
+    return Root(
+        image=spec.image,
+        covered=("/run",),
+        directories=sorted(parents - {"/", "/run"}),
+        links={},
+        host_paths=(),
+        files={path: files[path] for path in IMAGE_FILES},
+        parts=spec.programs,
+    )
+
+
+def etc_files(host_name: str) -> Mapping[str, bytes]:
+    """The synthetic files of /etc, readable by everybody."""
+    texts = {
+        "/etc/passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\n{USER}:x:{UID}:{UID}:{USER}:{HOME}:/bin/bash\n"
+        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+        "/etc/group": f"root:x:0:\n{USER}:x:{UID}:\nnogroup:x:65534:\n",
+        "/etc/hosts": f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.1.1 {host_name}\n",
+        "/etc/hostname": f"{host_name}\n",
+        "/etc/resolv.conf": "nameserver 198.18.0.1\n",
+        "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+        "/etc/gitconfig": '[user]\n\tname = "Claude Code (Sandbox)"\n\temail = agent@sandbox.invalid\n'
+        f"[safe]\n\tdirectory = {WORKSPACE}\n",
+        node.NPM_CONFIGURATION: f"prefix={HOME}/.local\nupdate-notifier=false\n"
+        "fetch-retry-mintimeout=500\nfetch-retry-maxtimeout=2000\n",
+    }
+    return {path: text.encode() for path, text in texts.items()}

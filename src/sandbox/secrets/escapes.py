@@ -1,0 +1,280 @@
+"""Escapes and invisible sequences: what one means, and where one has only begun. None holds a line feed."""
+
+import re
+from codecs import utf_8_decode
+from collections.abc import Callable, Iterable, Iterator
+from html.entities import html5
+
+from sandbox.model.printable import INVISIBLE_RANGES
+from sandbox.secrets.limits import REDACTED_ZEROS_MAX
+
+_LAST_ASCII = 0x7F
+_LENGTH_ENDS = (_LAST_ASCII, 0x7FF, 0xFFFF)
+"""The last code point of one, two and three bytes."""
+_CONTINUATION_BITS = 6
+
+_Sequence = tuple[tuple[int, int], ...]
+"""To each byte of a character its least and its greatest value."""
+
+
+def _sequences(first: int, last: int) -> Iterator[_Sequence]:
+    """The range of code points as sequences whose bytes vary independently of each other."""
+    for split in _splits(first, last):
+        if first <= split < last:
+            yield from _sequences(first, split)
+            yield from _sequences(split + 1, last)
+            return
+    least, greatest = (chr(code).encode("utf-8", "surrogatepass") for code in (first, last))
+    yield tuple(zip(least, greatest, strict=True))
+
+
+def _splits(first: int, last: int) -> Iterator[int]:
+    yield from _LENGTH_ENDS
+    for count in range(1, 4):
+        low = (1 << _CONTINUATION_BITS * count) - 1
+        if first | low != last | low:
+            if first & low:
+                yield first | low
+            if ~last & low:
+                yield (last & ~low) - 1
+
+
+def _alternatives(sequences: Iterable[_Sequence]) -> tuple[bytes, ...]:
+    """Patterns that together match any of the sequences, one for each first byte."""
+    rests: dict[tuple[int, int], list[_Sequence]] = {}
+    for first, *rest in sequences:
+        rests.setdefault(first, []).append(tuple(rest))
+    return tuple(_byte(*first) + _rest(found) for first, found in rests.items())
+
+
+def _rest(sequences: list[_Sequence]) -> bytes:
+    longer = list(filter(None, sequences))
+    if not longer:
+        return b""
+    return b"(?:%b)%b" % (b"|".join(_alternatives(longer)), b"?" if len(longer) < len(sequences) else b"")
+
+
+def _byte(least: int, greatest: int) -> bytes:
+    return rb"\x%02x" % least if least == greatest else rb"[\x%02x-\x%02x]" % (least, greatest)
+
+
+_SEQUENCES = [
+    sequence
+    for first, last in sorted(INVISIBLE_RANGES)
+    if last > _LAST_ASCII
+    for sequence in _sequences(max(first, _LAST_ASCII + 1), last)
+]
+
+WHOLE = _alternatives(_SEQUENCES)
+"""For one invisible character."""
+
+CUT_OFF = _alternatives(sequence[:length] for sequence in _SEQUENCES for length in range(1, len(sequence)))
+"""For the first bytes of one."""
+
+
+_NAMED_REFERENCES = {name.encode(): meaning.encode() for name, meaning in html5.items()}
+_OPEN_LENGTHS = sorted({len(name) for name in _NAMED_REFERENCES if not name.endswith(b";")}, reverse=True)
+
+LONGEST_NAME_BYTES = max(map(len, _NAMED_REFERENCES)) - 1
+"""The longest name, without its semicolon."""
+
+
+def resolve_name(name: bytes) -> tuple[int, bytes] | None:
+    """How much of `name`, with the semicolon if there is one, is a reference, and its text in UTF-8.
+
+    As in HTML: the longest name counts, and some names need no semicolon.
+    """
+    if name.endswith(b";") and (meaning := _NAMED_REFERENCES.get(name)) is not None:
+        return len(name), meaning
+    for length in _OPEN_LENGTHS:
+        if length <= len(name) and (meaning := _NAMED_REFERENCES.get(name[:length])) is not None:
+            return length, meaning
+    return None
+
+
+_BACKSLASHES_MAX = 64
+"""Backslashes before an escape that belong to it: every level of nesting doubles them."""
+
+_ZEROS = rb"0{0,%d}+" % REDACTED_ZEROS_MAX
+
+_CONTROLS = rb"[\x00-\x06\x08\x0b-\x17\x19\x1c-\x1f\x7f]"
+"""Without tabs and line feeds, and without what begins, ends and cuts short terminal escapes."""
+
+_ESCAPE_CHARACTER = rb"(?: u001[bB] | u\{ 0{0,4}+ 1[bB] \} | U0000001[bB] | x1[bB] | 033 | e )"
+
+_WRITTEN = rb"""
+      \\ (?P<nesting> \\{0,31}+ ) $ESCAPE_CHARACTER \\ (?P=nesting) \\ (?P=nesting) (?!\\) (?P<string_end> )
+    | \\\\{0,63}+ (?:
+          u (?P<pair> [dD][89abAB][0-9a-fA-F]{2} \\{1,64}+ u[dD][c-fC-F][0-9a-fA-F]{2} )
+        | u (?P<character> [0-9a-fA-F]{4} ) | U (?P<long> [0-9a-fA-F]{8} )
+        | u\{ (?P<braced> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) \}
+        | x (?P<byte> [0-9a-fA-F]{2} )
+        | (?P<octal> [0-3][0-7]{2} | [0-7]{1,2} )
+        | (?P<letter> [ae] )
+        | [rbfv] )
+    | % (?P<percent> [0-9a-fA-F]{2} )
+    | & (?:
+          (?P<name> [A-Za-z][A-Za-z0-9]{1,$NAME_REST}+ ;? )
+        | \# (?P<decimal> (?=[0-9]) $ZEROS [0-9]{0,7}+ ) (?![0-9]) ;?
+        | \#[xX] (?P<hex> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) (?![0-9a-fA-F]) ;? )
+    | ' (?P<quote> \\{1,64}+'' | \\{0,64}+"'\\{0,64}+"' )
+    """.replace(b"$ZEROS", _ZEROS)
+_WRITTEN = _WRITTEN.replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
+_WRITTEN = _WRITTEN.replace(b"$ESCAPE_CHARACTER", _ESCAPE_CHARACTER)
+_NO_INTRODUCER = rb"(?<!\xc2[\x90\x98\x9b-\x9f])"
+"""The C1 controls that begin terminal escapes are no tokens by themselves."""
+
+_ESCAPES = [
+    _WRITTEN,
+    *(alternative + _NO_INTRODUCER for alternative in WHOLE),
+    *(rb"\x%02x %b{0,63}+" % (first, _CONTROLS) for first in range(128) if re.match(_CONTROLS, bytes([first]))),
+]
+_ESCAPE = re.compile(b"|".join(_ESCAPES), re.VERBOSE)
+
+_STRAYS = rb"[\x80-\x9f\xad]"
+"""Controls and the soft hyphen in Latin-1."""
+
+_STRAY_ESCAPES = [
+    rb"\x%02x (?<![\x80-\xff][\x80-\xff]) %b{0,63}+" % (first, _STRAYS)
+    for first in range(256)
+    if re.match(_STRAYS, bytes([first]))
+]
+_ESCAPE_BETWEEN_STRAYS = re.compile(b"|".join(_ESCAPES + _STRAY_ESCAPES), re.VERBOSE)
+"""For bytes that are not UTF-8."""
+
+_PARAMETERS = rb"[0-?]{0,1024}+ [\ -/]{0,8}+"
+"""What stands before the letter that ends a colour or a movement of the cursor."""
+
+_STRING = rb"(?: [^\x07\x18\x1a\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,1024}+"
+"""The text of a title or a link, up to the next terminal escape."""
+
+_STRING_END = rb"(?: [\x07\x18\x1a] | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | (?=\x1b) )"
+"""An escape character ends it in any case; the backslash behind it may be gone with an escape that follows."""
+
+_TERMINAL_ESCAPE = re.compile(
+    rb"""
+      \x1b (?:
+          \[ $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )                 # colours, movements of the cursor
+        | [\]PX^_] $STRING $END                                         # titles, links
+        | [\ -%'-/]{0,4}+ [0-OQ-WYZ`-~] )                               # but `&`, which begins a reference
+    | \xc2 (?:
+          \x9b $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )
+        | [\x90\x98\x9d-\x9f] $STRING $END
+        | [\x90\x98\x9b-\x9f] )
+    | \x9b (?<![\x80-\xff].) $PARAMETERS [@-~\x18\x1a]                  # a single byte of Latin-1
+    | [\x90\x98\x9d-\x9f] (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ (?: [\x07\x18\x1a\x9c] | \x1b\\ | (?=\x1b) )
+    """.replace(b"$STRING", _STRING)
+    .replace(b"$END", _STRING_END)
+    .replace(b"$PARAMETERS", _PARAMETERS),
+    re.VERBOSE,
+)
+
+_MAY_HOLD_ESCAPES = re.compile(
+    rb"\x1b(?:[\\%\]PX^_]|\[[0-?]{0,1024}+[ -/]{0,8}+\\)"
+    rb"|\xc2[\x90\x98\x9d-\x9f]|(?<![\x80-\xff])[\x90\x98\x9b\x9d-\x9f]"
+)
+"""A terminal escape that has bytes in it which `find_escapes` may take for an escape."""
+
+_BEGINNING = re.compile(
+    rb"""
+      \\\\{0,63}+ (?: u[0-9a-fA-F]{0,3} | u\{$ZEROS[0-9a-fA-F]{0,6} | U[0-9a-fA-F]{0,7} )? \Z
+    | \\\\{0,63}+ (?: x[0-9a-fA-F]? | [0-7]{1,2} ) \Z
+    | \\\\{0,63}+ u[dD][89abAB][0-9a-fA-F]{2} (?: \\{1,64}+ (?: u (?: [dD] (?: [c-fC-F] [0-9a-fA-F]? )? )? )? )? \Z
+    | \x1b (?: \[ $PARAMETERS | [\]PX^_] $STRING \x1b? | [\ -/]{0,4}+ )? \Z
+    | % [0-9a-fA-F]? \Z
+    | & (?: [A-Za-z][A-Za-z0-9]{0,$NAME_REST}+ | \#$ZEROS[0-9]{0,7} | \#[xX]$ZEROS[0-9a-fA-F]{0,6} )? \Z
+    | ' (?: \\{1,64}+ '? | \\{0,64}+ " (?: ' (?: \\{1,64}+ | \\{0,64}+ " )? )? )? \Z
+    | \xc2 (?: \x9b $PARAMETERS | [\x90\x98\x9d-\x9f] $STRING \x1b? ) \Z
+    | \x9b (?<![\x80-\xff].) $PARAMETERS \Z
+    | [\x90\x98\x9d-\x9f] (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ \x1b? \Z
+    """.replace(b"$ZEROS", _ZEROS)
+    .replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
+    .replace(b"$STRING", _STRING)
+    .replace(b"$PARAMETERS", _PARAMETERS)
+    + b"".join(rb"| %b\Z" % start for start in CUT_OFF),
+    re.VERBOSE,
+)
+
+Token = tuple[int, int, bytes]
+"""Where it begins and ends, and what it stands for: nothing, a character in UTF-8, or a byte."""
+
+_TOKEN_BYTES_MAX = 1200
+"""No token is longer."""
+
+
+def find_escapes(data: bytes) -> Iterator[Token]:
+    """What is written as something else, and invisible characters."""
+    escape = _ESCAPE if _is_utf_8(data) else _ESCAPE_BETWEEN_STRAYS
+    for found in escape.finditer(data):
+        group = found.lastgroup
+        start, end = found.span()
+        if group is None:
+            yield start, end, b""
+        elif group != "name":
+            yield start, end, _MEANINGS[group](found[group].decode())
+        elif (resolved := resolve_name(found[group])) is not None:
+            yield start, start + 1 + resolved[0], resolved[1]
+
+
+def find_terminal_escapes(data: bytes) -> Iterator[Token]:
+    """What a terminal takes for a command, which may be a letter behind a control character."""
+    return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
+
+
+def may_hold_escapes(data: bytes) -> bool:
+    """Whether a terminal escape, if there is one, may have an escape in it, or end with what begins one."""
+    return _MAY_HOLD_ESCAPES.search(data) is not None
+
+
+def _is_utf_8(data: bytes) -> bool:
+    """Whether it is, but for a character that is cut off at either end."""
+    if data.isascii():
+        return True
+    begin = next((at for at, byte in enumerate(data[:3]) if not 0x80 <= byte < 0xC0), 0)
+    try:
+        utf_8_decode(data[begin:], "strict", False)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def find_beginning(data: bytes, end: int) -> int:
+    """Where a token begins that ends at `end` or goes on there; `end` if there is none."""
+    found = _BEGINNING.search(data, max(0, end - _TOKEN_BYTES_MAX, data.rfind(b"\n", 0, end) + 1), end)
+    return found.start() if found else end
+
+
+def step_back(data: bytes, position: int) -> int:
+    """The place before the backslashes around `position`, as many of them as can belong to an escape."""
+    end = position
+    while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
+        end += 1
+    least = max(0, end - _BACKSLASHES_MAX)
+    while position > least and data[position - 1] == 0x5C:
+        position -= 1
+    return position
+
+
+def _pair(both: str) -> bytes:
+    high, low = int(both[:4], 16), int(both[-4:], 16)
+    return _character(0x10000 + ((high & 0x3FF) << 10) + (low & 0x3FF))
+
+
+def _character(code: int) -> bytes:
+    return chr(code).encode("utf-8", "surrogatepass") if code <= 0x10FFFF else b""
+
+
+_MEANINGS: dict[str, Callable[[str], bytes]] = {
+    "pair": _pair,
+    "character": lambda digits: _character(int(digits, 16)),
+    "braced": lambda digits: _character(int(digits, 16)),
+    "long": lambda digits: _character(int(digits, 16)),
+    "byte": bytes.fromhex,
+    "octal": lambda digits: bytes([int(digits, 8)]),
+    "percent": bytes.fromhex,
+    "string_end": lambda _: b"\x07",
+    "letter": {"a": b"\x07", "e": b"\x1b"}.__getitem__,
+    "decimal": lambda digits: _character(int(digits)),
+    "hex": lambda digits: _character(int(digits, 16)),
+    "quote": lambda _: b"'",
+}

@@ -1,0 +1,62 @@
+"""All secrets of a task at once."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from sandbox.interfaces.secrets import SecretSource, SecretUnavailableError
+from sandbox.model.errors import secrets_missing
+from sandbox.model.manifest.schema import Secret
+from sandbox.secrets.limits import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
+from sandbox.secrets.sources import unavailable
+
+_HOW_TO_OFFER = {
+    "file": "this server has no secrets directory; its operator sets secrets.directory (SANDBOX_SECRETS_DIRECTORY).",
+    "vault": "this server has no access to Vault; its operator sets secrets.vault.address "
+    "(SANDBOX_SECRETS_VAULT_ADDRESS) and VAULT_TOKEN.",
+}
+
+
+class Secrets:
+    """Asks the sources of a manifest's secrets. `sources`: by the words that manifests use."""
+
+    def __init__(self, sources: Mapping[str, SecretSource]) -> None:
+        self._sources = sources
+
+    async def resolve(self, secrets: Sequence[Secret]) -> dict[str, str]:
+        """The values by name, asked for concurrently. Raises one SecretUnavailableError that tells all failures."""
+        answers = await asyncio.gather(*map(self._resolve, secrets), return_exceptions=True)
+        values: dict[str, str] = {}
+        missing: dict[str, str] = {}
+        for secret, answer in zip(secrets, answers, strict=True):
+            if isinstance(answer, str):
+                values[secret.name] = answer
+            elif isinstance(answer, SecretUnavailableError):
+                missing[secret.name] = answer.detail
+            else:
+                raise answer
+        if missing:
+            raise SecretUnavailableError(secrets_missing(missing), " ".join(missing.values()))
+        if sum(len(value.encode()) for value in values.values()) > SECRETS_BYTES_MAX:
+            raise SecretUnavailableError(
+                f"The secrets of the task are larger than {SECRETS_BYTES_MAX // 1024} KiB together; use fewer."
+            )
+        return values
+
+    async def _resolve(self, secret: Secret) -> str:
+        source = self._sources.get(secret.source)
+        if source is None:
+            raise unavailable(secret, _HOW_TO_OFFER.get(secret.source, "this server does not offer the source."))
+        return _checked(secret, await source.resolve(secret))
+
+
+def _checked(secret: Secret, value: str) -> str:
+    """What can be an environment variable, and be redacted."""
+    if not value:
+        raise unavailable(secret, "the value is empty.")
+    if "\0" in value:
+        raise unavailable(secret, "the value holds a NUL, which no environment variable can.")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise unavailable(secret, "the value is no UTF-8 text; encode it, for example in base64.")
+    if len(value.encode()) > SECRET_BYTES_MAX:
+        raise unavailable(secret, f"the value is larger than {SECRET_BYTES_MAX // 1024} KiB.")
+    return value

@@ -1,0 +1,66 @@
+"""Whether the server is being drained: it finishes what it has begun, and begins nothing."""
+
+import os
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sandbox.interfaces.tasks import UnavailableError
+
+REASON = "The server is being drained: it takes and begins no tasks until `sandbox admin drain --undo`."
+
+
+class Drain:
+    """Remembered in a file: a server that is started again goes on being drained. since: None when it is not."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._file = data_dir / "draining"
+        self._changing = threading.Lock()
+        self.since = self._read()
+
+    def begin(self, now: datetime) -> None:
+        """Again is fine: it began when it began. Raises UnavailableError."""
+        with self._changing:
+            if self.since is None:
+                self._write(now)
+                self.since = now
+
+    def end(self) -> None:
+        """Take it back; again is fine. Raises UnavailableError."""
+        with self._changing:
+            try:
+                self._file.unlink(missing_ok=True)
+                self._flush_name()
+            except OSError as error:
+                raise UnavailableError(f"The drain could not be taken back: {error}; try again.") from error
+            self.since = None
+
+    def _write(self, now: datetime) -> None:
+        part = self._file.with_suffix(".part")
+        try:
+            with part.open("w") as file:
+                file.write(now.astimezone(UTC).isoformat())
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(self._file)
+            self._flush_name()
+        except OSError as error:
+            raise UnavailableError(
+                f"That the server is drained could not be written down: {error}; try again."
+            ) from error
+
+    def _read(self) -> datetime | None:
+        """A file that cannot be read stands for a drain all the same."""
+        try:
+            return datetime.fromisoformat(self._file.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return datetime.fromtimestamp(0, UTC)
+
+    def _flush_name(self) -> None:
+        directory_fd = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory_fd)
+        finally:
+            os.close(directory_fd)

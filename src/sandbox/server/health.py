@@ -1,0 +1,73 @@
+"""How the server is."""
+
+from collections.abc import Mapping, Sequence
+
+from sandbox import __version__
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.store import Store, StoreError
+from sandbox.interfaces.tasks import Health
+from sandbox.model.task_state import TaskState
+from sandbox.server.drain import REASON, Drain
+from sandbox.server.maintenance.disk_monitor import SpaceKeeper
+from sandbox.server.runtime_prober import RuntimeProber
+
+
+class HealthReport:
+    """Looks afresh each time it is asked.
+
+    blockers: sentences, found at start, that say why no task can run for as long as this server lives.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        space: SpaceKeeper,
+        drain: Drain,
+        prober: RuntimeProber,
+        blockers: Sequence[str],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._space = space
+        self._drain = drain
+        self._prober = prober
+        self._blockers = blockers
+        self._started_at = clock.monotonic()
+
+    @property
+    def blockers(self) -> Sequence[str]:
+        """Why no task can run now, whatever room there is; empty when tasks can."""
+        obstacle = self._prober.obstacle
+        return self._blockers if obstacle is None else [obstacle, *self._blockers]
+
+    def make(self) -> Health:
+        """The report; `reasons` tells what keeps tasks from being taken or run."""
+        counts = self._counts()
+        reasons = list(self.blockers)
+        if counts is None:
+            reasons.append("The index of tasks cannot be read.")
+        if (shortage := self._space.look()) is not None:
+            reasons.append(shortage)
+        if self._drain.since is not None:
+            reasons.append(REASON)
+        return Health(
+            version=__version__,
+            uptime_seconds=self._clock.monotonic() - self._started_at,
+            tasks_by_state=counts or {},
+            runtimes=self._prober.result.probes,
+            next_probe_at=self._prober.next_probe_at,
+            retry_after_seconds=self._prober.retry_after_seconds,
+            store_ok=counts is not None,
+            disk_free_bytes=self._space.space.free_bytes,
+            disk_total_bytes=self._space.space.total_bytes,
+            draining_since=self._drain.since,
+            ready=not reasons,
+            reasons=reasons,
+        )
+
+    def _counts(self) -> Mapping[TaskState, int] | None:
+        try:
+            return self._store.count_by_state()
+        except (OSError, StoreError):
+            return None

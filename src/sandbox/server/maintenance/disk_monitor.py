@@ -1,0 +1,81 @@
+"""Room on the file system of the data directory, as the server sees it."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from sandbox.interfaces.disks import MeasureSpace, Reserve
+from sandbox.model.disk_space import Space, Watermark
+from sandbox.model.limits import SERVER_RESERVE_BYTES, SPACE_CHECK_SECONDS, WATERMARK_LIFT_FACTOR
+
+_log = logging.getLogger(__name__)
+_UNKNOWN = Space(0, 0)
+
+
+class SpaceKeeper:
+    """Says whether new tasks wait for room, and keeps a reserve for what has to be written all the same.
+
+    on_more: called when new tasks need not wait any longer.
+    """
+
+    def __init__(self, data_dir: Path, measure: MeasureSpace, watermark: Watermark, reserve: Reserve) -> None:
+        self.space = _UNKNOWN
+        self.shortage: str | None = None
+        """Why new tasks wait, for people; as `look` has found it."""
+        self.on_more: Callable[[], None] = lambda: None
+        self._data_dir = data_dir
+        self._measure = measure
+        self._watermark = watermark
+        self._reserve = reserve
+
+    async def run(self) -> None:
+        """Look again and again."""
+        while True:
+            was_short = self.look() is not None
+            await asyncio.sleep(SPACE_CHECK_SECONDS)
+            if was_short and self.look() is None:
+                self.on_more()
+
+    def look(self) -> str | None:
+        """Measure, give the reserve back where nothing else is left or take it again; gives the shortage."""
+        before = self.shortage
+        try:
+            self.space = self._measure()
+            self.shortage = self._judge(was_short=before is not None)
+            self._mind_reserve()
+        except OSError as error:
+            self.shortage = f"The disk of {self._data_dir} cannot be looked at: {error.strerror}."
+        if self.shortage is not None and before is None:
+            _log.warning("New tasks wait. %s", self.shortage)
+        elif self.shortage is None and before is not None:
+            _log.info("The disk of %s has room again", self._data_dir)
+        return self.shortage
+
+    def _judge(self, *, was_short: bool) -> str | None:
+        if self.space.is_read_only:
+            return f"The disk of {self._data_dir} is read-only."
+        # What was given back is no room for new tasks: it is taken again before they begin.
+        space = self.space if self._reserve.is_taken else self.space.without(SERVER_RESERVE_BYTES)
+        if not self._watermark.is_short(space, was_short=was_short):
+            return None
+        wanted = int(self._watermark.bytes_of(self.space) * WATERMARK_LIFT_FACTOR)
+        if space.free_bytes >= wanted:
+            return f"The disk of {self._data_dir} takes hardly any more files; remove some."
+        return (
+            f"The disk of {self._data_dir} is nearly full: {_mebibytes(max(space.free_bytes, 0))} are free, new tasks "
+            f"begin with {_mebibytes(wanted)}."
+        )
+
+    def _mind_reserve(self) -> None:
+        takes_no_file = self.space.files_total > 0 and self.space.files_free == 0
+        if self.shortage is not None and (takes_no_file or self.space.free_bytes < SERVER_RESERVE_BYTES):
+            self._reserve.give_back()
+        elif self.shortage is None:
+            with contextlib.suppress(OSError):
+                self._reserve.take()
+
+
+def _mebibytes(byte_count: int) -> str:
+    return f"{byte_count // 1024**2} MiB"

@@ -1,0 +1,71 @@
+"""Who looks after what nobody else does, at the server's start and again and again."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from sandbox.interfaces.clock import Clock
+from sandbox.model.limits import CLOCK_JUMP_SECONDS, CLOCK_TRUST_SECONDS, DUTY_SECONDS, JANITOR_INTERVAL_SECONDS
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """Something to do in every round. It may be broken off at any await, and does what is left the next time.
+
+    name: of what is looked after, for operators. mend: what they can do when it fails.
+    """
+
+    name: str
+    do: Callable[[], Awaitable[None]]
+    mend: str
+
+
+class Janitor:
+    """Does its duties one after the other; none is kept from its turn by another."""
+
+    def __init__(self, duties: Sequence[Duty]) -> None:
+        self._duties = duties
+
+    async def run(self) -> None:
+        """A round at once, and another one after each JANITOR_INTERVAL_SECONDS."""
+        while True:
+            await self.round()
+            await asyncio.sleep(JANITOR_INTERVAL_SECONDS)
+
+    async def round(self) -> None:
+        """Every duty once. Never raises for what goes wrong in one."""
+        for duty in self._duties:
+            try:
+                async with asyncio.timeout(DUTY_SECONDS):
+                    await duty.do()
+            except Exception as error:
+                reason = str(error) or type(error).__name__
+                again = f"tried again in {JANITOR_INTERVAL_SECONDS / 60:.0f} minutes"
+                _log.error("The janitor could not look after %s: %s; %s. %s", duty.name, reason, again, duty.mend)
+
+
+class Calendar:
+    """Believes a wall clock that has gone evenly for CLOCK_TRUST_SECONDS, as far as anybody has looked.
+
+    A machine may boot with its clock months ahead, until a time server sets it. What is kept for less than that time
+    is not worth the doubt.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._begin()
+
+    def is_believed(self, age_seconds: float) -> bool:
+        """Whether what is older than this by the wall clock may be removed. Notices jumps since it was asked before."""
+        even_seconds = self._clock.monotonic() - self._begun_at
+        passed_seconds = (self._clock.now() - self._begun_on).total_seconds()
+        if abs(passed_seconds - even_seconds) > CLOCK_JUMP_SECONDS:
+            self._begin()
+            even_seconds = 0.0
+        return age_seconds < CLOCK_TRUST_SECONDS or even_seconds >= CLOCK_TRUST_SECONDS
+
+    def _begin(self) -> None:
+        self._begun_at, self._begun_on = self._clock.monotonic(), self._clock.now()

@@ -1,0 +1,368 @@
+"""Removes finished tasks that are kept no longer, whole: from the lists first, then from the disk.
+
+A task that is not in the index any more and still has its journal is whole again with the next start of a server. Once
+its directory has left `tasks/` by one rename, it is gone for good, and what is left of it only takes room.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.disks import Remove
+from sandbox.interfaces.journal import Journals
+from sandbox.interfaces.layout import TaskLayout, pruned_root
+from sandbox.interfaces.store import Cursor, IndexDamagedError, Indexed, Store, TaskQuery
+from sandbox.interfaces.tasks import PrunedTask, Retention, SandboxNotPreservedError, UnavailableError
+from sandbox.model.errors import reason_of
+from sandbox.model.limits import MEASUREMENT_KEPT_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.task import Task
+from sandbox.model.task_state import TERMINAL_STATES, TaskState
+from sandbox.server.preserved_sandboxes import Preservation
+from sandbox.system.threads import wait_in_thread
+
+T = TypeVar("T")
+
+
+class Measuring(Generic[T]):
+    """One measurement at a time: who asks while one is under way gets what that gives.
+
+    monotonic: gives seconds.
+    """
+
+    def __init__(self, measure: Callable[[], T], monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._measure = measure
+        self._monotonic = monotonic
+        self._running: asyncio.Task[T] | None = None
+        self._ended_at = 0.0
+
+    async def result(self) -> T:
+        """What `measure` gives or raises. Who is cancelled leaves it for the next who asks, unless that comes late."""
+        if self._running is None or self._is_stale(self._running):
+            self._running = asyncio.create_task(wait_in_thread(self._measure), name="measure")
+            self._running.add_done_callback(self._note_end)
+        running = self._running
+        try:
+            return await asyncio.shield(running)
+        finally:
+            if running.done() and self._running is running:
+                self._running = None
+
+    def _note_end(self, _: "asyncio.Task[T]") -> None:
+        self._ended_at = self._monotonic()
+
+    def _is_stale(self, running: "asyncio.Task[T]") -> bool:
+        """Whether it failed, or ended long ago, while nobody waited for it."""
+        if not running.done():
+            return False
+        has_failed = running.cancelled() or running.exception() is not None
+        return has_failed or self._monotonic() - self._ended_at > MEASUREMENT_KEPT_SECONDS
+
+
+_PRESERVED = frozenset({TaskState.FAILED_PRESERVED})
+_DISK_BLOCK_BYTES = 512
+_REMOVED_AT_ONCE = 500
+_REASONS_TOLD = 5
+_Stays = dict[str, str]
+"""Why tasks stay that could not be looked at, by their ids."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PruningRooms:
+    """What pruning needs of the server. flush: brings a directory's entries to disk."""
+
+    data_dir: Path
+    journals: Journals
+    store: Store
+    preservation: Preservation
+    clock: Clock
+    remove: Remove
+    flush: Callable[[Path], None]
+
+
+class Need:
+    """Says of finished tasks, the oldest first, whether they must go. Pure."""
+
+    def __init__(self, retention: Retention, now: datetime, tasks_count: int, total_bytes: int) -> None:
+        """tasks_count, total_bytes: of all that are finished and could go."""
+        self._retention = retention
+        self._now = now
+        self._tasks_count = tasks_count
+        self._total_bytes = total_bytes
+
+    def asks_for(self, finished_at: datetime) -> bool:
+        """The next one has to go."""
+        bounds = self._retention
+        seconds, keep, max_bytes = bounds.older_than_seconds, bounds.keep, bounds.max_bytes
+        is_too_old = seconds is not None and self._now - finished_at > timedelta(seconds=seconds)
+        is_one_too_many = keep is not None and self._tasks_count > keep
+        return is_too_old or is_one_too_many or (max_bytes is not None and self._total_bytes > max_bytes)
+
+    def met_by(self, size_bytes: int) -> None:
+        """It goes."""
+        self._tasks_count -= 1
+        self._total_bytes -= size_bytes
+
+
+class Pruning:
+    """One at a time. Never an unfinished task, nor one whose preserved sandbox is still there for its user."""
+
+    def __init__(self, rooms: PruningRooms) -> None:
+        self._rooms = rooms
+        self._turn = asyncio.Lock()
+        self._measuring = Measuring(self._measure)
+
+    def make_ready(self) -> None:
+        """Make the directory for what is pruned: where no file can be made any more it is too late."""
+        with contextlib.suppress(OSError):
+            self._make_place()
+
+    async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
+        """Remove what is to go; gives it, the oldest first. dry_run: only say so.
+
+        Age and number wait for no measurement, which may take longer than whoever asks has: then it serves the next.
+        A task that cannot be looked at stays, and keeps no other from its turn. Raises StoreError, OSError;
+        UnavailableError at the end, where only such tasks stay, or what is left of others could not be removed.
+        """
+        stays: _Stays = {}
+        gone, refusal = await self._carry_out(self._choose(retention, stays), stays, dry_run=dry_run)
+        if retention.max_bytes is not None:
+            measured, unmeasured = await self._measuring.result()
+            stays |= unmeasured
+            chosen = self._choose_of(measured, gone, retention.max_bytes)
+            more, refusal = await self._carry_out(chosen, stays, dry_run=dry_run)
+            gone += more
+        if not dry_run and (stays or refusal):
+            raise UnavailableError(
+                f"Finished tasks that are gone for good: {len(gone)}. {self._why_not_all(stays, refusal)}"
+            )
+        return gone
+
+    def _why_not_all(self, stays: _Stays, refusal: str) -> str:
+        why = []
+        if stays:
+            told = "; ".join(f"{task_id}: {reason}" for task_id, reason in list(stays.items())[:_REASONS_TOLD])
+            why.append(f"Kept, because they could not be looked at: {len(stays)} ({told}); look at the disk.")
+        if refusal:
+            place = pruned_root(self._rooms.data_dir)
+            rest = f"What is left of pruned ones still takes room in {place}: {refusal}"
+            why.append(f"{rest}; see why it stays there, and try again.")
+        return " ".join(why)
+
+    async def _carry_out(
+        self, chosen: AsyncIterator[PrunedTask], stays: _Stays, *, dry_run: bool
+    ) -> tuple[list[PrunedTask], str]:
+        """Gives what went, and why something is left in `pruned/`, empty where nothing is."""
+        async with self._turn:
+            if dry_run:
+                return [task async for task in chosen], ""
+            return await self._take_all_away(chosen, stays), await self._remove_rest()
+
+    async def _take_all_away(self, chosen: AsyncIterator[PrunedTask], stays: _Stays) -> list[PrunedTask]:
+        gone = []
+        async for task in chosen:
+            try:
+                if await asyncio.to_thread(self._take_away, task):
+                    gone.append(task)
+            except (OSError, IndexDamagedError) as error:
+                stays[task.id] = reason_of(error)
+        if gone:
+            size_bytes = sum(task.size_bytes for task in gone)
+            _log.info("Finished tasks that are kept no longer are gone: %d of %d bytes", len(gone), size_bytes)
+        return gone
+
+    async def _choose(self, retention: Retention, stays: _Stays) -> AsyncIterator[PrunedTask]:
+        """By age and number."""
+        tasks_count = 0 if retention.keep is None else await asyncio.to_thread(self._count, retention.keep, stays)
+        need = Need(replace(retention, max_bytes=None), self._rooms.clock.now(), tasks_count, 0)
+        place: Cursor | None = None
+        while True:
+            page = await asyncio.to_thread(self._rooms.store.query, _oldest(TERMINAL_STATES, place))
+            stays |= page.damaged
+            for task in page.tasks:
+                if not need.asks_for(task.state_changed_at):
+                    return
+                if await asyncio.to_thread(self._is_kept, task, stays):
+                    continue
+                pruned = await wait_in_thread(partial(self._sized, task))
+                need.met_by(pruned.size_bytes)
+                yield pruned
+            if page.next_cursor is None:
+                return
+            place = page.next_cursor
+
+    async def _choose_of(
+        self, measured: Sequence[PrunedTask], gone: Sequence[PrunedTask], max_bytes: int
+    ) -> AsyncIterator[PrunedTask]:
+        """By size. gone: what went, or would have gone, since it was measured."""
+        there = (await asyncio.to_thread(self._rooms.store.task_ids)).difference(task.id for task in gone)
+        left = [task for task in measured if task.id in there]
+        total_bytes = sum(task.size_bytes for task in left)
+        need = Need(Retention(max_bytes=max_bytes), self._rooms.clock.now(), len(left), total_bytes)
+        for task in left:
+            if not need.asks_for(task.finished_at):
+                return
+            need.met_by(task.size_bytes)
+            yield task
+
+    def _count(self, enough: int, stays: _Stays) -> int:
+        """The finished tasks that could go; all of them where they are not more than `enough`."""
+        counts = self._rooms.store.count_by_state()
+        finished_count = sum(counts[state] for state in TERMINAL_STATES)
+        if finished_count <= enough:
+            return finished_count
+        return finished_count - sum(self._is_kept(task, stays) for task in self._tasks(_PRESERVED, stays))
+
+    def _is_kept(self, task: Task, stays: _Stays) -> bool:
+        """Whether there are files for its user, or nobody can tell: then it stays, and that is noted."""
+        try:
+            return self._rooms.preservation.is_kept(task)
+        except OSError as error:
+            stays[task.id] = reason_of(error)
+            return True
+
+    def _measure(self) -> tuple[Sequence[PrunedTask], _Stays]:
+        """The finished tasks that could go, the oldest first."""
+        stays: _Stays = {}
+        tasks = self._tasks(TERMINAL_STATES, stays)
+        measured = [self._sized(task) for task in tasks if not self._is_kept(task, stays)]
+        return measured, stays
+
+    def _tasks(self, states: frozenset[TaskState], stays: _Stays) -> Iterator[Task]:
+        place: Cursor | None = None
+        while True:
+            page = self._rooms.store.query(_oldest(states, place))
+            stays |= page.damaged
+            yield from page.tasks
+            if page.next_cursor is None:
+                return
+            place = page.next_cursor
+
+    def _sized(self, task: Task) -> PrunedTask:
+        size_bytes = disk_bytes(TaskLayout(self._rooms.data_dir, task.id).root)
+        return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
+
+    def _take_away(self, pruned: PrunedTask) -> bool:
+        """Out of the lists and out of `tasks/`; whether it was possible now."""
+        task_id = pruned.id
+        with self._rooms.journals.holding(task_id) as is_over:
+            if not is_over and self._rooms.journals.is_held(task_id):
+                return False
+            indexed = self._rooms.store.load(task_id)
+            if indexed is None or indexed.task.finished_at != pruned.finished_at:
+                return False
+            if any(files.handle.exists() for files in TaskLayout(self._rooms.data_dir, task_id).attempts()):
+                # Something of a sandbox is on the machine, and nothing else would tell whose it is.
+                return False
+            self._rooms.store.forget(task_id)
+            try:
+                self._set_aside(task_id)
+            except OSError as error:
+                if not TaskLayout(self._rooms.data_dir, task_id).root.exists():
+                    return True  # only that it is gone is not on disk yet
+                self._take_back(indexed, error)
+                return False
+            return True
+
+    def _set_aside(self, task_id: str) -> None:
+        rest = self._make_place()
+        directory = TaskLayout(self._rooms.data_dir, task_id).root
+        if directory.exists():
+            directory.rename(rest / f"{task_id}.{secrets.token_hex(4)}")
+            self._rooms.flush(directory.parent)
+
+    def _make_place(self) -> Path:
+        place = pruned_root(self._rooms.data_dir)
+        place.mkdir(mode=0o700, exist_ok=True)
+        return place
+
+    def _take_back(self, indexed: Indexed, error: OSError) -> None:
+        task_id = indexed.task.id
+        _log.error("Task %s could not be pruned, and is kept: %s", task_id, error, extra={"task_id": task_id})
+        self._rooms.store.save(indexed)
+
+    async def _remove_rest(self) -> str:
+        """What lies in `pruned/`, from now or from before a crash; gives the last reason why some of it stays."""
+        rest = pruned_root(self._rooms.data_dir)
+        refusal = ""
+        try:
+            paths = await asyncio.to_thread(lambda: list(rest.iterdir()) if rest.exists() else [])
+        except OSError as error:
+            return reason_of(error)
+        for begin in range(0, len(paths), _REMOVED_AT_ONCE):
+            try:
+                async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                    await self._rooms.remove(paths[begin : begin + _REMOVED_AT_ONCE])
+            except TimeoutError as error:
+                return reason_of(error)
+            except OSError as error:
+                refusal = reason_of(error)
+        return refusal
+
+
+def _oldest(states: frozenset[TaskState], place: Cursor | None) -> TaskQuery:
+    return TaskQuery(states, sort="state_changed_at", order="asc", cursor=place)
+
+
+def disk_bytes(directory: Path) -> int:
+    """What everything below takes on its disk, links not followed; what goes meanwhile does not count."""
+    total, waiting = 0, [os.fspath(directory)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    total += entry.stat(follow_symlinks=False).st_blocks * _DISK_BLOCK_BYTES
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+        except OSError:
+            continue
+    return total
+
+
+class Expiry:
+    """Releases preserved sandboxes after their time to live, counted from the task's end."""
+
+    def __init__(self, store: Store, preservation: Preservation, clock: Clock, time_to_live_seconds: float) -> None:
+        self._store = store
+        self._preservation = preservation
+        self._clock = clock
+        self._time_to_live = timedelta(seconds=time_to_live_seconds)
+        self._swept: Cursor | None = None
+        """Everything up to this place was released."""
+
+    async def sweep(self) -> None:
+        """Release all whose time is over."""
+        begun_before, place, is_swept = self._clock.now() - self._time_to_live, self._swept, True
+        while True:
+            query = TaskQuery(
+                frozenset({TaskState.FAILED_PRESERVED}), sort="state_changed_at", order="asc", cursor=place
+            )
+            page = await asyncio.to_thread(self._store.query, query)
+            for task in page.tasks:
+                if task.state_changed_at > begun_before:
+                    return
+                is_swept = await self._release(task) and is_swept
+            if page.next_cursor is None:
+                return
+            place = page.next_cursor
+            self._swept = place if is_swept else self._swept
+
+    async def _release(self, task: Task) -> bool:
+        try:
+            await self._preservation.release(task)
+        except SandboxNotPreservedError:
+            return True
+        except UnavailableError as error:
+            _log.error("Task %s: %s", task.id, error, extra={"task_id": task.id})
+            return False
+        return True

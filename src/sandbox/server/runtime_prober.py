@@ -1,0 +1,97 @@
+"""Probes the runtimes at the start of a server, and again with backoff while none works."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from random import SystemRandom
+
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.placement import LaunchOrder
+from sandbox.interfaces.runtime import Probe
+from sandbox.model.errors import reason_of
+from sandbox.model.limits import PROBE_JITTER, PROBE_PAUSE_SECONDS, PROBE_PAUSE_SECONDS_MAX
+from sandbox.model.wire.events import timestamp
+
+_log = logging.getLogger(__name__)
+_RANDOM = SystemRandom()
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """The result of probing all runtimes of this machine.
+
+    probes: of all runtimes that were tried. template: for the order to every runner. tier: of the sandboxes.
+    failure: why no sandbox can be made, and what to do; None where one can. is_final: no later probe of this process
+    can have another result.
+    """
+
+    probes: Sequence[Probe]
+    template: LaunchOrder
+    tier: str
+    failure: str | None = None
+    is_final: bool = False
+
+
+class RuntimeProber:
+    """Holds the last result. A runtime that works is kept until the server ends, so that no tier changes under a task.
+
+    The pause before a probe doubles from PROBE_PAUSE_SECONDS to PROBE_PAUSE_SECONDS_MAX, and is up to PROBE_JITTER
+    shorter at random.
+    """
+
+    def __init__(self, first: ProbeResult, probe: Callable[[], Awaitable[ProbeResult]], clock: Clock) -> None:
+        self.result = first
+        self._probe = probe
+        self._clock = clock
+        self._pause_seconds = PROBE_PAUSE_SECONDS
+        self._due_at: float | None = None
+        self._plan()
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no task can begin, and when the next probe is, for people; None where tasks can."""
+        if self.result.failure is None or self.result.is_final:
+            return self.result.failure
+        at = self.next_probe_at
+        when = "a probe is under way" if at is None else f"the next probe is at {timestamp(at)}"
+        return f"No sandbox can be made; {when}. {self.result.failure}"
+
+    @property
+    def next_probe_at(self) -> datetime | None:
+        """None while a probe is under way, and where none is planned."""
+        due_at = self._due_at
+        return None if due_at is None else self._clock.now() + timedelta(seconds=due_at - self._clock.monotonic())
+
+    @property
+    def retry_after_seconds(self) -> int | None:
+        """Whole seconds until the next probe; None where none is planned."""
+        due_at = self._due_at
+        return None if due_at is None else max(1, math.ceil(due_at - self._clock.monotonic()))
+
+    async def run(self) -> None:
+        """Probe until something works, or nothing ever can. Never raises for what goes wrong in a probe."""
+        while self._due_at is not None:
+            await asyncio.sleep(self._due_at - self._clock.monotonic())
+            self._due_at = None
+            try:
+                self.result = await self._probe()
+            except Exception as error:
+                _log.warning("The runtimes could not be probed: %s", reason_of(error))
+            self._plan()
+            self._tell()
+
+    def _plan(self) -> None:
+        if self.result.failure is None or self.result.is_final:
+            return
+        pause = self._pause_seconds * _RANDOM.uniform(1 - PROBE_JITTER, 1)
+        self._due_at = self._clock.monotonic() + pause
+        self._pause_seconds = min(self._pause_seconds * 2, PROBE_PAUSE_SECONDS_MAX)
+
+    def _tell(self) -> None:
+        if self.result.failure is None:
+            _log.info("The runtime %s works now, and the server takes tasks.", self.result.template.runtime)
+        else:
+            _log.warning("The server takes no tasks. %s", self.obstacle)

@@ -1,0 +1,147 @@
+"""Connections to one SQLite database: one that writes, a few that only read."""
+
+import errno
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from sandbox.interfaces.store import StoreError
+
+_ROOM_BYTES_MIN = 64 * 1024
+"""SQLite needs about half of it beside a database to open it."""
+
+
+def is_disk_full(error: sqlite3.Error | OSError, database: Path) -> bool:
+    """Whether the disk of the database had no room for what was tried."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    if code not in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}:
+        return code == sqlite3.SQLITE_FULL
+    with suppress(OSError):
+        there = os.statvfs(database.parent)
+        return there.f_bavail * there.f_frsize < _ROOM_BYTES_MIN
+    return False
+
+
+BUSY_SECONDS = 5.0
+"""How long a transaction waits for another process's; past it: StoreError."""
+
+IDLE_READERS_MAX = 4
+"""Reading connections kept open for the next reader."""
+
+
+class Connections:
+    """For any thread. Writing transactions follow one another, reading ones see a state between two of them.
+
+    Whatever SQLite complains of within a transaction is a StoreError outside.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
+        self._writing_lock = threading.Lock()
+        self._idle_lock = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+        self._writer = self._connect("ro" if read_only else "rwc")
+        if read_only:
+            return
+        try:
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._writer.execute("PRAGMA synchronous = FULL")
+            self._writer.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            self._writer.close()
+            raise
+
+    @property
+    def writer(self) -> sqlite3.Connection:
+        """The connection that writes, for setting the database up."""
+        return self._writer
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that is on disk once the block is left without an exception, and undone otherwise."""
+        with _complaints_as_ours(self._path), self._writing_lock, _transaction(self._writer, "IMMEDIATE") as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that sees one state of the database throughout."""
+        with _complaints_as_ours(self._path):
+            connection = self._take()
+            try:
+                with _transaction(connection, "DEFERRED"):
+                    yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self._give_back(connection)
+
+    def close(self) -> None:
+        """Close everything; a reader that is at work closes its own when it is done."""
+        with self._idle_lock:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
+        with self._writing_lock:
+            self._writer.close()
+
+    def _take(self) -> sqlite3.Connection:
+        with self._idle_lock:
+            if self._closed:
+                raise sqlite3.ProgrammingError("The store is closed")
+            if self._idle:
+                return self._idle.pop()
+        return self._connect("ro")
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._idle_lock:
+            if not self._closed and len(self._idle) < IDLE_READERS_MAX:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+
+def fold_in_log(path: Path) -> bool:
+    """Bring what stands only in a database's write-ahead log into the database, and tell whether that worked."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as opened:
+            opened.execute("PRAGMA user_version").fetchone()
+            is_busy, *_ = opened.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error:
+        return False
+    return not is_busy
+
+
+@contextmanager
+def _complaints_as_ours(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        advice = "its disk is full: make room and try again" if is_disk_full(error, path) else "try again"
+        raise StoreError(f"The index of tasks cannot be used at the moment ({error}); {advice}.") from error
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, kind: str) -> Iterator[sqlite3.Connection]:
+    connection.execute(f"BEGIN {kind}")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,148 @@
+"""How a page of tasks is read: along the order that is asked for, or from a label that few tasks have."""
+
+import sqlite3
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import msgspec
+
+from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery
+from sandbox.model.limits import LABELS_MAX
+from sandbox.model.task import Task
+
+Place = tuple[int | str | None, str]
+"""The value of the sorted field (times are microseconds since 1970 in UTC), and the id."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_DIGITS_MAX = 18
+
+
+def place_of(task: Task, sort: str) -> Place:
+    """Where the task stands."""
+    if sort == "name":
+        return task.manifest.metadata.name, task.id
+    at: datetime | None = getattr(task, sort)
+    return None if at is None else microseconds(at), task.id
+
+
+def cursor_of(place: Place) -> Cursor:
+    """The place, as a cursor."""
+    value, task_id = place
+    return Cursor(None if value is None else str(value), task_id)
+
+
+def cursor_place(query: TaskQuery) -> Place | None:
+    """The place that a query begins behind, None for the beginning. Raises InvalidCursorError."""
+    cursor = query.cursor
+    if cursor is None:
+        return None
+    value, task_id = cursor.value, cursor.task_id
+    if not all(_is_text(text) for text in (task_id, value or "")):
+        raise InvalidCursorError
+    if value is None and query.sort == "started_at":
+        return None, task_id
+    if value is not None and query.sort == "name":
+        return value, task_id
+    digits = (value or "").removeprefix("-")
+    if value is None or not (digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS_MAX):
+        raise InvalidCursorError
+    return int(value), task_id
+
+
+def microseconds(at: datetime) -> int:
+    """Whole numbers sort as the times do and lose nothing."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def _is_text(text: str) -> bool:
+    """Half a surrogate pair is no text that a database takes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+_FEW = 1000
+"""So many tasks are sorted sooner than that many are found along an order."""
+
+
+class ListedRow(NamedTuple):
+    """Where a task stands in the list, and the task, encoded."""
+
+    id: str
+    value: int | str | None
+    encoded: bytes
+
+
+class Listing:
+    """One question. Raises InvalidCursorError when it is made."""
+
+    def __init__(self, sql: Mapping[str, str], query: TaskQuery) -> None:
+        self._sql = sql
+        self._query = query
+        self._values: dict[str, object] = {"limit": query.limit + 1, "offset": query.offset}
+        self._states = self._choose_states()
+        self._behind = self._choose_place()
+
+    def read(self, connection: sqlite3.Connection) -> tuple[list[ListedRow], int]:
+        """The rows of the page, one more where there are more, and how many there are on all pages."""
+        if len(self._query.labels) > LABELS_MAX:
+            return [], 0
+        counts = self._count_labels(connection)
+        if 0 in counts:
+            return [], 0
+        count = self._count(connection, counts)
+        if not counts and self._states and count <= _FEW:
+            page = self._format("page_of_rare_states", self._behind)
+        else:
+            is_few = bool(counts) and counts[0] <= _FEW
+            labels = self._choose_labels(range(int(is_few), len(counts)), "tasks.id")
+            page = self._format("page_of_few" if is_few else "task_page", [*self._states, *labels, *self._behind])
+        return [ListedRow(*row) for row in connection.execute(page, self._values)], count
+
+    def _count(self, connection: sqlite3.Connection, counts: list[int]) -> int:
+        if len(counts) == 1 and not self._states:
+            return counts[0]
+        if counts:
+            labels = self._choose_labels(range(1, len(counts)), "few.task_id")
+            name = "count_labelled_in_states" if self._states else "count_labelled"
+            question = self._format(name, [*self._states, *labels])
+        else:
+            question = self._sql["count_in_states" if self._states else "count_all"]
+        [count] = connection.execute(question, self._values).fetchone()
+        return int(count)
+
+    def _count_labels(self, connection: sqlite3.Connection) -> list[int]:
+        """How many tasks have each of the labels, the rarest first; it gets the number 0."""
+        counted = []
+        for key, value in self._query.labels.items():
+            [count] = connection.execute(self._sql["count_label"], {"key": key, "value": value}).fetchone()
+            counted.append((count, key, value))
+            if count == 0:
+                break
+        counted.sort()
+        for number, (_, key, value) in enumerate(counted):
+            self._values |= {f"key_{number}": key, f"value_{number}": value}
+        return [count for count, _, _ in counted]
+
+    def _choose_states(self) -> list[str]:
+        if not self._query.states:
+            return []
+        self._values["states"] = msgspec.json.encode(sorted(self._query.states)).decode()
+        return [self._sql["filter_states"]]
+
+    def _choose_labels(self, numbers: range, task_id: str) -> list[str]:
+        return [self._sql["filter_label"].format(number=number, task_id=task_id) for number in numbers]
+
+    def _choose_place(self) -> list[str]:
+        place = cursor_place(self._query)
+        if place is None:
+            return []
+        value, task_id = place
+        self._values |= {"place_value": value, "place_id": task_id}
+        sort, way = self._query.sort, "<" if self._query.order == "desc" else ">"
+        kind = "valueless" if value is None else "some_valued" if sort == "started_at" else "all_valued"
+        return [self._sql[f"filter_behind_{kind}"].format(sort=sort, way=way)]
+
+    def _format(self, name: str, conditions: list[str]) -> str:
+        filters = " AND ".join(conditions) or self._sql["filter_none"]
+        return self._sql[name].format(filters=filters, sort=self._query.sort, order=self._query.order)

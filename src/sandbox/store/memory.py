@@ -1,0 +1,106 @@
+"""The store's twin without a file, for tests."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from operator import gt, itemgetter, lt
+
+from sandbox.interfaces.store import DuplicateTaskError, Indexed, TaskPage, TaskQuery, as_listed
+from sandbox.model.task import Task
+from sandbox.model.task_state import TaskState
+from sandbox.store.listing import Place, cursor_of, cursor_place, place_of
+
+
+class MemoryStore:
+    """The contract's `Store`, for any thread; forgets everything with its process."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Indexed] = {}
+        self._lock = threading.Lock()
+
+    def insert(self, indexed: Indexed) -> None:
+        """Add a new task. Raises DuplicateTaskError."""
+        with self._lock:
+            existing = self._known.get(indexed.task.id)
+            if existing is not None:
+                raise DuplicateTaskError(existing.task)
+            self._known[indexed.task.id] = indexed
+
+    def save(self, indexed: Indexed) -> None:
+        """Replace what is known of a task, or add it."""
+        with self._lock:
+            self._known[indexed.task.id] = indexed
+
+    def save_all(self, indexed: Sequence[Indexed]) -> None:
+        """`save` for many."""
+        with self._lock:
+            self._known |= {each.task.id: each for each in indexed}
+
+    def forget(self, task_id: str) -> None:
+        """Take a task out of the index."""
+        with self._lock:
+            self._known.pop(task_id, None)
+
+    def outdated(self) -> Sequence[str]:
+        """None: it is as old as its process."""
+        return ()
+
+    def load(self, task_id: str) -> Indexed | None:
+        """What is known of a task, None for an unknown one."""
+        return self._known.get(task_id)
+
+    def unfinished(self) -> Sequence[Indexed]:
+        """All tasks in a state that is not terminal, oldest first."""
+        found = [indexed for indexed in self._all() if not indexed.task.state.is_terminal]
+        return sorted(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id))
+
+    def find_by_idempotency_key(self, key: str, since: datetime) -> Indexed | None:
+        """The newest task that was submitted with this key, not before `since`."""
+        found = [indexed for indexed in self._all() if _has_key(indexed.task, key, since)]
+        return max(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id), default=None)
+
+    def query(self, query: TaskQuery) -> TaskPage:
+        """A page of tasks, `as_listed`. Raises InvalidCursorError."""
+        begin, is_descending = cursor_place(query), query.order == "desc"
+
+        def rank(place: Place) -> tuple[bool, int | str, str]:
+            """What has no value is last in either direction."""
+            value, task_id = place
+            return (value is None) is not is_descending, "" if value is None else value, task_id
+
+        matching = [indexed.task for indexed in self._all() if _matches(indexed.task, query)]
+        ranked = sorted(((rank(place_of(task, query.sort)), task) for task in matching), key=itemgetter(0))
+        if is_descending:
+            ranked.reverse()
+        if begin is not None:
+            is_behind = lt if is_descending else gt
+            ranked = [(place, task) for place, task in ranked if is_behind(place, rank(begin))]
+        end = query.offset + query.limit
+        tasks = [as_listed(task) for _, task in ranked[query.offset : end]]
+        has_more = bool(tasks) and len(ranked) > end
+        return TaskPage(tasks, len(matching), cursor_of(place_of(tasks[-1], query.sort)) if has_more else None)
+
+    def count_by_state(self) -> Mapping[TaskState, int]:
+        """How many tasks are in each state; every state is a key."""
+        states = [indexed.task.state for indexed in self._all()]
+        return {state: states.count(state) for state in TaskState}
+
+    def task_ids(self) -> frozenset[str]:
+        """Every task in the index."""
+        return frozenset(indexed.task.id for indexed in self._all())
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _all(self) -> list[Indexed]:
+        with self._lock:
+            return list(self._known.values())
+
+
+def _matches(task: Task, query: TaskQuery) -> bool:
+    in_state = not query.states or task.state in query.states
+    return in_state and query.labels.items() <= task.manifest.metadata.labels.items()
+
+
+def _has_key(task: Task, key: str, since: datetime) -> bool:
+    return task.idempotency is not None and task.idempotency.key == key and task.created_at >= since

@@ -1,0 +1,1 @@
+"""Operating-system primitives that several components share."""

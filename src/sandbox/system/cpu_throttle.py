@@ -1,0 +1,92 @@
+"""Delays the work that a sandbox causes in its runner while the runner's CPU budget is exhausted."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES, RUNNER_CPU_DEBT_SECONDS_MAX
+
+
+class CpuBudget:
+    """Refills over time, and is drained by all CPU time of the process. Starts full.
+
+    Work of a higher priority may continue while the bucket is in debt; all other work waits until the debt is paid.
+    """
+
+    def __init__(self, monotonic: float, cpu_seconds: float) -> None:
+        self._level_seconds = RUNNER_CPU_BURST_SECONDS
+        self._monotonic = monotonic
+        self._cpu_seconds = cpu_seconds
+
+    def update(self, monotonic: float, cpu_seconds: float) -> None:
+        """Account for the time and the CPU seconds of the process since the last update."""
+        gained = (monotonic - self._monotonic) * RUNNER_CPU_CORES
+        level = min(self._level_seconds + gained, RUNNER_CPU_BURST_SECONDS) - (cpu_seconds - self._cpu_seconds)
+        self._level_seconds = max(level, -RUNNER_CPU_DEBT_SECONDS_MAX)
+        self._monotonic, self._cpu_seconds = monotonic, cpu_seconds
+
+    def wait_seconds(self, debt_seconds: float = 0.0) -> float:
+        """Seconds until work that is allowed this much debt may continue; 0 if it may now."""
+        return max(0.0, -debt_seconds - self._level_seconds) / RUNNER_CPU_CORES
+
+
+_PAUSE_SECONDS_MIN = 0.005
+"""A shorter pause would cost more than it saves."""
+
+
+class CpuThrottle:
+    """One per runner. All CPU time of the process is charged, on whichever thread."""
+
+    def __init__(
+        self, monotonic: Callable[[], float] = time.monotonic, cpu_seconds: Callable[[], float] = time.process_time
+    ) -> None:
+        self._monotonic = monotonic
+        self._cpu_seconds = cpu_seconds
+        self.start()
+
+    def start(self) -> None:
+        """Begin with a full budget: what the process used until now was not caused by a sandbox."""
+        self._budget = CpuBudget(self._monotonic(), self._cpu_seconds())
+
+    def queue(self, debt_seconds: float = 0.0) -> "CpuQueue":
+        """A queue for work of one priority. Work that is allowed more debt continues while other work waits."""
+        return CpuQueue(self, debt_seconds)
+
+    async def wait(self, debt_seconds: float) -> None:
+        """Wait until work that is allowed this much debt may continue."""
+        while True:
+            self._budget.update(self._monotonic(), self._cpu_seconds())
+            seconds = self._budget.wait_seconds(debt_seconds)
+            if not seconds:
+                return
+            await asyncio.sleep(max(seconds, _PAUSE_SECONDS_MIN))
+
+
+class CpuQueue:
+    """First in, first out: `async with queue:` enters once it is first and the budget allows its priority."""
+
+    def __init__(self, throttle: CpuThrottle, debt_seconds: float) -> None:
+        self._throttle = throttle
+        self._debt_seconds = debt_seconds
+        self._first = asyncio.Lock()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any work waits or runs in it."""
+        return self._first.locked()
+
+    async def __aenter__(self) -> None:
+        await self._first.acquire()
+        try:
+            await self._throttle.wait(self._debt_seconds)
+        except BaseException:
+            self._first.release()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._first.release()
+
+    async def wait(self) -> None:
+        """Wait for a turn, and give it up at once."""
+        async with self:
+            pass

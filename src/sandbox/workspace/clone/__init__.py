@@ -1,0 +1,1 @@
+"""Cloning a repository into a workspace."""

@@ -1,0 +1,1 @@
+"""The patch: what the agent changed."""

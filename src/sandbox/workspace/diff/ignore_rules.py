@@ -1,0 +1,235 @@
+"""What git would not add: the `.gitignore` files of the base commit, judged by git itself.
+
+Git is asked in a directory of the host's own that holds those files and nothing else the agent or the repository
+made, so neither a `.gitignore` that the agent wrote, nor `info/exclude`, nor a user's excludes count. A file that the
+agent newly ignores is therefore in the patch, and one that it un-ignores is not; the edited `.gitignore` is.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+from shutil import rmtree
+from typing import IO
+
+from sandbox.workspace.cancellable_thread import Stop
+from sandbox.workspace.diff.trees import BaseEntry
+from sandbox.workspace.files import Entry
+from sandbox.workspace.git.command import Git, GitError, pipe, read_exactly, run_with_thread, write_all
+
+_PAGE_BYTES = 4096
+_ASIDE = b".git"
+"""Nothing of this name is ever asked about."""
+
+_DIRECTORY_MODE, _FILE_MODE = 0o755, 0o644
+_CHUNK_BYTES = 64 * 1024
+_FIELD_BYTES_MAX = 1024 * 1024
+
+IGNORE_FILE_BYTES_MAX = 100 * 1024**2
+"""A larger `.gitignore` is not obeyed, by git neither."""
+
+IGNORE_FILES_BYTES_MAX = 1024**3
+"""All `.gitignore` files of a commit together; over it there is no patch, and the task fails with `collect_failed`."""
+
+
+class IgnoreRules:
+    """Asks a `git check-ignore` that runs at the other ends of two pipes.
+
+    Never more than a page is asked before the answers are read: that much always fits into a pipe, so neither side
+    can wait for the other. Git wants to see whether a path is a directory, so directories are made for as long as they
+    are asked about, which is a page's at once, since the agent may have made a million on its own disk; not where the
+    agent put one in place of a `.gitignore`, for that is a file here. Those above them stay until what is in others
+    is asked about. A directory of the base commit in whose place the agent put something else is set aside for as
+    long as that is asked about. A context manager: afterwards nothing is there but what was there before.
+    """
+
+    def __init__(self, directory: Path, questions: IO[bytes], answers: IO[bytes]) -> None:
+        self._directory = directory
+        self._ancestors = _Ancestors(os.fsencode(directory))
+        self._questions = questions
+        self._fields = _fields(answers)
+
+    def __enter__(self) -> "IgnoreRules":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ancestors.reach(b"")
+
+    def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
+        """The paths that the rules ignore among these of one directory, all of them untracked.
+
+        Raises OSError, BrokenPipeError without git.
+        """
+        shown = {entry.path for entry in entries if entry.is_directory and b".gitignore" not in entry.path.split(b"/")}
+        others = {entry.path for entry in entries if not entry.is_directory}
+        found: set[bytes] = set()
+        if shown:
+            self._ancestors.reach(next(iter(shown)).rpartition(b"/")[0])
+        for page in _pages(entries):
+            with (
+                _directories(self._directory, shown.intersection(page)),
+                _set_aside(self._directory, others.intersection(page)),
+            ):
+                found.update(self._ask(page))
+        return frozenset(found)
+
+    def _ask(self, page: Sequence[bytes]) -> Iterator[bytes]:
+        # "./" keeps a name such as ":(top)x" from being read as pathspec magic.
+        write_all(self._questions, b"".join(b"./" + path + b"\0" for path in page))
+        for path in page:
+            _source, _line, pattern, _path = (next(self._fields) for _ in range(4))
+            if pattern and not pattern.startswith(b"!"):
+                yield path
+
+
+class NoRules:
+    """Of a base commit without a `.gitignore`: git need not be asked, because it would read no other rules either."""
+
+    def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
+        """None of them."""
+        return frozenset()
+
+
+def _pages(entries: Sequence[Entry]) -> Iterator[list[bytes]]:
+    page: list[bytes] = []
+    size = 0
+    for entry in entries:
+        bytes_asked = len(entry.path) + len(b"./\0")
+        if page and size + bytes_asked > _PAGE_BYTES:
+            yield page
+            page, size = [], 0
+        page.append(entry.path)
+        size += bytes_asked
+    if page:
+        yield page
+
+
+def _fields(answers: IO[bytes]) -> Iterator[bytes]:
+    rest = b""
+    while chunk := answers.read(_CHUNK_BYTES):
+        *fields, rest = (rest + chunk).split(b"\0")
+        if len(rest) > _FIELD_BYTES_MAX:
+            raise BrokenPipeError("git check-ignore said more than it can have to say")
+        yield from fields
+    raise BrokenPipeError("git check-ignore ended early")
+
+
+class _Ancestors:
+    """Of a directory below `root`, and itself: those are made, and removed, that were not there.
+
+    All that is in one directory is asked about before the next, so that each is made about once, however deep it is.
+    """
+
+    def __init__(self, root: bytes) -> None:
+        self._root = root
+        self._names: list[bytes] = []
+        self._made: list[bytes] = []
+
+    def reach(self, path: bytes) -> None:
+        names = path.split(b"/") if path else []
+        pairs = zip(self._names, names, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        while self._made and self._made[-1].count(b"/") >= shared:
+            os.rmdir(os.path.join(self._root, self._made.pop()))  # noqa: PTH106, PTH118 (bytes)
+        for end in range(shared + 1, len(names) + 1):
+            here = b"/".join(names[:end])
+            if _make_directory(os.path.join(self._root, here)):  # noqa: PTH118 (bytes)
+                self._made.append(here)
+        self._names = names
+
+
+@contextmanager
+def _directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
+    """There for as long as the block lasts, unless they were there before; those above them are there."""
+    made: list[bytes] = []
+    try:
+        for path in paths:
+            place = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
+            if _make_directory(place):
+                made.append(place)
+        yield
+    finally:
+        for place in reversed(made):
+            os.rmdir(place)  # noqa: PTH106 (bytes)
+
+
+@contextmanager
+def _set_aside(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
+    """Those of them that are directories are not there for as long as the block lasts."""
+    moved: list[tuple[bytes, bytes]] = []
+    aside = os.path.join(os.fsencode(root), _ASIDE)  # noqa: PTH118 (bytes)
+    try:
+        for path in paths:
+            place = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
+            if os.path.isdir(place):  # noqa: PTH112 (bytes)
+                kept = os.path.join(aside, b"%d" % len(moved))  # noqa: PTH118 (bytes)
+                os.makedirs(aside, _DIRECTORY_MODE, exist_ok=True)  # noqa: PTH103 (bytes)
+                os.rename(place, kept)  # noqa: PTH104 (bytes)
+                moved.append((kept, place))
+        yield
+    finally:
+        for kept, place in moved:
+            os.rename(kept, place)  # noqa: PTH104 (bytes)
+        if moved:
+            os.rmdir(aside)  # noqa: PTH106 (bytes)
+
+
+def _make_directory(path: bytes) -> bool:
+    """In sight of the kernel uid that git has; whether it was not there."""
+    try:
+        os.mkdir(path)  # noqa: PTH102 (bytes)
+    except FileExistsError:
+        return False
+    os.chmod(path, _DIRECTORY_MODE)  # noqa: PTH101 (bytes)
+    return True
+
+
+def make_rules_directory(directory: Path) -> None:
+    """Make it anew, empty. Raises OSError."""
+    if directory.exists():
+        rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    directory.chmod(_DIRECTORY_MODE)
+
+
+async def lay_out_ignore_files(git: Git, repository: Path, entries: Sequence[BaseEntry], directory: Path) -> None:
+    """Write the base commit's `.gitignore` files into the empty `directory`. Raises GitError, OSError."""
+    obeyed = [entry for entry in entries if entry.size_bytes <= IGNORE_FILE_BYTES_MAX]
+    if sum(entry.size_bytes for entry in obeyed) > IGNORE_FILES_BYTES_MAX:
+        raise GitError(0, b"fatal: the .gitignore files are too large together")
+    if not obeyed:
+        return
+    with pipe() as (asked, asking), pipe() as (answers, answering):
+
+        def write(stop: Stop) -> None:
+            for entry in obeyed:
+                stop.check()
+                write_all(asking, entry.object_id + b"\n")
+                _write_ignore_file(directory, entry, answers)
+            asking.close()
+
+        contents = git.run(
+            *("--git-dir=.", "cat-file", "--batch=%(objectsize)"),
+            directory=repository,
+            stdin=asked,
+            stdout=answering,
+        )
+        await run_with_thread(write, contents)
+
+
+def _write_ignore_file(directory: Path, entry: BaseEntry, answers: IO[bytes]) -> None:
+    read_exactly(answers, len(b"%d\n" % entry.size_bytes))
+    *parents, name = entry.path.split(b"/")
+    here = os.fsencode(directory)
+    for parent in parents:
+        here = os.path.join(here, parent)  # noqa: PTH118 (bytes)
+        _make_directory(here)
+    with open(os.path.join(here, name), "xb") as file:  # noqa: PTH118, PTH123 (bytes)
+        os.fchmod(file.fileno(), _FILE_MODE)
+        remaining = entry.size_bytes
+        while remaining:
+            chunk = read_exactly(answers, min(remaining, _CHUNK_BYTES))
+            file.write(chunk)
+            remaining -= len(chunk)
+    read_exactly(answers, 1)

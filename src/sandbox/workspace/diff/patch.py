@@ -1,0 +1,169 @@
+"""The patch: what the agent changed, written by the host's git from the host's own repository.
+
+Git never sees the workspace. The difference between workspace and base commit is found here, told to git as a new tree,
+and git compares the two trees. So no configuration, attribute, hook or filter of the agent's can act, and the
+bytes in the patch are the bytes in the files.
+"""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.workspace import ContainsSecret, Patch
+from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.limits import PATCH_BYTES_MAX
+from sandbox.system.files import create, flush, removing_unless_done
+from sandbox.workspace.cancellable_thread import Stop, run_in_thread
+from sandbox.workspace.diff.comparison import NotCarried, compare
+from sandbox.workspace.diff.trees import NEW_TREE_REF, BaseTree, NewTree, read_base_tree
+from sandbox.workspace.files import Files, TooManyEntriesError, show
+from sandbox.workspace.git.command import Git, GitError, is_written_to, pipe
+from sandbox.workspace.git.errors import last_line
+
+_LEFT_OUT_SHOWN_MAX = 20
+_HELD = {b"objects/pack": ".keep", NEW_TREE_REF.rpartition("/")[0].encode(): ".lock"}
+
+
+async def write_patch(
+    git: Git, attempt: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
+) -> Patch:
+    """Write the patch to `target`, flushed; an empty file when nothing was changed. Raises AttemptError.
+
+    Where not every change is in it, it is a patch of the others, or of none.
+    """
+    try:
+        return await _write(git, attempt, base_commit, target, contains_secret)
+    except TooManyEntriesError as error:
+        reason: str | None = f"there are {error} that are not ignored"
+    except GitError as error:
+        reason = _bound_of(error, git.memory_bytes_max)
+        if reason is None:
+            raise _failed(f"git said: {last_line(error.complaint)}") from error
+    except OSError as error:
+        raise _failed(error.strerror or str(error)) from error
+    await run_in_thread(lambda _: _write_text(target, f"# truncated: {reason}\n".encode()))
+    return Patch(reason)
+
+
+async def _write(
+    git: Git, attempt: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
+) -> Patch:
+    base = await read_base_tree(git, attempt.repository, base_commit)
+    tree, left_out = await _build_new_tree(git, attempt, base, base_commit, contains_secret)
+    too_large = sorted(tree.too_large)
+    preamble = _preamble(left_out, too_large)
+    if tree.is_changed:
+        await _write_difference(git, attempt.repository, base_commit, target, preamble)
+    else:
+        await run_in_thread(lambda _: _write_text(target, preamble))
+    return Patch(_over_bounds(too_large), tree.contains_secret)
+
+
+def _over_bounds(too_large: Sequence[bytes]) -> str | None:
+    if not too_large:
+        return None
+    return (
+        f"{len(too_large)} files of what the agent changed, {show(too_large[0])} the first, are over what a patch may "
+        f"be ({PATCH_BYTES_MAX // 1024**2} MiB)"
+    )
+
+
+async def _build_new_tree(
+    git: Git, attempt: AttemptLayout, base: BaseTree, base_commit: str, contains_secret: ContainsSecret
+) -> tuple[NewTree, NotCarried]:
+    """Put the agent's tree into the host's repository; gives what was told of it, and what no patch can carry."""
+    repository = attempt.repository
+    _let_go(repository)
+    with pipe() as (told, telling):
+
+        def begin(files: Files, stop: Stop) -> NewTree:
+            return NewTree(files, telling, stop, contains_secret, base_commit)
+
+        importing = _import_tree(git, repository, told)
+        return await compare(git, attempt, base, begin, NewTree.end, importing)
+
+
+async def _import_tree(git: Git, repository: Path, told: IO[bytes]) -> bytes:
+    """Where nothing was changed nothing is told, and there is nothing for git to do."""
+    with told:
+        if not await is_written_to(told):
+            return b""
+        return await git.run(
+            *("--git-dir=.", "-c", "fastimport.unpackLimit=0", "-c", "core.compression=1"),
+            *("fast-import", "--quiet", "--force"),
+            directory=repository,
+            stdin=told,
+        )
+
+
+def _let_go(repository: Path) -> None:
+    """Of what a git held that was killed with an earlier runner: it keeps its pack until its reference is written."""
+    with Files(repository) as files:
+        for place, ending in _HELD.items():
+            with suppress(FileNotFoundError), files.open_directory(place) as directory:
+                for entry in [*os.scandir(directory)]:
+                    if entry.name.endswith(ending):
+                        os.unlink(entry.name, dir_fd=directory)
+
+
+async def _write_difference(git: Git, repository: Path, base_commit: str, target: Path, preamble: bytes) -> None:
+    with removing_unless_done(target):
+        with create(target) as file:
+            file.write(preamble)
+            file.flush()
+            await git.run(
+                *("--git-dir=.", "diff-tree", "-r", "--patch", "--binary", "--full-index"),
+                *("--find-renames", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative"),
+                *("--src-prefix=a/", "--dst-prefix=b/", "--end-of-options", base_commit, NEW_TREE_REF),
+                directory=repository,
+                stdout=file,
+                file_bytes_max=PATCH_BYTES_MAX,
+            )
+        await run_in_thread(lambda _: _flush(target))
+
+
+def _preamble(left_out: NotCarried, too_large: Sequence[bytes]) -> bytes:
+    """What the patch does not carry, said where `git apply` does not look: before the first difference."""
+    lines = [*_listed(left_out), *_listed(dict.fromkeys(too_large, "too large for a patch"))]
+    return "".join(lines).encode()
+
+
+def _listed(paths: NotCarried) -> Iterator[str]:
+    for path, reason in islice(paths.items(), _LEFT_OUT_SHOWN_MAX):
+        yield f"# left out, {reason}: {show(path)}\n"
+    if len(paths) > _LEFT_OUT_SHOWN_MAX:
+        yield f"# left out as well: {len(paths) - _LEFT_OUT_SHOWN_MAX} more\n"
+
+
+def _write_text(target: Path, text: bytes) -> None:
+    """In place of a difference. Raises OSError."""
+    with removing_unless_done(target):
+        with create(target) as file:
+            file.write(text)
+        _flush(target)
+
+
+def _flush(target: Path) -> None:
+    flush(target)
+    flush(target.parent)
+
+
+def _bound_of(error: GitError, memory_bytes_max: int) -> str | None:
+    """Which bound git met, for people; None when it is no bound that stopped it."""
+    if error.returncode == 128 + signal.SIGXFSZ:
+        return f"it is larger than a patch may be ({PATCH_BYTES_MAX // 1024**2} MiB)"
+    if error.is_out_of_memory:
+        return (
+            f"comparing the files takes git more than {memory_bytes_max // 1024**2} MiB of memory; raise vm.memory (to "
+            "4G at most), and have large files that are built or downloaded ignored in .gitignore"
+        )
+    return None
+
+
+def _failed(reason: str) -> AttemptError:
+    return AttemptError(FailureCode.COLLECT_FAILED, f"The patch could not be made: {reason}.")

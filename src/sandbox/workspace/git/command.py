@@ -1,0 +1,261 @@
+"""Git on the host: a child process that takes nothing from its surroundings.
+
+Decisions:
+- It runs in a confinement where it reads what is hostile, and unconfined where it needs the server user's files.
+- No configuration but what stands here and what a caller adds: system and user files are switched off, attributes and
+  ignore rules of the machine too. Git's own defaults already give protocol version 2, redirects of the first request
+  only, no submodules and no filters (no configuration names one), so they are not repeated.
+- `prlimit` bounds the files and the memory: a pack of 16 KB can hold an object of many gigabytes, and comparing lines
+  takes forty times the bytes of the lines.
+- Nothing is flushed to disk: what git writes here is worth as much as the workspace beside it, whose files nobody
+  flushes either, and flushing costs a small clone a third of its time. The patch itself is flushed by its writer.
+"""
+
+import asyncio
+import os
+import select
+import signal
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from sandbox.interfaces.runtime import ConfinedCommand, Confinement
+from sandbox.workspace.cancellable_thread import Stop, run_in_thread
+from sandbox.workspace.git.errors import WORDLESS
+from sandbox.workspace.git.host_process import Unconfined
+
+T = TypeVar("T")
+_ECHO_SECONDS = 5.0
+
+
+@contextmanager
+def pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """The reading and the writing end, unbuffered, closed at the end of the block if they are not by then."""
+    reading, writing = (os.fdopen(fd, mode, buffering=0) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
+    with reading, writing:
+        yield reading, writing
+
+
+def write_all(stream: IO[bytes], data: bytes) -> None:
+    """Write everything; one write to a pipe may take less."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[stream.write(rest) :]
+
+
+def read_exactly(stream: IO[bytes], size: int) -> bytes:
+    """Read so many bytes. Raises BrokenPipeError when the stream ends before."""
+    read = bytearray()
+    while len(read) < size:
+        chunk = stream.read(size - len(read))
+        if not chunk:
+            raise BrokenPipeError("git ended early")
+        read += chunk
+    return bytes(read)
+
+
+async def is_written_to(reading: IO[bytes]) -> bool:
+    """Wait until there is something to read from a pipe, or its writing end is closed without a word."""
+    loop, seen = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(reading, seen.set)
+    try:
+        await seen.wait()
+    finally:
+        loop.remove_reader(reading)
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    return any(events & select.POLLIN for _, events in poll.poll(0))
+
+
+async def run_with_thread(work: Callable[[Stop], T], *gits: Coroutine[Any, Any, bytes]) -> T:
+    """Run a thread's work and, beside it, git at the other ends of its pipes; gives what the work gives.
+
+    When one of them fails, or the caller is cancelled, the others are ended before the error goes on. If git failed
+    that is the error: a broken pipe in the thread is only its echo.
+    """
+    running = [asyncio.ensure_future(git) for git in gits]
+    thread = asyncio.ensure_future(run_in_thread(work))
+    try:
+        await asyncio.wait([*running, thread], return_when=asyncio.FIRST_EXCEPTION)
+        if thread.done() and isinstance(thread.exception(), BrokenPipeError) and running:
+            await asyncio.wait(running, timeout=_ECHO_SECONDS)
+    finally:
+        for task in (*running, thread):
+            task.cancel()
+        results = await asyncio.gather(*running, thread, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return thread.result()
+
+
+Setting = tuple[str, str]
+
+_SURROUNDINGS = {
+    "LC_ALL": "C",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_ASKPASS": "",
+    "SSH_ASKPASS": "",
+    "GIT_ALLOW_PROTOCOL": "https:http:ssh",
+    "GIT_DEFAULT_REF_FORMAT": "files",
+}
+_NEUTRAL: Sequence[Setting] = (
+    ("core.hooksPath", "/dev/null"),
+    ("core.fsmonitor", "false"),
+    ("core.attributesFile", "/dev/null"),
+    ("core.excludesFile", "/dev/null"),
+    ("core.fsync", "none"),
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+)
+MEMORY_BYTES_MAX = 3 * 1024**3
+"""Memory of one git process that is its own; what it maps of a pack does not count. Past it git gives up.
+
+Where its confinement may not have that much beside what else runs there, it is less (`Git.memory_bytes_max`).
+"""
+
+_MEMORY_SHARE = 0.75
+"""Of the confinement's memory, so that git gives up, with a word, before the kernel ends it without one."""
+
+_NOT_FOUND, _SIGNAL = 127, 128
+_NO_ROOM = ("no space left on device", "disk quota exceeded")
+_KILLED = b"\nfatal: out of memory: the kernel ended git"
+_OUTPUT_BYTES_MAX = 1024 * 1024
+_DRAIN_SECONDS = 1.0
+
+
+class GitError(Exception):
+    """Git failed (128+n after signal n). `complaint` is the end of its stderr: hostile text."""
+
+    def __init__(self, returncode: int, complaint: bytes) -> None:
+        super().__init__(f"git ended with {returncode}")
+        self.returncode = returncode
+        self.complaint = complaint.decode(errors="replace")
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Git said that it was given no more memory, or was ended for it."""
+        return "out of memory" in self.complaint.lower()
+
+    @property
+    def may_be_killed(self) -> bool:
+        """Git, or a program of its own, ended without saying why, as it does when somebody kills it."""
+        return self.returncode > _SIGNAL or _KILLED.decode() in self.complaint or WORDLESS in self.complaint
+
+    @property
+    def was_hindered(self) -> bool:
+        """Git was not found, was ended, or lacked memory or room: that tells nothing of what it was asked about."""
+        is_ended = self.returncode == _NOT_FOUND or self.returncode > _SIGNAL
+        return is_ended or self.is_out_of_memory or any(words in self.complaint.lower() for words in _NO_ROOM)
+
+
+class Git:
+    """Runs git with a clean environment, some settings and a few variables added."""
+
+    def __init__(
+        self,
+        path: str,
+        settings: Sequence[Setting] = (),
+        variables: Mapping[str, str | None] | None = None,
+        confinement: Confinement | None = None,
+        *,
+        files: Mapping[str, bytes] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        """`path` is where programs are looked for; a variable that is None is taken away.
+
+        Unconfined without a confinement; `files` and `descriptors` are for one, as in `ConfinedCommand`.
+        """
+        wanted = {"PATH": path, **_SURROUNDINGS, **_as_variables([*_NEUTRAL, *settings]), **(variables or {})}
+        self._environment = {name: value for name, value in wanted.items() if value is not None}
+        self._confinement = confinement or Unconfined()
+        self._files = files or {}
+        self._descriptors = descriptors
+
+    async def run(
+        self,
+        *arguments: str,
+        directory: Path,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+        file_bytes_max: int | None = None,
+        good_codes: Collection[int] = (0,),
+    ) -> bytes:
+        """Run git in `directory`, to its end; gives its output when no `stdout` is given (the last MiB of it).
+
+        Files given are closed here as soon as git has ended. No file that git writes grows past `file_bytes_max`.
+        Raises GitError, and OSError when the machine is out of something. Cancelled, it kills git and its children.
+        """
+        # Closed also where git never begins: whoever waits at the other end of a pipe would wait for ever.
+        with stdin or nullcontext(), stdout or nullcontext():
+            argv = [*_limits(self.memory_bytes_max, file_bytes_max), "git", *arguments]
+            async with reading(stdout) as (out, output), reading() as (err, complaints):
+                with open(os.devnull, "rb") as nothing, out, err, stdin or nothing as given:  # noqa: ASYNC230, PTH123
+                    ends = (given.fileno(), out.fileno(), err.fileno())
+                    command = ConfinedCommand(argv, self._environment, directory, *ends, self._descriptors, self._files)
+                    code = await self._run(command)
+        if code not in good_codes:
+            raise GitError(code, complaints() + (_KILLED if self._was_killed_for_memory(code) else b""))
+        return output()
+
+    @property
+    def memory_bytes_max(self) -> int:
+        """What one git process may have."""
+        allowed = self._confinement.memory_bytes
+        return MEMORY_BYTES_MAX if allowed is None else min(MEMORY_BYTES_MAX, int(allowed * _MEMORY_SHARE))
+
+    def _was_killed_for_memory(self, code: int) -> bool:
+        """Itself, or a program that it started. Nobody else kills git and lets its runner go on for long."""
+        return code == _SIGNAL + signal.SIGKILL or self._confinement.has_killed_for_memory()
+
+    async def _run(self, command: ConfinedCommand) -> int:
+        try:
+            return await self._confinement.run(command)
+        except FileNotFoundError as error:
+            raise GitError(_NOT_FOUND, f"fatal: {error.filename} is not installed".encode()) from error
+
+
+def _as_variables(settings: Sequence[Setting]) -> dict[str, str]:
+    variables = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for number, (key, value) in enumerate(settings):
+        variables[f"GIT_CONFIG_KEY_{number}"] = key
+        variables[f"GIT_CONFIG_VALUE_{number}"] = value
+    return variables
+
+
+def _limits(memory_bytes_max: int, file_bytes_max: int | None) -> Sequence[str]:
+    files = () if file_bytes_max is None else (f"--fsize={file_bytes_max}",)
+    return ("prlimit", f"--data={memory_bytes_max}", *files, "--core=0")
+
+
+@asynccontextmanager
+async def reading(given: IO[bytes] | None = None) -> AsyncIterator[tuple[IO[bytes], Callable[[], bytes]]]:
+    """Where a program writes to, and what it wrote, after the block: nothing when it is a given file."""
+    if given is not None:
+        yield given, bytes
+        return
+    with pipe() as (ours, theirs):
+        kept = bytearray()
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), ours
+        )
+        task = asyncio.create_task(_read_end(reader, kept))
+        try:
+            yield theirs, lambda: bytes(kept)
+        finally:
+            # A background process of ssh may hold the pipe for long after git is gone, so the wait has a bound.
+            await asyncio.wait([task], timeout=_DRAIN_SECONDS)
+            task.cancel()
+            transport.close()
+
+
+async def _read_end(reader: asyncio.StreamReader, kept: bytearray) -> None:
+    """Everything up to the pipe's end, of which the last MiB is kept."""
+    while chunk := await reader.read(64 * 1024):
+        kept += chunk
+        del kept[:-_OUTPUT_BYTES_MAX]

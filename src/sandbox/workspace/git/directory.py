@@ -1,0 +1,118 @@
+"""Git directories that are written by hand, because it is faster than git and because nothing else gets into them.
+
+The workspace has a `.git` of its own: the agent can commit, branch, diff and log, and whatever it does there reaches
+nothing of the host's. The host's repository may be what a git made that its remote had taken over, so it is only read
+and written without following a link. Objects are copied, not linked: a hard link would let the agent write
+into the host's repository.
+
+Attributes are neutral in both git directories: `info/attributes` outranks every `.gitattributes`, and takes text
+conversion, `eol`, `ident`, filters and encodings away. Then the bytes in the workspace are the bytes of the blobs, no
+program runs at checkout, LFS pointers stay pointers, and the patch can be made from bytes alone.
+"""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from sandbox.model.manifest.schema import Repository
+from sandbox.workspace.cancellable_thread import Stop
+from sandbox.workspace.files import Files, read_chunks
+
+OBJECT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REFS_BYTES_MAX = 1024 * 1024
+NEUTRAL_ATTRIBUTES = "* -text !eol !crlf -ident !filter !working-tree-encoding\n"
+
+
+def neutralise(repository: Path) -> None:
+    """Make the host's bare repository blind to attributes.
+
+    Newer versions of git read those of HEAD in a bare repository, so HEAD points to a branch that is never born.
+    """
+    with Files(repository) as files:
+        _replace(files, b"", "HEAD", "ref: refs/sandbox/unborn\n")
+        with files.open_directory(b"") as directory, suppress(FileExistsError):
+            os.mkdir("info", dir_fd=directory)
+        with files.open_directory(b"info") as directory:
+            os.fchmod(directory, 0o755)
+        _replace(files, b"info", "attributes", NEUTRAL_ATTRIBUTES.replace("\n", " !diff\n"))
+
+
+def read_branch(repository: Path, branch: str) -> str | None:
+    """The commit of the branch in a fresh clone, None where the name is not a branch's."""
+    wanted = f"refs/heads/{branch}"
+    with Files(repository) as files, files.open_file(b"packed-refs") as (file, size):
+        text = os.read(file, min(size, _REFS_BYTES_MAX)).decode(errors="replace")
+    for line in text.splitlines():
+        object_id, _, name = line.partition(" ")
+        if name == wanted and OBJECT_ID.fullmatch(object_id):
+            return object_id
+    return None
+
+
+def write_git_directory(workspace: Path, source: Path, repository: Repository, commit: str, stop: Stop) -> None:
+    """Make the workspace's `.git` from the host's repository, on the branch at `commit`, with nothing checked out."""
+    directory = workspace / ".git"
+    (directory / "objects" / "info").mkdir(parents=True)
+    (directory / "objects" / "pack").mkdir()
+    (directory / "refs").mkdir()
+    with Files(source) as files:
+        for entry in files.entries(b"objects/pack"):
+            if entry.name.endswith((b".pack", b".idx", b".rev")):
+                _copy(files, entry.path, directory, stop)
+        with suppress(FileNotFoundError):
+            _copy(files, b"shallow", directory, stop)
+    (directory / "config").write_text(_config(repository, commit))
+    (directory / "packed-refs").write_text(
+        _packed_refs(repository.branch, commit, read_branch(source, repository.branch))
+    )
+    (directory / "HEAD").write_text(f"ref: refs/heads/{repository.branch}\n")
+    _write_attributes(directory, NEUTRAL_ATTRIBUTES)
+
+
+def _write_attributes(directory: Path, attributes: str) -> None:
+    (directory / "info").mkdir(exist_ok=True)
+    (directory / "info" / "attributes").write_text(attributes)
+
+
+def _replace(files: Files, parent: bytes, name: str, text: str) -> None:
+    """Whatever stands there is taken away, not written through; git, of another uid, may read what is put there."""
+    with files.open_directory(parent) as directory:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+        opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory)
+        with os.fdopen(opened, "w") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+
+
+def _copy(files: Files, path: bytes, target: Path, stop: Stop) -> None:
+    """A regular file, to the same path below `target`."""
+    with files.open_file(path) as (file, size), (target / os.fsdecode(path)).open("xb") as copy:
+        for chunk in read_chunks(file, size, stop):
+            copy.write(chunk)
+
+
+def _config(repository: Repository, commit: str) -> str:
+    branch = _quote(repository.branch)
+    sha256 = len(commit) == 64
+    return (
+        f"[core]\n\trepositoryformatversion = {int(sha256)}\n\tfilemode = true\n\tbare = false\n"
+        "\tlogallrefupdates = true\n"
+        + ("[extensions]\n\tobjectformat = sha256\n" if sha256 else "")
+        + f'[remote "origin"]\n\turl = {_quote(repository.url)}\n'
+        f"\tfetch = {_quote(f'+refs/heads/{repository.branch}:refs/remotes/origin/{repository.branch}')}\n"
+        f"[branch {branch}]\n\tremote = origin\n\tmerge = {_quote(f'refs/heads/{repository.branch}')}\n"
+    )
+
+
+def _quote(text: str) -> str:
+    """A value or a subsection of a git configuration."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _packed_refs(branch: str, commit: str, tip: str | None) -> str:
+    lines = {f"refs/heads/{branch}": commit, f"refs/remotes/origin/{branch}": tip or commit}
+    body = "".join(f"{object_id} {name}\n" for name, object_id in sorted(lines.items()))
+    return f"# pack-refs with: peeled fully-peeled sorted \n{body}"

@@ -1,0 +1,119 @@
+"""What git complains about, as a sentence that says what to do.
+
+Git's stderr holds whatever the other side of the connection sent, and the server user's settings where git quotes them.
+"""
+
+import re
+from collections.abc import Collection
+
+from sandbox.model.manifest.schema import Repository
+from sandbox.model.printable import printable
+
+_LINE_CHARACTERS_MAX = 300
+_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_AT_CREDENTIALS = (
+    "put credentials into the git configuration of the server's user (credential.helper, http.<url>.extraHeader, a "
+    "key for ssh), and check that they may read it"
+)
+WORDLESS = "fatal: fetch-pack: invalid index-pack output"
+"""All that git tells of an index-pack that a signal ended, at a file's bound or otherwise."""
+
+NO_ROOM_MEANING = "there is no room for it; raise vm.disk, or make room in the server's data directory"
+# Tried once a word, and for so many letters: whoever sends the text may send a megabyte of them without an end.
+_URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,31}://[^\s']+", re.IGNORECASE)
+_MEANINGS = (
+    # First: what git says when a program of its own was ended for this reads as a connection that broke.
+    (
+        r"out of memory",
+        "it holds objects so large that git has not enough memory for them; raise vm.memory (to 4G at most)",
+    ),
+    (r"remote branch .* not found", "it has no branch '{branch}'; check repository.branch"),
+    (
+        r"could not read (username|password)|authentication failed|returned error: 40[13]|permission denied"
+        r"|terminal prompts disabled|unable to get password",
+        f"it does not exist or needs credentials; check repository.url, or {_AT_CREDENTIALS}",
+    ),
+    (
+        r"host key verification failed",
+        "the host's ssh key is not known; add it to the known_hosts of the server's user",
+    ),
+    (
+        r"repository '.*' not found|not valid: is this a git repository|returned error: 404"
+        r"|does not appear to be a git repository|repository not found",
+        f"there is no repository, or it needs credentials; check repository.url, or {_AT_CREDENTIALS}",
+    ),
+    (
+        r"could not resolve (host|hostname|proxy)|name or service not known|SOCKS5 connection to .* \(4\)",
+        "the name of its host cannot be resolved; check repository.url and the server's network",
+    ),
+    (
+        r"failed to connect|could(n't| not) connect|connection refused|no route to host|network is unreachable"
+        r"|SOCKS5 connection to .* \([35]\)",
+        "its host does not accept the connection; check repository.url and the server's network",
+    ),
+    (
+        r"timed out|operation too slow|connection reset|unexpected disconnect|early eof|empty reply|recv failure",
+        "the connection broke; try again",
+    ),
+    (
+        r"transport '.*' not allowed|protocol .* (not supported|disabled)|unsupported protocol",
+        "only https, http and ssh are allowed; check repository.url and url.<base>.insteadOf of the server's user",
+    ),
+    (r"ssl|certificate|tls", "the TLS connection failed; check the certificate of its host"),
+    (
+        r"unable to update url base from redirection|redirect|returned error: 30\d|SOCKS5 connection to .* \(2\)",
+        "it redirects to somewhere else; use the final URL",
+    ),
+    (r"returned error: 5\d\d", "its host answers with a server error; try again later"),
+    (r"no space left on device|disk quota", NO_ROOM_MEANING),
+    (r"file too large|died of signal 25", "it is larger than a clone may be; raise vm.disk (to 32G at most)"),
+    (r"fsck error|invalid path|badtree|refusing to create", "it holds objects that git refuses as malformed"),
+    (
+        r"failed to execute (git|prlimit)|setpriv is not installed",
+        "the server lacks git or setpriv; install git and util-linux",
+    ),
+    (r"(?<![\w/.-])ssh: (command )?not found", "the server lacks ssh; install openssh-client"),
+    (
+        rf"\A\s*{WORDLESS}\s*\Z",
+        "it is most likely larger than a clone may be; raise vm.disk (to 32G at most)",
+    ),
+)
+_TRANSIENT = re.compile(
+    r"timed out|operation too slow|connection reset|unexpected disconnect|early eof|empty reply|recv failure"
+    r"|returned error: (429|5\d\d)",
+    re.IGNORECASE,
+)
+"""The connection was there and broke, or the host says that it is its own trouble. A name or an address that does not
+answer at all is as often a mistake in the manifest."""
+
+
+def is_transient(complaint: str) -> bool:
+    """Whether git may well succeed the next time."""
+    is_memory = "out of memory" in complaint.lower()
+    return _TRANSIENT.search(complaint) is not None and not is_memory
+
+
+def explain(complaint: str, repository: Repository, secrets: Collection[str]) -> str:
+    """Why cloning failed. Of git's own words only one line is ever shown, without the secrets."""
+    # Words in a URL, such as openssl, tell nothing of what went wrong.
+    lines = _URL.sub("", complaint.replace(repository.url, "")).split("\n")
+    told = "\n".join(line[:_LINE_CHARACTERS_MAX] for line in lines)
+    for pattern, meaning in _MEANINGS:
+        if re.search(pattern, told, re.IGNORECASE):
+            return f"Cannot clone {repository.url}: {meaning.format(branch=repository.branch)}."
+    line = last_line(scrub(complaint, secrets)) or "nothing"
+    return f"Cannot clone {repository.url}: git said: {line}"
+
+
+def scrub(text: str, secrets: Collection[str]) -> str:
+    """Take out the secrets and whatever stands for credentials in URLs."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return _CREDENTIALS_IN_URL.sub("***@", text)
+
+
+def last_line(complaint: str) -> str:
+    """The last line that begins with `fatal:` or `error:`, else the last one; printable and cut."""
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
+    return printable(telling[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if telling else ""
