@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from store_list import fill
 
-from doubles.live import TERMINAL, World, make_repository, says, until
-from doubles.restless_followers import Follower
+from doubles.live_server import TERMINAL, World, make_repository, says, until
+from doubles.reconnecting_clients import Follower
 from doubles.stand_in_agent import make_stand_in
 
 LINE_SECONDS, LIFE_SECONDS = 0.5, 900

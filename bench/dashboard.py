@@ -118,7 +118,7 @@ async def serve_and_play(data_dir: Path, parent: Connection) -> None:
     """Play so many seconds as asked for, or tell the memory, until nobody asks."""
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
-    from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
+    from doubles.server_components import TO_END, TO_RUNNING, Rooms
     from sandbox.api.app import create_app, create_stream_app
     from sandbox.api.auth.authenticator import Guard
     from sandbox.api.http.server import bind, serve

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from doubles.restless_followers import Follower, restless
+from doubles.reconnecting_clients import Follower, restless
 
 LINES_PER_SECOND = 1000
 TICKS_PER_SECOND = 40
@@ -99,7 +99,7 @@ async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> No
     """Until the task has ended and its followers are gone."""
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
-    from doubles.server_rooms import TO_END, TO_RUNNING, Rooms
+    from doubles.server_components import TO_END, TO_RUNNING, Rooms
     from sandbox.api.app import create_app, create_stream_app
     from sandbox.api.auth.authenticator import Guard
     from sandbox.api.http.server import bind, serve

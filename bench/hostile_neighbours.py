@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from doubles import floods
-from doubles.live import ORGANISATION, TERMINAL, World, bash, make_repository, says, until
+from doubles.live_server import ORGANISATION, TERMINAL, World, bash, make_repository, says, until
 
 HOSTILE = 4
 PORTS = {"model": 8123, "proxy": 3128, "names": 53, "names_tcp": 53, "transparent_80": 80, "transparent_443": 443}

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from doubles.live import TERMINAL, World, make_repository, says, until
+from doubles.leftovers import left_behind
+from doubles.live_server import TERMINAL, World, make_repository, says, until
 from doubles.stand_in_agent import make_stand_in
-from doubles.traces import left_behind
 
 AT_ONCE = 4
 TASK_SECONDS, QUIET_SECONDS = 120, 15

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from doubles.live import World, bash, make_repository, says, until
-from doubles.traces import left_behind
+from doubles.leftovers import left_behind
+from doubles.live_server import World, bash, make_repository, says, until
 
 TASK_SECONDS = 600
 QUIET_SECONDS = 10

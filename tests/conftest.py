@@ -11,7 +11,7 @@ from hypothesis import settings
 settings.register_profile("sandbox", deadline=None, print_blob=True)
 settings.load_profile("sandbox")
 
-LONGEST_FIRST = ("escape", "chaos", "acceptance", "contract", "integration", "house", "unit")
+LONGEST_FIRST = ("escape", "chaos", "acceptance", "contract", "integration", "architecture", "unit")
 
 
 @pytest.hookimpl(wrapper=True)

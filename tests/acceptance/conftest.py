@@ -5,9 +5,9 @@ from types import MappingProxyType
 import pytest
 
 from doubles.browser import open_chromium
-from doubles.live import World, make_repository, until
-from doubles.standing_machine import StandingMachine
-from doubles.traces import left_behind
+from doubles.leftovers import left_behind
+from doubles.live_server import World, make_repository, until
+from doubles.shared_machine import StandingMachine
 
 FILES = {"README.md": "# A repository\n\nHello.\n", "src/app.py": "print('hello')\n"}
 

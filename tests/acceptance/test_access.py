@@ -10,8 +10,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from doubles.closed_internet import SERVER_ADDRESS, ClosedInternet
-from doubles.live import World, bash, make_repository, says, until
+from doubles.blocked_internet import SERVER_ADDRESS, ClosedInternet
+from doubles.live_server import World, bash, make_repository, says, until
 from doubles.network_namespace import NamespaceTransport
 from sandbox.auth.token_file import TokenFile
 from sandbox.interfaces.auth import Role

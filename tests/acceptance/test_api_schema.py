@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from doubles.live import make_repository, says
+from doubles.live_server import make_repository, says
 from doubles.stand_in_agent import make_stand_in
 
 DRAINS = "POST /api/v1/admin/drain"

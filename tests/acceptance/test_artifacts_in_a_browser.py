@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from doubles.kept_tasks import KeptTasks
-from doubles.live import World
+from doubles.live_server import World
+from doubles.stored_tasks import KeptTasks
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.live import bash, says
+from doubles.live_server import bash, says
 
 
 def spend(turn):

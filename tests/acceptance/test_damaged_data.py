@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from doubles.kept_tasks import KeptTasks
-from doubles.live import says
+from doubles.live_server import says
+from doubles.stored_tasks import KeptTasks
 
 FINISHED = [f"task-{number}" for number in range(18)]
 PATHS = ("", "/logs", "/logs?tail=5", "/logs?after=7", "/artifacts", "/artifacts/notes.txt", "/wait?timeout=0")

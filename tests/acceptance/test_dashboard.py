@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 from playwright.sync_api import TimeoutError as PageTimeoutError
 
-from doubles.live import ORGANISATION, bash, git, python, says, until
+from doubles.live_server import ORGANISATION, bash, git, python, says, until
 
 MANIFEST = f"""version: "1"
 kind: Task

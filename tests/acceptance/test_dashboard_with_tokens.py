@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.browser import shut_out
-from doubles.live import ORGANISATION, World, until
+from doubles.live_server import ORGANISATION, World, until
 from sandbox.auth.token_file import TokenFile
 from sandbox.interfaces.auth import Role
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.browser import HEIGHT
-from doubles.live import says
+from doubles.live_server import says
 
 SCHEMA = Path(__file__).parents[2] / "openapi.json"
 SHOWN = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-summary-path"].map(

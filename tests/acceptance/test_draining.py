@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from doubles.live import make_repository, until
+from doubles.live_server import make_repository, until
 from doubles.stand_in_agent import make_stand_in
 
 STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.1) for number in range(30)]

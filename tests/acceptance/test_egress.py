@@ -9,11 +9,11 @@ import json
 
 import pytest
 
-from doubles import played_host
-from doubles.closed_internet import METADATA_ADDRESS, PRIVATE_ADDRESS
+from doubles import fake_host
+from doubles.blocked_internet import METADATA_ADDRESS, PRIVATE_ADDRESS
 from doubles.egress_probe import PROBE, TOLD
-from doubles.live import make_repository, python, says
-from doubles.played_internet import make_certificate, played_internet, start_host
+from doubles.fake_internet import make_certificate, played_internet, start_host
+from doubles.live_server import make_repository, python, says
 
 HOST, DEEP, SSH, HTTP2 = "files.example.org", "a.b.example.org", "git.example.net", "h2.example.net"
 PLAIN, OTHER = "plain.example.net", "other.example.com"
@@ -232,12 +232,12 @@ def test_what_is_allowed_is_reached_by_curl_python_and_node_with_and_without_the
 
 
 def test_git_reads_from_what_is_allowed_with_and_without_the_proxy(outcome):
-    refs = f"{played_host.COMMIT}\trefs/heads/main\n"
+    refs = f"{fake_host.COMMIT}\trefs/heads/main\n"
     assert {name: answer for name, answer in answers(outcome, "git").items() if refs not in answer} == {}
 
 
 def test_a_host_that_speaks_first_is_heard(outcome):
-    greeted = f"{played_host.GREETING.decode().strip()}, SSH-2.0-me"
+    greeted = f"{fake_host.GREETING.decode().strip()}, SSH-2.0-me"
     assert set(answers(outcome, "ssh").values()) == {greeted}
 
 

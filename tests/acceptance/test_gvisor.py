@@ -11,9 +11,9 @@ import signal
 
 import pytest
 
-from doubles.live import SERVER_KEY, bash, says, until
-from doubles.tiers import need_runtime
-from doubles.traces import left_behind
+from doubles.leftovers import left_behind
+from doubles.live_server import SERVER_KEY, bash, says, until
+from doubles.runtimes import need_runtime
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 

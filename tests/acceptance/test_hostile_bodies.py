@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live import World, says
+from doubles.live_server import World, says
 
 MEBIBYTE = 1024**2
 JSON, YAML = "application/json", "application/yaml"

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from doubles.closed_internet import (
-    INTERNET_ADDRESS,
-    METADATA_ADDRESS,
-    PRIVATE_ADDRESS,
-    PUBLIC_ADDRESS,
-    ClosedInternet,
-)
-from doubles.live import World, make_repository, python, says, until
-from doubles.traces import SANDBOX_UIDS, process_outside, processes
+from doubles.blocked_internet import INTERNET_ADDRESS, METADATA_ADDRESS, PRIVATE_ADDRESS, PUBLIC_ADDRESS, ClosedInternet
+from doubles.leftovers import SANDBOX_UIDS, process_outside, processes
+from doubles.live_server import World, make_repository, python, says, until
 
 SERVER_KEY = f"sk-ant-of-this-server-alone-{secrets.token_hex(8)}"
 PROBE = r"""

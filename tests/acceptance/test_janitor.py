@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live import World, bash, says, until
-from doubles.tiers import need_runtime
-from doubles.traces import cgroups, files, is_clean, left_behind, processes
+from doubles.leftovers import cgroups, files, is_clean, left_behind, processes
+from doubles.live_server import World, bash, says, until
+from doubles.runtimes import need_runtime
 from sandbox.bootstrap.machine import SystemClock
 from sandbox.interfaces.journal import Recorder, read_task
 from sandbox.journal.journals import FileJournals

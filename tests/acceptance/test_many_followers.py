@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from doubles.live import bash, says, until
-from doubles.restless_followers import Follower, restless
-from doubles.seeds import seed
+from doubles.live_server import bash, says, until
+from doubles.reconnecting_clients import Follower, restless
+from doubles.sample_tasks import seed
 from sandbox.demo.model_script import Text, Turn
 
 FOLLOWERS = 10

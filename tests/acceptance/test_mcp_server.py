@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from doubles.live import Turn, bash, make_repository, says
+from doubles.live_server import Turn, bash, make_repository, says
 from sandbox.agents.claude_code.binary import find_binary
 from sandbox.demo.model_script import Text, ToolUse
 

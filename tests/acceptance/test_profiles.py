@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from doubles.image_archives import directory, docker_archive, entry, layer, oci_archive, small_root
-from doubles.live import bash, says
+from doubles.live_server import bash, says
 
 LOOK = (
     "cat /opt/tools/marker; ls /usr/share >/dev/null 2>&1 || { echo bare; echo bare >bare.txt; }; "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live import bash, says, until
+from doubles.live_server import bash, says, until
 from sandbox.client import (
     AsyncClient,
     Client,

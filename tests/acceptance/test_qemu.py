@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from doubles.live import SERVER_KEY, bash, says, until
-from doubles.tiers import QEMU_WHOLE, need_runtime
-from doubles.traces import left_behind
+from doubles.leftovers import left_behind
+from doubles.live_server import SERVER_KEY, bash, says, until
+from doubles.runtimes import QEMU_WHOLE, need_runtime
 
 SCRIPT = """uname -r > kernel.txt; echo told >&2; echo more >> README.md
 for n in 1 2; do echo forged > /proc/$PPID/fd/$n || echo refused >> refused.txt; done

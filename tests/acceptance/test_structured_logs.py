@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.live import SERVER_KEY, bash, says, until
+from doubles.live_server import SERVER_KEY, bash, says, until
 
 VALUE = "a-secret-value-of-some-length"
 

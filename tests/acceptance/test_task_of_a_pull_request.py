@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live import bash, git, says
+from doubles.live_server import bash, git, says
 
 SCRIPT = Path(__file__).parents[2] / "packaging" / "github" / "run-task"
 

@@ -10,8 +10,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from doubles.live import bash, says, until
-from doubles.person import Person
+from doubles.live_server import bash, says, until
+from doubles.terminal_user import Person
 from sandbox.demo.model_script import Fault, Turn
 
 WAITS = "mkfifo /tmp/gate && read _ < /tmp/gate"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live import lay_agent_ready
+from doubles.live_server import lay_agent_ready
 from sandbox.demo.processes import start_server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 import pytest
 
-from doubles.live import TERMINAL, bash, says, until
+from doubles.live_server import TERMINAL, bash, says, until
 from doubles.unmodified_clients import (
     NOWHERE,
     WSCAT,

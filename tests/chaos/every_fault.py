@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from doubles.faults import Fault
-from doubles.faulty_life import FaultyLife, journal_of
+from doubles.faulty_attempt import FaultyLife, journal_of
 
 ERRORS = ("ENOSPC", "EIO", "EINTR")
 NTH_MAX = 400

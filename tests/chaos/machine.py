@@ -4,9 +4,9 @@ import json
 import os
 import random
 
-from chaos import journal_file, scribe
-from chaos.valve import Valve
-from doubles.live import ORGANISATION, World, make_repository, says
+from chaos import event_log_writer, journal_file
+from chaos.throttle import Valve
+from doubles.live_server import ORGANISATION, World, make_repository, says
 
 ALL_CPUS = 8 * len(os.sched_getaffinity(0))
 FILLER_BYTES = 200_000
@@ -26,9 +26,9 @@ class Machine(World):
     def __enter__(self):
         # So much that a clone can be met in its middle.
         filler = random.Random(1).randbytes(FILLER_BYTES)
-        files = {"README.md": "# Hi\n", scribe.SCRIPT: scribe.AGENT, "filler": filler}
+        files = {"README.md": "# Hi\n", event_log_writer.SCRIPT: event_log_writer.AGENT, "filler": filler}
         self.commit = make_repository(self.repositories / "repo.git", files)
-        scribe.put_in_place(self.data_dir)
+        event_log_writer.put_in_place(self.data_dir)
         self.start_git()
         self.start_model(says())
         self.start_server()
@@ -62,7 +62,7 @@ class Machine(World):
             repository={"url": url},
             claude={"prompt": json.dumps(order)},
             vm={"cpus": cpus, "memory": "512M", "disk": "64M"},
-            lifecycle={"artifact_patterns": [scribe.MARK, "made/**"], "retries": retries},
+            lifecycle={"artifact_patterns": [event_log_writer.MARK, "made/**"], "retries": retries},
         )
         self.acknowledged.add(task_id)
 

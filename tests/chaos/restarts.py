@@ -6,10 +6,10 @@ import random
 import signal
 from dataclasses import dataclass
 
-from chaos.followers import CommandFollower, SseFollower, WebSocketFollower
 from chaos.machine import Machine
 from chaos.oracle import every_follower_has_the_journal
-from doubles.live import until
+from chaos.reconnecting_clients import CommandFollower, SseFollower, WebSocketFollower
+from doubles.live_server import until
 from sandbox.interfaces.journal import read_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.wire.events import end_frame, frame

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import httpx
 
 from chaos import journal_file, processes
-from chaos.examination import examine
+from chaos.checks import examine
+from chaos.kill_points import Moments
 from chaos.machine import Machine
-from chaos.moments import Moments
 from chaos.oracle import BROKEN_OFF, LOST_SANDBOX, STATES, TRUE_ENDS, judge
+from doubles.leftovers import processes as processes_told_of
 from doubles.runners import runner_of
-from doubles.traces import processes as processes_told_of
 
 BURST_TASKS = 3
 BURST_SECONDS = 0.25

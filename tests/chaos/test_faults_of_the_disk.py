@@ -10,8 +10,8 @@ import time
 import pytest
 
 from doubles.faults import Fault, fill, small_file_system
-from doubles.faulty_life import FaultyLife, journal_of
-from doubles.live import TERMINAL, until
+from doubles.faulty_attempt import FaultyLife, journal_of
+from doubles.live_server import TERMINAL, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root injects faults and mounts file systems")
 HEALTH_SECONDS_MAX = 5.0  # 2 on a machine that does nothing else: docs/chaos.md

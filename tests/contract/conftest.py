@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.tiers import QEMU_WHOLE, need_parts_of_guests, need_runtime, tell_of_kvm
+from doubles.runtimes import QEMU_WHOLE, need_parts_of_guests, need_runtime, tell_of_kvm
 from sandbox.interfaces.runtime import Runtime
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.gvisor import GvisorRuntime

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from doubles.sandbox_life import MEBIBYTE, living, read_until
+from doubles.sandbox_lifecycle import MEBIBYTE, living, read_until
 from sandbox.disks.directory import PlainDisks
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.interfaces.runtime import Command, Runtime

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from doubles.questions_inside import CONNECT, CONNECTED, answer, take_connection
-from doubles.sandbox_life import has_own_kernel, living, read_until, run_in, run_python, run_story
+from doubles.sandbox_lifecycle import has_own_kernel, living, read_until, run_in, run_python, run_story
+from doubles.sandbox_queries import CONNECT, CONNECTED, answer, take_connection
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.errors import AttemptError
 

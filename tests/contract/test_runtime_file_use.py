@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_life import Ended, has_own_kernel, living, read_until, run_python, run_story
+from doubles.sandbox_lifecycle import Ended, has_own_kernel, living, read_until, run_python, run_story
 from sandbox.interfaces.runtime import Command, FileUse, Runtime
 
 _PRELUDE = """

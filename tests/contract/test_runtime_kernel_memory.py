@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_life import MEBIBYTE, Ended, has_own_kernel, living, read_until, run_in, run_python
+from doubles.sandbox_lifecycle import MEBIBYTE, Ended, has_own_kernel, living, read_until, run_in, run_python
 from sandbox.interfaces.runtime import Command, KernelUse, Runtime
 from sandbox.runtimes.limits.cgroups import socket_buffer_bytes
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_life import PATIENCE_SECONDS, has_own_kernel, living, read_until, run_python
+from doubles.sandbox_lifecycle import PATIENCE_SECONDS, has_own_kernel, living, read_until, run_python
 from sandbox.interfaces.runtime import Command, Runtime, TerminalSize
 from sandbox.runtimes.programs.launcher import TERMINALS_MAX
 from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from doubles.questions_inside import WHO
-from doubles.sandbox_life import PATIENCE_SECONDS, describe, has_own_kernel, living, new_attempt_id, read_until
+from doubles.sandbox_lifecycle import PATIENCE_SECONDS, describe, has_own_kernel, living, new_attempt_id, read_until
+from doubles.sandbox_queries import WHO
 from sandbox.interfaces.runtime import Command, Exit, Runtime, Sandbox, Terminal, TerminalSize
 from sandbox.model.errors import AttemptError
 

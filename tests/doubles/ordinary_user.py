@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.own_processes import OWN_PROCESSES
+from doubles.child_processes import OWN_PROCESSES
 
 _UID = 65534
 _SECONDS = 60

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from doubles.claude_outside import Outside
+from doubles.claude_on_host import Outside
 from sandbox.agents.claude_code.binary import binary_version, find_binary
 from sandbox.agents.claude_code.driver import MODEL_URL
 from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn

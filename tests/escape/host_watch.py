@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from doubles.traces import processes
+from doubles.leftovers import processes
 from escape import host_facts
 
 INTERVAL_SECONDS = 0.4

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from escape.attack import Outcome
+from escape.attack_runner import ATTACKS
 from escape.attacks_on_collection import TRAPS
-from escape.battlefield import ATTACKS
 from escape.verdicts import SEEN
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"

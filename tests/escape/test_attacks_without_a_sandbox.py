@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from escape import attacks_on_credentials, attacks_on_resources, battery
-from escape.battlefield import ATTACKS
+from escape.attack_runner import ATTACKS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do all of it")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from escape.battery_on_a_tier import Held, fought
+from escape.battery_on_a_runtime import Held, fought
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ There a system call costs a hundred times what it costs elsewhere; `script/escap
 
 import pytest
 
-from escape.battery_on_a_tier import Held, fought
-from escape.battlefield import ATTACKS_ON_A_TIER
+from escape.attack_runner import ATTACKS_ON_A_TIER
+from escape.battery_on_a_runtime import Held, fought
 
 
 @pytest.fixture(scope="module")

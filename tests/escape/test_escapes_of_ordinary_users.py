@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live import until
-from doubles.traces import left_behind
-from escape.battlefield import ATTACKS, Battlefield
-from escape.verdict_of_attack import judge_attack
+from doubles.leftovers import left_behind
+from doubles.live_server import until
+from escape.attack_runner import ATTACKS, Battlefield
+from escape.verdict import judge_attack
 from escape.verdicts import Outcome, judge_watch
 
 pytestmark = pytest.mark.timeout(900)

@@ -6,9 +6,9 @@ tests/integration/runtimes, and of all that it does there by `script/test-qemu`.
 
 import pytest
 
-from doubles.tiers import QEMU_WHOLE, need_parts_of_guests
-from escape.battery_on_a_tier import Held
-from escape.battlefield import ATTACKS, Battlefield
+from doubles.runtimes import QEMU_WHOLE, need_parts_of_guests
+from escape.attack_runner import ATTACKS, Battlefield
+from escape.battery_on_a_runtime import Held
 
 _SAMPLED = {
     "network": (

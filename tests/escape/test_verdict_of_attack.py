@@ -6,7 +6,7 @@ import pytest
 
 from escape.attack import CLOCK_SKEW_SECONDS, Attack, Evidence, Outcome
 from escape.host_watch import WITNESSES
-from escape.verdict_of_attack import judge_attack
+from escape.verdict import judge_attack
 from escape.verdicts import judge_watch
 
 ATTACK = Attack(

@@ -2,6 +2,7 @@
 
 import re
 
+from escape.attack_runner import ATTACKS, HOST, HOST_ADDRESS
 from escape.attacks_on_collection import (
     KEEPS_BYTES,
     LEFT_OUT,
@@ -13,9 +14,8 @@ from escape.attacks_on_collection import (
     SHOWN,
     TRAPS,
 )
-from escape.battlefield import ATTACKS, HOST, HOST_ADDRESS
 from escape.host_watch import WITNESSES
-from escape.verdict_of_attack import Outcome, Verdict, judge_attack
+from escape.verdict import Outcome, Verdict, judge_attack
 
 ON_THE_WIRE = "a packet to anything that is not allowed"
 ASKED = "a request at the allowed host that was to be refused"

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from doubles.recorded_api import RecordedApi
-from doubles.recorded_story import TASK, status
+from doubles.recorded_task import TASK, status
 from sandbox.client import AsyncClient, Client, operations
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from doubles.attempt_equipment import Stage
+from doubles.attempt_dependencies import Stage
 
 
 @pytest.fixture

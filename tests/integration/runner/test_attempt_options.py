@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from doubles.attempt_equipment import Script
+from doubles.attempt_dependencies import Script
 from sandbox.interfaces.gateway import BudgetReached
 from sandbox.interfaces.runtime import Exit
 from sandbox.interfaces.secrets import make_fingerprint
@@ -234,7 +234,7 @@ def test_what_has_the_name_of_something_kept_tells_no_path_that_was_not_told_bef
         (target / "report.md").write_bytes(VALUE.encode())
         yield Artifact("report.md", f"{VALUE}/report.md", len(VALUE), "text/markdown", checksum)
 
-    monkeypatch.setattr("doubles.attempt_equipment.ScriptedWorkspaces.collect", find)
+    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", find)
     scene = left_by_a_dead_runner(stage, Script(), None)
     scene.recorder.record(ArtifactCollected(Artifact("report.md", "docs/report.md", 5, "text/markdown", "sha256:0")))
     asyncio.run(scene.life.finish())

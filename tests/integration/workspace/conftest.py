@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.git_http_server import GitHttpServer
-from doubles.workspace_house import House, Upstream
+from doubles.workspace_fixture import House, Upstream
 from sandbox.workspace.files import Entry, Files
 
 MakeHouse = Callable[..., House]

@@ -1,0 +1,342 @@
+"""The dashboard before hostile and endless output, and for everybody: nothing runs, freezes it or shuts people out."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from doubles.browser import shut_out
+from doubles.live_server import World
+from doubles.stored_tasks import KeptTasks
+from sandbox.cli.output.text import visible
+from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
+
+LINES = 10_000
+VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
+SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
+BIDI, NUL = "a\u202eb\u2066c\U000e0041d", "x\x00y\x1b]0;title\x07z"
+HOSTILE = (
+    f"{SCRIPT} **bold** [a](javascript:window.hacked=3) [b](data:text/html,x) <b>raw</b>\n\n"
+    f"```html\n{SCRIPT}\n```\n\n| {SCRIPT} | b |\n| --- | --- |\n| {BIDI} | {NUL} |\n"
+)
+PATCH = f"""diff --git a/src/<i>.py b/src/<i>.py
+new file mode 100644
+--- /dev/null
++++ b/src/<i>.py
+@@ -0,0 +1,3 @@
++def f(): return "{SCRIPT}"  # {BIDI}
++x = 42
++--- a/not/a/file
+diff --git a/old.c b/old.c
+--- a/old.c
++++ b/old.c
+@@ -1,2 +1,1 @@
+ int main(void) {{ return 0; }} /* one */
+-static const char *s = "two"; // 3
+"""
+DEEP = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
+LONG_LINE = "<i>" + "0123456789" * 104_857 + "the very end"
+
+
+def told(event):
+    return Output.of("stdout", json.dumps(event).encode() + b"\n")
+
+
+def assistant(*blocks):
+    return told({"type": "assistant", "message": {"content": list(blocks)}})
+
+
+def hostile_events():
+    """What an agent that means harm may make Claude Code and its own programs print."""
+    use = {"type": "tool_use", "id": "t1", "name": SCRIPT, "input": {"command": SCRIPT + NUL, "deep": {"a": [SCRIPT]}}}
+    answer = {
+        "type": "tool_result",
+        "tool_use_id": "t1",
+        "content": f"\x1b[31mred\x1b[0m {BIDI} {SCRIPT}",
+        "is_error": True,
+    }
+    yield assistant({"type": "text", "text": HOSTILE}, use)
+    yield told({"type": "user", "message": {"content": [answer]}})
+    yield ToolCall(SCRIPT, "t1", 12, is_error=True)
+    for odd in (
+        "null",
+        "[]",
+        '{"type":"assistant"}',
+        '{"type":"assistant","message":{"content":[null,1,{"type":"text"}]}}',
+        "{",
+    ):
+        yield Output.of("stdout", odd.encode() + b"\n")
+    yield Output.of("stdout", f"\x1b[32mgreen\x1b[0m {SCRIPT} {BIDI} {NUL}\n".encode())
+    yield Output.of("stderr", b"\xff\xfe not text\n")
+    for at in range(0, len(LONG_LINE), 65536):
+        part = LONG_LINE[at : at + 65536]
+        yield Output.of("stdout", part.encode() + (b"\n" if len(part) < 65536 else b""), continued=len(part) == 65536)
+    yield EgressDenied(SCRIPT, 443, SCRIPT)
+    yield Metrics(cpu_percent=50, memory_used_bytes=10**8)
+    yield Usage("claude-sonnet-4-5-20250929", 1000, 50, cost_usd=0.01)
+
+
+def poisoned_events():
+    """Lines whose values are nothing that can be made a text of, and what is said after them."""
+    poison = {"toString": 1, "valueOf": 1}
+    uses = [{"type": "tool_use", "id": name, "name": name, "input": {}} for name in ("deep", "odd")]
+    yield assistant(*uses, {"type": "tool_use", "id": "poison", "name": poison, "input": poison})
+    yield told({"type": "system", "subtype": "init", "claude_code_version": poison, "model": poison})
+    yield told({"type": "result", "subtype": poison, "result": poison})
+    deep_answer = {"type": "tool_result", "tool_use_id": "deep", "is_error": True, "content": "DEEP"}
+    deep_use = {"type": "tool_use", "id": "asks", "name": "asks", "input": {"deep": "DEEP"}}
+    for line in (told({"type": "user", "message": {"content": [deep_answer]}}), assistant(deep_use)):
+        yield Output.of("stdout", line.data.replace(b'"DEEP"', DEEP))
+    answers = [
+        {"type": "tool_result", "tool_use_id": "odd", "content": [{"type": "text", "text": poison}, {"type": poison}]},
+        {"type": "tool_result", "tool_use_id": "asks", "is_error": True, "content": {"plain": ["object"]}},
+    ]
+    yield told({"type": "user", "message": {"content": answers}})
+    yield assistant({"type": "text", "text": "Said after the poison."})
+    yield Output.of("stderr", b"Written after the poison.\n")
+
+
+@pytest.fixture(scope="module")
+def strained(tmp_path_factory):
+    """A server with old tasks: a hostile one, one that printed 10,000 lines, and two with a transcript only."""
+    world = World(tmp_path_factory.mktemp("strained"))
+    kept = KeptTasks(world.data_dir)
+    kept.at = datetime.now(UTC) - timedelta(hours=1)  # what is older than its retention is not kept
+    files = {"page.html": SCRIPT, "notes.md": HOSTILE, "hostile.patch": PATCH}
+    artifacts = [(name, text.encode()) for name, text in files.items()]
+    recorder = kept.run("hostile", lines=0, artifacts=artifacts)
+    for event in hostile_events():
+        recorder.record(event)
+    kept.end(recorder)
+    recorder = kept.run("poisoned", lines=0)
+    for event in poisoned_events():
+        recorder.record(event)
+    kept.end(recorder)
+    kept.finish("endless", lines=LINES)
+    transcript = b"".join(event.data for event in [assistant({"type": "text", "text": "Said *afterwards*."})])
+    kept.finish("plain", artifacts=[("transcript.ndjson", transcript)], claude={"output_format": "text"})
+    first = assistant({"type": "text", "text": "Said first."}).data
+    filling = (json.dumps({"type": "system", "text": "é" * 1000}, ensure_ascii=False).encode() + b"\n") * 4000
+    kept.finish(
+        "talkative", artifacts=[("transcript.ndjson", first + filling + transcript)], claude={"output_format": "text"}
+    )
+    recorder = kept.run("session", lines=0, artifacts=[("transcript.ndjson", transcript)], claude={"headless": False})
+    recorder.record(assistant({"type": "text", "text": "Forged by a program."}))
+    kept.end(recorder)
+    kept.index()
+    world.model_url = "http://127.0.0.1:9"  # nobody asks it anything
+    world.start_server()
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def place(strained, browser):
+    """Where it is; in the end nothing of what was hostile ran, and the browser had nothing to complain of."""
+    address = strained.server.said["http"]
+    yield address
+    assert (browser.complaints, [one.url for one in browser.requests if not one.url.startswith(address)]) == ([], [])
+
+
+def test_hostile_output_is_shown_as_text_everywhere(place, browser):
+    page = browser.open(f"{place}/tasks/hostile")
+    said = page.locator(".says").first
+    said.wait_for()
+    assert SCRIPT in said.inner_text()
+    assert said.locator("strong").inner_text() == "bold"
+    assert said.locator("a").count() == 0
+    assert "<b>raw</b>" in said.inner_text()
+    assert "a‹U+202E›b‹U+2066›c‹U+E0041›d" in said.inner_text()
+    tool = page.locator(".tool")
+    assert (tool.get_attribute("open"), SCRIPT in tool.inner_text()) == ("", True)
+    assert tool.locator(".a1").inner_text() == "red"
+
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_role("button", name="stdout").click()
+    lines = page.locator(".line-text")
+    shown = next(text for text in lines.all_inner_texts() if text.startswith("green"))
+    assert shown == f"green {SCRIPT} a‹U+202E›b‹U+2066›c‹U+E0041›d x␀y␛]0;title␇z"
+    page.get_by_role("button", name=f"all {len(LONG_LINE)} characters").click()
+    page.get_by_role("dialog").get_by_text("<i>0123456789").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="stderr").click()
+    assert lines.all_inner_texts() == ["\ufffd\ufffd not text"]
+
+    page.get_by_role("tab", name="Network").click()
+    assert SCRIPT in page.locator(".refused").inner_text()
+    page.get_by_role("tab", name="Artifacts").click()
+    for name in ("page.html", "notes.md"):
+        page.get_by_role("button", name=name, exact=True).click()
+        page.locator(".preview:visible").get_by_text(SCRIPT).first.wait_for()
+    page.get_by_role("tab", name="Changes").click()
+    page.get_by_text("2 files changed").wait_for()
+    assert page.locator(".file summary").all_inner_texts() == ["src/<i>.py\nnew\n+3\n−0", "old.c\n+0\n−1"]
+    added = page.locator(".file").first.locator(".tx").all_inner_texts()
+    assert added == [f'+ def f(): return "{SCRIPT}"  # a‹U+202E›b‹U+2066›c‹U+E0041›d', "+ x = 42", "+ --- a/not/a/file"]
+    assert page.evaluate("window.hacked === undefined")
+    assert page.locator("#main script, #main img, #main iframe, #main b").count() == 0
+
+
+def test_no_line_of_output_stops_the_page(place, browser):
+    page = browser.open(f"{place}/tasks/poisoned")
+    page.get_by_text("Said after the poison.").wait_for()
+    assert page.locator(".result").count() == 1
+    tools = {tool.locator(".tool-name").inner_text(): tool for tool in page.locator(".tool").all()}
+    assert set(tools) == {"deep", "odd", "asks", '{ "toString": 1, "valueOf": 1 }'}
+    assert "is too deep" in tools["deep"].inner_text()
+    assert "is too deep" in tools["asks"].inner_text()
+    assert '"object"' in tools["asks"].inner_text()
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_text("Written after the poison.").wait_for()
+
+
+def test_a_view_that_fails_at_an_event_keeps_no_other_from_it(place, browser):
+    failing = """const parse = Date.parse;
+        Date.parse = (text) => {
+            if (new Error().stack.includes("figures.js")) throw new Error("of the test");
+            return parse(text);
+        };"""
+    page = browser.open(f"{place}/tasks/hostile#output", before=failing)
+    page.get_by_text("1000 tokens in").wait_for()
+    assert len(browser.complaints) > 1
+    browser.forgive("of the test")
+
+
+def open_plain_page(place, browser):
+    """A page of this origin that loads no module of its own, so a module is all that it is busy with."""
+    url = f"{place}/plain"
+    plain = "<!doctype html><title>Plain</title>"
+    return browser.open(
+        url,
+        prepare=lambda page: page.route(url, lambda route: route.fulfill(content_type="text/html", body=plain)),
+    )
+
+
+def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):
+    page = open_plain_page(place, browser)
+    for hidden in map(
+        chr,
+        (
+            *range(9),
+            *range(11, 32),
+            0x7F,
+            0x9F,
+            0xAD,
+            0x180E,
+            0x200D,
+            0x2028,
+            0x202E,
+            0xE0041,
+            0x3164,
+            0x2800,
+            0xFE0F,
+            0x61C,
+            0xFDD0,
+        ),
+    ):
+        assert visible(hidden) != hidden
+        assert page.evaluate(VISIBLE, hidden) != hidden, hex(ord(hidden))
+    plain = "caf\u00e9\t\u9577 \U0001f44d\n"
+    assert page.evaluate(VISIBLE, plain) == plain
+
+
+def test_no_markdown_of_an_agent_keeps_the_page_busy(place, browser):
+    page = open_plain_page(place, browser)
+    shown = """async (text) => {
+        const { markdown } = await import("/assets/markdown.js");
+        const began = performance.now();
+        return [markdown(text).innerHTML, performance.now() - began];
+    }"""
+    took = {
+        name: page.evaluate(shown, text)[1]
+        for name, text in {
+            "heading": f"# x{' ' * 4_000}x",
+            "fence": f"```{'a' * 150_000}`",
+            "tildes": f"{'~' * 4_000}`",
+            "table": f"a|b\n{' ' * 150_000}x",
+            "cells": f"a|b\n-{' ' * 150_000}x",
+        }.items()
+    }
+    assert {name: milliseconds for name, milliseconds in took.items() if milliseconds > 2_000} == {}
+    for text, html in {
+        "## Two ##": "<h4>Two</h4>",
+        "# C#": "<h3>C#</h3>",
+        "~~~ js\na\n~~~": '<pre tabindex="0" dir="ltr"><code>a</code></pre>',
+        "| a | b |\n| :-- | --: |\n| 1 | 2 |": "<td>1</td><td>2</td>",
+    }.items():
+        assert html in page.evaluate(shown, text)[0]
+
+
+def test_ten_thousand_lines_are_searched_on_a_page_that_does_not_freeze(place, browser):
+    page = browser.open(f"{place}/tasks/endless#output", before=WATCH)
+    page.get_by_text(f"line {LINES - 1} of endless").wait_for()
+    page.get_by_role("searchbox").fill("line 424")
+    page.get_by_text("11 lines", exact=True).wait_for()
+    page.get_by_role("searchbox").press("Enter")
+    page.get_by_text("1 of 11 lines").wait_for()
+    assert page.locator(".found-now .line-text").inner_text() == "line 424 of endless"
+    page.get_by_role("button", name="Previous match").click()
+    assert page.locator(".found-now .line-text").inner_text() == "line 4249 of endless"
+    assert page.locator(".line").count() < 200
+    slowest_milliseconds = page.evaluate("Math.max(0, ...window.longTasks)")
+    assert slowest_milliseconds < 1000, "the page was frozen"
+
+
+VIEWS = ("conversation", "output", "changes", "artifacts", "figures", "network", "manifest")
+SOMETHING = ".says, .line, .file, .artifact-row, .chart path, .refused, .code"
+WATCH = """window.longTasks = [];
+new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
+  .observe({ type: "longtask", buffered: true });"""
+
+
+def test_everybody_can_use_every_page(place, browser):
+    page = browser.open(place)
+    assert shut_out(page) == []
+    for path, status in (("/submit", 200), ("/server", 200), ("/tasks/nobody", 404), ("/tasks/hostile", 200)):
+        assert page.goto(f"{place}{path}").status == status
+        if status == 404 or "tasks" not in path:
+            assert shut_out(page) == [], path
+    browser.forgive("status of 404")
+    for view in VIEWS:
+        page.locator(f"#tab-{view}").click()
+        page.locator(f"#panel-{view}").locator(SOMETHING).first.wait_for()
+    page.evaluate("for (const panel of document.querySelectorAll('[role=tabpanel]')) panel.hidden = false")
+    shown = [page.locator(f"#panel-{view}").locator(SOMETHING).first for view in VIEWS]
+    assert all(one.is_visible() for one in shown)
+    assert shut_out(page) == [], "every view, shown at once"
+
+
+def test_views_are_reached_by_keyboard(place, browser):
+    page = browser.open(f"{place}/tasks/hostile")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.get_by_role("tab", name="Conversation").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.view") == "output"
+    assert page.url.endswith("#output")
+    page.keyboard.press("End")
+    page.locator("#panel-manifest").wait_for()
+
+
+def test_without_a_stream_of_json_the_conversation_comes_out_of_the_transcripts_end(place, browser):
+    page = browser.open(f"{place}/tasks/plain")
+    page.locator(".says em").wait_for()
+    assert page.locator(".says").inner_text() == "Said afterwards."
+    assert page.get_by_text("Something is missing here").count() == 0
+    page.goto(f"{place}/tasks/talkative")
+    page.locator(".says em").wait_for()
+    assert page.locator(".says").all_inner_texts() == ["Said afterwards."]
+    assert "the first 3.7 MiB of the transcript" in page.get_by_text("Something is missing here").inner_text()
+    (asked,) = browser.asked("talkative/artifacts/transcript.ndjson")
+    assert asked.headers["range"] == f"bytes=-{4 * 1024**2}"
+
+
+def test_nothing_on_the_terminal_of_a_session_is_taken_for_what_its_agent_said(place, browser):
+    page = browser.open(f"{place}/tasks/session")
+    page.get_by_text("The agent has a terminal").wait_for()
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_text("Forged by a program.").wait_for()
+    page.get_by_role("tab", name="Conversation").click()
+    page.get_by_text("The agent has a terminal").wait_for()
+    assert page.locator("#talk > *").count() == 0
+    assert browser.asked("session/artifacts/transcript.ndjson") == []

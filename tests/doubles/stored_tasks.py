@@ -1,0 +1,115 @@
+"""A data directory as a server leaves it: journals, artifacts and index of tasks that a test plays itself."""
+
+import contextlib
+import hashlib
+import sqlite3
+from datetime import UTC, datetime, timedelta
+
+from doubles.manifests import manifest
+from doubles.server_components import TO_END, TO_RUNNING
+from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.store import Indexed
+from sandbox.journal.journals import FileJournals
+from sandbox.model.events import (
+    AgentExited,
+    Artifact,
+    ArtifactCollected,
+    AttemptStarted,
+    Output,
+    TaskFinished,
+    TaskSubmitted,
+)
+from sandbox.store.sqlite import SqliteStore
+from sandbox.workspace.collect import content_type
+
+BEGIN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
+
+
+class KeptTasks:
+    """Writes tasks into `data_dir`, a minute between two of them; `index` as the server does it."""
+
+    def __init__(self, data_dir):
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.data_dir = data_dir
+        self.journals = FileJournals(data_dir)
+        self.at = BEGIN
+        self.last_recorder = None
+
+    @classmethod
+    def of_three(cls, data_dir):
+        """With task-1, task-2 and task-3, completed and in the index."""
+        made = cls(data_dir)
+        for number in (1, 2, 3):
+            made.finish(f"task-{number}")
+        made.index()
+        return made
+
+    def _now(self):
+        self.at += timedelta(milliseconds=1)
+        return self.at
+
+    def begin(self, task_id, *events, **parts):
+        """A task that is submitted and these events, whose writer is still there; gives its recorder."""
+        self.at += timedelta(minutes=1)
+        recorder = Recorder(self.journals.create(task_id), None, self._now)
+        for event in (TaskSubmitted(task_id, manifest(task_id, **parts)), *events):
+            recorder.record(event)
+        return recorder
+
+    def run(
+        self, task_id, *, lines=3, line_bytes=0, attempt_id="a" * 12, artifacts=(("notes.txt", b"kept\n"),), **parts
+    ):
+        """A task that runs: its recorder. line_bytes: what each line of its output has at least."""
+        recorder = self.begin(task_id, AttemptStarted(attempt_id, "bubblewrap", "here", "boot"), *TO_RUNNING, **parts)
+        for number in range(lines):
+            recorder.record(Output.of("stdout", f"line {number} of {task_id}".ljust(line_bytes).encode() + b"\n"))
+        for name, content in artifacts:
+            recorder.record(self.keep(task_id, name, content))
+        return recorder
+
+    def finish(self, task_id, **options):
+        """A task that is completed and whose writer is gone."""
+        return self.end(self.run(task_id, **options))
+
+    def end(self, recorder):
+        """A task that ran is completed, and its writer is gone."""
+        for event in TO_END:
+            recorder.record(event)
+        recorder.writer.close()
+        return recorder.task
+
+    def fail(self, task_id, failure, **options):
+        """A task that failed."""
+        recorder = self.run(task_id, **options)
+        for event in (AgentExited(1, None, failure), TaskFinished()):
+            recorder.record(event)
+        recorder.writer.close()
+        return recorder.task
+
+    def keep(self, task_id, name, content):
+        """Store an artifact; gives the event that tells of it."""
+        directory = TaskLayout(self.data_dir, task_id).artifacts
+        directory.mkdir(mode=0o700, exist_ok=True)
+        (directory / name).write_bytes(content)
+        checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        return ArtifactCollected(Artifact(name, f".sandbox/{name}", len(content), content_type(name), checksum))
+
+    def index(self, *task_ids):
+        """Take these tasks into the index, or all."""
+        store = self.store()
+        for task_id in task_ids or self.journals.task_ids():
+            reading = read_task(self.journals, task_id)
+            store.save(Indexed(reading.task, reading.offset))
+        store.close()
+
+    def store(self):
+        return SqliteStore(self.data_dir / "index.sqlite")
+
+    def damage_row(self, task_id, column="task", value=b"{"):
+        """Let a row of the index rot."""
+        with contextlib.closing(sqlite3.connect(self.data_dir / "index.sqlite")) as connection, connection:
+            connection.execute(f"UPDATE tasks SET {column} = ? WHERE id = ?", (value, task_id))
+
+    def records(self, task_id):
+        return TaskLayout(self.data_dir, task_id).root / "journal" / "records"

@@ -1,0 +1,221 @@
+"""A repository that is served, and an attempt whose workspace is cloned from it."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from doubles.git_http_server import GitHttpServer
+from doubles.sandbox_lifecycle import new_attempt_id
+from sandbox.gateway.egress.dialer import may_be_dialled
+from sandbox.interfaces.runtime import ConfinementSpec
+from sandbox.interfaces.workspace import ContainsSecret, Patch
+from sandbox.model.manifest.schema import Repository
+from sandbox.runtimes import disk_layout
+from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+from sandbox.workspace.clone.relay import Reach
+from sandbox.workspace.git.host_process import Unconfined
+from sandbox.workspace.workspaces import GitWorkspaces
+
+PUBLIC_URL = "https://git.example/demo.git"
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "A",
+    "GIT_AUTHOR_EMAIL": "a@example.org",
+    "GIT_COMMITTER_NAME": "A",
+    "GIT_COMMITTER_EMAIL": "a@example.org",
+}
+
+
+def run_git(*arguments: str, directory: Path, stdin: bytes = b"", **variables: str) -> str:
+    """Git as somebody with an empty configuration runs it."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": "/nonexistent",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "LC_ALL": "C.UTF-8",
+        **IDENTITY,
+        **variables,
+    }
+    command = ["git", "-c", "protocol.file.allow=always", "-c", "core.autocrlf=false", *arguments]
+    done = subprocess.run(
+        command, cwd=directory, env=environment, input=stdin, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    return done.stdout.decode(errors="surrogateescape").strip()
+
+
+def snapshot(root: Path) -> dict[str, tuple[str, bytes]]:
+    """Kind and content of every file and link, without the `.git` at the top."""
+    found = {}
+    for path in root.rglob("*"):
+        inside = path.relative_to(root)
+        if inside.parts[0] != ".git" and (path.is_symlink() or path.is_file()):
+            found[str(inside)] = _kind_and_content(path)
+    return found
+
+
+def _kind_and_content(path: Path) -> tuple[str, bytes]:
+    if path.is_symlink():
+        return "link", os.fsencode(path.readlink())
+    return ("executable" if path.stat().st_mode & 0o100 else "file"), path.read_bytes()
+
+
+class Upstream:
+    """The repository that people clone, with a place to commit to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.work = root / "work"
+        self.bare = root / "served" / "demo.git"
+
+    @classmethod
+    def empty(cls, root: Path, *options: str) -> "Upstream":
+        """A new one; the options go to `git init`."""
+        made = cls(root)
+        made.work.mkdir(parents=True)
+        made.bare.parent.mkdir()
+        run_git("init", "--quiet", "--initial-branch=main", *options, ".", directory=made.work)
+        run_git("init", "--quiet", "--bare", *options, str(made.bare), directory=root)
+        return made
+
+    def copy_to(self, root: Path) -> "Upstream":
+        """Another one with all that is in this."""
+        shutil.copytree(self.work.parent, root, symlinks=True)
+        return Upstream(root)
+
+    def commit(self, files: dict[str, bytes | None], message: str = "Work", branch: str = "main") -> str:
+        """Write (or with None delete) files, commit everything and push."""
+        for name, content in files.items():
+            path = self.work / name
+            if content is None:
+                path.unlink()
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        return self.commit_all(message, branch)
+
+    def commit_all(self, message: str = "Work", branch: str = "main") -> str:
+        """Commit what is in the work tree and push."""
+        run_git("add", "--all", "--force", directory=self.work)
+        run_git("commit", "--quiet", "--allow-empty", "--message", message, directory=self.work)
+        return self.push(branch)
+
+    def push(self, branch: str = "main") -> str:
+        """Push HEAD; gives its commit."""
+        run_git("push", "--quiet", "--force", str(self.bare), f"HEAD:refs/heads/{branch}", directory=self.work)
+        return run_git("rev-parse", "HEAD", directory=self.work)
+
+
+def programs_below(pid: int) -> list[bytes]:
+    """Names of the programs that a process has started, and that those have."""
+    names: list[bytes] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                with suppress(OSError):
+                    names += [Path(f"/proc/{child}/comm").read_bytes().strip(), *programs_below(int(child))]
+    return names
+
+
+@dataclass
+class House:
+    """Everything a story about workspaces needs."""
+
+    upstream: Upstream
+    server: GitHttpServer
+    config: Path
+    root: Path
+    variables: dict[str, str] | None = None
+    base: str = ""
+    follow_redirects: bool = True
+    confined: bool = True
+    disk_bytes: int = 40 * 1024**3
+    memory_bytes: int = 8 * 1024**3
+
+    @asynccontextmanager
+    async def confine(self, directories, read_only):
+        """As a runner confines, with a sandbox's kernel uid and control group."""
+        if not self.confined:
+            yield Unconfined()
+            return
+        runtime = BubblewrapRuntime(self.root)
+        handle = runtime.plan(new_attempt_id())
+        try:
+            spec = ConfinementSpec(2, self.memory_bytes, 512, directories, read_only)
+            async with runtime.confine(handle, spec) as confinement:
+                yield confinement
+        finally:
+            await runtime.destroy(handle, self.attempt / "nothing")
+
+    @property
+    def attempt(self) -> Path:
+        return self.root / "attempt"
+
+    @property
+    def workspace(self) -> Path:
+        return self.attempt / "disk" / "workspace"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        if self.variables is not None:
+            return self.variables
+        home = self.root / "home"
+        home.mkdir(exist_ok=True)
+        return {"PATH": os.environ["PATH"], "HOME": str(home), "GIT_CONFIG_GLOBAL": str(self.config)}
+
+    @property
+    def workspaces(self) -> GitWorkspaces:
+        return GitWorkspaces(self.environment, Reach(may_be_dialled, self.follow_redirects))
+
+    def configure(self, text: str) -> None:
+        """Add to the git configuration of the server's user."""
+        with self.config.open("a") as file:
+            file.write(text + "\n")
+
+    def stage(self, url: str = PUBLIC_URL, branch: str = "main", **wanted: Any) -> str:
+        """Clone into the attempt."""
+        repository = Repository(url=url, branch=branch, **wanted)
+        base = asyncio.run(self.workspaces.stage(repository, self.attempt, self.confine, self.disk_bytes))
+        if self.confined and os.geteuid() == 0:
+            disk_layout.take_tree(str(self.workspace))
+        return base
+
+    def patch(self, base_commit: str) -> bytes:
+        """The patch of what is in the workspace now."""
+        made, reason = self.patch_and_reason(base_commit)
+        assert reason is None
+        return made
+
+    def patch_and_reason(self, base_commit: str) -> tuple[bytes, str | None]:
+        """The same where not everything fits, and why."""
+        made, became = self.patch_looked_through(base_commit, lambda _: False)
+        return made, became.unfinished
+
+    def patch_looked_through(self, base_commit: str, contains_secret: ContainsSecret) -> tuple[bytes, Patch]:
+        """The same, and what became of it."""
+        target = self.root / "task.patch"
+        making = self.workspaces.patch(self.attempt, base_commit, target, self.confine, contains_secret)
+        became = asyncio.run(making)
+        return target.read_bytes(), became
+
+    def apply(self, base_commit: str, patch: bytes) -> Path:
+        """What somebody gets who applies the patch to a clone of their own."""
+        clone = self.root / "applied"
+        shutil.rmtree(clone, ignore_errors=True)
+        run_git("clone", "--quiet", "--no-checkout", str(self.upstream.bare), str(clone), directory=self.root)
+        run_git("checkout", "--quiet", "--detach", base_commit, directory=clone)
+        if patch:
+            run_git("apply", "--index", "--whitespace=nowarn", "-", directory=clone, stdin=patch)
+        return clone
+
+    def patch_applies_whole(self, base_commit: str) -> bytes:
+        """Make the patch, apply it elsewhere, and see the same tree there, in index and work tree."""
+        patch = self.patch(base_commit)
+        clone = self.apply(base_commit, patch)
+        assert snapshot(clone) == snapshot(self.workspace)
+        assert run_git("diff", "--name-only", directory=clone) == ""
+        return patch

@@ -1,0 +1,69 @@
+"""Who leaves the demo in the middle leaves nothing behind that goes on working, or spending."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from doubles.live_server import until
+from sandbox.demo.command import _left_by_signals
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """The demo as a terminal starts it: leader of a process group that ^C reaches as a whole."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "LANG": "C.UTF-8",
+        "TMPDIR": str(tmp_path),
+        "SANDBOX_RUNTIME": "bubblewrap",
+    }
+    with (tmp_path / "screen").open("wb") as screen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sandbox", "demo"],
+            stdin=subprocess.DEVNULL, stdout=screen, stderr=screen, env=environment, start_new_session=True,
+        )  # fmt: skip
+    yield process
+    if process.poll() is None:
+        process.terminate()
+        process.wait(30)
+    for pid in processes_of(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+
+
+def processes_of(home: Path) -> list[int]:
+    """Everything that was started from the demo, however far it has detached itself."""
+    mark, found = f"HOME={home}".encode(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_the_task_and_every_process_end_with_the_demo(demo, tmp_path, number, code):
+    screen = tmp_path / "screen"
+    until(lambda: "running" in screen.read_text() or demo.poll() is not None, 60, "the task to run")
+    assert demo.poll() is None, screen.read_text()
+    assert len(processes_of(tmp_path)) >= 4
+    os.killpg(demo.pid, number)
+    assert demo.wait(30) == code
+    assert "Traceback" not in screen.read_text()
+    until(lambda: not processes_of(tmp_path), 5, f"the end of {processes_of(tmp_path)}")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("sandbox-demo-")] == []
+
+
+def test_who_ends_it_otherwise_leaves_it_as_a_closed_terminal_does():
+    before = signal.getsignal(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with pytest.raises(SystemExit) as ended, _left_by_signals():
+            signal.raise_signal(number)
+        assert ended.value.code == 128 + number
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,76 @@
+"""The file system behind everybody's disks is full: a reserve is real room, and nothing is lost in silence."""
+
+import asyncio
+import os
+from contextlib import nullcontext, suppress
+
+import pytest
+
+from doubles.child_processes import OWN_PROCESSES
+from doubles.faults import fill, small_file_system
+from sandbox.disks.loop import LoopDisks, hide_mounts, why_no_loop
+from sandbox.disks.space import ReserveFile, measure_space
+from sandbox.interfaces.layout import AttemptLayout
+
+MIB = 1024**2
+
+
+@pytest.fixture
+def host(tmp_path):
+    reason = asyncio.run(why_no_loop(tmp_path))
+    if reason is not None:
+        pytest.skip(f"no file system can be mounted here: {reason}")
+    with small_file_system(tmp_path / "host", 64 * MIB) as directory:
+        yield directory
+
+
+def test_what_a_reserve_gives_back_can_be_written_to_on_a_full_disk(host):
+    reserve = ReserveFile(host / "reserve", 4 * MIB)
+    reserve.take()
+    reserve.take()
+    fill(host)
+    with pytest.raises(OSError, match="No space left"):
+        (host / "end").write_bytes(b"x" * MIB)
+    assert reserve.give_back()
+    (host / "end").write_bytes(b"x" * 3 * MIB)
+    assert not reserve.give_back()
+    with pytest.raises(OSError, match="No space left"):
+        reserve.take()
+    assert not reserve.is_taken
+    assert not (host / "reserve.part").exists()
+    assert measure_space(host).free_bytes < 2 * MIB
+
+
+@pytest.mark.parametrize(("written_bytes", "is_lost"), [(8 * MIB, False), (200 * MIB, True)])
+def test_a_disk_tells_of_what_the_host_had_no_room_for(host, written_bytes, is_lost):
+    """The disk inside has 1 GiB, so nobody who writes there is refused anything until some of it is lost."""
+    child = OWN_PROCESSES.Process(target=_write, args=(host, written_bytes, is_lost))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def _write(host, written_bytes, is_lost):
+    hide_mounts()
+    asyncio.run(_play(host, written_bytes, is_lost))
+
+
+async def _play(host, written_bytes, is_lost):
+    files, disks = AttemptLayout(host / "attempt"), LoopDisks()
+    files.root.mkdir()
+    await disks.open(files, 1024 * MIB)
+    with suppress(OSError) if is_lost else nullcontext(), (files.disk / "large").open("wb") as file:
+        for _ in range(written_bytes // MIB):
+            file.write(os.urandom(MIB))
+    for _ in range(2):
+        await told(disks, files, is_lost)
+    await disks.close(files)
+    await told(disks, files, is_lost)
+
+
+async def told(disks, files, is_lost):
+    if not is_lost:
+        await disks.verify(files)
+        return
+    with pytest.raises(OSError, match=r"Input/output error|No space left|Read-only"):
+        await disks.verify(files)

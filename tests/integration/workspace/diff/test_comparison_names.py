@@ -1,0 +1,59 @@
+"""What no patch can carry is what `git apply` refuses, neither more nor less, whoever the patch is for."""
+
+import os
+import subprocess
+
+import pytest
+
+from doubles.workspace_fixture import run_git
+from sandbox.workspace.diff.comparison import is_refused
+
+NAMES = (
+    *(b".git", b".GIT", b"git~1", b".git. .", b".git::$INDEX_ALLOCATION", b".git\\x", b".git:x", b"deep/.Git/x"),
+    *(b"b\\.git", b"x\\git~1", b"b\\.git\\c", b"a\\\\.git", b"\\.git", b"b\\.gitx", b"a:.git", b"git~2", b".github"),
+    *(b".gitmodules", b".gitModules ", b".gitmodules:x", b".gitmodules\\x", b"x\\.gitmodules", b".gitmodules:/link"),
+    *(b".gitmodules/link", b".gitmodules /link", b"gitmod~1", b"gitmod~4", b"gitmod~5", b"gitmod~1."),
+    *(b"gi7eba~1", b"GI7EBA~9. .", b"gi7eba~1:x", b"gi7eba~1\\x", b"x\\gi7eba~1", b"gi7eb~12", b"gi7e~123"),
+    *(b"gi7~1234", b"gi~12345", b"g~123456", b"~1234567", b"gi7eba~0", b"gi7eba~10", b"gi7ebb~1", b"~0234567"),
+    *(b"~123456", b"gi7d29~1", b"gi250a~1", b"maba30~1", b".gitattributes", b".gitignore", b".mailmap", b"gitatt~1"),
+    *("\u200c.git".encode(), ".g\u200cit".encode(), b".git\xff", b".gi\xfft", ".git\u202emodules".encode()),
+    *("~123456\u0667".encode(), "g\u0131t~1".encode(), "\u200cgit".encode()),
+)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone that somebody applies patches to."""
+    run_git("init", "--quiet", ".", directory=tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("is_link", [False, True], ids=["file", "link"])
+def test_a_name_is_left_out_exactly_where_git_refuses_it_on_some_machine(clone, name, is_link):
+    results = [applies(clone, name, is_link, mac) for mac in ("false", "true")]
+
+    assert is_refused(name, is_link=is_link) is (not all(results))
+
+
+def applies(clone, name, is_link, as_on_a_mac):
+    mode = b"120000" if is_link else b"100644"
+    ours, theirs = quoted(b"a/" + name), quoted(b"b/" + name)
+    patch = (
+        b"diff --git %b %b\nnew file mode %b\n--- /dev/null\n+++ %b\n@@ -0,0 +1 @@\n+x\n\\ No newline at end of file\n"
+    )
+    done = subprocess.run(
+        ["git", "-c", f"core.protectHFS={as_on_a_mac}", "apply", "--cached", "-"],
+        cwd=clone,
+        env={"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_INDEX_FILE": f"index-{as_on_a_mac}"},
+        input=patch % (ours, theirs, mode, theirs),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0 or b"invalid path" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+def quoted(path):
+    return b'"' + path.replace(b"\\", b"\\\\") + b'"'

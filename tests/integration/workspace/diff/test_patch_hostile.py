@@ -1,0 +1,264 @@
+"""Whatever the agent wrote, making the patch runs nothing, follows nothing and reads nothing outside."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from doubles.workspace_fixture import programs_below, run_git
+from sandbox.model.errors import AttemptError
+from sandbox.runtimes import disk_layout
+from sandbox.workspace import files
+
+
+@pytest.fixture
+def staged(house):
+    """The house, with a workspace and its base commit."""
+    house.base = house.stage()
+    return house
+
+
+def trap(house):
+    """A program that leaves a canary when it runs."""
+    canary = house.root / "canary"
+    program = house.root / "trap"
+    program.write_text(f"#!/bin/sh\ntouch {canary}\ncat\n")
+    program.chmod(0o755)
+    return canary, program
+
+
+def test_nothing_in_the_agents_git_directory_runs(staged):
+    canary, program = trap(staged)
+    git = staged.workspace / ".git"
+    with (git / "config").open("a") as config:
+        config.write(
+            f"[core]\n\tfsmonitor = {program}\n\thooksPath = {program.parent}\n\tpager = {program}\n"
+            f"\tsshCommand = {program}\n\teditor = {program}\n\tattributesFile = {program}\n"
+            f'[diff]\n\texternal = {program}\n[diff "x"]\n\ttextconv = {program}\n\tcommand = {program}\n'
+            f'[filter "x"]\n\tclean = {program}\n\tsmudge = {program}\n\tprocess = {program}\n\trequired = true\n'
+        )
+    (git / "hooks").mkdir()
+    for hook in ("post-index-change", "pre-commit", "reference-transaction", "fsmonitor-watchman"):
+        shutil.copy(program, git / "hooks" / hook)
+    (git / "info" / "attributes").write_text("* filter=x diff=x\n")
+    (staged.workspace / ".gitattributes").write_text("* filter=x diff=x -text\n*.md binary\n")
+    (staged.workspace / "README.md").write_text("# Edited\n")
+
+    made = staged.patch(staged.base)
+
+    assert not canary.exists()
+    assert b"+# Edited\n" in made
+    # The twin: the same traps do close when git itself is run in that place.
+    subprocess.run(["git", "status"], cwd=staged.workspace, capture_output=True, check=False)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("shape", ["gone", "file", "link", "fifo"])
+def test_the_agents_git_directory_may_be_anything(staged, shape):
+    git = staged.workspace / ".git"
+    shutil.rmtree(git)
+    if shape == "file":
+        git.write_text("gitdir: /nowhere\n")
+    elif shape == "link":
+        git.symlink_to("/")
+    elif shape == "fifo":
+        os.mkfifo(git)
+    (staged.workspace / "README.md").write_text("# Edited\n")
+
+    assert b"+# Edited\n" in staged.patch(staged.base)
+
+
+def test_a_link_in_place_of_a_directory_is_not_followed(staged):
+    outside = staged.root / "outside"
+    outside.mkdir()
+    (outside / "app.py").write_text("secret = 1\n")
+    shutil.rmtree(staged.workspace / "src")
+    (staged.workspace / "src").symlink_to(outside)
+    (staged.workspace / "README.md").unlink()
+    (staged.workspace / "README.md").symlink_to(outside / "app.py")
+
+    made = staged.patch(staged.base)
+
+    assert b"secret" not in made
+    assert f"+{outside}\n".encode() in made
+
+
+def test_a_directory_in_place_of_ignore_rules_is_a_directory(house):
+    house.upstream.commit({".gitignore": b"*.o\n"})
+    base = house.stage()
+    (house.workspace / ".gitignore").unlink()
+    (house.workspace / ".gitignore/sub/deep").mkdir(parents=True)
+    (house.workspace / ".gitignore/sub/deep/f").write_text("kept\n")
+    (house.workspace / ".gitignore/sub/deep/f.o").write_text("ignored\n")
+
+    made = house.patch(base)
+
+    assert b"+kept" in made
+    assert b"ignored" not in made
+
+
+def test_what_is_no_file_is_nothing(staged):
+    (staged.workspace / "README.md").unlink()
+    os.mkfifo(staged.workspace / "README.md")
+    os.mkfifo(staged.workspace / "pipe")
+    # The path of a socket must be short.
+    with contextlib.chdir(staged.workspace), socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    if os.geteuid() == 0:
+        os.mknod(staged.workspace / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    (staged.workspace / "new").write_text("1\n")
+
+    made = staged.patch(staged.base)
+
+    assert not made.startswith(b"#")
+    clone = staged.apply(staged.base, made)
+    changed = run_git("diff", "--cached", "--name-status", directory=clone).splitlines()
+    assert changed == ["D\tREADME.md", "A\tnew"]
+
+
+def test_a_pipe_beside_an_unchanged_tree_is_no_change(staged):
+    """Whoever applies the patch hears that the agent changed nothing."""
+    os.mkfifo(staged.workspace / "pipe")
+
+    assert staged.patch(staged.base) == b""
+
+
+def test_a_nested_repository_is_files_without_its_git_directory(staged):
+    nested = staged.workspace / "vendor" / "lib"
+    nested.mkdir(parents=True)
+    run_git("init", "--quiet", ".", directory=nested)
+    (nested / "code.py").write_text("1\n")
+    run_git("add", ".", directory=nested)
+    run_git("commit", "--quiet", "--message", "Nested", directory=nested)
+    (staged.workspace / "sly").mkdir()
+    (staged.workspace / "sly" / ".GIT").write_text("gitdir: /nowhere\n")
+
+    made = staged.patch(staged.base)
+
+    assert made.splitlines()[:2] == [
+        b"# left out, git takes no such path: sly/.GIT",
+        b"# left out, git takes no such path: vendor/lib/.git",
+    ]
+    clone = staged.apply(staged.base, made)
+    assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["vendor/lib/code.py"]
+
+
+def test_paths_that_git_would_not_take_spoil_nothing(staged):
+    (staged.workspace / "git~1").write_text("short name of .git\n")
+    (staged.workspace / ".gitmodules").symlink_to("README.md")
+    (staged.workspace / ".git ").mkdir()
+    (staged.workspace / "out").mkdir()
+    (staged.workspace / "out" / "b\\.git").write_text("behind a backslash\n")
+    (staged.workspace / "~1234567").symlink_to("README.md")
+    (staged.workspace / "gi7e~123").symlink_to("README.md")
+    (staged.workspace / ".gitmodules:").mkdir()
+    (staged.workspace / ".gitmodules:" / "link").symlink_to("README.md")
+    (staged.workspace / "kept").write_text("1\n")
+    (staged.workspace / "kept\\too").symlink_to("~12345")
+
+    clone = staged.apply(staged.base, staged.patch(staged.base))
+
+    changed = run_git("-c", "core.quotePath=false", "diff", "--cached", "--name-only", "-z", directory=clone)
+    assert changed.rstrip("\0").split("\0") == ["kept", "kept\\too"]
+
+
+def test_directories_nested_without_end_are_left_out(staged):
+    here = os.open(staged.workspace, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("deep", dir_fd=here)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+    (staged.workspace / "kept").write_text("1\n")
+
+    made = staged.patch(staged.base)
+
+    subprocess.run(["rm", "-rf", str(staged.workspace)], check=True)  # pytest's own cleaning would not get so deep
+    assert made.startswith(b"# left out, its path is too long or too deep: deep/deep/")
+    clone = staged.apply(staged.base, made)
+    assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["kept"]
+
+
+def test_more_files_than_are_looked_at(staged, monkeypatch):
+    monkeypatch.setattr(files, "ENTRIES_MAX", 20)
+    for number in range(20):
+        (staged.workspace / f"file{number}").touch()
+
+    made, reason = staged.patch_and_reason(staged.base)
+    assert "files that are not ignored" in reason
+    assert made == f"# truncated: {reason}\n".encode()
+
+    for number in range(10):
+        (staged.workspace / f"file{number}").unlink()
+    staged.patch_applies_whole(staged.base)
+
+
+def test_files_that_the_agent_locked_are_read_all_the_same(staged):
+    """Run without root's right to pass over modes."""
+    locked = staged.workspace / "locked"
+    locked.mkdir()
+    (locked / "inner").write_text("inner\n")
+    (staged.workspace / "README.md").write_text("# Locked\n")
+    (staged.workspace / "src" / "app.py").chmod(0o100)
+    (staged.workspace / "README.md").chmod(0)
+    locked.chmod(0)
+    staged.workspace.chmod(0)
+    program = (
+        "import asyncio, json, sys; from pathlib import Path\n"
+        "from sandbox.workspace.git.host_process import confine_nothing\n"
+        "from sandbox.workspace.workspaces import GitWorkspaces\n"
+        "patch = GitWorkspaces(json.loads(sys.argv[1])).patch\n"
+        "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), confine_nothing, lambda _: False))\n"
+    )
+    disk_layout.take_tree(str(staged.attempt / "repository.git"))
+    target = staged.root / "locked.patch"
+    arguments = [json.dumps(staged.environment), str(staged.attempt), staged.base, str(target)]
+    lowered = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+    subprocess.run([*lowered, sys.executable, "-c", program, *arguments], check=True, timeout=60)
+
+    made = target.read_bytes()
+    assert b"+# Locked\n" in made
+    assert b"+inner\n" in made
+    assert b"new mode 100755" in made
+
+
+def test_cancelling_leaves_no_process_and_no_half_patch(staged):
+    with (staged.workspace / "big").open("wb") as file:
+        for _ in range(100):
+            file.write(os.urandom(1024 * 1024))
+    target = staged.root / "task.patch"
+
+    async def cancel():
+        making = asyncio.create_task(
+            staged.workspaces.patch(staged.attempt, staged.base, target, staged.confine, lambda _: False)
+        )
+        async with asyncio.timeout(60):
+            while b"bwrap" not in programs_below(os.getpid()):
+                await asyncio.sleep(0.01)
+        making.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(making, 30)
+
+    asyncio.run(cancel())
+
+    assert not target.exists()
+    assert b"bwrap" not in programs_below(os.getpid())
+
+
+def test_a_lost_repository_is_told(staged):
+    shutil.rmtree(staged.attempt / "repository.git")
+
+    with pytest.raises(AttemptError, match="The patch could not be made") as raised:
+        staged.patch(staged.base)
+
+    assert raised.value.code == "collect_failed"

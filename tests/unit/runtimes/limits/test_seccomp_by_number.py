@@ -1,0 +1,263 @@
+"""The system call filter against a list of its own: numbers by name, from the kernel's headers.
+
+Sources: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.12. A new row in the
+filter's table needs its row here.
+"""
+
+import errno
+import struct
+
+import pytest
+
+from doubles.bpf_interpreter import ALLOW, KILL, decide, errno_of
+from sandbox.runtimes.limits import seccomp
+
+# Name: number on x86_64 and on aarch64; None where the processor has no such call.
+DENIED: dict[str, tuple[int | None, int | None]] = {
+    "ptrace": (101, 117), "syslog": (103, 116), "uselib": (134, None), "ustat": (136, None), "sysfs": (139, None),
+    "vhangup": (153, 58), "pivot_root": (155, 41), "_sysctl": (156, None), "adjtimex": (159, 171),
+    "chroot": (161, 51), "acct": (163, 89), "settimeofday": (164, 170), "mount": (165, 40), "umount2": (166, 39),
+    "swapon": (167, 224), "swapoff": (168, 225), "reboot": (169, 142), "sethostname": (170, 161),
+    "setdomainname": (171, 162), "iopl": (172, None), "ioperm": (173, None), "create_module": (174, None),
+    "init_module": (175, 105), "delete_module": (176, 106), "get_kernel_syms": (177, None),
+    "query_module": (178, None), "quotactl": (179, 60), "nfsservctl": (180, 42), "lookup_dcookie": (212, 18),
+    "clock_settime": (227, 112), "mbind": (237, 235), "set_mempolicy": (238, 237), "kexec_load": (246, 104),
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "migrate_pages": (256, 238),
+    "move_pages": (279, 239), "perf_event_open": (298, 241), "fanotify_init": (300, 262),
+    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "clock_adjtime": (305, 266),
+    "setns": (308, 268), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
+    "finit_module": (313, 273), "kexec_file_load": (320, 294), "bpf": (321, 280), "userfaultfd": (323, 282),
+    "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431),
+    "fsmount": (432, 432), "fspick": (433, 433), "pidfd_getfd": (438, 438), "mount_setattr": (442, 442),
+    "quotactl_fd": (443, 443), "set_mempolicy_home_node": (450, 450),
+}  # fmt: skip
+ABSENT: dict[str, tuple[int | None, int | None]] = {
+    "io_setup": (206, 0), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
+    "clone3": (435, 435), "memfd_secret": (447, 447),
+}  # fmt: skip
+COPYING: dict[str, tuple[int | None, int | None]] = {
+    "sendfile": (40, 71), "splice": (275, 76), "vmsplice": (278, 75),
+}  # fmt: skip
+ALLOWED: dict[str, tuple[int | None, int | None]] = {
+    "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "openat": (257, 56), "stat": (4, None),
+    "newfstatat": (262, None), "statx": (332, 291), "mprotect": (10, 226), "munmap": (11, 215),
+    "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
+    "pread64": (17, 67), "pwrite64": (18, 68), "dup3": (292, 24), "nanosleep": (35, 101),
+    "getpid": (39, 172), "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
+    "exit": (60, 93), "exit_group": (231, 94), "wait4": (61, 260), "waitid": (247, 95), "kill": (62, 129),
+    "tgkill": (234, 131), "flock": (73, 32), "fsync": (74, 82), "fdatasync": (75, 83),
+    "ftruncate": (77, None), "getdents64": (217, 61), "getcwd": (79, 17), "chdir": (80, 49), "renameat2": (316, 276),
+    "mkdirat": (258, 34), "unlinkat": (263, 35), "linkat": (265, 37), "symlinkat": (266, 36), "readlinkat": (267, 78),
+    "fchmodat": (268, 53), "fchownat": (260, 54), "umask": (95, 166), "getuid": (102, 174), "setuid": (105, 146),
+    "setgid": (106, 144), "setgroups": (116, 159), "capget": (125, 90), "capset": (126, 91), "prctl": (157, 167),
+    "arch_prctl": (158, None), "set_tid_address": (218, 96), "set_robust_list": (273, 99), "futex": (202, 98),
+    "gettid": (186, 178), "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21), "epoll_pwait": (281, 22), "eventfd2": (290, 19), "timerfd_create": (283, 85),
+    "signalfd4": (289, 74), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27), "fanotify_mark": (301, 263),
+    "connect": (42, 203), "accept4": (288, 242), "bind": (49, 200), "listen": (50, 201),
+    "recvfrom": (45, 207), "recvmsg": (47, 212), "shutdown": (48, 210), "getsockopt": (55, 209),
+    "getrandom": (318, 278),
+    "copy_file_range": (326, 285), "fallocate": (285, 47),
+    "prlimit64": (302, 261), "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153),
+    "clock_gettime": (228, 113), "clock_nanosleep": (230, 115),
+    "landlock_create_ruleset": (444, 444), "landlock_restrict_self": (446, 446), "rseq": (334, 293),
+    "openat2": (437, 437), "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424),
+    "faccessat2": (439, 439), "io_destroy": (207, 1), "io_getevents": (208, 4), "io_submit": (209, 2),
+    "get_mempolicy": (239, 236), "mlock": (149, 228), "madvise": (28, 233), "membarrier": (324, 283),
+    "mseal": (462, 462), "process_madvise": (440, 440), "semop": (65, 193), "msgsnd": (69, 189),
+    "mq_open": (240, 180),
+}  # fmt: skip
+
+# Calls whose arguments are looked at, with some that programs use.
+ORDINARY_ARGUMENTS = {
+    "clone": (0x3D0F00,),  # a thread
+    "ioctl": (0, 0x5401),  # TCGETS
+    "personality": (0xFFFFFFFF,),
+    "setsockopt": (3, 1, 2),  # SOL_SOCKET, SO_REUSEADDR
+    "socket": (1, 1, 0),  # AF_UNIX, SOCK_STREAM
+    "socketpair": (1, 1, 0),
+    "unshare": (0x200,),  # CLONE_FS
+    "mmap": (0, 4096, 3, 0x22),  # MAP_PRIVATE | MAP_ANONYMOUS
+    "fcntl": (3, 6),  # F_SETLK
+    "sendto": (3, 0, 5, 0x4000),  # MSG_NOSIGNAL
+    "sendmsg": (3, 0, 0x4000),
+    "sendmmsg": (3, 0, 5, 0x4000),
+    "memfd_create": (1, 3),  # MFD_CLOEXEC | MFD_ALLOW_SEALING
+    "shmget": (0, 4096, 0o1600),
+    "ppoll": (1, 4096),
+    "close_range": (3, 100, 4),  # CLOSE_RANGE_CLOEXEC
+    "seccomp": (2, 0),  # SECCOMP_GET_ACTION_AVAIL
+    "pipe2": (0, 0x84800),  # O_CLOEXEC | O_NONBLOCK | O_DIRECT
+    "setxattr": (1, 1, 1, 256),
+    "pselect6": (1024,),
+}
+LOOKED_AT: dict[str, tuple[int | None, int | None]] = {
+    "clone": (56, 220), "ioctl": (16, 29), "personality": (135, 92), "setsockopt": (54, 208), "socket": (41, 198),
+    "socketpair": (53, 199), "unshare": (272, 97), "mmap": (9, 222), "fcntl": (72, 25), "sendto": (44, 206),
+    "sendmsg": (46, 211), "sendmmsg": (307, 269), "memfd_create": (319, 279), "shmget": (29, 194),
+    "ppoll": (271, 73), "pselect6": (270, 72),
+    "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59), "setxattr": (188, 5),
+}  # fmt: skip
+
+AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+LAST_KNOWN = 462  # mseal
+PROGRAMS = {machine: seccomp.assemble_filter(machine) for machine in AUDIT}
+
+
+def number_of(machine: str, numbers: tuple[int | None, int | None]) -> int | None:
+    return numbers[list(AUDIT).index(machine)]
+
+
+def rows(*tables: dict[str, tuple[int | None, int | None]]) -> list[tuple[str, str, int]]:
+    """Machine, name and number, where the machine has the call."""
+    found = [
+        (machine, name, number_of(machine, numbers))
+        for machine in AUDIT
+        for table in tables
+        for name, numbers in table.items()
+    ]
+    return [(machine, name, number) for machine, name, number in found if number is not None]
+
+
+def action(machine: str, number: int, *arguments: int) -> int:
+    return decide(PROGRAMS[machine], audit=AUDIT[machine], number=number, arguments=arguments)
+
+
+@pytest.mark.parametrize(("machine", "name", "number"), rows(DENIED))
+def test_a_call_that_an_agent_never_needs_is_denied_by_its_number(machine: str, name: str, number: int):
+    assert errno_of(action(machine, number)) == errno.EPERM, name
+    assert errno_of(action(machine, number, *[0xFFFFFFFFFFFFFFFF] * 6)) == errno.EPERM, name
+
+
+@pytest.mark.parametrize(("machine", "name", "number"), rows(ABSENT))
+def test_a_call_that_has_another_way_does_not_exist(machine: str, name: str, number: int):
+    assert errno_of(action(machine, number)) == errno.ENOSYS, name
+
+
+@pytest.mark.parametrize(("machine", "name", "number"), rows(COPYING))
+def test_a_call_that_copies_nothing_is_refused_as_one_that_cannot_be_used_here(machine: str, name: str, number: int):
+    assert errno_of(action(machine, number, 3, 4, 0, 4096)) == errno.EINVAL, name
+
+
+@pytest.mark.parametrize(("machine", "name", "number"), rows(ALLOWED, LOOKED_AT))
+def test_a_call_that_programs_make_is_allowed(machine: str, name: str, number: int):
+    assert action(machine, number, *ORDINARY_ARGUMENTS.get(name, ())) == ALLOW, name
+
+
+@pytest.mark.parametrize(("machine", "name", "number"), rows(ALLOWED))
+def test_arguments_of_other_calls_are_not_looked_at(machine: str, name: str, number: int):
+    for argument in (0xFFFFFFFFFFFFFFFF, 0x10000000, 0x5412, 17):
+        assert action(machine, number, *[argument] * 6) == ALLOW, name
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize("other", LOOKED_AT)
+def test_an_argument_is_not_taken_for_the_number_of_a_call(machine: str, other: str):
+    argument = number_of(machine, LOOKED_AT[other])
+    for name, arguments in (("clone", (argument,)), ("unshare", (argument,)), ("ioctl", (5, argument))):
+        if not (name == "unshare" and argument & 0x80):
+            number = number_of(machine, LOOKED_AT[name])
+            assert action(machine, number, *arguments, 99, 99) == ALLOW, name
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+def test_no_other_call_is_refused(machine: str):
+    ordinary = {number_of(machine, LOOKED_AT[name]): arguments for name, arguments in ORDINARY_ARGUMENTS.items()}
+    refused = {
+        number for number in range(LAST_KNOWN + 1) if action(machine, number, *ordinary.get(number, ())) != ALLOW
+    }
+    assert refused == {number for told, _, number in rows(DENIED, ABSENT, COPYING) if told == machine}
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+def test_calls_that_nobody_knew_do_not_exist(machine: str):
+    assert {errno_of(action(machine, number)) for number in range(LAST_KNOWN + 1, LAST_KNOWN + 100)} == {errno.ENOSYS}
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+def test_the_filter_is_for_one_processor_and_its_calls(machine: str):
+    for audit in (*AUDIT.values(), 0x40000003, 0x40000028, 0):  # 32-bit x86, 32-bit ARM
+        decided = decide(PROGRAMS[machine], audit=audit, number=LAST_KNOWN)
+        assert decided == (ALLOW if audit == AUDIT[machine] else KILL)
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+def test_every_row_of_the_filters_table_has_an_independent_row_here(machine: str):
+    table = seccomp.ARCHITECTURES[machine].denied | seccomp._DENIED_EVERYWHERE
+    assert table == {name: number for told, name, number in rows(DENIED) if told == machine}
+    absent = seccomp._ABSENT | {"io_setup": seccomp.ARCHITECTURES[machine].io_setup}
+    assert absent == {name: number for told, name, number in rows(ABSENT) if told == machine}
+
+
+# Arguments that are let through, and those that are refused with this error. Add rows as the filter looks at more.
+ALLOWED_ARGUMENTS = [
+    *[("personality", (persona,)) for persona in (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)],
+    *[("socket", (family, 1, 0)) for family in (1, 2, 10, 16)],
+    ("mmap", (0, 4096, 3, 0x1)),  # MAP_SHARED
+    ("mmap", (0, 4096, 3, 0xFBFFFF & ~0x40000)),
+    *[("ioctl", (0, request)) for request in (0x5401, 0x5411, 0x5413, 0x541B, 0x541D, 0x5421)],
+    ("clone", (0x1200011,)),
+    *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # what is no namespace is the kernel's to judge
+]
+REFUSED_ARGUMENTS = [
+    *[("personality", (persona,), errno.EPERM) for persona in (0x1, 0x9, 0x40000, 0x400000, 0x20009, 0xFFFFFFFE)],
+    *[("socket", (family, 3, 0), errno.EAFNOSUPPORT) for family in (0, 3, 9, 11, 15, 17, 31, 38, 40, 44)],
+    *[("socket", (16, 3, protocol), errno.EPROTONOSUPPORT) for protocol in (1, 12, 15, 16)],
+    *[("ioctl", (0, request), errno.EPERM) for request in (0x5412, 0x541C)],
+    *[
+        (name, (flag,), errno.EPERM)
+        for name in ("clone", "unshare")
+        for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000, 0x10000011)
+    ],
+    ("unshare", (0x80,), errno.EPERM),
+    ("mmap", (0, 4096, 3, 0x40022), errno.ENOMEM),
+    ("mmap", (0, 4096, 3, 0x40000), errno.ENOMEM),
+    ("memfd_create", (1, 4), errno.ENOMEM),
+    ("shmget", (0, 4096, 0o5600), errno.ENOMEM),
+    *[("fcntl", (3, command), errno.EINVAL) for command in (36, 37, 38)],
+    ("sendto", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
+    ("sendmsg", (3, 0, 0x8000), errno.EOPNOTSUPP),
+    ("sendmmsg", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
+    ("ppoll", (1, 4097), errno.EINVAL),
+    ("close_range", (3, 100, 2), errno.EINVAL),
+    *[("seccomp", (mode, flags), errno.EINVAL) for mode in (0, 1) for flags in (0, 1, 2, 8)],
+    ("pipe2", (0, 0x80080), errno.ENOPKG),
+    ("setxattr", (1, 1, 1, 257), errno.EOPNOTSUPP),
+    ("unshare", (0x400,), errno.EPERM),
+    ("clone", (0x3D0F00 & ~0x400,), errno.EPERM),  # a thread with open files of its own
+    ("pselect6", (4097,), errno.EINVAL),
+    *[("socket", (family, 10, 0), errno.EPERM) for family in (2, 10)],
+    *[("socket", (family, 1, protocol), errno.EPROTONOSUPPORT) for family in (2, 10) for protocol in (33, 132, 262)],
+    *[("socketpair", (family, 1, 0), errno.EAFNOSUPPORT) for family in (17, 38, 40, 44)],
+    *[("setsockopt", (3, 1, option), errno.ENOPROTOOPT) for option in (18, 26, 50, 51, 52)],
+]
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize(("name", "arguments"), ALLOWED_ARGUMENTS)
+def test_arguments_that_programs_use_are_allowed(machine: str, name: str, arguments: tuple[int, ...]):
+    number = number_of(machine, LOOKED_AT[name])
+    assert number is not None
+    assert action(machine, number, *arguments) == ALLOW
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize(("name", "arguments", "error"), REFUSED_ARGUMENTS)
+def test_arguments_that_lead_out_are_refused(machine: str, name: str, arguments: tuple[int, ...], error: int):
+    number = number_of(machine, LOOKED_AT[name])
+    assert number is not None
+    assert errno_of(action(machine, number, *arguments)) == error
+    high = tuple(argument | 7 << 32 for argument in arguments)
+    assert errno_of(action(machine, number, *high)) == error, "the kernel looks at the low half of these only"
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+def test_the_kernel_would_load_the_filter(machine: str):
+    instructions = list(struct.iter_unpack("=HBBI", PROGRAMS[machine]))
+    loads = [value for code, _, _, value in instructions if code == 0x20]
+    assert set(loads) <= {*range(0, 64, 4)}, "within struct seccomp_data"
+    for at, (code, when_true, when_false, _) in enumerate(instructions):
+        is_jump = code in (0x15, 0x25, 0x45)
+        assert is_jump or (code in (0x20, 0x06, 0x54) and (when_true, when_false) == (0, 0))
+        assert at + 1 + max(when_true, when_false) < len(instructions) or code == 0x06
+    assert instructions[-1] == (0x06, 0, 0, ALLOW)
